@@ -1,0 +1,1 @@
+"""echo-cli: train on what the environment writes back, too."""

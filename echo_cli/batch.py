@@ -1,0 +1,214 @@
+"""Trajectories → tensors: micro-batches, and the positions whose next token the loss scores.
+
+Position t predicts token t + 1, and a token's role is taken at the target. The first token of a trajectory is never a
+target, nor is padding. Nothing here looks at token ids to decide anything: roles and rollout indices do, so the padding
+id may be any id, eos included.
+
+Shape suffixes:
+    B  rollouts of the optimizer step (on this rank)
+    R  rows of a micro-batch; a row holds one rollout, or several when packed
+    T  tokens of a row
+    N  targets of a micro-batch
+    H  hidden size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from echo_cli.trajectory import Role, Trajectory
+
+
+@dataclass(frozen=True)
+class RolloutCounts:
+    """Targets of each rollout of the step, from which every denominator of the loss is made."""
+
+    actions_B: Tensor
+    """|A_i|, int64."""
+    observations_B: Tensor
+    """|O_i|: env_output and warning targets, int64."""
+    selected_B: Tensor
+    """|O'_i|: targets of the env term, int64."""
+    in_rl_B: Tensor
+    """Whether the rollout has an RL term, bool."""
+    in_env_B: Tensor
+    """Whether the rollout has an env term, bool. True for a kept rollout without observations: it counts in B."""
+
+
+def count_rollouts(
+    trajectories: Sequence[Trajectory],
+    selected_roles: Collection[Role],
+    *,
+    use_rl: bool = True,
+    kept: Collection[int] | None = None,
+) -> RolloutCounts:
+    """Count the targets of each rollout.
+
+    Args:
+        selected_roles: roles of the env term, `ObjectiveSettings.selected_roles`.
+        use_rl: False takes every rollout out of the RL term; `world_model_only` rollouts are never in it.
+        kept: indices of the rollouts in the env term, `FilterResult.kept`; None keeps all.
+    """
+
+    # A trajectory starts with a context token, so each token of the roles counted here has a predecessor.
+    def count(roles: Collection[Role]) -> Tensor:
+        return torch.tensor([sum(t.count(role) for role in roles) for t in trajectories], dtype=torch.int64)
+
+    in_env = set(range(len(trajectories)) if kept is None else kept)
+    return RolloutCounts(
+        actions_B=count([Role.ACTION]),
+        observations_B=count([Role.ENV_OUTPUT, Role.WARNING]),
+        selected_B=count(selected_roles),
+        in_rl_B=torch.tensor([use_rl and not t.world_model_only for t in trajectories], dtype=torch.bool),
+        in_env_B=torch.tensor([index in in_env for index in range(len(trajectories))], dtype=torch.bool),
+    )
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some rollouts of the step as rows of tokens. Attention must stay within equal `rollout_RT`, PAD excluded."""
+
+    token_ids_RT: Tensor
+    """int64; the padding id where `rollout_RT` is -1."""
+    roles_RT: Tensor
+    """Role values, int64."""
+    rollout_RT: Tensor
+    """Index of the token's rollout in the step, int64; -1 for padding."""
+    position_ids_RT: Tensor
+    """Position of the token in its rollout, int64; 0 for padding."""
+    behaviour_logprobs_RT: Tensor
+    """Logprob under the distribution that sampled the token, float32; 0 where there is none."""
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        return MicroBatch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The tokens of a micro-batch that get a logprob, actions first, then observations, each in row order."""
+
+    row_N: Tensor
+    position_N: Tensor
+    """Position of the *predecessor*, whose hidden state predicts the target."""
+    token_ids_N: Tensor
+    roles_N: Tensor
+    rollout_N: Tensor
+    behaviour_logprobs_N: Tensor
+    action_count: int
+    """The first `action_count` targets are actions."""
+
+    def gather(self, hidden_RTH: Tensor) -> Tensor:
+        """hidden_NH: the hidden states that predict the targets."""
+        return hidden_RTH[self.row_N, self.position_N]
+
+
+def bucket(trajectories: Sequence[Trajectory], token_budget: int, max_padding: float = 0.25) -> list[list[int]]:
+    """Group rollouts of similar length into micro-batches of at most `token_budget` tokens, padding included.
+
+    Longest first, ties by index, so the result is deterministic and a step that fits in memory fails early if at all.
+    The share of padding in a micro-batch is at most `max_padding`. A rollout longer than the budget is alone.
+
+    Returns:
+        Lists of indices into `trajectories`; each index occurs once.
+    """
+    lengths = [len(trajectory) for trajectory in trajectories]
+    buckets: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        grown = [*buckets[-1], index] if buckets else [index]
+        fits = len(grown) * lengths[grown[0]] <= token_budget
+        if buckets and fits and padding_fraction([lengths[member] for member in grown]) <= max_padding:
+            buckets[-1].append(index)
+        else:
+            buckets.append([index])
+    return buckets
+
+
+def padding_fraction(lengths: Sequence[int]) -> float:
+    """The share of padding, 0 to 1, when rows of these lengths (tokens) are padded to the longest."""
+    return 1 - sum(lengths) / (len(lengths) * max(lengths))
+
+
+def collate(trajectories: Sequence[Trajectory], indices: Sequence[int], pad_id: int) -> MicroBatch:
+    """The rollouts at `indices` as one micro-batch, a row each, padded on the right."""
+    return pack(trajectories, [[index] for index in indices], pad_id)
+
+
+def pack(
+    trajectories: Sequence[Trajectory],
+    rows: Sequence[Sequence[int]],
+    pad_id: int,
+    *,
+    width: int | None = None,
+    padding_side: Literal["left", "right"] = "right",
+) -> MicroBatch:
+    """A micro-batch whose row r holds the rollouts at the indices `rows[r]`, one after the other.
+
+    Args:
+        trajectories: every rollout of the step; `rollout_RT` points into it.
+        width: T in tokens, the longest row by default.
+
+    Raises:
+        ValueError: a row is longer than `width`.
+    """
+    lengths = [sum(len(trajectories[index]) for index in row) for row in rows]
+    width = max(lengths) if width is None else width
+    if max(lengths) > width:
+        raise ValueError(f"a row of {max(lengths)} tokens does not fit in a width of {width}")
+
+    shape = (len(rows), width)
+    micro = MicroBatch(
+        token_ids_RT=torch.full(shape, pad_id, dtype=torch.int64),
+        roles_RT=torch.full(shape, int(Role.PAD), dtype=torch.int64),
+        rollout_RT=torch.full(shape, -1, dtype=torch.int64),
+        position_ids_RT=torch.zeros(shape, dtype=torch.int64),
+        behaviour_logprobs_RT=torch.zeros(shape, dtype=torch.float32),
+    )
+    for r, row in enumerate(rows):
+        start = width - lengths[r] if padding_side == "left" else 0
+        for index in row:
+            trajectory = trajectories[index]
+            span = slice(start, start + len(trajectory))
+            micro.token_ids_RT[r, span] = torch.tensor(trajectory.token_ids)
+            micro.roles_RT[r, span] = torch.tensor(trajectory.roles)
+            micro.rollout_RT[r, span] = index
+            micro.position_ids_RT[r, span] = torch.arange(len(trajectory))
+            micro.behaviour_logprobs_RT[r, span] = torch.tensor(_behaviour_logprobs(trajectory))
+            start = span.stop
+    return micro
+
+
+def targets(micro: MicroBatch, roles: Collection[Role]) -> Targets:
+    """The targets of `roles` in a micro-batch, `ObjectiveSettings.target_roles` in training.
+
+    A token is a target when its predecessor in the row is of the same rollout. Packed neighbours, the first token of a
+    rollout and padding on either side are excluded by that alone.
+    """
+    rollout_RT, roles_RT = micro.rollout_RT, micro.roles_RT
+    # One column shorter than T: entry t stands for predecessor t and target t + 1.
+    inside = (rollout_RT[:, 1:] >= 0) & (rollout_RT[:, 1:] == rollout_RT[:, :-1])
+    target_roles = roles_RT[:, 1:]
+
+    def locate(wanted: Collection[Role]) -> Tensor:
+        wanted_roles = torch.tensor(sorted(wanted), dtype=torch.int64, device=roles_RT.device)
+        return (inside & torch.isin(target_roles, wanted_roles)).nonzero()
+
+    actions_N2 = locate({Role.ACTION} & set(roles))
+    row_N, position_N = torch.cat([actions_N2, locate(set(roles) - {Role.ACTION})]).unbind(dim=1)
+    return Targets(
+        row_N=row_N,
+        position_N=position_N,
+        token_ids_N=micro.token_ids_RT[row_N, position_N + 1],
+        roles_N=roles_RT[row_N, position_N + 1],
+        rollout_N=rollout_RT[row_N, position_N + 1],
+        behaviour_logprobs_N=micro.behaviour_logprobs_RT[row_N, position_N + 1],
+        action_count=len(actions_N2),
+    )
+
+
+def _behaviour_logprobs(trajectory: Trajectory) -> list[float]:
+    return [logprob for s in trajectory.segments for logprob in (s.logprobs or (0.0,) * len(s.token_ids))]

@@ -1,0 +1,16 @@
+"""The one exception for mistakes a user can mend: what is wrong, what to do about it, and the exit code."""
+
+from __future__ import annotations
+
+
+class EchoError(Exception):
+    """A user-facing error, printed as `error: message` and an indented `tip:`; never shown as a traceback.
+
+    `exit_code` is 2 for usage and config, 1 for a failure at run time, 3 for a diverged run.
+    """
+
+    def __init__(self, message: str, tip: str | None = None, *, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.message = message
+        self.tip = tip
+        self.exit_code = exit_code

@@ -1,0 +1,189 @@
+"""Held-out measures: env-CE and token accuracy on frozen pools of expert trajectories, and pass@1 of the policy.
+
+A pool holds expert trajectories on tasks that training never sees. Its headline is over *novel* pairs: (command, output)
+pairs that no training rollout has executed so far. Pairs that training did execute are measured apart.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Mapping, Sequence
+
+from echo_cli.config import Config
+from echo_cli.environment import Worlds
+from echo_cli.policy import TorchPolicy
+from echo_cli.rollout import Limits, play_policy, play_script
+from echo_cli.seed import derive_seed
+from echo_cli.task import Task
+from echo_cli.tokenizer import Tokenizer
+from echo_cli.trajectory import Role, Trajectory
+
+Pair = tuple[str, str]
+"""A command and the output it gave."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """One command's output within a pool: `count` env_output tokens from `start`, counted over the trajectory's own."""
+
+    pair: Pair
+    start: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Frozen expert trajectories, each pair of which occurs once."""
+
+    trajectories: tuple[Trajectory, ...]
+    spans: tuple[tuple[Span, ...], ...]
+
+    @property
+    def pairs(self) -> frozenset[Pair]:
+        return frozenset(span.pair for spans in self.spans for span in spans)
+
+
+def expert_pool(worlds: Worlds, tasks: Sequence[Task], tokenizer: Tokenizer, limits: Limits) -> Pool:
+    """Expert trajectories on `tasks`; a trajectory that shows no new pair is left out."""
+    seen: set[Pair] = set()
+    trajectories, all_spans = [], []
+    for task in tasks:
+        trajectory = play_script(tokenizer, worlds.environment(), task, worlds.expert(task), limits, "expert")
+        spans = tuple(span for span in _spans(trajectory) if span.pair not in seen)
+        if spans:
+            seen |= {span.pair for span in spans}
+            trajectories.append(trajectory)
+            all_spans.append(spans)
+    return Pool(tuple(trajectories), tuple(all_spans))
+
+
+def _spans(trajectory: Trajectory) -> list[Span]:
+    """The outputs of a trajectory, one span a turn; empty ones are left out, as they have no token to predict."""
+    spans: dict[int, Span] = {}
+    turn, position = -1, 0
+    for segment in trajectory.segments:
+        if segment.role is Role.ACTION:
+            turn += 1
+        elif segment.role is Role.ENV_OUTPUT and segment.token_ids:
+            exchange, tokens = trajectory.turns[turn], len(segment.token_ids)
+            # A command that wrote to stdout and stderr has two segments, one after the other.
+            before = spans.get(turn, Span((exchange.command, exchange.output), position, 0))
+            spans[turn] = Span(before.pair, before.start, before.count + tokens)
+            position += tokens
+    return list(spans.values())
+
+
+def executed_pairs(trajectories: Sequence[Trajectory]) -> set[Pair]:
+    """The (command, output) pairs that rollouts have met."""
+    return {(turn.command, turn.output) for trajectory in trajectories for turn in trajectory.turns}
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """What the policy makes of one output, teacher-forced at temperature 1."""
+
+    pair: Pair
+    nats: float
+    correct: int
+    tokens: int
+    output_bytes: int
+
+
+def score_pool(policy: TorchPolicy, pool: Pool) -> list[PairScore]:
+    """Score every output of the pool."""
+    scores = []
+    for (logprobs, correct), spans in zip(policy.score(pool.trajectories, {Role.ENV_OUTPUT}), pool.spans, strict=True):
+        for span in spans:
+            window = slice(span.start, span.start + span.count)
+            nats = -float(logprobs[window].double().sum())
+            scores.append(
+                PairScore(span.pair, nats, int(correct[window].sum()), span.count, len(span.pair[1].encode()))
+            )
+    return scores
+
+
+def summarize(scores: Sequence[PairScore], prefix: str) -> dict[str, float | None]:
+    """env-CE (nats/token), bits per byte and token accuracy over all tokens of `scores`; None over nothing."""
+    tokens = sum(score.tokens for score in scores)
+    if tokens == 0:
+        return {f"{prefix}/{name}": None for name in ("env_ce", "env_bits_per_byte", "token_accuracy")}
+    nats = sum(score.nats for score in scores)
+    return {
+        f"{prefix}/env_ce": nats / tokens,
+        f"{prefix}/env_bits_per_byte": nats / math.log(2) / sum(score.output_bytes for score in scores),
+        f"{prefix}/token_accuracy": sum(score.correct for score in scores) / tokens,
+    }
+
+
+def limits_of(config: Config) -> Limits:
+    """The caps of an episode."""
+    rollout = config.rollout
+    return Limits(rollout.max_action_tokens, rollout.max_output_tokens, rollout.max_episode_tokens)
+
+
+def rollout_tasks(
+    policy: TorchPolicy, worlds: Worlds, tasks: Sequence[Task], rollouts: int, config: Config, seed: int
+) -> list[Trajectory]:
+    """`rollouts` episodes of the policy on each task, at the training temperature."""
+    episodes = [(worlds.environment(), task, task.task_id) for task in tasks for _ in range(rollouts)]
+    sampler = policy.sampler(config.rollout.temperature, seed)
+    return play_policy(sampler, policy.tokenizer, episodes, limits_of(config), verify=True)
+
+
+def pass_at_1(trajectories: Sequence[Trajectory]) -> float | None:
+    """The mean reward; None without rollouts."""
+    rewards = [trajectory.reward for trajectory in trajectories if trajectory.reward is not None]
+    return sum(rewards) / len(rewards) if rewards else None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation: its metrics, and some rollouts to keep."""
+
+    metrics: Mapping[str, float | None]
+    trajectories: Sequence[Trajectory]
+
+
+class Evaluator:
+    """The frozen pools of a run, and the pairs of them that training has executed."""
+
+    def __init__(self, config: Config, worlds: Worlds, tokenizer: Tokenizer) -> None:
+        self._config = config
+        self._worlds = worlds
+        limits = limits_of(config)
+        ood = worlds.out_of_distribution()
+        self.pools: Mapping[str, Pool] = {
+            "validation": expert_pool(worlds, worlds.tasks.validation, tokenizer, limits),
+            "heldout": expert_pool(worlds, worlds.tasks.heldout, tokenizer, limits),
+            "ood": expert_pool(ood, ood.tasks.heldout, tokenizer, limits),
+        }
+        self._pairs = frozenset(pair for pool in self.pools.values() for pair in pool.pairs)
+        self.seen: set[Pair] = set()
+
+    def observe(self, trajectories: Sequence[Trajectory]) -> None:
+        """Note which pool pairs these training rollouts executed: they are novel no more."""
+        self.seen |= executed_pairs(trajectories) & self._pairs
+
+    def evaluate(self, policy: TorchPolicy, step: int) -> Evaluation:
+        """Score the pools and play the validation and held-out tasks. Draws from generators of its own."""
+        metrics: dict[str, float | None] = {}
+        for name, pool in self.pools.items():
+            scores = score_pool(policy, pool)
+            novel = [score for score in scores if score.pair not in self.seen]
+            metrics |= summarize(novel, name)
+            metrics[f"{name}/novel_pairs"] = len(novel)
+            metrics[f"{name}/env_ce_seen"] = summarize(
+                [score for score in scores if score.pair in self.seen], name
+            )[f"{name}/env_ce"]
+        kept: list[Trajectory] = []
+        settings = self._config.evaluation
+        for name, tasks, rollouts in (
+            ("validation", self._worlds.tasks.validation, settings.validation_rollouts),
+            ("heldout", self._worlds.tasks.heldout, settings.heldout_rollouts),
+        ):
+            seed = derive_seed(self._config.seed, f"evaluate/{name}", step)
+            played = rollout_tasks(policy, self._worlds, tasks, rollouts, self._config, seed) if rollouts else []
+            metrics[f"{name}/pass_at_1"] = pass_at_1(played)
+            kept += played[: settings.kept_trajectories]
+        return Evaluation(metrics, kept)

@@ -1,0 +1,107 @@
+"""Logprobs of chosen targets, without a [B, T, V] tensor of logits.
+
+The hidden states of the targets are gathered first; the LM head then runs over chunks of them, and the backward pass
+recomputes each chunk's logits instead of keeping them.
+
+Shape suffixes: N targets, n targets of one chunk, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from echo_cli.batch import Targets
+
+LmHead = Callable[[Tensor], Tensor]
+"""hidden_nH → logits_nV: the model's own head module, so that biases, adapters and caps are in it."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a head says of N targets. Only the logprobs carry a gradient."""
+
+    logprobs_N: Tensor
+    """log p(target), nats, float32 or wider, at the temperature asked for."""
+    entropy_N: Tensor
+    """Entropy of the predicted distribution, nats, same temperature."""
+    correct_N: Tensor
+    """Whether the target is the most probable token, bool."""
+
+
+def selected_logprobs(
+    hidden_NH: Tensor, lm_head: LmHead, target_ids_N: Tensor, temperature: float = 1.0, chunk_rows: int = 1024
+) -> Scores:
+    """Score N targets, `chunk_rows` at a time.
+
+    Logits are widened to at least float32 before the softmax. With more than one chunk, the backward pass runs the
+    head a second time; a single chunk is kept, so small batches pay nothing. Memory is about
+    chunk_rows · V · 12 bytes at the peak. N may be 0: the result is then empty and back-propagates zeros.
+    """
+    recompute = torch.is_grad_enabled() and len(hidden_NH) > chunk_rows
+    chunks = []
+    # At least one chunk, so that an empty selection is an empty tensor in the graph.
+    for start in range(0, max(len(hidden_NH), 1), chunk_rows):
+        hidden_nH = hidden_NH[start : start + chunk_rows]
+        target_ids_n = target_ids_N[start : start + chunk_rows]
+        if recompute:
+            # The head has no dropout, so there is no random state to replay.
+            chunk = checkpoint(
+                _score_chunk,
+                hidden_nH,
+                lm_head,
+                target_ids_n,
+                temperature,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+        else:
+            chunk = _score_chunk(hidden_nH, lm_head, target_ids_n, temperature)
+        chunks.append(chunk)
+    logprobs, entropies, corrects = zip(*chunks, strict=True)
+    return Scores(torch.cat(logprobs), torch.cat(entropies), torch.cat(corrects))
+
+
+def target_logprobs(
+    hidden_NH: Tensor,
+    lm_head: LmHead,
+    targets: Targets,
+    temperature: float,
+    *,
+    env_gradient: bool = True,
+    chunk_rows: int = 1024,
+) -> Scores:
+    """Score a micro-batch's targets: actions at the sampling `temperature`, observations at temperature 1.
+
+    Args:
+        hidden_NH: `targets.gather(hidden_RTH)`.
+        env_gradient: False (for λ = 0) scores the observations without a graph. They never share a chunk with actions,
+            so the gradient is then bitwise that of a batch without observation targets.
+    """
+    n = targets.action_count
+    actions = selected_logprobs(hidden_NH[:n], lm_head, targets.token_ids_N[:n], temperature, chunk_rows)
+    with nullcontext() if env_gradient else torch.no_grad():
+        observations = selected_logprobs(hidden_NH[n:], lm_head, targets.token_ids_N[n:], 1.0, chunk_rows)
+    return Scores(
+        logprobs_N=torch.cat([actions.logprobs_N, observations.logprobs_N]),
+        entropy_N=torch.cat([actions.entropy_N, observations.entropy_N]),
+        correct_N=torch.cat([actions.correct_N, observations.correct_N]),
+    )
+
+
+def _score_chunk(
+    hidden_nH: Tensor, lm_head: LmHead, target_ids_n: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    logits_nV = lm_head(hidden_nH)
+    logits_nV = logits_nV.to(torch.promote_types(logits_nV.dtype, torch.float32)) / temperature
+    logprobs_nV = logits_nV.log_softmax(dim=-1)
+    with torch.no_grad():
+        # entr(p) = -p log p is 0 at p = 0, where the product would be NaN.
+        entropy_n = torch.special.entr(logprobs_nV.exp()).sum(dim=-1)
+        correct_n = logprobs_nV.argmax(dim=-1) == target_ids_n
+    return logprobs_nV.gather(-1, target_ids_n[:, None]).squeeze(-1), entropy_n, correct_n

@@ -1,0 +1,185 @@
+"""A small decoder-only transformer: RoPE, RMSNorm, QK-norm, squared ReLU, and a width-3 causal convolution.
+
+Shapes: B sequences, T tokens, H hidden, N heads, D head width, L layers, C cache length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+# Queries and keys have unit mean square, so 1/sqrt(D) would bound logits at sqrt(D) = 5.7: too flat to point at one token.
+_ATTENTION_SCALE = 0.4
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """The architecture. `max_length` bounds the positions that RoPE covers, in tokens."""
+
+    vocab_size: int
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    max_length: int = 1024
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+
+class KVCache:
+    """Keys, values and convolution inputs of every layer for `batch` sequences; grows as they do.
+
+    Slots past a sequence's end may hold garbage (from padding): causality hides them until they are overwritten.
+    """
+
+    def __init__(self, config: TinyConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
+        width = config.hidden // config.heads
+        self.keys_LBNCD = torch.zeros(config.layers, batch, config.heads, 0, width, device=device, dtype=dtype)
+        self.values_LBNCD = self.keys_LBNCD.clone()
+        self.inputs_LBCH = torch.zeros(config.layers, batch, 0, config.hidden, device=device, dtype=dtype)
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` positions."""
+        missing = length - self.inputs_LBCH.shape[2]
+        if missing > 0:
+            missing = max(missing, self.inputs_LBCH.shape[2] // 2, 64)
+            self.keys_LBNCD = F.pad(self.keys_LBNCD, (0, 0, 0, missing))
+            self.values_LBNCD = F.pad(self.values_LBNCD, (0, 0, 0, missing))
+            self.inputs_LBCH = F.pad(self.inputs_LBCH, (0, 0, 0, missing))
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only the sequences `rows`, in that order."""
+        self.keys_LBNCD = self.keys_LBNCD[:, rows]
+        self.values_LBNCD = self.values_LBNCD[:, rows]
+        self.inputs_LBCH = self.inputs_LBCH[:, rows]
+
+
+class TinyModel(nn.Module):
+    """Token ids to final hidden states; `lm_head_VH` (tied to the embedding) turns those into logits."""
+
+    cos_TD: Tensor
+    sin_TD: Tensor
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden)
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
+        width = config.hidden // config.heads
+        frequencies = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+        angles = torch.arange(config.max_length, dtype=torch.float64)[:, None] * frequencies
+        self.register_buffer("cos_TD", angles.cos().float(), persistent=False)
+        self.register_buffer("sin_TD", angles.sin().float(), persistent=False)
+
+    @property
+    def lm_head_VH(self) -> Tensor:
+        return self.embedding.weight
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Random weights from `generator`: residual outputs start at zero, so that depth does not matter at first."""
+        for name, parameter in self.named_parameters():
+            if name.endswith(("out.weight", "down.weight")):
+                nn.init.zeros_(parameter)
+            elif name.endswith("conv_H3"):
+                parameter.data.copy_(torch.tensor([0.0, 0.0, 1.0]).expand_as(parameter))
+            else:
+                std = 0.05 if parameter is self.embedding.weight else parameter.shape[-1] ** -0.5
+                nn.init.normal_(parameter, std=std, generator=generator)
+
+    def forward(self, token_ids_BT: Tensor) -> Tensor:
+        """Final hidden states [B, T, H] of right-padded sequences. Padding changes no state before it."""
+        T = token_ids_BT.shape[1]
+        cos, sin = self.cos_TD[:T], self.sin_TD[:T]
+        hidden_BTH = _norm(self.embedding(token_ids_BT))
+        for block in self.blocks:
+            hidden_BTH = block(hidden_BTH, cos, sin)
+        return _norm(hidden_BTH)
+
+    def extend(self, token_ids_BT: Tensor, starts_B: Tensor, cache: KVCache) -> Tensor:
+        """Final hidden states [B, T, H] of new tokens, sequence b's first at position `starts_B[b]`; fills `cache`."""
+        T = token_ids_BT.shape[1]
+        positions_BT = starts_B[:, None] + torch.arange(T, device=starts_B.device)
+        length = int(positions_BT.max()) + 1
+        cache.reserve(length)
+        cos, sin = self.cos_TD[positions_BT][:, None], self.sin_TD[positions_BT][:, None]
+        visible_B1TC = torch.arange(length, device=starts_B.device) <= positions_BT[:, None, :, None]
+        hidden_BTH = _norm(self.embedding(token_ids_BT))
+        for layer, block in enumerate(self.blocks):
+            hidden_BTH = block.extend(hidden_BTH, cos, sin, positions_BT, visible_B1TC, cache, layer)
+        return _norm(hidden_BTH)
+
+
+class _Block(nn.Module):
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        H = config.hidden
+        self.heads = config.heads
+        self.conv_H3 = nn.Parameter(torch.zeros(H, 3))
+        self.qkv = nn.Linear(H, 3 * H, bias=False)
+        self.out = nn.Linear(H, H, bias=False)
+        self.up = nn.Linear(H, 4 * H, bias=False)
+        self.down = nn.Linear(4 * H, H, bias=False)
+
+    def forward(self, hidden_BTH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        inputs_BTH = _norm(hidden_BTH)
+        mixed_BTH = (
+            inputs_BTH * self.conv_H3[:, 2]
+            + F.pad(inputs_BTH, (0, 0, 1, -1)) * self.conv_H3[:, 1]
+            + F.pad(inputs_BTH, (0, 0, 2, -2)) * self.conv_H3[:, 0]
+        )
+        q, k, v = self._project(mixed_BTH, cos, sin)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=_ATTENTION_SCALE)
+        return self._finish(hidden_BTH, attended)
+
+    def extend(
+        self,
+        hidden_BTH: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        positions_BT: Tensor,
+        visible_B1TC: Tensor,
+        cache: KVCache,
+        layer: int,
+    ) -> Tensor:
+        rows = torch.arange(hidden_BTH.shape[0], device=hidden_BTH.device)[:, None]
+        inputs_BCH = cache.inputs_LBCH[layer]
+        inputs_BCH[rows, positions_BT] = _norm(hidden_BTH)
+        mixed_BTH = hidden_BTH.new_zeros(())
+        for lag in range(3):
+            earlier = inputs_BCH[rows, (positions_BT - lag).clamp(min=0)]
+            mixed_BTH = mixed_BTH + earlier * (positions_BT >= lag)[..., None] * self.conv_H3[:, 2 - lag]
+        q, k, v = self._project(mixed_BTH, cos, sin)
+        keys_BNCD, values_BNCD = cache.keys_LBNCD[layer], cache.values_LBNCD[layer]
+        keys_BNCD[rows, :, positions_BT] = k.transpose(1, 2)
+        values_BNCD[rows, :, positions_BT] = v.transpose(1, 2)
+        length = visible_B1TC.shape[-1]
+        attended = F.scaled_dot_product_attention(
+            q,
+            keys_BNCD[:, :, :length],
+            values_BNCD[:, :, :length],
+            attn_mask=visible_B1TC,
+            scale=_ATTENTION_SCALE,
+        )
+        return self._finish(hidden_BTH, attended)
+
+    def _project(self, mixed_BTH: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        B, T, H = mixed_BTH.shape
+        q, k, v = self.qkv(mixed_BTH).view(B, T, 3, self.heads, H // self.heads).permute(2, 0, 3, 1, 4)
+        return _rotate(_norm(q), cos, sin), _rotate(_norm(k), cos, sin), v
+
+    def _finish(self, hidden_BTH: Tensor, attended_BNTD: Tensor) -> Tensor:
+        hidden_BTH = hidden_BTH + self.out(attended_BNTD.transpose(1, 2).flatten(2))
+        return hidden_BTH + self.down(F.relu(self.up(_norm(hidden_BTH))).square())
+
+
+def _norm(x: Tensor) -> Tensor:
+    return F.rms_norm(x, (x.shape[-1],))
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)

@@ -1,0 +1,338 @@
+"""Reads run directories, writes pictures: env-CE and tasks solved over the steps, as PNG, SVG and the points as CSV.
+
+Text from a run (its name, a label) is data: it is shown as it is, without markup and without control characters.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os.path
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from echo_cli.curve import Band, Curve, band, read_curve
+from echo_cli.error import EchoError
+from echo_cli.storage import shown, write_atomic, writing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Point = tuple[str, int, str, float]
+"""Run or label, step, series, value: a line of the CSV."""
+
+
+@dataclass(frozen=True)
+class Plotted:
+    """The files that were written."""
+
+    png: Path
+    svg: Path
+    csv: Path
+
+
+@dataclass(frozen=True)
+class _Series:
+    metric: str
+    label: str
+    style: dict[str, Any]
+    marked: bool = False
+    """Few points, each with a marker."""
+
+
+@dataclass(frozen=True)
+class _Panel:
+    title: str
+    sweep_title: str
+    unit: str
+    held_out: _Series
+    """What the panel is about."""
+    around: tuple[_Series, ...]
+    limits: tuple[float, float] | None = None
+
+    @property
+    def series(self) -> tuple[_Series, ...]:
+        return (self.held_out, *self.around)
+
+
+_THICK: dict[str, Any] = {"linewidth": 2.2, "markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.8}
+_THIN: dict[str, Any] = {"linewidth": 1.0, "alpha": 0.55}
+_DASHED: dict[str, Any] = {"linewidth": 1.5, "linestyle": (0, (4, 2))}
+_PANELS = (
+    _Panel(
+        title="held-out env-CE, nats/token (novel pairs)",
+        sweep_title="held-out env-CE, nats/token (novel pairs)",
+        unit="env-CE, nats/token",
+        held_out=_Series("heldout/env_ce", "held-out", {**_THICK, "zorder": 4}, marked=True),
+        around=(
+            _Series("ood/env_ce", "OOD worlds", {**_DASHED, "zorder": 3}),
+            _Series("train/env_ce", "train", {**_THIN, "zorder": 2}),
+        ),
+    ),
+    _Panel(
+        title="tasks solved: held-out pass@1, train reward",
+        sweep_title="tasks solved: held-out pass@1",
+        unit="fraction solved",
+        held_out=_Series("heldout/pass_at_1", "held-out pass@1", {**_THICK, "zorder": 4}, marked=True),
+        around=(_Series("train/reward", "train reward", {**_THIN, "zorder": 2}),),
+        limits=(-0.03, 1.03),
+    ),
+)
+
+# Okabe and Ito's palette, told apart with the common kinds of colour blindness; its yellow is too faint on white.
+# Every run has its own marker as well, for grey paper.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+_INK = "#333333"
+_WIDTH, _HEIGHT, _LEGEND_ROW, _DPI = 10.0, 4.8, 0.24, 160  # inches, inches, inches, dots per inch
+_NAME_LENGTH = 40
+_STYLE: Any = {  # matplotlib types the keys as literals
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": _INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#E6E6E6",
+    "legend.fontsize": 11,
+    "legend.frameon": False,
+    "legend.handlelength": 1.8,
+    "legend.columnspacing": 1.4,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "text.color": _INK,
+    "text.parse_math": False,  # a $ in a run's name is a dollar
+    "text.usetex": False,
+    "svg.fonttype": "none",  # text stays text, to be searched and copied
+    "svg.hashsalt": "echo-cli",  # the same points give the same bytes
+}
+
+
+def plot_run(runs: Sequence[Path], output: Path | None = None) -> Plotted:
+    """Draw one run, or several over each other: env-CE on the left, train reward and pass@1 on the right.
+
+    Args:
+        output: a file name (.png, .svg or .csv; all three are written) or a folder. By default the run's folder, as
+            heldout_env_ce.*; for several runs the folder that they share, as comparison.*.
+
+    Raises:
+        EchoError: no runs, a folder without metrics, runs from several folders and no `output`, or a place that
+            cannot be written.
+    """
+    paths = list(dict.fromkeys(Path(os.path.abspath(run)) for run in runs))
+    if not paths:
+        raise EchoError("no run to plot", "name one or more run directories")
+    metrics = [series.metric for panel in _PANELS for series in panel.series]
+    curves = [read_curve(path, name, metrics) for path, name in zip(paths, _names(paths), strict=True)]
+    if output is None and len({path.parent for path in paths}) > 1:
+        raise EchoError("the runs are in different folders", "say where the picture goes with --output")
+    stem = _stem(output, runs[0], "heldout_env_ce") if len(paths) == 1 else _stem(output, runs[0].parent, "comparison")
+    points = (
+        (curve.name, step, metric, value)
+        for curve in curves
+        for metric in metrics
+        for step, value in curve.series[metric]
+    )
+    return _write(stem, partial(_draw_runs, curves), points)
+
+
+def plot_sweep(groups: Sequence[tuple[str, Sequence[Path]]], output: Path) -> Plotted:
+    """Draw the held-out measures of a sweep: for every label the mean over its runs, and a band from min to max.
+
+    A step is drawn where all runs of the label that were evaluated have a value, so that a run that ends early does
+    not bend the mean; the legend says so.
+
+    Args:
+        groups: a label (such as "λ = 0.05") and its runs, one a seed.
+        output: as in `plot_run`; in a folder the files are comparison.*.
+
+    Raises:
+        EchoError: no groups, a group without runs, a folder without metrics, or a place that cannot be written.
+    """
+    if not groups or not all(runs for _, runs in groups):
+        raise EchoError("no run to plot", "name at least one run for every label of the sweep")
+    metrics = [panel.held_out.metric for panel in _PANELS]
+    labels = [_printable(label) for label, _ in groups]
+    curves = [[read_curve(path, path.name, metrics) for path in runs] for _, runs in groups]
+    bands = [{metric: band(group, metric) for metric in metrics} for group in curves]
+    points = (
+        (label, step, f"{metric}/{statistic}", value)
+        for label, by_metric in zip(labels, bands, strict=True)
+        for metric, of in by_metric.items()
+        for statistic, values in (("mean", of.mean), ("min", of.low), ("max", of.high))
+        for step, value in zip(of.steps, values, strict=True)
+    )
+    draw = partial(_draw_sweep, labels, bands, [len(group) for group in curves])
+    return _write(_stem(output, output, "comparison"), draw, points)
+
+
+def _draw_runs(curves: Sequence[Curve], figure: Figure) -> None:
+    alone = len(curves) == 1
+    for axes, panel in _axes(figure):
+        for index, curve in enumerate(curves):
+            for series in panel.series:
+                if points := curve.series[series.metric]:
+                    look = _look(index, marked=series.marked or len(points) == 1)
+                    axes.plot(*zip(*points, strict=True), **look, **series.style, label=series.label)
+            _draw_best(axes, dict(curve.series[panel.held_out.metric]), curve.best_step, _look(index), with_value=alone)
+        _finish(axes, panel, any(curve.series[panel.held_out.metric] for curve in curves))
+        handles, labels = axes.get_legend_handles_labels()
+        by_label = dict(zip(labels, handles, strict=True))
+        # Below the panel, where it hides no points.
+        axes.legend(
+            by_label.values() if alone else map(_in_ink, by_label.values()),
+            by_label.keys(),
+            loc="upper left",
+            bbox_to_anchor=(-0.02, -0.15),
+            ncols=2,
+        )
+    if alone:
+        figure.suptitle(_title(curves[0]), x=0.012, ha="left", fontsize=13, fontweight="bold")
+    else:
+        _figure_legend(figure, [_title(curve) + _best(curve) for curve in curves])
+
+
+def _draw_best(
+    axes: Axes, held_out: dict[int, float], step: int | None, look: dict[str, Any], with_value: bool
+) -> None:
+    """A star on the held-out curve, at the step that was chosen on the validation split."""
+    if step is None or step not in held_out:
+        return
+    label = f"best on validation: {held_out[step]:.3g} at step {step}" if with_value else "best on validation"
+    star = {**look, "marker": "*", "markersize": 16, "markeredgecolor": "black", "markeredgewidth": 0.8}
+    axes.plot([step], [held_out[step]], **star, linestyle="none", zorder=5, label=label)
+
+
+def _draw_sweep(labels: Sequence[str], bands: Sequence[dict[str, Band]], runs: Sequence[int], figure: Figure) -> None:
+    for axes, panel in _axes(figure):
+        for index, by_metric in enumerate(bands):
+            of = by_metric[panel.held_out.metric]
+            if of.steps:
+                axes.fill_between(of.steps, of.low, of.high, color=_look(index)["color"], alpha=0.15, linewidth=0)
+                axes.plot(of.steps, of.mean, **_look(index), **panel.held_out.style)
+        _finish(axes, panel, any(by_metric[panel.held_out.metric].steps for by_metric in bands))
+        axes.set_title(panel.sweep_title)
+    _figure_legend(
+        figure, [_band_title(*entry) for entry in zip(labels, [list(of.values()) for of in bands], runs, strict=True)]
+    )
+
+
+def _axes(figure: Figure) -> list[tuple[Axes, _Panel]]:
+    return list(zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True))
+
+
+def _finish(axes: Axes, panel: _Panel, has_held_out: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(panel.title)
+    axes.set_xlabel("step")
+    axes.set_ylabel(panel.unit)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    if panel.limits is not None:
+        axes.set_ylim(*panel.limits)
+    if not has_held_out:
+        axes.text(0.5, 0.5, "no held-out evaluation yet", transform=axes.transAxes, ha="center", fontsize=12)
+
+
+def _look(index: int, *, marked: bool = True) -> dict[str, Any]:
+    marker = _MARKERS[index % len(_MARKERS)] if marked else "None"
+    return {"color": _COLOURS[index % len(_COLOURS)], "marker": marker}
+
+
+def _in_ink(handle: Any) -> Any:
+    """A legend's handle for what a line style means, whichever run's colour it was drawn in."""
+    from matplotlib.lines import Line2D
+
+    same = Line2D([], [])
+    same.update_from(handle)
+    same.set(color=_INK, marker="*" if handle.get_marker() == "*" else "None")
+    return same
+
+
+def _figure_legend(figure: Figure, labels: Sequence[str]) -> None:
+    """One line a run or label, below the panels."""
+    from matplotlib.lines import Line2D
+
+    figure.set_figheight(_HEIGHT + _LEGEND_ROW * len(labels))
+    handles = [Line2D([], [], **_look(index), **_THICK) for index in range(len(labels))]
+    figure.legend(handles, labels, loc="outside lower left", ncols=1, borderaxespad=0.2)
+
+
+def _title(curve: Curve) -> str:
+    # In front of the name, also because matplotlib leaves labels that begin with an underscore out of legends.
+    return f"run {curve.name}" if curve.coefficient is None else f"λ = {curve.coefficient:g}: {curve.name}"
+
+
+def _best(curve: Curve) -> str:
+    value = dict(curve.series["heldout/env_ce"]).get(-1 if curve.best_step is None else curve.best_step)
+    return "" if value is None else f" (best: {value:.3g} nats/token at step {curve.best_step})"
+
+
+def _band_title(label: str, bands: Sequence[Band], runs: int) -> str:
+    seeds = "1 run" if runs == 1 else f"mean and min–max of {runs} runs"
+    missing = runs - min(of.runs for of in bands)
+    notes = [f"{missing} without evaluation"] if missing else []
+    notes += ["only steps that all have"] if any(of.uneven for of in bands) else []
+    return f"{'' if label[:1] != '_' else ' '}{label} ({'; '.join([seeds, *notes])})"
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """A run's name, with its folder's where two runs have the same."""
+    names = [path.name for path in paths]
+    return [
+        _printable(path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}") for path in paths
+    ]
+
+
+def _printable(name: str) -> str:
+    text = shown(name)
+    half = _NAME_LENGTH // 2
+    return text if len(text) <= _NAME_LENGTH else f"{text[: half - 1]}…{text[-half:]}"
+
+
+def _stem(output: Path | None, folder: Path, name: str) -> Path:
+    """The path of the files without their ending."""
+    if output is None or output.is_dir():
+        return (output or folder) / name
+    if output.suffix in (".png", ".svg", ".csv"):
+        return output.with_suffix("")
+    if output.suffix in (".pdf", ".jpg", ".jpeg", ".eps", ".webp", ".html"):
+        raise EchoError(f"cannot write {shown(output)}: not a .png, .svg or .csv", "all three are written together")
+    return output / name
+
+
+def _write(stem: Path, draw: Callable[[Figure], None], points: Iterable[Point]) -> Plotted:
+    """Draw a figure and write it as PNG and SVG, with its `points` as CSV."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    table, png, svg = io.StringIO(), io.BytesIO(), io.BytesIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("run", "step", "series", "value"))
+    writer.writerows(points)
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes in the PNG; the SVG and the CSV have it as text.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches
+        figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=_DPI, layout=layout, facecolor="white")
+        FigureCanvasAgg(figure)
+        draw(figure)
+        figure.savefig(png, format="png", dpi=_DPI, metadata={"Software": None})
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    plotted = Plotted(*(Path(f"{stem}{ending}") for ending in (".png", ".svg", ".csv")))
+    with writing(stem.parent):
+        stem.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(plotted.csv, table.getvalue().encode())
+    write_atomic(plotted.svg, svg.getvalue())
+    write_atomic(plotted.png, png.getvalue())
+    return plotted

@@ -1,0 +1,302 @@
+"""Who acts: the model and tokenizer on a device, and the four primitives that the loop needs of any backend.
+
+`sampler` plays, `forward_backward` accumulates the step's gradient, `optim_step` applies it, `save` and `load` carry it
+across processes. The loop owns the data and the order of calls; the policy owns the weights and the hardware.
+
+Shapes: B rollouts of the step, R rows of a micro-batch, T tokens, N targets, H hidden.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Collection, Sequence
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import linear
+
+from echo_cli.batch import Targets, bucket, collate, targets
+from echo_cli.config import ModelConfig, OptimConfig
+from echo_cli.error import EchoError
+from echo_cli.logprob import Scores, target_logprobs
+from echo_cli.metric import Metric, Metrics, merge_metrics
+from echo_cli.models.tiny import TinyConfig, TinyModel
+from echo_cli.objective import (
+    GradientComparison,
+    ObjectiveSettings,
+    StepWeights,
+    echo_loss,
+    env_loss,
+    gradient_comparison,
+    rl_loss,
+)
+from echo_cli.sampler import CachedSampler
+from echo_cli.tokenizer import Tokenizer
+from echo_cli.trajectory import Role, Trajectory
+
+MODEL_FILE, CONFIG_FILE, TOKENIZER_FILE, TRAINER_FILE = (
+    "model.safetensors",
+    "config.json",
+    "tokenizer.json",
+    "trainer.pt",
+)
+
+# Logits of one chunk of the LM head: 2^23 values are 32 MB in float32.
+_CHUNK_LOGITS = 2**23
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """A device and why it was chosen, for the user to read."""
+
+    device: torch.device
+    reason: str
+
+
+def choose_device(wanted: str) -> DeviceChoice:
+    """The device of a config's `auto`, `cpu` or `cuda`.
+
+    Raises:
+        EchoError: CUDA is asked for and not there.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise EchoError("device 'cuda' is not available on this machine", "use --device cpu, or install a CUDA build of torch")
+    if wanted == "cpu" or not available:
+        reason = "as asked" if wanted == "cpu" else "no CUDA device found"
+        return DeviceChoice(torch.device("cpu"), f"cpu float32: {reason}")
+    return DeviceChoice(torch.device("cuda"), f"cuda float32: {torch.cuda.get_device_name()}, tiny model")
+
+
+class TorchPolicy:
+    """The built-in model with AdamW, in one process."""
+
+    def __init__(self, model: TinyModel, tokenizer: Tokenizer, optim: OptimConfig, device: torch.device) -> None:
+        self.model = model.to(device)
+        self.tokenizer = tokenizer
+        self.device = device
+        self._optim = optim
+        self._parameters = list(self.model.parameters())
+        self._optimizer = torch.optim.AdamW(
+            self._parameters,
+            lr=optim.lr,
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            fused=True,
+        )
+        self._reference: TinyModel | None = None
+
+    def keep_reference(self) -> None:
+        """Freeze a copy of the present weights as the reference of the KL penalty."""
+        self._reference = copy.deepcopy(self.model).requires_grad_(False)
+
+    def sampler(self, temperature: float, seed: int) -> Callable[[int], CachedSampler]:
+        """Makes samplers for a number of sequences. The same seed samples the same tokens."""
+
+        def new(batch: int) -> CachedSampler:
+            generator = torch.Generator(self.device).manual_seed(seed)
+            return CachedSampler(self.model, batch, temperature, self.tokenizer.newline_ids, generator)
+
+        return new
+
+    def forward_backward(
+        self,
+        trajectories: Sequence[Trajectory],
+        advantages_B: Tensor | None,
+        weights: StepWeights,
+        settings: ObjectiveSettings,
+        coeff: float,
+        temperature: float,
+    ) -> Metrics:
+        """Accumulate the gradient of the step's loss over micro-batches, from one forward pass each."""
+        parts = []
+        for indices in bucket(trajectories, self._optim.token_budget):
+            wanted, scores, reference_logprobs_N = self._forward(
+                trajectories, indices, settings, temperature, env_gradient=coeff > 0
+            )
+            loss, metrics = echo_loss(
+                scores.logprobs_N, wanted, advantages_B, weights, settings, coeff, reference_logprobs_N
+            )
+            loss.backward()  # type: ignore[no-untyped-call]
+            lengths = [len(trajectories[index]) for index in indices]
+            cells = len(lengths) * max(lengths)
+            entropy_n = scores.entropy_N[: wanted.action_count]
+            metrics["entropy"] = Metric(float(entropy_n.sum()), len(entropy_n))
+            metrics["padding_fraction"] = Metric(cells - sum(lengths), cells)
+            parts.append(metrics)
+        return merge_metrics(parts)
+
+    def probe(
+        self,
+        trajectories: Sequence[Trajectory],
+        advantages_B: Tensor | None,
+        weights: StepWeights,
+        settings: ObjectiveSettings,
+        temperature: float,
+    ) -> GradientComparison:
+        """The gradients of the two terms alone, λ left out; the accumulated gradient is not touched."""
+        rl_grads = [torch.zeros_like(parameter) for parameter in self._parameters]
+        env_grads = [torch.zeros_like(parameter) for parameter in self._parameters]
+        for indices in bucket(trajectories, self._optim.token_budget):
+            wanted, scores, reference_logprobs_N = self._forward(trajectories, indices, settings, temperature)
+            rl = rl_loss(scores.logprobs_N, wanted, advantages_B, weights, settings, reference_logprobs_N)
+            env = env_loss(scores.logprobs_N, wanted, weights)
+            for grads, term, keep in ((rl_grads, rl, True), (env_grads, env, False)):
+                for total, grad in zip(grads, torch.autograd.grad(term, self._parameters, retain_graph=keep), strict=True):
+                    total += grad
+        return gradient_comparison(rl_grads, env_grads)
+
+    def optim_step(self, lr: float) -> float:
+        """Clip the accumulated gradient, apply AdamW and clear it. Returns the norm before clipping.
+
+        A gradient that is not finite is not applied.
+        """
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._optim.grad_clip))
+        if norm == norm and norm != float("inf"):
+            self._optimizer.param_groups[0]["lr"] = lr
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    @torch.inference_mode()
+    def score(self, trajectories: Sequence[Trajectory], roles: Collection[Role]) -> list[tuple[Tensor, Tensor]]:
+        """Teacher-forced scores of each trajectory's tokens of `roles`, in order: (logprobs at temperature 1, correct)."""
+        results: dict[int, tuple[Tensor, Tensor]] = {}
+        for indices in bucket(trajectories, self._optim.token_budget):
+            micro = collate(trajectories, indices, self.tokenizer.pad_id).to(self.device)
+            wanted = targets(micro, roles)
+            hidden_NH = wanted.gather(self.model(micro.token_ids_RT))
+            scores = target_logprobs(hidden_NH, self._lm_head, wanted, 1.0, chunk_rows=self._chunk_rows)
+            order = torch.argsort(wanted.position_N, stable=True)
+            for index in indices:
+                chosen = order[wanted.rollout_N[order] == index]
+                results[index] = scores.logprobs_N[chosen].cpu(), scores.correct_N[chosen].cpu()
+        return [results[index] for index in range(len(trajectories))]
+
+    @torch.inference_mode()
+    def predict(self, trajectory: Trajectory) -> list[int]:
+        """The most probable next token after each token of the trajectory, teacher-forced."""
+        ids_1T = torch.tensor([trajectory.token_ids], device=self.device)
+        predicted: list[int] = self._lm_head(self.model(ids_1T)[0]).argmax(dim=-1).tolist()
+        return predicted
+
+    def save(self, folder: Path) -> None:
+        """Write weights, architecture, tokenizer and optimizer state into `folder`."""
+        save_model(self.model, self.tokenizer, folder)
+        torch.save(self._optimizer.state_dict(), folder / TRAINER_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Take weights and optimizer state from a folder that `save` wrote.
+
+        Raises:
+            EchoError: a file is damaged or belongs to another architecture.
+        """
+        _load_weights(self.model, folder)
+        try:
+            state = torch.load(folder / TRAINER_FILE, map_location=self.device, weights_only=True)
+            self._optimizer.load_state_dict(state)
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+            raise EchoError(
+                f"{folder / TRAINER_FILE} is not this run's trainer state: {_first_line(error)}", "resume from another checkpoint"
+            ) from error
+
+    def _forward(
+        self,
+        trajectories: Sequence[Trajectory],
+        indices: Sequence[int],
+        settings: ObjectiveSettings,
+        temperature: float,
+        env_gradient: bool = True,
+    ) -> tuple[Targets, Scores, Tensor | None]:
+        micro = collate(trajectories, indices, self.tokenizer.pad_id).to(self.device)
+        wanted = targets(micro, settings.target_roles)
+        hidden_NH = wanted.gather(self.model(micro.token_ids_RT))
+        scores = target_logprobs(
+            hidden_NH, self._lm_head, wanted, temperature, env_gradient=env_gradient, chunk_rows=self._chunk_rows
+        )
+        if settings.kl_coeff == 0 or self._reference is None:
+            return wanted, scores, None
+        with torch.no_grad():
+            reference = self._reference
+            reference_NH = wanted.gather(reference(micro.token_ids_RT))
+            reference_scores = target_logprobs(
+                reference_NH,
+                lambda hidden: linear(hidden, reference.lm_head_VH),
+                wanted,
+                temperature,
+                chunk_rows=self._chunk_rows,
+            )
+        return wanted, scores, reference_scores.logprobs_N
+
+    def _lm_head(self, hidden_NH: Tensor) -> Tensor:
+        return linear(hidden_NH, self.model.lm_head_VH)
+
+    @property
+    def _chunk_rows(self) -> int:
+        return max(256, _CHUNK_LOGITS // self.tokenizer.vocab_size)
+
+
+def load_policy(model: ModelConfig, optim: OptimConfig, device: torch.device, seed: int) -> TorchPolicy:
+    """The policy at the start of a run: the model folder's weights, or random ones with `init: scratch`.
+
+    Raises:
+        EchoError: the folder is missing or a file in it is not what it should be.
+    """
+    folder = model_folder(model.path)
+    tiny, tokenizer = load_model(folder)
+    if model.init == "scratch":
+        tiny.init_weights(torch.Generator().manual_seed(seed))
+    return TorchPolicy(tiny, tokenizer, optim, device)
+
+
+def model_folder(path: str) -> Path:
+    """The folder of `model.path`: `tiny-base` ships with the package."""
+    return Path(__file__).parent / "models" / "tiny_base" if path == "tiny-base" else Path(path)
+
+
+def load_model(folder: Path) -> tuple[TinyModel, Tokenizer]:
+    """The model and tokenizer of a folder.
+
+    Raises:
+        EchoError: as `load_policy`.
+    """
+    if not folder.is_dir():
+        raise EchoError(f"no model folder {folder}", "model.path is 'tiny-base' or a folder with model.safetensors")
+    tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
+    try:
+        config = TinyConfig(**json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise EchoError(f"{folder / CONFIG_FILE} is not a model config: {_first_line(error)}", "restore the file") from error
+    if config.vocab_size != tokenizer.vocab_size:
+        raise EchoError(
+            f"{folder}: the model has {config.vocab_size} tokens and the tokenizer {tokenizer.vocab_size}",
+            "take both from the same source",
+        )
+    model = TinyModel(config)
+    _load_weights(model, folder)
+    return model, tokenizer
+
+
+def save_model(model: TinyModel, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a model folder: weights as safetensors, architecture and tokenizer as JSON."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / MODEL_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps(model.config.to_json(), indent=2) + "\n", encoding="utf-8")
+    (folder / TOKENIZER_FILE).write_text(tokenizer.to_json(), encoding="utf-8")
+
+
+def _load_weights(model: TinyModel, folder: Path) -> None:
+    path = folder / MODEL_FILE
+    try:
+        model.load_state_dict(load_file(path))
+    except Exception as error:  # safetensors raises its own type from Rust, torch RuntimeError, the system OSError
+        raise EchoError(f"cannot load weights from {path}: {_first_line(error)}", "restore the file from its source") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

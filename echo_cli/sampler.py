@@ -1,0 +1,108 @@
+"""Batched token sampling with a KV cache: context goes in, actions and their behaviour logprobs come out.
+
+Shapes: B sequences, T tokens, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import torch
+from torch import Tensor
+
+from echo_cli.models.tiny import KVCache, TinyModel
+
+
+class CachedSampler:
+    """Growing sequences, sampled token-synchronously. Each token is computed once, whoever wrote it.
+
+    `logprobs` are those of the distribution sampled from, temperature included.
+    """
+
+    def __init__(
+        self,
+        model: TinyModel,
+        batch: int,
+        temperature: float,
+        stop_ids: Sequence[int],
+        generator: torch.Generator,
+    ) -> None:
+        weight = model.lm_head_VH
+        self._model = model
+        self._temperature = temperature
+        self._generator = generator
+        self._device = weight.device
+        self._is_stop_V = torch.zeros(weight.shape[0], dtype=torch.bool, device=self._device)
+        self._is_stop_V[list(stop_ids)] = True
+        self._cache = KVCache(model.config, batch, weight.device, weight.dtype)
+        self._lengths_B = torch.zeros(batch, dtype=torch.int64, device=self._device)
+        self._waiting: list[list[int]] = [[] for _ in range(batch)]
+
+    def append(self, token_lists: Sequence[Sequence[int]]) -> None:
+        """Add tokens that the policy did not sample, one list a sequence; they are computed before the next sample."""
+        for waiting, tokens in zip(self._waiting, token_lists, strict=True):
+            waiting.extend(tokens)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with the sequences `rows` only."""
+        index = torch.tensor(list(rows), dtype=torch.int64, device=self._device)
+        self._cache.keep(index)
+        self._lengths_B = self._lengths_B[index]
+        self._waiting = [self._waiting[row] for row in rows]
+
+    @torch.inference_mode()
+    def sample(self, max_tokens: int) -> list[tuple[list[int], list[float]]]:
+        """Sample each sequence up to and including a stop token, or `max_tokens` tokens: (token ids, logprobs)."""
+        logits_BV = self._prefill()
+        B = logits_BV.shape[0]
+        tokens_BT = torch.empty(B, max_tokens, dtype=torch.int64, device=self._device)
+        logprobs_BT = torch.empty(B, max_tokens, device=self._device)
+        counts_B = torch.zeros(B, dtype=torch.int64, device=self._device)
+        running_B = torch.ones(B, dtype=torch.bool, device=self._device)
+        for position in range(max_tokens):
+            scaled_BV = torch.log_softmax(logits_BV.float() / self._temperature, dim=-1)
+            chosen_B1 = _draw(scaled_BV.exp(), self._generator)
+            tokens_BT[:, position] = chosen_B1[:, 0]
+            logprobs_BT[:, position] = scaled_BV.gather(1, chosen_B1)[:, 0]
+            counts_B += running_B
+            running_B = running_B & ~self._is_stop_V[chosen_B1[:, 0]]
+            if position + 1 == max_tokens or not bool(running_B.any()):
+                break
+            # Finished rows go on as well: what they write lands past their end, where the next tokens overwrite it.
+            hidden_B1H = self._model.extend(chosen_B1, self._lengths_B + position, self._cache)
+            logits_BV = hidden_B1H[:, 0] @ self._model.lm_head_VH.T
+        counts = counts_B.tolist()
+        samples = [
+            (tokens[:count], logprobs[:count])
+            for tokens, logprobs, count in zip(tokens_BT.tolist(), logprobs_BT.tolist(), counts, strict=True)
+        ]
+        # The last token of each is not in the cache yet in every case; computing it again is cheaper than asking.
+        self._lengths_B = self._lengths_B + counts_B - 1
+        self._waiting = [[tokens[-1]] for tokens, _ in samples]
+        return samples
+
+    def _prefill(self) -> Tensor:
+        """Compute the waiting tokens of all sequences in one right-padded call; logits after the last of each."""
+        counts_B = torch.tensor([len(tokens) for tokens in self._waiting], device=self._device)
+        width = int(counts_B.max())
+        ids_BT = torch.zeros(len(self._waiting), width, dtype=torch.int64, device=self._device)
+        for row, tokens in enumerate(self._waiting):
+            ids_BT[row, : len(tokens)] = torch.tensor(tokens, device=self._device)
+        hidden_BTH = self._model.extend(ids_BT, self._lengths_B, self._cache)
+        self._lengths_B = self._lengths_B + counts_B
+        self._waiting = [[] for _ in self._waiting]
+        last_BH = hidden_BTH[torch.arange(len(counts_B), device=self._device), counts_B - 1]
+        return last_BH @ self._model.lm_head_VH.T
+
+
+def _draw(probabilities_BV: Tensor, generator: torch.Generator) -> Tensor:
+    """One token of each distribution, [B, 1], by the inverse of its cumulative distribution.
+
+    torch.multinomial draws V exponentials a row where one uniform does: 20 times the work on a CPU at V = 1024.
+    """
+    cumulative_BV = probabilities_BV.double().cumsum(dim=-1)
+    uniform_B1 = torch.rand(
+        len(cumulative_BV), 1, generator=generator, dtype=torch.float64, device=cumulative_BV.device
+    )
+    # right=True never lands on a token of probability zero; u < 1 never past the last token of positive probability.
+    return torch.searchsorted(cumulative_BV, uniform_B1 * cumulative_BV[:, -1:], right=True)

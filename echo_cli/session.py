@@ -1,0 +1,105 @@
+"""Everything a training run holds: its directory, policy, worlds, pools, and where it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Sequence
+
+import torch
+
+from echo_cli.config import Config, load_config
+from echo_cli.environment import ToyWorlds, Worlds
+from echo_cli.error import EchoError
+from echo_cli.evaluate import Evaluator
+from echo_cli.policy import DeviceChoice, TorchPolicy, choose_device, load_policy
+from echo_cli.run import RunDirectory, create_run, environment_record, open_run
+
+# What may differ between a run and its continuation: how far to go, where it lies, what it runs on.
+_FREE_ON_RESUME = {"steps", "output_dir", "run_name", "device", "threads", "checkpoint"}
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run that is ready to train from `start_step` optimizer steps on."""
+
+    config: Config
+    run: RunDirectory
+    policy: TorchPolicy
+    worlds: Worlds
+    evaluator: Evaluator
+    device: DeviceChoice
+    start_step: int
+
+
+def build_worlds(config: Config) -> Worlds:
+    """The environment that the config names."""
+    toy = config.environment.toy_terminal
+    return ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns)
+
+
+def build_policy(config: Config) -> tuple[TorchPolicy, DeviceChoice]:
+    """The policy at the start of a run, on the config's device, with the config's number of CPU threads.
+
+    Raises:
+        EchoError: the device is not there, the model cannot be loaded, or episodes may outgrow the model.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    choice = choose_device(config.device)
+    policy = load_policy(config.model, config.optim, choice.device, config.seed)
+    longest = config.rollout.max_episode_tokens + config.rollout.max_output_tokens
+    if longest > policy.model.config.max_length:
+        raise EchoError(
+            f"an episode of {longest} tokens does not fit the model's {policy.model.config.max_length}",
+            "lower rollout.max_episode_tokens or rollout.max_output_tokens",
+        )
+    if config.objective.kl_coeff > 0:
+        policy.keep_reference()
+    return policy, choice
+
+
+def open_session(path: Path, config: Config, *, resume: bool, overwrite: bool, argv: Sequence[str]) -> Session:
+    """Create the run directory at `path`, or continue the run in it.
+
+    Raises:
+        EchoError: the directory is used (without `resume`), is not a run or has another config (with it), or its
+            checkpoint is damaged.
+    """
+    if resume:
+        _check_same_config(open_run(path), config)
+    policy, choice = build_policy(config)
+    worlds = build_worlds(config)
+    evaluator = Evaluator(config, worlds, policy.tokenizer)
+    if not resume:
+        record = environment_record(config.seed, argv, str(choice.device), torch.get_num_threads())
+        run = create_run(path, config_yaml=config.to_yaml(), environment=record, overwrite=overwrite)
+        return Session(config, run, policy, worlds, evaluator, choice, 0)
+    run = open_run(path)
+    if not run.checkpoints.steps():
+        # Killed before its first checkpoint: there is nothing to keep, so it starts again.
+        run.rewind(-1)
+        return Session(config, run, policy, worlds, evaluator, choice, 0)
+    folder, meta = run.load_checkpoint("latest")
+    policy.load(folder)
+    evaluator.seen = {(command, output) for command, output in meta["seen_pairs"]}
+    run.rewind(meta["step"])
+    return Session(config, run, policy, worlds, evaluator, choice, meta["step"])
+
+
+def _check_same_config(run: RunDirectory, config: Config) -> None:
+    before = _flat(load_config(run.config_path).model_dump(mode="json"))
+    now = _flat(config.model_dump(mode="json"))
+    for key in sorted(before.keys() | now.keys()):
+        if key.split(".")[0] not in _FREE_ON_RESUME and before.get(key) != now.get(key):
+            raise EchoError(
+                f"cannot resume {run.path} with another config: {key} was {before.get(key)}, now {now.get(key)}",
+                "drop the change to resume, or start another run with --run-name",
+            )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,209 @@
+"""Files that survive a kill, a full disk and a power cut: replaced whole or grown at the end, and one-line errors.
+
+A kill can cut the last line of a JSONL file and nothing else: readers leave such a line out.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from echo_cli.error import EchoError
+
+Row = dict[str, Any]
+"""A JSON object."""
+
+TEMPORARY = ".tmp-"
+"""What the names of unfinished files and folders begin with."""
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_WRITABLE = {
+    *{errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR},
+    *{errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG},
+}
+
+
+def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append `rows` as lines of strict JSON (NaN and infinities as null), all of them or none; not fsynced.
+
+    Raises:
+        EchoError: the disk is full (exit code 1; what was there before is intact) or the file is not writable.
+    """
+    data = memoryview("".join(f"{_json(row)}\n" for row in rows).encode())
+    with writing(path), path.open("ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            if os.fstat(file.fileno()).st_size > size:
+                file.truncate(size)  # half a row would spoil the line that is appended after it
+            raise
+
+
+def read_jsonl(path: Path) -> Iterator[Row]:
+    """The objects of a JSONL file. A last line without its newline that does not parse was cut, and is left out.
+
+    Raises:
+        EchoError: another line is not a JSON object; names the file and the line.
+    """
+    return (row for _, row, _ in _lines(path))
+
+
+def truncate_jsonl(path: Path, after_step: int, step_of: Callable[[Row], int]) -> None:
+    """Drop the rows whose step is above `after_step`, and a cut last line; the other lines keep their bytes.
+
+    Raises:
+        EchoError: a line is not a JSON object with a step, or the file cannot be rewritten.
+    """
+    kept = []
+    for number, row, line in _lines(path):
+        try:
+            step = step_of(row)
+        except (KeyError, TypeError, ValueError) as error:
+            raise EchoError(f"{shown(path)}:{number}: the row has no step", "remove that line") from error
+        if step <= after_step:
+            kept.append(line)
+    write_atomic(path, b"".join(kept))
+
+
+def read_json(path: Path) -> Row:
+    """The object of a JSON file.
+
+    Raises:
+        EchoError: it is not a JSON object.
+    """
+    return _parse(path.read_bytes(), shown(path))
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a strict JSON object (NaN and infinities as null), indented. Errors as in `write_atomic`."""
+    write_atomic(path, f"{_json(value, indent=2)}\n".encode())
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, replaced whole or left as it was.
+
+    Raises:
+        EchoError: the disk is full (exit code 1) or the folder is not writable.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            delete(temporary)
+            raise
+        fsync(path.parent)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the `.lock` of a folder. The kernel releases it when the process ends, kill -9 included.
+
+    Raises:
+        EchoError: it is held already, by another process or by this one.
+    """
+    with writing(folder):
+        file = (folder / ".lock").open("a")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            tip = "wait until it ends, or choose another --run-name"
+            raise EchoError(f"{shown(folder)} is held by another process", tip) from error
+        yield
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError into the one-line error of `path`: exit code 2 where the place is wrong, 1 where it failed.
+
+    Raises:
+        EchoError: the body raised an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        if error.errno in _DISK_FULL:
+            tip = "what was written before is intact: free some space and continue with --resume"
+            raise EchoError(f"the disk is full: cannot write {shown(path)} ({reason})", tip, exit_code=1) from error
+        if error.errno in _NOT_WRITABLE:
+            raise EchoError(
+                f"cannot write {shown(path)}: {reason}", "choose a folder you can write to with --output-dir"
+            ) from error
+        tip = "what was written before is intact: once the disk is well, continue with --resume"
+        raise EchoError(f"cannot write {shown(path)}: {reason}", tip, exit_code=1) from error
+
+
+def delete(path: Path) -> None:
+    """Remove a file, a link or a whole folder; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def fsync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def shown(text: Path | str) -> str:
+    """A path or name for a one-line message: what is not printable is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Row, bytes]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = _parse(line, f"{shown(path)}:{number}")
+            except EchoError:
+                if not line.endswith(b"\n"):  # only the last line can lack it
+                    return
+                raise
+            yield number, row, line if line.endswith(b"\n") else line + b"\n"
+
+
+def _parse(text: bytes, where: str) -> Row:
+    tip = "the file was changed or damaged after it was written"
+    try:
+        value = json.loads(text, parse_constant=lambda _: None)
+    except ValueError as error:  # of which JSONDecodeError and UnicodeDecodeError are kinds
+        raise EchoError(f"{where}: not JSON", tip) from error
+    if not isinstance(value, dict):
+        raise EchoError(f"{where}: not a JSON object", tip)
+    return value
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def _finite(value: Any) -> Any:
+    """`value` with null for every NaN and infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return value

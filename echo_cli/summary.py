@@ -1,0 +1,65 @@
+"""What a run came to: before, best and last of each held-out measure. The best step is chosen on validation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Mapping, Sequence
+
+Row = Mapping[str, Any]
+SelectBy = Literal["env_ce", "pass_at_1"]
+
+
+def best_step(rows: Sequence[Row], select_by: SelectBy = "env_ce") -> int | None:
+    """The step with the best validation measure (lowest env-CE or highest pass@1), the first of equals; None without one."""
+    key, sign = f"validation/{select_by}", 1.0 if select_by == "env_ce" else -1.0
+    measured = [(sign * row[key], row["step"]) for row in rows if row.get(key) is not None]
+    return min(measured)[1] if measured else None
+
+
+def summarize_run(
+    rows: Sequence[Row], *, status: str, seconds: float, seed: int, coeff: float, select_by: SelectBy, versions: Any
+) -> dict[str, Any]:
+    """The object of summary.json. `seconds` is wall clock; `coeff` is λ before its schedule."""
+    best = best_step(rows, select_by)
+    evaluated = [row for row in rows if row.get("heldout/env_ce") is not None or row.get("heldout/pass_at_1") is not None]
+    chosen = {
+        "before": evaluated[0] if evaluated and evaluated[0]["step"] == 0 else None,
+        "best": next((row for row in evaluated if row["step"] == best), None),
+        "last": evaluated[-1] if evaluated else None,
+    }
+    return {
+        "status": status,
+        "steps": rows[-1]["step"] if rows else 0,
+        "seconds": round(seconds, 1),
+        "seed": seed,
+        "lambda": coeff,
+        "portable_lambda": _mean([row["train/portable_lambda"] for row in rows]),
+        "selected_by": f"validation/{select_by}",
+        **{pool: {name: _measures(row, pool) for name, row in chosen.items()} for pool in ("validation", "heldout", "ood")},
+        "train": {"reward_first": _first(rows, "train/reward"), "reward_last": _last(rows, "train/reward")},
+        "versions": versions,
+    }
+
+
+def _measures(row: Row | None, pool: str) -> dict[str, Any] | None:
+    if row is None:
+        return None
+    return {"step": row["step"]} | {
+        key.split("/")[1]: value for key, value in row.items() if key.startswith(f"{pool}/")
+    }
+
+
+def _values(rows: Sequence[Row], key: str) -> list[float]:
+    return [row[key] for row in rows if row.get(key) is not None]
+
+
+def _first(rows: Sequence[Row], key: str) -> float | None:
+    return next(iter(_values(rows, key)), None)
+
+
+def _last(rows: Sequence[Row], key: str) -> float | None:
+    return next(reversed(_values(rows, key)), None)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None

@@ -1,0 +1,168 @@
+"""The training loop, top to bottom: play, weigh, back-propagate, step, evaluate, save. It draws nothing itself."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Callable, Iterator
+
+from echo_cli.advantage import step_advantages
+from echo_cli.batch import count_rollouts
+from echo_cli.config import Config
+from echo_cli.environment import Environment
+from echo_cli.error import EchoError
+from echo_cli.evaluate import executed_pairs, limits_of
+from echo_cli.metric import reduce_metrics
+from echo_cli.objective import check_first_step, portable_lambda, step_totals, step_weights
+from echo_cli.rollout import play_policy, play_script
+from echo_cli.rollout_filter import filter_env_rollouts
+from echo_cli.schedule import learning_rate_at, world_model_coeff_at
+from echo_cli.seed import derive_seed, generator
+from echo_cli.session import Session
+from echo_cli.summary import best_step
+from echo_cli.task import Task
+from echo_cli.trajectory import Role, Trajectory
+
+Row = dict[str, Any]
+
+TRAIN_KEYS = (
+    "loss rl_loss env_loss env_ce reward grad_norm action_tokens env_tokens zero_advantage_fraction clip_fraction ratio "
+    "entropy lambda portable_lambda lr padding_fraction valid_action_fraction env_dropped_valid_action "
+    "env_dropped_clean_parse env_dropped_correct probe_rl_grad_norm probe_env_grad_norm probe_ratio probe_cosine"
+).split()
+EVALUATION_KEYS = [
+    *(f"{pool}/{name}" for pool in ("validation", "heldout", "ood")
+      for name in ("env_ce", "env_bits_per_byte", "token_accuracy", "novel_pairs", "env_ce_seen")),
+    "validation/pass_at_1",
+    "heldout/pass_at_1",
+]  # fmt: skip
+
+
+def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Row]:
+    """Train to `config.steps`, yielding the metrics of each step once they are on disk; row 0 is before training.
+
+    After `should_stop()` the step is finished, a checkpoint written, and the generator ends.
+
+    Raises:
+        EchoError: the loss or the gradient is not finite (exit code 3; the weights are those before that step), the
+            env term does nothing at step 0, or the run directory cannot be written.
+    """
+    config, run, policy, evaluator = session.config, session.run, session.policy, session.evaluator
+    settings = config.objective
+    if session.start_step == 0:
+        yield _record(session, {"step": 0}, evaluate=True)
+
+    for step in range(session.start_step, config.steps):
+        started = time.perf_counter()
+        trajectories = roll_out(session, step)
+        played = time.perf_counter()
+
+        coeff = world_model_coeff_at(settings, step, config.steps)
+        advantages_B = step_advantages(trajectories, settings.advantage) if settings.use_rl else None
+        filtered = filter_env_rollouts(trajectories, settings)
+        counts = count_rollouts(trajectories, settings.selected_roles, use_rl=settings.use_rl, kept=filtered.kept)
+        weights = step_weights(counts, step_totals(counts), settings)
+        temperature = config.rollout.temperature
+        probe: dict[str, float | None] = {}
+        if config.probe_every and step % config.probe_every == 0:
+            compared = policy.probe(trajectories, advantages_B, weights, settings, temperature)
+            probe = {
+                "train/probe_rl_grad_norm": compared.rl_norm,
+                "train/probe_env_grad_norm": compared.env_norm,
+                "train/probe_ratio": compared.ratio,
+                "train/probe_cosine": compared.cosine,
+            }
+
+        metrics = policy.forward_backward(trajectories, advantages_B, weights, settings, coeff, temperature)
+        values = reduce_metrics([metrics])
+        if step == 0:
+            check_first_step(coeff, values["env_loss"] or 0.0, values["env_tokens"] or 0.0)
+        lr = learning_rate_at(config.optim, step, config.steps)
+        grad_norm = policy.optim_step(lr)
+        if not (math.isfinite(values["loss"] or 0.0) and math.isfinite(grad_norm)):
+            raise EchoError(
+                f"step {step + 1}: the loss is {values['loss']} and the gradient norm {grad_norm}",
+                "the last checkpoint is intact; try a lower optim.lr or objective.world_model_coeff",
+                exit_code=3,
+            )
+        evaluator.observe(trajectories)
+
+        row: Row = {
+            "step": step + 1,
+            **{f"train/{name}": value for name, value in values.items()},
+            **probe,
+            "train/reward": _mean([t.reward for t in trajectories if t.reward is not None]),
+            "train/valid_action_fraction": _mean([turn.valid_action for t in trajectories for turn in t.turns]),
+            "train/grad_norm": grad_norm,
+            "train/lambda": coeff,
+            "train/portable_lambda": portable_lambda(coeff, counts, weights, advantages_B),
+            "train/lr": lr,
+            **{f"train/env_dropped_{name}": dropped for name, dropped in filtered.dropped.items()},
+            "time/rollout_s": played - started,
+            "time/update_s": time.perf_counter() - played,
+        }
+        last = step + 1 == config.steps
+        row = _record(session, row, evaluate=last or (step + 1) % config.evaluation.every == 0)
+        best = best_step(run.read_metrics(), config.evaluation.select_by) == step + 1
+        stopping = should_stop()
+        if last or best or stopping or (step + 1) % config.checkpoint.every == 0:
+            meta = {"seen_pairs": sorted(evaluator.seen)}
+            run.save_checkpoint(step + 1, policy.save, meta)
+            if best:
+                run.checkpoints.mark_best(step + 1)
+            run.checkpoints.prune(config.checkpoint.keep)
+        yield row
+        if stopping:
+            return
+
+
+def roll_out(session: Session, step: int) -> list[Trajectory]:
+    """The rollouts of the 0-based `step`: groups of on-policy episodes, then scripted explorers."""
+    config, worlds, tokenizer = session.config, session.worlds, session.policy.tokenizer
+    settings, limits = config.rollout, limits_of(config)
+    episodes: list[tuple[Environment, Task, str]] = [
+        (worlds.environment(), task, f"{step}/{number}/{task.task_id}")
+        for number, task in enumerate(tasks_of_step(config, worlds.tasks.train, step))
+        for _ in range(settings.group_size)
+    ]
+    trajectories: list[Trajectory] = []
+    if episodes:
+        sampler = session.policy.sampler(settings.temperature, derive_seed(config.seed, "rollout", step))
+        trajectories = play_policy(sampler, tokenizer, episodes, limits, verify=config.objective.use_rl)
+    rng = generator(config.seed, "explorer", step)
+    for _ in range(settings.explorers):
+        task, actions = rng.choice(worlds.tasks.train), worlds.explorer(settings.explorer_commands, rng)
+        trajectories.append(
+            play_script(tokenizer, worlds.environment(), task, actions, limits, "explorer", world_model_only=True)
+        )
+    return trajectories
+
+
+def tasks_of_step(config: Config, tasks: Any, step: int) -> list[Task]:
+    """The training tasks of the 0-based `step`: shuffled epochs, so that every task comes up equally often."""
+    count, chosen = config.rollout.tasks_per_step, []
+    for position in range(step * count, (step + 1) * count):
+        epoch, index = divmod(position, len(tasks))
+        order = list(tasks)
+        generator(config.seed, "tasks", epoch).shuffle(order)
+        chosen.append(order[index])
+    return chosen
+
+
+def _record(session: Session, row: Row, *, evaluate: bool) -> Row:
+    """Evaluate if it is time, and write the row, the same keys on every step."""
+    started = time.perf_counter()
+    measured: Row = {}
+    if evaluate:
+        evaluation = session.evaluator.evaluate(session.policy, row["step"])
+        measured = dict(evaluation.metrics)
+        records = [trajectory.to_json() for trajectory in evaluation.trajectories]
+        session.run.append_trajectories([{**record, "meta": {"step": row["step"]}} for record in records])
+    keys = [*(f"train/{name}" for name in TRAIN_KEYS), *EVALUATION_KEYS, "time/rollout_s", "time/update_s"]
+    full = {"step": row["step"], **dict.fromkeys(keys), **row, **measured, "time/eval_s": time.perf_counter() - started}
+    session.run.append_metrics(full)
+    return full
+
+
+def _mean(values: list[Any]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,154 @@
+"""What happened in an episode: role-tagged segments of tokens, with the reward and how the episode ended.
+
+Roles are OpenEnv RFC 010's. A segment's role is decided where its text is produced and never derived again
+from token ids, padding or the text itself.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Iterable, Iterator, Literal
+
+from echo_cli.error import EchoError
+
+
+class Role(IntEnum):
+    """Who a token belongs to. PAD exists only in tensors."""
+
+    PAD = 0
+    CONTEXT = 1
+    ACTION = 2
+    ENV_OUTPUT = 3
+    WARNING = 4
+
+
+Source = Literal["policy", "explorer", "expert"]
+StopReason = Literal["answered", "turn_cap", "length_cap", "script_end", "aborted"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of tokens of one role. `logprobs` are the behaviour logprobs of sampled actions, one a token."""
+
+    role: Role
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None = None
+    channel: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.role is Role.PAD:
+            raise ValueError("a segment cannot have the role PAD")
+        if self.logprobs is not None:
+            if self.role is not Role.ACTION:
+                raise ValueError(f"only action segments carry logprobs, not {self.role.name.lower()}")
+            if len(self.logprobs) != len(self.token_ids):
+                raise ValueError(f"{len(self.logprobs)} logprobs for {len(self.token_ids)} action tokens")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One exchange with the environment, for counting and filters: the parsed command and what it gave."""
+
+    command: str
+    output: str
+    exit_code: int | None
+    valid_action: bool
+    """The action was one the environment could run (or an answer)."""
+    clean_parse: bool
+    """The action parsed without notice: it ended with its stop token and was not cut."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One episode. Rollouts of the same task in the same step share `group_id`.
+
+    `reward` is None where no verifier was called. `world_model_only` rollouts get the env term and no RL term.
+    """
+
+    task_id: str
+    group_id: str
+    segments: tuple[Segment, ...]
+    turns: tuple[Turn, ...]
+    reward: float | None
+    stop_reason: StopReason
+    source: Source
+    world_model_only: bool = False
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.segments:
+            raise ValueError("a trajectory needs at least one segment")
+        if self.segments[0].role is not Role.CONTEXT or not self.segments[0].token_ids:
+            raise ValueError("a trajectory starts with context tokens: position 0 is never a target")
+        if self.source == "policy" and not self.world_model_only:
+            if any(s.role is Role.ACTION and s.logprobs is None for s in self.segments):
+                raise ValueError("a policy rollout needs the behaviour logprobs of its action tokens")
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token for segment in self.segments for token in segment.token_ids]
+
+    @property
+    def roles(self) -> list[Role]:
+        return [segment.role for segment in self.segments for _ in segment.token_ids]
+
+    def __len__(self) -> int:
+        return sum(len(segment.token_ids) for segment in self.segments)
+
+    def count(self, role: Role) -> int:
+        """Tokens of `role`."""
+        return sum(len(segment.token_ids) for segment in self.segments if segment.role is role)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; `from_json` is its inverse."""
+        record = asdict(self)
+        for segment in record["segments"]:
+            segment["role"] = Role(segment["role"]).name.lower()
+        return record
+
+    @staticmethod
+    def from_json(record: dict[str, Any]) -> Trajectory:
+        """The trajectory of a `to_json` object.
+
+        Raises:
+            KeyError, TypeError, ValueError: a field is missing, unknown or breaks an invariant.
+        """
+        fields = dict(record)
+        fields["segments"] = tuple(_segment(entry) for entry in fields["segments"])
+        fields["turns"] = tuple(Turn(**entry) for entry in fields["turns"])
+        return Trajectory(**fields)
+
+
+def _segment(entry: dict[str, Any]) -> Segment:
+    fields = dict(entry)
+    fields["role"] = Role[fields["role"].upper()]
+    fields["token_ids"] = tuple(fields["token_ids"])
+    fields["logprobs"] = None if fields.get("logprobs") is None else tuple(fields["logprobs"])
+    return Segment(**fields)
+
+
+def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
+    """Append `trajectories` to a JSONL file, one object a line."""
+    with path.open("a", encoding="utf-8") as file:
+        for trajectory in trajectories:
+            file.write(json.dumps(trajectory.to_json(), ensure_ascii=False) + "\n")
+
+
+def read_trajectories(path: Path) -> Iterator[Trajectory]:
+    """Stream the trajectories of a JSONL file.
+
+    Raises:
+        EchoError: a line is not a trajectory; names the file and the line.
+    """
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield Trajectory.from_json(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                raise EchoError(
+                    f"{path}:{number}: not a trajectory: {error}", "the format is that of trajectory.py: Trajectory.to_json"
+                ) from error

@@ -1,0 +1,85 @@
+"""The toy terminal as an OpenEnv-shaped environment: `reset`, `step`, `state`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from toy_terminal_env.models import ToyTerminalAction, ToyTerminalObservation, ToyTerminalState
+from toy_terminal_env.shell import run
+from toy_terminal_env.tasks import ToyTask, generate_tasks
+from toy_terminal_env.world import World, generate_world
+
+ANSWER = "answer:"
+
+
+@lru_cache(maxsize=64)
+def world_and_tasks(world_seed: int) -> tuple[World, dict[str, ToyTask]]:
+    """The world of a seed and its tasks by id; immutable, so one copy serves every episode."""
+    world = generate_world(world_seed)
+    return world, {task.task_id: task for task in generate_tasks(world)}
+
+
+class ToyTerminalEnvironment:
+    """One episode at a time: `reset` chooses the world and the task, `step` runs one line.
+
+    The episode ends with an answer or after `max_turns` lines. A step after the end is an error.
+    """
+
+    def __init__(self, max_turns: int = 5) -> None:
+        if max_turns < 1:
+            raise ValueError(f"max_turns must be at least 1, not {max_turns}")
+        self.max_turns = max_turns
+        self._task: ToyTask | None = None
+
+    def reset(
+        self, seed: int = 0, episode_id: str | None = None, *, task_id: str | None = None
+    ) -> ToyTerminalObservation:
+        """Start an episode in the world of `seed`, on the task `task_id` or else the world's first training task.
+
+        Raises:
+            ValueError: the world has no such task.
+        """
+        self._world, tasks = world_and_tasks(seed)
+        if task_id is None:
+            task_id = next(task.task_id for task in tasks.values() if task.split == "train")
+        if task_id not in tasks:
+            raise ValueError(f"world {seed} has no task {task_id!r}")
+        self._task = tasks[task_id]
+        self._episode_id = episode_id or task_id
+        self._step_count = 0
+        self._done = False
+        return ToyTerminalObservation(instruction=self._task.question)
+
+    def step(self, action: ToyTerminalAction) -> ToyTerminalObservation:
+        """Run one line. Raises RuntimeError before `reset` and after the episode's end."""
+        task = self._current_task()
+        if self._done:
+            raise RuntimeError("the episode is over: call reset() first")
+        self._step_count += 1
+        line = action.command.strip()
+        if line.startswith(ANSWER):
+            self._done = True
+            return ToyTerminalObservation(done=True, reward=float(line[len(ANSWER) :].strip() == task.answer))
+        result = run(self._world.files, line)
+        self._done = self._step_count >= self.max_turns
+        return ToyTerminalObservation(
+            stdout=result.stdout,
+            stderr=result.stderr,
+            exit_code=result.exit_code,
+            done=self._done,
+            reward=0.0 if self._done else None,
+        )
+
+    @property
+    def state(self) -> ToyTerminalState:
+        """Where the episode stands. Raises RuntimeError before `reset`."""
+        task = self._current_task()
+        return ToyTerminalState(self._episode_id, self._step_count, self._world.seed, task.task_id)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _current_task(self) -> ToyTask:
+        if self._task is None:
+            raise RuntimeError("call reset() first")
+        return self._task

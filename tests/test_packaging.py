@@ -1,0 +1,70 @@
+"""What the wheel holds: two packages and their data, and none of the checkout's other folders."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """A wheel built without a network, from a copy so that the checkout stays as it is."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
+        shutil.copy(ROOT / name, copy / name)
+    for name in ("echo_cli", "envs", "configs", "tests"):
+        shutil.copytree(ROOT / name, copy / name)
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", "dist"],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = (copy / "dist").glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+@pytest.fixture(scope="module")
+def wheel_names(wheel: zipfile.ZipFile) -> set[str]:
+    return set(wheel.namelist())
+
+
+def test_the_wheel_exposes_two_packages_and_nothing_else(wheel_names: set[str]) -> None:
+    top_level = {name.split("/")[0] for name in wheel_names}
+    (dist_info,) = (name for name in top_level if name.endswith(".dist-info"))
+    assert top_level == {"echo_cli", "toy_terminal_env", dist_info}
+    assert f"{dist_info}/licenses/LICENSE" in wheel_names
+
+
+def test_the_wheel_ships_every_source_file_and_no_cache(wheel_names: set[str]) -> None:
+    for folder, shipped in (("echo_cli", "echo_cli"), ("envs/toy_terminal_env", "toy_terminal_env")):
+        sources = {f"{shipped}/{path.relative_to(ROOT / folder)}" for path in (ROOT / folder).rglob("*.py")}
+        assert sources <= wheel_names
+    assert "echo_cli/py.typed" in wheel_names
+    assert not {name for name in wheel_names if name.endswith(".pyc") or "__pycache__" in name}
+
+
+def test_the_wheel_ships_configs_and_the_tiny_base_model_inside_the_package(wheel_names: set[str]) -> None:
+    configs = {f"echo_cli/configs/{path.relative_to(ROOT / 'configs')}" for path in (ROOT / "configs").rglob("*.yaml")}
+    weights = {
+        f"echo_cli/models/tiny_base/{path.name}"
+        for path in (ROOT / "echo_cli" / "models" / "tiny_base").glob("*")
+        if path.suffix in {".safetensors", ".json", ".md"}
+    }
+    assert configs | weights <= wheel_names
+
+
+def test_the_console_script_is_echo_cli_and_no_program_is_called_echo(wheel: zipfile.ZipFile) -> None:
+    (entry_points,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
+    lines = [line for line in wheel.read(entry_points).decode().splitlines() if line]
+    assert lines == ["[console_scripts]", "echo-cli = echo_cli.cli:main"]
