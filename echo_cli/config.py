@@ -1,6 +1,6 @@
 """Typed configuration: YAML plus `key.path=value` overrides, with errors that name the key, the file and the line.
 
-Layers, later ones win: defaults, the file's preset, the file's keys, the command line's preset, the command line's keys.
+Layers, later ones win: defaults, the file's preset and then its keys, the command line's preset and then its keys.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import difflib
 import json
 import math
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Iterator, Literal, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -244,7 +245,9 @@ def _read_yaml(path: Path) -> _Document:
         values = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise EchoError(f"not valid YAML: {error.problem} ({path}:{line})", "check the indentation and colons") from None
+        raise EchoError(
+            f"not valid YAML: {error.problem} ({path}:{line})", "check the indentation and colons"
+        ) from None
     except yaml.YAMLError as error:
         raise EchoError(f"not valid YAML: {' '.join(str(error).split())} ({path})", "save it as UTF-8 text") from None
     if node is None:

@@ -7,8 +7,9 @@ bytes came from the world and which are the harness's own.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Sequence
+from typing import Protocol
 
 from echo_cli.task import Split, Task, TaskSplits
 from echo_cli.trajectory import Role
@@ -76,7 +77,7 @@ class Worlds(Protocol):
         """`count` exploring actions, none of which solves a validation or held-out task."""
         ...
 
-    def out_of_distribution(self) -> "Worlds":
+    def out_of_distribution(self) -> Worlds:
         """The same kind of tasks where training has never been."""
         ...
 
@@ -150,5 +151,5 @@ class ToyWorlds:
         kinds = self._explorer_kinds[0] if len(self._explorer_kinds) == 1 else rng.choice(self._explorer_kinds)
         return explorer_actions(kinds, count, rng)
 
-    def out_of_distribution(self) -> "ToyWorlds":
+    def out_of_distribution(self) -> ToyWorlds:
         return ToyWorlds(self._ood_world_seeds, (), self._max_turns)

@@ -1,14 +1,14 @@
 """Held-out measures: env-CE and token accuracy on frozen pools of expert trajectories, and pass@1 of the policy.
 
-A pool holds expert trajectories on tasks that training never sees. Its headline is over *novel* pairs: (command, output)
-pairs that no training rollout has executed so far. Pairs that training did execute are measured apart.
+A pool holds expert trajectories on tasks that training never sees. Its headline is over *novel* pairs: those of
+(command, output) that no training rollout has executed so far. Pairs that training did execute are measured apart.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Mapping, Sequence
 
 from echo_cli.config import Config
 from echo_cli.environment import Worlds
@@ -173,9 +173,9 @@ class Evaluator:
             novel = [score for score in scores if score.pair not in self.seen]
             metrics |= summarize(novel, name)
             metrics[f"{name}/novel_pairs"] = len(novel)
-            metrics[f"{name}/env_ce_seen"] = summarize(
-                [score for score in scores if score.pair in self.seen], name
-            )[f"{name}/env_ce"]
+            metrics[f"{name}/env_ce_seen"] = summarize([score for score in scores if score.pair in self.seen], name)[
+                f"{name}/env_ce"
+            ]
         kept: list[Trajectory] = []
         settings = self._config.evaluation
         for name, tasks, rollouts in (

@@ -91,6 +91,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _INK = "#333333"
 _WIDTH, _HEIGHT, _LEGEND_ROW, _DPI = 10.0, 4.8, 0.24, 160  # inches, inches, inches, dots per inch
 _NAME_LENGTH = 40
+_BEST = "best on validation"
 _STYLE: Any = {  # matplotlib types the keys as literals
     "font.size": 11,
     "axes.titlesize": 12,
@@ -151,17 +152,20 @@ def plot_sweep(groups: Sequence[tuple[str, Sequence[Path]]], output: Path) -> Pl
     not bend the mean; the legend says so.
 
     Args:
-        groups: a label (such as "λ = 0.05") and its runs, one a seed.
+        groups: a label (such as "λ = 0.05") and its runs, one a seed; groups of the same label are one.
         output: as in `plot_run`; in a folder the files are comparison.*.
 
     Raises:
         EchoError: no groups, a group without runs, a folder without metrics, or a place that cannot be written.
     """
-    if not groups or not all(runs for _, runs in groups):
+    runs_of: dict[str, list[Path]] = {}
+    for label, runs in groups:
+        runs_of.setdefault(shown(label), []).extend(runs)
+    if not runs_of or not all(runs_of.values()):
         raise EchoError("no run to plot", "name at least one run for every label of the sweep")
     metrics = [panel.held_out.metric for panel in _PANELS]
-    labels = [_printable(label) for label, _ in groups]
-    curves = [[read_curve(path, path.name, metrics) for path in runs] for _, runs in groups]
+    labels = list(runs_of)
+    curves = [[read_curve(path, path.name, metrics) for path in runs] for runs in runs_of.values()]
     bands = [{metric: band(group, metric) for metric in metrics} for group in curves]
     points = (
         (label, step, f"{metric}/{statistic}", value)
@@ -185,11 +189,12 @@ def _draw_runs(curves: Sequence[Curve], figure: Figure) -> None:
             _draw_best(axes, dict(curve.series[panel.held_out.metric]), curve.best_step, _look(index), with_value=alone)
         _finish(axes, panel, any(curve.series[panel.held_out.metric] for curve in curves))
         handles, labels = axes.get_legend_handles_labels()
-        by_label = dict(zip(labels, handles, strict=True))
+        drawn = dict(zip(labels, handles, strict=True))
+        order = [label for label in (*(series.label for series in panel.series), _BEST) if label in drawn]
         # Below the panel, where it hides no points.
         axes.legend(
-            by_label.values() if alone else map(_in_ink, by_label.values()),
-            by_label.keys(),
+            [drawn[label] if alone else _in_ink(drawn[label]) for label in order],
+            order,
             loc="upper left",
             bbox_to_anchor=(-0.02, -0.15),
             ncols=2,
@@ -206,9 +211,24 @@ def _draw_best(
     """A star on the held-out curve, at the step that was chosen on the validation split."""
     if step is None or step not in held_out:
         return
-    label = f"best on validation: {held_out[step]:.3g} at step {step}" if with_value else "best on validation"
     star = {**look, "marker": "*", "markersize": 16, "markeredgecolor": "black", "markeredgewidth": 0.8}
-    axes.plot([step], [held_out[step]], **star, linestyle="none", zorder=5, label=label)
+    axes.plot([step], [held_out[step]], **star, linestyle="none", zorder=5, label=_BEST)
+    if with_value:
+        # Towards the middle, so that the text of a best step at either end stays inside the panel.
+        first, last = min(held_out), max(held_out)
+        side = (
+            "left" if step < first + (last - first) / 4 else "right" if step > last - (last - first) / 4 else "center"
+        )
+        axes.annotate(
+            f"{held_out[step]:.3f} at step {step}",
+            (step, held_out[step]),
+            xytext=(0, 14 if held_out[first] >= held_out[step] else -24),  # where a curve that falls, or rises, is not
+            textcoords="offset points",
+            ha=side,
+            fontweight="bold",
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+            zorder=6,
+        )
 
 
 def _draw_sweep(labels: Sequence[str], bands: Sequence[dict[str, Band]], runs: Sequence[int], figure: Figure) -> None:
@@ -268,43 +288,44 @@ def _figure_legend(figure: Figure, labels: Sequence[str]) -> None:
 
 def _title(curve: Curve) -> str:
     # In front of the name, also because matplotlib leaves labels that begin with an underscore out of legends.
-    return f"run {curve.name}" if curve.coefficient is None else f"λ = {curve.coefficient:g}: {curve.name}"
+    name = _short(curve.name)
+    return f"run {name}" if curve.coefficient is None else f"λ = {curve.coefficient:g}: {name}"
 
 
 def _best(curve: Curve) -> str:
     value = dict(curve.series["heldout/env_ce"]).get(-1 if curve.best_step is None else curve.best_step)
-    return "" if value is None else f" (best: {value:.3g} nats/token at step {curve.best_step})"
+    return "" if value is None else f" (best: {value:.3f} nats/token at step {curve.best_step})"
 
 
 def _band_title(label: str, bands: Sequence[Band], runs: int) -> str:
     seeds = "1 run" if runs == 1 else f"mean and min–max of {runs} runs"
     missing = runs - min(of.runs for of in bands)
     notes = [f"{missing} without evaluation"] if missing else []
-    notes += ["only steps that all have"] if any(of.uneven for of in bands) else []
-    return f"{'' if label[:1] != '_' else ' '}{label} ({'; '.join([seeds, *notes])})"
+    notes += ["at the steps that all have"] if any(of.uneven for of in bands) else []
+    return f"{' ' if label.startswith('_') else ''}{_short(label)} ({'; '.join([seeds, *notes])})"
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """A run's name, with its folder's where two runs have the same."""
-    names = [path.name for path in paths]
-    return [
-        _printable(path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}") for path in paths
-    ]
+    """The runs' names, with the folders that tell them apart where two have the same."""
+    names = [shown(path.name) for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    shared = os.path.commonpath(paths)
+    return [shown(path.relative_to(shared)) for path in paths]
 
 
-def _printable(name: str) -> str:
-    text = shown(name)
+def _short(name: str) -> str:
     half = _NAME_LENGTH // 2
-    return text if len(text) <= _NAME_LENGTH else f"{text[: half - 1]}…{text[-half:]}"
+    return name if len(name) <= _NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _stem(output: Path | None, folder: Path, name: str) -> Path:
     """The path of the files without their ending."""
     if output is None or output.is_dir():
         return (output or folder) / name
-    if output.suffix in (".png", ".svg", ".csv"):
+    if output.suffix.lower() in (".png", ".svg", ".csv"):
         return output.with_suffix("")
-    if output.suffix in (".pdf", ".jpg", ".jpeg", ".eps", ".webp", ".html"):
+    if output.suffix.lower() in (".pdf", ".jpg", ".jpeg", ".eps", ".webp", ".html"):
         raise EchoError(f"cannot write {shown(output)}: not a .png, .svg or .csv", "all three are written together")
     return output / name
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Collection, Sequence
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -65,7 +65,9 @@ def choose_device(wanted: str) -> DeviceChoice:
     """
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
-        raise EchoError("device 'cuda' is not available on this machine", "use --device cpu, or install a CUDA build of torch")
+        raise EchoError(
+            "device 'cuda' is not available on this machine", "use --device cpu, or install a CUDA build of torch"
+        )
     if wanted == "cpu" or not available:
         reason = "as asked" if wanted == "cpu" else "no CUDA device found"
         return DeviceChoice(torch.device("cpu"), f"cpu float32: {reason}")
@@ -147,7 +149,9 @@ class TorchPolicy:
             rl = rl_loss(scores.logprobs_N, wanted, advantages_B, weights, settings, reference_logprobs_N)
             env = env_loss(scores.logprobs_N, wanted, weights)
             for grads, term, keep in ((rl_grads, rl, True), (env_grads, env, False)):
-                for total, grad in zip(grads, torch.autograd.grad(term, self._parameters, retain_graph=keep), strict=True):
+                for total, grad in zip(
+                    grads, torch.autograd.grad(term, self._parameters, retain_graph=keep), strict=True
+                ):
                     total += grad
         return gradient_comparison(rl_grads, env_grads)
 
@@ -165,7 +169,11 @@ class TorchPolicy:
 
     @torch.inference_mode()
     def score(self, trajectories: Sequence[Trajectory], roles: Collection[Role]) -> list[tuple[Tensor, Tensor]]:
-        """Teacher-forced scores of each trajectory's tokens of `roles`, in order: (logprobs at temperature 1, correct)."""
+        """Teacher-forced scores of each trajectory's tokens of `roles`, in order.
+
+        Returns:
+            For each trajectory: logprobs at temperature 1, and whether the token is the most probable one.
+        """
         results: dict[int, tuple[Tensor, Tensor]] = {}
         for indices in bucket(trajectories, self._optim.token_budget):
             micro = collate(trajectories, indices, self.tokenizer.pad_id).to(self.device)
@@ -202,7 +210,8 @@ class TorchPolicy:
             self._optimizer.load_state_dict(state)
         except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
             raise EchoError(
-                f"{folder / TRAINER_FILE} is not this run's trainer state: {_first_line(error)}", "resume from another checkpoint"
+                f"{folder / TRAINER_FILE} is not this run's trainer state: {_first_line(error)}",
+                "resume from another checkpoint",
             ) from error
 
     def _forward(
@@ -271,7 +280,9 @@ def load_model(folder: Path) -> tuple[TinyModel, Tokenizer]:
     try:
         config = TinyConfig(**json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise EchoError(f"{folder / CONFIG_FILE} is not a model config: {_first_line(error)}", "restore the file") from error
+        raise EchoError(
+            f"{folder / CONFIG_FILE} is not a model config: {_first_line(error)}", "restore the file"
+        ) from error
     if config.vocab_size != tokenizer.vocab_size:
         raise EchoError(
             f"{folder}: the model has {config.vocab_size} tokens and the tokenizer {tokenizer.vocab_size}",
@@ -295,7 +306,9 @@ def _load_weights(model: TinyModel, folder: Path) -> None:
     try:
         model.load_state_dict(load_file(path))
     except Exception as error:  # safetensors raises its own type from Rust, torch RuntimeError, the system OSError
-        raise EchoError(f"cannot load weights from {path}: {_first_line(error)}", "restore the file from its source") from error
+        raise EchoError(
+            f"cannot load weights from {path}: {_first_line(error)}", "restore the file from its source"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from echo_cli.error import EchoError
 from echo_cli.trajectory import Role
@@ -38,7 +38,8 @@ class ObjectiveSettings:
         EchoError: a choice is unknown, a number is out of range, or a setting would have no effect.
     """
 
-    __pydantic_config__ = {"extra": "forbid", "strict": True}
+    # Read by config.py's pydantic, so that a config's unknown keys and wrong types are errors here too.
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
     use_rl: bool = True
     """False: no verifier, no advantage, loss = λ · CE."""

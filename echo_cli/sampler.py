@@ -5,7 +5,7 @@ Shapes: B sequences, T tokens, H hidden, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 
@@ -67,7 +68,7 @@ def open_session(path: Path, config: Config, *, resume: bool, overwrite: bool, a
             checkpoint is damaged.
     """
     if resume:
-        _check_same_config(open_run(path), config)
+        check_same_config(open_run(path), config)
     policy, choice = build_policy(config)
     worlds = build_worlds(config)
     evaluator = Evaluator(config, worlds, policy.tokenizer)
@@ -87,7 +88,8 @@ def open_session(path: Path, config: Config, *, resume: bool, overwrite: bool, a
     return Session(config, run, policy, worlds, evaluator, choice, meta["step"])
 
 
-def _check_same_config(run: RunDirectory, config: Config) -> None:
+def check_same_config(run: RunDirectory, config: Config) -> None:
+    """Raise an EchoError that names the first key in which `config` departs from the run's, unless it may."""
     before = _flat(load_config(run.config_path).model_dump(mode="json"))
     now = _flat(config.model_dump(mode="json"))
     for key in sorted(before.keys() | now.keys()):

@@ -139,13 +139,12 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         if error.errno in _DISK_FULL:
-            tip = "what was written before is intact: free some space and continue with --resume"
+            tip = "free some space and run the command again (a run: with --resume); what was there before is intact"
             raise EchoError(f"the disk is full: cannot write {shown(path)} ({reason})", tip, exit_code=1) from error
         if error.errno in _NOT_WRITABLE:
-            raise EchoError(
-                f"cannot write {shown(path)}: {reason}", "choose a folder you can write to with --output-dir"
-            ) from error
-        tip = "what was written before is intact: once the disk is well, continue with --resume"
+            tip = "choose a place that you can write to, with --output-dir (plot: --output)"
+            raise EchoError(f"cannot write {shown(path)}: {reason}", tip) from error
+        tip = "what was there before is intact: once the disk is well, run the command again (a run: with --resume)"
         raise EchoError(f"cannot write {shown(path)}: {reason}", tip, exit_code=1) from error
 
 

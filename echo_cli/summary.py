@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 Row = Mapping[str, Any]
 SelectBy = Literal["env_ce", "pass_at_1"]
 
 
 def best_step(rows: Sequence[Row], select_by: SelectBy = "env_ce") -> int | None:
-    """The step with the best validation measure (lowest env-CE or highest pass@1), the first of equals; None without one."""
+    """The step with the lowest validation env-CE or the highest validation pass@1, the first of equals, or None."""
     key, sign = f"validation/{select_by}", 1.0 if select_by == "env_ce" else -1.0
     measured = [(sign * row[key], row["step"]) for row in rows if row.get(key) is not None]
     return min(measured)[1] if measured else None
@@ -20,7 +21,9 @@ def summarize_run(
 ) -> dict[str, Any]:
     """The object of summary.json. `seconds` is wall clock; `coeff` is λ before its schedule."""
     best = best_step(rows, select_by)
-    evaluated = [row for row in rows if row.get("heldout/env_ce") is not None or row.get("heldout/pass_at_1") is not None]
+    evaluated = [
+        row for row in rows if row.get("heldout/env_ce") is not None or row.get("heldout/pass_at_1") is not None
+    ]
     chosen = {
         "before": evaluated[0] if evaluated and evaluated[0]["step"] == 0 else None,
         "best": next((row for row in evaluated if row["step"] == best), None),
@@ -34,7 +37,10 @@ def summarize_run(
         "lambda": coeff,
         "portable_lambda": _mean([row["train/portable_lambda"] for row in rows]),
         "selected_by": f"validation/{select_by}",
-        **{pool: {name: _measures(row, pool) for name, row in chosen.items()} for pool in ("validation", "heldout", "ood")},
+        **{
+            pool: {name: _measures(row, pool) for name, row in chosen.items()}
+            for pool in ("validation", "heldout", "ood")
+        },
         "train": {"reward_first": _first(rows, "train/reward"), "reward_last": _last(rows, "train/reward")},
         "versions": versions,
     }

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenizers import Tokenizer as Bpe
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Bpe
 
 from echo_cli.error import EchoError
 
 BOS, PAD = "<bos>", "<pad>"
 
-# What a merge may not cross: a word with the space, dot, slash or underscore before it, one digit, a run of marks, a newline.
+# What a merge may not cross: a word with the space, dot, slash or underscore before it, one digit, a run of other
+# marks, a newline.
 _PIECES = r"[ ./_]?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\n|[^\S\n]+"
 
 
@@ -26,8 +27,8 @@ class Tokenizer:
         # Text that spells "<bos>" must stay text.
         self._bpe.encode_special_tokens = True
         self.vocab_size = bpe.get_vocab_size()
-        self.bos_id = bpe.token_to_id(BOS)
-        self.pad_id = bpe.token_to_id(PAD)
+        self.bos_id = _special_id(bpe, BOS)
+        self.pad_id = _special_id(bpe, PAD)
         self.newline_ids = tuple(i for i in range(self.vocab_size) if "\n" in self.decode([i]))
 
     def encode(self, text: str) -> list[int]:
@@ -41,6 +42,7 @@ class Tokenizer:
         return text
 
     def to_json(self) -> str:
+        """The text of tokenizer.json."""
         text: str = self._bpe.to_str()
         return text
 
@@ -77,3 +79,10 @@ class Tokenizer:
         )
         bpe.train_from_iterator(texts, trainer)
         return Tokenizer(bpe)
+
+
+def _special_id(bpe: Bpe, token: str) -> int:
+    token_id: int | None = bpe.token_to_id(token)
+    if token_id is None:
+        raise EchoError(f"the tokenizer has no {token} token", "train it with Tokenizer.train, or take tiny-base's")
+    return token_id

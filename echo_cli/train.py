@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from echo_cli.advantage import step_advantages
 from echo_cli.batch import count_rollouts
 from echo_cli.config import Config
 from echo_cli.environment import Environment
 from echo_cli.error import EchoError
-from echo_cli.evaluate import executed_pairs, limits_of
+from echo_cli.evaluate import limits_of
 from echo_cli.metric import reduce_metrics
 from echo_cli.objective import check_first_step, portable_lambda, step_totals, step_weights
 from echo_cli.rollout import play_policy, play_script
@@ -21,13 +22,13 @@ from echo_cli.seed import derive_seed, generator
 from echo_cli.session import Session
 from echo_cli.summary import best_step
 from echo_cli.task import Task
-from echo_cli.trajectory import Role, Trajectory
+from echo_cli.trajectory import Trajectory
 
 Row = dict[str, Any]
 
 TRAIN_KEYS = (
-    "loss rl_loss env_loss env_ce reward grad_norm action_tokens env_tokens zero_advantage_fraction clip_fraction ratio "
-    "entropy lambda portable_lambda lr padding_fraction valid_action_fraction env_dropped_valid_action "
+    "loss rl_loss env_loss env_ce reward grad_norm action_tokens env_tokens zero_advantage_fraction clip_fraction "
+    "ratio entropy lambda portable_lambda lr padding_fraction valid_action_fraction env_dropped_valid_action "
     "env_dropped_clean_parse env_dropped_correct probe_rl_grad_norm probe_env_grad_norm probe_ratio probe_cosine"
 ).split()
 EVALUATION_KEYS = [
@@ -50,7 +51,11 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
     config, run, policy, evaluator = session.config, session.run, session.policy, session.evaluator
     settings = config.objective
     if session.start_step == 0:
-        yield _record(session, {"step": 0}, evaluate=True)
+        before = _record(session, {"step": 0}, evaluate=True)
+        _save(session, 0, best=True)
+        yield before
+        if should_stop():
+            return
 
     for step in range(session.start_step, config.steps):
         started = time.perf_counter()
@@ -102,18 +107,23 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
             "time/update_s": time.perf_counter() - played,
         }
         last = step + 1 == config.steps
-        row = _record(session, row, evaluate=last or (step + 1) % config.evaluation.every == 0)
-        best = best_step(run.read_metrics(), config.evaluation.select_by) == step + 1
+        evaluating = last or (step + 1) % config.evaluation.every == 0
+        row = _record(session, row, evaluate=evaluating)
+        best = evaluating and best_step(run.read_metrics(), config.evaluation.select_by) == step + 1
         stopping = should_stop()
         if last or best or stopping or (step + 1) % config.checkpoint.every == 0:
-            meta = {"seen_pairs": sorted(evaluator.seen)}
-            run.save_checkpoint(step + 1, policy.save, meta)
-            if best:
-                run.checkpoints.mark_best(step + 1)
-            run.checkpoints.prune(config.checkpoint.keep)
+            _save(session, step + 1, best=best)
         yield row
         if stopping:
             return
+
+
+def _save(session: Session, step: int, *, best: bool) -> None:
+    meta = {"seen_pairs": sorted(session.evaluator.seen)}
+    session.run.save_checkpoint(step, session.policy.save, meta)
+    if best:
+        session.run.checkpoints.mark_best(step)
+    session.run.checkpoints.prune(session.config.checkpoint.keep)
 
 
 def roll_out(session: Session, step: int) -> list[Trajectory]:

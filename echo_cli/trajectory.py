@@ -7,10 +7,11 @@ from token ids, padding or the text itself.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Literal
+from typing import Any, Literal
 
 from echo_cli.error import EchoError
 
@@ -84,9 +85,9 @@ class Trajectory:
             raise ValueError("a trajectory needs at least one segment")
         if self.segments[0].role is not Role.CONTEXT or not self.segments[0].token_ids:
             raise ValueError("a trajectory starts with context tokens: position 0 is never a target")
-        if self.source == "policy" and not self.world_model_only:
-            if any(s.role is Role.ACTION and s.logprobs is None for s in self.segments):
-                raise ValueError("a policy rollout needs the behaviour logprobs of its action tokens")
+        learned = self.source == "policy" and not self.world_model_only
+        if learned and any(s.role is Role.ACTION and s.logprobs is None for s in self.segments):
+            raise ValueError("a policy rollout needs the behaviour logprobs of its action tokens")
 
     @property
     def token_ids(self) -> list[int]:
@@ -150,5 +151,6 @@ def read_trajectories(path: Path) -> Iterator[Trajectory]:
                 yield Trajectory.from_json(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
                 raise EchoError(
-                    f"{path}:{number}: not a trajectory: {error}", "the format is that of trajectory.py: Trajectory.to_json"
+                    f"{path}:{number}: not a trajectory: {error}",
+                    "the format is that of trajectory.py: Trajectory.to_json",
                 ) from error

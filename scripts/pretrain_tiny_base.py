@@ -98,8 +98,14 @@ def main() -> None:
     config = TinyConfig(vocab_size=tokenizer.vocab_size)
     model = TinyModel(config)
     model.init_weights(generator)
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embedding" not in name and "conv" not in name]
-    others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and "embedding" not in name and "conv" not in name)]
+    matrices = [
+        p for name, p in model.named_parameters() if p.ndim == 2 and "embedding" not in name and "conv" not in name
+    ]
+    others = [
+        p
+        for name, p in model.named_parameters()
+        if not (p.ndim == 2 and "embedding" not in name and "conv" not in name)
+    ]
     optimizers = [
         torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0, momentum=0.95),
         torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0),
@@ -115,7 +121,9 @@ def main() -> None:
             for optimizer, rate in zip(optimizers, base_rates, strict=True):
                 optimizer.param_groups[0]["lr"] = rate * scale
             worlds = [FIRST_WORLD_SEED + (args.seed * args.steps + step) * 24 + i for i in range(24)]
-            demos = [demonstration(tokenizer, rng.choice(worlds), rng, args.explorers) for _ in range(args.demonstrations)]
+            demos = [
+                demonstration(tokenizer, rng.choice(worlds), rng, args.explorers) for _ in range(args.demonstrations)
+            ]
             demos.sort(key=len)
             targets = sum(demo.count(role) for demo in demos for role in learned_roles(demo))
             total = 0.0

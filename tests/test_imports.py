@@ -23,6 +23,7 @@ TOY_TERMINAL_ENV = ROOT / "envs" / "toy_terminal_env"
 # A new module takes its place here, below everything it imports.
 ORDER = (
     "error",
+    "storage",
     "seed",
     "metric",
     "trajectory",
@@ -43,9 +44,13 @@ ORDER = (
     "policy",
     "rollout",
     "evaluate",
+    "checkpoint",
     "run",
+    "session",
+    "summary",
     "train",
     "sweep",
+    "curve",
     "plot",
     "shell_hook",
     "cli",

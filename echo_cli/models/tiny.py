@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-# Queries and keys have unit mean square, so 1/sqrt(D) would bound logits at sqrt(D) = 5.7: too flat to point at one token.
+# Queries and keys have unit mean square, so 1/sqrt(D) would bound logits at sqrt(D) = 5.7: too flat to point at one
+# token of a hundred.
 _ATTENTION_SCALE = 0.4
 
 
@@ -68,7 +68,7 @@ class TinyModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.hidden)
-        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
+        self.blocks: list[_Block] = nn.ModuleList(_Block(config) for _ in range(config.layers))  # type: ignore[assignment]
         width = config.hidden // config.heads
         frequencies = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
         angles = torch.arange(config.max_length, dtype=torch.float64)[:, None] * frequencies
@@ -78,6 +78,10 @@ class TinyModel(nn.Module):
     @property
     def lm_head_VH(self) -> Tensor:
         return self.embedding.weight
+
+    def __call__(self, token_ids_BT: Tensor) -> Tensor:
+        hidden_BTH: Tensor = super().__call__(token_ids_BT)
+        return hidden_BTH
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Random weights from `generator`: residual outputs start at zero, so that depth does not matter at first."""
@@ -173,7 +177,8 @@ class _Block(nn.Module):
 
     def _finish(self, hidden_BTH: Tensor, attended_BNTD: Tensor) -> Tensor:
         hidden_BTH = hidden_BTH + self.out(attended_BNTD.transpose(1, 2).flatten(2))
-        return hidden_BTH + self.down(F.relu(self.up(_norm(hidden_BTH))).square())
+        update_BTH: Tensor = self.down(F.relu(self.up(_norm(hidden_BTH))).square())
+        return hidden_BTH + update_BTH
 
 
 def _norm(x: Tensor) -> Tensor:

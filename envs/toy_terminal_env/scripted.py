@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from toy_terminal_env.shell import run
 from toy_terminal_env.tasks import ToyTask

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import posixpath
 import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Callable, Mapping
 
 MAX_COMMAND_CHARS = 1000
 _OPERATORS = frozenset("|&;<>()")
@@ -204,9 +204,12 @@ def _wc(files: Files, arguments: list[str]) -> Result:
         if text is not None:
             rows.append(([text.count("\n"), len(text.split()), len(text.encode())], path))
     if len(options.operands) > 1:
-        rows.append(([sum(column) for column in zip(*(counts for counts, _ in rows))] or [0, 0, 0], "total"))
+        rows.append(
+            ([sum(column) for column in zip(*(counts for counts, _ in rows), strict=True)] or [0, 0, 0], "total")
+        )
     output = "".join(
-        " ".join([*(str(n) for n, keep in zip(counts, wanted) if keep), name]) + "\n" for counts, name in rows
+        " ".join([*(str(n) for n, keep in zip(counts, wanted, strict=True) if keep), name]) + "\n"
+        for counts, name in rows
     )
     return Result(output, errors, 1 if errors else 0)
 

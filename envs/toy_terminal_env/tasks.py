@@ -7,8 +7,9 @@ question and no solving command of `validation` or `heldout` is one of `train`.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Iterator, Literal, Sequence, TypeVar
+from typing import Literal, TypeVar
 
 from toy_terminal_env.shell import run
 from toy_terminal_env.world import LEVELS, REGISTRY, World
@@ -39,8 +40,11 @@ def _assign(rng: random.Random, facts: Sequence[Fact]) -> list[tuple[Fact, Split
     rng.shuffle(shuffled)
     heldout = max(1, round(HELDOUT_SHARE * len(shuffled)))
     validation = max(1, round(VALIDATION_SHARE * len(shuffled)))
-    splits: list[Split] = ["heldout"] * heldout + ["validation"] * validation
-    return list(zip(shuffled, splits + ["train"] * (len(shuffled) - len(splits))))
+
+    def split_of(position: int) -> Split:
+        return "heldout" if position < heldout else "validation" if position < heldout + validation else "train"
+
+    return [(fact, split_of(position)) for position, fact in enumerate(shuffled)]
 
 
 def generate_tasks(world: World) -> tuple[ToyTask, ...]:
@@ -85,9 +89,7 @@ def _table_tasks(world: World, rng: random.Random) -> Iterator[Draft]:
 
 
 def _log_tasks(world: World, rng: random.Random) -> Iterator[Draft]:
-    present = [
-        (path, level) for path in world.paths(".log") for level in LEVELS if f" {level} " in world.files[path]
-    ]
+    present = [(path, level) for path in world.paths(".log") for level in LEVELS if f" {level} " in world.files[path]]
     for (path, level), split in _assign(rng, present):
         count = sum(f" {level} " in line for line in world.lines(path))
         yield "count", split, f"how many {level} lines are in {path}?", str(count), (f"grep -c {level} {path}",)
@@ -103,9 +105,13 @@ def _file_tasks(world: World, rng: random.Random) -> Iterator[Draft]:
     for path, split in _assign(rng, list(world.files)):
         yield "line_count", split, f"how many lines has {path}?", str(len(world.lines(path))), (f"wc -l {path}",)
     for path, split in _assign(rng, list(world.files)):
-        yield "last_line", split, f"what does the last line of {path} begin with?", _first_field(
-            world.lines(path)[-1]
-        ), (f"tail -n 1 {path}",)
+        yield (
+            "last_line",
+            split,
+            f"what does the last line of {path} begin with?",
+            _first_field(world.lines(path)[-1]),
+            (f"tail -n 1 {path}",),
+        )
     for path, split in _assign(rng, list(world.files)):
         number = rng.randrange(2, 6)
         question = f"what does line {number} of {path} begin with?"

@@ -7,9 +7,9 @@ formats (`key: value`, `time LEVEL service message`, `a,b,c`) are shared. Pure d
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Mapping
 
 WORDS = (
     "acorn amber anchor aspen badger basil beacon birch bison cactus canyon cedar cinder clover cobalt comet "
@@ -69,7 +69,7 @@ def generate_world(seed: int) -> World:
     rng = random.Random(f"toy-terminal-world-{seed}")
     stems = rng.sample(WORDS, CONFIGS + LOGS + TABLES)
     services = rng.sample([word for word in WORDS if word not in stems], CONFIGS)
-    configs = {f"/etc/{stem}.yaml": service for stem, service in zip(stems, services)}
+    configs = {f"/etc/{stem}.yaml": service for stem, service in zip(stems[:CONFIGS], services, strict=True)}
     files = {path: _config(rng, service) for path, service in configs.items()}
     files |= {f"/var/log/{stem}.log": _log(rng, services) for stem in stems[CONFIGS : CONFIGS + LOGS]}
     hosts = rng.sample(WORDS, TABLES * ROWS_PER_TABLE)
@@ -88,7 +88,7 @@ def _config(rng: random.Random, service: str) -> str:
     keys = rng.sample(NUMBER_KEYS, 6) + rng.sample(WORD_KEYS, KEYS_PER_CONFIG - 6)
     rng.shuffle(keys)
     values = [str(_number(rng)) if key in NUMBER_KEYS else rng.choice(WORDS) for key in keys]
-    return f"service: {service}\n" + "".join(f"{key}: {value}\n" for key, value in zip(keys, values))
+    return f"service: {service}\n" + "".join(f"{key}: {value}\n" for key, value in zip(keys, values, strict=True))
 
 
 def _log(rng: random.Random, services: list[str]) -> str:

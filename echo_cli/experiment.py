@@ -1,0 +1,70 @@
+"""One run from config to summary: train, then write summary.json and the curve, whatever the ending."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from echo_cli.config import Config
+from echo_cli.error import EchoError
+from echo_cli.plot import plot_run
+from echo_cli.run import RunDirectory
+from echo_cli.session import open_session
+from echo_cli.storage import read_json
+from echo_cli.summary import summarize_run
+from echo_cli.train import Row, train
+
+
+def run_experiment(
+    path: Path,
+    config: Config,
+    *,
+    resume: bool,
+    overwrite: bool,
+    argv: Sequence[str],
+    on_start: Callable[[str], None],
+    on_row: Callable[[Row], None],
+    should_stop: Callable[[], bool],
+) -> dict[str, Any]:
+    """Train the run at `path` and return its summary.
+
+    Args:
+        on_start: called once with the reason for the device.
+        on_row: called after each step with its metrics.
+
+    Raises:
+        EchoError: as `open_session` and `train`; a diverged run has its summary written first.
+    """
+    started = time.perf_counter()
+    session = open_session(path, config, resume=resume, overwrite=overwrite, argv=argv)
+    on_start(session.device.reason)
+    with session.run.lock():
+        try:
+            for row in train(session, should_stop):
+                on_row(row)
+        except EchoError as error:
+            if error.exit_code == 3:
+                _finish(session.run, config, "diverged", time.perf_counter() - started)
+            raise
+        finished = session.run.checkpoints.steps()[-1] == config.steps
+        return _finish(session.run, config, "finished" if finished else "stopped", time.perf_counter() - started)
+
+
+def _finish(run: RunDirectory, config: Config, status: str, seconds: float) -> dict[str, Any]:
+    rows = run.read_metrics()
+    summary = summarize_run(
+        rows,
+        status=status,
+        seconds=seconds,
+        seed=config.seed,
+        coeff=config.objective.base_coeff,
+        select_by=config.evaluation.select_by,
+        versions=read_json(run.path / "environment.json")["versions"],
+    )
+    best = run.checkpoints.best_step()
+    summary["checkpoint"] = f"checkpoints/step_{best:06d}" if best is not None else None
+    run.write_summary(summary)
+    plot_run([run.path])
+    return summary

@@ -1,0 +1,49 @@
+"""Ctrl-C and SIGTERM: the first asks for a clean stop, the second stops now."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+
+@dataclass
+class Interrupt:
+    """Which signal has asked for a stop, if any."""
+
+    signal_number: int | None = None
+
+    def __call__(self) -> bool:
+        """Whether to stop after the present step."""
+        return self.signal_number is not None
+
+    @property
+    def exit_code(self) -> int:
+        """128 + signal number, as shells report it; 0 without a signal."""
+        return 0 if self.signal_number is None else 128 + self.signal_number
+
+
+@contextmanager
+def interruptible() -> Iterator[Interrupt]:
+    """Catch SIGINT and SIGTERM for as long as the block runs.
+
+    Raises:
+        SystemExit: at the second signal, with its exit code.
+    """
+    interrupt = Interrupt()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if interrupt.signal_number is not None:
+            raise SystemExit(128 + number)
+        interrupt.signal_number = number
+        print("stopping after this step; once more to stop now", file=sys.stderr, flush=True)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

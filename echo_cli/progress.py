@@ -1,0 +1,60 @@
+"""Progress on stderr: a bar on a terminal, one plain line per interval elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Row = Mapping[str, Any]
+
+PLAIN_INTERVAL = 10
+"""Steps between plain lines; steps with an evaluation always get one."""
+
+
+@contextmanager
+def progress(total: int, label: str) -> Iterator[Callable[[Row], None]]:
+    """Shows the rows of a run of `total` steps as they are given to it."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield lambda row: _plain(row, total, label)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[state]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        bar = bars.add_task(label, total=total, state="evaluating")
+        state: dict[str, str] = {}
+
+        def show(row: Row) -> None:
+            state.update(_values(row))
+            bars.update(bar, completed=row["step"], state=" ".join(f"{k} {v}" for k, v in state.items()))
+
+        yield show
+
+
+def _plain(row: Row, total: int, label: str) -> None:
+    evaluated = row.get("heldout/env_ce") is not None
+    if evaluated or row["step"] % PLAIN_INTERVAL == 0 or row["step"] == total:
+        values = ", ".join(f"{name} {value}" for name, value in _values(row).items())
+        print(f"{label}: step {row['step']}/{total}: {values}", file=sys.stderr, flush=True)
+
+
+_SHOWN = {
+    "train/reward": "reward",
+    "train/env_ce": "env-CE",
+    "heldout/env_ce": "held-out env-CE",
+    "heldout/pass_at_1": "held-out pass@1",
+}
+
+
+def _values(row: Row) -> dict[str, str]:
+    return {label: f"{row[key]:.3f}" for key, label in _SHOWN.items() if row.get(key) is not None}
