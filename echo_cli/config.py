@@ -22,21 +22,33 @@ from echo_cli.preset import PRESETS, ObjectiveSettings
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+PathText = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ToyTerminalConfig(_Section):
     """The toy worlds to train in (`world_seeds`) and those that only the out-of-distribution pool sees."""
 
-    world_seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = (0,)
-    ood_world_seeds: tuple[NonNegative, ...] = (101, 102)
+    world_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    ood_world_seeds: tuple[Seed, ...] = (101, 102)
     max_turns: Positive = 5
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> ToyTerminalConfig:
+        seeds = (*self.world_seeds, *self.ood_world_seeds)
+        if len(set(seeds)) < len(seeds):
+            raise EchoError(
+                f"a seed occurs twice: world_seeds {list(self.world_seeds)}, ood_world_seeds {list(self.ood_world_seeds)}",
+                "every world once, in one of the two",
+            )
+        return self
 
 
 class EnvironmentConfig(_Section):
@@ -46,7 +58,7 @@ class EnvironmentConfig(_Section):
 class ModelConfig(_Section):
     """`path` is `tiny-base` or a folder of model.safetensors, config.json and tokenizer.json."""
 
-    path: str = "tiny-base"
+    path: PathText = "tiny-base"
     init: Literal["pretrained", "scratch"] = "pretrained"
 
 
@@ -97,11 +109,11 @@ class Config(_Section):
     """Everything that defines a run."""
 
     steps: Positive = 60
-    seed: NonNegative = 0
+    seed: Seed = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: NonNegative = 0
-    output_dir: str = "outputs"
-    run_name: str | None = None
+    output_dir: PathText = "outputs"
+    run_name: PathText | None = None
     preset: Literal["paper", "released", "prime", "openenv-example"] | None = None
     environment: EnvironmentConfig = EnvironmentConfig()
     model: ModelConfig = ModelConfig()
@@ -178,11 +190,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         return str(path)
 
     try:
-        return Config.model_validate_json(json.dumps(values, default=str), strict=True)
+        return Config.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise _first_error(error, place) from None
     except EchoError as error:
-        raise EchoError(f"objective: {error.message} ({path})", error.tip) from None
+        where = " ".join(["command line:", *overrides, "on", str(path)]) if overrides else str(path)
+        raise EchoError(f"{error.message} ({where})", error.tip) from None
 
 
 def parse_override(word: str) -> tuple[tuple[str, ...], Any]:
@@ -196,7 +209,7 @@ def parse_override(word: str) -> tuple[tuple[str, ...], Any]:
     if not equals or not all(keys):
         raise EchoError(f"'{word}' is not an override", "write key.path=value, for example optim.lr=1e-3")
     try:
-        return keys, yaml.load(text, _Loader)
+        return keys, _parse(text)[1]
     except yaml.YAMLError:
         raise EchoError(f"the value of '{word}' is not YAML", "quote it for the shell: 'key=[1, 2]'") from None
 
@@ -221,11 +234,26 @@ class _Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-5 is a number, as in YAML 1.2, and not text."""
+    """Safe YAML of JSON's types, without aliases, in which 1e-5 is a number, as in YAML 1.2, and a date is text."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="found an alias (*), write the value out", problem_mark=self._mark())
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
+    def _mark(self) -> Any:
+        return self.peek_event().start_mark
 
 
+_JSON_TYPES = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
+_Loader.yaml_constructors = {
+    tag: constructor for tag, constructor in yaml.SafeLoader.yaml_constructors.items() if tag in {*_JSON_TYPES, None}
+}
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if not tag.endswith((":float", ":timestamp", ":merge", ":value"))
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
@@ -235,21 +263,30 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _parse(text: str) -> tuple[yaml.Node | None, Any]:
+    """A YAML document as nodes, which know their lines, and as values."""
+    try:
+        return yaml.compose(text, _Loader), yaml.load(text, _Loader)
+    except (ValueError, RecursionError) as error:  # `!!int x`, ten thousand brackets
+        raise yaml.YAMLError(str(error)) from error
+
+
 def _read_yaml(path: Path) -> _Document:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise EchoError(f"cannot read config {path}: {error}", "give --config a YAML file") from None
     try:
-        node = yaml.compose(text, _Loader)
-        values = yaml.load(text, _Loader)
+        node, values = _parse(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise EchoError(
             f"not valid YAML: {error.problem} ({path}:{line})", "check the indentation and colons"
         ) from None
     except yaml.YAMLError as error:
-        raise EchoError(f"not valid YAML: {' '.join(str(error).split())} ({path})", "save it as UTF-8 text") from None
+        raise EchoError(
+            f"not valid YAML: {' '.join(str(error).split())} ({path})", "start from a shipped config"
+        ) from None
     if node is None:
         raise EchoError(f"config {path} is empty", f"start from a shipped one: {configs_folder() / 'toy.yaml'}")
     if not isinstance(node, yaml.MappingNode):
@@ -312,6 +349,8 @@ def _first_error(error: ValidationError, place: Any) -> EchoError:
 def _type_tip(got: Any, kind: str) -> str:
     if isinstance(got, str) and kind in ("float_type", "int_type"):
         return "write the number without quotes" if _is_number(got) else "a number is expected here"
+    if isinstance(got, float) and kind == "int_type":
+        return "write a whole number, without a point or an exponent"
     if kind in ("model_type", "dataclass_type", "dict_type"):
         return "this is a section: put its keys below it, indented"
     return "every key is explained in the shipped configs; --dry-run prints the resolved one"

@@ -25,11 +25,15 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Span:
-    """One command's output within a pool: `count` env_output tokens from `start`, counted over the trajectory's own."""
+    """One command's output within a pool: `count` env_output tokens from `start`, counted over the trajectory's own.
+
+    Tokens and bytes are those of the output as the policy met it: an output cut at its cap is shorter than the pair's.
+    """
 
     pair: Pair
     start: int
     count: int
+    output_bytes: int
 
 
 @dataclass(frozen=True)
@@ -59,17 +63,22 @@ def expert_pool(worlds: Worlds, tasks: Sequence[Task], tokenizer: Tokenizer, lim
 
 
 def _spans(trajectory: Trajectory) -> list[Span]:
-    """The outputs of a trajectory, one span a turn; empty ones are left out, as they have no token to predict."""
+    """The outputs of a trajectory, one span a turn; empty ones are left out, as they have no token to predict.
+
+    Output that precedes the first action answers no command and has no span.
+    """
     spans: dict[int, Span] = {}
     turn, position = -1, 0
     for segment in trajectory.segments:
         if segment.role is Role.ACTION:
             turn += 1
         elif segment.role is Role.ENV_OUTPUT and segment.token_ids:
-            exchange, tokens = trajectory.turns[turn], len(segment.token_ids)
-            # A command that wrote to stdout and stderr has two segments, one after the other.
-            before = spans.get(turn, Span((exchange.command, exchange.output), position, 0))
-            spans[turn] = Span(before.pair, before.start, before.count + tokens)
+            tokens, output_bytes = len(segment.token_ids), len(segment.text.encode())
+            if turn >= 0:
+                exchange = trajectory.turns[turn]
+                # A command that wrote to stdout and stderr has two segments, one after the other.
+                before = spans.get(turn, Span((exchange.command, exchange.output), position, 0, 0))
+                spans[turn] = Span(before.pair, before.start, before.count + tokens, before.output_bytes + output_bytes)
             position += tokens
     return list(spans.values())
 
@@ -97,9 +106,7 @@ def score_pool(policy: TorchPolicy, pool: Pool) -> list[PairScore]:
         for span in spans:
             window = slice(span.start, span.start + span.count)
             nats = -float(logprobs[window].double().sum())
-            scores.append(
-                PairScore(span.pair, nats, int(correct[window].sum()), span.count, len(span.pair[1].encode()))
-            )
+            scores.append(PairScore(span.pair, nats, int(correct[window].sum()), span.count, span.output_bytes))
     return scores
 
 

@@ -84,7 +84,7 @@ def batch_loss(model: TinyModel, trajectories: list[Trajectory], pad_id: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=650)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--demonstrations", type=int, default=96, help="episodes per step")
     parser.add_argument("--explorers", type=float, default=0.25, help="share of wandering episodes")
     parser.add_argument("--seed", type=int, default=0)
@@ -107,8 +107,8 @@ def main() -> None:
         if not (p.ndim == 2 and "embedding" not in name and "conv" not in name)
     ]
     optimizers = [
-        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0, momentum=0.95),
-        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, momentum=0.95),
+        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1),
     ]
     base_rates = [0.02, 3e-3]
     curve: list[dict[str, float]] = []

@@ -39,11 +39,12 @@ class ToyTerminalEnvironment:
         Raises:
             ValueError: the world has no such task.
         """
-        self._world, tasks = world_and_tasks(seed)
+        world, tasks = world_and_tasks(seed)
         if task_id is None:
             task_id = next(task.task_id for task in tasks.values() if task.split == "train")
         if task_id not in tasks:
             raise ValueError(f"world {seed} has no task {task_id!r}")
+        self._world = world
         self._task = tasks[task_id]
         self._episode_id = episode_id or task_id
         self._step_count = 0

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from toy_terminal_env.shell import run
 from toy_terminal_env.tasks import ToyTask
 from toy_terminal_env.world import LEVELS, REGISTRY, World
 
@@ -33,39 +32,47 @@ def solving_commands(tasks: Iterable[ToyTask]) -> frozenset[str]:
     return frozenset(command for task in tasks for command in task.solution)
 
 
-def explorer_commands(world: World, forbidden: frozenset[str]) -> list[list[str]]:
-    """What an explorer may type in `world`, one list for each kind of command, without the `forbidden` ones.
+def explorer_commands(world: World, forbidden: frozenset[str]) -> dict[str, list[str]]:
+    """What an explorer may type in `world`, by kind of command (the keys of `EXPLORER_WEIGHTS`), `forbidden` ones out.
 
     A forbidden `grep PATTERN FILE` is left out with every option (`-n`, `-i`, ...), so that its lines are met only
-    through other commands.
+    through commands that show other lines as well, or that look for something else.
     """
     greps = {command for command in forbidden if command.startswith("grep ") and not command.startswith("grep -")}
-    plain, numbered, windows, counts, listings, whole = [], [], [], [], [], []
+    kinds: dict[str, list[str]] = {kind: [] for kind in EXPLORER_WEIGHTS}
     for path in world.files:
-        whole.append(f"cat {path}")
-        counts += [f"wc {path}", f"wc -l {path}", f"wc -c {path}", f"wc -w {path}"]
+        kinds["cat"].append(f"cat {path}")
+        kinds["wc"] += [f"wc {path}", f"wc -l {path}", f"wc -c {path}", f"wc -w {path}"]
         for number in range(1, len(world.lines(path)) + 1):
-            windows += [f"head -n {number} {path}", f"tail -n {number} {path}"]
-        for pattern in _patterns(world, path):
-            command = f"grep {pattern} {path}"
-            if command not in greps:
-                plain.append(command)
-                numbered.append(f"grep -n {pattern} {path}")
+            kinds["window"] += [f"head -n {number} {path}", f"tail -n {number} {path}"]
+        words = [word for word in _words(world, path) if f"grep {word} {path}" not in greps]
+        kinds["grep"] += [f"grep {word} {path}" for word in words]
+        kinds["grep -n"] += [f"grep -n {word} {path}" for word in words]
+        kinds["grep part"] += [f"grep {part} {path}" for part in _parts(world, path)]
         if path.endswith(".log"):
-            counts += [f"grep -c {level} {path}" for level in LEVELS]
-    for folder in ("/", "/etc", "/srv", "/var", "/var/log"):
-        listings += [f"ls {folder}", f"ls -l {folder}"]
-    kinds = (whole, plain, numbered, windows, counts, listings)
-    return [[command for command in kind if command not in forbidden] for kind in kinds]
+            kinds["grep -c"] += [f"grep -c {level} {path}" for level in LEVELS]
+    folders = ["/", "/etc", "/srv", "/var", "/var/log"]
+    kinds["ls"] += [f"ls {folder}" for folder in folders] + [f"ls -l {folder}" for folder in folders]
+    kinds["ls"] += [f"ls {first} {second}" for first in folders for second in folders if first != second]
+    return {kind: [command for command in found if command not in forbidden] for kind, found in kinds.items()}
 
 
-EXPLORER_WEIGHTS = (3, 6, 1, 6, 2, 1)
-"""How often an explorer picks each kind of `explorer_commands`: cat, grep, grep -n, head/tail, wc and counts, ls."""
+EXPLORER_WEIGHTS: Mapping[str, int] = {
+    "cat": 1,
+    "window": 3,
+    "grep": 8,
+    "grep part": 4,
+    "grep -n": 1,
+    "grep -c": 1,
+    "wc": 1,
+    "ls": 1,
+}
+"""How often an explorer picks each kind of command. `window` is head and tail, `grep part` looks for a few letters."""
 
 
-def explorer_actions(kinds: Sequence[Sequence[str]], count: int, rng: random.Random) -> list[str]:
+def explorer_actions(kinds: Mapping[str, Sequence[str]], count: int, rng: random.Random) -> list[str]:
     """`count` commands of `explorer_commands`, drawn kind first."""
-    chosen = rng.choices(range(len(kinds)), EXPLORER_WEIGHTS, k=count)
+    chosen = rng.choices(list(EXPLORER_WEIGHTS), list(EXPLORER_WEIGHTS.values()), k=count)
     return [rng.choice(kinds[kind]) for kind in chosen]
 
 
@@ -88,18 +95,14 @@ def mistaken_action(world: World, rng: random.Random) -> str:
     )
 
 
-def _patterns(world: World, path: str) -> list[str]:
-    """Words of the file that select one or a few of its lines."""
-    if path.endswith(".yaml"):
-        found = [word for line in world.lines(path) for word in line.split(": ")]
-    elif path.endswith(".csv"):
-        found = [cell for line in world.lines(path) for cell in line.split(",")]
-    else:
-        found = [word for line in world.lines(path) for word in line.split(" ")]
-    return sorted(set(found))
+def _words(world: World, path: str) -> list[str]:
+    """The words of a file, each of which selects one or a few of its lines."""
+    return sorted(set(world.files[path].replace(",", " ").replace(": ", " ").split()))
 
 
-def output_of(world: World, command: str) -> str:
-    """The terminal's text after `command`."""
-    result = run(world.files, command)
-    return result.stdout + result.stderr
+def _parts(world: World, path: str) -> list[str]:
+    """Letters in a row, two of them, that select several lines of a file but not all: it shows lines out of order."""
+    lines = world.lines(path)
+    parts = {line[i : i + 2] for line in lines for i in range(len(line) - 1)}
+    usable = (part for part in parts if part.isalnum() and 2 <= sum(part in line for line in lines) < len(lines))
+    return sorted(usable)

@@ -35,16 +35,13 @@ def run(files: Files, line: str) -> Result:
     if len(line) > MAX_COMMAND_CHARS:
         return Result(stderr="sh: argument list too long\n", exit_code=126)
     try:
-        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
-        lexer.commenters = ""
-        lexer.whitespace_split = True
-        words = list(lexer)
+        words = shlex.split(line)
     except ValueError:
         return Result(stderr="sh: syntax error: unterminated quoted string\n", exit_code=2)
     if not words:
         return Result()
-    operator = next((word for word in words if word and set(word) <= _OPERATORS), None)
-    if operator is not None:
+    operator = _unquoted_operator(line)
+    if operator:
         return Result(stderr=f"sh: syntax error: '{operator}' is not supported\n", exit_code=2)
     name, *arguments = words
     command = COMMANDS.get(name)
@@ -54,6 +51,24 @@ def run(files: Files, line: str) -> Result:
         return command(files, arguments)
     except UsageError as error:
         return Result(stderr=f"{name}: {error}\n", exit_code=2)
+
+
+def _unquoted_operator(line: str) -> str:
+    """The first run of operator characters outside quotes, or "". The quotes of `line` are balanced."""
+    quote, operator = "", ""
+    characters = iter(line)
+    for character in characters:
+        if not quote and character in _OPERATORS:
+            operator += character
+        elif operator:
+            return operator
+        elif character == "\\" and quote != "'":
+            next(characters)
+        elif character == quote:
+            quote = ""
+        elif not quote and character in "'\"":
+            quote = character
+    return operator
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,20 @@ def _read(files: Files, command: str, path: str) -> tuple[str | None, str]:
         return files[absolute], ""
     if path and absolute in _directories(files):
         return None, f"{command}: {path}: Is a directory\n"
-    return None, f"{command}: {path}: No such file or directory\n"
+    return None, f"{command}: {path}: {_why_missing(files, path)}\n"
+
+
+def _why_missing(files: Files, path: str) -> str:
+    """The system's reason for a `path` that is neither file nor directory: it may go through a file."""
+    parts = path.split("/")
+    through = (_absolute("/".join(parts[:end])) for end in range(1, len(parts)))
+    return "Not a directory" if any(prefix in files for prefix in through) else "No such file or directory"
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of `text` with their newlines. Only a newline ends a line, unlike in str.splitlines."""
+    *ended, rest = text.split("\n")
+    return [line + "\n" for line in ended] + ([rest] if rest else [])
 
 
 def _ls(files: Files, arguments: list[str]) -> Result:
@@ -138,7 +166,7 @@ def _ls(files: Files, arguments: list[str]) -> Result:
             children = sorted(p for p in (*files, *directories) if p != "/" and posixpath.dirname(p) == path)
             listings.append((operand, "".join(_entry(files, p, posixpath.basename(p), long) for p in children)))
         else:
-            errors += f"ls: cannot access '{operand}': No such file or directory\n"
+            errors += f"ls: cannot access '{operand}': {_why_missing(files, operand)}\n"
     headed = len(options.operands) > 1
     blocks = [listed_files] if listed_files else []
     blocks += [(f"{name}:\n" if headed else "") + text for name, text in listings]
@@ -162,7 +190,7 @@ def _cat(files: Files, arguments: list[str]) -> Result:
         output += text or ""
         errors += error
     if "n" in options.flags:
-        output = "".join(f"{i:>4} {line}" for i, line in enumerate(output.splitlines(keepends=True), start=1))
+        output = "".join(f"{i:>4} {line}" for i, line in enumerate(_lines(output), start=1))
     return Result(output, errors, 1 if errors else 0)
 
 
@@ -182,10 +210,11 @@ def _edge(files: Files, command: str, arguments: list[str]) -> Result:
     blocks, errors = [], ""
     for path in options.operands:
         text, error = _read(files, command, path)
-        errors += error.replace(f"{command}: {path}", f"{command}: cannot open '{path}' for reading", 1)
+        doing = f"error reading '{path}'" if error.endswith("Is a directory\n") else f"cannot open '{path}' for reading"
+        errors += error.replace(f"{command}: {path}", f"{command}: {doing}", 1)
         if text is None:
             continue
-        lines = text.splitlines(keepends=True)
+        lines = _lines(text)
         kept = lines[:count] if command == "head" else lines[max(0, len(lines) - count) :]
         blocks.append((f"==> {path} <==\n" if len(options.operands) > 1 else "") + "".join(kept))
     return Result("\n".join(blocks), errors, 1 if errors else 0)
@@ -215,7 +244,7 @@ def _wc(files: Files, arguments: list[str]) -> Result:
 
 
 def _grep(files: Files, arguments: list[str]) -> Result:
-    options = _parse(arguments, flags="nlcivrFEhH")
+    options = _parse(arguments, flags="nlcivrFhH")
     if not options.operands:
         raise UsageError("usage: grep [-cilnrv] PATTERN FILE...")
     pattern, *paths = options.operands
@@ -226,14 +255,15 @@ def _grep(files: Files, arguments: list[str]) -> Result:
     operands = paths or ["/"]
     if "r" in flags:
         operands = [inner for path in operands for inner in _walk(files, path)]
-    named = ("H" in flags or len(operands) > 1 or "r" in flags) and "h" not in flags
+    named = ("H" in flags or len(operands) > 1 or operands != paths) and "h" not in flags
     output, errors, matched = "", "", False
     for path in operands:
         text, error = _read(files, "grep", path)
         errors += error
         if text is None:
             continue
-        hits = [(i, line) for i, line in enumerate(text.splitlines(), start=1) if matches(line) != ("v" in flags)]
+        lines = enumerate((line.removesuffix("\n") for line in _lines(text)), start=1)
+        hits = [(i, line) for i, line in lines if matches(line) != ("v" in flags)]
         matched = matched or bool(hits)
         prefix = f"{path}:" if named else ""
         if "l" in flags:
@@ -298,19 +328,22 @@ _Atom = tuple[Callable[[str], bool], bool]
 def _compile(pattern: str) -> tuple[bool, bool, list[_Atom]]:
     start = pattern.startswith("^")
     pattern = pattern[1:] if start else pattern
-    end = pattern.endswith("$") and not pattern.endswith("\\$")
+    before_end = pattern.removesuffix("$")
+    escapes = len(before_end) - len(before_end.rstrip("\\"))
+    end = pattern.endswith("$") and escapes % 2 == 0
     pattern = pattern[:-1] if end else pattern
     atoms: list[_Atom] = []
     i = 0
     while i < len(pattern):
         character = pattern[i]
         i += 1
-        if character == "*" and atoms and not atoms[-1][1]:
+        if character == "*" and atoms:
             atoms[-1] = (atoms[-1][0], True)
         elif character == ".":
             atoms.append((lambda _: True, False))
         elif character == "[":
-            close = pattern.find("]", i + 1)
+            # A bracket that comes first, or first after the ^, belongs to the set.
+            close = pattern.find("]", i + (2 if pattern[i : i + 1] == "^" else 1))
             if close < 0:
                 raise UsageError("Unmatched [, [^, [:, [., or [=")
             atoms.append((_bracket(pattern[i:close]), False))

@@ -105,20 +105,16 @@ def _file_tasks(world: World, rng: random.Random) -> Iterator[Draft]:
     for path, split in _assign(rng, list(world.files)):
         yield "line_count", split, f"how many lines has {path}?", str(len(world.lines(path))), (f"wc -l {path}",)
     for path, split in _assign(rng, list(world.files)):
-        yield (
-            "last_line",
-            split,
-            f"what does the last line of {path} begin with?",
-            _first_field(world.lines(path)[-1]),
-            (f"tail -n 1 {path}",),
-        )
+        number = rng.randrange(1, min(9, len(world.lines(path)) + 1))
+        question = f"what does line {number} from the end of {path} begin with?"
+        yield "line_from_end", split, question, _first_field(world.lines(path)[-number]), (f"tail -n {number} {path}",)
     for path, split in _assign(rng, list(world.files)):
-        number = rng.randrange(2, 6)
+        number = rng.randrange(3, min(11, len(world.lines(path)) + 1))
         question = f"what does line {number} of {path} begin with?"
         yield "nth_line", split, question, _first_field(world.lines(path)[number - 1]), (f"head -n {number} {path}",)
-    for path, split in _assign(rng, [*world.service_of, *_tables(world)]):
-        lines = world.lines(path)[1:]
-        number = rng.randrange(len(lines) - 1)
+    for path, split in _assign(rng, [*world.service_of, *_tables(world), *world.paths(".log")]):
+        lines = world.lines(path)
+        number = rng.randrange(1, len(lines) - 1)
         before, after = _first_field(lines[number]), _first_field(lines[number + 1])
         yield "next_line", split, f"what comes after {before} in {path}?", after, (f"cat {path}",)
     for folder, split in _assign(rng, ["/etc", "/srv", "/var/log"]):

@@ -43,8 +43,8 @@ MESSAGES = (
 TABLE_COLUMNS = "zone owner rack state tier load quota age".split()
 NUMBER_COLUMNS = ("load", "quota", "age")
 
-CONFIGS, LOGS, TABLES = 5, 3, 3
-KEYS_PER_CONFIG, LINES_PER_LOG, ROWS_PER_TABLE = 9, 12, 9
+CONFIGS, LOGS, TABLES = 4, 3, 3
+KEYS_PER_CONFIG, LINES_PER_LOG, ROWS_PER_TABLE = 9, 11, 8
 REGISTRY = "/srv/registry.csv"
 
 
