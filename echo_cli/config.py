@@ -38,15 +38,16 @@ class ToyTerminalConfig(_Section):
 
     world_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     ood_world_seeds: tuple[Seed, ...] = (101, 102)
-    max_turns: Positive = 5
+    max_turns: Positive = 4
 
     @model_validator(mode="after")
     def _disjoint(self) -> ToyTerminalConfig:
         seeds = (*self.world_seeds, *self.ood_world_seeds)
         if len(set(seeds)) < len(seeds):
             raise EchoError(
-                f"a seed occurs twice: world_seeds {list(self.world_seeds)}, ood_world_seeds {list(self.ood_world_seeds)}",
-                "every world once, in one of the two",
+                f"a world occurs twice in world_seeds {list(self.world_seeds)} and ood_world_seeds "
+                f"{list(self.ood_world_seeds)}",
+                "name every world once, in one of the two",
             )
         return self
 
@@ -234,16 +235,7 @@ class _Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML of JSON's types, without aliases, in which 1e-5 is a number, as in YAML 1.2, and a date is text."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="found an alias (*), write the value out", problem_mark=self._mark())
-        node: yaml.Node | None = super().compose_node(parent, index)
-        return node
-
-    def _mark(self) -> Any:
-        return self.peek_event().start_mark
+    """Safe YAML of JSON's types, in which 1e-5 is a number, as in YAML 1.2, and a date is text."""
 
 
 _JSON_TYPES = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
@@ -266,6 +258,9 @@ _Loader.add_implicit_resolver(
 def _parse(text: str) -> tuple[yaml.Node | None, Any]:
     """A YAML document as nodes, which know their lines, and as values."""
     try:
+        for event in yaml.parse(text, _Loader):
+            if isinstance(event, yaml.AliasEvent):  # may be endless, or a billion laughs
+                raise yaml.YAMLError("aliases (*) are not supported")
         return yaml.compose(text, _Loader), yaml.load(text, _Loader)
     except (ValueError, RecursionError) as error:  # `!!int x`, ten thousand brackets
         raise yaml.YAMLError(str(error)) from error

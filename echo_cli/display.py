@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from echo_cli.storage import shown
+
 Summary = Mapping[str, Any]
 
 
@@ -43,12 +45,15 @@ def print_run(summary: Summary, folder: str) -> None:
     )
     _print(table)
     print(f"{summary['status']} at step {summary['steps']}, λ = {summary['lambda']:g}, {summary['seconds']} s")
-    print(f"curve: {folder}/heldout_env_ce.png   run: {folder}")
+    print(f"curve: {shown(folder)}/heldout_env_ce.png   run: {shown(folder)}")
 
 
 def print_sweep(rows: Sequence[Mapping[str, Any]], picture: str) -> None:
     """The table of `sweep-lambda`."""
-    table = _table("λ", "env-CE before", "best (step)", "last", "OOD last", "pass@1 before", "last", "r", "seconds")
+    table = _table(
+        *("λ", "env-CE\nbefore", "best\n(step)", "last", "OOD\nlast"),
+        *("pass@1\nbefore", "pass@1\nlast", "r", "seconds"),
+    )
     for row in rows:
         step = row["best_step"]
         table.add_row(
@@ -64,7 +69,7 @@ def print_sweep(rows: Sequence[Mapping[str, Any]], picture: str) -> None:
         )
     _print(table)
     print("held-out env-CE in nats/token over novel pairs; best by validation; r: λ in portable units (see README)")
-    print(f"curves: {picture}")
+    print(f"curves: {shown(picture)}")
 
 
 def print_evaluation(result: Mapping[str, Any]) -> None:
@@ -102,11 +107,8 @@ def _table(*columns: str) -> Table:
 
 
 def _print(table: Table) -> None:
-    # On a terminal its width; in a file wide enough that nothing is cut.
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)
-    console.print(table)
+    # Wide enough that no figure is cut, on a narrow terminal too.
+    Console(highlight=False, width=160).print(table)
 
 
 def _number(value: float | None) -> str:

@@ -10,10 +10,10 @@ from typing import Any
 from echo_cli.config import Config
 from echo_cli.error import EchoError
 from echo_cli.plot import plot_run
-from echo_cli.run import RunDirectory
-from echo_cli.session import open_session
+from echo_cli.run import RunDirectory, open_run
+from echo_cli.session import check_same_config, open_session
 from echo_cli.storage import read_json
-from echo_cli.summary import summarize_run
+from echo_cli.summary import is_finished, summarize_run
 from echo_cli.train import Row, train
 
 
@@ -28,7 +28,7 @@ def run_experiment(
     on_row: Callable[[Row], None],
     should_stop: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Train the run at `path` and return its summary.
+    """Train the run at `path` and return its summary; a finished run is left as it is.
 
     Args:
         on_start: called once with the reason for the device.
@@ -37,10 +37,15 @@ def run_experiment(
     Raises:
         EchoError: as `open_session` and `train`; a diverged run has its summary written first.
     """
+    if resume:
+        run = open_run(path)
+        check_same_config(run, config)
+        summary = run.read_summary()
+        if summary is not None and is_finished(summary, config.steps):
+            return summary
     started = time.perf_counter()
-    session = open_session(path, config, resume=resume, overwrite=overwrite, argv=argv)
-    on_start(session.device.reason)
-    with session.run.lock():
+    with open_session(path, config, resume=resume, overwrite=overwrite, argv=argv) as session:
+        on_start(session.device.reason)
         try:
             for row in train(session, should_stop):
                 on_row(row)
@@ -66,5 +71,6 @@ def _finish(run: RunDirectory, config: Config, status: str, seconds: float) -> d
     best = run.checkpoints.best_step()
     summary["checkpoint"] = f"checkpoints/step_{best:06d}" if best is not None else None
     run.write_summary(summary)
-    plot_run([run.path])
+    if rows:
+        plot_run([run.path])
     return summary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def evaluate_run(
     evaluator.seen = {(words, output) for words, output in meta["seen_pairs"]}
     output = _find(evaluator.pools["heldout"], command)
     return {
-        "run": path.name,
+        "run": path.resolve().name,
         "step": meta["step"],
         "before": dict(evaluator.evaluate(initial, 0).metrics),
         "after": dict(evaluator.evaluate(trained, 0).metrics),
@@ -69,7 +70,9 @@ def _find(pool: Pool, command: str | None) -> _Output:
     outputs = [output for trajectory in pool.trajectories for output in _outputs(trajectory)]
     wanted = [o for o in outputs if o.command == command or (command is None and o.command.startswith("grep "))]
     if not wanted:
-        raise EchoError(f"'{command}' is not a command of the held-out pool", f"one that is: {outputs[0].command}")
+        known = [output.command for output in outputs]
+        nearest = [*difflib.get_close_matches(command or "", known, n=1, cutoff=0.0), *known][0]
+        raise EchoError(f"'{command}' is not a command of the held-out pool", f"one that is: {nearest}")
     return wanted[0]
 
 

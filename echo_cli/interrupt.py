@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +39,8 @@ def interruptible() -> Iterator[Interrupt]:
         if interrupt.signal_number is not None:
             raise SystemExit(128 + number)
         interrupt.signal_number = number
-        print("stopping after this step; once more to stop now", file=sys.stderr, flush=True)
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping after this step; once more to stop now\n")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -39,7 +39,7 @@ class ObjectiveSettings:
     """
 
     # Read by config.py's pydantic, so that a config's unknown keys and wrong types are errors here too.
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
     use_rl: bool = True
     """False: no verifier, no advantage, loss = λ · CE."""

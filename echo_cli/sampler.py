@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from echo_cli.error import EchoError
 from echo_cli.models.tiny import KVCache, TinyModel
 
 
@@ -52,7 +53,11 @@ class CachedSampler:
 
     @torch.inference_mode()
     def sample(self, max_tokens: int) -> list[tuple[list[int], list[float]]]:
-        """Sample each sequence up to and including a stop token, or `max_tokens` tokens: (token ids, logprobs)."""
+        """Sample each sequence up to and including a stop token, or `max_tokens` tokens: (token ids, logprobs).
+
+        Raises:
+            EchoError: the model's logits are not finite (exit code 3).
+        """
         logits_BV = self._prefill()
         B = logits_BV.shape[0]
         tokens_BT = torch.empty(B, max_tokens, dtype=torch.int64, device=self._device)
@@ -105,4 +110,8 @@ def _draw(probabilities_BV: Tensor, generator: torch.Generator) -> Tensor:
         len(cumulative_BV), 1, generator=generator, dtype=torch.float64, device=cumulative_BV.device
     )
     # right=True never lands on a token of probability zero; u < 1 never past the last token of positive probability.
-    return torch.searchsorted(cumulative_BV, uniform_B1 * cumulative_BV[:, -1:], right=True)
+    chosen_B1 = torch.searchsorted(cumulative_BV, uniform_B1 * cumulative_BV[:, -1:], right=True)
+    if int(chosen_B1.max()) >= cumulative_BV.shape[1]:  # past the end: only where the sum is not a finite number
+        tip = "the last checkpoint is intact; try a lower optim.lr, or another model.path"
+        raise EchoError("the policy's logits are not finite", tip, exit_code=3)
+    return chosen_B1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from echo_cli.error import EchoError
 from echo_cli.evaluate import Evaluator
 from echo_cli.policy import DeviceChoice, TorchPolicy, choose_device, load_policy
 from echo_cli.run import RunDirectory, create_run, environment_record, open_run
+from echo_cli.storage import write_atomic
 
 # What may differ between a run and its continuation: how far to go, where it lies, what it runs on.
 _FREE_ON_RESUME = {"steps", "output_dir", "run_name", "device", "threads", "checkpoint"}
@@ -60,12 +62,15 @@ def build_policy(config: Config) -> tuple[TorchPolicy, DeviceChoice]:
     return policy, choice
 
 
-def open_session(path: Path, config: Config, *, resume: bool, overwrite: bool, argv: Sequence[str]) -> Session:
-    """Create the run directory at `path`, or continue the run in it.
+@contextmanager
+def open_session(
+    path: Path, config: Config, *, resume: bool, overwrite: bool, argv: Sequence[str]
+) -> Iterator[Session]:
+    """Create the run directory at `path`, or continue the run in it; held for writing until the block ends.
 
     Raises:
-        EchoError: the directory is used (without `resume`), is not a run or has another config (with it), or its
-            checkpoint is damaged.
+        EchoError: the directory is used (without `resume`), is not a run or has another config (with it), is further
+            than `config.steps`, is held by another process, or its checkpoint is damaged.
     """
     if resume:
         check_same_config(open_run(path), config)
@@ -74,18 +79,26 @@ def open_session(path: Path, config: Config, *, resume: bool, overwrite: bool, a
     evaluator = Evaluator(config, worlds, policy.tokenizer)
     if not resume:
         record = environment_record(config.seed, argv, str(choice.device), torch.get_num_threads())
-        run = create_run(path, config_yaml=config.to_yaml(), environment=record, overwrite=overwrite)
-        return Session(config, run, policy, worlds, evaluator, choice, 0)
+        create_run(path, config_yaml=config.to_yaml(), environment=record, overwrite=overwrite)
     run = open_run(path)
-    if not run.checkpoints.steps():
-        # Killed before its first checkpoint: there is nothing to keep, so it starts again.
-        run.rewind(-1)
-        return Session(config, run, policy, worlds, evaluator, choice, 0)
-    folder, meta = run.load_checkpoint("latest")
-    policy.load(folder)
-    evaluator.seen = {(command, output) for command, output in meta["seen_pairs"]}
-    run.rewind(meta["step"])
-    return Session(config, run, policy, worlds, evaluator, choice, meta["step"])
+    with run.lock():
+        start = _continue(run, config, policy, evaluator) if resume else 0
+        yield Session(config, run, policy, worlds, evaluator, choice, start)
+
+
+def _continue(run: RunDirectory, config: Config, policy: TorchPolicy, evaluator: Evaluator) -> int:
+    """Bring policy, evaluator and run directory to the latest checkpoint; the step it was saved after."""
+    step = -1  # killed before its first checkpoint: there is nothing to keep, so it starts again
+    if run.checkpoints.steps():
+        folder, meta = run.load_checkpoint("latest")
+        step = meta["step"]
+        if step > config.steps:
+            raise EchoError(f"{run.path} is at step {step} already, past {config.steps}", "give more --steps")
+        policy.load(folder)
+        evaluator.seen = {(command, output) for command, output in meta["seen_pairs"]}
+    run.rewind(step)
+    write_atomic(run.config_path, config.to_yaml().encode())
+    return max(step, 0)
 
 
 def check_same_config(run: RunDirectory, config: Config) -> None:

@@ -16,6 +16,11 @@ def best_step(rows: Sequence[Row], select_by: SelectBy = "env_ce") -> int | None
     return min(measured)[1] if measured else None
 
 
+def is_finished(summary: Row | None, steps: int) -> bool:
+    """Whether a summary is that of a run which has trained all its `steps`."""
+    return summary is not None and summary.get("status") == "finished" and summary.get("steps") == steps
+
+
 def summarize_run(
     rows: Sequence[Row], *, status: str, seconds: float, seed: int, coeff: float, select_by: SelectBy, versions: Any
 ) -> dict[str, Any]:

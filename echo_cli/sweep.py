@@ -13,6 +13,7 @@ from echo_cli.config import Config
 from echo_cli.error import EchoError
 from echo_cli.run import is_run, open_run
 from echo_cli.storage import write_atomic, write_json
+from echo_cli.summary import is_finished
 
 Summary = Mapping[str, Any]
 
@@ -27,6 +28,7 @@ COLUMNS = (
     ("pass_at_1_last", ("heldout", "last", "pass_at_1")),
     ("portable_lambda", ("portable_lambda",)),
     ("seconds", ("seconds",)),
+    ("status", ("status",)),
 )
 
 
@@ -38,6 +40,11 @@ class Cell:
     config: Config
     path: Path
 
+    @property
+    def label(self) -> str:
+        """The cell's λ, as tables and pictures name it."""
+        return f"λ = {_shown(self.coeff)}"
+
 
 def parse_words(words: Sequence[str]) -> tuple[list[float], list[str]]:
     """λ values and `key.path=value` overrides, told apart by the `=`; a value given twice counts once.
@@ -48,24 +55,31 @@ def parse_words(words: Sequence[str]) -> tuple[list[float], list[str]]:
     overrides = [word for word in words if "=" in word]
     coeffs: list[float] = []
     for word in words:
-        if "=" in word:
-            continue
-        try:
-            coeff = float(word)
-        except ValueError:
-            raise EchoError(f"'{word}' is not a λ value", "give numbers: echo-cli sweep-lambda 0 0.005 0.05") from None
-        if not 0 <= coeff < float("inf"):
-            raise EchoError(f"λ is {word}", "λ is 0 or more; 0 is plain GRPO")
-        if coeff not in coeffs:
+        if "=" not in word and (coeff := parse_coeff(word)) not in coeffs:
             coeffs.append(coeff)
     if not coeffs:
         raise EchoError("no λ values", "give at least one: echo-cli sweep-lambda 0 0.005 0.05")
     return coeffs, overrides
 
 
+def parse_coeff(word: str) -> float:
+    """A λ value from the command line.
+
+    Raises:
+        EchoError: it is not a number, not finite or negative.
+    """
+    try:
+        coeff = float(word)
+    except ValueError:
+        raise EchoError(f"'{word}' is not a λ value", "give a number, such as 0.05") from None
+    if not 0 <= coeff < float("inf"):
+        raise EchoError(f"λ is {word}", "λ is a finite number, 0 or more; 0 is plain GRPO")
+    return coeff + 0.0  # -0 is 0
+
+
 def cells(coeffs: Sequence[float], config_of: Callable[[float], Config], folder: Path, seed: int) -> list[Cell]:
     """The runs of a sweep, a folder each below `folder`."""
-    return [Cell(coeff, config_of(coeff), folder / f"lambda-{coeff:g}-seed{seed}") for coeff in coeffs]
+    return [Cell(coeff, config_of(coeff), folder / f"lambda-{_shown(coeff)}-seed{seed}") for coeff in coeffs]
 
 
 def finished_summary(cell: Cell) -> Summary | None:
@@ -73,9 +87,49 @@ def finished_summary(cell: Cell) -> Summary | None:
     if not is_run(cell.path):
         return None
     summary = open_run(cell.path).read_summary()
-    if summary is None or summary["status"] != "finished" or summary["steps"] != cell.config.steps:
-        return None
-    return summary
+    return summary if is_finished(summary, cell.config.steps) else None
+
+
+def run_sweep(
+    planned: Sequence[Cell],
+    train_cell: Callable[[Cell, bool], Summary],
+    *,
+    overwrite: bool,
+    should_stop: Callable[[], bool],
+) -> list[Summary] | None:
+    """Train the cells that are not finished, one after the other; a diverged one does not end the sweep.
+
+    Args:
+        train_cell: trains or (True) resumes a cell and returns its summary.
+
+    Returns:
+        A summary for each cell, or None if the sweep was stopped.
+
+    Raises:
+        EchoError: as `train_cell`, divergence apart; or, before any training, a cell's folder has another config's run.
+    """
+    from echo_cli.session import check_same_config  # loads torch
+
+    resumed = [is_run(cell.path) and not overwrite for cell in planned]
+    for cell, resume in zip(planned, resumed, strict=True):
+        if resume:
+            check_same_config(open_run(cell.path), cell.config)
+    summaries: list[Summary] = []
+    for cell, resume in zip(planned, resumed, strict=True):
+        if should_stop():
+            return None
+        summary = finished_summary(cell) if resume else None
+        if summary is None:
+            try:
+                summary = train_cell(cell, resume)
+            except EchoError as error:
+                summary = open_run(cell.path).read_summary() if error.exit_code == 3 else None
+                if summary is None:
+                    raise
+        if summary["status"] == "stopped":
+            return None
+        summaries.append(summary)
+    return summaries
 
 
 def table(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
@@ -92,6 +146,10 @@ def write_sweep(folder: Path, summaries: Sequence[Summary]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(folder / "sweep.csv", text.getvalue().encode())
+
+
+def _shown(coeff: float) -> str:
+    return f"{coeff:.12g}"
 
 
 def _lookup(summary: Any, path: Sequence[str]) -> Any:

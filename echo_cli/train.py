@@ -26,6 +26,8 @@ from echo_cli.trajectory import Trajectory
 
 Row = dict[str, Any]
 
+_DIVERGED_TIP = "the last checkpoint is intact; try a lower optim.lr or objective.world_model_coeff"
+
 TRAIN_KEYS = (
     "loss rl_loss env_loss env_ce reward grad_norm action_tokens env_tokens zero_advantage_fraction clip_fraction "
     "ratio entropy lambda portable_lambda lr padding_fraction valid_action_fraction env_dropped_valid_action "
@@ -45,7 +47,7 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
     After `should_stop()` the step is finished, a checkpoint written, and the generator ends.
 
     Raises:
-        EchoError: the loss or the gradient is not finite (exit code 3; the weights are those before that step), the
+        EchoError: the loss, the gradient or a held-out measure is not finite (exit code 3; no checkpoint of it), the
             env term does nothing at step 0, or the run directory cannot be written.
     """
     config, run, policy, evaluator = session.config, session.run, session.policy, session.evaluator
@@ -59,10 +61,11 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
 
     for step in range(session.start_step, config.steps):
         started = time.perf_counter()
-        trajectories = roll_out(session, step)
+        coeff = world_model_coeff_at(settings, step, config.steps)
+        # Explorers get the env term only: at λ = 0 they would be played for nothing.
+        trajectories = roll_out(session, step, explorers=config.rollout.explorers if coeff > 0 else 0)
         played = time.perf_counter()
 
-        coeff = world_model_coeff_at(settings, step, config.steps)
         advantages_B = step_advantages(trajectories, settings.advantage) if settings.use_rl else None
         filtered = filter_env_rollouts(trajectories, settings)
         counts = count_rollouts(trajectories, settings.selected_roles, use_rl=settings.use_rl, kept=filtered.kept)
@@ -87,7 +90,7 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
         if not (math.isfinite(values["loss"] or 0.0) and math.isfinite(grad_norm)):
             raise EchoError(
                 f"step {step + 1}: the loss is {values['loss']} and the gradient norm {grad_norm}",
-                "the last checkpoint is intact; try a lower optim.lr or objective.world_model_coeff",
+                _DIVERGED_TIP,
                 exit_code=3,
             )
         evaluator.observe(trajectories)
@@ -126,8 +129,8 @@ def _save(session: Session, step: int, *, best: bool) -> None:
     session.run.checkpoints.prune(session.config.checkpoint.keep)
 
 
-def roll_out(session: Session, step: int) -> list[Trajectory]:
-    """The rollouts of the 0-based `step`: groups of on-policy episodes, then scripted explorers."""
+def roll_out(session: Session, step: int, explorers: int) -> list[Trajectory]:
+    """The rollouts of the 0-based `step`: groups of on-policy episodes, then scripted `explorers`."""
     config, worlds, tokenizer = session.config, session.worlds, session.policy.tokenizer
     settings, limits = config.rollout, limits_of(config)
     episodes: list[tuple[Environment, Task, str]] = [
@@ -140,7 +143,7 @@ def roll_out(session: Session, step: int) -> list[Trajectory]:
         sampler = session.policy.sampler(settings.temperature, derive_seed(config.seed, "rollout", step))
         trajectories = play_policy(sampler, tokenizer, episodes, limits, verify=config.objective.use_rl)
     rng = generator(config.seed, "explorer", step)
-    for _ in range(settings.explorers):
+    for _ in range(explorers):
         task, actions = rng.choice(worlds.tasks.train), worlds.explorer(settings.explorer_commands, rng)
         trajectories.append(
             play_script(tokenizer, worlds.environment(), task, actions, limits, "explorer", world_model_only=True)
@@ -171,6 +174,9 @@ def _record(session: Session, row: Row, *, evaluate: bool) -> Row:
     keys = [*(f"train/{name}" for name in TRAIN_KEYS), *EVALUATION_KEYS, "time/rollout_s", "time/update_s"]
     full = {"step": row["step"], **dict.fromkeys(keys), **row, **measured, "time/eval_s": time.perf_counter() - started}
     session.run.append_metrics(full)
+    broken = [name for name, value in measured.items() if isinstance(value, float) and not math.isfinite(value)]
+    if broken:
+        raise EchoError(f"step {row['step']}: {broken[0]} is {measured[broken[0]]}", _DIVERGED_TIP, exit_code=3)
     return full
 
 

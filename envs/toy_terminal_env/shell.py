@@ -231,7 +231,8 @@ def _wc(files: Files, arguments: list[str]) -> Result:
         text, error = _read(files, "wc", path)
         errors += error
         if text is not None:
-            rows.append(([text.count("\n"), len(text.split()), len(text.encode())], path))
+            # Bytes split at ASCII white space only, as the real tool does in the C locale.
+            rows.append(([text.count("\n"), len(text.encode().split()), len(text.encode())], path))
     if len(options.operands) > 1:
         rows.append(
             ([sum(column) for column in zip(*(counts for counts, _ in rows), strict=True)] or [0, 0, 0], "total")
@@ -277,7 +278,8 @@ def _grep(files: Files, arguments: list[str]) -> Result:
 
 def _walk(files: Files, path: str) -> list[str]:
     root = _absolute(path)
-    below = [name for name in files if name.startswith(root.rstrip("/") + "/")]
+    top = root.rstrip("/") + "/"
+    below = [f"{path.rstrip('/')}/{name.removeprefix(top)}" for name in files if name.startswith(top)]
     return below or [path]
 
 

@@ -1,0 +1,16 @@
+"""Runs that several tests look at. Nobody changes them: a test that would takes a copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_run import train
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of four steps with a checkpoint after each."""
+    run = tmp_path_factory.mktemp("outputs") / "finished"
+    assert train(run, "--steps", "4") == 0
+    return run

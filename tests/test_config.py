@@ -1,0 +1,152 @@
+"""Config files and overrides: what is wrong is named with its key, its line, and what was probably meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from echo_cli.config import Config, configs_folder, find_config, load_config, parse_override
+from echo_cli.error import EchoError
+
+SHIPPED = sorted(configs_folder().glob("*.yaml"))
+
+
+def _file(folder: Path, text: str | bytes) -> Path:
+    path = folder / "my.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def _refused(path: Path, *overrides: str) -> EchoError:
+    with pytest.raises(EchoError) as caught:
+        load_config(path, overrides)
+    assert caught.value.exit_code == 2
+    assert caught.value.tip
+    return caught.value
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_config_loads_and_survives_being_written(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    assert load_config(_file(tmp_path, config.to_yaml())) == config
+    assert find_config(path.stem) == path
+
+
+def test_the_three_shipped_configs_are_what_their_names_say() -> None:
+    objective = {path.stem: load_config(path).objective for path in SHIPPED}
+    assert objective["toy"].use_rl and objective["toy"].base_coeff > 0
+    assert objective["toy-grpo"].use_rl and objective["toy-grpo"].base_coeff == 0
+    assert not objective["toy-world-model"].use_rl
+
+
+@pytest.mark.parametrize("number", ["1e-5", "1E-5", "1.0e-5", "0.00001", ".1e-4", "+1e-5"])
+def test_a_number_is_a_number_in_a_file_and_on_the_command_line(number: str, tmp_path: Path) -> None:
+    path = _file(tmp_path, f"optim: {{lr: {number}}}")
+    assert load_config(path).optim.lr == 1e-5
+    assert load_config(path, [f"optim.lr={number}"]).optim.lr == 1e-5
+
+
+def test_a_quoted_number_is_an_error_that_says_so(tmp_path: Path) -> None:
+    error = _refused(_file(tmp_path, "seed: 0\noptim:\n  lr: '1e-5'\n"))
+    assert "'optim.lr' is \"1e-5\"" in error.message and "my.yaml:3" in error.message
+    assert error.tip == "write the number without quotes"
+    assert "command line: optim.lr='1e-5'" in _refused(_file(tmp_path, "seed: 0"), "optim.lr='1e-5'").message
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "tip"),
+    [
+        ("sede: 1", "unknown key 'sede' (", "did you mean 'seed'?"),
+        ("seed: 1\noptim:\n  lrr: 1", "unknown key 'optim.lrr' (", "did you mean 'optim.lr'?"),
+        ("lr: 1", "unknown key 'lr' (", "did you mean 'optim.lr'?"),
+        ("rollout:\n  use_rl: true", "unknown key 'rollout.use_rl' (", "did you mean 'objective.use_rl'?"),
+        ("objective:\n  lamda: 1", "unknown key 'objective.lamda' (", ""),
+        ("steps: many", "'steps' is \"many\"", "a number is expected here"),
+        ("steps: 1e2", "'steps' is 100.0", "whole number"),
+        ("steps: -1", "'steps' is -1", ""),
+        ("steps: true", "'steps' is true", ""),
+        ("seed: 2020-13-45", "'seed' is \"2020-13-45\"", ""),
+        ("optim: 3", "'optim' is 3", "this is a section"),
+        ("optim:", "'optim' is null", "this is a section"),
+        ("optim: {lr: .inf}", "'optim.lr' is Infinity", ""),
+        ("optim: {lr: .nan}", "'optim.lr' is NaN", ""),
+        ("optim: {betas: [0.9]}", "'optim.betas.1' is missing", ""),
+        ("objective: {world_model_coeff: -1}", "negative", "λ is 0 or more"),
+        ("objective: {world_model_coeff: .inf}", "'objective.world_model_coeff' is Infinity", ""),
+        ("objective: {world_model_coeff: '0.1'}", "'objective.world_model_coeff' is \"0.1\"", "without quotes"),
+        ("objective: {use_rl: false, world_model_coeff: 0}", "the loss is always 0", ""),
+        ("rollout: {explorers: 0, tasks_per_step: 0}", "no rollouts", ""),
+        ("environment: {toy_terminal: {world_seeds: [0, 0]}}", "a world occurs twice", ""),
+        ("environment: {toy_terminal: {world_seeds: [101]}}", "a world occurs twice", ""),
+        ("environment: {toy_terminal: {world_seeds: []}}", "world_seeds' is []", ""),
+        ('run_name: "a\\0b"', "'run_name' is", ""),
+        ("seed: 1\nseed: 2", "key 'seed' is given twice", "keep one"),
+        ("1: 2", "unknown key '1'", "top-level keys: steps, seed"),
+        ("", "is empty", "start from a shipped one"),
+        ("# nothing\n", "is empty", "start from a shipped one"),
+        ("- seed", "is not a mapping", "seed: 0"),
+        ("seed: [1", "not valid YAML", ""),
+        ("seed: 1\n\tsteps: 2", "not valid YAML", ""),
+        ("seed: 1\n---\nseed: 2", "not valid YAML", ""),
+        ("? [a, b]\n: 2", "not valid YAML", ""),
+        ("a: &a [*a]", "aliases", ""),
+        ("[" * 600, "not valid YAML", ""),
+        ("seed: !!int x", "not valid YAML", ""),
+        ("seed: !!binary aGk=", "not valid YAML", ""),
+        ("seed: !!python/object/apply:os.system ['false']", "not valid YAML", ""),
+        (b"\xff\xfe\x00", "cannot read config", ""),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_place(text: str | bytes, message: str, tip: str, tmp_path: Path) -> None:
+    error = _refused(_file(tmp_path, text))
+    assert message in error.message
+    assert "my.yaml" in error.message
+    assert tip in (error.tip or "")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("optim.lr", "'optim.lr' is not an override"),
+        ("=1", "is not an override"),
+        ("optim..lr=1", "is not an override"),
+        ("optim.lr=[1", "is not YAML"),
+        ("optim.lr=&a [*a]", "is not YAML"),
+        ("optim.lr=\udcff", "is not YAML"),
+        ("optim.lr.x=1", "'optim.lr' is a value, not a section"),
+        ("optim.lr=", "'optim.lr' is null"),
+        ("objective.world_model_coeff=-0.1", "negative (command line: objective.world_model_coeff=-0.1"),
+    ],
+)
+def test_a_wrong_override_is_refused(word: str, message: str, tmp_path: Path) -> None:
+    assert message in _refused(_file(tmp_path, "optim: {lr: 1e-3}"), word).message
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EchoError, match="no config file .*nothing.yaml"):
+        find_config(str(tmp_path / "nothing.yaml"))
+
+
+def test_an_unknown_name_gets_the_nearest_one() -> None:
+    with pytest.raises(EchoError, match="no config named 'toy-world'") as caught:
+        find_config("toy-world")
+    assert caught.value.tip == "did you mean 'toy-world-model'?"
+
+
+def test_the_last_of_two_overrides_counts_and_values_are_yaml(tmp_path: Path) -> None:
+    config = load_config(_file(tmp_path, "seed: 1"), ["seed=2", "seed=3", "optim.betas=[0.5, 0.6]", "run_name=null"])
+    assert (config.seed, config.optim.betas, config.run_name) == (3, (0.5, 0.6), None)
+    assert parse_override("a.b=2020-01-01") == (("a", "b"), "2020-01-01")
+
+
+def test_keys_win_over_their_preset_and_the_command_line_over_the_file(tmp_path: Path) -> None:
+    path = _file(tmp_path, "preset: paper\noptim: {grad_clip: 0.5}")
+    assert load_config(path).objective.clip_high == 0.28
+    assert load_config(path).optim.grad_clip == 0.5
+    assert load_config(path, ["preset=released"]).objective.clip_high == 0.2
+    assert load_config(path, ["preset=released", "objective.clip_high=0.3"]).objective.clip_high == 0.3
+
+
+def test_the_defaults_are_a_config() -> None:
+    assert Config().steps == 60

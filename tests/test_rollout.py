@@ -1,0 +1,343 @@
+"""Rollouts: a token has the role of the text it came from, sampled ids stay as sampled, no observation is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import echo_cli
+from echo_cli.environment import Piece, Reply, ToyTerminal, ToyWorlds
+from echo_cli.rollout import CUT_ACTION, CUT_OUTPUT, Episode, Limits, play_policy, play_script
+from echo_cli.task import Task
+from echo_cli.tokenizer import Tokenizer
+from echo_cli.trajectory import Role, Trajectory
+
+C, A, E, W = Role.CONTEXT, Role.ACTION, Role.ENV_OUTPUT, Role.WARNING
+TOKENIZER = Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json")
+NEWLINE = TOKENIZER.newline_ids[0]
+TASK = Task("t", "train", "family", {})
+WIDE = Limits(action_tokens=50, output_tokens=1000, episode_tokens=10_000)
+PROMPT = Piece(C, "$ ")
+
+
+class Canned:
+    """Answers with the given replies in order, and counts what it is asked."""
+
+    def __init__(self, *replies: Reply) -> None:
+        self._replies = list(replies)
+        self.actions: list[str] = []
+        self.verified = 0
+        self.closed = 0
+
+    def reset(self, task: Task) -> tuple[Piece, ...]:
+        return (Piece(C, f"task: {task.task_id}\n$ "),)
+
+    def step(self, action: str) -> Reply:
+        self.actions.append(action)
+        return self._replies[len(self.actions) - 1]
+
+    def verify(self) -> float:
+        self.verified += 1
+        return 0.75
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Forced:
+    """A sampler that writes given token ids, action after action, one list of actions a row."""
+
+    def __init__(self, actions: Sequence[Sequence[Sequence[int]]]) -> None:
+        self._actions = [list(row) for row in actions]
+        self.context: list[list[int]] = [[] for _ in actions]
+        self.kept: list[list[int]] = []
+
+    def append(self, token_lists: Sequence[Sequence[int]]) -> None:
+        for context, tokens in zip(self.context, token_lists, strict=True):
+            context.extend(tokens)
+
+    def sample(self, max_tokens: int) -> list[tuple[list[int], list[float]]]:
+        samples = []
+        for row, context in zip(self._actions, self.context, strict=True):
+            ids = list(row.pop(0))
+            context.extend(ids)
+            samples.append((ids, [-0.5 - i for i in range(len(ids))]))
+        return samples
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.kept.append(list(rows))
+        self._actions = [self._actions[row] for row in rows]
+        self.context = [self.context[row] for row in rows]
+
+
+def output(text: str, *, done: bool = False) -> Reply:
+    return Reply((Piece(E, text, "stdout"), *(() if done else (PROMPT,))), done, 0)
+
+
+def typed(text: str) -> list[int]:
+    return [*TOKENIZER.encode(text), NEWLINE]
+
+
+def play(
+    environment: Canned, actions: Sequence[Sequence[int]], limits: Limits = WIDE, verify: bool = True
+) -> Trajectory:
+    sampler = Forced([actions])
+    (trajectory,) = play_policy(lambda _: sampler, TOKENIZER, [(environment, TASK, "g")], limits, verify=verify)
+    return trajectory
+
+
+def shown(trajectory: Trajectory) -> list[tuple[Role, str]]:
+    return [(segment.role, segment.text) for segment in trajectory.segments]
+
+
+def text_of(trajectory: Trajectory, role: Role) -> list[str]:
+    return [segment.text for segment in trajectory.segments if segment.role is role]
+
+
+# --- Roles -----------------------------------------------------------------------------------------------------------
+
+
+def test_each_piece_keeps_its_role_its_text_and_its_channel() -> None:
+    reply = Reply(
+        (Piece(E, "out\n", "stdout"), Piece(E, "err\n", "stderr"), Piece(W, "[exit 1]\n", "exit_status"), PROMPT),
+        exit_code=1,
+    )
+    trajectory = play(Canned(reply, Reply((), done=True)), [typed("ls"), typed("answer: x")])
+    assert shown(trajectory) == [
+        (C, "task: t\n$ "),
+        (A, "ls\n"),
+        (E, "out\n"),
+        (E, "err\n"),
+        (W, "[exit 1]\n"),
+        (C, "$ "),
+        (A, "answer: x\n"),
+    ]
+    assert [segment.channel for segment in trajectory.segments][2:5] == ["stdout", "stderr", "exit_status"]
+    assert trajectory.token_ids[0] == TOKENIZER.bos_id and TOKENIZER.bos_id not in trajectory.token_ids[1:]
+    assert len(trajectory.roles) == len(trajectory.token_ids) == len(trajectory)
+    assert [turn.output for turn in trajectory.turns] == ["out\nerr\n", ""]
+
+
+AWKWARD = [
+    *("", " ", "\n", "\n\n leading\n", "a\r\nb\r\n", "no newline at the end"),
+    *("emoji \U0001f680\U0001f469\u200d\U0001f467\n", "日本語のログ\n", "e\u0301\u200b\ufeff\x00\x1b[31m", "\ufffd"),
+    *("<bos><pad>\n", "$ ", "task: t\n$ ", "[output cut]\n", "[exit 1]\n", "answer: x\n"),
+]
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_awkward_output_is_env_output_and_nothing_else(text: str) -> None:
+    trajectory = play(Canned(output(text), Reply((), done=True)), [typed("ls"), typed("answer: x")])
+    assert shown(trajectory)[2:4] == [(E, text), (C, "$ ")]
+    segment = trajectory.segments[2]
+    assert TOKENIZER.decode(list(segment.token_ids)) == text
+    assert TOKENIZER.bos_id not in segment.token_ids and TOKENIZER.pad_id not in segment.token_ids
+
+
+@given(st.lists(st.tuples(st.sampled_from([C, E, W]), st.text(max_size=8)), max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_no_token_straddles_two_roles(pieces: list[tuple[Role, str]]) -> None:
+    reply = Reply(tuple(Piece(role, text) for role, text in pieces), done=True)
+    trajectory = play(Canned(reply), [typed("ls")])
+    assert shown(trajectory)[2:] == pieces
+    for segment in trajectory.segments[1:]:
+        assert TOKENIZER.decode(list(segment.token_ids)) == segment.text
+    assert trajectory.count(E) == sum(len(TOKENIZER.encode(text)) for role, text in pieces if role is E)
+
+
+def test_equal_outputs_are_kept_each_time() -> None:
+    trajectory = play(Canned(output("same\n"), output("same\n"), output("same\n", done=True)), [typed("ls")] * 3)
+    assert text_of(trajectory, E) == ["same\n"] * 3
+
+
+# --- Actions ---------------------------------------------------------------------------------------------------------
+
+
+def test_sampled_ids_and_logprobs_are_stored_as_sampled() -> None:
+    # "l" and "s" are two tokens here, and one in what the tokenizer would make of the text.
+    ids = [*TOKENIZER.encode("l"), *TOKENIZER.encode("s"), *TOKENIZER.encode(" "), *TOKENIZER.encode("/"), NEWLINE]
+    assert TOKENIZER.encode(TOKENIZER.decode(ids)) != ids
+    environment = Canned(output("x\n", done=True))
+    trajectory = play(environment, [ids])
+    action = trajectory.segments[1]
+    assert action.token_ids == tuple(ids)
+    assert action.logprobs == tuple(-0.5 - i for i in range(len(ids)))
+    assert environment.actions == ["ls /"]
+
+
+def test_half_a_character_in_an_action_keeps_its_ids() -> None:
+    rocket = TOKENIZER.encode("🚀")
+    assert len(rocket) > 1
+    ids = [*TOKENIZER.encode("cat "), rocket[0], NEWLINE]
+    environment = Canned(output("x\n", done=True))
+    trajectory = play(environment, [ids])
+    assert trajectory.segments[1].token_ids == tuple(ids)
+    assert environment.actions == ["cat \ufffd"]
+
+
+def test_a_sampled_special_token_stays_an_action_token() -> None:
+    ids = [TOKENIZER.bos_id, TOKENIZER.pad_id, NEWLINE]
+    environment = Canned(output("x\n", done=True))
+    trajectory = play(environment, [ids])
+    assert trajectory.segments[1].token_ids == tuple(ids)
+    assert environment.actions == ["<bos><pad>"]
+    assert trajectory.roles[-len(trajectory.segments[2].token_ids) - 3 :][:3] == [A, A, A]
+
+
+def test_an_empty_line_is_an_action() -> None:
+    environment = Canned(Reply((PROMPT,), exit_code=0), output("x\n", done=True))
+    trajectory = play(environment, [[NEWLINE], typed("ls")])
+    assert environment.actions == ["", "ls"]
+    assert trajectory.count(A) == 1 + len(typed("ls"))
+
+
+def test_a_cut_action_gets_a_notice_and_never_reaches_the_environment() -> None:
+    environment = Canned()
+    trajectory = play(environment, [TOKENIZER.encode("cat /etc/x and on and on")])
+    assert environment.actions == []
+    assert shown(trajectory)[1:] == [(A, "cat /etc/x and on and on"), (W, CUT_ACTION)]
+    assert trajectory.stop_reason == "length_cap"
+    (turn,) = trajectory.turns
+    assert (turn.valid_action, turn.clean_parse, turn.exit_code) == (False, False, None)
+    assert trajectory.count(E) == 0
+
+
+# --- Caps and endings ------------------------------------------------------------------------------------------------
+
+
+def test_a_long_output_is_cut_with_a_visible_notice() -> None:
+    text = "0123456789" * 5
+    limits = Limits(action_tokens=50, output_tokens=20, episode_tokens=10_000)
+    trajectory = play(Canned(output(text), output("short\n", done=True)), [typed("cat /f"), typed("ls")], limits)
+    assert shown(trajectory)[2:5] == [(E, text[:20]), (W, CUT_OUTPUT), (C, "$ ")]
+    assert len(trajectory.segments[2].token_ids) == 20
+    assert trajectory.turns[0].output == text
+    assert text_of(trajectory, W) == [CUT_OUTPUT]
+
+
+def test_an_output_of_exactly_the_cap_is_not_cut() -> None:
+    limits = Limits(action_tokens=50, output_tokens=20, episode_tokens=10_000)
+    trajectory = play(Canned(output("01234567890123456789", done=True)), [typed("cat /f")], limits)
+    assert text_of(trajectory, W) == [] and trajectory.count(E) == 20
+
+
+def test_an_output_cut_inside_a_character_keeps_the_first_bytes() -> None:
+    ids = TOKENIZER.encode("🚀🚀")
+    limits = Limits(action_tokens=50, output_tokens=len(ids) - 1, episode_tokens=10_000)
+    trajectory = play(Canned(output("🚀🚀", done=True)), [typed("cat /f")], limits)
+    assert trajectory.segments[2].token_ids == tuple(ids[:-1])
+    assert trajectory.segments[2].text.startswith("🚀")
+
+
+def test_the_last_observation_is_kept_at_the_turn_cap() -> None:
+    trajectory = play(Canned(output("first\n"), output("last\n", done=True)), [typed("ls"), typed("ls")])
+    assert trajectory.stop_reason == "turn_cap"
+    assert shown(trajectory)[-1] == (E, "last\n")
+
+
+def test_the_last_observation_is_kept_at_the_length_cap() -> None:
+    environment = Canned(output("first\n"), output("never\n"))
+    opening = 1 + len(TOKENIZER.encode("task: t\n$ "))
+    used = opening + len(typed("ls")) + len(TOKENIZER.encode("first\n")) + len(TOKENIZER.encode("$ "))
+    at_cap = play(environment, [typed("ls")], Limits(10, 1000, used + 9))
+    assert environment.actions == ["ls"] and at_cap.stop_reason == "length_cap"
+    assert text_of(at_cap, E) == ["first\n"]
+    below = play(Canned(output("first\n"), output("last\n", done=True)), [typed("ls")] * 2, Limits(10, 1000, used + 10))
+    assert below.stop_reason == "turn_cap"
+
+
+def test_an_answer_stops_with_answered() -> None:
+    trajectory = play(Canned(Reply((), done=True)), [typed("answer: 7")])
+    assert trajectory.stop_reason == "answered"
+    assert trajectory.turns[0].command == "answer: 7"
+
+
+# --- The verifier ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("actions", [[typed("ls")], [TOKENIZER.encode("cut")]])
+def test_the_verifier_is_called_once_or_never(actions: list[list[int]]) -> None:
+    environment = Canned(output("x\n", done=True))
+    assert play(environment, actions, verify=True).reward == 0.75
+    assert (environment.verified, environment.closed) == (1, 1)
+    environment = Canned(output("x\n", done=True))
+    assert play(environment, actions, verify=False).reward is None
+    assert (environment.verified, environment.closed) == (0, 1)
+
+
+def test_a_script_never_calls_the_verifier() -> None:
+    environment = Canned(output("x\n"))
+    trajectory = play_script(TOKENIZER, environment, TASK, ["ls"], WIDE, "explorer", world_model_only=True)
+    assert (environment.verified, environment.closed, trajectory.reward) == (0, 1, None)
+    assert (trajectory.stop_reason, trajectory.source, trajectory.world_model_only) == ("script_end", "explorer", True)
+    assert trajectory.segments[1].logprobs is None
+
+
+def test_a_script_stops_when_the_episode_ends() -> None:
+    environment = Canned(output("x\n", done=True))
+    trajectory = play_script(TOKENIZER, environment, TASK, ["ls", "cat", "head"], WIDE, "expert")
+    assert environment.actions == ["ls"]
+    assert trajectory.stop_reason == "turn_cap"
+
+
+# --- Many episodes together ------------------------------------------------------------------------------------------
+
+
+def test_episodes_of_different_lengths_do_not_mix() -> None:
+    environments = [
+        Canned(output("a1\n"), output("a2\n", done=True)),
+        Canned(Reply((), done=True)),
+        Canned(output("c1\n"), output("c2\n"), output("c3\n", done=True)),
+    ]
+    sampler = Forced([[typed("ls"), typed("wc")], [typed("answer: x")], [typed("cat"), typed("head"), typed("tail")]])
+    tasks = [Task(name, "train", "family", {}) for name in "abc"]
+    played = play_policy(
+        lambda _: sampler,
+        TOKENIZER,
+        [(environment, task, f"g-{task.task_id}") for environment, task in zip(environments, tasks, strict=True)],
+        WIDE,
+        verify=True,
+    )
+    assert [environment.actions for environment in environments] == [
+        ["ls", "wc"],
+        ["answer: x"],
+        ["cat", "head", "tail"],
+    ]
+    assert [text_of(trajectory, E) for trajectory in played] == [["a1\n", "a2\n"], [], ["c1\n", "c2\n", "c3\n"]]
+    assert [(t.task_id, t.group_id) for t in played] == [("a", "g-a"), ("b", "g-b"), ("c", "g-c")]
+    assert sampler.kept == [[0, 2], [1], []]
+
+
+def test_the_sampler_sees_exactly_the_tokens_of_the_trajectory() -> None:
+    environment = Canned(output("a\n"), output("b\n"), Reply((), done=True))
+    sampler = Forced([[typed("ls"), typed("wc"), typed("answer: x")], [TOKENIZER.encode("cut")]])
+    contexts = sampler.context
+    played = play_policy(
+        lambda _: sampler, TOKENIZER, [(environment, TASK, "g"), (Canned(), TASK, "g")], WIDE, verify=False
+    )
+    assert contexts[0] == played[0].token_ids
+
+
+def test_the_toy_terminal_plays_from_end_to_end() -> None:
+    worlds = ToyWorlds((0,), (), 5)
+    for task in worlds.tasks.heldout[:12]:
+        actions = [typed(action) for action in worlds.expert(task)]
+        terminal: list[tuple[ToyTerminal, Task, str]] = [(ToyTerminal(5), task, task.task_id)]
+        sampler = Forced([actions])
+        (trajectory,) = play_policy(lambda _, s=sampler: s, TOKENIZER, terminal, WIDE, verify=True)  # type: ignore[misc]
+        assert (trajectory.reward, trajectory.stop_reason) == (1.0, "answered")
+        scripted = play_script(TOKENIZER, ToyTerminal(5), task, worlds.expert(task), WIDE, "expert")
+        assert (scripted.token_ids, scripted.roles) == (trajectory.token_ids, trajectory.roles)
+
+
+def test_an_episode_returns_the_tokens_that_follow() -> None:
+    episode = Episode(TOKENIZER, Canned(output("x\n")), TASK, "g", WIDE)
+    opening = episode.reset()
+    reply = episode.act(typed("ls"), [0.0] * len(typed("ls")))
+    assert opening == [TOKENIZER.bos_id, *TOKENIZER.encode("task: t\n$ ")]
+    assert reply == [*TOKENIZER.encode("x\n"), *TOKENIZER.encode("$ ")]
+    assert episode.length == len(opening) + len(typed("ls")) + len(reply)

@@ -1,0 +1,78 @@
+"""Seeds and learning rates: golden values. A change here changes every run that somebody has published."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from echo_cli.config import OptimConfig
+from echo_cli.preset import ObjectiveSettings
+from echo_cli.schedule import learning_rate_at, world_model_coeff_at
+from echo_cli.seed import derive_seed, generator
+
+
+def test_derived_seeds_are_stable() -> None:
+    assert derive_seed(0, "rollout") == derive_seed(0, "rollout", 0) == 5_744_114_572_069_357_870
+    assert derive_seed(0, "rollout", 7) == 2_285_310_363_826_366_543
+    assert derive_seed(1234, "evaluate/heldout", 60) == 6_882_465_508_514_712_319
+
+
+def test_every_seed_purpose_and_step_has_its_own() -> None:
+    keys = [
+        (seed, purpose, step) for seed in range(10) for purpose in ("rollout", "tasks", "1/2") for step in range(20)
+    ]
+    seeds = [derive_seed(*key) for key in keys]
+    assert len(set(seeds)) == len(keys)
+    assert all(0 <= seed < 2**63 for seed in seeds)  # torch.Generator takes no more
+
+
+def test_generators_draw_the_same_and_do_not_share_state() -> None:
+    one, two = generator(0, "tasks", 3), generator(0, "tasks", 3)
+    two.random()
+    assert one.randrange(10**6) == generator(0, "tasks", 3).randrange(10**6) == 384_914
+    assert one.random() != generator(0, "tasks", 4).random()
+
+
+def rates(steps: int, **fields: object) -> list[float]:
+    optim = OptimConfig(lr=0.1, **fields)  # type: ignore[arg-type]
+    return [learning_rate_at(optim, step, steps) for step in range(steps)]
+
+
+def test_a_constant_rate() -> None:
+    assert rates(3) == [0.1, 0.1, 0.1]
+
+
+def test_warm_up_reaches_the_rate_at_its_last_step() -> None:
+    assert rates(5, warmup_steps=4) == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
+
+
+def test_linear_would_reach_zero_at_the_step_after_the_last() -> None:
+    assert rates(4, lr_schedule="linear") == pytest.approx([0.1, 0.075, 0.05, 0.025])
+    assert rates(6, lr_schedule="linear", warmup_steps=2) == pytest.approx([0.05, 0.1, 0.1, 0.075, 0.05, 0.025])
+
+
+def test_cosine() -> None:
+    half = 0.1 / 2
+    root = math.sqrt(0.5)
+    assert rates(4, lr_schedule="cosine") == pytest.approx([0.1, half * (1 + root), half, half * (1 - root)])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (3, 5), (60, 6)])
+def test_every_step_has_a_positive_rate_no_higher_than_the_configured_one(
+    schedule: str, steps: int, warmup: int
+) -> None:
+    found = rates(steps, lr_schedule=schedule, warmup_steps=warmup)
+    assert all(0 < rate <= 0.1 * (1 + 1e-12) for rate in found)
+
+
+def test_lambda_schedules() -> None:
+    linear = ObjectiveSettings(world_model_coeff=0.1, schedule="linear", world_model_coeff_end=0.0)
+    assert [world_model_coeff_at(linear, step, 5) for step in range(6)] == pytest.approx(
+        [0.1, 0.075, 0.05, 0.025, 0, 0]
+    )
+    steps = ObjectiveSettings(schedule="step", schedule_steps=(2, 4), schedule_values=(0.5, 0.1, 0.0))
+    assert [world_model_coeff_at(steps, step, 6) for step in range(6)] == [0.5, 0.5, 0.1, 0.1, 0.0, 0.0]
+    assert world_model_coeff_at(ObjectiveSettings(), 3, 5) == 0.05
+    assert world_model_coeff_at(ObjectiveSettings(use_rl=False), 3, 5) == 1.0

@@ -1,0 +1,64 @@
+"""The smallest run there is, for tests of the commands: `echo-cli`'s own process or a real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from echo_cli.cli import main
+
+TINY = (
+    "threads=1 rollout.tasks_per_step=1 rollout.group_size=2 rollout.explorers=2 evaluation.heldout_rollouts=0 "
+    "evaluation.validation_rollouts=0 environment.toy_terminal.ood_world_seeds=[] evaluation.every=2 "
+    "checkpoint.every=1 checkpoint.keep=9"
+).split()
+
+COMMAND = (sys.executable, "-m", "echo_cli")
+
+
+def train_words(run: Path, *words: str) -> list[str]:
+    """The command line that trains `run`, two steps unless `words` say otherwise."""
+    steps = () if "--steps" in words else ("--steps", "2")
+    return ["train", "--output-dir", str(run.parent), "--run-name", run.name, *steps, *TINY, *words]
+
+
+def train(run: Path, *words: str) -> int:
+    """Train in this process; the exit code."""
+    return main(train_words(run, *words))
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the clock; a constant that JSON does not have is an error."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} in metrics.jsonl")
+
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line, parse_constant=refuse) for line in lines]
+    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in found]
+
+
+def weights(run: Path, step: int) -> bytes:
+    return (run / "checkpoints" / f"step_{step:06d}" / "model.safetensors").read_bytes()
+
+
+def start(*words: str, **options: Any) -> subprocess.Popen[str]:
+    """`echo-cli` in a process of its own, with pipes for what it prints."""
+    environment = {**os.environ, **options.pop("env", {})}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen([*COMMAND, *words], text=True, env=environment, **pipes)
+
+
+def error_of(captured: str) -> tuple[str, str]:
+    """Message and tip, where a command's stderr ends with exactly one error line and at most one tip."""
+    lines = captured.splitlines()
+    assert "Traceback" not in captured
+    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    assert len(errors) == 1, captured
+    after = lines[errors[0] + 1 :]
+    assert len(after) <= 1 and all(line.startswith("  tip: ") for line in after), captured
+    return lines[errors[0]].removeprefix("error: "), after[0].removeprefix("  tip: ") if after else ""
