@@ -391,7 +391,3 @@ def _print_plans(runs: Sequence[tuple[Config, Path]], as_json: bool, *, sweep: b
         print(*(["---"] if number else []), config.to_yaml(), sep="\n", end="")
         for name, value in planned["plan"].items():
             print(f"# {name}: {value}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

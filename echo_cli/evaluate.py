@@ -54,11 +54,12 @@ def expert_pool(worlds: Worlds, tasks: Sequence[Task], tokenizer: Tokenizer, lim
     trajectories, all_spans = [], []
     for task in tasks:
         trajectory = play_script(tokenizer, worlds.environment(), task, worlds.expert(task), limits, "expert")
-        spans = tuple(span for span in _spans(trajectory) if span.pair not in seen)
-        if spans:
-            seen |= {span.pair for span in spans}
+        # The first of each pair: a repetition, in this trajectory too, could be copied.
+        first = {span.pair: span for span in reversed(_spans(trajectory)) if span.pair not in seen}
+        if first:
+            seen |= first.keys()
             trajectories.append(trajectory)
-            all_spans.append(spans)
+            all_spans.append(tuple(sorted(first.values(), key=lambda span: span.start)))
     return Pool(tuple(trajectories), tuple(all_spans))
 
 

@@ -9,13 +9,15 @@ Shapes: B rollouts of the step, R rows of a micro-batch, T tokens, N targets, H 
 from __future__ import annotations
 
 import copy
+import io
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -196,7 +198,9 @@ class TorchPolicy:
     def save(self, folder: Path) -> None:
         """Write weights, architecture, tokenizer and optimizer state into `folder`."""
         save_model(self.model, self.tokenizer, folder)
-        torch.save(self._optimizer.state_dict(), folder / TRAINER_FILE)
+        state = io.BytesIO()
+        torch.save(self._optimizer.state_dict(), state)
+        (folder / TRAINER_FILE).write_bytes(state.getbuffer())
 
     def load(self, folder: Path) -> None:
         """Take weights and optimizer state from a folder that `save` wrote.
@@ -296,7 +300,8 @@ def load_model(folder: Path) -> tuple[TinyModel, Tokenizer]:
 def save_model(model: TinyModel, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a model folder: weights as safetensors, architecture and tokenizer as JSON."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / MODEL_FILE)
+    # Written by Python and not by the libraries, whose errors do not say that the disk is full.
+    (folder / MODEL_FILE).write_bytes(safetensors_bytes(tensors))
     (folder / CONFIG_FILE).write_text(json.dumps(model.config.to_json(), indent=2) + "\n", encoding="utf-8")
     (folder / TOKENIZER_FILE).write_text(tokenizer.to_json(), encoding="utf-8")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 Row = Mapping[str, Any]
 
@@ -24,11 +25,11 @@ def progress(total: int, label: str) -> Iterator[Callable[[Row], None]]:
         yield lambda row: _plain(row, total, label)
         return
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[state]}"),
+        TextColumn("{task.description}", table_column=_whole(len(label))),
+        BarColumn(bar_width=None, table_column=Column(ratio=1)),
+        MofNCompleteColumn(table_column=_whole(2 * len(str(total)) + 1)),
+        TimeRemainingColumn(table_column=_whole(len("0:00:00"))),
+        TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
     )
     with Progress(*columns, console=console, transient=True) as bars:
         bar = bars.add_task(label, total=total, state="evaluating")
@@ -39,6 +40,11 @@ def progress(total: int, label: str) -> Iterator[Callable[[Row], None]]:
             bars.update(bar, completed=row["step"], state=" ".join(f"{k} {v}" for k, v in state.items()))
 
         yield show
+
+
+def _whole(width: int) -> Column:
+    """A column that a narrow terminal does not cut; the values at the end of the line are cut first."""
+    return Column(min_width=width, no_wrap=True)
 
 
 def _plain(row: Row, total: int, label: str) -> None:

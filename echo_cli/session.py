@@ -88,17 +88,17 @@ def open_session(
 
 def _continue(run: RunDirectory, config: Config, policy: TorchPolicy, evaluator: Evaluator) -> int:
     """Bring policy, evaluator and run directory to the latest checkpoint; the step it was saved after."""
-    step = -1  # killed before its first checkpoint: there is nothing to keep, so it starts again
-    if run.checkpoints.steps():
+    step = max(run.checkpoints.steps(), default=0)
+    if step > config.steps:
+        raise EchoError(f"{run.path} is at step {step} already, past {config.steps}", "give more --steps")
+    if step > 0:
         folder, meta = run.load_checkpoint("latest")
-        step = meta["step"]
-        if step > config.steps:
-            raise EchoError(f"{run.path} is at step {step} already, past {config.steps}", "give more --steps")
         policy.load(folder)
         evaluator.seen = {(command, output) for command, output in meta["seen_pairs"]}
-    run.rewind(step)
+    # Stopped before its first step, it starts again, with the evaluation before training.
+    run.rewind(step if step > 0 else -1)
     write_atomic(run.config_path, config.to_yaml().encode())
-    return max(step, 0)
+    return step
 
 
 def check_same_config(run: RunDirectory, config: Config) -> None:

@@ -14,6 +14,7 @@ import pytest
 from tiny_run import COMMAND, TINY, error_of
 
 from echo_cli.cli import main
+from echo_cli.config import configs_folder, find_config, load_config
 
 COMMANDS = ("train", "sweep-lambda", "eval-heldout", "plot", "shell-hook")
 
@@ -137,6 +138,15 @@ def test_dry_run_prints_the_config_and_does_nothing(tmp_path: Path, capsys: pyte
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", [path.stem for path in sorted(configs_folder().glob("*.yaml"))])
+def test_the_dry_run_of_a_shipped_config_is_a_config(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--config", name, "--dry-run"]) == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    assert load_config(tmp_path / "printed.yaml") == load_config(find_config(name))
+
+
 def test_plot_prints_the_files_it_wrote(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plot", str(finished), "-o", str(tmp_path)]) == 0
     assert [Path(line).suffix for line in capsys.readouterr().out.splitlines()] == [".png", ".svg", ".csv"]
@@ -152,7 +162,7 @@ def test_colours_are_left_out_on_request_and_in_a_pipe() -> None:
 
 
 def test_an_output_that_cannot_show_a_letter_gets_its_code() -> None:
-    done = _run("sweep-lambda", "--help", PYTHONIOENCODING="ascii")
+    done = _run("train", "--dry-run", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert "\\u03bb" in done.stdout
 

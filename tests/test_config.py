@@ -124,7 +124,7 @@ def test_a_wrong_override_is_refused(word: str, message: str, tmp_path: Path) ->
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EchoError, match="no config file .*nothing.yaml"):
+    with pytest.raises(EchoError, match=r"no config file .*nothing\.yaml"):
         find_config(str(tmp_path / "nothing.yaml"))
 
 

@@ -175,6 +175,15 @@ def test_a_token_of_probability_zero_is_never_drawn(weights: list[float], seed: 
     assert (p[chosen[:, 0]] > 0).all()
 
 
+@pytest.mark.parametrize(("uniform", "token"), [(0.0, 1), (0.5, 3), (1 - 2**-53, 3)])
+def test_the_extremes_of_the_uniform_land_on_tokens_of_positive_probability(
+    monkeypatch: pytest.MonkeyPatch, uniform: float, token: int
+) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.full(size, uniform, dtype=torch.float64))
+    p = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]])
+    assert _draw(p, torch.Generator()).tolist() == [[token]]
+
+
 def test_a_distribution_that_does_not_sum_to_one_is_normalised() -> None:
     chosen = _draw(torch.tensor([[0.2, 0.2]]).expand(4000, -1), torch.Generator().manual_seed(0))
     assert abs(float(chosen.double().mean()) - 0.5) < 0.05

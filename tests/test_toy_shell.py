@@ -114,6 +114,14 @@ def test_random_commands_print_what_the_real_tools_print(root: Path, seed: int) 
 
 
 @real_tools
+@pytest.mark.parametrize("name", ["head", "tail"])
+@pytest.mark.parametrize("count", ["0", "1", "2", "3", "4", "1000", "999999999999"])
+def test_the_ends_of_a_file(root: Path, name: str, count: str) -> None:
+    for path in ("/odd/open.txt", "/odd/crlf.txt", "/odd/empty.txt"):
+        assert run(FILES, f"{name} -n {count} {path}") == really_run(root, [name, "-n", count, path])
+
+
+@real_tools
 def test_recursive_grep_finds_the_same_lines_under_the_same_names(root: Path) -> None:
     for command in (["grep", "-rn", "INFO", "/var"], ["grep", "-r", "e", "etc"], ["grep", "-rc", "one", PATHS[0]]):
         ours, real = run(FILES, shlex.join(command)), really_run(root, command)
