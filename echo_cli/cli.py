@@ -171,7 +171,7 @@ def sweep_lambda(
 @app.command("eval-heldout")
 def eval_heldout(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
-    checkpoint: Annotated[str, typer.Option(help="best or latest.", metavar="NAME")] = "best",
+    checkpoint: Annotated[str | None, typer.Option(help="best (default) or latest.", metavar="NAME")] = None,
     step: Annotated[int | None, typer.Option(help="A checkpoint by its step.", metavar="N")] = None,
     rollouts: Annotated[int, typer.Option(help="Rollouts per task, for pass@1.", metavar="N", min=0)] = 4,
     command: Annotated[str | None, typer.Option(help="Held-out command to read out.", metavar="TEXT")] = None,
@@ -184,9 +184,11 @@ def eval_heldout(
     """
     from echo_cli.heldout import evaluate_run
 
-    if checkpoint not in ("best", "latest"):
+    if checkpoint is not None and step is not None:
+        raise EchoError("--checkpoint and --step exclude each other", "give one of them")
+    if checkpoint not in (None, "best", "latest"):
         raise EchoError(f"no checkpoint '{checkpoint}'", "--checkpoint best or latest, or --step N")
-    result = evaluate_run(run, checkpoint if step is None else step, rollouts, command, device)
+    result = evaluate_run(run, (checkpoint or "best") if step is None else step, rollouts, command, device)
     if as_json:
         _print_json(result)
     else:

@@ -38,7 +38,7 @@ class ToyTerminalConfig(_Section):
 
     world_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     ood_world_seeds: tuple[Seed, ...] = (101, 102)
-    max_turns: Positive = 4
+    max_turns: Positive = 5
 
     @model_validator(mode="after")
     def _disjoint(self) -> ToyTerminalConfig:

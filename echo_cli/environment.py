@@ -82,10 +82,6 @@ class Worlds(Protocol):
         ...
 
 
-# Exit statuses with which a POSIX shell says that it could not run the line at all.
-_NOT_RUN = frozenset({2, 126, 127})
-
-
 class ToyTerminal:
     """The toy terminal behind the environment protocol."""
 
@@ -111,7 +107,8 @@ class ToyTerminal:
             tuple(pieces),
             observation.done,
             observation.exit_code,
-            valid_action=observation.exit_code not in _NOT_RUN and bool(action.strip()),
+            # What the shell itself refused never ran; a command that ran and failed is still a valid action.
+            valid_action=bool(action.strip()) and not observation.stderr.startswith("sh: "),
         )
 
     def verify(self) -> float:

@@ -12,13 +12,15 @@ def plan(config: Config, path: Path) -> dict[str, Any]:
     """The plan of `--dry-run`: counts of rollouts and an upper bound of tokens (context included) per step."""
     rollout, evaluation = config.rollout, config.evaluation
     policy_rollouts = rollout.tasks_per_step * rollout.group_size
+    # At λ = 0 explorers are not played.
+    explorers = rollout.explorers if config.objective.base_coeff > 0 else 0
     longest = rollout.max_episode_tokens + rollout.max_output_tokens
     return {
         "run directory": str(path),
         "λ": config.objective.base_coeff,
         "policy rollouts per step": policy_rollouts,
-        "explorer rollouts per step": rollout.explorers,
-        "tokens per step, at most": (policy_rollouts + rollout.explorers) * longest,
+        "explorer rollouts per step": explorers,
+        "tokens per step, at most": (policy_rollouts + explorers) * longest,
         "evaluations": 1 + -(-config.steps // evaluation.every),
         "rollouts per held-out task and evaluation": evaluation.heldout_rollouts,
     }

@@ -18,6 +18,9 @@ from echo_cli.policy import DeviceChoice, TorchPolicy, choose_device, load_polic
 from echo_cli.run import RunDirectory, create_run, environment_record, open_run
 from echo_cli.storage import write_atomic
 
+# The prompt, the exit status and the notices around the last reply.
+_NOTICE_TOKENS = 64
+
 # What may differ between a run and its continuation: how far to go, where it lies, what it runs on.
 _FREE_ON_RESUME = {"steps", "output_dir", "run_name", "device", "threads", "checkpoint"}
 
@@ -51,7 +54,7 @@ def build_policy(config: Config) -> tuple[TorchPolicy, DeviceChoice]:
         torch.set_num_threads(config.threads)
     choice = choose_device(config.device)
     policy = load_policy(config.model, config.optim, choice.device, config.seed)
-    longest = config.rollout.max_episode_tokens + config.rollout.max_output_tokens
+    longest = config.rollout.max_episode_tokens + 2 * config.rollout.max_output_tokens + _NOTICE_TOKENS
     if longest > policy.model.config.max_length:
         raise EchoError(
             f"an episode of {longest} tokens does not fit the model's {policy.model.config.max_length}",

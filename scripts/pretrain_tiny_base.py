@@ -3,8 +3,9 @@
     python scripts/pretrain_tiny_base.py            # writes echo_cli/models/tiny_base/
 
 Demonstrations are scripted episodes in worlds that training and evaluation never use (seeds from
-`FIRST_WORLD_SEED` up). The loss is cross-entropy on what the world answered, on the harness's notices, and on what the
-searching expert typed; what the explorer typed is not learned, so that the policy acts like somebody with a goal.
+`FIRST_WORLD_SEED` up). The loss is cross-entropy on everything but the context: what the actor typed, what the world
+answered, and the harness's notices. The actors are a newcomer who searches for an answer, is distracted now and then,
+and sometimes only wanders: that leaves reinforcement learning something to learn that holds for every task.
 """
 
 from __future__ import annotations
@@ -29,15 +30,23 @@ from echo_cli.rollout import Limits, play_script
 from echo_cli.session import build_policy
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
-from echo_cli.trajectory import Role, Source, Trajectory
+from echo_cli.trajectory import Role, Trajectory
 from toy_terminal_env.environment import world_and_tasks
-from toy_terminal_env.scripted import explorer_actions, explorer_commands, mistaken_action, searching_actions
+from toy_terminal_env.scripted import (
+    distracted,
+    explorer_actions,
+    explorer_commands,
+    mistaken_action,
+    searching_actions,
+)
 
 FIRST_WORLD_SEED = 1_000_000
 FIRST_MEASURED_SEED = 900_000
 VOCAB_SIZE = 1024
 LIMITS = Limits(action_tokens=32, output_tokens=256, episode_tokens=640)
-DEMONSTRATION_TURNS = 8
+DEMONSTRATION_TURNS = 12
+DISTRACTION = 0.2
+LEARNED = (Role.ACTION, Role.ENV_OUTPUT, Role.WARNING)
 
 
 def demonstration(tokenizer: Tokenizer, world_seed: int, rng: random.Random, explorers: float) -> Trajectory:
@@ -45,20 +54,14 @@ def demonstration(tokenizer: Tokenizer, world_seed: int, rng: random.Random, exp
     world, tasks = world_and_tasks(world_seed)
     toy_task = rng.choice(list(tasks.values()))
     wandering = rng.random() < explorers
+    kinds = explorer_commands(world, frozenset())
     if wandering:
-        actions = explorer_actions(explorer_commands(world, frozenset()), rng.randrange(1, 5), rng)
+        actions = explorer_actions(kinds, rng.randrange(1, 5), rng)
         actions = [mistaken_action(world, rng) if rng.random() < 0.1 else action for action in actions]
     else:
-        actions = searching_actions(world, toy_task, rng)
+        actions = distracted(searching_actions(world, toy_task, rng), kinds, DISTRACTION, rng)
     task = Task(toy_task.task_id, "train", toy_task.family, {"seed": world_seed, "task_id": toy_task.task_id})
-    source: Source = "explorer" if wandering else "expert"
-    return play_script(tokenizer, ToyTerminal(DEMONSTRATION_TURNS), task, actions, LIMITS, source)
-
-
-def learned_roles(trajectory: Trajectory) -> set[Role]:
-    """The roles whose tokens have a loss."""
-    answers = {Role.ENV_OUTPUT, Role.WARNING}
-    return answers if trajectory.source == "explorer" else answers | {Role.ACTION}
+    return play_script(tokenizer, ToyTerminal(DEMONSTRATION_TURNS), task, actions, LIMITS, "expert")
 
 
 def corpus_text(trajectory: Trajectory) -> str:
@@ -80,8 +83,7 @@ def batch_loss(model: TinyModel, trajectories: list[Trajectory], pad_id: int) ->
     learned_BT = torch.zeros(len(trajectories), length, dtype=torch.bool)
     for row, trajectory in enumerate(trajectories):
         ids_BT[row, : len(trajectory)] = torch.tensor(trajectory.token_ids)
-        roles = learned_roles(trajectory)
-        learned_BT[row, : len(trajectory)] = torch.tensor([role in roles for role in trajectory.roles])
+        learned_BT[row, : len(trajectory)] = torch.tensor([role in LEARNED for role in trajectory.roles])
     hidden_BTH = model(ids_BT[:, :-1])
     chosen = learned_BT[:, 1:]
     return F.cross_entropy(hidden_BTH[chosen] @ model.lm_head_VH.T, ids_BT[:, 1:][chosen], reduction="sum")
@@ -108,8 +110,8 @@ QK-norm, squared ReLU, width-3 causal convolution) with a byte-level BPE of {voc
 pretrained model in echo-cli's toy runs: it can act in a toy terminal, and it does not know the world it is put into.
 
 - **Data**: scripted episodes in random toy worlds with seeds from {first_world_seed:,} up, {demonstrations_per_step} a
-  step; {explorer_share:.0%} of them wandering explorers, the others a newcomer who searches for an answer. No world
-  that training or evaluation uses is among them.
+  step; {explorer_share:.0%} of them wander, in the others a newcomer searches for an answer, distracted before one line
+  in five. No world that training or evaluation uses is among them.
 - **Training**: {steps} steps, Muon 0.02 for matrices and AdamW 3e-3 for the rest, weight decay 0.1, 60 % flat and then
   linear decay; {seconds} s on 2 cores with torch {torch}. Rebuild: `python scripts/pretrain_tiny_base.py`.
 - **Loss** (nats per token on actions, outputs and notices; `pretraining.json` has every tenth step):
@@ -193,7 +195,7 @@ def main() -> None:
                 demonstration(tokenizer, rng.choice(worlds), rng, args.explorers) for _ in range(args.demonstrations)
             ]
             demos.sort(key=len)
-            targets = sum(demo.count(role) for demo in demos for role in learned_roles(demo))
+            targets = sum(demo.count(role) for demo in demos for role in LEARNED)
             total = 0.0
             for i in range(0, len(demos), 16):
                 loss = batch_loss(model, demos[i : i + 16], tokenizer.pad_id) / targets

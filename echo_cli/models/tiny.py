@@ -24,7 +24,7 @@ class TinyConfig:
     hidden: int = 128
     layers: int = 4
     heads: int = 4
-    max_length: int = 1024
+    max_length: int = 2048
 
     def to_json(self) -> dict[str, int]:
         return asdict(self)
@@ -132,8 +132,8 @@ class _Block(nn.Module):
         inputs_BTH = _norm(hidden_BTH)
         mixed_BTH = (
             inputs_BTH * self.conv_H3[:, 2]
-            + F.pad(inputs_BTH, (0, 0, 1, -1)) * self.conv_H3[:, 1]
-            + F.pad(inputs_BTH, (0, 0, 2, -2)) * self.conv_H3[:, 0]
+            + F.pad(inputs_BTH, (0, 0, 1, 0))[:, :-1] * self.conv_H3[:, 1]
+            + F.pad(inputs_BTH, (0, 0, 2, 0))[:, :-2] * self.conv_H3[:, 0]
         )
         q, k, v = self._project(mixed_BTH, cos, sin)
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=_ATTENTION_SCALE)

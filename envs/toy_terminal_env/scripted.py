@@ -76,6 +76,18 @@ def explorer_actions(kinds: Mapping[str, Sequence[str]], count: int, rng: random
     return [rng.choice(kinds[kind]) for kind in chosen]
 
 
+def distracted(
+    actions: Sequence[str], kinds: Mapping[str, Sequence[str]], share: float, rng: random.Random
+) -> list[str]:
+    """`actions`, each preceded with probability `share` by a command that has nothing to do with the task."""
+    typed: list[str] = []
+    for action in actions:
+        if rng.random() < share:
+            typed += explorer_actions(kinds, 1, rng)
+        typed.append(action)
+    return typed
+
+
 def mistaken_action(world: World, rng: random.Random) -> str:
     """A command that fails in one of the ways people make commands fail."""
     path = rng.choice(list(world.files))

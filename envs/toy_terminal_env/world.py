@@ -44,7 +44,8 @@ TABLE_COLUMNS = "zone owner rack state tier load quota age".split()
 NUMBER_COLUMNS = ("load", "quota", "age")
 
 CONFIGS, LOGS, TABLES = 4, 3, 3
-KEYS_PER_CONFIG, LINES_PER_LOG, ROWS_PER_TABLE = 9, 11, 8
+# Sizes differ from file to file, or a line count could be known without looking: smallest, largest.
+KEYS_PER_CONFIG, LINES_PER_LOG, ROWS_PER_TABLE = (8, 10), (10, 12), (7, 9)
 REGISTRY = "/srv/registry.csv"
 
 
@@ -72,7 +73,7 @@ def generate_world(seed: int) -> World:
     configs = {f"/etc/{stem}.yaml": service for stem, service in zip(stems[:CONFIGS], services, strict=True)}
     files = {path: _config(rng, service) for path, service in configs.items()}
     files |= {f"/var/log/{stem}.log": _log(rng, services) for stem in stems[CONFIGS : CONFIGS + LOGS]}
-    hosts = rng.sample(WORDS, TABLES * ROWS_PER_TABLE)
+    hosts = rng.sample(WORDS, TABLES * ROWS_PER_TABLE[1])
     files |= {f"/srv/{stem}.csv": _table(rng, hosts[i::TABLES]) for i, stem in enumerate(stems[CONFIGS + LOGS :])}
     registry = list(configs.items())
     rng.shuffle(registry)
@@ -85,7 +86,7 @@ def _number(rng: random.Random) -> int:
 
 
 def _config(rng: random.Random, service: str) -> str:
-    keys = rng.sample(NUMBER_KEYS, 6) + rng.sample(WORD_KEYS, KEYS_PER_CONFIG - 6)
+    keys = rng.sample(NUMBER_KEYS, 6) + rng.sample(WORD_KEYS, rng.randint(*KEYS_PER_CONFIG) - 6)
     rng.shuffle(keys)
     values = [str(_number(rng)) if key in NUMBER_KEYS else rng.choice(WORDS) for key in keys]
     return f"service: {service}\n" + "".join(f"{key}: {value}\n" for key, value in zip(keys, values, strict=True))
@@ -93,7 +94,7 @@ def _config(rng: random.Random, service: str) -> str:
 
 def _log(rng: random.Random, services: list[str]) -> str:
     lines, minute = [], rng.randrange(0, 600)
-    for _ in range(LINES_PER_LOG):
+    for _ in range(rng.randint(*LINES_PER_LOG)):
         minute += rng.randrange(1, 70)
         message = rng.choice(MESSAGES).format(word=rng.choice(WORDS), n=rng.randrange(2, 100))
         lines.append(f"{minute // 60:02d}:{minute % 60:02d} {rng.choice(LEVELS)} {rng.choice(services)} {message}\n")
@@ -102,7 +103,10 @@ def _log(rng: random.Random, services: list[str]) -> str:
 
 def _table(rng: random.Random, hosts: list[str]) -> str:
     columns = rng.sample(TABLE_COLUMNS, 2)
-    rows = [[f"{host}-{rng.randrange(10, 100)}", *(_cell(rng, column) for column in columns)] for host in hosts]
+    rows = [
+        [f"{host}-{rng.randrange(10, 100)}", *(_cell(rng, column) for column in columns)]
+        for host in hosts[: rng.randint(*ROWS_PER_TABLE)]
+    ]
     return "".join(",".join(row) + "\n" for row in [["host", *columns], *rows])
 
 
