@@ -15,6 +15,8 @@ import json
 import random
 import time
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -45,8 +47,14 @@ FIRST_MEASURED_SEED = 900_000
 VOCAB_SIZE = 1024
 LIMITS = Limits(action_tokens=32, output_tokens=256, episode_tokens=640)
 DEMONSTRATION_TURNS = 12
-DISTRACTION = 0.2
+DISTRACTION = 0.05
 LEARNED = (Role.ACTION, Role.ENV_OUTPUT, Role.WARNING)
+
+
+@lru_cache(maxsize=64)
+def commands_of(world_seed: int) -> Mapping[str, Sequence[str]]:
+    """Everything an explorer may type in the world of `world_seed`."""
+    return explorer_commands(world_and_tasks(world_seed)[0], frozenset())
 
 
 def demonstration(tokenizer: Tokenizer, world_seed: int, rng: random.Random, explorers: float) -> Trajectory:
@@ -54,7 +62,7 @@ def demonstration(tokenizer: Tokenizer, world_seed: int, rng: random.Random, exp
     world, tasks = world_and_tasks(world_seed)
     toy_task = rng.choice(list(tasks.values()))
     wandering = rng.random() < explorers
-    kinds = explorer_commands(world, frozenset())
+    kinds = commands_of(world_seed)
     if wandering:
         actions = explorer_actions(kinds, rng.randrange(1, 5), rng)
         actions = [mistaken_action(world, rng) if rng.random() < 0.1 else action for action in actions]
@@ -111,7 +119,7 @@ pretrained model in echo-cli's toy runs: it can act in a toy terminal, and it do
 
 - **Data**: scripted episodes in random toy worlds with seeds from {first_world_seed:,} up, {demonstrations_per_step} a
   step; {explorer_share:.0%} of them wander, in the others a newcomer searches for an answer, distracted before one line
-  in five. No world that training or evaluation uses is among them.
+  in twenty. No world that training or evaluation uses is among them.
 - **Training**: {steps} steps, Muon 0.02 for matrices and AdamW 3e-3 for the rest, weight decay 0.1, 60 % flat and then
   linear decay; {seconds} s on 2 cores with torch {torch}. Rebuild: `python scripts/pretrain_tiny_base.py`.
 - **Loss** (nats per token on actions, outputs and notices; `pretraining.json` has every tenth step):
@@ -157,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--demonstrations", type=int, default=96, help="episodes per step")
-    parser.add_argument("--explorers", type=float, default=0.25, help="share of wandering episodes")
+    parser.add_argument("--explorers", type=float, default=0.2, help="share of wandering episodes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "echo_cli/models/tiny_base")
     parser.add_argument("--card", action="store_true", help="only measure the model and write its card again")

