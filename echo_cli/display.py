@@ -34,6 +34,7 @@ def print_run(summary: Summary, folder: str) -> None:
     table = _table("", "before", f"best (step {best['step']})" if best else "best", "last")
     for label, source, name in (
         ("held-out env-CE, nats/token", held, "env_ce"),
+        ("  the same pairs before training", held, "env_ce_start"),
         ("held-out bits per byte", held, "env_bits_per_byte"),
         ("held-out token accuracy", held, "token_accuracy"),
         ("held-out pass@1", held, "pass_at_1"),

@@ -168,6 +168,11 @@ class Evaluator:
         }
         self._pairs = frozenset(pair for pool in self.pools.values() for pair in pool.pairs)
         self.seen: set[Pair] = set()
+        self._start: Mapping[str, Sequence[PairScore]] = {}
+
+    def remember_start(self, policy: TorchPolicy) -> None:
+        """Score the pools with the policy that training starts from, to compare with over the same pairs later."""
+        self._start = {name: score_pool(policy, pool) for name, pool in self.pools.items()}
 
     def observe(self, trajectories: Sequence[Trajectory]) -> None:
         """Note which pool pairs these training rollouts executed: they are novel no more."""
@@ -181,9 +186,11 @@ class Evaluator:
             novel = [score for score in scores if score.pair not in self.seen]
             metrics |= summarize(novel, name)
             metrics[f"{name}/novel_pairs"] = len(novel)
-            metrics[f"{name}/env_ce_seen"] = summarize([score for score in scores if score.pair in self.seen], name)[
-                f"{name}/env_ce"
-            ]
+            # What is novel shrinks as the policy explores; this is where the same pairs stood before training.
+            start = [score for score in self._start.get(name, ()) if score.pair not in self.seen]
+            metrics[f"{name}/env_ce_start"] = summarize(start, name)[f"{name}/env_ce"]
+            seen = [score for score in scores if score.pair in self.seen]
+            metrics[f"{name}/env_ce_seen"] = summarize(seen, name)[f"{name}/env_ce"]
         kept: list[Trajectory] = []
         settings = self._config.evaluation
         for name, tasks, rollouts in (

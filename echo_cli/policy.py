@@ -119,7 +119,7 @@ class TorchPolicy:
     ) -> Metrics:
         """Accumulate the gradient of the step's loss over micro-batches, from one forward pass each."""
         parts = []
-        for indices in bucket(trajectories, self._optim.token_budget):
+        for indices in self._micro_batches(trajectories):
             wanted, scores, reference_logprobs_N = self._forward(
                 trajectories, indices, settings, temperature, env_gradient=coeff > 0
             )
@@ -146,7 +146,7 @@ class TorchPolicy:
         """The gradients of the two terms alone, λ left out; the accumulated gradient is not touched."""
         rl_grads = [torch.zeros_like(parameter) for parameter in self._parameters]
         env_grads = [torch.zeros_like(parameter) for parameter in self._parameters]
-        for indices in bucket(trajectories, self._optim.token_budget):
+        for indices in self._micro_batches(trajectories):
             wanted, scores, reference_logprobs_N = self._forward(trajectories, indices, settings, temperature)
             rl = rl_loss(scores.logprobs_N, wanted, advantages_B, weights, settings, reference_logprobs_N)
             env = env_loss(scores.logprobs_N, wanted, weights)
@@ -218,6 +218,18 @@ class TorchPolicy:
                 "resume from another checkpoint",
             ) from error
 
+    def _micro_batches(self, trajectories: Sequence[Trajectory]) -> list[list[int]]:
+        """Buckets in which either all rollouts learn from their actions or none does: the latter cost less."""
+        groups = [
+            [index for index, trajectory in enumerate(trajectories) if trajectory.world_model_only is world_model_only]
+            for world_model_only in (False, True)
+        ]
+        return [
+            [group[member] for member in members]
+            for group in groups
+            for members in bucket([trajectories[index] for index in group], self._optim.token_budget)
+        ]
+
     def _forward(
         self,
         trajectories: Sequence[Trajectory],
@@ -227,13 +239,16 @@ class TorchPolicy:
         env_gradient: bool = True,
     ) -> tuple[Targets, Scores, Tensor | None]:
         micro = collate(trajectories, indices, self.tokenizer.pad_id).to(self.device)
-        wanted = targets(micro, settings.target_roles)
+        observing = trajectories[indices[0]].world_model_only
+        wanted = targets(micro, settings.selected_roles if observing else settings.target_roles)
         hidden_NH = wanted.gather(self.model(micro.token_ids_RT))
         scores = target_logprobs(
             hidden_NH, self._lm_head, wanted, temperature, env_gradient=env_gradient, chunk_rows=self._chunk_rows
         )
         if settings.kl_coeff == 0 or self._reference is None:
             return wanted, scores, None
+        if observing:  # no action target, so nothing that the KL could be taken on
+            return wanted, scores, scores.logprobs_N.detach()
         with torch.no_grad():
             reference = self._reference
             reference_NH = wanted.gather(reference(micro.token_ids_RT))

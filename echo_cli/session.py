@@ -80,6 +80,7 @@ def open_session(
     policy, choice = build_policy(config)
     worlds = build_worlds(config)
     evaluator = Evaluator(config, worlds, policy.tokenizer)
+    evaluator.remember_start(policy)
     if not resume:
         record = environment_record(config.seed, argv, str(choice.device), torch.get_num_threads())
         create_run(path, config_yaml=config.to_yaml(), environment=record, overwrite=overwrite)

@@ -35,7 +35,7 @@ TRAIN_KEYS = (
 ).split()
 EVALUATION_KEYS = [
     *(f"{pool}/{name}" for pool in ("validation", "heldout", "ood")
-      for name in ("env_ce", "env_bits_per_byte", "token_accuracy", "novel_pairs", "env_ce_seen")),
+      for name in ("env_ce", "env_bits_per_byte", "token_accuracy", "novel_pairs", "env_ce_start", "env_ce_seen")),
     "validation/pass_at_1",
     "heldout/pass_at_1",
 ]  # fmt: skip
