@@ -90,9 +90,13 @@ class OptimConfig(_Section):
 
 
 class EvaluationConfig(_Section):
-    """`every` N steps, besides the first and the last. Rollouts per task, for pass@1; 0 leaves that measure out."""
+    """`every` N steps, besides the first and the last, the pools; every `pass_every` of them the tasks as well.
+
+    Rollouts are per task, for pass@1; 0 leaves that measure out.
+    """
 
     every: Positive = 10
+    pass_every: Positive = 30
     validation_rollouts: NonNegative = 2
     heldout_rollouts: NonNegative = 2
     kept_trajectories: NonNegative = 4

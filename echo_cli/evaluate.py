@@ -178,8 +178,11 @@ class Evaluator:
         """Note which pool pairs these training rollouts executed: they are novel no more."""
         self.seen |= executed_pairs(trajectories) & self._pairs
 
-    def evaluate(self, policy: TorchPolicy, step: int) -> Evaluation:
-        """Score the pools and play the validation and held-out tasks. Draws from generators of its own."""
+    def evaluate(self, policy: TorchPolicy, step: int, *, play: bool = True) -> Evaluation:
+        """Score the pools and, with `play`, play the validation and held-out tasks (else their pass@1 is None).
+
+        Draws from generators of its own.
+        """
         metrics: dict[str, float | None] = {}
         for name, pool in self.pools.items():
             scores = score_pool(policy, pool)
@@ -198,7 +201,9 @@ class Evaluator:
             ("heldout", self._worlds.tasks.heldout, settings.heldout_rollouts),
         ):
             seed = derive_seed(self._config.seed, f"evaluate/{name}", step)
-            played = rollout_tasks(policy, self._worlds, tasks, rollouts, self._config, seed) if rollouts else []
+            played = (
+                rollout_tasks(policy, self._worlds, tasks, rollouts, self._config, seed) if play and rollouts else []
+            )
             metrics[f"{name}/pass_at_1"] = pass_at_1(played)
             kept += played[: settings.kept_trajectories]
         return Evaluation(metrics, kept)

@@ -167,7 +167,9 @@ def _record(session: Session, row: Row, *, evaluate: bool) -> Row:
     started = time.perf_counter()
     measured: Row = {}
     if evaluate:
-        evaluation = session.evaluator.evaluate(session.policy, row["step"])
+        config, step = session.config, row["step"]
+        play = step % config.evaluation.pass_every == 0 or step == config.steps
+        evaluation = session.evaluator.evaluate(session.policy, step, play=play)
         measured = dict(evaluation.metrics)
         records = [trajectory.to_json() for trajectory in evaluation.trajectories]
         session.run.append_trajectories([{**record, "meta": {"step": row["step"]}} for record in records])
