@@ -90,7 +90,7 @@ class OptimConfig(_Section):
 
 
 class EvaluationConfig(_Section):
-    """`every` N steps, besides the first and the last, the pools; every `pass_every` of them the tasks as well.
+    """`every` N steps, besides the first and the last, the pools; at those that `pass_every` divides, the tasks.
 
     Rollouts are per task, for pass@1; 0 leaves that measure out.
     """

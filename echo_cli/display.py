@@ -59,7 +59,7 @@ def print_sweep(rows: Sequence[Mapping[str, Any]], picture: str) -> None:
         step = row["best_step"]
         table.add_row(
             f"{row['lambda']:g}",
-            _number(row["env_ce_before"]),
+            _number(row["env_ce_start_best"]),
             f"{_number(row['env_ce_best'])} ({step})",
             _number(row["env_ce_last"]),
             _number(row["ood_env_ce_last"]),

@@ -73,8 +73,8 @@ class Worlds(Protocol):
         """The actions that solve `task`."""
         ...
 
-    def explorer(self, count: int, rng: random.Random) -> list[str]:
-        """`count` exploring actions, none of which solves a validation or held-out task."""
+    def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
+        """`count` exploring actions in the world of `task`, none of which solves a validation or held-out task."""
         ...
 
     def out_of_distribution(self) -> Worlds:
@@ -127,7 +127,7 @@ class ToyWorlds:
         self._max_turns = max_turns
         self._toy_tasks: dict[str, ToyTask] = {}
         splits: dict[Split, list[Task]] = {"train": [], "validation": [], "heldout": []}
-        self._explorer_kinds = []
+        self._explorer_kinds = {}
         for seed in self._world_seeds:
             world, tasks = world_and_tasks(seed)
             self._toy_tasks |= tasks
@@ -135,7 +135,7 @@ class ToyWorlds:
                 arguments = {"seed": seed, "task_id": task.task_id}
                 splits[task.split].append(Task(task.task_id, task.split, task.family, arguments))
             forbidden = solving_commands(task for task in tasks.values() if task.split != "train")
-            self._explorer_kinds.append(explorer_commands(world, forbidden))
+            self._explorer_kinds[seed] = explorer_commands(world, forbidden)
         self.tasks = TaskSplits(**splits)
 
     def environment(self) -> Environment:
@@ -144,9 +144,8 @@ class ToyWorlds:
     def expert(self, task: Task) -> list[str]:
         return expert_actions(self._toy_tasks[task.task_id])
 
-    def explorer(self, count: int, rng: random.Random) -> list[str]:
-        kinds = self._explorer_kinds[0] if len(self._explorer_kinds) == 1 else rng.choice(self._explorer_kinds)
-        return explorer_actions(kinds, count, rng)
+    def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
+        return explorer_actions(self._explorer_kinds[task.reset_arguments["seed"]], count, rng)
 
     def out_of_distribution(self) -> ToyWorlds:
         return ToyWorlds(self._ood_world_seeds, (), self._max_turns)

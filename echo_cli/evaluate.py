@@ -2,6 +2,7 @@
 
 A pool holds expert trajectories on tasks that training never sees. Its headline is over *novel* pairs: those of
 (command, output) that no training rollout has executed so far. Pairs that training did execute are measured apart.
+The validation pool, on which the best step is chosen, is scored over all its pairs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from echo_cli.rollout import Limits, play_policy, play_script
 from echo_cli.seed import derive_seed
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
-from echo_cli.trajectory import Role, Trajectory
+from echo_cli.trajectory import Role, Trajectory, Turn
 
 Pair = tuple[str, str]
 """A command and the output it gave."""
@@ -78,7 +79,7 @@ def _spans(trajectory: Trajectory) -> list[Span]:
             if turn >= 0:
                 exchange = trajectory.turns[turn]
                 # A command that wrote to stdout and stderr has two segments, one after the other.
-                before = spans.get(turn, Span((exchange.command, exchange.output), position, 0, 0))
+                before = spans.get(turn, Span(pair_of(exchange), position, 0, 0))
                 spans[turn] = Span(before.pair, before.start, before.count + tokens, before.output_bytes + output_bytes)
             position += tokens
     return list(spans.values())
@@ -86,7 +87,12 @@ def _spans(trajectory: Trajectory) -> list[Span]:
 
 def executed_pairs(trajectories: Sequence[Trajectory]) -> set[Pair]:
     """The (command, output) pairs that rollouts have met."""
-    return {(turn.command, turn.output) for trajectory in trajectories for turn in trajectory.turns}
+    return {pair_of(turn) for trajectory in trajectories for turn in trajectory.turns}
+
+
+def pair_of(turn: Turn) -> Pair:
+    """The pair of a turn; spaces that a shell ignores do not make a command another one."""
+    return " ".join(turn.command.split()), turn.output
 
 
 @dataclass(frozen=True)
@@ -187,10 +193,11 @@ class Evaluator:
         for name, pool in self.pools.items():
             scores = score_pool(policy, pool)
             novel = [score for score in scores if score.pair not in self.seen]
-            metrics |= summarize(novel, name)
+            # The best step is chosen on validation, over all its pairs: steps compare only over the same ones.
+            metrics |= summarize(scores if name == "validation" else novel, name)
             metrics[f"{name}/novel_pairs"] = len(novel)
             # What is novel shrinks as the policy explores; this is where the same pairs stood before training.
-            start = [score for score in self._start.get(name, ()) if score.pair not in self.seen]
+            start = [s for s in self._start.get(name, ()) if name == "validation" or s.pair not in self.seen]
             metrics[f"{name}/env_ce_start"] = summarize(start, name)[f"{name}/env_ce"]
             seen = [score for score in scores if score.pair in self.seen]
             metrics[f"{name}/env_ce_seen"] = summarize(seen, name)[f"{name}/env_ce"]

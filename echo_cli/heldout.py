@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from echo_cli.config import load_config
 from echo_cli.error import EchoError
-from echo_cli.evaluate import Evaluator, Pool
+from echo_cli.evaluate import Evaluator, Pair, Pool
 from echo_cli.policy import TorchPolicy
 from echo_cli.run import open_run
 from echo_cli.session import build_policy, build_worlds
@@ -40,7 +41,8 @@ def evaluate_run(
     trained.load(folder)
     evaluator = Evaluator(config, build_worlds(config), trained.tokenizer)
     evaluator.seen = {(words, output) for words, output in meta["seen_pairs"]}
-    output = _find(evaluator.pools["heldout"], command)
+    evaluator.remember_start(initial)
+    output = _find(evaluator.pools["heldout"], command, evaluator.seen)
     return {
         "run": path.resolve().name,
         "step": meta["step"],
@@ -66,9 +68,14 @@ class _Output:
     token_ids: list[int]
 
 
-def _find(pool: Pool, command: str | None) -> _Output:
+def _find(pool: Pool, command: str | None, seen: Collection[Pair]) -> _Output:
+    """The output to read out: that of `command`, or else the first of a `grep` that training has not executed."""
     outputs = [output for trajectory in pool.trajectories for output in _outputs(trajectory)]
-    wanted = [o for o in outputs if o.command == command or (command is None and o.command.startswith("grep "))]
+    executed = {words for words, _ in seen}
+    wanted = [output for output in outputs if output.command == command]
+    if command is None:
+        novel = [output for output in outputs if output.command not in executed]
+        wanted = [output for output in novel if output.command.startswith("grep ")] or novel or outputs
     if not wanted:
         known = [output.command for output in outputs]
         nearest = [*difflib.get_close_matches(command or "", known, n=1, cutoff=0.0), *known][0]

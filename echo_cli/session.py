@@ -17,6 +17,7 @@ from echo_cli.evaluate import Evaluator
 from echo_cli.policy import DeviceChoice, TorchPolicy, choose_device, load_policy
 from echo_cli.run import RunDirectory, create_run, environment_record, open_run
 from echo_cli.storage import write_atomic
+from echo_cli.summary import best_step
 
 # The prompt, the exit status and the notices around the last reply.
 _NOTICE_TOKENS = 64
@@ -101,6 +102,9 @@ def _continue(run: RunDirectory, config: Config, policy: TorchPolicy, evaluator:
         evaluator.seen = {(command, output) for command, output in meta["seen_pairs"]}
     # Stopped before its first step, it starts again, with the evaluation before training.
     run.rewind(step if step > 0 else -1)
+    best = best_step(run.read_metrics(), config.evaluation.select_by)
+    if best in run.checkpoints.steps():  # a kill between saving and marking left the mark behind
+        run.checkpoints.mark_best(best)
     write_atomic(run.config_path, config.to_yaml().encode())
     return step
 

@@ -20,6 +20,7 @@ Summary = Mapping[str, Any]
 COLUMNS = (
     ("lambda", ("lambda",)),
     ("env_ce_before", ("heldout", "before", "env_ce")),
+    ("env_ce_start_best", ("heldout", "best", "env_ce_start")),
     ("env_ce_best", ("heldout", "best", "env_ce")),
     ("best_step", ("heldout", "best", "step")),
     ("env_ce_last", ("heldout", "last", "env_ce")),

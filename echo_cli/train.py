@@ -62,8 +62,9 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
     for step in range(session.start_step, config.steps):
         started = time.perf_counter()
         coeff = world_model_coeff_at(settings, step, config.steps)
-        # Explorers get the env term only: at λ = 0 they would be played for nothing.
-        trajectories = roll_out(session, step, explorers=config.rollout.explorers if coeff > 0 else 0)
+        # Explorers get the env term only: at λ = 0 they would be played for nothing, unless there is nothing else.
+        useful = coeff > 0 or config.rollout.tasks_per_step == 0
+        trajectories = roll_out(session, step, explorers=config.rollout.explorers if useful else 0)
         played = time.perf_counter()
 
         advantages_B = step_advantages(trajectories, settings.advantage) if settings.use_rl else None
@@ -144,7 +145,8 @@ def roll_out(session: Session, step: int, explorers: int) -> list[Trajectory]:
         trajectories = play_policy(sampler, tokenizer, episodes, limits, verify=config.objective.use_rl)
     rng = generator(config.seed, "explorer", step)
     for _ in range(explorers):
-        task, actions = rng.choice(worlds.tasks.train), worlds.explorer(settings.explorer_commands, rng)
+        task = rng.choice(worlds.tasks.train)
+        actions = worlds.explorer(task, settings.explorer_commands, rng)
         trajectories.append(
             play_script(tokenizer, worlds.environment(), task, actions, limits, "explorer", world_model_only=True)
         )

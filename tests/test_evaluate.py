@@ -89,7 +89,7 @@ class CannedWorlds:
     def expert(self, task: Task) -> list[str]:
         return [*self._scripts[task.task_id], "answer: x"]
 
-    def explorer(self, count: int, rng: random.Random) -> list[str]:
+    def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
         raise NotImplementedError
 
     def out_of_distribution(self) -> Worlds:
@@ -286,7 +286,7 @@ def test_explorers_never_make_a_heldout_pair_seen(toy: tuple[ToyWorlds, Config])
     evaluator, rng = Evaluator(config, worlds, TOKENIZER), random.Random(0)
     task = worlds.tasks.train[0]
     for _ in range(60):
-        actions = worlds.explorer(4, rng)
+        actions = worlds.explorer(task, 4, rng)
         evaluator.observe([play_script(TOKENIZER, worlds.environment(), task, actions, WIDE, "explorer")])
     assert evaluator.seen == set()
 
