@@ -40,7 +40,10 @@ _IN_TERMINAL = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
 )
 
-_STUB = f"""#!{sys.executable} -S
+# A shell starts it, because the path of an interpreter with a space in it cannot stand behind #!.
+_STUB = f"""#!/bin/sh
+'''exec' '{sys.executable}' -S "$0" "$@"
+'''
 import json, os, sys
 with open(os.environ["STUB_LOG"], "a") as log:
     log.write(json.dumps(sys.argv[1:]) + "\\n")

@@ -305,7 +305,7 @@ def test_the_audit_would_notice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["cat", "ls", "head", "tail", "wc", "grep root", "grep -r root"])
 def test_a_real_file_is_not_there(command: str, path: str) -> None:
     with untouched_machine():
-        result = run(FILES, f"{command} {path}")
+        result = run(FILES, f"{command} '{path}'")
     assert result.stdout == "" and "No such file or directory" in result.stderr
 
 

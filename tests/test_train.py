@@ -50,7 +50,7 @@ def test_the_summary_is_the_one_object_on_stdout(finished: Path, capsys: pytest.
     assert train(finished, "--steps", "4", "--resume", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((finished / "summary.json").read_text())
-    assert (printed["status"], printed["steps"], printed["seed"], printed["lambda"]) == ("finished", 4, 0, 0.05)
+    assert (printed["status"], printed["steps"], printed["seed"], printed["lambda"]) == ("finished", 4, 0, 1.0)
     assert printed["checkpoint"].startswith("checkpoints/step_")
 
 
@@ -67,7 +67,7 @@ def test_lambda_decides_what_is_learned(finished: Path, tmp_path: Path) -> None:
     plain, echo = rows(tmp_path / "grpo"), rows(finished)
     assert plain[0]["heldout/env_ce"] == echo[0]["heldout/env_ce"]
     assert plain[2]["heldout/env_ce"] != echo[2]["heldout/env_ce"]
-    assert (plain[1]["train/lambda"], echo[1]["train/lambda"]) == (0.0, 0.05)
+    assert (plain[1]["train/lambda"], echo[1]["train/lambda"]) == (0.0, 1.0)
 
 
 def test_without_rl_the_verifier_is_never_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
