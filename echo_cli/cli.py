@@ -305,11 +305,13 @@ def _load(name: str | None, words: list[str], resume: bool) -> tuple[Config, Pat
     config = load_config(source, words)
     path = _run_path(config, f"{source.stem}-seed{config.seed}")
     if resume:
-        from echo_cli.run import open_run
+        from echo_cli.run import is_half_made, open_run
 
-        own = open_run(path)
-        if name is None:
-            config = load_config(own.config_path, words)
+        # A run killed while it was made has no config of its own: it starts with this one.
+        if not is_half_made(path):
+            own = open_run(path)
+            if name is None:
+                config = load_config(own.config_path, words)
     return config, path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from echo_cli.config import Config
 from echo_cli.error import EchoError
 from echo_cli.plot import plot_run
-from echo_cli.run import RunDirectory, open_run
+from echo_cli.run import RunDirectory, is_half_made, open_run
 from echo_cli.session import check_same_config, open_session
 from echo_cli.storage import read_json
 from echo_cli.summary import is_finished, summarize_run
@@ -37,13 +36,14 @@ def run_experiment(
     Raises:
         EchoError: as `open_session` and `train`; a diverged run has its summary written first.
     """
+    # Killed before it was a run, it has nothing to continue from, and nothing to lose by starting.
+    resume = resume and not is_half_made(path)
     if resume:
         run = open_run(path)
         check_same_config(run, config)
         summary = run.read_summary()
         if summary is not None and is_finished(summary, config.steps):
             return summary
-    started = time.perf_counter()
     with open_session(path, config, resume=resume, overwrite=overwrite, argv=argv) as session:
         on_start(session.device.reason)
         try:
@@ -51,10 +51,10 @@ def run_experiment(
                 on_row(row)
         except EchoError as error:
             if error.exit_code == 3:
-                _finish(session.run, config, "diverged", time.perf_counter() - started)
+                _finish(session.run, config, "diverged", session.seconds)
             raise
         finished = session.run.checkpoints.steps()[-1] == config.steps
-        return _finish(session.run, config, "finished" if finished else "stopped", time.perf_counter() - started)
+        return _finish(session.run, config, "finished" if finished else "stopped", session.seconds)
 
 
 def _finish(run: RunDirectory, config: Config, status: str, seconds: float) -> dict[str, Any]:

@@ -63,6 +63,14 @@ class _Panel:
 _THICK: dict[str, Any] = {"linewidth": 2.2, "markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.8}
 _THIN: dict[str, Any] = {"linewidth": 1.0, "alpha": 0.55}
 _DASHED: dict[str, Any] = {"linewidth": 1.5, "linestyle": (0, (4, 2))}
+_STAR: dict[str, Any] = {
+    "marker": "*",
+    "markersize": 16,
+    "markeredgecolor": "black",
+    "markeredgewidth": 0.8,
+    "linestyle": "none",
+    "zorder": 5,
+}
 _PANELS = (
     _Panel(
         title="held-out env-CE, nats/token (novel pairs)",
@@ -186,11 +194,16 @@ def _draw_runs(curves: Sequence[Curve], figure: Figure) -> None:
                 if points := curve.series[series.metric]:
                     look = _look(index, marked=series.marked or len(points) == 1)
                     axes.plot(*zip(*points, strict=True), **look, **series.style, label=series.label)
-            _draw_best(axes, dict(curve.series[panel.held_out.metric]), curve.best_step, _look(index), with_value=alone)
+            if star := _best_point(curve, panel.held_out.metric):
+                # A star on the held-out curve; its value stands in the legend, where it hides no point.
+                best = f"{_BEST}: {star[1]:.3f} at step {star[0]}" if alone else _BEST
+                axes.plot([star[0]], [star[1]], **{**_look(index), **_STAR}, label=best)
         _finish(axes, panel, any(curve.series[panel.held_out.metric] for curve in curves))
         handles, labels = axes.get_legend_handles_labels()
         drawn = dict(zip(labels, handles, strict=True))
-        order = [label for label in (*(series.label for series in panel.series), _BEST) if label in drawn]
+        # The best point comes last, after the series as the panel lists them.
+        order = [series.label for series in panel.series if series.label in drawn]
+        order += [label for label in drawn if label.startswith(_BEST)]
         # Below the panel, where it hides no points.
         axes.legend(
             [drawn[label] if alone else _in_ink(drawn[label]) for label in order],
@@ -203,32 +216,6 @@ def _draw_runs(curves: Sequence[Curve], figure: Figure) -> None:
         figure.suptitle(_title(curves[0]), x=0.012, ha="left", fontsize=13, fontweight="bold")
     else:
         _figure_legend(figure, [_title(curve) + _best(curve) for curve in curves])
-
-
-def _draw_best(
-    axes: Axes, held_out: dict[int, float], step: int | None, look: dict[str, Any], with_value: bool
-) -> None:
-    """A star on the held-out curve, at the step that was chosen on the validation split."""
-    if step is None or step not in held_out:
-        return
-    star = {**look, "marker": "*", "markersize": 16, "markeredgecolor": "black", "markeredgewidth": 0.8}
-    axes.plot([step], [held_out[step]], **star, linestyle="none", zorder=5, label=_BEST)
-    if with_value:
-        # Towards the middle, so that the text of a best step at either end stays inside the panel.
-        first, last = min(held_out), max(held_out)
-        side = (
-            "left" if step < first + (last - first) / 4 else "right" if step > last - (last - first) / 4 else "center"
-        )
-        axes.annotate(
-            f"{held_out[step]:.3f} at step {step}",
-            (step, held_out[step]),
-            xytext=(0, 14 if held_out[first] >= held_out[step] else -24),  # where a curve that falls, or rises, is not
-            textcoords="offset points",
-            ha=side,
-            fontweight="bold",
-            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
-            zorder=6,
-        )
 
 
 def _draw_sweep(labels: Sequence[str], bands: Sequence[dict[str, Band]], runs: Sequence[int], figure: Figure) -> None:
@@ -293,8 +280,13 @@ def _title(curve: Curve) -> str:
 
 
 def _best(curve: Curve) -> str:
-    value = dict(curve.series["heldout/env_ce"]).get(-1 if curve.best_step is None else curve.best_step)
-    return "" if value is None else f" (best: {value:.3f} nats/token at step {curve.best_step})"
+    star = _best_point(curve, "heldout/env_ce")
+    return "" if star is None else f" (best: {star[1]:.3f} nats/token at step {star[0]})"
+
+
+def _best_point(curve: Curve, metric: str) -> tuple[int, float] | None:
+    """The point of `metric` at the step that was chosen on the validation split."""
+    return next((point for point in curve.series[metric] if point[0] == curve.best_step), None)
 
 
 def _band_title(label: str, bands: Sequence[Band], runs: int) -> str:

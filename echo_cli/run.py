@@ -199,6 +199,14 @@ def open_run(path: Path) -> RunDirectory:
     raise EchoError(f"{shown(path)} {what}", tip)
 
 
+def is_half_made(path: Path) -> bool:
+    """Whether `path` is what `create_run` leaves when it is killed: a run that lost nothing by not being one yet."""
+    names = _names(path)
+    if "environment.json" not in names:
+        return bool(names) and all(map(_is_scaffold, names))
+    return "config.yaml" not in names and _is_ours(path)
+
+
 def is_run(path: Path) -> bool:
     """Whether `path` is a folder with what every run has: config.yaml and metrics.jsonl."""
     return (path / "config.yaml").is_file() and (path / "metrics.jsonl").is_file()
@@ -225,17 +233,28 @@ def _check_free(path: Path, overwrite: bool) -> None:
     """Refuse a folder with anything in it, except (with `overwrite`) a run that `create_run` made."""
     if path.exists() and not path.is_dir():
         raise EchoError(f"{shown(path)} is not a folder", "choose another --run-name or --output-dir")
-    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-    if all(name == ".lock" or name.startswith(TEMPORARY) for name in names):
+    names = _names(path)
+    if not names or is_half_made(path):
         return
-    ours = "environment.json" in names and read_json(path / "environment.json").get("format") == _FORMAT
-    if not ours:
+    if "environment.json" not in names or not _is_ours(path):
         raise EchoError(f"{shown(path)} is in use and not a run", "choose another --run-name or --output-dir")
     if not overwrite:
         raise EchoError(
             f"{shown(path)} holds a run already",
             "continue it with --resume, replace it with --overwrite, or choose another --run-name",
         )
+
+
+def _names(path: Path) -> set[str]:
+    return {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+
+
+def _is_scaffold(name: str) -> bool:
+    return name == ".lock" or name.startswith(TEMPORARY)
+
+
+def _is_ours(path: Path) -> bool:
+    return read_json(path / "environment.json").get("format") == _FORMAT
 
 
 def _without_folder(argument: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,13 @@ class Session:
     evaluator: Evaluator
     device: DeviceChoice
     start_step: int
+    clock_start: float
+    """`time.perf_counter()` when the run would have begun, had it never been interrupted."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall clock that went into the run up to now, earlier sessions up to their last checkpoint included."""
+        return time.perf_counter() - self.clock_start
 
 
 def build_worlds(config: Config) -> Worlds:
@@ -76,6 +84,7 @@ def open_session(
         EchoError: the directory is used (without `resume`), is not a run or has another config (with it), is further
             than `config.steps`, is held by another process, or its checkpoint is damaged.
     """
+    clock_start = time.perf_counter()
     if resume:
         check_same_config(open_run(path), config)
     policy, choice = build_policy(config)
@@ -87,26 +96,28 @@ def open_session(
         create_run(path, config_yaml=config.to_yaml(), environment=record, overwrite=overwrite)
     run = open_run(path)
     with run.lock():
-        start = _continue(run, config, policy, evaluator) if resume else 0
-        yield Session(config, run, policy, worlds, evaluator, choice, start)
+        start, seconds = _continue(run, config, policy, evaluator) if resume else (0, 0.0)
+        yield Session(config, run, policy, worlds, evaluator, choice, start, clock_start - seconds)
 
 
-def _continue(run: RunDirectory, config: Config, policy: TorchPolicy, evaluator: Evaluator) -> int:
-    """Bring policy, evaluator and run directory to the latest checkpoint; the step it was saved after."""
+def _continue(run: RunDirectory, config: Config, policy: TorchPolicy, evaluator: Evaluator) -> tuple[int, float]:
+    """Bring policy, evaluator and run directory to the latest checkpoint: its step, and the seconds that went into it."""
     step = max(run.checkpoints.steps(), default=0)
     if step > config.steps:
         raise EchoError(f"{run.path} is at step {step} already, past {config.steps}", "give more --steps")
+    seconds = 0.0
     if step > 0:
         folder, meta = run.load_checkpoint("latest")
         policy.load(folder)
         evaluator.seen = {(command, output) for command, output in meta["seen_pairs"]}
+        seconds = float(meta["seconds"])
     # Stopped before its first step, it starts again, with the evaluation before training.
     run.rewind(step if step > 0 else -1)
     best = best_step(run.read_metrics(), config.evaluation.select_by)
     if best in run.checkpoints.steps():  # a kill between saving and marking left the mark behind
         run.checkpoints.mark_best(best)
     write_atomic(run.config_path, config.to_yaml().encode())
-    return step
+    return step, seconds
 
 
 def check_same_config(run: RunDirectory, config: Config) -> None:

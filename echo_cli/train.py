@@ -123,7 +123,7 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
 
 
 def _save(session: Session, step: int, *, best: bool) -> None:
-    meta = {"seen_pairs": sorted(session.evaluator.seen)}
+    meta = {"seen_pairs": sorted(session.evaluator.seen), "seconds": session.seconds}
     session.run.save_checkpoint(step, session.policy.save, meta)
     if best:
         session.run.checkpoints.mark_best(step)

@@ -4,8 +4,8 @@
 
 Demonstrations are scripted episodes in worlds that training and evaluation never use (seeds from
 `FIRST_WORLD_SEED` up). The loss is cross-entropy on everything but the context: what the actor typed, what the world
-answered, and the harness's notices. The actors are a newcomer who searches for an answer, is distracted now and then,
-and sometimes only wanders: that leaves reinforcement learning something to learn that holds for every task.
+answered, and the harness's notices. The actor is a newcomer who searches for an answer, or answers without a look, or
+only wanders: that leaves reinforcement learning something to learn that holds for every task.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Role, Trajectory
 from toy_terminal_env.environment import world_and_tasks
 from toy_terminal_env.scripted import (
-    distracted,
     explorer_actions,
     explorer_commands,
+    hasty_actions,
     mistaken_action,
     searching_actions,
 )
@@ -47,7 +47,7 @@ FIRST_MEASURED_SEED = 900_000
 VOCAB_SIZE = 1024
 LIMITS = Limits(action_tokens=32, output_tokens=256, episode_tokens=640)
 DEMONSTRATION_TURNS = 12
-DISTRACTION = 0.05
+HASTY_SHARE = 0.5
 LEARNED = (Role.ACTION, Role.ENV_OUTPUT, Role.WARNING)
 
 
@@ -58,16 +58,16 @@ def commands_of(world_seed: int) -> Mapping[str, Sequence[str]]:
 
 
 def demonstration(tokenizer: Tokenizer, world_seed: int, rng: random.Random, explorers: float) -> Trajectory:
-    """One scripted episode in the world of `world_seed`: a search for an answer, or a wander with some mistakes."""
+    """One scripted episode in the world of `world_seed`: a search, a hasty answer, or a wander with some mistakes."""
     world, tasks = world_and_tasks(world_seed)
     toy_task = rng.choice(list(tasks.values()))
-    wandering = rng.random() < explorers
-    kinds = commands_of(world_seed)
-    if wandering:
-        actions = explorer_actions(kinds, rng.randrange(1, 5), rng)
+    if rng.random() < explorers:
+        actions = explorer_actions(commands_of(world_seed), rng.randrange(1, 5), rng)
         actions = [mistaken_action(world, rng) if rng.random() < 0.1 else action for action in actions]
+    elif rng.random() < HASTY_SHARE:
+        actions = hasty_actions(tasks.values(), toy_task, rng)
     else:
-        actions = distracted(searching_actions(world, toy_task, rng), kinds, DISTRACTION, rng)
+        actions = searching_actions(world, toy_task, rng)
     task = Task(toy_task.task_id, "train", toy_task.family, {"seed": world_seed, "task_id": toy_task.task_id})
     return play_script(tokenizer, ToyTerminal(DEMONSTRATION_TURNS), task, actions, LIMITS, "expert")
 
@@ -113,13 +113,13 @@ def pass_by_family(folder: Path) -> dict[str, float]:
 
 CARD = """# tiny-base
 
-A decoder-only transformer of {parameters:,} parameters ({hidden} wide, {layers} layers, {heads} heads; RoPE, RMSNorm,
-QK-norm, squared ReLU, width-3 causal convolution) with a byte-level BPE of {vocab_size} entries. It plays the part of a
+A decoder-only transformer of {parameters:,} parameters ({hidden} wide, {layers} layers, {heads} heads; RoPE, LayerNorm,
+QK-norm, ReLU, width-3 causal convolution) with a byte-level BPE of {vocab_size} entries. It plays the part of a
 pretrained model in echo-cli's toy runs: it can act in a toy terminal, and it does not know the world it is put into.
 
 - **Data**: scripted episodes in random toy worlds with seeds from {first_world_seed:,} up, {demonstrations_per_step} a
-  step; {explorer_share:.0%} of them wander, in the others a newcomer searches for an answer, distracted before one line
-  in twenty. No world that training or evaluation uses is among them.
+  step; {explorer_share:.0%} of them wander, in half of the others a newcomer searches for the answer, and in the other half
+  answers without a look. No world that training or evaluation uses is among them.
 - **Training**: {steps} steps, Muon 0.02 for matrices and AdamW 3e-3 for the rest, weight decay 0.1, 60 % flat and then
   linear decay; {seconds} s on 2 cores with torch {torch}. Rebuild: `python scripts/pretrain_tiny_base.py`.
 - **Loss** (nats per token on actions, outputs and notices; `pretraining.json` has every tenth step):
@@ -135,8 +135,8 @@ pretrained model in echo-cli's toy runs: it can act in a toy terminal, and it do
 |---|{family_rule}|
 | pass@1 | {family_rates} |
 
-- **Cannot**: know where anything is in a new world, reliably pick the right column of a table, count, or do anything
-  outside the toy terminal. It is no language model.
+- **Cannot**: know where anything is in a new world, keep from answering without a look, reliably pick the right column
+  of a table, count, or do anything outside the toy terminal. It is no language model.
 - **Licence**: Apache-2.0, like the project. Trained only on text that the toy world generates.
 """
 
@@ -163,7 +163,7 @@ def write_card(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--demonstrations", type=int, default=96, help="episodes per step")
     parser.add_argument("--explorers", type=float, default=0.2, help="share of wandering episodes")
     parser.add_argument("--seed", type=int, default=0)

@@ -16,7 +16,8 @@ from tiny_run import error_of, rows, start, train, train_words, weights
 
 from echo_cli.cli import main
 from echo_cli.interrupt import interruptible
-from echo_cli.run import is_run, open_run
+from echo_cli.run import create_run, is_run, open_run
+from echo_cli.storage import TEMPORARY, write_atomic
 
 
 def _wait_for(stream: IO[str] | None, text: str) -> str:
@@ -54,6 +55,50 @@ def test_a_run_without_a_checkpoint_starts_again(finished: Path, tmp_path: Path)
     (run / "summary.json").unlink()
     assert train(run, "--steps", "4", "--resume") == 0
     assert rows(run) == rows(finished)
+
+
+def _kill_while_made(path: Path, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave in `path` what a kill leaves that comes when `create_run` is about to write the file `at`."""
+
+    class Killed(BaseException):
+        pass
+
+    def write(file: Path, data: bytes) -> None:
+        if file.name == at:
+            (path / f"{TEMPORARY}killed").write_bytes(data[:3])
+            raise Killed
+        write_atomic(file, data)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("echo_cli.run.write_atomic", write)
+        patch.setattr("echo_cli.storage.write_atomic", write)
+        create_run(path, config_yaml="seed: 0\n", environment={"seed": 0})
+
+
+@pytest.mark.parametrize("at", ["environment.json", "metrics.jsonl", "config.yaml"])
+@pytest.mark.parametrize("words", [[], ["--resume"]], ids=["train", "resume"])
+def test_a_run_killed_while_it_was_made_starts(
+    at: str, words: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    _kill_while_made(run, at, monkeypatch)
+    assert train(run, "--steps", "4", *words) == 0
+    assert rows(run) == rows(finished)
+    assert not list(run.glob(f"{TEMPORARY}*"))
+
+
+def test_the_seconds_of_a_resumed_run_are_those_of_all_its_sessions(finished: Path, tmp_path: Path) -> None:
+    run = _interrupted_copy(finished, tmp_path / "run", 3)
+    saved, meta = open_run(finished).load_checkpoint(3)
+
+    def write(folder: Path) -> None:
+        for file in saved.iterdir():
+            if file.name != "meta.json":
+                shutil.copy(file, folder)
+
+    open_run(run).checkpoints.save(3, write, {**meta, "seconds": 1000.0})
+    assert train(run, "--steps", "4", "--resume") == 0
+    assert 1000 < json.loads((run / "summary.json").read_text())["seconds"] < 2000
 
 
 def test_more_steps_continue_a_finished_run(finished: Path, tmp_path: Path) -> None:
