@@ -14,8 +14,10 @@ Shape suffixes:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -107,30 +109,39 @@ class Targets:
         return hidden_RTH[self.row_N, self.position_N]
 
 
-def bucket(trajectories: Sequence[Trajectory], token_budget: int, max_padding: float = 0.25) -> list[list[int]]:
+def bucket(
+    trajectories: Sequence[Trajectory], token_budget: int, max_padding: float = 0.25, overhead: int = 256
+) -> list[list[int]]:
     """Group rollouts of similar length into micro-batches of at most `token_budget` tokens, padding included.
 
-    Longest first, ties by index, so the result is deterministic and a step that fits in memory fails early if at all.
-    The share of padding in a micro-batch is at most `max_padding`. A rollout longer than the budget is alone.
+    Of all ways to cut the rollouts, sorted by length, into micro-batches: the one that computes the fewest tokens, where
+    a micro-batch costs `overhead` tokens beside its own. Longest first, ties by index, so the result is deterministic
+    and a step that does not fit in memory fails early. The share of padding in a micro-batch is at most `max_padding`.
+    A rollout longer than the budget is alone.
 
     Returns:
         Lists of indices into `trajectories`; each index occurs once.
     """
-    lengths = [len(trajectory) for trajectory in trajectories]
-    buckets: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        grown = [*buckets[-1], index] if buckets else [index]
-        fits = len(grown) * lengths[grown[0]] <= token_budget
-        if buckets and fits and padding_fraction([lengths[member] for member in grown]) <= max_padding:
-            buckets[-1].append(index)
-        else:
-            buckets.append([index])
-    return buckets
-
-
-def padding_fraction(lengths: Sequence[int]) -> float:
-    """The share of padding, 0 to 1, when rows of these lengths (tokens) are padded to the longest."""
-    return 1 - sum(lengths) / (len(lengths) * max(lengths))
+    order = sorted(range(len(trajectories)), key=lambda index: (-len(trajectories[index]), index))
+    lengths = [len(trajectories[index]) for index in order]
+    before = [0, *accumulate(lengths)]
+    # cost[end] is that of the best way to cut the first `end` rollouts, whose last micro-batch begins at first[end].
+    cost, first = [0.0], [0]
+    for end in range(1, len(order) + 1):
+        cost.append(math.inf)
+        first.append(end - 1)
+        for start in reversed(range(end)):
+            cells = (end - start) * lengths[start]
+            if end - start > 1 and cells > token_budget:
+                break
+            padding = 1 - (before[end] - before[start]) / cells
+            if padding <= max_padding and cost[start] + cells + overhead < cost[end]:
+                cost[end], first[end] = cost[start] + cells + overhead, start
+    buckets, end = [], len(order)
+    while end > 0:
+        buckets.append(order[first[end] : end])
+        end = first[end]
+    return buckets[::-1]
 
 
 def collate(trajectories: Sequence[Trajectory], indices: Sequence[int], pad_id: int) -> MicroBatch:

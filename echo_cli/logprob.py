@@ -29,13 +29,19 @@ class Scores:
     logprobs_N: Tensor
     """log p(target), nats, float32 or wider, at the temperature asked for."""
     entropy_N: Tensor
-    """Entropy of the predicted distribution, nats, same temperature."""
+    """Entropy of the predicted distribution, nats, same temperature; NaN where it was not asked for."""
     correct_N: Tensor
     """Whether the target is the most probable token, bool."""
 
 
 def selected_logprobs(
-    hidden_NH: Tensor, lm_head: LmHead, target_ids_N: Tensor, temperature: float = 1.0, chunk_rows: int = 1024
+    hidden_NH: Tensor,
+    lm_head: LmHead,
+    target_ids_N: Tensor,
+    temperature: float = 1.0,
+    chunk_rows: int = 1024,
+    *,
+    entropy: bool = True,
 ) -> Scores:
     """Score N targets, `chunk_rows` at a time.
 
@@ -57,11 +63,12 @@ def selected_logprobs(
                 lm_head,
                 target_ids_n,
                 temperature,
+                entropy,
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
         else:
-            chunk = _score_chunk(hidden_nH, lm_head, target_ids_n, temperature)
+            chunk = _score_chunk(hidden_nH, lm_head, target_ids_n, temperature, entropy)
         chunks.append(chunk)
     logprobs, entropies, corrects = zip(*chunks, strict=True)
     return Scores(torch.cat(logprobs), torch.cat(entropies), torch.cat(corrects))
@@ -78,6 +85,8 @@ def target_logprobs(
 ) -> Scores:
     """Score a micro-batch's targets: actions at the sampling `temperature`, observations at temperature 1.
 
+    Observations get no entropy: nothing reads it, and it costs as much as their softmax.
+
     Args:
         hidden_NH: `targets.gather(hidden_RTH)`.
         env_gradient: False (for λ = 0) scores the observations without a graph. They never share a chunk with actions,
@@ -86,7 +95,9 @@ def target_logprobs(
     n = targets.action_count
     actions = selected_logprobs(hidden_NH[:n], lm_head, targets.token_ids_N[:n], temperature, chunk_rows)
     with nullcontext() if env_gradient else torch.no_grad():
-        observations = selected_logprobs(hidden_NH[n:], lm_head, targets.token_ids_N[n:], 1.0, chunk_rows)
+        observations = selected_logprobs(
+            hidden_NH[n:], lm_head, targets.token_ids_N[n:], 1.0, chunk_rows, entropy=False
+        )
     return Scores(
         logprobs_N=torch.cat([actions.logprobs_N, observations.logprobs_N]),
         entropy_N=torch.cat([actions.entropy_N, observations.entropy_N]),
@@ -95,13 +106,16 @@ def target_logprobs(
 
 
 def _score_chunk(
-    hidden_nH: Tensor, lm_head: LmHead, target_ids_n: Tensor, temperature: float
+    hidden_nH: Tensor, lm_head: LmHead, target_ids_n: Tensor, temperature: float, entropy: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     logits_nV = lm_head(hidden_nH)
     logits_nV = logits_nV.to(torch.promote_types(logits_nV.dtype, torch.float32)) / temperature
     logprobs_nV = logits_nV.log_softmax(dim=-1)
     with torch.no_grad():
-        # entr(p) = -p log p is 0 at p = 0, where the product would be NaN.
-        entropy_n = torch.special.entr(logprobs_nV.exp()).sum(dim=-1)
+        if entropy:
+            # entr(p) = -p log p is 0 at p = 0, where the product would be NaN.
+            entropy_n = torch.special.entr(logprobs_nV.exp()).sum(dim=-1)
+        else:
+            entropy_n = torch.full_like(logprobs_nV[:, 0], torch.nan)
         correct_n = logprobs_nV.argmax(dim=-1) == target_ids_n
     return logprobs_nV.gather(-1, target_ids_n[:, None]).squeeze(-1), entropy_n, correct_n

@@ -24,7 +24,7 @@ from torch.nn.functional import linear
 from echo_cli.batch import Targets, bucket, collate, targets
 from echo_cli.config import ModelConfig, OptimConfig
 from echo_cli.error import EchoError
-from echo_cli.logprob import Scores, target_logprobs
+from echo_cli.logprob import Scores, selected_logprobs, target_logprobs
 from echo_cli.metric import Metric, Metrics, merge_metrics
 from echo_cli.models.tiny import TinyConfig, TinyModel
 from echo_cli.objective import (
@@ -249,17 +249,19 @@ class TorchPolicy:
             return wanted, scores, None
         if observing:  # no action target, so nothing that the KL could be taken on
             return wanted, scores, scores.logprobs_N.detach()
+        actions = wanted.action_count  # the KL is on these; what stands for the others is never read
         with torch.no_grad():
             reference = self._reference
             reference_NH = wanted.gather(reference(micro.token_ids_RT))
-            reference_scores = target_logprobs(
-                reference_NH,
+            reference_scores = selected_logprobs(
+                reference_NH[:actions],
                 lambda hidden: linear(hidden, reference.lm_head_VH),
-                wanted,
+                wanted.token_ids_N[:actions],
                 temperature,
-                chunk_rows=self._chunk_rows,
+                self._chunk_rows,
+                entropy=False,
             )
-        return wanted, scores, reference_scores.logprobs_N
+        return wanted, scores, torch.cat([reference_scores.logprobs_N, scores.logprobs_N[actions:].detach()])
 
     def _lm_head(self, hidden_NH: Tensor) -> Tensor:
         return linear(hidden_NH, self.model.lm_head_VH)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mock_lm import A, C, E, W, episode, random_episodes
 
-from echo_cli.batch import bucket, collate, count_rollouts, pack, padding_fraction, targets
+from echo_cli.batch import bucket, collate, count_rollouts, pack, targets
 from echo_cli.trajectory import Role, Segment, Trajectory
 
 ALL_ROLES = frozenset({A, E, W})
@@ -141,11 +142,6 @@ def test_gather_takes_the_hidden_state_of_the_predecessor() -> None:
     assert wanted.gather(hidden_RTH).tolist() == [[0.0], [1.0]]
 
 
-def test_padding_fraction_is_the_share_of_padding() -> None:
-    assert padding_fraction([4, 4]) == 0.0
-    assert padding_fraction([4, 2, 2]) == pytest.approx(4 / 12)
-
-
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(1, 200), st.floats(0, 1))
 def test_buckets_respect_the_budget_and_the_padding(lengths: list[int], budget: int, max_padding: float) -> None:
     trajectories = [episode([C] * length) for length in lengths]
@@ -155,7 +151,29 @@ def test_buckets_respect_the_budget_and_the_padding(lengths: list[int], budget: 
     for members in buckets:
         widths = [lengths[index] for index in members]
         assert len(members) == 1 or len(members) * max(widths) <= budget
-        assert len(members) == 1 or padding_fraction(widths) <= max_padding
+        assert len(members) == 1 or 1 - sum(widths) / (len(members) * max(widths)) <= max_padding
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=7), st.integers(1, 90), st.integers(0, 20))
+def test_no_other_cut_of_the_sorted_rollouts_computes_fewer_tokens(
+    lengths: list[int], budget: int, overhead: int
+) -> None:
+    def cost(groups: list[list[int]]) -> int:
+        return sum(len(group) * max(group) + overhead for group in groups)
+
+    def fits(group: list[int]) -> bool:
+        cells = len(group) * max(group)
+        return len(group) == 1 or (cells <= budget and 1 - sum(group) / cells <= 0.25)
+
+    ordered = sorted(lengths, reverse=True)
+    every_cut = [
+        [ordered[start:end] for start, end in zip([0, *ends], [*ends, len(ordered)], strict=True)]
+        for size in range(len(ordered))
+        for ends in itertools.combinations(range(1, len(ordered)), size)
+    ]
+    best = min(cost(groups) for groups in every_cut if all(map(fits, groups)))
+    found = bucket([episode([C] * length) for length in lengths], budget, overhead=overhead)
+    assert cost([[lengths[index] for index in members] for members in found]) == best
 
 
 def test_buckets_group_equal_lengths_and_leave_a_long_rollout_alone() -> None:
