@@ -114,10 +114,10 @@ def bucket(
 ) -> list[list[int]]:
     """Group rollouts of similar length into micro-batches of at most `token_budget` tokens, padding included.
 
-    Of all ways to cut the rollouts, sorted by length, into micro-batches: the one that computes the fewest tokens, where
-    a micro-batch costs `overhead` tokens beside its own. Longest first, ties by index, so the result is deterministic
-    and a step that does not fit in memory fails early. The share of padding in a micro-batch is at most `max_padding`.
-    A rollout longer than the budget is alone.
+    Of all ways to cut the rollouts, sorted by length, into micro-batches: the one that computes the fewest tokens,
+    where a micro-batch costs `overhead` tokens beside its own. Longest first, ties by index, so the result is
+    deterministic and a step that does not fit in memory fails early. The share of padding in a micro-batch is at most
+    `max_padding`. A rollout longer than the budget is alone.
 
     Returns:
         Lists of indices into `trajectories`; each index occurs once.

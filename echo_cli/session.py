@@ -101,7 +101,7 @@ def open_session(
 
 
 def _continue(run: RunDirectory, config: Config, policy: TorchPolicy, evaluator: Evaluator) -> tuple[int, float]:
-    """Bring policy, evaluator and run directory to the latest checkpoint: its step, and the seconds that went into it."""
+    """Bring policy, evaluator and run directory to the latest checkpoint: its step, the seconds that went into it."""
     step = max(run.checkpoints.steps(), default=0)
     if step > config.steps:
         raise EchoError(f"{run.path} is at step {step} already, past {config.steps}", "give more --steps")

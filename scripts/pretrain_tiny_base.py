@@ -118,8 +118,8 @@ QK-norm, ReLU, width-3 causal convolution) with a byte-level BPE of {vocab_size}
 pretrained model in echo-cli's toy runs: it can act in a toy terminal, and it does not know the world it is put into.
 
 - **Data**: scripted episodes in random toy worlds with seeds from {first_world_seed:,} up, {demonstrations_per_step} a
-  step; {explorer_share:.0%} of them wander, in half of the others a newcomer searches for the answer, and in the other half
-  answers without a look. No world that training or evaluation uses is among them.
+  step; {explorer_share:.0%} of them wander; in half of the others a newcomer searches for the answer, and in the other
+  half answers without a look. No world that training or evaluation uses is among them.
 - **Training**: {steps} steps, Muon 0.02 for matrices and AdamW 3e-3 for the rest, weight decay 0.1, 60 % flat and then
   linear decay; {seconds} s on 2 cores with torch {torch}. Rebuild: `python scripts/pretrain_tiny_base.py`.
 - **Loss** (nats per token on actions, outputs and notices; `pretraining.json` has every tenth step):

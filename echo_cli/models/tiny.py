@@ -165,7 +165,7 @@ class _Block(nn.Module):
         return self._finish(hidden_BTH, weights_BNTC @ values_BNCD[:, :, :length])
 
     def _project(self, mixed_BTH: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        B, T, H = mixed_BTH.shape
+        B, T, _ = mixed_BTH.shape
         qk_BTMD, v_BTND = self.qkv(mixed_BTH).view(B, T, 3 * self.heads, -1).split([2 * self.heads, self.heads], dim=2)
         q_BTND, k_BTND = _rotate(_norm(qk_BTMD), rotations).chunk(2, dim=2)
         return q_BTND.transpose(1, 2), k_BTND.transpose(1, 2), v_BTND.transpose(1, 2)
