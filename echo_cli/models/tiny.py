@@ -182,5 +182,5 @@ def _norm(x: Tensor) -> Tensor:
 
 def _rotate(x_BTMD: Tensor, rotations: Tensor) -> Tensor:
     """Rotate pairs of neighbouring features by their position's angles."""
-    pairs = torch.view_as_complex(x_BTMD.unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x_BTMD.reshape(*x_BTMD.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * rotations).flatten(-2)
