@@ -196,7 +196,7 @@ def _draw_runs(curves: Sequence[Curve], figure: Figure) -> None:
                     axes.plot(*zip(*points, strict=True), **look, **series.style, label=series.label)
             if star := _best_point(curve, panel.held_out.metric):
                 # A star on the held-out curve; its value stands in the legend, where it hides no point.
-                best = f"{_BEST}: {star[1]:.3f} at step {star[0]}" if alone else _BEST
+                best = f"{_BEST}:\n{star[1]:.3f} at step {star[0]}" if alone else _BEST
                 axes.plot([star[0]], [star[1]], **{**_look(index), **_STAR}, label=best)
         _finish(axes, panel, any(curve.series[panel.held_out.metric] for curve in curves))
         handles, labels = axes.get_legend_handles_labels()

@@ -200,11 +200,13 @@ def open_run(path: Path) -> RunDirectory:
 
 
 def is_half_made(path: Path) -> bool:
-    """Whether `path` is what `create_run` leaves when it is killed: a run that lost nothing by not being one yet."""
-    names = _names(path)
-    if "environment.json" not in names:
-        return bool(names) and all(map(_is_scaffold, names))
-    return "config.yaml" not in names and _is_ours(path)
+    """Whether `path` is what `create_run` leaves when it is killed: not a run yet, and with nothing in it to lose."""
+    written = {name for name in _names(path) if not _is_scaffold(name)}
+    if not written:
+        return bool(_names(path))
+    if not written <= {"environment.json", "metrics.jsonl"} or not _is_ours(path):
+        return False
+    return "metrics.jsonl" not in written or (path / "metrics.jsonl").stat().st_size == 0
 
 
 def is_run(path: Path) -> bool:
@@ -230,13 +232,13 @@ def environment_record(seed: int, argv: Sequence[str], device: str, threads: int
 
 
 def _check_free(path: Path, overwrite: bool) -> None:
-    """Refuse a folder with anything in it, except (with `overwrite`) a run that `create_run` made."""
+    """Refuse a folder with anything in it, except a half-made run, and (with `overwrite`) a run."""
     if path.exists() and not path.is_dir():
         raise EchoError(f"{shown(path)} is not a folder", "choose another --run-name or --output-dir")
     names = _names(path)
     if not names or is_half_made(path):
         return
-    if "environment.json" not in names or not _is_ours(path):
+    if not _is_ours(path):
         raise EchoError(f"{shown(path)} is in use and not a run", "choose another --run-name or --output-dir")
     if not overwrite:
         raise EchoError(
@@ -254,7 +256,8 @@ def _is_scaffold(name: str) -> bool:
 
 
 def _is_ours(path: Path) -> bool:
-    return read_json(path / "environment.json").get("format") == _FORMAT
+    record = path / "environment.json"
+    return record.is_file() and read_json(record).get("format") == _FORMAT
 
 
 def _without_folder(argument: str) -> str:

@@ -110,7 +110,7 @@ def _continue(run: RunDirectory, config: Config, policy: TorchPolicy, evaluator:
         folder, meta = run.load_checkpoint("latest")
         policy.load(folder)
         evaluator.seen = {(command, output) for command, output in meta["seen_pairs"]}
-        seconds = float(meta["seconds"])
+        seconds = float(meta.get("seconds", 0.0))
     # Stopped before its first step, it starts again, with the evaluation before training.
     run.rewind(step if step > 0 else -1)
     best = best_step(run.read_metrics(), config.evaluation.select_by)

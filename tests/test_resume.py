@@ -87,6 +87,18 @@ def test_a_run_killed_while_it_was_made_starts(
     assert not list(run.glob(f"{TEMPORARY}*"))
 
 
+@pytest.mark.parametrize("words", [[], ["--resume"]], ids=["train", "resume"])
+def test_a_run_whose_config_is_gone_is_not_taken_for_a_half_made_one(
+    words: list[str], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "config.yaml").unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert train(run, *words) == 2
+    assert "run" in error_of(capsys.readouterr().err)[0]
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_the_seconds_of_a_resumed_run_are_those_of_all_its_sessions(finished: Path, tmp_path: Path) -> None:
     run = _interrupted_copy(finished, tmp_path / "run", 3)
     saved, meta = open_run(finished).load_checkpoint(3)

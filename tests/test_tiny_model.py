@@ -109,7 +109,7 @@ def test_extend_in_any_chunks_equals_forward(lengths: list[list[int]], seed: int
         )
         hidden_BTH = MODEL.extend(ids_BT, torch.tensor(starts), cache)
         for row, (ids, start, count) in enumerate(zip(rows, starts, counts, strict=True)):
-            # One more token than there is, since it cannot matter: forward takes two or more.
+            # One more token than there is, since it cannot matter.
             expected_TH = MODEL(torch.tensor([[*ids, 0]]))[0, start : start + count]
             assert_close(hidden_BTH[row, :count], expected_TH)
         starts = [start + count for start, count in zip(starts, counts, strict=True)]
@@ -162,7 +162,7 @@ def test_fresh_weights_are_finite_and_can_learn() -> None:
 def test_the_head_is_the_embedding_and_is_stored_once() -> None:
     model = TinyModel(CONFIG)
     assert model.lm_head_VH is model.embedding.weight
-    assert not any("lm_head" in name or "cos" in name for name in model.state_dict())
+    assert not any("lm_head" in name or "rotations" in name for name in model.state_dict())
 
 
 def test_a_sequence_beyond_the_positions_is_refused() -> None:
