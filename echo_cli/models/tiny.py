@@ -1,7 +1,7 @@
 """A small decoder-only transformer: RoPE, LayerNorm, QK-norm, ReLU, and a width-3 causal convolution.
 
-Each choice is the cheapest of its kind on a CPU, forward and backward: LayerNorm without parameters is one fused
-operation where RMSNorm is six, rotation is one complex product, the convolution is one depthwise `conv1d`.
+Each choice is cheap on a CPU, forward and backward: LayerNorm without parameters is one fused operation where torch
+takes RMSNorm apart, rotation is one complex product, the convolution is one depthwise `conv1d`.
 
 Shapes: B sequences, T tokens, H hidden, N heads, D head width, L layers, C cache length.
 """
@@ -159,7 +159,7 @@ class _Block(nn.Module):
         keys_BNCD[rows, :, positions_BT] = k.transpose(1, 2)
         values_BNCD[rows, :, positions_BT] = v.transpose(1, 2)
         length = future_B1TC.shape[-1]
-        # For one query a sequence, torch's fused attention takes ten times as long on a CPU.
+        # For one query a sequence, torch's fused attention takes longer than this on a CPU.
         scores_BNTC = (q * _ATTENTION_SCALE) @ keys_BNCD[:, :, :length].transpose(2, 3)
         weights_BNTC = scores_BNTC.masked_fill_(future_B1TC, -torch.inf).softmax(dim=-1)
         return self._finish(hidden_BTH, weights_BNTC @ values_BNCD[:, :, :length])
