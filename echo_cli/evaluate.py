@@ -14,85 +14,12 @@ from dataclasses import dataclass
 from echo_cli.config import Config
 from echo_cli.environment import Worlds
 from echo_cli.policy import TorchPolicy
-from echo_cli.rollout import Limits, play_policy, play_script
+from echo_cli.pool import Pair, Pool, executed_pairs, expert_pool
+from echo_cli.rollout import Limits, play_policy
 from echo_cli.seed import derive_seed
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
-from echo_cli.trajectory import Role, Trajectory, Turn
-
-Pair = tuple[str, str]
-"""A command and the output it gave."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """One command's output within a pool: `count` env_output tokens from `start`, counted over the trajectory's own.
-
-    Tokens and bytes are those of the output as the policy met it: an output cut at its cap is shorter than the pair's.
-    """
-
-    pair: Pair
-    start: int
-    count: int
-    output_bytes: int
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Frozen expert trajectories, each pair of which occurs once."""
-
-    trajectories: tuple[Trajectory, ...]
-    spans: tuple[tuple[Span, ...], ...]
-
-    @property
-    def pairs(self) -> frozenset[Pair]:
-        return frozenset(span.pair for spans in self.spans for span in spans)
-
-
-def expert_pool(worlds: Worlds, tasks: Sequence[Task], tokenizer: Tokenizer, limits: Limits) -> Pool:
-    """Expert trajectories on `tasks`; a trajectory that shows no new pair is left out."""
-    seen: set[Pair] = set()
-    trajectories, all_spans = [], []
-    for task in tasks:
-        trajectory = play_script(tokenizer, worlds.environment(), task, worlds.expert(task), limits, "expert")
-        # The first of each pair: a repetition, in this trajectory too, could be copied.
-        first = {span.pair: span for span in reversed(_spans(trajectory)) if span.pair not in seen}
-        if first:
-            seen |= first.keys()
-            trajectories.append(trajectory)
-            all_spans.append(tuple(sorted(first.values(), key=lambda span: span.start)))
-    return Pool(tuple(trajectories), tuple(all_spans))
-
-
-def _spans(trajectory: Trajectory) -> list[Span]:
-    """The outputs of a trajectory, one span a turn; empty ones are left out, as they have no token to predict.
-
-    Output that precedes the first action answers no command and has no span.
-    """
-    spans: dict[int, Span] = {}
-    turn, position = -1, 0
-    for segment in trajectory.segments:
-        if segment.role is Role.ACTION:
-            turn += 1
-        elif segment.role is Role.ENV_OUTPUT and segment.token_ids:
-            tokens, output_bytes = len(segment.token_ids), len(segment.text.encode())
-            if turn >= 0:
-                exchange = trajectory.turns[turn]
-                # A command that wrote to stdout and stderr has two segments, one after the other.
-                before = spans.get(turn, Span(pair_of(exchange), position, 0, 0))
-                spans[turn] = Span(before.pair, before.start, before.count + tokens, before.output_bytes + output_bytes)
-            position += tokens
-    return list(spans.values())
-
-
-def executed_pairs(trajectories: Sequence[Trajectory]) -> set[Pair]:
-    """The (command, output) pairs that rollouts have met."""
-    return {pair_of(turn) for trajectory in trajectories for turn in trajectory.turns}
-
-
-def pair_of(turn: Turn) -> Pair:
-    """The pair of a turn; spaces that a shell ignores do not make a command another one."""
-    return " ".join(turn.command.split()), turn.output
+from echo_cli.trajectory import Role, Trajectory
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import Any
 
 from echo_cli.config import load_config
 from echo_cli.error import EchoError
-from echo_cli.evaluate import Evaluator, Pair, Pool
+from echo_cli.evaluate import Evaluator
 from echo_cli.policy import TorchPolicy
+from echo_cli.pool import Pair, Pool
 from echo_cli.run import open_run
 from echo_cli.session import build_policy, build_worlds
 from echo_cli.trajectory import Role, Trajectory

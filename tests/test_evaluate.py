@@ -17,8 +17,6 @@ from echo_cli.environment import Environment, Piece, Reply, ToyWorlds, Worlds
 from echo_cli.evaluate import (
     Evaluator,
     PairScore,
-    executed_pairs,
-    expert_pool,
     pass_at_1,
     rollout_tasks,
     score_pool,
@@ -26,6 +24,7 @@ from echo_cli.evaluate import (
 )
 from echo_cli.models.tiny import TinyConfig, TinyModel
 from echo_cli.policy import TorchPolicy
+from echo_cli.pool import executed_pairs, expert_pool
 from echo_cli.rollout import Limits, play_script
 from echo_cli.task import Task, TaskSplits
 from echo_cli.tokenizer import Tokenizer
