@@ -61,6 +61,12 @@ ORDER = (
     "progress",
     "interrupt",
     "shell_hook",
+    "commands",
+    "commands.option",
+    "commands.train",
+    "commands.sweep",
+    "commands.heldout",
+    "commands.plot",
     "cli",
     "__main__",
 )

@@ -1,0 +1,70 @@
+"""What the commands share: their options, and how an option, a path or a result is read or printed."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from echo_cli.config import Config
+from echo_cli.error import EchoError
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY.PATH=VALUE", help="Config overrides.")]
+ConfigName = Annotated[str | None, typer.Option("--config", help="Shipped config or YAML file.", metavar="NAME|FILE")]
+Steps = Annotated[str | None, typer.Option(help="Optimizer steps.", metavar="N")]
+Seed = Annotated[str | None, typer.Option(help="Seed of the run.", metavar="N")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", metavar="DEVICE")]
+OutputDir = Annotated[str | None, typer.Option(help="Folder of the run directories.", metavar="DIR")]
+RunName = Annotated[str | None, typer.Option(help="Name of the run directory.", metavar="NAME")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan, do nothing.")]
+
+
+def print_json(value: Any) -> None:
+    """`value` as one line of strict JSON, null for what is not finite."""
+    print(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None)))
+
+
+def as_overrides(**values: str | None) -> list[str]:
+    """Command-line options as the overrides that they stand for."""
+    return [
+        f"{key}={json.dumps(value) if key in _TEXTS else value}" for key, value in values.items() if value is not None
+    ]
+
+
+_TEXTS = {"output_dir", "run_name", "device"}
+
+
+def refuse_options(context: typer.Context, words: Sequence[str]) -> None:
+    """λ may be negative to the parser, so it lets unknown options through as words."""
+    for word in words:
+        if word.startswith("--"):
+            known = [name for parameter in context.command.params for name in parameter.opts]
+            nearest = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+            tip = f"did you mean {nearest[0]}?" if nearest else f"{context.command_path} --help lists what it takes"
+            raise EchoError(f"No such option: {word}", tip)
+
+
+def run_path(config: Config, default_name: str) -> Path:
+    name = default_name if config.run_name is None else config.run_name
+    if Path(name).name != name or name == ".." or not name.isprintable():
+        raise EchoError(f"'{name}' is not a run name", "a name without slashes; --output-dir says where")
+    return Path(config.output_dir) / name
+
+
+def print_plans(runs: Sequence[tuple[Config, Path]], as_json: bool, *, sweep: bool) -> None:
+    from echo_cli.plan import plan
+
+    plans = [{"config": json.loads(config.model_dump_json()), "plan": plan(config, path)} for config, path in runs]
+    if as_json:
+        print_json({"runs": plans} if sweep else plans[0])
+        return
+    for number, ((config, _), planned) in enumerate(zip(runs, plans, strict=True)):
+        print(*(["---"] if number else []), config.to_yaml(), sep="\n", end="")
+        for name, value in planned["plan"].items():
+            print(f"# {name}: {value}")
