@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from echo_cli.error import EchoError
 from echo_cli.preset import PRESETS, ObjectiveSettings
+from toy_terminal_env.tasks import FAMILIES
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -34,11 +35,22 @@ class _Section(BaseModel):
 
 
 class ToyTerminalConfig(_Section):
-    """The toy worlds to train in (`world_seeds`) and those that only the out-of-distribution pool sees."""
+    """The toy worlds to train in (`world_seeds`) and those that only the out-of-distribution pool sees.
+
+    `families` restricts the tasks of every split to these kinds; empty means all of them.
+    """
 
     world_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     ood_world_seeds: tuple[Seed, ...] = (101, 102)
     max_turns: Positive = 5
+    families: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _known_families(self) -> ToyTerminalConfig:
+        for family in self.families:
+            if family not in FAMILIES:
+                raise EchoError(f"unknown task family '{family}'", _suggest(family, FAMILIES, "families"))
+        return self
 
     @model_validator(mode="after")
     def _disjoint(self) -> ToyTerminalConfig:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from echo_cli.error import EchoError
 from echo_cli.task import Split, Task, TaskSplits
 from echo_cli.trajectory import Role
 from toy_terminal_env.environment import ToyTerminalEnvironment, world_and_tasks
@@ -119,12 +120,22 @@ class ToyTerminal:
 
 
 class ToyWorlds:
-    """Tasks and scripted actors of one or more toy worlds."""
+    """Tasks and scripted actors of one or more toy worlds.
 
-    def __init__(self, world_seeds: Sequence[int], ood_world_seeds: Sequence[int], max_turns: int) -> None:
+    Args:
+        families: the tasks' kinds; empty means all. What explorers may type does not depend on it.
+
+    Raises:
+        EchoError: no world has a training task of these families.
+    """
+
+    def __init__(
+        self, world_seeds: Sequence[int], ood_world_seeds: Sequence[int], max_turns: int, families: Sequence[str] = ()
+    ) -> None:
         self._world_seeds = tuple(world_seeds)
         self._ood_world_seeds = tuple(ood_world_seeds)
         self._max_turns = max_turns
+        self._families = tuple(families)
         self._toy_tasks: dict[str, ToyTask] = {}
         splits: dict[Split, list[Task]] = {"train": [], "validation": [], "heldout": []}
         self._explorer_kinds = {}
@@ -132,10 +143,17 @@ class ToyWorlds:
             world, tasks = world_and_tasks(seed)
             self._toy_tasks |= tasks
             for task in tasks.values():
+                if families and task.family not in families:
+                    continue
                 arguments = {"seed": seed, "task_id": task.task_id}
                 splits[task.split].append(Task(task.task_id, task.split, task.family, arguments))
             forbidden = solving_commands(task for task in tasks.values() if task.split != "train")
             self._explorer_kinds[seed] = explorer_commands(world, forbidden)
+        if world_seeds and not splits["train"]:
+            raise EchoError(
+                f"no training task of the families {list(families)} in worlds {list(self._world_seeds)}",
+                "name more families, or other world_seeds",
+            )
         self.tasks = TaskSplits(**splits)
 
     def environment(self) -> Environment:
@@ -148,4 +166,4 @@ class ToyWorlds:
         return explorer_actions(self._explorer_kinds[task.reset_arguments["seed"]], count, rng)
 
     def out_of_distribution(self) -> ToyWorlds:
-        return ToyWorlds(self._ood_world_seeds, (), self._max_turns)
+        return ToyWorlds(self._ood_world_seeds, (), self._max_turns, self._families)

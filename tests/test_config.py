@@ -116,6 +116,7 @@ def test_a_wrong_file_is_refused_with_the_place(text: str | bytes, message: str,
         ("optim.lr=\udcff", "is not YAML"),
         ("optim.lr.x=1", "'optim.lr' is a value, not a section"),
         ("optim.lr=", "'optim.lr' is null"),
+        ("environment.toy_terminal.families=[kye]", "unknown task family 'kye'"),
         ("objective.world_model_coeff=-0.1", "negative (command line: objective.world_model_coeff=-0.1"),
     ],
 )

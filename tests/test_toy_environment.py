@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from echo_cli.task import Task
 from echo_cli.trajectory import Role
 from toy_terminal_env.environment import ToyTerminalEnvironment, world_and_tasks
 from toy_terminal_env.models import ToyTerminalAction, ToyTerminalObservation, ToyTerminalState
+from toy_terminal_env.tasks import FAMILIES
 
 WORLD, TASKS = world_and_tasks(0)
 TASK = next(task for task in TASKS.values() if task.family == "key" and task.split == "train")
@@ -242,3 +244,19 @@ def test_out_of_distribution_tasks_are_from_other_worlds() -> None:
     seeds = {task.reset_arguments["seed"] for task in (*other.tasks.train, *other.tasks.heldout)}
     assert seeds == {101, 102}
     assert {task.task_id for task in worlds.tasks.heldout}.isdisjoint(task.task_id for task in other.tasks.heldout)
+
+
+def test_families_choose_the_tasks_of_every_split_here_and_out_of_distribution() -> None:
+    chosen = ToyWorlds((0,), (101,), 3, families=("key", "cell"))
+    for worlds in (chosen, chosen.out_of_distribution()):
+        for tasks in (worlds.tasks.train, worlds.tasks.validation, worlds.tasks.heldout):
+            assert {task.family for task in tasks} == {"key", "cell"}
+    everything = ToyWorlds((0,), (), 3)
+    assert {task.family for task in everything.tasks.train} == set(FAMILIES)
+    assert [t for t in everything.tasks.heldout if t.family in ("key", "cell")] == list(chosen.tasks.heldout)
+
+
+def test_explorers_type_the_same_whatever_the_families() -> None:
+    few, all_of_them = ToyWorlds((0,), (), 3, families=("key",)), ToyWorlds((0,), (), 3)
+    task = few.tasks.train[0]
+    assert few.explorer(task, 20, random.Random(1)) == all_of_them.explorer(task, 20, random.Random(1))

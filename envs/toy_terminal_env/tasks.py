@@ -16,6 +16,10 @@ from toy_terminal_env.world import LEVELS, REGISTRY, World
 
 Split = Literal["train", "validation", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "heldout")
+FAMILIES = (
+    *("key", "key_named", "two_step", "cell", "cell_named", "count", "match_time"),
+    *("line_count", "line_from_end", "nth_line", "next_line", "file_count"),
+)
 HELDOUT_SHARE, VALIDATION_SHARE = 0.34, 0.16
 
 
