@@ -12,15 +12,12 @@ from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Role, Trajectory, Turn
 
 Pair = tuple[str, str]
-"""A command and the output it gave."""
+"""A command and the output it gave, as the policy met it: an output cut at its cap is the part that was shown."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """One command's output within a pool: `count` env_output tokens from `start`, counted over the trajectory's own.
-
-    Tokens and bytes are those of the output as the policy met it: an output cut at its cap is shorter than the pair's.
-    """
+    """One command's output within a pool: `count` env_output tokens from `start`, counted over the trajectory's own."""
 
     pair: Pair
     start: int
