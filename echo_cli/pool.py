@@ -79,11 +79,6 @@ def _spans(trajectory: Trajectory) -> list[Span]:
     return list(spans.values())
 
 
-def executed_pairs(trajectories: Sequence[Trajectory]) -> set[Pair]:
-    """The (command, output) pairs that rollouts have met."""
-    return {pair_of(turn) for trajectory in trajectories for turn in trajectory.turns}
-
-
 def pair_of(turn: Turn) -> Pair:
     """The pair of a turn; spaces that a shell ignores do not make a command another one."""
     return " ".join(turn.command.split()), turn.output
