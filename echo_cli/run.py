@@ -261,7 +261,7 @@ def environment_record(seed: int, argv: Sequence[str], device: str, threads: int
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "versions": {package: _version(package) for package in _VERSIONED},
-        "git_commit": _git_commit(Path(__file__).resolve().parent.parent),
+        "git_commit": git_commit(),
         "device": device,
         "threads": threads,
         "seed": seed,
@@ -315,8 +315,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_commit(checkout: Path) -> str | None:
-    """The commit of `checkout`, with `-dirty` for changed files; None where it is not the top of a git repository."""
+def git_commit() -> str | None:
+    """The commit of this checkout, `-dirty` with changed files; None where it is not the top of a git repository."""
+    checkout = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(checkout), *arguments]
