@@ -18,14 +18,14 @@ from echo_cli.task import Split
 if TYPE_CHECKING:
     from echo_cli.pool_build import CheckpointActor
 
-pool = typer.Typer(help="Frozen pools of trajectories as files: make one, look at one.", rich_markup_mode=None)
+pool = typer.Typer(help="Frozen pools as files: make one, look at one.", rich_markup_mode=None)
 
 _SCRIPTS = ("expert", "explorer")
 
 
 @pool.callback(invoke_without_command=True)
 def root(context: typer.Context) -> None:
-    """Frozen pools of trajectories as files: make one, look at one."""
+    """Frozen pools as files: make one, look at one."""
     if context.invoked_subcommand is None:
         print(context.get_help(), file=sys.stderr)
         raise typer.Exit(2)
