@@ -8,7 +8,6 @@ checkpoint is always the highest step there is, so that removing a damaged one i
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -18,7 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.error import EchoError
-from echo_cli.storage import TEMPORARY, Row, delete, fsync, read_json, shown, write_atomic, write_json, writing
+from echo_cli.storage import (
+    TEMPORARY,
+    Row,
+    delete,
+    fsync,
+    read_json,
+    sha256_of,
+    shown,
+    write_atomic,
+    write_json,
+    writing,
+)
 
 _FORMAT = "echo-cli checkpoint 1"
 _REPLACED = ".old-"
@@ -196,7 +206,7 @@ def _seal(folder: Path, step: int, meta: Mapping[str, Any]) -> None:
     """Record size and hash of every file in meta.json, and bring it all to disk."""
     entries = sorted(folder.rglob("*"))
     files = {
-        entry.relative_to(folder).as_posix(): {"bytes": entry.stat().st_size, "sha256": _sha256(entry)}
+        entry.relative_to(folder).as_posix(): {"bytes": entry.stat().st_size, "sha256": sha256_of(entry)}
         for entry in entries
         if entry.is_file()
     }
@@ -224,14 +234,6 @@ def _verify(folder: Path, step: int) -> tuple[str | None, Row]:
             return f"{shown(name)} is missing", {}
         if not isinstance(expected, dict) or file.stat().st_size != expected.get("bytes"):
             return f"{shown(name)} does not have the size it was saved with ({file.stat().st_size} bytes now)", {}
-        if _sha256(file) != expected.get("sha256"):
+        if sha256_of(file) != expected.get("sha256"):
             return f"{shown(name)} does not have the content it was saved with", {}
     return None, meta
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

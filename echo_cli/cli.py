@@ -13,6 +13,7 @@ import typer
 
 from echo_cli.commands.heldout import eval_heldout
 from echo_cli.commands.plot import plot
+from echo_cli.commands.pool import pool
 from echo_cli.commands.sweep import sweep_lambda
 from echo_cli.commands.train import train
 from echo_cli.error import EchoError
@@ -57,6 +58,7 @@ app.command("train")(train)
 app.command("sweep-lambda", context_settings={"ignore_unknown_options": True})(sweep_lambda)
 app.command("eval-heldout")(eval_heldout)
 app.command("plot")(plot)
+app.add_typer(pool, name="pool")
 
 
 @app.command("shell-hook")

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from echo_cli.pool_file import Manifest
 from echo_cli.storage import shown
 
 Summary = Mapping[str, Any]
@@ -98,6 +99,35 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
         share = "" if correct is None else f" ({correct} of {readout['tokens']} tokens, teacher-forced)"
         print(f"{label}{share}:")
         print("\n".join(f"    {line}" for line in printable(text).splitlines()))
+
+
+def print_pool(manifest: Manifest) -> None:
+    """What a pool holds, by role, and where it comes from."""
+    contents, made = manifest.contents, manifest.provenance
+    total = sum(contents.bytes.values())
+    table = _table("", "bytes", "share", "tokens")
+    for role, size in contents.bytes.items():
+        table.add_row(role, str(size), f"{size / total:.1%}", str(contents.tokens[role]))
+        for channel, part in contents.env_output_bytes.items() if role == "env_output" else ():
+            table.add_row(Text(f"  {printable(channel)}"), str(part), f"{part / total:.1%}", "")
+    _print(table)
+    actor = made.actor
+    played = f"{actor.run}, step {actor.step}, model {(actor.model_sha256 or '')[:12]}" if actor.run else actor.kind
+    worlds = f"{', '.join(map(str, made.world_seeds))}{' (out of distribution)' if made.out_of_distribution else ''}"
+    rows: dict[str, object] = {
+        "pool": manifest.name,
+        "trajectories": f"{contents.trajectories}, with {contents.pairs} (command, output) pairs",
+        "actor": played,
+        "tasks": f"{made.split}, {made.rollouts_per_task} each{', solved ones only' if made.only_solved else ''}",
+        "worlds": worlds,
+        "temperature": "-" if made.temperature is None else made.temperature,
+        "seed": "-" if made.seed is None else made.seed,
+        "echo-cli": f"{made.echo_cli}, commit {made.git_commit or 'unknown'}",
+        "tokenizer": f"{manifest.tokenizer.vocab_size} tokens, {manifest.tokenizer.sha256[:12]}",
+        "sha256": manifest.sha256,
+    }
+    for name, value in rows.items():
+        print(f"{name + ':':14}{shown(str(value))}")
 
 
 def _table(*columns: str) -> Table:

@@ -8,13 +8,13 @@ The validation pool, on which the best step is chosen, is scored over all its pa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from echo_cli.config import Config
 from echo_cli.environment import Worlds
 from echo_cli.policy import TorchPolicy
-from echo_cli.pool import Pair, Pool, executed_pairs, expert_pool
+from echo_cli.pool import Pair, Pool, expert_pool
 from echo_cli.rollout import Limits, play_policy
 from echo_cli.seed import derive_seed
 from echo_cli.task import Task
@@ -107,9 +107,9 @@ class Evaluator:
         """Score the pools with the policy that training starts from, to compare with over the same pairs later."""
         self._start = {name: score_pool(policy, pool) for name, pool in self.pools.items()}
 
-    def observe(self, trajectories: Sequence[Trajectory]) -> None:
-        """Note which pool pairs these training rollouts executed: they are novel no more."""
-        self.seen |= executed_pairs(trajectories) & self._pairs
+    def observe(self, pairs: Iterable[Pair]) -> None:
+        """Note which pool pairs are among those that training executed: they are novel no more."""
+        self.seen |= self._pairs.intersection(pairs)
 
     def evaluate(self, policy: TorchPolicy, step: int, *, play: bool = True) -> Evaluation:
         """Score the pools and, with `play`, play the validation and held-out tasks (else their pass@1 is None).

@@ -11,6 +11,7 @@ from typing import Any
 from echo_cli.config import load_config
 from echo_cli.error import EchoError
 from echo_cli.evaluate import Evaluator
+from echo_cli.observation import pairs_of
 from echo_cli.policy import TorchPolicy
 from echo_cli.pool import Pair, Pool
 from echo_cli.run import open_run
@@ -31,7 +32,7 @@ def evaluate_run(
         command: the held-out command to read out; None takes the first `grep` of the pool.
 
     Raises:
-        EchoError: no such run or checkpoint, or `command` is not in the held-out pool.
+        EchoError: no such run or checkpoint, `command` is not in the held-out pool, or an earlier version made the run.
     """
     run = open_run(path)
     overrides = [f"evaluation.heldout_rollouts={rollouts}", f"evaluation.validation_rollouts={rollouts}"]
@@ -41,7 +42,7 @@ def evaluate_run(
     trained, _ = build_policy(config)
     trained.load(folder)
     evaluator = Evaluator(config, build_worlds(config), trained.tokenizer)
-    evaluator.seen = {(words, output) for words, output in meta["seen_pairs"]}
+    evaluator.observe(pairs_of(run.read_observations(meta["step"])))
     evaluator.remember_start(initial)
     output = _find(evaluator.pools["heldout"], command, evaluator.seen)
     return {

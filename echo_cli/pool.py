@@ -12,15 +12,12 @@ from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Role, Trajectory, Turn
 
 Pair = tuple[str, str]
-"""A command and the output it gave."""
+"""A command and the output it gave, as the policy met it: an output cut at its cap is the part that was shown."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """One command's output within a pool: `count` env_output tokens from `start`, counted over the trajectory's own.
-
-    Tokens and bytes are those of the output as the policy met it: an output cut at its cap is shorter than the pair's.
-    """
+    """One command's output within a pool: `count` env_output tokens from `start`, counted over the trajectory's own."""
 
     pair: Pair
     start: int
@@ -80,11 +77,6 @@ def _spans(trajectory: Trajectory) -> list[Span]:
                 spans[turn] = Span(before.pair, before.start, before.count + tokens, before.output_bytes + output_bytes)
             position += tokens
     return list(spans.values())
-
-
-def executed_pairs(trajectories: Sequence[Trajectory]) -> set[Pair]:
-    """The (command, output) pairs that rollouts have met."""
-    return {pair_of(turn) for trajectory in trajectories for turn in trajectory.turns}
 
 
 def pair_of(turn: Turn) -> Pair:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from echo_cli.environment import Environment, Piece, Reply
@@ -71,10 +71,11 @@ class Episode:
             self.turns.append(Turn(text, "", None, valid_action=False, clean_parse=False))
             return self._reply(Reply((Piece(Role.WARNING, CUT_ACTION, "notice"),), done=True), "length_cap")
         command = text.split("\n", 1)[0]
-        reply = self.environment.step(command)
-        output = "".join(piece.text for piece in reply.pieces if piece.role is Role.ENV_OUTPUT)
+        reply, before = self.environment.step(command), len(self.segments)
+        following = self._reply(reply, "answered" if reply.exit_code is None else "turn_cap")
+        output = "".join(segment.text for segment in self.segments[before:] if segment.role is Role.ENV_OUTPUT)
         self.turns.append(Turn(command, output, reply.exit_code, reply.valid_action, clean_parse=True))
-        return self._reply(reply, "answered" if reply.exit_code is None else "turn_cap")
+        return following
 
     def finish(self, source: Source, *, verify: bool, world_model_only: bool = False) -> Trajectory:
         """The finished trajectory, with the verifier's reward if asked for.
@@ -106,13 +107,11 @@ class Episode:
         """Tokenise each piece alone, so that no token straddles two roles; cut outputs at the cap with a notice."""
         added = []
         for piece in pieces:
-            ids = self.tokenizer.encode(piece.text)
-            if first:
-                ids, first = [self.tokenizer.bos_id, *ids], False
-            text, cut = piece.text, piece.role is Role.ENV_OUTPUT and len(ids) > self.limits.output_tokens
+            text, ids = piece.text, _encode(self.tokenizer, piece.text, first)
+            first = False
+            cut = piece.role is Role.ENV_OUTPUT and len(ids) > self.limits.output_tokens
             if cut:
-                ids = ids[: self.limits.output_tokens]
-                text = self.tokenizer.decode(ids)
+                ids, text = _cut(self.tokenizer, ids, self.limits.output_tokens)
             added.append(self._add(Segment(piece.role, text, tuple(ids), channel=piece.channel)))
             if cut:
                 notice = tuple(self.tokenizer.encode(CUT_OUTPUT))
@@ -123,6 +122,33 @@ class Episode:
         self.segments.append(segment)
         self.length += len(segment.token_ids)
         return segment
+
+
+def _encode(tokenizer: Tokenizer, text: str, first: bool) -> list[int]:
+    """The tokens of a piece; the first one of an episode begins with BOS."""
+    return [tokenizer.bos_id, *tokenizer.encode(text)] if first else tokenizer.encode(text)
+
+
+def _cut(tokenizer: Tokenizer, ids: list[int], count: int) -> tuple[list[int], str]:
+    """The first `count` tokens and their text; a few less where a character would be cut in two."""
+    while tokenizer.encode(text := tokenizer.decode(ids[:count])) != ids[:count]:
+        count -= 1
+    return ids[:count], text
+
+
+def reencode(trajectory: Trajectory, tokenizer: Tokenizer) -> Trajectory:
+    """The same text in the tokens of `tokenizer`, each segment encoded alone and BOS first, as in an `Episode`.
+
+    The tokenizer that a scripted episode was played with gives its ids again. A policy samples ids that need not be
+    the encoding of their text, so those of its actions may differ; its behaviour logprobs belong to the sampled ids
+    and are dropped, which leaves a rollout that RL cannot learn from (`world_model_only`).
+    """
+    segments = tuple(
+        replace(segment, token_ids=tuple(_encode(tokenizer, segment.text, number == 0)), logprobs=None)
+        for number, segment in enumerate(trajectory.segments)
+    )
+    world_model_only = trajectory.world_model_only or trajectory.source == "policy"
+    return replace(trajectory, segments=segments, world_model_only=world_model_only)
 
 
 def play_script(

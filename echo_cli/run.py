@@ -1,4 +1,4 @@
-"""The run directory: create, refuse, resume; metrics, trajectories, checkpoints, summary.
+"""The run directory: create, refuse, resume; metrics, observations, trajectories, checkpoints, summary.
 
 Readers never change a run. A writer holds `RunDirectory.lock`, which also clears what a killed writer left:
 
@@ -45,7 +45,8 @@ from echo_cli.storage import (
 
 _FORMAT = "echo-cli run 1"
 # What --overwrite deletes. Anything else that a person has put into the folder stays.
-_OWN = ("config.yaml", "metrics.jsonl", "trajectories.jsonl", "checkpoints", "summary.json", "heldout_env_ce.*")
+_LOGS = ("metrics.jsonl", "observations.jsonl", "trajectories.jsonl")
+_OWN = ("config.yaml", *_LOGS, "checkpoints", "summary.json", "heldout_env_ce.*")
 _VERSIONED = ("torch", "numpy", "tokenizers", "safetensors", "pydantic", "echo-cli")
 
 
@@ -62,6 +63,10 @@ class RunDirectory:
     @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def observations_path(self) -> Path:
+        return self.path / "observations.jsonl"
 
     @property
     def trajectories_path(self) -> Path:
@@ -98,6 +103,33 @@ class RunDirectory:
         """Append `Trajectory.to_json` objects, each with its `step` in `meta`. Errors as in `append_metrics`."""
         append_jsonl(self.trajectories_path, records)
 
+    def append_observations(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append what training observed for the first time, `ObservationLog.add`, before the metrics of that step.
+
+        Errors as in `append_metrics`.
+        """
+        append_jsonl(self.observations_path, rows)
+
+    def read_observations(self, until_step: int | None = None) -> list[Row]:
+        """The rows of observations.jsonl, in order of first occurrence; up to and with `until_step` if it is given.
+
+        Each has `step`, `command`, `output` (as the policy met it) and `exit_code`.
+
+        Raises:
+            EchoError: an earlier version of echo-cli made the run, without this file, or a line is no such row.
+        """
+        path = self.observations_path
+        if not path.is_file():
+            raise EchoError(
+                f"{shown(self.path)} has no observations.jsonl: an earlier version of echo-cli made this run",
+                "train it again, with --overwrite or another --run-name",
+            )
+        rows = list(read_jsonl(path))
+        for number, row in enumerate(rows, start=1):
+            if not _is_observation(row):
+                raise EchoError(f"{shown(path)}:{number}: not an observation", "the file was changed or damaged")
+        return [row for row in rows if until_step is None or row["step"] <= until_step]
+
     def read_metrics(self) -> list[Row]:
         """The rows of metrics.jsonl, oldest first; a last line that a kill has cut is left out.
 
@@ -122,6 +154,10 @@ class RunDirectory:
         # Before the logs: killed in between, the next resume starts at `step` again and finishes the cut.
         self.checkpoints.drop_after(step)
         truncate_jsonl(self.metrics_path, step, lambda row: int(row["step"]))
+        if step < 0:  # nothing has been trained; a run that an earlier version began may lack the file
+            write_atomic(self.observations_path, b"")
+        else:
+            truncate_jsonl(self.observations_path, step, lambda row: int(row["step"]))
         if self.trajectories_path.exists():
             truncate_jsonl(self.trajectories_path, step, lambda row: int(row["meta"]["step"]))
 
@@ -130,7 +166,7 @@ class RunDirectory:
 
         The logs are fsynced first: a checkpoint never knows of a step that the metrics have lost.
         """
-        for log in (self.metrics_path, self.trajectories_path):
+        for log in (self.path / name for name in _LOGS):
             if log.exists():
                 with writing(log):
                     fsync(log)
@@ -160,7 +196,7 @@ class RunDirectory:
 def create_run(
     path: Path, *, config_yaml: str, environment: Mapping[str, Any], overwrite: bool = False
 ) -> RunDirectory:
-    """Make a run directory with environment.json, an empty metrics.jsonl and config.yaml.
+    """Make a run directory with environment.json, empty metrics.jsonl and observations.jsonl, and config.yaml.
 
     With `overwrite` an earlier run is deleted first: the files of a run, and nothing else in its folder.
 
@@ -179,6 +215,7 @@ def create_run(
                     delete(entry)
         # First, and never deleted: a run is recognised by it, also one that was killed while it was made.
         write_json(path / "environment.json", {"format": _FORMAT, **environment})
+        write_atomic(path / "observations.jsonl", b"")
         write_atomic(path / "metrics.jsonl", b"")
         write_atomic(path / "config.yaml", config_yaml.encode())
     return RunDirectory(path)
@@ -204,9 +241,10 @@ def is_half_made(path: Path) -> bool:
     written = {name for name in _names(path) if not _is_scaffold(name)}
     if not written:
         return bool(_names(path))
-    if not written <= {"environment.json", "metrics.jsonl"} or not _is_ours(path):
+    empty = {"metrics.jsonl", "observations.jsonl"}
+    if not written <= {"environment.json", *empty} or not _is_ours(path):
         return False
-    return "metrics.jsonl" not in written or (path / "metrics.jsonl").stat().st_size == 0
+    return all((path / name).stat().st_size == 0 for name in written & empty)
 
 
 def is_run(path: Path) -> bool:
@@ -223,7 +261,7 @@ def environment_record(seed: int, argv: Sequence[str], device: str, threads: int
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "versions": {package: _version(package) for package in _VERSIONED},
-        "git_commit": _git_commit(Path(__file__).resolve().parent.parent),
+        "git_commit": git_commit(),
         "device": device,
         "threads": threads,
         "seed": seed,
@@ -260,6 +298,11 @@ def _is_ours(path: Path) -> bool:
     return record.is_file() and read_json(record).get("format") == _FORMAT
 
 
+def _is_observation(row: Row) -> bool:
+    texts = isinstance(row.get("command"), str) and isinstance(row.get("output"), str)
+    return texts and isinstance(row.get("step"), int) and isinstance(row.get("exit_code", ""), int | None)
+
+
 def _without_folder(argument: str) -> str:
     option, equals, value = argument.rpartition("=")
     return f"{option}{equals}{Path(value).name if value.startswith(('/', '~')) else value}"
@@ -272,8 +315,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_commit(checkout: Path) -> str | None:
-    """The commit of `checkout`, with `-dirty` for changed files; None where it is not the top of a git repository."""
+def git_commit() -> str | None:
+    """The commit of this checkout, `-dirty` with changed files; None where it is not the top of a git repository."""
+    checkout = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(checkout), *arguments]

@@ -15,6 +15,7 @@ from echo_cli.config import Config, load_config
 from echo_cli.environment import ToyWorlds, Worlds
 from echo_cli.error import EchoError
 from echo_cli.evaluate import Evaluator
+from echo_cli.observation import ObservationLog, pairs_of
 from echo_cli.policy import DeviceChoice, TorchPolicy, choose_device, load_policy
 from echo_cli.run import RunDirectory, create_run, environment_record, open_run
 from echo_cli.storage import write_atomic
@@ -36,6 +37,7 @@ class Session:
     policy: TorchPolicy
     worlds: Worlds
     evaluator: Evaluator
+    observed: ObservationLog
     device: DeviceChoice
     start_step: int
     clock_start: float
@@ -96,20 +98,23 @@ def open_session(
         create_run(path, config_yaml=config.to_yaml(), environment=record, overwrite=overwrite)
     run = open_run(path)
     with run.lock():
-        start, seconds = _continue(run, config, policy, evaluator) if resume else (0, 0.0)
-        yield Session(config, run, policy, worlds, evaluator, choice, start, clock_start - seconds)
+        start, seconds = _continue(run, config, policy) if resume else (0, 0.0)
+        executed = run.read_observations()
+        evaluator.observe(pairs_of(executed))
+        observed = ObservationLog(executed)
+        yield Session(config, run, policy, worlds, evaluator, observed, choice, start, clock_start - seconds)
 
 
-def _continue(run: RunDirectory, config: Config, policy: TorchPolicy, evaluator: Evaluator) -> tuple[int, float]:
-    """Bring policy, evaluator and run directory to the latest checkpoint: its step, the seconds that went into it."""
+def _continue(run: RunDirectory, config: Config, policy: TorchPolicy) -> tuple[int, float]:
+    """Bring policy and run directory to the latest checkpoint: its step, the seconds that went into it."""
     step = max(run.checkpoints.steps(), default=0)
     if step > config.steps:
         raise EchoError(f"{run.path} is at step {step} already, past {config.steps}", "give more --steps")
     seconds = 0.0
     if step > 0:
         folder, meta = run.load_checkpoint("latest")
+        run.read_observations(step)  # before anything of the run is changed: a damaged log ends it here
         policy.load(folder)
-        evaluator.seen = {(command, output) for command, output in meta["seen_pairs"]}
         seconds = float(meta.get("seconds", 0.0))
     # Stopped before its first step, it starts again, with the evaluation before training.
     run.rewind(step if step > 0 else -1)

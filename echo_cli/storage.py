@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -142,7 +143,7 @@ def writing(path: Path) -> Iterator[None]:
             tip = "free some space and run the command again (a run: with --resume); what was there before is intact"
             raise EchoError(f"the disk is full: cannot write {shown(path)} ({reason})", tip, exit_code=1) from error
         if error.errno in _NOT_WRITABLE:
-            tip = "choose a place that you can write to, with --output-dir (plot: --output)"
+            tip = "choose a place that you can write to, with --output-dir (plot: --output, pool build: OUT)"
             raise EchoError(f"cannot write {shown(path)}: {reason}", tip) from error
         tip = "what was there before is intact: once the disk is well, run the command again (a run: with --resume)"
         raise EchoError(f"cannot write {shown(path)}: {reason}", tip, exit_code=1) from error
@@ -163,6 +164,15 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def shown(text: Path | str) -> str:

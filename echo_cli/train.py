@@ -15,6 +15,7 @@ from echo_cli.error import EchoError
 from echo_cli.evaluate import limits_of
 from echo_cli.metric import reduce_metrics
 from echo_cli.objective import check_first_step, portable_lambda, step_totals, step_weights
+from echo_cli.observation import pairs_of
 from echo_cli.rollout import play_policy, play_script
 from echo_cli.rollout_filter import filter_env_rollouts
 from echo_cli.schedule import learning_rate_at, world_model_coeff_at
@@ -94,7 +95,9 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
                 _DIVERGED_TIP,
                 exit_code=3,
             )
-        evaluator.observe(trajectories)
+        new = session.observed.add(trajectories, step + 1)
+        run.append_observations(new)
+        evaluator.observe(pairs_of(new))
 
         row: Row = {
             "step": step + 1,
@@ -123,8 +126,7 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
 
 
 def _save(session: Session, step: int, *, best: bool) -> None:
-    meta = {"seen_pairs": sorted(session.evaluator.seen), "seconds": session.seconds}
-    session.run.save_checkpoint(step, session.policy.save, meta)
+    session.run.save_checkpoint(step, session.policy.save, {"seconds": session.seconds})
     if best:
         session.run.checkpoints.mark_best(step)
     session.run.checkpoints.prune(session.config.checkpoint.keep)

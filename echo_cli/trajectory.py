@@ -56,6 +56,7 @@ class Turn:
 
     command: str
     output: str
+    """The text of its env_output segments: what the policy met, cut where the cap cut it."""
     exit_code: int | None
     valid_action: bool
     """The action was one the environment could run (or an answer)."""
@@ -120,16 +121,24 @@ class Trajectory:
         """
         fields = dict(record)
         fields["segments"] = tuple(_segment(entry) for entry in fields["segments"])
-        fields["turns"] = tuple(Turn(**entry) for entry in fields["turns"])
+        fields["turns"] = tuple(Turn(**_texts(entry, "command", "output")) for entry in fields["turns"])
         return Trajectory(**fields)
 
 
 def _segment(entry: dict[str, Any]) -> Segment:
-    fields = dict(entry)
+    fields = _texts(entry, "role", "text")
     fields["role"] = Role[fields["role"].upper()]
     fields["token_ids"] = tuple(fields["token_ids"])
     fields["logprobs"] = None if fields.get("logprobs") is None else tuple(fields["logprobs"])
     return Segment(**fields)
+
+
+def _texts(entry: dict[str, Any], *names: str) -> dict[str, Any]:
+    """A copy of `entry`, of which the fields `names` are text."""
+    for name in names:
+        if not isinstance(entry[name], str):
+            raise TypeError(f"{name} is not text")
+    return dict(entry)
 
 
 def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
@@ -145,7 +154,7 @@ def read_trajectories(path: Path) -> Iterator[Trajectory]:
     Raises:
         EchoError: a line is not a trajectory; names the file and the line.
     """
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 yield Trajectory.from_json(json.loads(line))

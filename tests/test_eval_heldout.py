@@ -11,7 +11,13 @@ import pytest
 from tiny_run import error_of, rows
 
 from echo_cli.cli import main
+from echo_cli.config import load_config
 from echo_cli.display import print_evaluation, printable
+from echo_cli.evaluate import limits_of
+from echo_cli.policy import load_model, model_folder
+from echo_cli.pool import expert_pool
+from echo_cli.run import open_run
+from echo_cli.session import build_worlds
 
 
 def _evaluate(run: Path, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
@@ -77,6 +83,33 @@ def test_a_damaged_checkpoint_is_named(finished: Path, tmp_path: Path, capsys: p
     capsys.readouterr()
     assert main(["eval-heldout", str(run), "--checkpoint", "latest"]) == 1
     assert "step_000004 is damaged" in error_of(capsys.readouterr().err)[0]
+
+
+def test_what_training_executed_later_is_novel_at_an_earlier_step(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    config = load_config(run / "config.yaml")
+    worlds, (_, tokenizer) = build_worlds(config), load_model(model_folder("tiny-base"))
+    pairs = expert_pool(worlds, worlds.tasks.heldout, tokenizer, limits_of(config)).pairs
+    open_run(run).append_observations(
+        {"step": 4, "command": command, "output": output, "exit_code": 0} for command, output in pairs
+    )
+    evaluated = {step: _evaluate(run, capsys, "--step", step)["after"] for step in ("2", "4")}
+    assert evaluated["2"]["heldout/novel_pairs"] == rows(run)[2]["heldout/novel_pairs"] > 0
+    assert evaluated["4"]["heldout/novel_pairs"] == 0
+    assert evaluated["4"]["heldout/env_ce"] is None
+
+
+def test_a_run_of_an_earlier_version_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "observations.jsonl").unlink()
+    capsys.readouterr()
+    assert main(["eval-heldout", str(run)]) == 2
+    message, tip = error_of(capsys.readouterr().err)
+    assert "has no observations.jsonl" in message and tip
 
 
 def test_evaluating_changes_nothing_in_the_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

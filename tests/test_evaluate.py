@@ -23,8 +23,9 @@ from echo_cli.evaluate import (
     summarize,
 )
 from echo_cli.models.tiny import TinyConfig, TinyModel
+from echo_cli.observation import ObservationLog, pairs_of
 from echo_cli.policy import TorchPolicy
-from echo_cli.pool import executed_pairs, expert_pool
+from echo_cli.pool import Pair, expert_pool
 from echo_cli.rollout import Limits, play_script
 from echo_cli.task import Task, TaskSplits
 from echo_cli.tokenizer import Tokenizer
@@ -227,6 +228,10 @@ def test_pass_at_1_is_the_mean_reward() -> None:
 # --- The evaluator ---------------------------------------------------------------------------------------------------
 
 
+def executed_pairs(trajectories: Sequence[Trajectory]) -> set[Pair]:
+    return pairs_of(ObservationLog().add(trajectories, 1))
+
+
 def quiet_config(**fields: object) -> Config:
     evaluation = EvaluationConfig(validation_rollouts=0, heldout_rollouts=0)
     return Config(evaluation=evaluation, **fields)  # type: ignore[arg-type]
@@ -257,7 +262,7 @@ def test_executed_pairs_are_no_longer_novel(toy: tuple[ToyWorlds, Config]) -> No
     assert before["heldout/novel_pairs"] == len(pool.pairs)
     assert before["heldout/env_ce_seen"] is None
     executed = pool.trajectories[:3]
-    evaluator.observe([*executed, *executed])
+    evaluator.observe(executed_pairs([*executed, *executed]))
     assert evaluator.seen == executed_pairs(executed) & pool.pairs
     after = evaluator.evaluate(scorer, 0).metrics
     scores = score_pool(scorer, pool)
@@ -276,7 +281,7 @@ def test_the_same_command_with_another_output_is_another_pair(toy: tuple[ToyWorl
     evaluator = Evaluator(config, worlds, TOKENIZER)
     trajectory = evaluator.pools["heldout"].trajectories[0]
     changed = replace(trajectory, turns=tuple(replace(turn, output=turn.output + "x") for turn in trajectory.turns))
-    evaluator.observe([changed])
+    evaluator.observe(executed_pairs([changed]))
     assert evaluator.seen == set()
 
 
@@ -286,7 +291,8 @@ def test_explorers_never_make_a_heldout_pair_seen(toy: tuple[ToyWorlds, Config])
     task = worlds.tasks.train[0]
     for _ in range(60):
         actions = worlds.explorer(task, 4, rng)
-        evaluator.observe([play_script(TOKENIZER, worlds.environment(), task, actions, WIDE, "explorer")])
+        played = play_script(TOKENIZER, worlds.environment(), task, actions, WIDE, "explorer")
+        evaluator.observe(executed_pairs([played]))
     assert evaluator.seen == set()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from tiny_run import error_of, rows, start, train, train_words, weights
+from tiny_run import error_of, observations, rows, start, train, train_words, weights
 
 from echo_cli.cli import main
 from echo_cli.interrupt import interruptible
@@ -29,14 +29,14 @@ def _wait_for(stream: IO[str] | None, text: str) -> str:
 
 
 def _interrupted_copy(finished: Path, target: Path, step: int) -> Path:
-    """What is left of `finished` if it was killed some time after `step`: rows and checkpoints, and half a line."""
+    """What is left of `finished` if it was killed some time after `step`: rows and checkpoints, and half lines."""
     run = shutil.copytree(finished, target)
     (run / "summary.json").unlink()
     for later in open_run(run).checkpoints.steps():
         if later > step:
             shutil.rmtree(run / "checkpoints" / f"step_{later:06d}")
-    metrics = run / "metrics.jsonl"
-    metrics.write_bytes(metrics.read_bytes()[:-50])
+    for log in (run / "metrics.jsonl", run / "observations.jsonl"):
+        log.write_bytes(log.read_bytes()[:-50])
     return run
 
 
@@ -45,8 +45,29 @@ def test_resuming_equals_never_having_stopped(step: int, finished: Path, tmp_pat
     run = _interrupted_copy(finished, tmp_path / "run", step)
     assert train(run, "--steps", "4", "--resume") == 0
     assert rows(run) == rows(finished)
+    assert observations(run) == observations(finished)
     assert weights(run, 4) == weights(finished, 4)
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_run_of_an_earlier_version_is_refused_and_left_alone(
+    step: int, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _interrupted_copy(finished, tmp_path / "run", step)
+    (run / "observations.jsonl").unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert train(run, "--steps", "4", "--resume") == 2
+    message, tip = error_of(capsys.readouterr().err)
+    assert "has no observations.jsonl" in message and "--overwrite" in tip
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() if path in before} == before
+
+
+def test_a_run_of_an_earlier_version_that_trained_nothing_starts_again(finished: Path, tmp_path: Path) -> None:
+    run = _interrupted_copy(finished, tmp_path / "run", 0)
+    (run / "observations.jsonl").unlink()
+    assert train(run, "--steps", "4", "--resume") == 0
+    assert observations(run) == observations(finished)
 
 
 def test_a_run_without_a_checkpoint_starts_again(finished: Path, tmp_path: Path) -> None:
@@ -75,7 +96,7 @@ def _kill_while_made(path: Path, at: str, monkeypatch: pytest.MonkeyPatch) -> No
         create_run(path, config_yaml="seed: 0\n", environment={"seed": 0})
 
 
-@pytest.mark.parametrize("at", ["environment.json", "metrics.jsonl", "config.yaml"])
+@pytest.mark.parametrize("at", ["environment.json", "observations.jsonl", "metrics.jsonl", "config.yaml"])
 @pytest.mark.parametrize("words", [[], ["--resume"]], ids=["train", "resume"])
 def test_a_run_killed_while_it_was_made_starts(
     at: str, words: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -288,5 +309,6 @@ def test_a_run_killed_at_random_moments_resumes_to_the_same_end(finished: Path, 
         process.communicate()
     assert train(run, "--steps", "4", "--resume") == 0
     assert rows(run) == rows(finished)
+    assert observations(run) == observations(finished)
     assert weights(run, 4) == weights(finished, 4)
     assert not list(run.rglob(".tmp-*"))

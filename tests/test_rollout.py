@@ -215,7 +215,7 @@ def test_a_long_output_is_cut_with_a_visible_notice() -> None:
     trajectory = play(Canned(output(text), output("short\n", done=True)), [typed("cat /f"), typed("ls")], limits)
     assert shown(trajectory)[2:5] == [(E, text[:20]), (W, CUT_OUTPUT), (C, "$ ")]
     assert len(trajectory.segments[2].token_ids) == 20
-    assert trajectory.turns[0].output == text
+    assert trajectory.turns[0].output == text[:20]
     assert text_of(trajectory, W) == [CUT_OUTPUT]
 
 
@@ -225,12 +225,13 @@ def test_an_output_of_exactly_the_cap_is_not_cut() -> None:
     assert text_of(trajectory, W) == [] and trajectory.count(E) == 20
 
 
-def test_an_output_cut_inside_a_character_keeps_the_first_bytes() -> None:
+@pytest.mark.parametrize("missing", [1, 2, 3])
+def test_an_output_is_cut_before_a_character_and_never_inside_it(missing: int) -> None:
     ids = TOKENIZER.encode("🚀🚀")
-    limits = Limits(action_tokens=50, output_tokens=len(ids) - 1, episode_tokens=10_000)
+    limits = Limits(action_tokens=50, output_tokens=len(ids) - missing, episode_tokens=10_000)
     trajectory = play(Canned(output("🚀🚀", done=True)), [typed("cat /f")], limits)
-    assert trajectory.segments[2].token_ids == tuple(ids[:-1])
-    assert trajectory.segments[2].text.startswith("🚀")
+    assert trajectory.segments[2].text == trajectory.turns[0].output == "🚀"
+    assert trajectory.segments[2].token_ids == tuple(TOKENIZER.encode("🚀"))
 
 
 def test_the_last_observation_is_kept_at_the_turn_cap() -> None:

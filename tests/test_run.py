@@ -29,16 +29,21 @@ def _write(folder: Path) -> None:
     (folder / "w").write_text("w")
 
 
+def _observation(step: int) -> dict[str, object]:
+    return {"step": step, "command": f"cat {step}", "output": "日\r\n🚀\u2028", "exit_code": 0}
+
+
 def _fill(run: RunDirectory, first: int, last: int, save_every: int = 2) -> None:
     for step in range(first, last + 1):
+        run.append_observations([_observation(step)] if step else [])
         run.append_metrics({"step": step, "train/env_ce": 1 / (step + 1)})
         run.append_trajectories([{"task_id": "t", "meta": {"step": step}}])
         if step % save_every == 0:
             run.save_checkpoint(step, _write, {"seen": 1})
 
 
-def _logs(run: RunDirectory) -> tuple[bytes, bytes]:
-    return run.metrics_path.read_bytes(), run.trajectories_path.read_bytes()
+def _logs(run: RunDirectory) -> list[bytes]:
+    return [path.read_bytes() for path in (run.metrics_path, run.observations_path, run.trajectories_path)]
 
 
 def test_a_new_run_has_its_config_and_environment(tmp_path: Path) -> None:
@@ -71,8 +76,8 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
     (run.path / "notes.md").write_text("mine")
     _create(run.path, overwrite=True)
     names = sorted(entry.name for entry in run.path.iterdir())
-    assert names == [".lock", "config.yaml", "environment.json", "metrics.jsonl", "notes.md"]
-    assert run.read_metrics() == []
+    assert names == [".lock", "config.yaml", "environment.json", "metrics.jsonl", "notes.md", "observations.jsonl"]
+    assert run.read_metrics() == run.read_observations() == []
 
 
 def test_overwrite_follows_no_link(tmp_path: Path) -> None:
@@ -138,7 +143,7 @@ def test_resuming_writes_what_an_uninterrupted_run_writes(tmp_path: Path) -> Non
     _fill(whole, 0, 9)
     _fill(cut, 0, 5)
     cut.write_summary({"status": "stopped"})
-    for log in (cut.metrics_path, cut.trajectories_path):
+    for log in (cut.metrics_path, cut.observations_path, cut.trajectories_path):
         with log.open("ab") as file:
             file.write(b'{"step": 6, "tra')
     _, meta = cut.load_checkpoint()
@@ -156,6 +161,32 @@ def test_rewinding_to_an_earlier_checkpoint_drops_what_came_after(tmp_path: Path
     run.rewind(run.load_checkpoint(4)[1]["step"])
     assert run.load_checkpoint()[1]["step"] == 4
     assert [row["step"] for row in run.read_metrics()] == [0, 1, 2, 3, 4]
+    assert run.read_observations() == [_observation(step) for step in (1, 2, 3, 4)]
+    run.rewind(-1)
+    assert run.read_observations() == []
+
+
+def test_observations_are_read_up_to_a_step(tmp_path: Path) -> None:
+    run = _create(tmp_path / "a")
+    _fill(run, 0, 4)
+    assert run.read_observations(2) == [_observation(1), _observation(2)]
+    assert run.read_observations(0) == []
+
+
+def test_a_run_of_an_earlier_version_has_no_observations(tmp_path: Path) -> None:
+    run = _create(tmp_path / "a")
+    run.observations_path.unlink()
+    with pytest.raises(EchoError, match=r"has no observations\.jsonl: an earlier version") as caught:
+        run.read_observations()
+    assert caught.value.exit_code == 2 and caught.value.tip
+
+
+@pytest.mark.parametrize("change", [{"output": 3}, {"step": "1"}, {"exit_code": "0"}, {"command": None}])
+def test_a_row_that_is_no_observation_is_named(change: dict[str, object], tmp_path: Path) -> None:
+    run = _create(tmp_path / "a")
+    run.append_observations([_observation(1), {**_observation(2), **change}])
+    with pytest.raises(EchoError, match=r"observations\.jsonl:2: not an observation"):
+        run.read_observations()
 
 
 def test_two_processes_cannot_train_into_one_run(tmp_path: Path) -> None:

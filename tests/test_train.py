@@ -18,9 +18,13 @@ from echo_cli.config import load_config
 from echo_cli.environment import ToyTerminal
 from echo_cli.policy import model_folder
 from echo_cli.run import open_run
+from echo_cli.session import Session
+from echo_cli.train import roll_out
+from echo_cli.trajectory import Trajectory
 
 FILES = (
-    "config.yaml environment.json metrics.jsonl trajectories.jsonl summary.json heldout_env_ce.png heldout_env_ce.csv"
+    "config.yaml environment.json metrics.jsonl observations.jsonl trajectories.jsonl summary.json heldout_env_ce.png "
+    "heldout_env_ce.csv"
 )
 
 
@@ -44,6 +48,33 @@ def test_every_row_has_the_same_keys_in_strict_json(finished: Path) -> None:
     assert len({tuple(row) for row in metrics}) == 1
     evaluated = [row["step"] for row in metrics if row["heldout/env_ce"] is not None]
     assert evaluated == [0, 2, 4]
+
+
+def test_what_training_observed_is_logged_once_where_it_first_came_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played = []
+
+    def recorded(session: Session, step: int, explorers: int) -> list[Trajectory]:
+        trajectories = roll_out(session, step, explorers)
+        played.extend((step + 1, trajectory) for trajectory in trajectories)
+        return trajectories
+
+    monkeypatch.setattr("echo_cli.train.roll_out", recorded)
+    assert train(tmp_path / "run") == 0
+    expected: dict[tuple[str, str, int], int] = {}
+    for step, trajectory in played:
+        for turn in trajectory.turns:
+            if turn.exit_code is not None:
+                expected.setdefault((" ".join(turn.command.split()), turn.output, turn.exit_code), step)
+    found = [
+        (row["command"], row["output"], row["exit_code"], row["step"])
+        for row in open_run(tmp_path / "run").read_observations()
+    ]
+    assert found == [(*observation, step) for observation, step in expected.items()]
+    assert {trajectory.source for _, trajectory in played} == {"policy", "explorer"} and len(found) > 2
+    _, meta = open_run(tmp_path / "run").load_checkpoint()
+    assert set(meta) == {"step", "seconds"}
 
 
 def test_the_summary_is_the_one_object_on_stdout(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,10 @@ def weights(run: Path, step: int) -> bytes:
     return (run / "checkpoints" / f"step_{step:06d}" / "model.safetensors").read_bytes()
 
 
+def observations(run: Path) -> bytes:
+    return (run / "observations.jsonl").read_bytes()
+
+
 def start(*words: str, **options: Any) -> subprocess.Popen[str]:
     """`echo-cli` in a process of its own, with pipes for what it prints."""
     environment = {**os.environ, **options.pop("env", {})}

@@ -1,0 +1,147 @@
+"""Play a pool: a scripted expert, scripted explorers or a checkpoint on the tasks of a split, written as a pool file.
+
+A checkpoint as the actor makes an off-policy pool: other policies are measured on what it met (ECHO, Figure 3).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from echo_cli.config import Config, ModelConfig
+from echo_cli.environment import Worlds
+from echo_cli.error import EchoError
+from echo_cli.evaluate import limits_of
+from echo_cli.policy import MODEL_FILE, TOKENIZER_FILE, TorchPolicy, model_folder
+from echo_cli.pool_file import Actor, Manifest, Provenance, check_free, write_pool
+from echo_cli.rollout import play_policy, play_script
+from echo_cli.run import git_commit, open_run
+from echo_cli.seed import derive_seed, generator
+from echo_cli.session import build_policy, build_worlds
+from echo_cli.storage import sha256_of
+from echo_cli.task import Split, Task
+from echo_cli.tokenizer import Tokenizer
+from echo_cli.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class CheckpointActor:
+    """A checkpoint of the run at `run` ("best", "latest" or a step), sampled at `temperature`."""
+
+    run: Path
+    which: str | int = "best"
+    temperature: float = 0.6
+    """As in the paper's evaluation."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a pool is made of: `config` has the worlds, the caps of an episode and the seed.
+
+    Raises:
+        ValueError: a script is asked for solved rollouts, or the expert, who knows one way, for several.
+    """
+
+    config: Config
+    actor: CheckpointActor | str = "expert"
+    """A script's name, "expert" or "explorer", or a checkpoint."""
+    split: Split = "heldout"
+    out_of_distribution: bool = False
+    rollouts: int = 1
+    """Per task."""
+    only_solved: bool = False
+
+    def __post_init__(self) -> None:
+        if self.only_solved and isinstance(self.actor, str):
+            raise ValueError("scripts are played without a verifier")
+        if self.rollouts > 1 and self.actor == "expert":
+            raise ValueError("the expert plays a task one way")
+
+
+def build_pool(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> Manifest:
+    """Play the pool of `recipe` and write it to `folder`. The same recipe gives the same trajectories.
+
+    Raises:
+        EchoError: the folder is used, there are no such worlds or tasks, the run or its checkpoint is not there or
+            damaged, no rollout solved its task (exit code 1), or nothing was printed that could be predicted.
+    """
+    check_free(folder, overwrite)
+    config, toy = recipe.config, recipe.config.environment.toy_terminal
+    seeds = toy.ood_world_seeds if recipe.out_of_distribution else toy.world_seeds
+    if not seeds:
+        tip = "name one with environment.toy_terminal.ood_world_seeds=[101]"
+        raise EchoError("the config has no out-of-distribution world", tip)
+    worlds = build_worlds(config)
+    worlds = worlds.out_of_distribution() if recipe.out_of_distribution else worlds
+    tasks: Sequence[Task] = getattr(worlds.tasks, recipe.split)
+    if isinstance(recipe.actor, CheckpointActor):
+        policy, actor = _load(recipe.actor, config)
+        tokenizer, temperature = policy.tokenizer, recipe.actor.temperature
+        trajectories = _sample(policy, worlds, tasks, recipe, temperature)
+    else:
+        tokenizer = Tokenizer.load(model_folder(config.model.path) / TOKENIZER_FILE)
+        actor, temperature = Actor(kind="expert" if recipe.actor == "expert" else "explorer"), None
+        trajectories = _script(tokenizer, worlds, tasks, recipe)
+    if recipe.only_solved:
+        trajectories = [trajectory for trajectory in trajectories if (trajectory.reward or 0.0) >= 1.0]
+        if not trajectories:
+            tip = "give more --rollouts, or another --checkpoint or --temperature"
+            raise EchoError(f"none of {recipe.rollouts * len(tasks)} rollouts solved its task", tip, exit_code=1)
+    provenance = Provenance(
+        actor=actor,
+        split=recipe.split,
+        out_of_distribution=recipe.out_of_distribution,
+        world_seeds=seeds,
+        rollouts_per_task=recipe.rollouts,
+        only_solved=recipe.only_solved,
+        temperature=temperature,
+        seed=None if actor.kind == "expert" else config.seed,
+        limits=limits_of(config),
+        environment=config.environment.model_dump(mode="json"),
+        echo_cli=importlib.metadata.version("echo-cli"),
+        git_commit=git_commit(),
+    )
+    return write_pool(folder, trajectories, tokenizer, provenance, overwrite=overwrite)
+
+
+def _load(actor: CheckpointActor, config: Config) -> tuple[TorchPolicy, Actor]:
+    """The policy of a checkpoint, with the checkpoint's own architecture and tokenizer, and its record."""
+    run = open_run(actor.run)
+    folder, meta = run.load_checkpoint(actor.which)
+    policy, _ = build_policy(config.model_copy(update={"model": ModelConfig(path=str(folder))}))
+    sha256 = sha256_of(folder / MODEL_FILE)
+    return policy, Actor(kind="checkpoint", run=run.path.resolve().name, step=meta["step"], model_sha256=sha256)
+
+
+def _sample(
+    policy: TorchPolicy, worlds: Worlds, tasks: Sequence[Task], recipe: Recipe, temperature: float
+) -> list[Trajectory]:
+    """Verified rollouts, task by task. Played in rounds of one a task, so that more of them keep the first ones."""
+    rounds = [
+        play_policy(
+            policy.sampler(temperature, derive_seed(recipe.config.seed, "pool", number)),
+            policy.tokenizer,
+            [(worlds.environment(), task, task.task_id) for task in tasks],
+            limits_of(recipe.config),
+            verify=True,
+        )
+        for number in range(recipe.rollouts)
+    ]
+    return [trajectory for of_task in zip(*rounds, strict=True) for trajectory in of_task]
+
+
+def _script(tokenizer: Tokenizer, worlds: Worlds, tasks: Sequence[Task], recipe: Recipe) -> list[Trajectory]:
+    """Scripted rollouts, task by task; explorers draw from a generator of this pool's own."""
+    limits, count = limits_of(recipe.config), recipe.config.rollout.explorer_commands
+    if recipe.actor == "expert":
+        return [
+            play_script(tokenizer, worlds.environment(), task, worlds.expert(task), limits, "expert") for task in tasks
+        ]
+    rng = generator(recipe.config.seed, "pool/explorer")
+    scripts = [(task, worlds.explorer(task, count, rng)) for task in tasks for _ in range(recipe.rollouts)]
+    return [
+        play_script(tokenizer, worlds.environment(), task, script, limits, "explorer", world_model_only=True)
+        for task, script in scripts
+    ]
