@@ -78,7 +78,7 @@ ORDER = (
 
 # `echo-cli --help` answers at once: these load none of the heavy libraries until a command needs them.
 LIGHT = ("cli", "config", "task", "run", "plot")
-HEAVY = {"torch", "matplotlib", "tokenizers", "safetensors", "numpy"}
+HEAVY = {"torch", "matplotlib", "tokenizers", "safetensors", "numpy", "scipy"}
 
 WEB_STACK = {"aiohttp", "fastapi", "flask", "http", "httpx", "openenv", "requests", "socket", "starlette"}
 WEB_STACK |= {"urllib", "uvicorn", "websockets"}
