@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from echo_cli.commands.bench import bench
 from echo_cli.commands.heldout import eval_heldout
 from echo_cli.commands.plot import plot
 from echo_cli.commands.sweep import sweep_lambda
@@ -57,6 +58,7 @@ app.command("train")(train)
 app.command("sweep-lambda", context_settings={"ignore_unknown_options": True})(sweep_lambda)
 app.command("eval-heldout")(eval_heldout)
 app.command("plot")(plot)
+app.command("bench")(bench)
 
 
 @app.command("shell-hook")

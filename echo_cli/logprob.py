@@ -98,7 +98,7 @@ def target_logprobs(
     """
     n = targets.action_count
     # One split, not two slices: its backward pass writes the gradient of all rows once.
-    action_NH, observation_NH = hidden_NH.split([n, len(hidden_NH) - n])
+    action_NH, observation_NH = hidden_NH.split_with_sizes([n, len(hidden_NH) - n])
     actions = selected_logprobs(action_NH, lm_head, targets.token_ids_N[:n], temperature, chunk_rows, correct=correct)
     with nullcontext() if env_gradient else torch.no_grad():
         observations = selected_logprobs(

@@ -51,6 +51,7 @@ ORDER = (
     "summary",
     "session",
     "train",
+    "bench",
     "curve",
     "plot",
     "experiment",
@@ -67,6 +68,7 @@ ORDER = (
     "commands.sweep",
     "commands.heldout",
     "commands.plot",
+    "commands.bench",
     "cli",
     "__main__",
 )
