@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from echo_cli.commands.bench import bench
 from echo_cli.commands.heldout import eval_heldout
 from echo_cli.commands.plot import plot
 from echo_cli.commands.pool import pool
@@ -59,6 +60,7 @@ app.command("sweep-lambda", context_settings={"ignore_unknown_options": True})(s
 app.command("eval-heldout")(eval_heldout)
 app.command("plot")(plot)
 app.add_typer(pool, name="pool")
+app.command("bench")(bench)
 
 
 @app.command("shell-hook")

@@ -130,6 +130,38 @@ def print_pool(manifest: Manifest) -> None:
         print(f"{name + ':':14}{shown(str(value))}")
 
 
+def print_bench(result: Mapping[str, Any]) -> None:
+    """The table of `bench`, how it was measured, and the sentence that it comes to."""
+    table = _table(
+        *("variant", "rollouts", "tokens", "update, s", "range", "/ λ = 0", "95 %"),
+        *("step, s", "/ λ = 0", "tokens/s\nof update", "peak, MB"),
+    )
+    for row in result["variants"]:
+        update, ratio = row["update_seconds"], row["update_ratio"]
+        table.add_row(
+            row["label"],
+            str(row["rollouts"]),
+            f"{row['tokens']:.0f}",
+            _number(update["median"]),
+            f"{update['min']:.3f} to {update['max']:.3f}",
+            _number(ratio["median"]),
+            "-" if ratio["low"] is None else f"{ratio['low']:.3f} to {ratio['high']:.3f}",
+            _number(row["step_seconds"]["median"]),
+            _number(row["step_ratio"]["median"]),
+            f"{row['update_tokens_per_second']:.0f}",
+            f"{row['peak_memory_bytes'] / 1e6:.0f}",
+        )
+    _print(table)
+    print(
+        f"{result['device']}; CPU threads: {result['threads']}; medians of {result['repeats']} repeats after a warm-up"
+    )
+    print("a step is its rollouts and its update; ratios are paired within each repeat, on the same rollouts")
+    print(f"memory: {result['memory']}")
+    if not result["lambda_from_config"]:
+        print(f"λ is 0 at the first step of this config; {result['lambda']:g} stands for λ > 0")
+    print(result["sentence"])
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):

@@ -31,7 +31,7 @@ class Scores:
     entropy_N: Tensor
     """Entropy of the predicted distribution, nats, same temperature; NaN where it was not asked for."""
     correct_N: Tensor
-    """Whether the target is the most probable token, bool."""
+    """Whether the target is the most probable token, bool; False where it was not asked for."""
 
 
 def selected_logprobs(
@@ -42,8 +42,9 @@ def selected_logprobs(
     chunk_rows: int = 1024,
     *,
     entropy: bool = True,
+    correct: bool = True,
 ) -> Scores:
-    """Score N targets, `chunk_rows` at a time.
+    """Score N targets, `chunk_rows` at a time. `entropy` and `correct` ask for those columns: neither is free.
 
     Logits are widened to at least float32 before the softmax. With more than one chunk, the backward pass runs the
     head a second time; a single chunk is kept, so small batches pay nothing. Memory is about
@@ -64,11 +65,12 @@ def selected_logprobs(
                 target_ids_n,
                 temperature,
                 entropy,
+                correct,
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
         else:
-            chunk = _score_chunk(hidden_nH, lm_head, target_ids_n, temperature, entropy)
+            chunk = _score_chunk(hidden_nH, lm_head, target_ids_n, temperature, entropy, correct)
         chunks.append(chunk)
     logprobs, entropies, corrects = zip(*chunks, strict=True)
     return Scores(torch.cat(logprobs), torch.cat(entropies), torch.cat(corrects))
@@ -81,6 +83,7 @@ def target_logprobs(
     temperature: float,
     *,
     env_gradient: bool = True,
+    correct: bool = True,
     chunk_rows: int = 1024,
 ) -> Scores:
     """Score a micro-batch's targets: actions at the sampling `temperature`, observations at temperature 1.
@@ -91,12 +94,15 @@ def target_logprobs(
         hidden_NH: `targets.gather(hidden_RTH)`.
         env_gradient: False (for λ = 0) scores the observations without a graph. They never share a chunk with actions,
             so the gradient is then bitwise that of a batch without observation targets.
+        correct: False (in training) leaves `correct_N` out.
     """
     n = targets.action_count
-    actions = selected_logprobs(hidden_NH[:n], lm_head, targets.token_ids_N[:n], temperature, chunk_rows)
+    # One split, not two slices: its backward pass writes the gradient of all rows once.
+    action_NH, observation_NH = hidden_NH.split_with_sizes([n, len(hidden_NH) - n])
+    actions = selected_logprobs(action_NH, lm_head, targets.token_ids_N[:n], temperature, chunk_rows, correct=correct)
     with nullcontext() if env_gradient else torch.no_grad():
         observations = selected_logprobs(
-            hidden_NH[n:], lm_head, targets.token_ids_N[n:], 1.0, chunk_rows, entropy=False
+            observation_NH, lm_head, targets.token_ids_N[n:], 1.0, chunk_rows, entropy=False, correct=correct
         )
     return Scores(
         logprobs_N=torch.cat([actions.logprobs_N, observations.logprobs_N]),
@@ -106,10 +112,12 @@ def target_logprobs(
 
 
 def _score_chunk(
-    hidden_nH: Tensor, lm_head: LmHead, target_ids_n: Tensor, temperature: float, entropy: bool
+    hidden_nH: Tensor, lm_head: LmHead, target_ids_n: Tensor, temperature: float, entropy: bool, correct: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     logits_nV = lm_head(hidden_nH)
-    logits_nV = logits_nV.to(torch.promote_types(logits_nV.dtype, torch.float32)) / temperature
+    logits_nV = logits_nV.to(torch.promote_types(logits_nV.dtype, torch.float32))
+    if temperature != 1:  # dividing by 1 changes no bit and costs two passes over [n, V]
+        logits_nV = logits_nV / temperature
     logprobs_nV = logits_nV.log_softmax(dim=-1)
     with torch.no_grad():
         if entropy:
@@ -117,5 +125,7 @@ def _score_chunk(
             entropy_n = torch.special.entr(logprobs_nV.exp()).sum(dim=-1)
         else:
             entropy_n = torch.full_like(logprobs_nV[:, 0], torch.nan)
-        correct_n = logprobs_nV.argmax(dim=-1) == target_ids_n
+        correct_n = (
+            logprobs_nV.argmax(dim=-1) == target_ids_n if correct else torch.zeros_like(target_ids_n, dtype=torch.bool)
+        )
     return logprobs_nV.gather(-1, target_ids_n[:, None]).squeeze(-1), entropy_n, correct_n

@@ -243,7 +243,13 @@ class TorchPolicy:
         wanted = targets(micro, settings.selected_roles if observing else settings.target_roles)
         hidden_NH = wanted.gather(self.model(micro.token_ids_RT))
         scores = target_logprobs(
-            hidden_NH, self._lm_head, wanted, temperature, env_gradient=env_gradient, chunk_rows=self._chunk_rows
+            hidden_NH,
+            self._lm_head,
+            wanted,
+            temperature,
+            env_gradient=env_gradient,
+            correct=False,
+            chunk_rows=self._chunk_rows,
         )
         if settings.kl_coeff == 0 or self._reference is None:
             return wanted, scores, None
@@ -260,6 +266,7 @@ class TorchPolicy:
                 temperature,
                 self._chunk_rows,
                 entropy=False,
+                correct=False,
             )
         return wanted, scores, torch.cat([reference_scores.logprobs_N, scores.logprobs_N[actions:].detach()])
 

@@ -91,6 +91,17 @@ def paired_difference(before: Sequence[float], after: Sequence[float]) -> Estima
     return mean_over_seeds([b - a for a, b in zip(before, after, strict=True)])
 
 
+def median(values: Sequence[float]) -> Estimate:
+    """The median with a percentile bootstrap over the values.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not values:
+        raise ValueError("no values to take a median of")
+    return _bootstrap(np.median, np.asarray(values, dtype=np.float64))
+
+
 def spread(values: Sequence[float]) -> float | None:
     """The sample standard deviation (n - 1); None with fewer than two values."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None

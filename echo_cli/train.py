@@ -10,12 +10,13 @@ from typing import Any
 from echo_cli.advantage import step_advantages
 from echo_cli.batch import count_rollouts
 from echo_cli.config import Config
-from echo_cli.environment import Environment
+from echo_cli.environment import Environment, Worlds
 from echo_cli.error import EchoError
 from echo_cli.evaluate import limits_of
 from echo_cli.metric import reduce_metrics
 from echo_cli.objective import check_first_step, portable_lambda, step_totals, step_weights
 from echo_cli.observation import pairs_of
+from echo_cli.policy import TorchPolicy
 from echo_cli.rollout import play_policy, play_script
 from echo_cli.rollout_filter import filter_env_rollouts
 from echo_cli.schedule import learning_rate_at, world_model_coeff_at
@@ -23,6 +24,7 @@ from echo_cli.seed import derive_seed, generator
 from echo_cli.session import Session
 from echo_cli.summary import best_step
 from echo_cli.task import Task
+from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Trajectory
 
 Row = dict[str, Any]
@@ -134,18 +136,30 @@ def _save(session: Session, step: int, *, best: bool) -> None:
 
 def roll_out(session: Session, step: int, explorers: int) -> list[Trajectory]:
     """The rollouts of the 0-based `step`: groups of on-policy episodes, then scripted `explorers`."""
-    config, worlds, tokenizer = session.config, session.worlds, session.policy.tokenizer
-    settings, limits = config.rollout, limits_of(config)
+    config, policy, worlds = session.config, session.policy, session.worlds
+    played = play_tasks(config, policy, worlds, step)
+    return played + play_explorers(config, policy.tokenizer, worlds, step, explorers)
+
+
+def play_tasks(config: Config, policy: TorchPolicy, worlds: Worlds, step: int) -> list[Trajectory]:
+    """The on-policy rollouts of the 0-based `step`, a group for each of its tasks."""
+    settings = config.rollout
     episodes: list[tuple[Environment, Task, str]] = [
         (worlds.environment(), task, f"{step}/{number}/{task.task_id}")
         for number, task in enumerate(tasks_of_step(config, worlds.tasks.train, step))
         for _ in range(settings.group_size)
     ]
-    trajectories: list[Trajectory] = []
-    if episodes:
-        sampler = session.policy.sampler(settings.temperature, derive_seed(config.seed, "rollout", step))
-        trajectories = play_policy(sampler, tokenizer, episodes, limits, verify=config.objective.use_rl)
+    if not episodes:
+        return []
+    sampler = policy.sampler(settings.temperature, derive_seed(config.seed, "rollout", step))
+    return play_policy(sampler, policy.tokenizer, episodes, limits_of(config), verify=config.objective.use_rl)
+
+
+def play_explorers(config: Config, tokenizer: Tokenizer, worlds: Worlds, step: int, explorers: int) -> list[Trajectory]:
+    """The scripted rollouts of the 0-based `step`, which get the env term only."""
+    settings, limits = config.rollout, limits_of(config)
     rng = generator(config.seed, "explorer", step)
+    trajectories = []
     for _ in range(explorers):
         task = rng.choice(worlds.tasks.train)
         actions = worlds.explorer(task, settings.explorer_commands, rng)

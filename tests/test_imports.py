@@ -54,6 +54,7 @@ ORDER = (
     "session",
     "pool_build",
     "train",
+    "bench",
     "curve",
     "plot",
     "experiment",
@@ -72,6 +73,7 @@ ORDER = (
     "commands.heldout",
     "commands.plot",
     "commands.pool",
+    "commands.bench",
     "cli",
     "__main__",
 )
