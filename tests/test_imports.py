@@ -27,6 +27,7 @@ ORDER = (
     "seed",
     "metric",
     "statistic",
+    "verdict",
     "trajectory",
     "preset",
     "config",
@@ -55,10 +56,17 @@ ORDER = (
     "plot",
     "experiment",
     "sweep",
+    "cell_runner",
+    "sweep_result",
+    "sweep_table",
+    "sweep_plot",
+    "sweep_report",
     "heldout",
     "plan",
     "display",
+    "sweep_html",
     "progress",
+    "sweep_progress",
     "interrupt",
     "shell_hook",
     "commands",
@@ -72,7 +80,7 @@ ORDER = (
 )
 
 # `echo-cli --help` answers at once: these load none of the heavy libraries until a command needs them.
-LIGHT = ("cli", "config", "task", "run", "plot")
+LIGHT = ("cli", "config", "task", "run", "plot", "sweep", "cell_runner")
 HEAVY = {"torch", "matplotlib", "tokenizers", "safetensors", "numpy"}
 
 WEB_STACK = {"aiohttp", "fastapi", "flask", "http", "httpx", "openenv", "requests", "socket", "starlette"}
