@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from echo_cli.plot import COLOURS, INK, Plotted, Point, write_figure
 from echo_cli.sweep import shown_coeff
-from echo_cli.sweep_result import CellResult, Figures, LambdaResult
+from echo_cli.sweep_result import CellResult, Figures, LambdaResult, Measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,8 +20,10 @@ _PANELS = (
     ("held-out env-CE at the last step", "env-CE, nats/token", "env_ce_last", "env_ce_start_last"),
     ("held-out pass@1 at the last step", "fraction solved", "pass_at_1_last", "pass_at_1_before"),
 )
-_JITTER = 0.24  # of the distance between two λ, over all seeds
-_BESIDE = 0.2
+# Widths in the distance between two λ.
+_WIDTH, _BESIDE, _ACROSS = 0.2, 0.14, 0.32
+# From how many λ on the ticks are small, and from how many they have no room for the verdicts.
+_SOME, _MANY = 4, 6
 
 
 def plot_lambda_axis(
@@ -53,38 +55,55 @@ def _points(cells: Sequence[CellResult], figures: Sequence[Figures]) -> Iterator
 
 def _draw(results: Sequence[LambdaResult], dots: Sequence[Sequence[Figures]], figure: Figure) -> None:
     panels: Sequence[Axes] = list(figure.subplots(1, len(_PANELS)))
-    for number, (axes, (title, unit, last, before)) in enumerate(zip(panels, _PANELS, strict=True)):
+    for axes, colour, (title, unit, last, before) in zip(panels, COLOURS, _PANELS, strict=False):
         for position, (result, seeds) in enumerate(zip(results, dots, strict=True)):
             values = [value for of in seeds if (value := of[last]) is not None]
-            offsets = [
-                _JITTER * (index / (len(values) - 1) - 0.5) if len(values) > 1 else 0 for index in range(len(values))
-            ]
-            axes.plot(
-                [position + offset for offset in offsets], values, "o", color=COLOURS[number], alpha=0.45, markersize=5,
-                markeredgewidth=0, label="one seed" if position == 0 else None,
-            )  # fmt: skip
-            if (start := result.measures[before]) is not None:
-                axes.plot([position], [start.estimate.value], "_", color=INK, markersize=26, label="before training")
-            if (end := result.measures[last]) is not None:
-                value, low, high = end.estimate.value, end.estimate.low, end.estimate.high
-                errors = None if low is None or high is None else [[value - low], [high - value]]
-                axes.errorbar(
-                    [position + _BESIDE], [value], yerr=errors, fmt="D", color=COLOURS[number], markersize=7,
-                    capsize=4, linewidth=1.8, markeredgecolor="white", label="mean, 95 % interval",
-                )  # fmt: skip
+            _draw_lambda(axes, position, values, result.measures[last], result.measures[before], colour)
         axes.set_title(title)
         axes.set_ylabel(unit)
         axes.set_xlabel("λ (not to scale)")
-        axes.set_xticks(range(len(results)), [_tick(result) for result in results])
+        ticks = [_tick(result, judged=len(results) <= _MANY) for result in results]
+        axes.set_xticks(range(len(results)), ticks, fontsize=11 if len(results) <= _SOME else 8)
         axes.set_xlim(-0.5, len(results) - 0.5)
         axes.grid(visible=False, axis="x")
         if all(result.measures[last] is None for result in results):
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", fontsize=12)
-    handles, labels = panels[0].get_legend_handles_labels()
-    drawn = dict(zip(labels, handles, strict=True))
-    figure.legend(list(drawn.values()), list(drawn), loc="outside lower left", ncols=3)
+        elif unit == "fraction solved":  # an interval may reach beyond what there is
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(low, -0.03), min(high, 1.03))
+    handles: dict[str, Any] = {}
+    for axes in panels:
+        drawn, labels = axes.get_legend_handles_labels()
+        handles = dict(zip(labels, drawn, strict=True)) | handles
+    figure.legend(list(handles.values()), list(handles), loc="outside lower left", ncols=3)
 
 
-def _tick(result: LambdaResult) -> str:
-    finished = result.statuses.count("finished")
-    return f"{shown_coeff(result.coeff)}\n{result.verdict.name}\n{finished} of {len(result.statuses)}"
+def _draw_lambda(
+    axes: Axes, position: int, values: Sequence[float], end: Measure | None, start: Measure | None, colour: str
+) -> None:
+    """One λ of a panel: the seeds left of `position`, their mean right of it, and the start across both."""
+    if values:
+        gap = _WIDTH / max(1, len(values) - 1)
+        at = [position - _WIDTH / 2 - _BESIDE + gap * index for index in range(len(values))]
+        seeds: dict[str, Any] = {"color": colour, "alpha": 0.5, "markersize": 6, "markeredgewidth": 0}
+        axes.plot(at if len(at) > 1 else [position - _BESIDE], values, "o", **seeds, label="one seed")
+    if start is not None:
+        ends = (position - _ACROSS, position + _ACROSS)
+        axes.plot(ends, [start.estimate.value] * 2, color=INK, linewidth=1.2, dashes=(4, 2), label="before training")
+    if end is not None:
+        value, low, high = end.estimate.value, end.estimate.low, end.estimate.high
+        errors = None if low is None or high is None else [[value - low], [high - value]]
+        mean: dict[str, Any] = {
+            "color": colour,
+            "fmt": "D",
+            "markersize": 8,
+            "markeredgecolor": "white",
+            "capsize": 4,
+            "linewidth": 1.8,
+        }
+        axes.errorbar([position + _BESIDE], [value], yerr=errors, **mean, label="mean, 95 % interval")
+
+
+def _tick(result: LambdaResult, *, judged: bool) -> str:
+    finished = f"{result.statuses.count('finished')}/{len(result.statuses)} runs"
+    return "\n".join([shown_coeff(result.coeff), *([result.verdict.name] if judged else []), finished])

@@ -31,7 +31,7 @@ FIGURES: Mapping[str, str] = {
     "pass_at_1_before": "held-out pass@1 before training",
     "pass_at_1_last": "held-out pass@1 at the last step",
     "pass_at_1_change": "last - before of held-out pass@1",
-    "steps_to_baseline_pass": "first evaluated step at which held-out pass@1 is at least the highest of λ = 0, same seed",
+    "steps_to_baseline_pass": "first evaluated step with held-out pass@1 at least the highest of λ = 0 at that seed",
     "portable_lambda": "r: env weight per observation token / (RL weight per action token · mean |advantage|)",
     "gradient_ratio": "norm of the env term's gradient, λ included, over that of the RL term; mean over probed steps",
     "gradient_cosine": "cosine between the gradients of the two terms, mean over probed steps",

@@ -21,7 +21,7 @@ class SweepTable:
 
 
 NOTES = (
-    "In brackets: 95 % intervals over the seeds (Student's t). env-CE is over novel pairs, those that the run's training "
+    "In brackets: 95 % intervals over the seeds (Student's t). env-CE is over novel pairs, which the run's training "
     "has not executed; before and change are over the pairs of last. Best is by validation.",
     "vs λ = 0: the mean difference at the same seeds. Steps to GRPO: the first evaluated step with λ = 0's highest "
     "held-out pass@1 of the same seed, and how many seeds got there.",
