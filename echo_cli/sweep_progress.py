@@ -50,7 +50,7 @@ class _Followed:
         self._stamp: tuple[int, int] | None = None
 
     def read(self) -> list[Row]:
-        """The rows beyond the furthest step seen so far."""
+        """The rows that came since; a run that went back to a checkpoint, or to its start, gives its rows again."""
         if not self._path.is_file():
             return []
         stat = self._path.stat()
@@ -58,8 +58,9 @@ class _Followed:
             return []
         self._stamp = stat.st_mtime_ns, stat.st_size
         rows = list(read_jsonl(self._path))
+        last = rows[-1]["step"] if rows else _NO_ROW
         new = [row for row in rows if row["step"] > self.step]
-        self.step = max(self.step, rows[-1]["step"] if rows else _NO_ROW)
+        self.step = last
         self.latest = {key: row[key] for row in rows for key in _SHOWN if row.get(key) is not None}
         return new
 
