@@ -16,7 +16,7 @@ from echo_cli.run import is_run, open_run
 from echo_cli.storage import shown, write_atomic, writing
 from echo_cli.sweep import BROKEN, Cell, ended_summary
 
-Status = Literal["waiting", "running", "finished", "diverged", "collapsed", "failed", "stopped"]
+Status = Literal["waiting", "running", "stopping", "finished", "diverged", "collapsed", "failed", "stopped"]
 
 _POLL_SECONDS = 0.2
 _LOG_TAIL = 65536  # bytes; an error's last line is in them
@@ -73,8 +73,9 @@ def run_cells(
         while running or (waiting and not asked):
             if should_stop() and not asked:
                 asked = True
-                for _, process in running:
+                for cell, process in running:
                     process.terminate()
+                    outcomes[cell.name] = Outcome("stopping")
             while waiting and not asked and len(running) < jobs:
                 cell = waiting.pop(0)
                 running.append((cell, _start(cell, overwrite)))

@@ -22,6 +22,7 @@ Outcomes = Mapping[str, Outcome]
 _COLUMNS = ("λ", "seed", "status", "step", "held-out env-CE", "reward")
 _SHOWN = ("heldout/env_ce", "train/reward")
 _NO_ROW = -1
+_ACTIVE = {"running", "stopping"}
 
 
 @contextmanager
@@ -71,10 +72,10 @@ def _print_lines(followed: Sequence[_Followed], outcomes: Outcomes, before: dict
         outcome, earlier = outcomes[one.cell.name], before.get(one.cell.name, Outcome("waiting"))
         if outcome.status == "running" and outcome != earlier:
             print(f"{one.cell.title}: running", file=sys.stderr, flush=True)
-        if "running" in (outcome.status, earlier.status):
+        if _ACTIVE & {outcome.status, earlier.status}:
             for row in one.read():
                 print_plain(row, one.cell.config.steps, one.cell.title)
-        if earlier.status == "running" and outcome != earlier:
+        if earlier.status in _ACTIVE and outcome != earlier:
             error = f": {outcome.error}" if outcome.error else ""
             print(f"{one.cell.title}: {outcome.status}{error}", file=sys.stderr, flush=True)
     before.update(outcomes)
@@ -96,6 +97,7 @@ def _update(live: Live, followed: Sequence[_Followed], outcomes: Outcomes) -> No
 _STYLES = {
     "waiting": "dim",
     "running": "bold",
+    "stopping": "bold yellow",
     "finished": "green",
     "diverged": "yellow",
     "collapsed": "yellow",

@@ -54,7 +54,7 @@ def sweep_lambda(
     config: ConfigName = None,
     seeds: Annotated[
         list[str] | None,
-        typer.Option(help="Seeds of every λ: 0 1 2, up to the next option or override; or 0,1,2.", metavar="N..."),
+        typer.Option(help="Seeds of every λ: 0 1 2, up to the next option or override; or 0,1,2.", metavar="SEEDS"),
     ] = None,
     jobs: Annotated[int, typer.Option(help="Runs at a time, which share the CPU cores.", metavar="N", min=1)] = 1,
     steps: Steps = None,
