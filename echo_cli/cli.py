@@ -15,7 +15,7 @@ from echo_cli.commands.bench import bench
 from echo_cli.commands.heldout import eval_heldout
 from echo_cli.commands.plot import plot
 from echo_cli.commands.pool import pool
-from echo_cli.commands.sweep import sweep_lambda
+from echo_cli.commands.sweep import SweepCommand, sweep_lambda
 from echo_cli.commands.train import train
 from echo_cli.error import EchoError
 from echo_cli.storage import shown
@@ -56,7 +56,7 @@ def root(
 
 app.command("train")(train)
 # λ may be negative to the parser, so unknown options pass as words and are refused by the command.
-app.command("sweep-lambda", context_settings={"ignore_unknown_options": True})(sweep_lambda)
+app.command("sweep-lambda", cls=SweepCommand, context_settings={"ignore_unknown_options": True})(sweep_lambda)
 app.command("eval-heldout")(eval_heldout)
 app.command("plot")(plot)
 app.add_typer(pool, name="pool")

@@ -5,9 +5,10 @@ Text that came from an environment or a model is data: control characters are ma
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -17,7 +18,12 @@ from rich.text import Text
 from echo_cli.pool_file import Manifest
 from echo_cli.storage import shown
 
+if TYPE_CHECKING:
+    from echo_cli.sweep_table import SweepTable
+
 Summary = Mapping[str, Any]
+
+_NARROW = 100
 
 
 def printable(text: str) -> str:
@@ -50,28 +56,18 @@ def print_run(summary: Summary, folder: str) -> None:
     print(f"curve: {shown(folder)}/heldout_env_ce.png   run: {shown(folder)}")
 
 
-def print_sweep(rows: Sequence[Mapping[str, Any]], picture: str) -> None:
-    """The table of `sweep-lambda`."""
-    table = _table(
-        *("λ", "env-CE\nbefore", "best\n(step)", "last", "OOD\nlast"),
-        *("pass@1\nbefore", "pass@1\nlast", "r", "seconds"),
-    )
-    for row in rows:
-        step = row["best_step"]
-        table.add_row(
-            f"{row['lambda']:g}",
-            _number(row["env_ce_start_best"]),
-            f"{_number(row['env_ce_best'])} ({step})",
-            _number(row["env_ce_last"]),
-            _number(row["ood_env_ce_last"]),
-            _number(row["pass_at_1_before"]),
-            _number(row["pass_at_1_last"]),
-            _number(row["portable_lambda"]),
-            f"{row['seconds']}",
-        )
-    _print(table)
-    print("held-out env-CE in nats/token over novel pairs; best by validation; r: λ in portable units (see README)")
-    print(f"curves: {shown(picture)}")
+def print_sweep(tables: Sequence[SweepTable], notes: Sequence[str], rule: Sequence[str], report: str) -> None:
+    """The tables of `sweep-lambda`, what they mean and where more is."""
+    for found in tables:
+        table = _table(*found.columns)
+        table.padding = (0, 0, 0, 1)  # fits 100 columns
+        for row in found.rows:
+            table.add_row(*row)
+        print(found.title)
+        _print(table)
+    for line in (*notes, "", f"verdicts: {rule[0]}", *(f"- {line}" for line in rule[1:])):
+        print(textwrap.fill(line, _NARROW, subsequent_indent="  "))
+    print(f"\nreport: {shown(report)}")
 
 
 def print_evaluation(result: Mapping[str, Any]) -> None:

@@ -23,4 +23,6 @@ def plan(config: Config, path: Path) -> dict[str, Any]:
         "tokens per step, at most": (policy_rollouts + explorers) * longest,
         "evaluations": 1 + -(-config.steps // evaluation.every),
         "rollouts per held-out task and evaluation": evaluation.heldout_rollouts,
+        "steps between held-out rollouts": evaluation.pass_every,
+        "steps between gradient probes, 0 for none": config.probe_every,
     }

@@ -94,9 +94,9 @@ _PANELS = (
 
 # Okabe and Ito's palette, told apart with the common kinds of colour blindness; its yellow is too faint on white.
 # Every run has its own marker as well, for grey paper.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-_INK = "#333333"
+INK = "#333333"
 _WIDTH, _HEIGHT, _LEGEND_ROW, _DPI = 10.0, 4.8, 0.24, 160  # inches, inches, inches, dots per inch
 _NAME_LENGTH = 40
 _BEST = "best on validation"
@@ -105,7 +105,7 @@ _STYLE: Any = {  # matplotlib types the keys as literals
     "axes.titlesize": 12,
     "axes.titlelocation": "left",
     "axes.edgecolor": "#888888",
-    "axes.labelcolor": _INK,
+    "axes.labelcolor": INK,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.top": False,
@@ -115,9 +115,9 @@ _STYLE: Any = {  # matplotlib types the keys as literals
     "legend.frameon": False,
     "legend.handlelength": 1.8,
     "legend.columnspacing": 1.4,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "text.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
     "text.parse_math": False,  # a $ in a run's name is a dollar
     "text.usetex": False,
     "svg.fonttype": "none",  # text stays text, to be searched and copied
@@ -150,7 +150,7 @@ def plot_run(runs: Sequence[Path], output: Path | None = None) -> Plotted:
         for metric in metrics
         for step, value in curve.series[metric]
     )
-    return _write(stem, partial(_draw_runs, curves), points)
+    return write_figure(stem, partial(_draw_runs, curves), points)
 
 
 def plot_sweep(groups: Sequence[tuple[str, Sequence[Path]]], output: Path) -> Plotted:
@@ -183,7 +183,7 @@ def plot_sweep(groups: Sequence[tuple[str, Sequence[Path]]], output: Path) -> Pl
         for step, value in zip(of.steps, values, strict=True)
     )
     draw = partial(_draw_sweep, labels, bands, [len(group) for group in curves])
-    return _write(_stem(output, output, "comparison"), draw, points)
+    return write_figure(_stem(output, output, "comparison"), draw, points)
 
 
 def _draw_runs(curves: Sequence[Curve], figure: Figure) -> None:
@@ -251,7 +251,7 @@ def _finish(axes: Axes, panel: _Panel, has_held_out: bool) -> None:
 
 def _look(index: int, *, marked: bool = True) -> dict[str, Any]:
     marker = _MARKERS[index % len(_MARKERS)] if marked else "None"
-    return {"color": _COLOURS[index % len(_COLOURS)], "marker": marker}
+    return {"color": COLOURS[index % len(COLOURS)], "marker": marker}
 
 
 def _in_ink(handle: Any) -> Any:
@@ -260,7 +260,7 @@ def _in_ink(handle: Any) -> Any:
 
     same = Line2D([], [])
     same.update_from(handle)
-    same.set(color=_INK, marker="*" if handle.get_marker() == "*" else "None")
+    same.set(color=INK, marker="*" if handle.get_marker() == "*" else "None")
     return same
 
 
@@ -322,7 +322,7 @@ def _stem(output: Path | None, folder: Path, name: str) -> Path:
     return output / name
 
 
-def _write(stem: Path, draw: Callable[[Figure], None], points: Iterable[Point]) -> Plotted:
+def write_figure(stem: Path, draw: Callable[[Figure], None], points: Iterable[Point]) -> Plotted:
     """Draw a figure and write it as PNG and SVG, with its `points` as CSV."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg

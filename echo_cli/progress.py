@@ -22,7 +22,7 @@ def progress(total: int, label: str) -> Iterator[Callable[[Row], None]]:
     """Shows the rows of a run of `total` steps as they are given to it."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        yield lambda row: _plain(row, total, label)
+        yield lambda row: print_plain(row, total, label)
         return
     columns = (
         TextColumn("{task.description}", table_column=_whole(len(label))),
@@ -47,7 +47,8 @@ def _whole(width: int) -> Column:
     return Column(min_width=width, no_wrap=True)
 
 
-def _plain(row: Row, total: int, label: str) -> None:
+def print_plain(row: Row, total: int, label: str) -> None:
+    """A line on stderr, if the row is one that gets one."""
     evaluated = row.get("heldout/env_ce") is not None
     if evaluated or row["step"] % PLAIN_INTERVAL == 0 or row["step"] == total:
         values = ", ".join(f"{name} {value}" for name, value in _values(row).items())

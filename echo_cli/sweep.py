@@ -1,36 +1,27 @@
-"""Train once per λ from the same start and seed, and lay the results side by side."""
+"""The plan of a sweep over λ: which values, seeds and configs, in which folders; and which cells are done."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from echo_cli.config import Config
+from echo_cli.config import Config, load_config
 from echo_cli.error import EchoError
 from echo_cli.run import is_run, open_run
-from echo_cli.storage import write_atomic, write_json
 from echo_cli.summary import is_finished
 
 Summary = Mapping[str, Any]
 
-COLUMNS = (
-    ("lambda", ("lambda",)),
-    ("env_ce_before", ("heldout", "before", "env_ce")),
-    ("env_ce_start_best", ("heldout", "best", "env_ce_start")),
-    ("env_ce_best", ("heldout", "best", "env_ce")),
-    ("best_step", ("heldout", "best", "step")),
-    ("env_ce_last", ("heldout", "last", "env_ce")),
-    ("ood_env_ce_last", ("ood", "last", "env_ce")),
-    ("pass_at_1_before", ("heldout", "before", "pass_at_1")),
-    ("pass_at_1_last", ("heldout", "last", "pass_at_1")),
-    ("portable_lambda", ("portable_lambda",)),
-    ("seconds", ("seconds",)),
-    ("status", ("status",)),
-)
+PROBE_EVERY = 10
+"""Steps between gradient probes in a sweep, unless the config has its own."""
+
+BROKEN = ("diverged", "collapsed")
+"""How a run ends early by its own doing. Run again it would do the same, so it counts as done."""
+
+_SEEDS = "--seeds"
+_SEEDS_TIP = "whole numbers from 0: --seeds 0 1 2, or --seeds=0,1,2; the λ values go before it"
 
 
 @dataclass(frozen=True)
@@ -42,9 +33,21 @@ class Cell:
     path: Path
 
     @property
-    def label(self) -> str:
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def group(self) -> str:
         """The cell's λ, as tables and pictures name it."""
-        return f"λ = {_shown(self.coeff)}"
+        return f"λ = {shown_coeff(self.coeff)}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.group}, seed {self.seed}"
 
 
 def parse_words(words: Sequence[str]) -> tuple[list[float], list[str]]:
@@ -54,10 +57,7 @@ def parse_words(words: Sequence[str]) -> tuple[list[float], list[str]]:
         EchoError: no value, or a word that is neither.
     """
     overrides = [word for word in words if "=" in word]
-    coeffs: list[float] = []
-    for word in words:
-        if "=" not in word and (coeff := parse_coeff(word)) not in coeffs:
-            coeffs.append(coeff)
+    coeffs = _once(parse_coeff(word) for word in words if "=" not in word)
     if not coeffs:
         raise EchoError("no λ values", "give at least one: echo-cli sweep-lambda 0 0.005 0.05")
     return coeffs, overrides
@@ -78,82 +78,94 @@ def parse_coeff(word: str) -> float:
     return coeff + 0.0  # -0 is 0
 
 
-def cells(coeffs: Sequence[float], config_of: Callable[[float], Config], folder: Path, seed: int) -> list[Cell]:
-    """The runs of a sweep, a folder each below `folder`."""
-    return [Cell(coeff, config_of(coeff), folder / f"lambda-{_shown(coeff)}-seed{seed}") for coeff in coeffs]
+def join_seeds(words: Sequence[str]) -> list[str]:
+    """The words after `--seeds`, up to the next option or override, as its one value: `--seeds 0 1` is `--seeds=0,1`.
+
+    A command line's parser gives an option one word, and would take the others for λ values.
+    """
+    joined: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word != _SEEDS:
+            joined.append(word)
+            continue
+        seeds = []
+        while rest and not rest[0].startswith("-") and "=" not in rest[0]:
+            seeds.append(rest.pop(0))
+        joined.append(f"{_SEEDS}={','.join(seeds)}")
+    return joined
 
 
-def finished_summary(cell: Cell) -> Summary | None:
+def parse_seeds(values: Sequence[str]) -> list[int]:
+    """The seeds of comma-separated lists, each once, in the order given.
+
+    Raises:
+        EchoError: there is none, or one is not a whole number from 0 to 2^63 - 1.
+    """
+    words = [word for value in values for word in value.split(",")]
+    for word in words:
+        if not (word.isascii() and word.isdigit() and int(word) < 2**63):
+            raise EchoError(f"'{word}' is not a seed" if word else "--seeds has no value", _SEEDS_TIP)
+    return _once(map(int, words))
+
+
+def sweep_config(source: Path, words: Sequence[str]) -> Config:
+    """The config of a cell: with gradient probes, and pass@1 at every evaluation, unless `words` say otherwise.
+
+    Neither changes the training. A `probe_every` of the file counts, 0 apart; `words` count whatever they are.
+
+    Raises:
+        EchoError: as `load_config`.
+    """
+    asked = load_config(source, words)
+    probe = f"probe_every={asked.probe_every or PROBE_EVERY}"
+    return load_config(source, [probe, f"evaluation.pass_every={asked.evaluation.every}", *words])
+
+
+def plan_cells(configs: Sequence[Config], seeds: Sequence[int], folder: Path, *, jobs: int, cores: int) -> list[Cell]:
+    """The runs of a sweep, a folder each below `folder`: every seed of every config (one a λ).
+
+    Where `threads` is 0, the cores are shared by as many processes as can run at once.
+    """
+    processes = min(jobs, len(configs) * len(seeds))
+    cells = []
+    for config in configs:
+        threads = config.threads or max(1, cores // processes)
+        coeff = config.objective.base_coeff
+        for seed in seeds:
+            name = f"lambda-{shown_coeff(coeff)}-seed{seed}"
+            cells.append(Cell(coeff, config.model_copy(update={"seed": seed, "threads": threads}), folder / name))
+    return cells
+
+
+def ended_summary(cell: Cell) -> Summary | None:
     """The summary of a cell that is done, or None if it must be trained or resumed."""
     if not is_run(cell.path):
         return None
     summary = open_run(cell.path).read_summary()
-    return summary if is_finished(summary, cell.config.steps) else None
+    if summary is None or not (is_finished(summary, cell.config.steps) or summary.get("status") in BROKEN):
+        return None
+    return summary
 
 
-def run_sweep(
-    planned: Sequence[Cell],
-    train_cell: Callable[[Cell, bool], Summary],
-    *,
-    overwrite: bool,
-    should_stop: Callable[[], bool],
-) -> list[Summary] | None:
-    """Train the cells that are not finished, one after the other; a diverged one does not end the sweep.
-
-    Args:
-        train_cell: trains or (True) resumes a cell and returns its summary.
-
-    Returns:
-        A summary for each cell, or None if the sweep was stopped.
+def check_cells(cells: Sequence[Cell]) -> None:
+    """See that the runs which are there already have their cells' configs.
 
     Raises:
-        EchoError: as `train_cell`, divergence apart; or, before any training, a cell's folder has another config's run.
+        EchoError: one has another config.
     """
-    from echo_cli.session import check_same_config  # loads torch
+    found = [cell for cell in cells if is_run(cell.path)]
+    if found:
+        from echo_cli.session import check_same_config  # loads torch
 
-    resumed = [is_run(cell.path) and not overwrite for cell in planned]
-    for cell, resume in zip(planned, resumed, strict=True):
-        if resume:
+        for cell in found:
             check_same_config(open_run(cell.path), cell.config)
-    summaries: list[Summary] = []
-    for cell, resume in zip(planned, resumed, strict=True):
-        if should_stop():
-            return None
-        summary = finished_summary(cell) if resume else None
-        if summary is None:
-            try:
-                summary = train_cell(cell, resume)
-            except EchoError as error:
-                summary = open_run(cell.path).read_summary() if error.exit_code == 3 else None
-                if summary is None:
-                    raise
-        if summary["status"] == "stopped":
-            return None
-        summaries.append(summary)
-    return summaries
 
 
-def table(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
-    """One row a λ, with the columns of `COLUMNS`."""
-    return [{name: _lookup(summary, path) for name, path in COLUMNS} for summary in summaries]
-
-
-def write_sweep(folder: Path, summaries: Sequence[Summary]) -> None:
-    """Write sweep.json and sweep.csv."""
-    rows = table(summaries)
-    write_json(folder / "sweep.json", {"rows": rows, "summaries": list(summaries)})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=[name for name, _ in COLUMNS])
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(folder / "sweep.csv", text.getvalue().encode())
-
-
-def _shown(coeff: float) -> str:
+def shown_coeff(coeff: float) -> str:
     return f"{coeff:.12g}"
 
 
-def _lookup(summary: Any, path: Sequence[str]) -> Any:
-    for key in path:
-        summary = None if summary is None else summary.get(key)
-    return summary
+def _once(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))

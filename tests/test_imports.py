@@ -27,6 +27,7 @@ ORDER = (
     "seed",
     "metric",
     "statistic",
+    "verdict",
     "trajectory",
     "preset",
     "config",
@@ -59,11 +60,18 @@ ORDER = (
     "plot",
     "experiment",
     "sweep",
+    "cell_runner",
+    "sweep_result",
+    "sweep_table",
+    "sweep_plot",
+    "sweep_report",
     "heldout",
     "plan",
     "display",
     "transcript",
+    "sweep_html",
     "progress",
+    "sweep_progress",
     "interrupt",
     "shell_hook",
     "commands",
@@ -79,7 +87,7 @@ ORDER = (
 )
 
 # `echo-cli --help` answers at once: these load none of the heavy libraries until a command needs them.
-LIGHT = ("cli", "config", "task", "run", "plot")
+LIGHT = ("cli", "config", "task", "run", "plot", "sweep", "cell_runner")
 HEAVY = {"torch", "matplotlib", "tokenizers", "safetensors", "numpy", "scipy"}
 
 WEB_STACK = {"aiohttp", "fastapi", "flask", "http", "httpx", "openenv", "requests", "socket", "starlette"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -45,6 +46,7 @@ def train(
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
+    parent: Annotated[int | None, typer.Option(help="Stop and save once this process is gone.", hidden=True)] = None,
 ) -> None:
     """Train a policy on its actions and its world's answers.
 
@@ -75,7 +77,7 @@ def train(
             overwrite=overwrite,
             argv=context.obj,
             label="train",
-            should_stop=interrupt,
+            should_stop=lambda: interrupt() or (parent is not None and os.getppid() != parent),
         )
     if as_json:
         print_json(summary)
