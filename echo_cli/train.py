@@ -9,6 +9,7 @@ from typing import Any
 
 from echo_cli.advantage import step_advantages
 from echo_cli.batch import count_rollouts
+from echo_cli.behaviour import BEHAVIOUR_KEYS, behaviour_metrics
 from echo_cli.config import Config
 from echo_cli.environment import Environment
 from echo_cli.error import EchoError
@@ -28,11 +29,14 @@ Row = dict[str, Any]
 
 _DIVERGED_TIP = "the last checkpoint is intact; try a lower optim.lr or objective.world_model_coeff"
 
-TRAIN_KEYS = (
-    "loss rl_loss env_loss env_ce reward grad_norm action_tokens env_tokens zero_advantage_fraction clip_fraction "
-    "ratio entropy lambda portable_lambda lr padding_fraction valid_action_fraction env_dropped_valid_action "
-    "env_dropped_clean_parse env_dropped_correct probe_rl_grad_norm probe_env_grad_norm probe_ratio probe_cosine"
-).split()
+TRAIN_KEYS = [
+    *(
+        "loss rl_loss env_loss env_ce policy_env_ce reward grad_norm action_tokens env_tokens zero_advantage_fraction "
+        "clip_fraction ratio entropy lambda portable_lambda lr padding_fraction env_dropped_valid_action "
+        "env_dropped_clean_parse env_dropped_correct probe_rl_grad_norm probe_env_grad_norm probe_ratio probe_cosine"
+    ).split(),
+    *BEHAVIOUR_KEYS,
+]
 EVALUATION_KEYS = [
     *(f"{pool}/{name}" for pool in ("validation", "heldout", "ood")
       for name in ("env_ce", "env_bits_per_byte", "token_accuracy", "novel_pairs", "env_ce_start", "env_ce_seen")),
@@ -101,7 +105,7 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
             **{f"train/{name}": value for name, value in values.items()},
             **probe,
             "train/reward": _mean([t.reward for t in trajectories if t.reward is not None]),
-            "train/valid_action_fraction": _mean([turn.valid_action for t in trajectories for turn in t.turns]),
+            **{f"train/{name}": value for name, value in behaviour_metrics(trajectories).items()},
             "train/grad_norm": grad_norm,
             "train/lambda": coeff,
             "train/portable_lambda": portable_lambda(coeff, counts, weights, advantages_B),

@@ -28,6 +28,7 @@ ORDER = (
     "metric",
     "statistic",
     "trajectory",
+    "behaviour",
     "preset",
     "config",
     "task",
