@@ -17,14 +17,16 @@ from echo_cli.error import EchoError
 from echo_cli.evaluate import Evaluator
 from echo_cli.policy import DeviceChoice, TorchPolicy, choose_device, load_policy
 from echo_cli.run import RunDirectory, create_run, environment_record, open_run
+from echo_cli.schedule import GradientNorms
 from echo_cli.storage import write_atomic
 from echo_cli.summary import best_step
 
 # The prompt, the exit status and the notices around the last reply.
 _NOTICE_TOKENS = 64
 
-# What may differ between a run and its continuation: how far to go, where it lies, what it runs on.
-_FREE_ON_RESUME = {"steps", "output_dir", "run_name", "device", "threads", "checkpoint"}
+# What may differ between a run and its continuation: how far to go, where it lies, what it runs on, and what a
+# collapse does, so that a run which it stopped can go on.
+_FREE_ON_RESUME = {"steps", "output_dir", "run_name", "device", "threads", "checkpoint", "collapse"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Session:
     evaluator: Evaluator
     device: DeviceChoice
     start_step: int
+    gradient_norms: GradientNorms
+    """What the `gradient_ratio` schedule has measured up to there."""
     clock_start: float
     """`time.perf_counter()` when the run would have begun, had it never been interrupted."""
 
@@ -96,28 +100,31 @@ def open_session(
         create_run(path, config_yaml=config.to_yaml(), environment=record, overwrite=overwrite)
     run = open_run(path)
     with run.lock():
-        start, seconds = _continue(run, config, policy, evaluator) if resume else (0, 0.0)
-        yield Session(config, run, policy, worlds, evaluator, choice, start, clock_start - seconds)
+        start, meta = _continue(run, config, policy, evaluator) if resume else (0, {})
+        norms = GradientNorms(**meta.get("gradient_norms", {}))
+        clock_start -= float(meta.get("seconds", 0.0))
+        yield Session(config, run, policy, worlds, evaluator, choice, start, norms, clock_start)
 
 
-def _continue(run: RunDirectory, config: Config, policy: TorchPolicy, evaluator: Evaluator) -> tuple[int, float]:
-    """Bring policy, evaluator and run directory to the latest checkpoint: its step, the seconds that went into it."""
+def _continue(
+    run: RunDirectory, config: Config, policy: TorchPolicy, evaluator: Evaluator
+) -> tuple[int, dict[str, Any]]:
+    """Bring policy, evaluator and run directory to the latest checkpoint: its step and its meta."""
     step = max(run.checkpoints.steps(), default=0)
     if step > config.steps:
         raise EchoError(f"{run.path} is at step {step} already, past {config.steps}", "give more --steps")
-    seconds = 0.0
+    meta: dict[str, Any] = {}
     if step > 0:
         folder, meta = run.load_checkpoint("latest")
         policy.load(folder)
         evaluator.seen = {(command, output) for command, output in meta["seen_pairs"]}
-        seconds = float(meta.get("seconds", 0.0))
     # Stopped before its first step, it starts again, with the evaluation before training.
     run.rewind(step if step > 0 else -1)
     best = best_step(run.read_metrics(), config.evaluation.select_by)
     if best in run.checkpoints.steps():  # a kill between saving and marking left the mark behind
         run.checkpoints.mark_best(best)
     write_atomic(run.config_path, config.to_yaml().encode())
-    return step, seconds
+    return step, meta
 
 
 def check_same_config(run: RunDirectory, config: Config) -> None:

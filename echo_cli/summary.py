@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from echo_cli.collapse import warnings_of
+
 Row = Mapping[str, Any]
 SelectBy = Literal["env_ce", "pass_at_1"]
 
@@ -47,6 +49,7 @@ def summarize_run(
             for pool in ("validation", "heldout", "ood")
         },
         "train": {"reward_first": _first(rows, "train/reward"), "reward_last": _last(rows, "train/reward")},
+        "warnings": list(warnings_of(rows)),
         "versions": versions,
     }
 

@@ -98,7 +98,7 @@ def run_sweep(
     overwrite: bool,
     should_stop: Callable[[], bool],
 ) -> list[Summary] | None:
-    """Train the cells that are not finished, one after the other; a diverged one does not end the sweep.
+    """Train the cells that are not finished, one after the other; a diverged or collapsed one does not end the sweep.
 
     Args:
         train_cell: trains or (True) resumes a cell and returns its summary.
@@ -107,7 +107,8 @@ def run_sweep(
         A summary for each cell, or None if the sweep was stopped.
 
     Raises:
-        EchoError: as `train_cell`, divergence apart; or, before any training, a cell's folder has another config's run.
+        EchoError: as `train_cell`, divergence and collapse apart; or, before any training, a cell's folder has another
+            config's run.
     """
     from echo_cli.session import check_same_config  # loads torch
 

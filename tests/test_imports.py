@@ -31,6 +31,7 @@ ORDER = (
     "behaviour",
     "preset",
     "config",
+    "collapse",
     "task",
     "environment",
     "tokenizer",

@@ -65,8 +65,11 @@ def sweep_lambda(
         return load_config(source, [*overrides, *options, f"objective.world_model_coeff={coeff!r}"])
 
     first = config_of(coeffs[0])
-    if first.objective.schedule == "step":
-        raise EchoError("a sweep over λ has no effect with objective.schedule: step", "use schedule: constant")
+    if first.objective.schedule in ("step", "gradient_ratio"):
+        raise EchoError(
+            f"a sweep over λ has no effect with objective.schedule: {first.objective.schedule}",
+            "use schedule: constant",
+        )
     folder = run_path(first, f"sweep-{source.stem}")
     planned = cells(coeffs, config_of, folder, first.seed)
     if dry_run:
@@ -105,7 +108,10 @@ def _sweep(planned: Sequence[Cell], folder: Path, *, overwrite: bool, argv: Sequ
         print_json({"rows": table(summaries), "picture": str(picture.png)})
     else:
         print_sweep(table(summaries), str(picture.png))
-    diverged = [cell for cell, summary in zip(planned, summaries, strict=True) if summary["status"] == "diverged"]
-    if diverged:
-        tip = "its last checkpoint is intact; try a lower optim.lr"
-        raise EchoError(f"{', '.join(cell.label for cell in diverged)} diverged", tip, exit_code=3)
+    broken = [
+        f"{cell.label} {summary['status']}"
+        for cell, summary in zip(planned, summaries, strict=True)
+        if summary["status"] in ("diverged", "collapsed")
+    ]
+    if broken:
+        raise EchoError(", ".join(broken), "its last checkpoint is intact; try a lower optim.lr", exit_code=3)
