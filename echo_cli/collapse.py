@@ -5,8 +5,8 @@ where it is beyond an absolute bound *and* worse than the run's own best window 
 starts low is not collapsing, and one that learns first is measured against what it had learned. A level with a ceiling
 is compared by the room left below it. Two signals need more than a level:
 
-- `easy_rollouts`: since the best reward, reward and the env-CE of on-policy observations have both fallen by `change`:
-  the policy seeks what is easy to predict (the collapse at λ = 0.2 in ECHO, arXiv 2605.24517).
+- `easy_rollouts`: of the best reward less than `min_reward_kept` is left, and since then the env-CE of on-policy
+  observations has fallen by `change`: rollouts easy to predict and useless (λ = 0.2 in ECHO, arXiv 2605.24517).
 - `ood`: out-of-distribution env-CE has risen by `max_ood_rise` over its start on the same pairs, while held-out env-CE
   is no better than its own start. While held-out improves, a rise out of distribution is the price of learning a world.
 
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from echo_cli.config import CollapseConfig
+from echo_cli.config import CollapseConfig, RolloutConfig
 from echo_cli.error import EchoError
 
 Row = Mapping[str, Any]
@@ -52,25 +52,26 @@ class Alarm:
         return {"signal": self.signal, "reason": self.reason}
 
 
-def alarms(rows: Sequence[Row], settings: CollapseConfig, max_action_tokens: int) -> list[Alarm]:
+def alarms(rows: Sequence[Row], settings: CollapseConfig, rollout: RolloutConfig) -> list[Alarm]:
     """Every alarm of a run, in order, from its rows alone; what the rows say of earlier alarms is not read."""
     found: list[Alarm] = []
     for count in range(1, len(rows) + 1):
-        found += new_alarms(rows[:count], settings, max_action_tokens, {alarm.signal for alarm in found})
+        found += new_alarms(rows[:count], settings, rollout, {alarm.signal for alarm in found})
     return found
 
 
 def new_alarms(
-    rows: Sequence[Row], settings: CollapseConfig, max_action_tokens: int, raised: Collection[str]
+    rows: Sequence[Row], settings: CollapseConfig, rollout: RolloutConfig, raised: Collection[str]
 ) -> list[Alarm]:
     """The alarms that the last of `rows` raises, apart from signals `raised` before.
 
     Args:
-        max_action_tokens: the cap of an action, the ceiling of its mean length.
+        rollout: the cap of an action, the ceiling of its mean length; and the group size, which the compression ratio
+            grows with, as rollouts of one task come to agree in a healthy run.
     """
     if settings.action == "off" or not rows:
         return []
-    reasons = {level.signal: _level_reason(level, rows, settings) for level in _levels(settings, max_action_tokens)}
+    reasons = {level.signal: _level_reason(level, rows, settings) for level in _levels(settings, rollout)}
     reasons |= {"easy_rollouts": _easy_rollouts(rows, settings), "ood": _ood(rows[-1], settings)}
     step = int(rows[-1]["step"])
     return [Alarm(signal, step, reason) for signal, reason in reasons.items() if reason and signal not in raised]
@@ -103,63 +104,79 @@ def stop_if_collapsed(rows: Sequence[Row], settings: CollapseConfig) -> None:
 
 @dataclass(frozen=True)
 class _Level:
-    """A metric with a lower or an upper bound; `what` is its value in words."""
+    """A metric with a lower or an upper bound; `what` it is and the `figure` are for the reason."""
 
     signal: str
     key: str
     what: str
+    figure: str
     low: float | None = None
     high: float | None = None
     ceiling: float | None = None
 
 
-def _levels(settings: CollapseConfig, max_action_tokens: int) -> list[_Level]:
-    longest, cap = settings.max_action_fill * max_action_tokens, float(max_action_tokens)
+def _levels(settings: CollapseConfig, rollout: RolloutConfig) -> list[_Level]:
+    length, longest = "train/action_length", float(rollout.max_action_tokens)
+    repetitive = settings.max_compression * rollout.group_size
     return [
-        _Level("entropy", "train/entropy", "action entropy {:.3g} nats", settings.min_entropy),
-        _Level("short_actions", "train/action_length", "actions of {:.3g} tokens", settings.min_action_length),
-        _Level("long_actions", "train/action_length", "actions of {:.3g} tokens", high=longest, ceiling=cap),
+        _Level("entropy", "train/entropy", "action entropy", "{:.3g} nats", settings.min_entropy),
+        _Level("short_actions", length, "mean action", "{:.3g} tokens", settings.min_action_length),
+        _Level(
+            "long_actions",
+            length,
+            "mean action",
+            "{:.3g} tokens",
+            high=settings.max_action_fill * longest,
+            ceiling=longest,
+        ),
         _Level(
             "valid_actions",
             "train/valid_action_fraction",
-            "valid actions {:.0%}",
+            "valid actions",
+            "{:.0%}",
             settings.min_valid_action_fraction,
         ),
         _Level(
             "capped",
             "train/capped_fraction",
-            "rollouts that end at a cap {:.0%}",
+            "rollouts that end at a cap",
+            "{:.0%}",
             high=settings.max_capped_fraction,
             ceiling=1.0,
         ),
         _Level(
             "commands",
             "train/commands_per_task",
-            "distinct commands {:.3g} a task",
+            "distinct commands",
+            "{:.3g} a task",
             settings.min_commands_per_task,
-        ),
-        _Level(
-            "command_compression",
-            "train/command_compression",
-            "compression ratio of commands {:.3g}",
-            high=settings.max_command_compression,
         ),
         _Level(
             "observations",
             "train/observations_per_task",
-            "distinct observations {:.3g} a task",
+            "distinct observations",
+            "{:.3g} a task",
             settings.min_observations_per_task,
+        ),
+        _Level(
+            "command_compression",
+            "train/command_compression",
+            "compression ratio of commands",
+            "{:.3g}",
+            high=repetitive,
         ),
         _Level(
             "observation_compression",
             "train/observation_compression",
-            "compression ratio of observations {:.3g}",
-            high=settings.max_observation_compression,
+            "compression ratio of observations",
+            "{:.3g}",
+            high=repetitive,
         ),
         _Level(
             "role_confusion",
             "train/role_confusion",
-            "turns that imitate the environment {:.0%}",
+            "turns that imitate the environment",
+            "{:.0%}",
             high=settings.max_role_confusion,
         ),
     ]
@@ -181,8 +198,8 @@ def _level_reason(level: _Level, rows: Sequence[Row], settings: CollapseConfig) 
         beyond, worse = means[-1] > (level.high or 0.0), means[-1] > means[best] * settings.change
     if not beyond or not (worse or settings.change == 0):
         return None
-    now, then = (level.what.format(means[at]) for at in (-1, best))
-    return f"{now} {_span(steps[-1])}, {_figure(then, level.what)} {_span(steps[best])}"
+    now, before = (level.figure.format(means[at]) for at in (-1, best))
+    return f"{level.what} {now} {_span(steps[-1])}, {before} {_span(steps[best])}"
 
 
 def _easy_rollouts(rows: Sequence[Row], settings: CollapseConfig) -> str | None:
@@ -190,9 +207,8 @@ def _easy_rollouts(rows: Sequence[Row], settings: CollapseConfig) -> str | None:
     if len(rewards) < 2:
         return None
     peak = int(rewards[:-1].argmax())
-    if rewards[peak] < settings.min_peak_reward:
-        return None
-    if rewards[-1] * settings.change >= rewards[peak] or env_ces[-1] * settings.change >= env_ces[peak]:
+    lost = rewards[peak] >= settings.min_peak_reward and rewards[-1] < settings.min_reward_kept * rewards[peak]
+    if not lost or not (env_ces[-1] * settings.change < env_ces[peak]):
         return None
     return (
         f"reward {rewards[-1]:.3g} and on-policy env-CE {env_ces[-1]:.3g} {_span(steps[-1])}, "
@@ -233,8 +249,3 @@ def _is_number(value: Any) -> bool:
 def _span(steps: tuple[int, int]) -> str:
     first, last = steps
     return f"at step {last}" if first == last else f"over steps {first}-{last}"
-
-
-def _figure(text: str, what: str) -> str:
-    """The part of `text` after the words that `what` begins with: they need not be said twice."""
-    return text[what.index("{") :]

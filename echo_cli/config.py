@@ -127,10 +127,10 @@ class CollapseConfig(_Section):
     min_valid_action_fraction: Fraction = 0.5
     max_capped_fraction: Fraction = 0.95
     min_commands_per_task: NonNegativeFloat = 0.5
-    max_command_compression: PositiveFloat = 40.0
     min_observations_per_task: NonNegativeFloat = 0.25
-    max_observation_compression: PositiveFloat = 60.0
+    max_compression: PositiveFloat = 6.0
     max_role_confusion: Fraction = 0.15
+    min_reward_kept: Fraction = 0.25
     min_peak_reward: NonNegativeFloat = 0.1
     max_ood_rise: PositiveFloat = 1.6
 

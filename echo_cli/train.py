@@ -206,7 +206,7 @@ def _record(session: Session, rows: Sequence[Row], row: Row, *, evaluate: bool) 
     keys = [*(f"train/{name}" for name in TRAIN_KEYS), *EVALUATION_KEYS, *TIME_KEYS]
     full = {"step": step, **dict.fromkeys(keys), **row, **measured, "time/eval_s": time.perf_counter() - started}
     raised = {warning["signal"] for warning in warnings_of(rows)}
-    alarms = new_alarms([*rows, full], config.collapse, config.rollout.max_action_tokens, raised)
+    alarms = new_alarms([*rows, full], config.collapse, config.rollout, raised)
     full["warnings"] = [alarm.to_json() for alarm in alarms]
     session.run.append_metrics(full)
     broken = [name for name, value in measured.items() if isinstance(value, float) and not math.isfinite(value)]

@@ -85,6 +85,7 @@ def test_another_config_is_refused_before_anything_is_trained(swept: Path, capsy
         (["0", "seed=-1"], "'seed' is -1"),
         (["0", "objective.use_rl=false"], "the loss is always 0"),
         (["0", "objective.schedule=step", "objective.schedule_values=[0.1]"], "no effect with objective.schedule"),
+        (["0.1", "objective.schedule=gradient_ratio"], "no effect with objective.schedule: gradient_ratio"),
     ],
 )
 def test_a_wrong_word_is_refused(
