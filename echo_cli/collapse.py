@@ -16,8 +16,9 @@ Each signal raises one alarm in a run. A signal without values, as in verifier-f
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -77,13 +78,6 @@ def new_alarms(
     return [Alarm(signal, step, reason) for signal, reason in reasons.items() if reason and signal not in raised]
 
 
-def warnings_of(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """The alarms that are noted in `rows`, each with its `step`; rows of earlier versions have none."""
-    for row in rows:
-        for warning in row.get("warnings", ()):
-            yield {"step": row["step"], **warning}
-
-
 def lambda_factor(rows: Sequence[Row], settings: CollapseConfig) -> float:
     """What `lower_lambda` multiplies λ by after `rows`: `lower_factor` for each step with an alarm, else 1.
 
@@ -113,6 +107,17 @@ class _Level:
     low: float | None = None
     high: float | None = None
     ceiling: float | None = None
+
+    def is_beyond(self, value: float) -> bool:
+        return value < self.low if self.low is not None else self.high is not None and value > self.high
+
+    def is_worse(self, now: float, best: float, change: float) -> bool:
+        """Whether `now` is worse than `best` by the factor `change`."""
+        if self.low is not None:
+            return now * change < best
+        if self.ceiling is not None:
+            return (self.ceiling - now) * change < self.ceiling - best
+        return now > best * change
 
 
 def _levels(settings: CollapseConfig, rollout: RolloutConfig) -> list[_Level]:
@@ -183,27 +188,22 @@ def _levels(settings: CollapseConfig, rollout: RolloutConfig) -> list[_Level]:
 
 
 def _level_reason(level: _Level, rows: Sequence[Row], settings: CollapseConfig) -> str | None:
-    steps, (means,) = _window_means(rows, settings.window, level.key)
+    # The bound first: it takes the last rows only, and hardly any step is beyond it.
+    last = list(islice((row[level.key] for row in reversed(rows) if _is_number(row.get(level.key))), settings.window))
+    if len(last) < settings.window or not level.is_beyond(math.fsum(last) / len(last)):
+        return None
+    kept, (means,) = _window_means(rows, settings.window, level.key)
     if len(means) < 2:
         return None
-    if level.low is not None:
-        best = int(means[:-1].argmax())
-        beyond, worse = means[-1] < level.low, means[-1] * settings.change < means[best]
-    elif level.high is not None and level.ceiling is not None:
-        best = int(means[:-1].argmin())
-        beyond = means[-1] > level.high
-        worse = (level.ceiling - means[-1]) * settings.change < level.ceiling - means[best]
-    else:
-        best = int(means[:-1].argmin())
-        beyond, worse = means[-1] > (level.high or 0.0), means[-1] > means[best] * settings.change
-    if not beyond or not (worse or settings.change == 0):
+    best = int(means[:-1].argmax() if level.low is not None else means[:-1].argmin())
+    if settings.change > 0 and not level.is_worse(means[-1], means[best], settings.change):
         return None
     now, before = (level.figure.format(means[at]) for at in (-1, best))
-    return f"{level.what} {now} {_span(steps[-1])}, {before} {_span(steps[best])}"
+    return f"{level.what} {now} {_span(kept, -1, settings)}, {before} {_span(kept, best, settings)}"
 
 
 def _easy_rollouts(rows: Sequence[Row], settings: CollapseConfig) -> str | None:
-    steps, (rewards, env_ces) = _window_means(rows, settings.window, "train/reward", "train/policy_env_ce")
+    kept, (rewards, env_ces) = _window_means(rows, settings.window, "train/reward", "train/policy_env_ce")
     if len(rewards) < 2:
         return None
     peak = int(rewards[:-1].argmax())
@@ -211,8 +211,8 @@ def _easy_rollouts(rows: Sequence[Row], settings: CollapseConfig) -> str | None:
     if not lost or not (env_ces[-1] * settings.change < env_ces[peak]):
         return None
     return (
-        f"reward {rewards[-1]:.3g} and on-policy env-CE {env_ces[-1]:.3g} {_span(steps[-1])}, "
-        f"{rewards[peak]:.3g} and {env_ces[peak]:.3g} {_span(steps[peak])}"
+        f"reward {rewards[-1]:.3g} and on-policy env-CE {env_ces[-1]:.3g} {_span(kept, -1, settings)}, "
+        f"{rewards[peak]:.3g} and {env_ces[peak]:.3g} {_span(kept, peak, settings)}"
     )
 
 
@@ -230,22 +230,21 @@ def _ood(row: Row, settings: CollapseConfig) -> str | None:
     )
 
 
-def _window_means(
-    rows: Sequence[Row], window: int, *keys: str
-) -> tuple[list[tuple[int, int]], tuple[NDArray[np.float64], ...]]:
-    """The means of each of `keys` over every `window` successive steps that have them all, and those windows' ends."""
+def _window_means(rows: Sequence[Row], window: int, *keys: str) -> tuple[list[Row], tuple[NDArray[np.float64], ...]]:
+    """The rows that have all of `keys`, and the means of each over every `window` successive ones of those."""
     kept = [row for row in rows if all(_is_number(row.get(key)) for key in keys)]
     if len(kept) < window:
-        return [], tuple(np.empty(0) for _ in keys)
-    spans = [(int(kept[end - window + 1]["step"]), int(kept[end]["step"])) for end in range(window - 1, len(kept))]
+        return kept, tuple(np.empty(0) for _ in keys)
     series = (np.array([row[key] for row in kept], dtype=np.float64) for key in keys)
-    return spans, tuple(sliding_window_view(values, window).mean(axis=1) for values in series)
+    return kept, tuple(sliding_window_view(values, window).mean(axis=1) for values in series)
 
 
 def _is_number(value: Any) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _span(steps: tuple[int, int]) -> str:
-    first, last = steps
+def _span(kept: Sequence[Row], number: int, settings: CollapseConfig) -> str:
+    """The steps of a window, by its number among those of `_window_means`; -1 is the last."""
+    begin = number if number >= 0 else len(kept) - settings.window
+    first, last = kept[begin]["step"], kept[begin + settings.window - 1]["step"]
     return f"at step {last}" if first == last else f"over steps {first}-{last}"

@@ -11,7 +11,7 @@ from typing import Any
 from echo_cli.advantage import step_advantages
 from echo_cli.batch import count_rollouts
 from echo_cli.behaviour import BEHAVIOUR_KEYS, behaviour_metrics
-from echo_cli.collapse import lambda_factor, new_alarms, stop_if_collapsed, warnings_of
+from echo_cli.collapse import lambda_factor, new_alarms, stop_if_collapsed
 from echo_cli.config import Config
 from echo_cli.environment import Environment
 from echo_cli.error import EchoError
@@ -23,7 +23,7 @@ from echo_cli.rollout_filter import filter_env_rollouts
 from echo_cli.schedule import GradientNorms, learning_rate_at, measures_gradients, world_model_coeff_at
 from echo_cli.seed import derive_seed, generator
 from echo_cli.session import Session
-from echo_cli.summary import best_step
+from echo_cli.summary import best_step, warnings_of
 from echo_cli.task import Task
 from echo_cli.trajectory import Trajectory
 

@@ -18,9 +18,10 @@ from played_policy import GROUP, LIMITS, play
 from tiny_run import error_of, rows, train, weights
 
 from echo_cli.behaviour import behaviour_metrics
-from echo_cli.collapse import CollapseError, alarms, lambda_factor, new_alarms, stop_if_collapsed, warnings_of
+from echo_cli.collapse import CollapseError, alarms, lambda_factor, new_alarms, stop_if_collapsed
 from echo_cli.config import CollapseConfig, RolloutConfig
 from echo_cli.run import open_run
+from echo_cli.summary import warnings_of
 
 SETTINGS = CollapseConfig()
 ROLLOUT = RolloutConfig(group_size=GROUP, max_action_tokens=LIMITS.action_tokens)
