@@ -124,6 +124,31 @@ class CheckpointConfig(_Section):
     keep: Positive = 3
 
 
+class CollapseConfig(_Section):
+    """When a run counts as collapsing, and what happens then; see collapse.py.
+
+    A signal is judged by its mean over `window` steps. It raises an alarm, once, where that mean is beyond its bound
+    below and worse than the run's own best window by the factor `change` (0: the bound alone decides).
+    """
+
+    action: Literal["warn", "stop", "lower_lambda", "off"] = "warn"
+    window: Positive = 5
+    change: NonNegativeFloat = 2.0
+    lower_factor: Fraction = 0.5
+    min_entropy: NonNegativeFloat = 0.02
+    min_action_length: NonNegativeFloat = 3.0
+    max_action_fill: Fraction = 0.95
+    min_valid_action_fraction: Fraction = 0.5
+    max_capped_fraction: Fraction = 0.95
+    min_commands_per_task: NonNegativeFloat = 0.5
+    min_observations_per_task: NonNegativeFloat = 0.25
+    max_compression: PositiveFloat = 6.0
+    max_role_confusion: Fraction = 0.15
+    min_reward_kept: Fraction = 0.25
+    min_peak_reward: NonNegativeFloat = 0.1
+    max_ood_rise: PositiveFloat = 1.6
+
+
 class Config(_Section):
     """Everything that defines a run."""
 
@@ -142,6 +167,7 @@ class Config(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     probe_every: NonNegative = 0
+    collapse: CollapseConfig = CollapseConfig()
 
     @model_validator(mode="after")
     def _trains_something(self) -> Config:

@@ -52,6 +52,8 @@ def print_run(summary: Summary, folder: str) -> None:
         "novel held-out pairs", *(_count((held[when] or {}).get("novel_pairs")) for when in ("before", "best", "last"))
     )
     _print(table)
+    for warning in summary.get("warnings", ()):  # summaries of earlier versions have none
+        print(f"warning at step {warning['step']}: {warning['signal']}: {warning['reason']}")
     print(f"{summary['status']} at step {summary['steps']}, λ = {summary['lambda']:g}, {summary['seconds']} s")
     print(f"curve: {shown(folder)}/heldout_env_ce.png   run: {shown(folder)}")
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 class EchoError(Exception):
     """A user-facing error, printed as `error: message` and an indented `tip:`; never shown as a traceback.
 
-    `exit_code` is 2 for usage and config, 1 for a failure at run time, 3 for a diverged run.
+    `exit_code` is 2 for usage and config, 1 for a failure at run time, 3 for a run that diverged or
+    collapsed.
     """
 
     def __init__(self, message: str, tip: str | None = None, *, exit_code: int = 2) -> None:

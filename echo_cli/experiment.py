@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from echo_cli.collapse import CollapseError
 from echo_cli.config import Config
 from echo_cli.error import EchoError
 from echo_cli.plot import plot_run
@@ -34,7 +35,7 @@ def run_experiment(
         on_row: called after each step with its metrics.
 
     Raises:
-        EchoError: as `open_session` and `train`; a diverged run has its summary written first.
+        EchoError: as `open_session` and `train`; a run that diverged or collapsed has its summary written first.
     """
     # Killed before it was a run, it has nothing to continue from, and nothing to lose by starting.
     resume = resume and not is_half_made(path)
@@ -51,7 +52,8 @@ def run_experiment(
                 on_row(row)
         except EchoError as error:
             if error.exit_code == 3:
-                _finish(session.run, config, "diverged", session.seconds)
+                status = "collapsed" if isinstance(error, CollapseError) else "diverged"
+                _finish(session.run, config, status, session.seconds)
             raise
         finished = session.run.checkpoints.steps()[-1] == config.steps
         return _finish(session.run, config, "finished" if finished else "stopped", session.seconds)

@@ -132,6 +132,9 @@ class TorchPolicy:
             entropy_n = scores.entropy_N[: wanted.action_count]
             metrics["entropy"] = Metric(float(entropy_n.sum()), len(entropy_n))
             metrics["padding_fraction"] = Metric(cells - sum(lengths), cells)
+            # A micro-batch never mixes the policy's own rollouts with scripted ones.
+            on_policy = not trajectories[indices[0]].world_model_only
+            metrics["policy_env_ce"] = metrics["env_ce"] if on_policy else Metric(0.0, 0)
             parts.append(metrics)
         return merge_metrics(parts)
 

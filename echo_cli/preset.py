@@ -6,7 +6,7 @@ Imports no torch, so that reading a config stays fast.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, get_args
 
@@ -18,7 +18,7 @@ Surrogate = Literal["clipped", "reinforce"]
 RlNormalization = Literal["token_mean", "sequence_mean", "fixed_length"]
 EnvNormalization = Literal["observation_tokens", "selected_tokens", "token_mean", "fixed_length"]
 WorldLossTarget = Literal["env_output", "all"]
-Schedule = Literal["constant", "linear", "step"]
+Schedule = Literal["constant", "linear", "step", "gradient_ratio"]
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "advantage": get_args(AdvantageKind),
@@ -53,6 +53,14 @@ class ObjectiveSettings:
     """0-based optimizer steps at which the `step` schedule moves to its next value, increasing."""
     schedule_values: tuple[float, ...] = ()
     """One more than `schedule_steps`: the first holds before the first of them."""
+    gradient_ratio_target: float = 0.5
+    """With the `gradient_ratio` schedule: where λ · ‖env gradient‖ / ‖RL gradient‖ is held. λ starts as given above."""
+    gradient_ratio_bounds: tuple[float, float] = (1e-3, 10.0)
+    """The lowest and the highest λ that it may choose."""
+    gradient_ratio_smoothing: float = 0.5
+    """What the running mean of each norm keeps of its past at a measurement, in [0, 1)."""
+    gradient_ratio_every: int = 5
+    """Steps between measurements, each of which costs a forward and two backward passes."""
 
     advantage: AdvantageKind = "group_norm"
     surrogate: Surrogate = "clipped"
@@ -130,6 +138,29 @@ def _check_schedule(settings: ObjectiveSettings) -> None:
         )
     if any(later <= earlier for earlier, later in pairwise(steps)):
         raise EchoError("schedule_steps do not increase", "list them in increasing order")
+    _check_gradient_ratio(settings)
+
+
+def _check_gradient_ratio(settings: ObjectiveSettings) -> None:
+    own = [known for known in fields(settings) if known.name.startswith("gradient_ratio_")]
+    if settings.schedule != "gradient_ratio":
+        changed = [known.name for known in own if getattr(settings, known.name) != known.default]
+        if changed:
+            raise EchoError(f"schedule {settings.schedule!r} does not use {changed[0]}", "set schedule: gradient_ratio")
+        return
+    if not settings.use_rl:
+        raise EchoError("schedule 'gradient_ratio' needs an RL gradient, and use_rl is false", "set use_rl: true")
+    low, high = settings.gradient_ratio_bounds
+    if settings.gradient_ratio_target <= 0 or not 0 <= low <= high or high == 0:
+        raise EchoError(
+            f"gradient_ratio_target {settings.gradient_ratio_target} or _bounds [{low}, {high}] is out of range",
+            "the target is above 0; the bounds are two values of λ, the lower first",
+        )
+    if not 0 <= settings.gradient_ratio_smoothing < 1 or settings.gradient_ratio_every < 1:
+        raise EchoError(
+            "gradient_ratio_smoothing or gradient_ratio_every is out of range",
+            "smoothing in [0, 1), 0 takes the latest measurement; every is a number of steps, 1 or more",
+        )
 
 
 @dataclass(frozen=True)

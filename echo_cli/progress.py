@@ -22,7 +22,13 @@ def progress(total: int, label: str) -> Iterator[Callable[[Row], None]]:
     """Shows the rows of a run of `total` steps as they are given to it."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        yield lambda row: print_plain(row, total, label)
+
+        def show_plain(row: Row) -> None:
+            print_plain(row, total, label)
+            for line in _warnings(row, label):
+                print(line, file=sys.stderr, flush=True)
+
+        yield show_plain
         return
     columns = (
         TextColumn("{task.description}", table_column=_whole(len(label))),
@@ -38,6 +44,8 @@ def progress(total: int, label: str) -> Iterator[Callable[[Row], None]]:
         def show(row: Row) -> None:
             state.update(_values(row))
             bars.update(bar, completed=row["step"], state=" ".join(f"{k} {v}" for k, v in state.items()))
+            for line in _warnings(row, label):
+                bars.console.print(line, markup=False, soft_wrap=True)
 
         yield show
 
@@ -53,6 +61,14 @@ def print_plain(row: Row, total: int, label: str) -> None:
     if evaluated or row["step"] % PLAIN_INTERVAL == 0 or row["step"] == total:
         values = ", ".join(f"{name} {value}" for name, value in _values(row).items())
         print(f"{label}: step {row['step']}/{total}: {values}", file=sys.stderr, flush=True)
+
+
+def _warnings(row: Row, label: str) -> list[str]:
+    """The alarms of a row (collapse.py), one line each."""
+    return [
+        f"{label}: warning at step {row['step']}: {warning['signal']}: {warning['reason']}"
+        for warning in row["warnings"]
+    ]
 
 
 _SHOWN = {

@@ -18,14 +18,16 @@ from echo_cli.evaluate import Evaluator
 from echo_cli.observation import ObservationLog, pairs_of
 from echo_cli.policy import DeviceChoice, TorchPolicy, choose_device, load_policy
 from echo_cli.run import RunDirectory, create_run, environment_record, open_run
+from echo_cli.schedule import GradientNorms
 from echo_cli.storage import write_atomic
 from echo_cli.summary import best_step
 
 # The prompt, the exit status and the notices around the last reply.
 _NOTICE_TOKENS = 64
 
-# What may differ between a run and its continuation: how far to go, where it lies, what it runs on.
-_FREE_ON_RESUME = {"steps", "output_dir", "run_name", "device", "threads", "checkpoint"}
+# What may differ between a run and its continuation: how far to go, where it lies, what it runs on, and what a
+# collapse does, so that a run which it stopped can go on.
+_FREE_ON_RESUME = {"steps", "output_dir", "run_name", "device", "threads", "checkpoint", "collapse"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Session:
     observed: ObservationLog
     device: DeviceChoice
     start_step: int
+    gradient_norms: GradientNorms
+    """What the `gradient_ratio` schedule has measured up to there."""
     clock_start: float
     """`time.perf_counter()` when the run would have begun, had it never been interrupted."""
 
@@ -98,31 +102,32 @@ def open_session(
         create_run(path, config_yaml=config.to_yaml(), environment=record, overwrite=overwrite)
     run = open_run(path)
     with run.lock():
-        start, seconds = _continue(run, config, policy) if resume else (0, 0.0)
+        start, meta = _continue(run, config, policy) if resume else (0, {})
         executed = run.read_observations()
         evaluator.observe(pairs_of(executed))
+        norms = GradientNorms(**meta.get("gradient_norms", {}))
+        clock_start -= float(meta.get("seconds", 0.0))
         observed = ObservationLog(executed)
-        yield Session(config, run, policy, worlds, evaluator, observed, choice, start, clock_start - seconds)
+        yield Session(config, run, policy, worlds, evaluator, observed, choice, start, norms, clock_start)
 
 
-def _continue(run: RunDirectory, config: Config, policy: TorchPolicy) -> tuple[int, float]:
-    """Bring policy and run directory to the latest checkpoint: its step, the seconds that went into it."""
+def _continue(run: RunDirectory, config: Config, policy: TorchPolicy) -> tuple[int, dict[str, Any]]:
+    """Bring policy and run directory to the latest checkpoint: its step and its meta."""
     step = max(run.checkpoints.steps(), default=0)
     if step > config.steps:
         raise EchoError(f"{run.path} is at step {step} already, past {config.steps}", "give more --steps")
-    seconds = 0.0
+    meta: dict[str, Any] = {}
     if step > 0:
         folder, meta = run.load_checkpoint("latest")
         run.read_observations(step)  # before anything of the run is changed: a damaged log ends it here
         policy.load(folder)
-        seconds = float(meta.get("seconds", 0.0))
     # Stopped before its first step, it starts again, with the evaluation before training.
     run.rewind(step if step > 0 else -1)
     best = best_step(run.read_metrics(), config.evaluation.select_by)
     if best in run.checkpoints.steps():  # a kill between saving and marking left the mark behind
         run.checkpoints.mark_best(best)
     write_atomic(run.config_path, config.to_yaml().encode())
-    return step, seconds
+    return step, meta
 
 
 def check_same_config(run: RunDirectory, config: Config) -> None:

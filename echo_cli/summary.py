@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 Row = Mapping[str, Any]
@@ -14,6 +14,13 @@ def best_step(rows: Sequence[Row], select_by: SelectBy = "env_ce") -> int | None
     key, sign = f"validation/{select_by}", 1.0 if select_by == "env_ce" else -1.0
     measured = [(sign * row[key], row["step"]) for row in rows if row.get(key) is not None]
     return min(measured)[1] if measured else None
+
+
+def warnings_of(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """The alarms that are noted in `rows` (collapse.py), each with its `step`; rows of earlier versions have none."""
+    for row in rows:
+        for warning in row.get("warnings", ()):
+            yield {"step": row["step"], **warning}
 
 
 def is_finished(summary: Row | None, steps: int) -> bool:
@@ -47,6 +54,7 @@ def summarize_run(
             for pool in ("validation", "heldout", "ood")
         },
         "train": {"reward_first": _first(rows, "train/reward"), "reward_last": _last(rows, "train/reward")},
+        "warnings": list(warnings_of(rows)),
         "versions": versions,
     }
 

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from echo_cli.advantage import step_advantages
 from echo_cli.batch import count_rollouts
+from echo_cli.behaviour import BEHAVIOUR_KEYS, behaviour_metrics
+from echo_cli.collapse import lambda_factor, new_alarms, stop_if_collapsed
 from echo_cli.config import Config
 from echo_cli.environment import Environment, Worlds
 from echo_cli.error import EchoError
 from echo_cli.evaluate import limits_of
 from echo_cli.metric import reduce_metrics
-from echo_cli.objective import check_first_step, portable_lambda, step_totals, step_weights
+from echo_cli.objective import GradientComparison, check_first_step, portable_lambda, step_totals, step_weights
 from echo_cli.observation import pairs_of
 from echo_cli.policy import TorchPolicy
 from echo_cli.rollout import play_policy, play_script
 from echo_cli.rollout_filter import filter_env_rollouts
-from echo_cli.schedule import learning_rate_at, world_model_coeff_at
+from echo_cli.schedule import GradientNorms, learning_rate_at, measures_gradients, world_model_coeff_at
 from echo_cli.seed import derive_seed, generator
 from echo_cli.session import Session
-from echo_cli.summary import best_step
+from echo_cli.summary import best_step, warnings_of
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Trajectory
@@ -31,17 +34,21 @@ Row = dict[str, Any]
 
 _DIVERGED_TIP = "the last checkpoint is intact; try a lower optim.lr or objective.world_model_coeff"
 
-TRAIN_KEYS = (
-    "loss rl_loss env_loss env_ce reward grad_norm action_tokens env_tokens zero_advantage_fraction clip_fraction "
-    "ratio entropy lambda portable_lambda lr padding_fraction valid_action_fraction env_dropped_valid_action "
-    "env_dropped_clean_parse env_dropped_correct probe_rl_grad_norm probe_env_grad_norm probe_ratio probe_cosine"
-).split()
+TRAIN_KEYS = [
+    *(
+        "loss rl_loss env_loss env_ce policy_env_ce reward grad_norm action_tokens env_tokens zero_advantage_fraction "
+        "clip_fraction ratio entropy lambda portable_lambda lr padding_fraction env_dropped_valid_action "
+        "env_dropped_clean_parse env_dropped_correct probe_rl_grad_norm probe_env_grad_norm probe_ratio probe_cosine"
+    ).split(),
+    *BEHAVIOUR_KEYS,
+]
 EVALUATION_KEYS = [
     *(f"{pool}/{name}" for pool in ("validation", "heldout", "ood")
       for name in ("env_ce", "env_bits_per_byte", "token_accuracy", "novel_pairs", "env_ce_start", "env_ce_seen")),
     "validation/pass_at_1",
     "heldout/pass_at_1",
 ]  # fmt: skip
+TIME_KEYS = ("time/rollout_s", "time/probe_s", "time/update_s", "time/eval_s")
 
 
 def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Row]:
@@ -52,19 +59,24 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
     Raises:
         EchoError: the loss, the gradient or a held-out measure is not finite (exit code 3; no checkpoint of it), the
             env term does nothing at step 0, or the run directory cannot be written.
+        CollapseError: the run collapses, or has before, and `collapse.action` is `stop` (exit code 3; with a
+            checkpoint).
     """
-    config, run, policy, evaluator = session.config, session.run, session.policy, session.evaluator
+    config, policy, evaluator = session.config, session.policy, session.evaluator
     settings = config.objective
+    norms, rows = session.gradient_norms, session.run.read_metrics()
+    stop_if_collapsed(rows, config.collapse)
     if session.start_step == 0:
-        before = _record(session, {"step": 0}, evaluate=True)
-        _save(session, 0, best=True)
-        yield before
+        rows.append(_record(session, rows, {"step": 0}, evaluate=True))
+        _save(session, 0, norms, best=True)
+        yield rows[-1]
         if should_stop():
             return
 
     for step in range(session.start_step, config.steps):
         started = time.perf_counter()
-        coeff = world_model_coeff_at(settings, step, config.steps)
+        lowered = lambda_factor(rows, config.collapse)
+        coeff = lowered * world_model_coeff_at(settings, step, config.steps, norms)
         # Explorers get the env term only: at λ = 0 they would be played for nothing, unless there is nothing else.
         useful = coeff > 0 or config.rollout.tasks_per_step == 0
         trajectories = roll_out(session, step, explorers=config.rollout.explorers if useful else 0)
@@ -75,15 +87,15 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
         counts = count_rollouts(trajectories, settings.selected_roles, use_rl=settings.use_rl, kept=filtered.kept)
         weights = step_weights(counts, step_totals(counts), settings)
         temperature = config.rollout.temperature
-        probe: dict[str, float | None] = {}
-        if config.probe_every and step % config.probe_every == 0:
+        weighed, probe = time.perf_counter(), _probe_row(None, 0.0)
+        measuring = measures_gradients(settings, step)
+        if measuring or (config.probe_every and step % config.probe_every == 0):
             compared = policy.probe(trajectories, advantages_B, weights, settings, temperature)
-            probe = {
-                "train/probe_rl_grad_norm": compared.rl_norm,
-                "train/probe_env_grad_norm": compared.env_norm,
-                "train/probe_ratio": compared.ratio,
-                "train/probe_cosine": compared.cosine,
-            }
+            probe = _probe_row(compared, time.perf_counter() - weighed)
+            # Without reward contrast what is left of the RL gradient, a KL penalty, says nothing about its size.
+            if measuring and advantages_B is not None and advantages_B.any():
+                norms = norms.updated(compared.rl_norm, compared.env_norm, settings.gradient_ratio_smoothing)
+                coeff = lowered * world_model_coeff_at(settings, step, config.steps, norms)
 
         metrics = policy.forward_backward(trajectories, advantages_B, weights, settings, coeff, temperature)
         values = reduce_metrics([metrics])
@@ -98,7 +110,7 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
                 exit_code=3,
             )
         new = session.observed.add(trajectories, step + 1)
-        run.append_observations(new)
+        session.run.append_observations(new)
         evaluator.observe(pairs_of(new))
 
         row: Row = {
@@ -106,29 +118,43 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
             **{f"train/{name}": value for name, value in values.items()},
             **probe,
             "train/reward": _mean([t.reward for t in trajectories if t.reward is not None]),
-            "train/valid_action_fraction": _mean([turn.valid_action for t in trajectories for turn in t.turns]),
+            **{f"train/{name}": value for name, value in behaviour_metrics(trajectories).items()},
             "train/grad_norm": grad_norm,
             "train/lambda": coeff,
             "train/portable_lambda": portable_lambda(coeff, counts, weights, advantages_B),
             "train/lr": lr,
             **{f"train/env_dropped_{name}": dropped for name, dropped in filtered.dropped.items()},
             "time/rollout_s": played - started,
-            "time/update_s": time.perf_counter() - played,
+            "time/update_s": time.perf_counter() - played - (probe["time/probe_s"] or 0.0),
         }
         last = step + 1 == config.steps
         evaluating = last or (step + 1) % config.evaluation.every == 0
-        row = _record(session, row, evaluate=evaluating)
-        best = evaluating and best_step(run.read_metrics(), config.evaluation.select_by) == step + 1
+        rows.append(_record(session, rows, row, evaluate=evaluating))
+        best = evaluating and best_step(rows, config.evaluation.select_by) == step + 1
         stopping = should_stop()
-        if last or best or stopping or (step + 1) % config.checkpoint.every == 0:
-            _save(session, step + 1, best=best)
-        yield row
+        collapsed = bool(rows[-1]["warnings"]) and config.collapse.action == "stop"
+        if last or best or stopping or collapsed or (step + 1) % config.checkpoint.every == 0:
+            _save(session, step + 1, norms, best=best)
+        yield rows[-1]
+        stop_if_collapsed(rows[-1:], config.collapse)
         if stopping:
             return
 
 
-def _save(session: Session, step: int, *, best: bool) -> None:
-    session.run.save_checkpoint(step, session.policy.save, {"seconds": session.seconds})
+def _probe_row(compared: GradientComparison | None, seconds: float) -> Row:
+    """The columns of a probe; None in all of them without one."""
+    return {
+        "train/probe_rl_grad_norm": compared and compared.rl_norm,
+        "train/probe_env_grad_norm": compared and compared.env_norm,
+        "train/probe_ratio": compared and compared.ratio,
+        "train/probe_cosine": compared and compared.cosine,
+        "time/probe_s": seconds if compared else None,
+    }
+
+
+def _save(session: Session, step: int, norms: GradientNorms, *, best: bool) -> None:
+    meta = {"seconds": session.seconds, "gradient_norms": asdict(norms)}
+    session.run.save_checkpoint(step, session.policy.save, meta)
     if best:
         session.run.checkpoints.mark_best(step)
     session.run.checkpoints.prune(session.config.checkpoint.keep)
@@ -180,23 +206,25 @@ def tasks_of_step(config: Config, tasks: Any, step: int) -> list[Task]:
     return chosen
 
 
-def _record(session: Session, row: Row, *, evaluate: bool) -> Row:
-    """Evaluate if it is time, and write the row, the same keys on every step."""
+def _record(session: Session, rows: Sequence[Row], row: Row, *, evaluate: bool) -> Row:
+    """Evaluate if it is time, look for alarms, and write the row that follows `rows`, the same keys on every step."""
     started = time.perf_counter()
-    measured: Row = {}
+    config, step, measured = session.config, row["step"], {}
     if evaluate:
-        config, step = session.config, row["step"]
         play = step % config.evaluation.pass_every == 0 or step == config.steps
         evaluation = session.evaluator.evaluate(session.policy, step, play=play)
         measured = dict(evaluation.metrics)
         records = [trajectory.to_json() for trajectory in evaluation.trajectories]
-        session.run.append_trajectories([{**record, "meta": {"step": row["step"]}} for record in records])
-    keys = [*(f"train/{name}" for name in TRAIN_KEYS), *EVALUATION_KEYS, "time/rollout_s", "time/update_s"]
-    full = {"step": row["step"], **dict.fromkeys(keys), **row, **measured, "time/eval_s": time.perf_counter() - started}
+        session.run.append_trajectories([{**record, "meta": {"step": step}} for record in records])
+    keys = [*(f"train/{name}" for name in TRAIN_KEYS), *EVALUATION_KEYS, *TIME_KEYS]
+    full = {"step": step, **dict.fromkeys(keys), **row, **measured, "time/eval_s": time.perf_counter() - started}
+    raised = {warning["signal"] for warning in warnings_of(rows)}
+    alarms = new_alarms([*rows, full], config.collapse, config.rollout, raised)
+    full["warnings"] = [alarm.to_json() for alarm in alarms]
     session.run.append_metrics(full)
     broken = [name for name, value in measured.items() if isinstance(value, float) and not math.isfinite(value)]
     if broken:
-        raise EchoError(f"step {row['step']}: {broken[0]} is {measured[broken[0]]}", _DIVERGED_TIP, exit_code=3)
+        raise EchoError(f"step {step}: {broken[0]} is {measured[broken[0]]}", _DIVERGED_TIP, exit_code=3)
     return full
 
 

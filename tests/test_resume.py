@@ -70,6 +70,41 @@ def test_a_run_of_an_earlier_version_that_trained_nothing_starts_again(finished:
     assert observations(run) == observations(finished)
 
 
+def test_the_gradient_ratio_is_held_and_its_state_resumes(tmp_path: Path) -> None:
+    # Eight tasks: one of them at least is solved by some of its rollouts and not by others.
+    words = [
+        "--steps",
+        "5",
+        "rollout.tasks_per_step=8",
+        "rollout.group_size=4",
+        "evaluation.every=5",
+        "--lambda",
+        "0.3",
+    ]
+    words += ["objective.schedule=gradient_ratio", "objective.gradient_ratio_target=0.2"]
+    words += ["objective.gradient_ratio_every=2", "objective.gradient_ratio_smoothing=0.6", "probe_every=3"]
+    run, cut = tmp_path / "run", tmp_path / "cut"
+    assert train(run, *words) == 0
+    metrics = rows(run)
+    # Measured at the 0-based steps 0, 2 and 4; the probe at step 3 is for the metrics only.
+    assert [row["step"] for row in metrics if row["train/probe_ratio"] is not None] == [1, 3, 4, 5]
+    timed = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in timed if row["time/probe_s"] is not None] == [1, 3, 4, 5]
+    coeffs = {row["step"]: row["train/lambda"] for row in metrics[1:]}
+    assert coeffs[1] * metrics[1]["train/probe_ratio"] == pytest.approx(0.2)
+    assert coeffs[1] == coeffs[2] != coeffs[3] == coeffs[4] != coeffs[5]
+    state = open_run(run).load_checkpoint(3)[1]["gradient_norms"]
+    assert coeffs[3] == pytest.approx(0.2 * state["rl"] / state["env"])
+
+    shutil.copytree(run, cut)
+    (cut / "summary.json").unlink()
+    for step in (4, 5):
+        shutil.rmtree(cut / "checkpoints" / f"step_{step:06d}")
+    assert train(cut, *words, "--resume") == 0
+    assert rows(cut) == metrics
+    assert weights(cut, 5) == weights(run, 5)
+
+
 def test_a_run_without_a_checkpoint_starts_again(finished: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(run / "checkpoints")

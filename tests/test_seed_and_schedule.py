@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from echo_cli.config import OptimConfig
+from echo_cli.error import EchoError
 from echo_cli.preset import ObjectiveSettings
-from echo_cli.schedule import learning_rate_at, world_model_coeff_at
+from echo_cli.schedule import GradientNorms, learning_rate_at, measures_gradients, world_model_coeff_at
 from echo_cli.seed import derive_seed, generator
 
 
@@ -76,3 +80,67 @@ def test_lambda_schedules() -> None:
     assert [world_model_coeff_at(steps, step, 6) for step in range(6)] == [0.5, 0.5, 0.1, 0.1, 0.0, 0.0]
     assert world_model_coeff_at(ObjectiveSettings(), 3, 5) == 0.05
     assert world_model_coeff_at(ObjectiveSettings(use_rl=False), 3, 5) == 1.0
+
+
+def _ratio(**fields: Any) -> ObjectiveSettings:
+    return ObjectiveSettings(schedule="gradient_ratio", **fields)
+
+
+def test_the_gradient_ratio_starts_at_the_given_lambda_and_then_holds_its_target() -> None:
+    settings = _ratio(world_model_coeff=0.7, gradient_ratio_target=0.5, gradient_ratio_every=3)
+    assert world_model_coeff_at(settings, 0, 9) == world_model_coeff_at(settings, 5, 9, GradientNorms()) == 0.7
+    # λ · env / rl = 0.5 with rl 0.2 and env 0.4. The first measurement counts whole, whatever the smoothing.
+    norms = GradientNorms().updated(0.2, 0.4, 0.9)
+    assert world_model_coeff_at(settings, 0, 9, norms) == pytest.approx(0.25)
+    # Means of half the old and half the new: rl (0.1 + 0.4) / 0.75 and env (0.2 + 0.2) / 0.75, bias-corrected.
+    norms = GradientNorms().updated(0.4, 0.8, 0.5).updated(0.8, 0.4, 0.5)
+    assert world_model_coeff_at(settings, 1, 9, norms) == pytest.approx(0.5 * 0.5 / 0.4)
+    assert [step for step in range(9) if measures_gradients(settings, step)] == [0, 3, 6]
+    assert not measures_gradients(ObjectiveSettings(), 0)
+
+
+def test_the_gradient_ratio_keeps_to_its_bounds() -> None:
+    settings = _ratio(gradient_ratio_bounds=(0.01, 2.0))
+    assert world_model_coeff_at(settings, 0, 9, GradientNorms(1e6, 1e-6)) == 2.0
+    assert world_model_coeff_at(settings, 0, 9, GradientNorms(1e-6, 1e6)) == 0.01
+
+
+@pytest.mark.parametrize("norms", [(0.0, 1.0), (1.0, 0.0), (math.nan, 1.0), (1.0, math.inf)])
+def test_a_step_without_contrast_or_observations_keeps_lambda(norms: tuple[float, float]) -> None:
+    before = GradientNorms().updated(0.3, 0.7, 0.5)
+    assert before.updated(*norms, 0.5) == before
+    assert GradientNorms().updated(*norms, 0.5) == GradientNorms()
+
+
+@given(st.lists(st.tuples(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6)), min_size=1, max_size=20), st.floats(0, 0.99))
+def test_lambda_lies_among_those_that_the_single_measurements_ask_for(
+    measured: list[tuple[float, float]], smoothing: float
+) -> None:
+    settings = _ratio(gradient_ratio_target=1.0, gradient_ratio_bounds=(0.0, 1e15))
+    norms = GradientNorms()
+    for rl, env in measured:
+        norms = norms.updated(rl, env, smoothing)
+    wanted = [rl / env for rl, env in measured]
+    assert min(wanted) * 0.999 <= world_model_coeff_at(settings, 0, 9, norms) <= max(wanted) * 1.001
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"gradient_ratio_target": 1.0}, "schedule 'constant' does not use gradient_ratio_target"),
+        ({"gradient_ratio_every": 1, "schedule": "linear", "world_model_coeff_end": 0.1}, "does not use"),
+        ({"schedule": "gradient_ratio", "use_rl": False}, "needs an RL gradient"),
+        ({"schedule": "gradient_ratio", "gradient_ratio_target": 0.0}, "out of range"),
+        ({"schedule": "gradient_ratio", "gradient_ratio_bounds": (1.0, 0.1)}, "out of range"),
+        ({"schedule": "gradient_ratio", "gradient_ratio_bounds": (-1.0, 0.1)}, "out of range"),
+        ({"schedule": "gradient_ratio", "gradient_ratio_bounds": (0.0, 0.0)}, "out of range"),
+        ({"schedule": "gradient_ratio", "gradient_ratio_smoothing": 1.0}, "out of range"),
+        ({"schedule": "gradient_ratio", "gradient_ratio_every": 0}, "out of range"),
+        ({"schedule": "gradient_ratio", "world_model_coeff_end": 1.0}, "world_model_coeff_end"),
+        ({"schedule": "gradient-ratio"}, "unknown schedule"),
+    ],
+)
+def test_a_schedule_with_settings_that_do_not_fit_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(EchoError, match=message) as caught:
+        ObjectiveSettings(**fields)
+    assert caught.value.tip

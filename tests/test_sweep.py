@@ -293,6 +293,7 @@ def test_a_probe_in_the_config_file_stays(tmp_path: Path) -> None:
         (["0", "--jobs", "many"], "Invalid value for '--jobs'"),
         (["0", "objective.use_rl=false"], "the loss is always 0"),
         (["0", "objective.schedule=step", "objective.schedule_values=[0.1]"], "no effect with objective.schedule"),
+        (["0.1", "objective.schedule=gradient_ratio"], "no effect with objective.schedule: gradient_ratio"),
     ],
 )
 def test_a_wrong_word_is_refused(

@@ -86,8 +86,11 @@ def sweep_lambda(
         sweep_config(source, [*overrides, *options, f"objective.world_model_coeff={coeff!r}"]) for coeff in coeffs
     ]
     first = configs[0]
-    if first.objective.schedule == "step":
-        raise EchoError("a sweep over λ has no effect with objective.schedule: step", "use schedule: constant")
+    if first.objective.schedule in ("step", "gradient_ratio"):
+        raise EchoError(
+            f"a sweep over λ has no effect with objective.schedule: {first.objective.schedule}",
+            "use schedule: constant",
+        )
     folder = run_path(first, f"sweep-{source.stem}")
     every = [first.seed] if seeds is None else parse_seeds(seeds)
     cells = plan_cells(configs, every, folder, jobs=jobs, cores=len(os.sched_getaffinity(0)))

@@ -1,0 +1,57 @@
+"""Synthetic policies, played in the real toy world as a real one is: token by token through `play_policy`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from echo_cli.environment import ToyWorlds
+from echo_cli.policy import TOKENIZER_FILE, model_folder
+from echo_cli.rollout import Limits, play_policy
+from echo_cli.task import Task
+from echo_cli.tokenizer import Tokenizer
+from echo_cli.trajectory import Trajectory
+
+LIMITS = Limits(action_tokens=16, output_tokens=256, episode_tokens=512)
+TASKS, GROUP = 8, 4
+
+Act = Callable[[str], str]
+"""What a policy writes after the text that came last."""
+
+
+class _Sampler:
+    """A sampler without a model: each row writes what its `act` says."""
+
+    def __init__(self, acts: Sequence[Act], tokenizer: Tokenizer) -> None:
+        self._acts, self._tokenizer = list(acts), tokenizer
+        self._last = [""] * len(acts)
+
+    def append(self, token_lists: Sequence[Sequence[int]]) -> None:
+        self._last = [self._tokenizer.decode(list(token_ids)) for token_ids in token_lists]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._acts = [self._acts[row] for row in rows]
+
+    def sample(self, max_tokens: int) -> list[tuple[list[int], list[float]]]:
+        texts = [act(last) for act, last in zip(self._acts, self._last, strict=True)]
+        actions = [self._tokenizer.encode(text)[:max_tokens] for text in texts]
+        return [(token_ids, [-0.1] * len(token_ids)) for token_ids in actions]
+
+
+def play(habit: str) -> list[Trajectory]:
+    """A step's rollouts of a policy that is constant, empty, endless, a parrot of the world's replies, or an expert."""
+    worlds, tokenizer = ToyWorlds([0], [], max_turns=5), Tokenizer.load(model_folder("tiny-base") / TOKENIZER_FILE)
+    tasks = [task for task in worlds.tasks.train[:TASKS] for _ in range(GROUP)]
+
+    def act_of(task: Task) -> Act:
+        script = iter(worlds.expert(task))
+        return {
+            "expert": lambda last: next(script) + "\n",
+            "constant": lambda last: "ls /\n",
+            "empty": lambda last: "\n",
+            "endless": lambda last: "cat " * 99,
+            "parrot": lambda last: "ls /\n" if "task: " in last else last.split("\n", 1)[0] + "\n",
+        }[habit]
+
+    episodes = [(worlds.environment(), task, task.task_id) for task in tasks]
+    return play_policy(lambda rows: _Sampler([act_of(task) for task in tasks], tokenizer), tokenizer, episodes, LIMITS,
+                       verify=True)  # fmt: skip
