@@ -32,7 +32,7 @@ def print_run(summary: Summary, folder: str) -> None:
     """The table that ends `train`, and where the files are."""
     held, ood = summary["heldout"], summary["ood"]
     best = held["best"]
-    table = _table("", "before", f"best (step {best['step']})" if best else "best", "last")
+    table = new_table("", "before", f"best (step {best['step']})" if best else "best", "last")
     for label, source, name in (
         ("held-out env-CE, nats/token", held, "env_ce"),
         ("  the same pairs before training", held, "env_ce_start"),
@@ -41,18 +41,18 @@ def print_run(summary: Summary, folder: str) -> None:
         ("held-out pass@1", held, "pass_at_1"),
         ("out-of-distribution env-CE", ood, "env_ce"),
     ):
-        table.add_row(label, *(_number((source[when] or {}).get(name)) for when in ("before", "best", "last")))
+        table.add_row(label, *(number((source[when] or {}).get(name)) for when in ("before", "best", "last")))
     table.add_row(
         "novel held-out pairs", *(_count((held[when] or {}).get("novel_pairs")) for when in ("before", "best", "last"))
     )
-    _print(table)
+    print_table(table)
     print(f"{summary['status']} at step {summary['steps']}, λ = {summary['lambda']:g}, {summary['seconds']} s")
     print(f"curve: {shown(folder)}/heldout_env_ce.png   run: {shown(folder)}")
 
 
 def print_sweep(rows: Sequence[Mapping[str, Any]], picture: str) -> None:
     """The table of `sweep-lambda`."""
-    table = _table(
+    table = new_table(
         *("λ", "env-CE\nbefore", "best\n(step)", "last", "OOD\nlast"),
         *("pass@1\nbefore", "pass@1\nlast", "r", "seconds"),
     )
@@ -60,57 +60,30 @@ def print_sweep(rows: Sequence[Mapping[str, Any]], picture: str) -> None:
         step = row["best_step"]
         table.add_row(
             f"{row['lambda']:g}",
-            _number(row["env_ce_start_best"]),
-            f"{_number(row['env_ce_best'])} ({step})",
-            _number(row["env_ce_last"]),
-            _number(row["ood_env_ce_last"]),
-            _number(row["pass_at_1_before"]),
-            _number(row["pass_at_1_last"]),
-            _number(row["portable_lambda"]),
+            number(row["env_ce_start_best"]),
+            f"{number(row['env_ce_best'])} ({step})",
+            number(row["env_ce_last"]),
+            number(row["ood_env_ce_last"]),
+            number(row["pass_at_1_before"]),
+            number(row["pass_at_1_last"]),
+            number(row["portable_lambda"]),
             f"{row['seconds']}",
         )
-    _print(table)
+    print_table(table)
     print("held-out env-CE in nats/token over novel pairs; best by validation; r: λ in portable units (see README)")
     print(f"curves: {shown(picture)}")
-
-
-def print_evaluation(result: Mapping[str, Any]) -> None:
-    """The tables of `eval-heldout`: measures before and after, then one command read token by token."""
-    table = _table("", "before", f"step {result['step']}")
-    for label, key in (
-        ("held-out env-CE, nats/token", "heldout/env_ce"),
-        ("held-out bits per byte", "heldout/env_bits_per_byte"),
-        ("held-out token accuracy", "heldout/token_accuracy"),
-        ("held-out env-CE, seen pairs", "heldout/env_ce_seen"),
-        ("held-out pass@1", "heldout/pass_at_1"),
-        ("validation env-CE", "validation/env_ce"),
-        ("out-of-distribution env-CE", "ood/env_ce"),
-    ):
-        table.add_row(label, _number(result["before"][key]), _number(result["after"][key]))
-    _print(table)
-    print(f"{result['after']['heldout/novel_pairs']} novel held-out pairs, the same ones in both columns")
-    readout = result["readout"]
-    print(f"\n$ {printable(readout['command'])}")
-    for label, text, correct in (
-        ("actual", readout["actual"], None),
-        ("predicted before", readout["before"]["text"], readout["before"]["correct"]),
-        ("predicted after", readout["after"]["text"], readout["after"]["correct"]),
-    ):
-        share = "" if correct is None else f" ({correct} of {readout['tokens']} tokens, teacher-forced)"
-        print(f"{label}{share}:")
-        print("\n".join(f"    {line}" for line in printable(text).splitlines()))
 
 
 def print_pool(manifest: Manifest) -> None:
     """What a pool holds, by role, and where it comes from."""
     contents, made = manifest.contents, manifest.provenance
     total = sum(contents.bytes.values())
-    table = _table("", "bytes", "share", "tokens")
+    table = new_table("", "bytes", "share", "tokens")
     for role, size in contents.bytes.items():
         table.add_row(role, str(size), f"{size / total:.1%}", str(contents.tokens[role]))
         for channel, part in contents.env_output_bytes.items() if role == "env_output" else ():
             table.add_row(Text(f"  {printable(channel)}"), str(part), f"{part / total:.1%}", "")
-    _print(table)
+    print_table(table)
     actor = made.actor
     played = f"{actor.run}, step {actor.step}, model {(actor.model_sha256 or '')[:12]}" if actor.run else actor.kind
     worlds = f"{', '.join(map(str, made.world_seeds))}{' (out of distribution)' if made.out_of_distribution else ''}"
@@ -130,19 +103,22 @@ def print_pool(manifest: Manifest) -> None:
         print(f"{name + ':':14}{shown(str(value))}")
 
 
-def _table(*columns: str) -> Table:
+def new_table(*columns: str) -> Table:
+    """A table of text on the left and figures on the right."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(Text(column), justify="left" if number == 0 else "right", no_wrap=True)
     return table
 
 
-def _print(table: Table) -> None:
+def print_table(table: Table) -> None:
+    """Print on stdout."""
     # Wide enough that no figure is cut, on a narrow terminal too.
     Console(highlight=False, width=160).print(table)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Three decimals, or a dash."""
     return "-" if value is None else f"{value:.3f}"
 
 

@@ -32,6 +32,8 @@ class Scores:
     """Entropy of the predicted distribution, nats, same temperature; NaN where it was not asked for."""
     correct_N: Tensor
     """Whether the target is the most probable token, bool."""
+    confidence_N: Tensor
+    """The probability of the most probable token, same temperature."""
 
 
 def selected_logprobs(
@@ -70,8 +72,7 @@ def selected_logprobs(
         else:
             chunk = _score_chunk(hidden_nH, lm_head, target_ids_n, temperature, entropy)
         chunks.append(chunk)
-    logprobs, entropies, corrects = zip(*chunks, strict=True)
-    return Scores(torch.cat(logprobs), torch.cat(entropies), torch.cat(corrects))
+    return Scores(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
 
 
 def target_logprobs(
@@ -102,12 +103,13 @@ def target_logprobs(
         logprobs_N=torch.cat([actions.logprobs_N, observations.logprobs_N]),
         entropy_N=torch.cat([actions.entropy_N, observations.entropy_N]),
         correct_N=torch.cat([actions.correct_N, observations.correct_N]),
+        confidence_N=torch.cat([actions.confidence_N, observations.confidence_N]),
     )
 
 
 def _score_chunk(
     hidden_nH: Tensor, lm_head: LmHead, target_ids_n: Tensor, temperature: float, entropy: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     logits_nV = lm_head(hidden_nH)
     logits_nV = logits_nV.to(torch.promote_types(logits_nV.dtype, torch.float32)) / temperature
     logprobs_nV = logits_nV.log_softmax(dim=-1)
@@ -117,5 +119,7 @@ def _score_chunk(
             entropy_n = torch.special.entr(logprobs_nV.exp()).sum(dim=-1)
         else:
             entropy_n = torch.full_like(logprobs_nV[:, 0], torch.nan)
-        correct_n = logprobs_nV.argmax(dim=-1) == target_ids_n
-    return logprobs_nV.gather(-1, target_ids_n[:, None]).squeeze(-1), entropy_n, correct_n
+        likeliest_n = logprobs_nV.argmax(dim=-1)
+        confidence_n = logprobs_nV.gather(-1, likeliest_n[:, None]).squeeze(-1).exp()
+    logprobs_n = logprobs_nV.gather(-1, target_ids_n[:, None]).squeeze(-1)
+    return logprobs_n, entropy_n, likeliest_n == target_ids_n, confidence_n
