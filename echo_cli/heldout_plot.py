@@ -23,6 +23,7 @@ from echo_cli.heldout_report import (
 )
 from echo_cli.picture import COLOURS, INK, MARKERS, Plotted, picture_stem, write_picture
 from echo_cli.statistic import Estimate
+from echo_cli.storage import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,7 +114,7 @@ def _commands(axes: Axes, pair: Sequence[PolicyReport], titles: Sequence[str]) -
     rows: dict[str, str] = {}
     for number, (report, title) in enumerate(zip(pair, titles, strict=True)):
         found = _group(report, "command")
-        rows |= {key: f"{_short(key, 14)} ({found[key].measures.tokens})" for key in keys}
+        rows |= {key: f"{_short(shown(key), 14)} ({found[key].measures.tokens})" for key in keys}
         estimates = [found[key].measures.estimates["env_ce"] for key in keys]
         axes.errorbar(
             [estimate.value for estimate in estimates],
@@ -123,7 +124,7 @@ def _commands(axes: Axes, pair: Sequence[PolicyReport], titles: Sequence[str]) -
             **_look(number, title),
         )
     axes.set_yticks(range(len(keys)), [rows[key] for key in keys])
-    axes.set_ylim(len(keys) - 0.5, -0.5)
+    axes.set_ylim(max(len(keys), 1) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.set_title("held-out env-CE by command (tokens)")
     axes.set_xlabel("nats/token")

@@ -132,23 +132,21 @@ def _print_curve(found: Evaluation, pools: Sequence[str]) -> None:
 def _print_groups(
     measured: Sequence[Measured], pools: Sequence[str], models: tuple[str, str], titles: tuple[str, str]
 ) -> None:
-    """env-CE of two models, group by group; the other measures of a group are in --json and --csv."""
-    entries = {(e.pool, e.model, e.group, e.key): e.measures for e in measured}
-    columns = [f"{_titled(pool)}\n{title}" for pool in pools for title in (*titles, "tokens")]
-    table = new_table("env-CE, nats/token", *columns)
-    for group, title in GROUP_TITLES.items():
-        keys = list(dict.fromkeys(e.key for e in measured if e.group == group))
-        shown_keys = keys[:_MOST_COMMANDS] if group == "command" else keys
-        table.add_row(title)
-        for key in shown_keys:
-            cells = []
-            for pool in pools:
-                of = [entries.get((pool, model, group, key)) for model in models]
-                cells += [*(_interval(_env_ce(entry)) for entry in of), str(of[0].tokens) if of[0] else "-"]
-            table.add_row(Text(f"  {_short(printable(shown(key)))}"), *cells)
-        if len(keys) > len(shown_keys):
-            table.add_row(f"  and {len(keys) - len(shown_keys)} more in --json and --csv")
-    print_table(table)
+    """env-CE of two models, a table a pool, group by group; the other measures of a group are in --json and --csv."""
+    for pool in pools:
+        entries = {(entry.model, entry.group, entry.key): entry.measures for entry in measured if entry.pool == pool}
+        table = new_table(f"{_titled(pool)} env-CE, nats/token", *titles, "tokens")
+        for group, title in GROUP_TITLES.items():
+            keys = [key for model, of, key in entries if (model, of) == (models[0], group)]
+            listed = keys[:_MOST_COMMANDS] if group == "command" else keys
+            table.add_row(title)
+            for key in listed:
+                first, second = (entries[model, group, key] for model in models)
+                cells = (_interval(_env_ce(first)), _interval(_env_ce(second)), str(first.tokens))
+                table.add_row(Text(f"  {_short(shown(key))}"), *cells)
+            if len(keys) > len(listed):
+                table.add_row(f"  and {len(keys) - len(listed)} more in --json and --csv")
+        print_table(table)
 
 
 def _print_tasks(found: Evaluation) -> None:
@@ -196,6 +194,8 @@ def _env_ce(measures: Measures | None) -> Estimate | None:
 def _interval(estimate: Estimate | None) -> str:
     if estimate is None:
         return "-"
+    if estimate.low is None:
+        return number(estimate.value)
     return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
 
 
