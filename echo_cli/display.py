@@ -38,7 +38,7 @@ def print_run(summary: Summary, folder: str) -> None:
     """The table that ends `train`, and where the files are."""
     held, ood = summary["heldout"], summary["ood"]
     best = held["best"]
-    table = _table("", "before", f"best (step {best['step']})" if best else "best", "last")
+    table = new_table("", "before", f"best (step {best['step']})" if best else "best", "last")
     for label, source, name in (
         ("held-out env-CE, nats/token", held, "env_ce"),
         ("  the same pairs before training", held, "env_ce_start"),
@@ -47,11 +47,11 @@ def print_run(summary: Summary, folder: str) -> None:
         ("held-out pass@1", held, "pass_at_1"),
         ("out-of-distribution env-CE", ood, "env_ce"),
     ):
-        table.add_row(label, *(_number((source[when] or {}).get(name)) for when in ("before", "best", "last")))
+        table.add_row(label, *(number((source[when] or {}).get(name)) for when in ("before", "best", "last")))
     table.add_row(
         "novel held-out pairs", *(_count((held[when] or {}).get("novel_pairs")) for when in ("before", "best", "last"))
     )
-    _print(table)
+    print_table(table)
     for warning in summary.get("warnings", ()):  # summaries of earlier versions have none
         print(f"warning at step {warning['step']}: {warning['signal']}: {warning['reason']}")
     print(f"{summary['status']} at step {summary['steps']}, λ = {summary['lambda']:g}, {summary['seconds']} s")
@@ -61,54 +61,27 @@ def print_run(summary: Summary, folder: str) -> None:
 def print_sweep(tables: Sequence[SweepTable], notes: Sequence[str], rule: Sequence[str], report: str) -> None:
     """The tables of `sweep-lambda`, what they mean and where more is."""
     for found in tables:
-        table = _table(*found.columns)
+        table = new_table(*found.columns)
         table.padding = (0, 0, 0, 1)  # fits 100 columns
         for row in found.rows:
             table.add_row(*row)
         print(found.title)
-        _print(table)
+        print_table(table)
     for line in (*notes, "", f"verdicts: {rule[0]}", *(f"- {line}" for line in rule[1:])):
         print(textwrap.fill(line, _NARROW, subsequent_indent="  "))
     print(f"\nreport: {shown(report)}")
-
-
-def print_evaluation(result: Mapping[str, Any]) -> None:
-    """The tables of `eval-heldout`: measures before and after, then one command read token by token."""
-    table = _table("", "before", f"step {result['step']}")
-    for label, key in (
-        ("held-out env-CE, nats/token", "heldout/env_ce"),
-        ("held-out bits per byte", "heldout/env_bits_per_byte"),
-        ("held-out token accuracy", "heldout/token_accuracy"),
-        ("held-out env-CE, seen pairs", "heldout/env_ce_seen"),
-        ("held-out pass@1", "heldout/pass_at_1"),
-        ("validation env-CE", "validation/env_ce"),
-        ("out-of-distribution env-CE", "ood/env_ce"),
-    ):
-        table.add_row(label, _number(result["before"][key]), _number(result["after"][key]))
-    _print(table)
-    print(f"{result['after']['heldout/novel_pairs']} novel held-out pairs, the same ones in both columns")
-    readout = result["readout"]
-    print(f"\n$ {printable(readout['command'])}")
-    for label, text, correct in (
-        ("actual", readout["actual"], None),
-        ("predicted before", readout["before"]["text"], readout["before"]["correct"]),
-        ("predicted after", readout["after"]["text"], readout["after"]["correct"]),
-    ):
-        share = "" if correct is None else f" ({correct} of {readout['tokens']} tokens, teacher-forced)"
-        print(f"{label}{share}:")
-        print("\n".join(f"    {line}" for line in printable(text).splitlines()))
 
 
 def print_pool(manifest: Manifest) -> None:
     """What a pool holds, by role, and where it comes from."""
     contents, made = manifest.contents, manifest.provenance
     total = sum(contents.bytes.values())
-    table = _table("", "bytes", "share", "tokens")
+    table = new_table("", "bytes", "share", "tokens")
     for role, size in contents.bytes.items():
         table.add_row(role, str(size), f"{size / total:.1%}", str(contents.tokens[role]))
         for channel, part in contents.env_output_bytes.items() if role == "env_output" else ():
             table.add_row(Text(f"  {printable(channel)}"), str(part), f"{part / total:.1%}", "")
-    _print(table)
+    print_table(table)
     actor = made.actor
     played = f"{actor.run}, step {actor.step}, model {(actor.model_sha256 or '')[:12]}" if actor.run else actor.kind
     worlds = f"{', '.join(map(str, made.world_seeds))}{' (out of distribution)' if made.out_of_distribution else ''}"
@@ -130,7 +103,7 @@ def print_pool(manifest: Manifest) -> None:
 
 def print_bench(result: Mapping[str, Any]) -> None:
     """The table of `bench`, how it was measured, and the sentence that it comes to."""
-    table = _table(
+    table = new_table(
         *("variant", "rollouts", "tokens", "update, s", "range", "/ λ = 0", "95 %"),
         *("step, s", "/ λ = 0", "tokens/s\nof update", "peak, MB"),
     )
@@ -140,16 +113,16 @@ def print_bench(result: Mapping[str, Any]) -> None:
             row["label"],
             str(row["rollouts"]),
             f"{row['tokens']:.0f}",
-            _number(update["median"]),
+            number(update["median"]),
             f"{update['min']:.3f} to {update['max']:.3f}",
-            _number(ratio["median"]),
+            number(ratio["median"]),
             "-" if ratio["low"] is None else f"{ratio['low']:.3f} to {ratio['high']:.3f}",
-            _number(row["step_seconds"]["median"]),
-            _number(row["step_ratio"]["median"]),
+            number(row["step_seconds"]["median"]),
+            number(row["step_ratio"]["median"]),
             f"{row['update_tokens_per_second']:.0f}",
             f"{row['peak_memory_bytes'] / 1e6:.0f}",
         )
-    _print(table)
+    print_table(table)
     print(
         f"{result['device']}; CPU threads: {result['threads']}; medians of {result['repeats']} repeats after a warm-up"
     )
@@ -160,19 +133,22 @@ def print_bench(result: Mapping[str, Any]) -> None:
     print(result["sentence"])
 
 
-def _table(*columns: str) -> Table:
+def new_table(*columns: str) -> Table:
+    """A table of text on the left and figures on the right."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(Text(column), justify="left" if number == 0 else "right", no_wrap=True)
     return table
 
 
-def _print(table: Table) -> None:
+def print_table(table: Table) -> None:
+    """Print on stdout."""
     # Wide enough that no figure is cut, on a narrow terminal too.
     Console(highlight=False, width=160).print(table)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Three decimals, or a dash."""
     return "-" if value is None else f"{value:.3f}"
 
 

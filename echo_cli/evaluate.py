@@ -36,11 +36,11 @@ class PairScore:
 def score_pool(policy: TorchPolicy, pool: Pool) -> list[PairScore]:
     """Score every output of the pool."""
     scores = []
-    for (logprobs, correct), spans in zip(policy.score(pool.trajectories, {Role.ENV_OUTPUT}), pool.spans, strict=True):
+    for of, spans in zip(policy.score(pool.trajectories, {Role.ENV_OUTPUT}), pool.spans, strict=True):
         for span in spans:
             window = slice(span.start, span.start + span.count)
-            nats = -float(logprobs[window].double().sum())
-            scores.append(PairScore(span.pair, nats, int(correct[window].sum()), span.count, span.output_bytes))
+            nats = -float(of.logprobs[window].double().sum())
+            scores.append(PairScore(span.pair, nats, int(of.correct[window].sum()), span.count, span.output_bytes))
     return scores
 
 

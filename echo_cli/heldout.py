@@ -1,102 +1,175 @@
-"""A checkpoint on the frozen pools, beside the policy it started from, over the same pairs."""
+"""Checkpoints of a run on frozen pools, beside the policy it started from and the baselines, over the same tokens."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from echo_cli.config import load_config
-from echo_cli.error import EchoError
-from echo_cli.evaluate import Evaluator
-from echo_cli.observation import pairs_of
+from echo_cli.baseline import (
+    ORDER,
+    compress,
+    compressors,
+    copy_predictions,
+    exchange_tokens,
+    fit_copying,
+    fit_ngram,
+    has_zstd,
+    ngram_predictions,
+)
+from echo_cli.heldout_report import (
+    HEADLINE,
+    HELDOUT,
+    INITIAL,
+    POLICY,
+    Evaluation,
+    Measured,
+    Passed,
+    PolicyReport,
+    Reliability,
+    TaskRow,
+)
+from echo_cli.measure import Bools, Measures, Predictions, Tokens, groups, measure, predict, reliability, tokens_of
+from echo_cli.outcome import Outcome, pass_at
 from echo_cli.policy import TorchPolicy
-from echo_cli.pool import Pair, Pool
-from echo_cli.run import open_run
-from echo_cli.session import build_policy, build_worlds
-from echo_cli.trajectory import Role, Trajectory
+from echo_cli.pool import Pair
+from echo_cli.readout import find_output, read_out
+from echo_cli.session import build_policy
+from echo_cli.subject import Subject, checkpoint_steps, executed_by, load_step, open_subject, play_tasks
 
 
 def evaluate_run(
-    path: Path, which: str | int, rollouts: int, command: str | None, device: str | None
-) -> dict[str, Any]:
-    """Evaluate a checkpoint of the run at `path`.
+    path: Path,
+    *,
+    checkpoints: Sequence[str | int],
+    rollouts: int,
+    pass_k: Sequence[int],
+    command: str | None,
+    pool_folders: Sequence[Path],
+    device: str | None,
+) -> Evaluation:
+    """Measure checkpoints of the run at `path`.
 
-    Pairs that training had executed by that checkpoint are left out of the headline, for both policies.
+    The headline is over pairs that training had not executed by the last of the checkpoints, for all of them and for
+    the policy that training started from: everything is over the same tokens.
 
     Args:
-        which: "best", "latest" or a step.
-        rollouts: per task, for pass@1.
-        command: the held-out command to read out; None takes the first `grep` of the pool.
+        checkpoints: "best", "latest", "all" or steps.
+        rollouts: per held-out task; 0 plays none.
+        pass_k: the k of pass@k, each at most `rollouts`.
+        command: the held-out command to read out; None takes the first novel `grep` of the pool.
 
     Raises:
-        EchoError: no such run or checkpoint, `command` is not in the held-out pool, or an earlier version made the run.
+        EchoError: no such run, checkpoint or pool, or `command` is not in the held-out pool.
     """
-    run = open_run(path)
-    overrides = [f"evaluation.heldout_rollouts={rollouts}", f"evaluation.validation_rollouts={rollouts}"]
-    config = load_config(run.config_path, [*overrides, *([f"device={device}"] if device else [])])
-    folder, meta = run.load_checkpoint(which)
-    initial, _ = build_policy(config)
-    trained, _ = build_policy(config)
-    trained.load(folder)
-    evaluator = Evaluator(config, build_worlds(config), trained.tokenizer)
-    evaluator.observe(pairs_of(run.read_observations(meta["step"])))
-    evaluator.remember_start(initial)
-    output = _find(evaluator.pools["heldout"], command, evaluator.seen)
-    return {
-        "run": path.resolve().name,
-        "step": meta["step"],
-        "before": dict(evaluator.evaluate(initial, 0).metrics),
-        "after": dict(evaluator.evaluate(trained, 0).metrics),
-        "readout": {
-            "command": output.command,
-            "actual": trained.tokenizer.decode(output.token_ids),
-            "tokens": len(output.token_ids),
-            "before": _read(initial, output),
-            "after": _read(trained, output),
-        },
-    }
+    subject = open_subject(path, pool_folders, device)
+    steps = checkpoint_steps(subject.run, checkpoints)
+    policy, _ = build_policy(subject.config)
+    executed = executed_by(subject, steps[-1])
+    load_step(subject, policy, steps[-1])
+    output = find_output(subject.pools[HELDOUT], command, executed)
+    readout = read_out(output, subject.initial, policy)
+
+    tokens = {name: tokens_of(pool, set(executed), policy.tokenizer) for name, pool in subject.pools.items()}
+    played = play_tasks(subject, subject.initial, rollouts)
+    before = report_policy(subject, INITIAL, 0, predict_pools(subject, subject.initial, tokens), tokens, played, pass_k)
+    after, played_after = [], played
+    for step in steps:
+        load_step(subject, policy, step)
+        played_after = play_tasks(subject, policy, rollouts)
+        predictions = predict_pools(subject, policy, tokens)
+        detailed = step == steps[-1]
+        after.append(report_policy(subject, POLICY, step, predictions, tokens, played_after, pass_k, detailed=detailed))
+    return Evaluation(
+        run=subject.name,
+        step=steps[-1],
+        steps=steps,
+        novel_pairs={name: novel_pairs(of) for name, of in tokens.items()},
+        before=before,
+        after=after,
+        baselines=measure_baselines(subject, executed, tokens),
+        tasks=[row for pool in played for row in _task_rows(pool, played[pool], played_after[pool])],
+        notes=_notes(executed, steps[-1]),
+        readout=readout,
+    )
 
 
-@dataclass(frozen=True)
-class _Output:
-    """One output in a pool, `start` tokens into its trajectory."""
-
-    command: str
-    trajectory: Trajectory
-    start: int
-    token_ids: list[int]
+def predict_pools(subject: Subject, policy: TorchPolicy, tokens: Mapping[str, Tokens]) -> dict[str, Predictions]:
+    """The policy's predictions of every pool's tokens."""
+    return {name: predict(policy, subject.pools[name], of) for name, of in tokens.items()}
 
 
-def _find(pool: Pool, command: str | None, seen: Collection[Pair]) -> _Output:
-    """The output to read out: that of `command`, or else the first of a `grep` that training has not executed."""
-    outputs = [output for trajectory in pool.trajectories for output in _outputs(trajectory)]
-    executed = {words for words, _ in seen}
-    wanted = [output for output in outputs if output.command == command]
-    if command is None:
-        novel = [output for output in outputs if output.command not in executed]
-        wanted = [output for output in novel if output.command.startswith("grep ")] or novel or outputs
-    if not wanted:
-        known = [output.command for output in outputs]
-        nearest = [*difflib.get_close_matches(command or "", known, n=1, cutoff=0.0), *known][0]
-        raise EchoError(f"'{command}' is not a command of the held-out pool", f"one that is: {nearest}")
-    return wanted[0]
+def novel_pairs(tokens: Tokens) -> int:
+    """Spans that the headline is over."""
+    return len(set(tokens.span[tokens.headline].tolist()))
 
 
-def _outputs(trajectory: Trajectory) -> list[_Output]:
-    found, turn, position = [], -1, 0
-    for segment in trajectory.segments:
-        turn += segment.role is Role.ACTION
-        if segment.role is Role.ENV_OUTPUT and segment.token_ids:
-            found.append(_Output(trajectory.turns[turn].command, trajectory, position, list(segment.token_ids)))
-        position += len(segment.token_ids)
-    return found
+def report_policy(
+    subject: Subject,
+    model: str,
+    step: int,
+    predictions: Mapping[str, Predictions],
+    tokens: Mapping[str, Tokens],
+    played: Mapping[str, Sequence[Outcome]],
+    pass_k: Sequence[int],
+    *,
+    detailed: bool = True,
+) -> PolicyReport:
+    """All measures of one policy, by pool; without `detailed` the headlines and pass@k alone."""
+    measured, bins = [], []
+    for pool, of in tokens.items():
+        chosen: list[tuple[str, str, Bools]] = [(HEADLINE, "", of.headline)]
+        if detailed:
+            chosen += groups(of)
+            bins.append(Reliability(subject.name, step, pool, model, reliability(predictions[pool], of.headline)))
+        for group, key, mask in chosen:
+            if (found := measure(of, predictions[pool], mask)) is not None:
+                measured.append(Measured(subject.name, step, pool, model, group, key, found))
+    passed = [
+        Passed(subject.name, step, pool, model, k, estimate, len(outcomes), outcomes[0].rollouts)
+        for pool, outcomes in played.items()
+        for k in pass_k
+        if (estimate := pass_at(outcomes, k)) is not None
+    ]
+    return PolicyReport(measured, passed, bins)
 
 
-def _read(policy: TorchPolicy, output: _Output) -> dict[str, Any]:
-    """The most probable token at each position of the output, given the true tokens before it."""
-    predicted = policy.predict(output.trajectory)[output.start - 1 : output.start - 1 + len(output.token_ids)]
-    correct = sum(guess == true for guess, true in zip(predicted, output.token_ids, strict=True))
-    return {"text": policy.tokenizer.decode(predicted), "correct": correct}
+def measure_baselines(subject: Subject, executed: Sequence[Pair], tokens: Mapping[str, Tokens]) -> list[Measured]:
+    """The headlines of every baseline, by pool."""
+    tokenizer = subject.initial.tokenizer
+    exchanges = exchange_tokens(executed, tokenizer)
+    unigram, ngram = (fit_ngram(exchanges, order, tokenizer.vocab_size) for order in (1, ORDER))
+    mass = fit_copying(tokens_of(subject.validation, (), tokenizer))
+    transcript = "".join(f"{command}\n{output}" for command, output in executed).encode()
+    measured = []
+    for name, of in tokens.items():
+        pool, chosen = subject.pools[name], of.headline
+        found: dict[str, Measures | None] = {
+            f"{ORDER}-gram": measure(of, ngram_predictions(ngram, pool, of), chosen),
+            "unigram": measure(of, ngram_predictions(unigram, pool, of), chosen),
+            "copying": measure(of, copy_predictions(mass, unigram, of), chosen),
+            **{label: compress(size, of, chosen, tokenizer) for label, size in compressors(transcript).items()},
+        }
+        measured += [
+            Measured(subject.name, None, name, model, HEADLINE, "", measures)
+            for model, measures in found.items()
+            if measures is not None
+        ]
+    return measured
+
+
+def _task_rows(pool: str, before: Sequence[Outcome], after: Sequence[Outcome]) -> list[TaskRow]:
+    return [
+        TaskRow(pool, first.task_id, first.family, first.rollouts, first.solved, second.solved)
+        for first, second in zip(before, after, strict=True)
+    ]
+
+
+def _notes(executed: Sequence[Pair], step: int) -> list[str]:
+    notes = []
+    if not executed:
+        notes.append(
+            f"no training observations by step {step}: the n-gram models are uniform and the compressors know no more"
+        )
+    if not has_zstd():
+        notes.append("zstd is left out: pip install 'echo-cli[zstd]'")
+    return notes

@@ -32,6 +32,8 @@ class Scores:
     """Entropy of the predicted distribution, nats, same temperature; NaN where it was not asked for."""
     correct_N: Tensor
     """Whether the target is the most probable token, bool; False where it was not asked for."""
+    confidence_N: Tensor
+    """The probability of the most probable token, same temperature; NaN where it was not asked for."""
 
 
 def selected_logprobs(
@@ -72,8 +74,7 @@ def selected_logprobs(
         else:
             chunk = _score_chunk(hidden_nH, lm_head, target_ids_n, temperature, entropy, correct)
         chunks.append(chunk)
-    logprobs, entropies, corrects = zip(*chunks, strict=True)
-    return Scores(torch.cat(logprobs), torch.cat(entropies), torch.cat(corrects))
+    return Scores(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
 
 
 def target_logprobs(
@@ -94,7 +95,7 @@ def target_logprobs(
         hidden_NH: `targets.gather(hidden_RTH)`.
         env_gradient: False (for λ = 0) scores the observations without a graph. They never share a chunk with actions,
             so the gradient is then bitwise that of a batch without observation targets.
-        correct: False (in training) leaves `correct_N` out.
+        correct: False (in training) leaves `correct_N` and `confidence_N` out.
     """
     n = targets.action_count
     # One split, not two slices: its backward pass writes the gradient of all rows once.
@@ -108,12 +109,13 @@ def target_logprobs(
         logprobs_N=torch.cat([actions.logprobs_N, observations.logprobs_N]),
         entropy_N=torch.cat([actions.entropy_N, observations.entropy_N]),
         correct_N=torch.cat([actions.correct_N, observations.correct_N]),
+        confidence_N=torch.cat([actions.confidence_N, observations.confidence_N]),
     )
 
 
 def _score_chunk(
     hidden_nH: Tensor, lm_head: LmHead, target_ids_n: Tensor, temperature: float, entropy: bool, correct: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     logits_nV = lm_head(hidden_nH)
     logits_nV = logits_nV.to(torch.promote_types(logits_nV.dtype, torch.float32))
     if temperature != 1:  # dividing by 1 changes no bit and costs two passes over [n, V]
@@ -125,7 +127,11 @@ def _score_chunk(
             entropy_n = torch.special.entr(logprobs_nV.exp()).sum(dim=-1)
         else:
             entropy_n = torch.full_like(logprobs_nV[:, 0], torch.nan)
-        correct_n = (
-            logprobs_nV.argmax(dim=-1) == target_ids_n if correct else torch.zeros_like(target_ids_n, dtype=torch.bool)
-        )
-    return logprobs_nV.gather(-1, target_ids_n[:, None]).squeeze(-1), entropy_n, correct_n
+        if correct:
+            likeliest_n = logprobs_nV.argmax(dim=-1)
+            correct_n = likeliest_n == target_ids_n
+            confidence_n = logprobs_nV.gather(-1, likeliest_n[:, None]).squeeze(-1).exp()
+        else:
+            correct_n = torch.zeros_like(target_ids_n, dtype=torch.bool)
+            confidence_n = torch.full_like(logprobs_nV[:, 0], torch.nan)
+    return logprobs_nV.gather(-1, target_ids_n[:, None]).squeeze(-1), entropy_n, correct_n, confidence_n

@@ -5,11 +5,8 @@ Text from a run (its name, a label) is data: it is shown as it is, without marku
 
 from __future__ import annotations
 
-import csv
-import io
 import os.path
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,23 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from echo_cli.curve import Band, Curve, band, read_curve
 from echo_cli.error import EchoError
-from echo_cli.storage import shown, write_atomic, writing
+from echo_cli.picture import COLOURS, INK, MARKERS, Plotted, picture_stem, write_picture
+from echo_cli.storage import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Point = tuple[str, int, str, float]
-"""Run or label, step, series, value: a line of the CSV."""
-
-
-@dataclass(frozen=True)
-class Plotted:
-    """The files that were written."""
-
-    png: Path
-    svg: Path
-    csv: Path
+_CSV_COLUMNS = ("run", "step", "series", "value")  # run or label
 
 
 @dataclass(frozen=True)
@@ -92,37 +80,9 @@ _PANELS = (
     ),
 )
 
-# Okabe and Ito's palette, told apart with the common kinds of colour blindness; its yellow is too faint on white.
-# Every run has its own marker as well, for grey paper.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-INK = "#333333"
-_WIDTH, _HEIGHT, _LEGEND_ROW, _DPI = 10.0, 4.8, 0.24, 160  # inches, inches, inches, dots per inch
+_HEIGHT, _LEGEND_ROW = 4.8, 0.24  # inches
 _NAME_LENGTH = 40
 _BEST = "best on validation"
-_STYLE: Any = {  # matplotlib types the keys as literals
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titlelocation": "left",
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": "#E6E6E6",
-    "legend.fontsize": 11,
-    "legend.frameon": False,
-    "legend.handlelength": 1.8,
-    "legend.columnspacing": 1.4,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.color": INK,
-    "text.parse_math": False,  # a $ in a run's name is a dollar
-    "text.usetex": False,
-    "svg.fonttype": "none",  # text stays text, to be searched and copied
-    "svg.hashsalt": "echo-cli",  # the same points give the same bytes
-}
 
 
 def plot_run(runs: Sequence[Path], output: Path | None = None) -> Plotted:
@@ -143,14 +103,18 @@ def plot_run(runs: Sequence[Path], output: Path | None = None) -> Plotted:
     curves = [read_curve(path, name, metrics) for path, name in zip(paths, _names(paths), strict=True)]
     if output is None and len({path.parent for path in paths}) > 1:
         raise EchoError("the runs are in different folders", "say where the picture goes with --output")
-    stem = _stem(output, runs[0], "heldout_env_ce") if len(paths) == 1 else _stem(output, runs[0].parent, "comparison")
+    stem = (
+        picture_stem(output, runs[0], "heldout_env_ce")
+        if len(paths) == 1
+        else picture_stem(output, runs[0].parent, "comparison")
+    )
     points = (
         (curve.name, step, metric, value)
         for curve in curves
         for metric in metrics
         for step, value in curve.series[metric]
     )
-    return write_figure(stem, partial(_draw_runs, curves), points)
+    return write_picture(stem, partial(_draw_runs, curves), _CSV_COLUMNS, points, height=_HEIGHT)
 
 
 def plot_sweep(groups: Sequence[tuple[str, Sequence[Path]]], output: Path) -> Plotted:
@@ -183,7 +147,7 @@ def plot_sweep(groups: Sequence[tuple[str, Sequence[Path]]], output: Path) -> Pl
         for step, value in zip(of.steps, values, strict=True)
     )
     draw = partial(_draw_sweep, labels, bands, [len(group) for group in curves])
-    return write_figure(_stem(output, output, "comparison"), draw, points)
+    return write_picture(picture_stem(output, output, "comparison"), draw, _CSV_COLUMNS, points, height=_HEIGHT)
 
 
 def _draw_runs(curves: Sequence[Curve], figure: Figure) -> None:
@@ -250,7 +214,7 @@ def _finish(axes: Axes, panel: _Panel, has_held_out: bool) -> None:
 
 
 def _look(index: int, *, marked: bool = True) -> dict[str, Any]:
-    marker = _MARKERS[index % len(_MARKERS)] if marked else "None"
+    marker = MARKERS[index % len(MARKERS)] if marked else "None"
     return {"color": COLOURS[index % len(COLOURS)], "marker": marker}
 
 
@@ -309,43 +273,3 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _short(name: str) -> str:
     half = _NAME_LENGTH // 2
     return name if len(name) <= _NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"
-
-
-def _stem(output: Path | None, folder: Path, name: str) -> Path:
-    """The path of the files without their ending."""
-    if output is None or output.is_dir():
-        return (output or folder) / name
-    if output.suffix.lower() in (".png", ".svg", ".csv"):
-        return output.with_suffix("")
-    if output.suffix.lower() in (".pdf", ".jpg", ".jpeg", ".eps", ".webp", ".html"):
-        raise EchoError(f"cannot write {shown(output)}: not a .png, .svg or .csv", "all three are written together")
-    return output / name
-
-
-def write_figure(stem: Path, draw: Callable[[Figure], None], points: Iterable[Point]) -> Plotted:
-    """Draw a figure and write it as PNG and SVG, with its `points` as CSV."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    table, png, svg = io.StringIO(), io.BytesIO(), io.BytesIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("run", "step", "series", "value"))
-    writer.writerows(points)
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes in the PNG; the SVG and the CSV have it as text.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches
-        figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=_DPI, layout=layout, facecolor="white")
-        FigureCanvasAgg(figure)
-        draw(figure)
-        figure.savefig(png, format="png", dpi=_DPI, metadata={"Software": None})
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    plotted = Plotted(*(Path(f"{stem}{ending}") for ending in (".png", ".svg", ".csv")))
-    with writing(stem.parent):
-        stem.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(plotted.csv, table.getvalue().encode())
-    write_atomic(plotted.svg, svg.getvalue())
-    write_atomic(plotted.png, png.getvalue())
-    return plotted

@@ -52,6 +52,18 @@ _CHUNK_LOGITS = 2**23
 
 
 @dataclass(frozen=True)
+class TokenScores:
+    """What the policy says of one trajectory's tokens of some roles, in order, at temperature 1; on the CPU."""
+
+    logprobs: Tensor
+    """log p(token), nats, float32."""
+    correct: Tensor
+    """Whether the token is the most probable one, bool."""
+    confidence: Tensor
+    """The probability of the most probable token, float32."""
+
+
+@dataclass(frozen=True)
 class DeviceChoice:
     """A device and why it was chosen, for the user to read."""
 
@@ -173,13 +185,9 @@ class TorchPolicy:
         return norm
 
     @torch.inference_mode()
-    def score(self, trajectories: Sequence[Trajectory], roles: Collection[Role]) -> list[tuple[Tensor, Tensor]]:
-        """Teacher-forced scores of each trajectory's tokens of `roles`, in order.
-
-        Returns:
-            For each trajectory: logprobs at temperature 1, and whether the token is the most probable one.
-        """
-        results: dict[int, tuple[Tensor, Tensor]] = {}
+    def score(self, trajectories: Sequence[Trajectory], roles: Collection[Role]) -> list[TokenScores]:
+        """Teacher-forced scores of each trajectory's tokens of `roles`."""
+        results: dict[int, TokenScores] = {}
         for indices in bucket(trajectories, self._optim.token_budget):
             micro = collate(trajectories, indices, self.tokenizer.pad_id).to(self.device)
             wanted = targets(micro, roles)
@@ -188,7 +196,8 @@ class TorchPolicy:
             order = torch.argsort(wanted.position_N, stable=True)
             for index in indices:
                 chosen = order[wanted.rollout_N[order] == index]
-                results[index] = scores.logprobs_N[chosen].cpu(), scores.correct_N[chosen].cpu()
+                parts = (scores.logprobs_N, scores.correct_N, scores.confidence_N)
+                results[index] = TokenScores(*(part[chosen].cpu() for part in parts))
         return [results[index] for index in range(len(trajectories))]
 
     @torch.inference_mode()

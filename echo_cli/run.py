@@ -46,7 +46,7 @@ from echo_cli.storage import (
 _FORMAT = "echo-cli run 1"
 # What --overwrite deletes. Anything else that a person has put into the folder stays.
 _LOGS = ("metrics.jsonl", "observations.jsonl", "trajectories.jsonl")
-_OWN = ("config.yaml", *_LOGS, "checkpoints", "summary.json", "heldout_env_ce.*")
+_OWN = ("config.yaml", *_LOGS, "checkpoints", "summary.json", "heldout_env_ce.*", "heldout_evaluation.*")
 _VERSIONED = ("torch", "numpy", "tokenizers", "safetensors", "pydantic", "echo-cli")
 
 

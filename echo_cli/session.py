@@ -132,8 +132,8 @@ def _continue(run: RunDirectory, config: Config, policy: TorchPolicy) -> tuple[i
 
 def check_same_config(run: RunDirectory, config: Config) -> None:
     """Raise an EchoError that names the first key in which `config` departs from the run's, unless it may."""
-    before = _flat(load_config(run.config_path).model_dump(mode="json"))
-    now = _flat(config.model_dump(mode="json"))
+    before = flat_config(load_config(run.config_path).model_dump(mode="json"))
+    now = flat_config(config.model_dump(mode="json"))
     for key in sorted(before.keys() | now.keys()):
         if key.split(".")[0] not in _FREE_ON_RESUME and before.get(key) != now.get(key):
             raise EchoError(
@@ -142,8 +142,9 @@ def check_same_config(run: RunDirectory, config: Config) -> None:
             )
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_config(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config's values under their dotted key paths."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flat_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

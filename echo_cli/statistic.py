@@ -66,6 +66,31 @@ def ratio_difference(numerators_a: ArrayLike, numerators_b: ArrayLike, denominat
     return _bootstrap(statistic, a, b, below)
 
 
+def absolute_ratio(numerators: Sequence[ArrayLike], denominators: ArrayLike) -> Estimate | None:
+    """Σ_b |Σ numerators of b| / Σ denominators, with a percentile bootstrap over clusters: a calibration error.
+
+    A sum of absolute values grows with the noise of a resample, so the interval leans upwards where there are few
+    observations; the end that would leave the value out is moved to it.
+
+    Args:
+        numerators: for each bin b one entry a cluster, as for `ratio`.
+    """
+    below = np.asarray(denominators, dtype=np.float64)
+    parts = [_clusters(part, denominators)[0] for part in numerators]
+    below = below[below > 0]
+    if len(below) == 0:
+        return None
+
+    def statistic(*samples: Floats, axis: int) -> Floats:
+        *up, down = samples
+        return np.asarray(sum(np.abs(part.sum(axis=axis)) for part in up) / down.sum(axis=axis))
+
+    found = _bootstrap(statistic, *parts, below)
+    if found.low is None or found.high is None:
+        return found
+    return Estimate(found.value, min(found.low, found.value), max(found.high, found.value))
+
+
 def mean_over_seeds(values: Sequence[float]) -> Estimate:
     """The mean with Student's t interval.
 

@@ -7,13 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from echo_cli.plot import COLOURS, INK, Plotted, Point, write_figure
+from echo_cli.picture import COLOURS, INK, Plotted, write_picture
 from echo_cli.sweep import shown_coeff
 from echo_cli.sweep_result import CellResult, Figures, LambdaResult, Measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_CSV_COLUMNS = ("run", "step", "series", "value")
+_HEIGHT = 4.8  # inches
 
 # The title, the unit, the figure at the end and the one before training.
 _PANELS = (
@@ -41,10 +44,11 @@ def plot_lambda_axis(
         [values for cell, values in zip(cells, figures, strict=True) if cell.coeff == result.coeff]
         for result in ordered
     ]
-    return write_figure(folder / "lambda_axis", partial(_draw, ordered, dots), _points(cells, figures))
+    draw = partial(_draw, ordered, dots)
+    return write_picture(folder / "lambda_axis", draw, _CSV_COLUMNS, _points(cells, figures), height=_HEIGHT)
 
 
-def _points(cells: Sequence[CellResult], figures: Sequence[Figures]) -> Iterator[Point]:
+def _points(cells: Sequence[CellResult], figures: Sequence[Figures]) -> Iterator[tuple[str, int, str, float]]:
     for cell, values in zip(cells, figures, strict=True):
         for _, _, last, before in _PANELS:
             for name in (before, last):

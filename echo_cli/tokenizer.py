@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
@@ -40,6 +41,11 @@ class Tokenizer:
         """The text of `token_ids`; bytes that are not UTF-8 become U+FFFD, special tokens their names."""
         text: str = self._bpe.decode(token_ids, skip_special_tokens=False)
         return text
+
+    def byte_counts(self, token_ids: Sequence[int]) -> list[int]:
+        """Bytes of text that each token stands for; together those of the text, wherever characters are split."""
+        # The byte-level alphabet spells a token with one character a byte.
+        return [len(self._bpe.id_to_token(token_id) or "") for token_id in token_ids]
 
     def to_json(self) -> str:
         """The text of tokenizer.json."""

@@ -450,6 +450,8 @@ def test_chunked_logprobs_agree_with_dense_ones_in_value_and_gradient(rows: int,
         assert_close(chunked, dense)
     assert_close(scores.entropy_N, -(dense_NV.exp() * dense_NV).sum(-1).detach())
     assert torch.equal(scores.correct_N, dense_NV.argmax(-1) == ids_N)
+    assert_close(scores.confidence_N, dense_NV.exp().amax(-1).detach())
+    assert not scores.confidence_N.requires_grad
     assert not scores.entropy_N.requires_grad
 
 

@@ -34,6 +34,7 @@ def test_text_comes_back_as_it_went_in(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(ids) == text
     assert all(0 <= token < tokenizer.vocab_size for token in ids)
     assert tokenizer.bos_id not in ids and tokenizer.pad_id not in ids
+    assert sum(tokenizer.byte_counts(ids)) == len(text.encode())
 
 
 @TOKENIZERS

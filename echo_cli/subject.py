@@ -1,0 +1,112 @@
+"""A run under evaluation: the pools and tasks it is measured on, where it started, and its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from echo_cli.config import Config, load_config
+from echo_cli.environment import Worlds
+from echo_cli.error import EchoError
+from echo_cli.evaluate import Evaluator, rollout_tasks
+from echo_cli.heldout_report import HELDOUT, OOD
+from echo_cli.outcome import Outcome, outcomes_of
+from echo_cli.policy import TorchPolicy
+from echo_cli.pool import Pair, Pool
+from echo_cli.pool_file import load_pool
+from echo_cli.run import RunDirectory, open_run
+from echo_cli.seed import derive_seed
+from echo_cli.session import build_policy, build_worlds
+from echo_cli.storage import shown
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run, opened for measuring. Pools come in the order of the table's columns."""
+
+    run: RunDirectory
+    config: Config
+    initial: TorchPolicy
+    """The policy that training started from."""
+    worlds: Mapping[str, Worlds]
+    """By pool, the worlds whose held-out tasks the pool is of; pools from files have none."""
+    pools: Mapping[str, Pool]
+    validation: Pool
+
+    @property
+    def name(self) -> str:
+        return self.run.path.resolve().name
+
+
+def open_subject(path: Path, pool_folders: Sequence[Path], device: str | None) -> Subject:
+    """Open the run at `path` and load the pools in `pool_folders`.
+
+    Raises:
+        EchoError: no such run, its model cannot be loaded, a pool cannot, or two columns would have one name.
+    """
+    run = open_run(path)
+    config = load_config(run.config_path, [f"device={device}"] if device else [])
+    initial, _ = build_policy(config)
+    worlds = build_worlds(config)
+    pools = dict(Evaluator(config, worlds, initial.tokenizer).pools)
+    columns = {HELDOUT: pools["heldout"]}
+    by_pool: dict[str, Worlds] = {HELDOUT: worlds}
+    if pools["ood"].trajectories:
+        columns[OOD], by_pool[OOD] = pools["ood"], worlds.out_of_distribution()
+    for folder in pool_folders:
+        name = shown(folder.resolve().name)
+        if name in columns:
+            raise EchoError(f"two pools are named {name}", "rename one of the folders; a column has the folder's name")
+        columns[name] = load_pool(folder, initial.tokenizer, initial.model.config.max_length)
+    return Subject(run, config, initial, by_pool, columns, pools["validation"])
+
+
+def checkpoint_steps(run: RunDirectory, wanted: Sequence[str | int]) -> list[int]:
+    """The steps that `best`, `latest`, `all` and step numbers stand for, ascending and each once.
+
+    Raises:
+        EchoError: there is no such checkpoint, or it is damaged.
+    """
+    steps: set[int] = set()
+    for which in wanted:
+        if which == "all":
+            steps |= set(run.checkpoints.steps())
+        if which != "all" or not steps:
+            steps.add(int(run.load_checkpoint("latest" if which == "all" else which)[1]["step"]))
+    return sorted(steps)
+
+
+def load_step(subject: Subject, policy: TorchPolicy, step: int) -> None:
+    """Bring `policy` to the run's checkpoint of `step`.
+
+    Raises:
+        EchoError: the checkpoint is damaged or of another architecture.
+    """
+    folder, _ = subject.run.load_checkpoint(step)
+    policy.load(folder)
+
+
+def executed_by(subject: Subject, step: int) -> list[Pair]:
+    """The pairs that training had executed by `step`, in the order of their first occurrence.
+
+    Raises:
+        EchoError: the run did not record them, or the record is damaged.
+    """
+    rows = subject.run.read_observations(step)
+    return list(dict.fromkeys((row["command"], row["output"]) for row in rows))
+
+
+def play_tasks(subject: Subject, policy: TorchPolicy, rollouts: int) -> dict[str, list[Outcome]]:
+    """By pool, the outcomes of its held-out tasks; empty without rollouts.
+
+    The sampling seed is the same for every run and checkpoint: first rollouts can be paired.
+    """
+    played: dict[str, list[Outcome]] = {}
+    for name, worlds in subject.worlds.items():
+        tasks = worlds.tasks.heldout
+        if rollouts and tasks:
+            seed = derive_seed(0, f"eval-heldout/{name}")
+            trajectories = rollout_tasks(policy, worlds, tasks, rollouts, subject.config, seed)
+            played[name] = outcomes_of(tasks, trajectories)
+    return played
