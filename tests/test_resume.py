@@ -289,7 +289,7 @@ def test_a_signal_saves_and_the_printed_command_continues(
 
     run = tmp_path / "a run"
     with monkeypatch.context() as patch:
-        patch.setattr("echo_cli.progress._plain", signal_after_step_2)
+        patch.setattr("echo_cli.progress.print_plain", signal_after_step_2)
         assert train(run, "--steps", "4", "--json") == code
     captured = capfd.readouterr()
     assert json.loads(captured.out)["status"] == "stopped"

@@ -74,7 +74,7 @@ def test_what_training_observed_is_logged_once_where_it_first_came_up(
     assert found == [(*observation, step) for observation, step in expected.items()]
     assert {trajectory.source for _, trajectory in played} == {"policy", "explorer"} and len(found) > 2
     _, meta = open_run(tmp_path / "run").load_checkpoint()
-    assert set(meta) == {"step", "seconds"}
+    assert set(meta) == {"step", "seconds", "gradient_norms"}
 
 
 def test_the_summary_is_the_one_object_on_stdout(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
