@@ -37,15 +37,13 @@ class _Section(BaseModel):
 class ToyTerminalConfig(_Section):
     """The toy worlds to train in (`world_seeds`) and those that only the out-of-distribution pool sees.
 
-    `families` restricts the tasks of every split to these kinds; empty means all of them. With `session_logs` the
-    worlds also hold logs of somebody who solved training tasks.
+    `families` restricts the tasks of every split to these kinds; empty means all of them.
     """
 
     world_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     ood_world_seeds: tuple[Seed, ...] = (101, 102)
     max_turns: Positive = 5
     families: tuple[str, ...] = ()
-    session_logs: bool = False
 
     @model_validator(mode="after")
     def _known_families(self) -> ToyTerminalConfig:

@@ -86,8 +86,8 @@ class Worlds(Protocol):
 class ToyTerminal:
     """The toy terminal behind the environment protocol."""
 
-    def __init__(self, max_turns: int, session_logs: bool = False) -> None:
-        self._inner = ToyTerminalEnvironment(max_turns, session_logs)
+    def __init__(self, max_turns: int) -> None:
+        self._inner = ToyTerminalEnvironment(max_turns)
 
     def reset(self, task: Task) -> tuple[Piece, ...]:
         self._last = observation = self._inner.reset(**task.reset_arguments)
@@ -124,30 +124,23 @@ class ToyWorlds:
 
     Args:
         families: the tasks' kinds; empty means all. What explorers may type does not depend on it.
-        session_logs: whether the worlds hold logs of somebody who solved training tasks.
 
     Raises:
         EchoError: no world has a training task of these families.
     """
 
     def __init__(
-        self,
-        world_seeds: Sequence[int],
-        ood_world_seeds: Sequence[int],
-        max_turns: int,
-        families: Sequence[str] = (),
-        session_logs: bool = False,
+        self, world_seeds: Sequence[int], ood_world_seeds: Sequence[int], max_turns: int, families: Sequence[str] = ()
     ) -> None:
         self._world_seeds = tuple(world_seeds)
         self._ood_world_seeds = tuple(ood_world_seeds)
         self._max_turns = max_turns
         self._families = tuple(families)
-        self._session_logs = session_logs
         self._toy_tasks: dict[str, ToyTask] = {}
         splits: dict[Split, list[Task]] = {"train": [], "validation": [], "heldout": []}
         self._explorer_kinds = {}
         for seed in self._world_seeds:
-            world, tasks = world_and_tasks(seed, session_logs)
+            world, tasks = world_and_tasks(seed)
             self._toy_tasks |= tasks
             for task in tasks.values():
                 if families and task.family not in families:
@@ -164,7 +157,7 @@ class ToyWorlds:
         self.tasks = TaskSplits(**splits)
 
     def environment(self) -> Environment:
-        return ToyTerminal(self._max_turns, self._session_logs)
+        return ToyTerminal(self._max_turns)
 
     def expert(self, task: Task) -> list[str]:
         return expert_actions(self._toy_tasks[task.task_id])
@@ -173,4 +166,4 @@ class ToyWorlds:
         return explorer_actions(self._explorer_kinds[task.reset_arguments["seed"]], count, rng)
 
     def out_of_distribution(self) -> ToyWorlds:
-        return ToyWorlds(self._ood_world_seeds, (), self._max_turns, self._families, self._session_logs)
+        return ToyWorlds(self._ood_world_seeds, (), self._max_turns, self._families)

@@ -56,7 +56,7 @@ class Session:
 def build_worlds(config: Config) -> Worlds:
     """The environment that the config names."""
     toy = config.environment.toy_terminal
-    return ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns, toy.families, toy.session_logs)
+    return ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns, toy.families)
 
 
 def build_policy(config: Config) -> tuple[TorchPolicy, DeviceChoice]:

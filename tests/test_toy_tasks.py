@@ -314,26 +314,3 @@ def test_pretraining_worlds_are_in_no_config() -> None:
         # The tokenizer is fitted on 1500 worlds below the first.
         assert max(*worlds.world_seeds, *worlds.ood_world_seeds) < script.FIRST_WORLD_SEED - 1500
         assert not set(worlds.world_seeds) & set(worlds.ood_world_seeds)
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_session_logs_show_training_tasks_and_nothing_that_is_held_out(seed: int) -> None:
-    plain, tasks = world_and_tasks(seed)
-    world, same_tasks = world_and_tasks(seed, session_logs=True)
-    assert same_tasks == tasks
-    assert {path: world.files[path] for path in plain.files} == dict(plain.files)
-    text = "".join(world.files[path] for path in world.files if path not in plain.files)
-    for task in tasks.values():
-        shown = f"task: {task.question}\n" in text
-        assert shown == (task.split == "train" and task.family in ("key", "cell"))
-        if task.split != "train":
-            assert all(f"$ {command}\n" not in text for command in task.solution)
-
-
-def test_a_session_log_is_the_transcript_that_the_shell_would_give() -> None:
-    world, _ = world_and_tasks(0, session_logs=True)
-    lines = world.lines("/home/ops/session-1.txt")
-    assert lines[0].startswith("task: what is the ")
-    command, output, answer = lines[1:4]
-    assert run(world.files, command.removeprefix("$ ")).stdout == output + "\n"
-    assert answer.removeprefix("$ answer: ") in output

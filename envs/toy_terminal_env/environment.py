@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 from toy_terminal_env.models import ToyTerminalAction, ToyTerminalObservation, ToyTerminalState
-from toy_terminal_env.session_log import with_session_logs
 from toy_terminal_env.shell import run
 from toy_terminal_env.tasks import ToyTask, generate_tasks
 from toy_terminal_env.world import World, generate_world
@@ -14,14 +13,10 @@ ANSWER = "answer:"
 
 
 @lru_cache(maxsize=64)
-def world_and_tasks(world_seed: int, session_logs: bool = False) -> tuple[World, dict[str, ToyTask]]:
-    """The world of a seed and its tasks by id; immutable, so one copy serves every episode.
-
-    The tasks are the same with and without `session_logs`, which are files more.
-    """
+def world_and_tasks(world_seed: int) -> tuple[World, dict[str, ToyTask]]:
+    """The world of a seed and its tasks by id; immutable, so one copy serves every episode."""
     world = generate_world(world_seed)
-    tasks = generate_tasks(world)
-    return with_session_logs(world, tasks) if session_logs else world, {task.task_id: task for task in tasks}
+    return world, {task.task_id: task for task in generate_tasks(world)}
 
 
 class ToyTerminalEnvironment:
@@ -30,11 +25,10 @@ class ToyTerminalEnvironment:
     The episode ends with an answer or after `max_turns` lines. A step after the end is an error.
     """
 
-    def __init__(self, max_turns: int = 5, session_logs: bool = False) -> None:
+    def __init__(self, max_turns: int = 5) -> None:
         if max_turns < 1:
             raise ValueError(f"max_turns must be at least 1, not {max_turns}")
         self.max_turns = max_turns
-        self.session_logs = session_logs
         self._task: ToyTask | None = None
 
     def reset(
@@ -45,7 +39,7 @@ class ToyTerminalEnvironment:
         Raises:
             ValueError: the world has no such task.
         """
-        world, tasks = world_and_tasks(seed, self.session_logs)
+        world, tasks = world_and_tasks(seed)
         if task_id is None:
             task_id = next(task.task_id for task in tasks.values() if task.split == "train")
         if task_id not in tasks:
