@@ -33,11 +33,12 @@ def test_a_shipped_config_loads_and_survives_being_written(path: Path, tmp_path:
     assert find_config(path.stem) == path
 
 
-def test_the_three_shipped_configs_are_what_their_names_say() -> None:
+def test_the_shipped_configs_are_what_their_names_say() -> None:
     objective = {path.stem: load_config(path).objective for path in SHIPPED}
     assert objective["toy"].use_rl and objective["toy"].base_coeff > 0
     assert objective["toy-grpo"].use_rl and objective["toy-grpo"].base_coeff == 0
     assert not objective["toy-world-model"].use_rl
+    assert objective["toy-sparse"].use_rl and objective["toy-sparse"].base_coeff > 0
 
 
 @pytest.mark.parametrize("number", ["1e-5", "1E-5", "1.0e-5", "0.00001", ".1e-4", "+1e-5"])
