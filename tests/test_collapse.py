@@ -260,9 +260,9 @@ def test_only_stop_stops() -> None:
 CERTAIN = [
     f"collapse.{word}"
     for word in (
-        "window=1 min_tasks=0 change=0 min_entropy=99 min_action_length=0 max_action_fill=1 min_valid_action_fraction=0 "
-        "max_capped_fraction=1 min_commands_per_task=0 min_observations_per_task=0 max_compression=99 "
-        "max_role_confusion=1 min_reward_kept=0"
+        "window=1 min_tasks=0 change=0 min_entropy=99 min_action_length=0 max_action_fill=1 "
+        "min_valid_action_fraction=0 max_capped_fraction=1 min_commands_per_task=0 min_observations_per_task=0 "
+        "max_compression=99 max_role_confusion=1 min_reward_kept=0"
     ).split()
 ]
 
