@@ -3,14 +3,20 @@
 Most signals are levels of the on-policy rollouts (behaviour.py). The mean of the last `window` steps raises an alarm
 where it is beyond an absolute bound *and* worse than the run's own best window by the factor `change`: a run that
 starts low is not collapsing, and one that learns first is measured against what it had learned. A level with a ceiling
-is compared by the room left below it. Two signals need more than a level:
+is compared by the room below it: the best window must have had that much more of it than the bound leaves, for closer
+to the ceiling a few rollouts make a factor. A window holds `min_tasks` tasks at least, however many steps that
+takes: over five steps of one task each, which tasks came up decides, and not what the policy has become.
+
+Two signals need more than a level:
 
 - `easy_rollouts`: of the best reward less than `min_reward_kept` is left, and since then the env-CE of on-policy
   observations has fallen by `change`: rollouts easy to predict and useless (λ = 0.2 in ECHO, arXiv 2605.24517).
 - `ood`: out-of-distribution env-CE has risen by `max_ood_rise` over its start on the same pairs, while held-out env-CE
   is no better than its own start. While held-out improves, a rise out of distribution is the price of learning a world.
 
-Each signal raises one alarm in a run. A signal without values, as in verifier-free runs on scripts, is silent.
+Each signal raises one alarm in a run. A signal without values, as in verifier-free runs on scripts, is silent. The
+signals of diversity count within a step and see little where it has few tasks: one action is `commands` enough for two
+tasks, one output `observations` enough for four, and a short text does not compress. The other signals watch such runs.
 """
 
 from __future__ import annotations
@@ -67,11 +73,13 @@ def new_alarms(
     """The alarms that the last of `rows` raises, apart from signals `raised` before.
 
     Args:
-        rollout: the cap of an action, the ceiling of its mean length; and the group size, which the compression ratio
-            grows with, as rollouts of one task come to agree in a healthy run.
+        rollout: the cap of an action, the ceiling of its mean length; the group size, which the compression ratio
+            grows with, as rollouts of one task come to agree in a healthy run; and the tasks of a step.
     """
     if settings.action == "off" or not rows:
         return []
+    window = max(settings.window, math.ceil(settings.min_tasks / max(rollout.tasks_per_step, 1)))
+    settings = settings.model_copy(update={"window": window})
     reasons = {level.signal: _level_reason(level, rows, settings) for level in _levels(settings, rollout)}
     reasons |= {"easy_rollouts": _easy_rollouts(rows, settings), "ood": _ood(rows[-1], settings)}
     step = int(rows[-1]["step"])
@@ -112,11 +120,11 @@ class _Level:
         return value < self.low if self.low is not None else self.high is not None and value > self.high
 
     def is_worse(self, now: float, best: float, change: float) -> bool:
-        """Whether `now` is worse than `best` by the factor `change`."""
+        """Whether `now`, which is beyond the bound, is worse than `best` by the factor `change`."""
         if self.low is not None:
             return now * change < best
-        if self.ceiling is not None:
-            return (self.ceiling - now) * change < self.ceiling - best
+        if self.ceiling is not None and self.high is not None:
+            return (self.ceiling - self.high) * change < self.ceiling - best
         return now > best * change
 
 

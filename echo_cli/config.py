@@ -125,12 +125,14 @@ class CheckpointConfig(_Section):
 class CollapseConfig(_Section):
     """When a run counts as collapsing, and what happens then; see collapse.py.
 
-    A signal is judged by its mean over `window` steps. It raises an alarm, once, where that mean is beyond its bound
-    below and worse than the run's own best window by the factor `change` (0: the bound alone decides).
+    A signal is judged by its mean over `window` steps, or as many more as it takes to hold `min_tasks` tasks. It raises
+    an alarm, once, where that mean is beyond its bound below and worse than the run's own best window by the factor
+    `change` (0: the bound alone decides).
     """
 
     action: Literal["warn", "stop", "lower_lambda", "off"] = "warn"
     window: Positive = 5
+    min_tasks: NonNegative = 40
     change: NonNegativeFloat = 2.0
     lower_factor: Fraction = 0.5
     min_entropy: NonNegativeFloat = 0.02

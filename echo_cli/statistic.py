@@ -41,7 +41,9 @@ class Estimate:
 def ratio(numerators: ArrayLike, denominators: ArrayLike) -> Estimate | None:
     """Σ numerators / Σ denominators with a percentile bootstrap over clusters, one entry a cluster.
 
-    Clusters whose denominator is 0 hold nothing of the quantity and are left out; None if no cluster is left.
+    Clusters whose denominator is 0 hold nothing of the quantity and are left out; None if no cluster is left. Over few
+    clusters the interval is too narrow: in simulated outputs of 5 to 60 tokens it holds the truth in 79 % of cases over
+    5 clusters, 87 % over 10, 90 % over 20, 92 % over 40 and 93 % over 80.
     """
     above, below = _clusters(numerators, denominators)
     if len(below) == 0:

@@ -31,7 +31,8 @@ FIGURES: Mapping[str, str] = {
     "pass_at_1_before": "held-out pass@1 before training",
     "pass_at_1_last": "held-out pass@1 at the last step",
     "pass_at_1_change": "last - before of held-out pass@1",
-    "steps_to_baseline_pass": "first evaluated step with held-out pass@1 at least the highest of λ = 0 at that seed",
+    "steps_to_baseline_pass": "first evaluated step with held-out pass@1 at least the highest of λ = 0 at that seed; "
+    "none where λ = 0 solves nothing",
     "portable_lambda": "r: env weight per observation token / (RL weight per action token · mean |advantage|)",
     "gradient_ratio": "norm of the env term's gradient, λ included, over that of the RL term; mean over probed steps",
     "gradient_cosine": "cosine between the gradients of the two terms, mean over probed steps",
@@ -193,9 +194,12 @@ def _pass_curve(rows: Sequence[Row]) -> list[tuple[int, float]]:
 
 
 def _first_at_least(curve: Sequence[tuple[int, float]], baseline: Sequence[tuple[int, float]]) -> float | None:
-    """The first step of training at which `curve` has the highest value of `baseline`; None if it never does."""
-    highest = max((value for _, value in baseline), default=None)
-    return None if highest is None else next((step for step, value in curve if step > 0 and value >= highest), None)
+    """The first step of training at which `curve` has the highest value of `baseline`; None if it never does.
+
+    None too where that value is 0, which every curve has from its first evaluation on.
+    """
+    highest = max((value for _, value in baseline), default=0.0)
+    return next((step for step, value in curve if step > 0 and value >= highest > 0), None)
 
 
 def _measure(values: Sequence[float | None]) -> Measure | None:

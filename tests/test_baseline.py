@@ -120,6 +120,18 @@ def test_compressors_know_more_with_observations() -> None:
     assert {measures.bytes for measures in found.values() if measures} == {size}
 
 
+def test_a_compressor_is_charged_for_the_text_and_not_for_its_framing() -> None:
+    observed = b"cat a\nalpha: 12\n"
+    sizes = compressors(observed)
+    assert {size(b"") for size in sizes.values()} == {0}
+    # One literal of the fixed code: 8 or 9 bits beside the 10 of an empty block; zstd stores the byte as it is.
+    assert {name: size(b"a") for name, size in sizes.items()} == dict.fromkeys(sizes, 1)
+    # A text after what is known costs about what it adds to the stream of both.
+    text = b"alpha: 13\n"
+    both, known = (compressors(b"")["gzip"](part) for part in (observed + text, observed))
+    assert abs(sizes["gzip + observations"](text) - (both - known)) <= 1
+
+
 def test_a_compressor_sees_the_chosen_outputs_of_a_trajectory_as_one_text() -> None:
     tokens, texts = columns(), []
 

@@ -123,6 +123,35 @@ def test_what_was_learned_first_is_missed_when_it_goes() -> None:
     assert [alarm[0] for alarm in _found(metrics)] == ["valid_actions"]
 
 
+def test_what_starts_near_its_ceiling_is_not_collapsing() -> None:
+    assert _found(_rows((10, {"train/capped_fraction": 0.91}), (20, {"train/capped_fraction": 0.98}))) == []
+
+
+@pytest.mark.parametrize("window", [1, 5])
+def test_a_window_holds_so_many_tasks_whatever_its_steps(window: int) -> None:
+    metrics = _rows((10, {}), (30, {"train/entropy": 0.001}))
+    settings = SETTINGS.model_copy(update={"window": window, "min_tasks": 40})
+    for tasks, step in ((2, 30), (4, 20), (40, 10 + window)):
+        rollout = ROLLOUT.model_copy(update={"tasks_per_step": tasks})
+        assert [alarm.step for alarm in alarms(metrics, settings, rollout)] == [step]
+
+
+def test_the_luck_of_a_few_tasks_is_silent() -> None:
+    # A policy that learns, one task and two rollouts a step: what is solved and what ends at a cap depends on the task.
+    rollout = RolloutConfig(tasks_per_step=1, group_size=2)
+    for seed in range(5):
+        draw, metrics = random.Random(seed), []
+        for step in range(1, 201):
+            solves, capped = (draw.gauss(mean, 0.35) for mean in (0.15 + 0.0025 * step, 0.85 - 0.0025 * step))
+            row = {
+                "train/reward": sum(draw.random() < solves for _ in range(2)) / 2,
+                "train/capped_fraction": sum(draw.random() < capped for _ in range(2)) / 2,
+                "train/policy_env_ce": max(0.05, draw.gauss(1.5 - 0.006 * step, 0.5)),
+            }
+            metrics.append({"step": step, **row})
+        assert alarms(metrics, SETTINGS, rollout) == []
+
+
 def test_missing_values_and_rows_of_earlier_versions_are_silent() -> None:
     nothing = dict.fromkeys(HEALTHY)
     assert _found(_rows((30, nothing))) == []
@@ -231,9 +260,9 @@ def test_only_stop_stops() -> None:
 CERTAIN = [
     f"collapse.{word}"
     for word in (
-        "window=1 change=0 min_entropy=99 min_action_length=0 max_action_fill=1 min_valid_action_fraction=0 "
-        "max_capped_fraction=1 min_commands_per_task=0 min_observations_per_task=0 max_compression=99 "
-        "max_role_confusion=1 min_reward_kept=0"
+        "window=1 min_tasks=0 change=0 min_entropy=99 min_action_length=0 max_action_fill=1 "
+        "min_valid_action_fraction=0 max_capped_fraction=1 min_commands_per_task=0 min_observations_per_task=0 "
+        "max_compression=99 max_role_confusion=1 min_reward_kept=0"
     ).split()
 ]
 

@@ -95,6 +95,11 @@ def test_the_steps_to_the_baseline_count_from_the_first_step_of_training() -> No
     assert sweep_tables(RESULTS)[1].rows[1][4] == "15 (2/3)"
 
 
+def test_where_the_baseline_solves_nothing_there_is_nothing_to_reach() -> None:
+    cells = [_cell(0.0, 0, [0.0, 0.0, 0.0]), _cell(0.5, 0, [0.0, 0.0, 0.1])]
+    assert [figures["steps_to_baseline_pass"] for figures in figures_of(cells)] == [None, None]
+
+
 def test_a_row_has_mean_interval_and_spread_over_the_finished_seeds() -> None:
     last = RESULTS[1].measures["env_ce_last"]
     assert last is not None and last.seeds == 3
