@@ -196,7 +196,7 @@ def _parse(text: bytes, where: str) -> Row:
     tip = "the file was changed or damaged after it was written"
     try:
         value = json.loads(text, parse_constant=lambda _: None)
-    except ValueError as error:  # of which JSONDecodeError and UnicodeDecodeError are kinds
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError, ten thousand brackets
         raise EchoError(f"{where}: not JSON", tip) from error
     if not isinstance(value, dict):
         raise EchoError(f"{where}: not a JSON object", tip)
