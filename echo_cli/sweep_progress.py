@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from echo_cli.cell_runner import Outcome
+from echo_cli.error import EchoError
 from echo_cli.progress import print_plain
 from echo_cli.storage import Row, read_jsonl
 from echo_cli.sweep import Cell, shown_coeff
@@ -64,7 +65,10 @@ class Followed:
         if (stat.st_mtime_ns, stat.st_size) == self._stamp:
             return []
         self._stamp = stat.st_mtime_ns, stat.st_size
-        rows = list(read_jsonl(self._path))
+        try:
+            rows = list(read_jsonl(self._path))
+        except EchoError:  # of a damaged file; the cell's own process says so, or --overwrite replaces it
+            return []
         last = rows[-1]["step"] if rows else _NO_ROW
         new = [row for row in rows if row["step"] > self.step]
         self.step = last

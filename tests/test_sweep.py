@@ -168,6 +168,19 @@ def test_a_killed_cell_is_a_failed_one(swept: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_cell_with_a_damaged_file_fails_alone_and_can_be_replaced(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = _copy(swept, tmp_path)
+    (again / NAMES[1] / "summary.json").unlink()
+    (again / NAMES[1] / "metrics.jsonl").open("a").write("damaged\n")
+    assert main(_words(tmp_path, "0", "--seeds", "0", "1", "checkpoint.keep=8")) == 1
+    assert "metrics.jsonl:4: not JSON" in error_of(capsys.readouterr().err)[0]
+    assert [cell["status"] for cell in _sweep(again)["cells"]] == ["finished", "failed"]
+    assert main(_words(tmp_path, "0", "--seeds", "1", "checkpoint.keep=8", "--overwrite")) == 0
+
+
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_to_the_same_result(swept: Path, tmp_path: Path) -> None:
     again = _copy(swept, tmp_path)
     before = (again / NAMES[1] / "summary.json").stat().st_mtime_ns
