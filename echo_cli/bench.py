@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median as middle
 from typing import Any
@@ -43,6 +43,13 @@ BASELINE = "lambda_zero"
 
 # The λ that stands for λ > 0 where the config has none: the paper's. What it is makes no difference to the cost.
 _SOME_COEFF = 0.05
+
+# λ is the variant's, and a schedule that follows the RL gradient is none for the env term alone.
+_NO_SCHEDULE: Mapping[str, Any] = {
+    field.name: field.default
+    for field in fields(ObjectiveSettings)
+    if field.name.startswith(("schedule", "gradient_ratio_", "world_model_coeff_end"))
+}
 
 _CUDA_MEMORY = "peak of torch's CUDA allocator during the update, the largest of all repeats"
 _CPU_MEMORY = "peak resident set of a process of its own per variant, which plays a step's rollouts and updates twice"
@@ -203,7 +210,7 @@ def accumulate(
     first_coeff = 0.0 if variant.second_pass else variant.coeff
     policy.forward_backward(first, advantages_B, weights, settings, first_coeff, temperature)
     if variant.second_pass:
-        env_only = replace(settings, use_rl=False, kl_coeff=0.0)
+        env_only = replace(settings, use_rl=False, kl_coeff=0.0, **_NO_SCHEDULE)
         policy.forward_backward(trajectories, None, weights, env_only, variant.coeff, temperature)
 
 

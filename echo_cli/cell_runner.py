@@ -28,7 +28,7 @@ class Outcome:
 
     status: Status
     error: str | None = None
-    """The last error line of a cell that failed, diverged or collapsed in this sweep."""
+    """The last error line of a cell that failed, diverged or collapsed."""
 
 
 def log_path(cell: Cell) -> Path:
@@ -66,7 +66,8 @@ def run_cells(
         if summary is None:
             waiting.append(cell)
         else:
-            outcomes[cell.name] = Outcome(summary["status"])
+            error = _logged_error(cell) if summary["status"] in BROKEN else None
+            outcomes[cell.name] = Outcome(summary["status"], error)
     running: list[tuple[Cell, subprocess.Popen[bytes]]] = []
     asked = False
     try:
@@ -129,11 +130,17 @@ def _last_error(cell: Cell, code: int) -> str:
     if code < 0:
         hint = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{hint}"
+    return _logged_error(cell) or f"exit code {code}"
+
+
+def _logged_error(cell: Cell) -> str | None:
+    if not log_path(cell).is_file():
+        return None
     with log_path(cell).open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_TAIL))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return shown((errors or lines or [f"exit code {code}"])[-1])
+    return shown((errors or lines)[-1]) if lines else None
 
 
 def _beside(cell: Cell, ending: str) -> Path:

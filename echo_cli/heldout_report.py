@@ -9,6 +9,7 @@ from typing import Any
 from echo_cli.measure import Measures
 from echo_cli.outcome import OutcomeComparison
 from echo_cli.statistic import Estimate
+from echo_cli.storage import shown
 
 HELDOUT, OOD = "heldout", "ood"
 INITIAL, POLICY = "initial", "policy"
@@ -177,16 +178,19 @@ def _measured_json(entry: Measured) -> dict[str, Any]:
 
 
 def csv_rows(found: Evaluation | Comparison) -> Iterator[tuple[Any, ...]]:
-    """The rows under `CSV_COLUMNS`: a measure of a group a row. `tokens` is empty where tasks are counted."""
+    """The rows under `CSV_COLUMNS`: a measure of a group a row. `tokens` is empty where tasks are counted.
+
+    The run's name and the key of a group are data, and may meet a terminal: what is not printable is escaped.
+    """
     for entry in found.measured:
         for name, estimate in entry.measures.estimates.items():
             yield (
-                *(entry.run, entry.step, entry.pool, entry.model, entry.group, entry.key, name),
+                *(shown(entry.run), entry.step, entry.pool, entry.model, entry.group, shown(entry.key), name),
                 *(estimate.value, estimate.low, estimate.high, entry.measures.tokens),
             )
     for passed in found.passed:
         yield (
-            *(passed.run, passed.step, passed.pool, passed.model, "tasks", "", f"pass_at_{passed.k}"),
+            *(shown(passed.run), passed.step, passed.pool, passed.model, "tasks", "", f"pass_at_{passed.k}"),
             *(passed.estimate.value, passed.estimate.low, passed.estimate.high, None),
         )
     if isinstance(found, Comparison):

@@ -42,6 +42,7 @@ class _Panel:
     """What the panel is about."""
     around: tuple[_Series, ...]
     limits: tuple[float, float] | None = None
+    nothing: str = "no held-out evaluation yet"
 
     @property
     def series(self) -> tuple[_Series, ...]:
@@ -77,6 +78,7 @@ _PANELS = (
         held_out=_Series("heldout/pass_at_1", "held-out pass@1", {**_THICK, "zorder": 4}, marked=True),
         around=(_Series("train/reward", "train reward", {**_THIN, "zorder": 2}),),
         limits=(-0.03, 1.03),
+        nothing="no held-out tasks played",
     ),
 )
 
@@ -210,7 +212,7 @@ def _finish(axes: Axes, panel: _Panel, has_held_out: bool) -> None:
     if panel.limits is not None:
         axes.set_ylim(*panel.limits)
     if not has_held_out:
-        axes.text(0.5, 0.5, "no held-out evaluation yet", transform=axes.transAxes, ha="center", fontsize=12)
+        axes.text(0.5, 0.5, panel.nothing, transform=axes.transAxes, ha="center", fontsize=12)
 
 
 def _look(index: int, *, marked: bool = True) -> dict[str, Any]:
@@ -255,7 +257,8 @@ def _best_point(curve: Curve, metric: str) -> tuple[int, float] | None:
 
 def _band_title(label: str, bands: Sequence[Band], runs: int) -> str:
     seeds = "1 run" if runs == 1 else f"mean and min–max of {runs} runs"
-    missing = runs - min(of.runs for of in bands)
+    # A measure that no run has is missing from all labels alike, and its panel says so.
+    missing = runs - min((of.runs for of in bands if of.runs), default=0)
     notes = [f"{missing} without evaluation"] if missing else []
     notes += ["at the steps that all have"] if any(of.uneven for of in bands) else []
     return f"{' ' if label.startswith('_') else ''}{_short(label)} ({'; '.join([seeds, *notes])})"

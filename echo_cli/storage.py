@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,10 +144,21 @@ def writing(path: Path) -> Iterator[None]:
             tip = "free some space and run the command again (a run: with --resume); what was there before is intact"
             raise EchoError(f"the disk is full: cannot write {shown(path)} ({reason})", tip, exit_code=1) from error
         if error.errno in _NOT_WRITABLE:
-            tip = "choose a place that you can write to, with --output-dir (plot: --output, pool build: OUT)"
+            tip = "choose a place that you can write to, with --output-dir (pictures: --output, pool build: OUT)"
             raise EchoError(f"cannot write {shown(path)}: {reason}", tip) from error
         tip = "what was there before is intact: once the disk is well, run the command again (a run: with --resume)"
         raise EchoError(f"cannot write {shown(path)}: {reason}", tip, exit_code=1) from error
+
+
+def check_writable(folder: Path) -> None:
+    """See that files can be made in `folder` or, where there is none yet, in the nearest folder above it.
+
+    Raises:
+        EchoError: they cannot.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    with writing(there), tempfile.TemporaryFile(dir=there):
+        pass
 
 
 def delete(path: Path) -> None:
@@ -196,7 +208,7 @@ def _parse(text: bytes, where: str) -> Row:
     tip = "the file was changed or damaged after it was written"
     try:
         value = json.loads(text, parse_constant=lambda _: None)
-    except ValueError as error:  # of which JSONDecodeError and UnicodeDecodeError are kinds
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError, ten thousand brackets
         raise EchoError(f"{where}: not JSON", tip) from error
     if not isinstance(value, dict):
         raise EchoError(f"{where}: not a JSON object", tip)

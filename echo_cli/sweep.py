@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,10 @@ PROBE_EVERY = 10
 """Steps between gradient probes in a sweep, unless the config has its own."""
 
 BROKEN = ("diverged", "collapsed")
-"""How a run ends early by its own doing. Run again it would do the same, so it counts as done."""
+"""How a run ends early by its own doing. Run again it would do the same, so it counts as done.
+
+A collapsed one goes on where the config no longer stops it: with another `collapse.action`.
+"""
 
 _SEEDS = "--seeds"
 _SEEDS_TIP = "whole numbers from 0: --seeds 0 1 2, or --seeds=0,1,2; the λ values go before it"
@@ -54,12 +58,17 @@ def parse_words(words: Sequence[str]) -> tuple[list[float], list[str]]:
     """λ values and `key.path=value` overrides, told apart by the `=`; a value given twice counts once.
 
     Raises:
-        EchoError: no value, or a word that is neither.
+        EchoError: no value, a word that is neither, an override of λ, or two values that would share a folder.
     """
     overrides = [word for word in words if "=" in word]
+    if any(word.partition("=")[0] == "objective.world_model_coeff" for word in overrides):
+        raise EchoError("objective.world_model_coeff is what a sweep sets", "give its values as words: 0 0.005 0.05")
     coeffs = _once(parse_coeff(word) for word in words if "=" not in word)
     if not coeffs:
         raise EchoError("no λ values", "give at least one: echo-cli sweep-lambda 0 0.005 0.05")
+    for first, second in itertools.pairwise(sorted(coeffs)):
+        if shown_coeff(first) == shown_coeff(second):
+            raise EchoError(f"λ {first!r} and {second!r} are the same to 12 digits", "give one of them")
     return coeffs, overrides
 
 
@@ -105,7 +114,7 @@ def parse_seeds(values: Sequence[str]) -> list[int]:
     """
     words = [word for value in values for word in value.split(",")]
     for word in words:
-        if not (word.isascii() and word.isdigit() and int(word) < 2**63):
+        if not (word.isascii() and word.isdigit() and len(word) < 20 and int(word) < 2**63):
             raise EchoError(f"'{word}' is not a seed" if word else "--seeds has no value", _SEEDS_TIP)
     return _once(map(int, words))
 
@@ -144,9 +153,9 @@ def ended_summary(cell: Cell) -> Summary | None:
     if not is_run(cell.path):
         return None
     summary = open_run(cell.path).read_summary()
-    if summary is None or not (is_finished(summary, cell.config.steps) or summary.get("status") in BROKEN):
-        return None
-    return summary
+    status = None if summary is None else summary.get("status")
+    broken = status == "diverged" or (status == "collapsed" and cell.config.collapse.action == "stop")
+    return summary if broken or is_finished(summary, cell.config.steps) else None
 
 
 def check_cells(cells: Sequence[Cell]) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich import box
 from rich.console import Console
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from echo_cli.cell_runner import Outcome
+from echo_cli.error import EchoError
 from echo_cli.progress import print_plain
 from echo_cli.storage import Row, read_jsonl
 from echo_cli.sweep import Cell, shown_coeff
@@ -23,12 +26,16 @@ _COLUMNS = ("λ", "seed", "status", "step", "held-out env-CE", "reward")
 _SHOWN = ("heldout/env_ce", "train/reward")
 _NO_ROW = -1
 _ACTIVE = {"running", "stopping"}
+_FRAME = 5
+"""Lines of the live table around its rows, and the cursor's."""
+_LEAST_COLUMNS = 3
+_WIDE = 1000
 
 
 @contextmanager
 def sweep_progress(cells: Sequence[Cell]) -> Iterator[Callable[[Outcomes], None]]:
     """Shows the outcomes of `cells` as they are given to it, with what their metrics.jsonl have gained since."""
-    followed = [_Followed(cell) for cell in cells]
+    followed = [Followed(cell) for cell in cells]
     for one in followed:
         one.read()
     console = Console(stderr=True, highlight=False)
@@ -37,10 +44,10 @@ def sweep_progress(cells: Sequence[Cell]) -> Iterator[Callable[[Outcomes], None]
         yield lambda outcomes: _print_lines(followed, outcomes, statuses)
         return
     with Live(console=console, auto_refresh=False) as live:
-        yield lambda outcomes: _update(live, followed, outcomes)
+        yield lambda outcomes: live.update(live_table(console, followed, outcomes), refresh=True)
 
 
-class _Followed:
+class Followed:
     """A cell's metrics file, read again when it has changed."""
 
     def __init__(self, cell: Cell) -> None:
@@ -58,7 +65,10 @@ class _Followed:
         if (stat.st_mtime_ns, stat.st_size) == self._stamp:
             return []
         self._stamp = stat.st_mtime_ns, stat.st_size
-        rows = list(read_jsonl(self._path))
+        try:
+            rows = list(read_jsonl(self._path))
+        except EchoError:  # of a damaged file; the cell's own process says so, or --overwrite replaces it
+            return []
         last = rows[-1]["step"] if rows else _NO_ROW
         new = [row for row in rows if row["step"] > self.step]
         self.step = last
@@ -66,7 +76,7 @@ class _Followed:
         return new
 
 
-def _print_lines(followed: Sequence[_Followed], outcomes: Outcomes, before: dict[str, Outcome]) -> None:
+def _print_lines(followed: Sequence[Followed], outcomes: Outcomes, before: dict[str, Outcome]) -> None:
     """Print what is new since `before`, which becomes `outcomes`."""
     for one in followed:
         outcome, earlier = outcomes[one.cell.name], before.get(one.cell.name, Outcome("waiting"))
@@ -81,17 +91,34 @@ def _print_lines(followed: Sequence[_Followed], outcomes: Outcomes, before: dict
     before.update(outcomes)
 
 
-def _update(live: Live, followed: Sequence[_Followed], outcomes: Outcomes) -> None:
+def live_table(console: Console, followed: Sequence[Followed], outcomes: Outcomes) -> Table:
+    """The live table, as much of it as the terminal has room for: cells that run come first, the last columns go."""
+    for one in followed:
+        one.read()
+    shown = _fitting(followed, outcomes, console.height - _FRAME)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(_COLUMNS):
         table.add_column(column, justify="left" if number == 2 else "right", no_wrap=True)
-    for one in followed:
-        one.read()
+    for one in shown:
         cell, status = one.cell, outcomes[one.cell.name].status
         step = "" if one.step == _NO_ROW else f"{one.step}/{cell.config.steps}"
         values = (f"{one.latest[key]:.3f}" if key in one.latest else "" for key in _SHOWN)
         table.add_row(shown_coeff(cell.coeff), str(cell.seed), Text(status, _STYLES[status]), step, *values)
-    live.update(table, refresh=True)
+    hidden = Counter(outcomes[one.cell.name].status for one in followed if one not in shown)
+    if hidden:
+        table.caption = "and " + ", ".join(f"{count} {status}" for status, count in hidden.items())
+    while Measurement.get(console, console.options.update(width=_WIDE), table).maximum > console.width:
+        if len(table.columns) <= _LEAST_COLUMNS:
+            break
+        table.columns.pop()
+    return table
+
+
+def _fitting(followed: Sequence[Followed], outcomes: Outcomes, room: int) -> list[Followed]:
+    """The cells that fit into `room` lines, those that run first, in their order."""
+    by_need = sorted(followed, key=lambda one: outcomes[one.cell.name].status not in _ACTIVE)
+    kept = by_need[: max(room, 1)]
+    return [one for one in followed if one in kept]
 
 
 _STYLES = {

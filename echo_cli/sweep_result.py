@@ -100,13 +100,14 @@ class LambdaResult:
 
 
 def read_cell(cell: Cell, outcome: Outcome) -> CellResult:
-    """What the cell's run holds.
+    """What the cell's run holds; the rows are those of a finished run, as a failed one may have failed over them.
 
     Raises:
         EchoError: a file of the run is damaged.
     """
     run = open_run(cell.path) if is_run(cell.path) else None
-    summary, rows = (None, []) if run is None else (run.read_summary(), run.read_metrics())
+    summary = None if run is None else run.read_summary()
+    rows = run.read_metrics() if run is not None and outcome.status == "finished" else []
     return CellResult(cell.name, cell.coeff, cell.seed, outcome, summary, rows)
 
 

@@ -10,8 +10,11 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from echo_cli.error import EchoError
 
@@ -26,6 +29,8 @@ class Role(IntEnum):
     WARNING = 4
 
 
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
 Source = Literal["policy", "explorer", "expert"]
 StopReason = Literal["answered", "turn_cap", "length_cap", "script_end", "aborted"]
 
@@ -33,6 +38,8 @@ StopReason = Literal["answered", "turn_cap", "length_cap", "script_end", "aborte
 @dataclass(frozen=True)
 class Segment:
     """A run of tokens of one role. `logprobs` are the behaviour logprobs of sampled actions, one a token."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     role: Role
     text: str
@@ -54,6 +61,8 @@ class Segment:
 class Turn:
     """One exchange with the environment, for counting and filters: the parsed command and what it gave."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     command: str
     output: str
     """The text of its env_output segments: what the policy met, cut where the cap cut it."""
@@ -70,6 +79,8 @@ class Trajectory:
 
     `reward` is None where no verifier was called. `world_model_only` rollouts get the env term and no RL term.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     task_id: str
     group_id: str
@@ -117,28 +128,29 @@ class Trajectory:
         """The trajectory of a `to_json` object.
 
         Raises:
-            KeyError, TypeError, ValueError: a field is missing, unknown or breaks an invariant.
+            ValueError: a field is missing, unknown, of another type (text that is not Unicode among them) or breaks an
+                invariant.
         """
-        fields = dict(record)
-        fields["segments"] = tuple(_segment(entry) for entry in fields["segments"])
-        fields["turns"] = tuple(Turn(**_texts(entry, "command", "output")) for entry in fields["turns"])
-        return Trajectory(**fields)
+        segments = record.get("segments")
+        if isinstance(segments, list):
+            segments = [_with_role(entry) if isinstance(entry, dict) else entry for entry in segments]
+        try:
+            return _adapter().validate_json(json.dumps({**record, "segments": segments}))
+        except ValidationError as error:
+            details = error.errors()[0]
+            where = ".".join(str(part) for part in details["loc"])
+            raise ValueError(f"{where}: {details['msg']}" if where else details["msg"]) from error
 
 
-def _segment(entry: dict[str, Any]) -> Segment:
-    fields = _texts(entry, "role", "text")
-    fields["role"] = Role[fields["role"].upper()]
-    fields["token_ids"] = tuple(fields["token_ids"])
-    fields["logprobs"] = None if fields.get("logprobs") is None else tuple(fields["logprobs"])
-    return Segment(**fields)
+def _with_role(entry: dict[str, Any]) -> dict[str, Any]:
+    """A segment's record with the number of its role in place of the name."""
+    roles = {role.name.lower(): role.value for role in Role}
+    return {**entry, "role": roles.get(str(entry.get("role")))}
 
 
-def _texts(entry: dict[str, Any], *names: str) -> dict[str, Any]:
-    """A copy of `entry`, of which the fields `names` are text."""
-    for name in names:
-        if not isinstance(entry[name], str):
-            raise TypeError(f"{name} is not text")
-    return dict(entry)
+@cache
+def _adapter() -> TypeAdapter[Trajectory]:
+    return TypeAdapter(Trajectory)
 
 
 def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
@@ -157,8 +169,11 @@ def read_trajectories(path: Path) -> Iterator[Trajectory]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield Trajectory.from_json(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError("not a JSON object")
+                yield Trajectory.from_json(record)
+            except (ValueError, RecursionError) as error:
                 raise EchoError(
                     f"{path}:{number}: not a trajectory: {error}",
                     "the format is that of trajectory.py: Trajectory.to_json",

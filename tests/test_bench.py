@@ -60,8 +60,9 @@ def _gradients(config: Config, policy: TorchPolicy, trajectories: Sequence[Traje
         (),
         ("objective.env_normalization=observation_tokens", "objective.world_loss_target=all"),
         ("objective.min_valid_action_fraction=0.9", "objective.rl_normalization=sequence_mean"),
+        ("objective.schedule=gradient_ratio", "objective.gradient_ratio_target=0.3"),
     ],
-    ids=["toy", "paper", "filtered"],
+    ids=["toy", "paper", "filtered", "gradient_ratio"],
 )
 def test_the_second_pass_adds_up_to_the_gradient_of_the_one_pass(words: tuple[str, ...]) -> None:
     config = _config("rollout.group_size=4", "optim.token_budget=256", *words)

@@ -300,6 +300,9 @@ def test_runs_with_other_pools_are_not_compared(
         (["run", "--json", "--csv"], "exclude each other"),
         (["run", "--step", "1", "--checkpoint", "best"], "exclude each other"),
         (["run", "--checkpoint", "bets\x1b"], "no checkpoint 'bets\\x1b'"),
+        (["run", "--checkpoint", "9" * 5000], "no checkpoint"),
+        (["run", "--output", "picture.pdf"], "not a .png, .svg or .csv"),
+        (["run", "--output", "/dev/null/folder"], "cannot write"),
         (["run", "--pass-k", "5", "--rollouts", "4"], "pass@5 needs 5 rollouts"),
         (["--compare", "x/a", "y/b"], "different folders"),
         (["--compare", "a", "b", "--checkpoint", "all"], "one checkpoint of each"),
@@ -357,6 +360,7 @@ def test_hostile_text_and_a_pool_without_novel_pairs_are_drawn(novel: bool, tmp_
     texts = [e.text or "" for e in ElementTree.parse(plotted.svg).iter("{http://www.w3.org/2000/svg}text")]
     assert ("no novel pairs" in texts) == (not novel)
     assert not set("".join(texts)) & set("\x1b\x07\r\x9b\x00")
+    assert not set(plotted.csv.read_text()) & set("\x1b\x07\r\x9b\x00")
     assert len(list(csv.reader(plotted.csv.open()))) == (1 + 2 * 4 * len(MEASURES) if novel else 1)
     again = plot_evaluation(found, tmp_path, tmp_path / "again")
     assert (again.png.read_bytes(), again.svg.read_bytes()) == (plotted.png.read_bytes(), plotted.svg.read_bytes())

@@ -162,6 +162,13 @@ def test_a_sweep_has_mean_and_range_at_the_steps_all_seeds_have(tmp_path: Path) 
     assert "_λ = 0.05 (mean and min–max of 3 runs; 1 without evaluation; at the steps that all have)" in texts
 
 
+def test_a_sweep_without_tasks_played_has_its_env_ce_and_a_note(tmp_path: Path) -> None:
+    runs = [_run(tmp_path / str(seed), [{"step": 0, "heldout/env_ce": 1.0 + seed}]) for seed in range(2)]
+    texts = _texts(plot_sweep([("λ = 0", runs)], tmp_path / "sweep").svg)
+    assert "λ = 0 (mean and min–max of 2 runs)" in " ".join(texts)
+    assert "no held-out tasks played" in texts and "no held-out evaluation yet" not in texts
+
+
 def test_a_band_over_one_run_is_its_curve() -> None:
     curve = Curve("a", None, {"m": [(0, 1.0), (5, 2.0)]}, None)
     assert band([curve], "m") == Band([0, 5], [1.0, 2.0], [1.0, 2.0], [1.0, 2.0], 1, False)

@@ -213,6 +213,12 @@ def _empty(pool: Path) -> None:
     _edit("sha256", value=hashlib.sha256(b"").hexdigest())(pool)
 
 
+def _deep(pool: Path) -> None:
+    nested = b"[" * 100_000
+    (pool / "trajectories.jsonl").write_bytes(nested)
+    _edit("sha256", value=hashlib.sha256(nested).hexdigest())(pool)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -233,11 +239,22 @@ def _empty(pool: Path) -> None:
         (_edit("contents", "pairs", value=7), "its contents are not those of trajectories.jsonl"),
         (_empty, "has nothing to measure: 0 trajectories"),
         (_forge(lambda record: record["turns"].pop()), "trajectories.jsonl:1: not a trajectory of a pool: 5 actions"),
-        (_forge(lambda record: record["turns"][0].update(output=3)), "trajectories.jsonl:1: not a trajectory: output"),
+        (
+            _forge(lambda record: record["turns"][0].update(output=3)),
+            "trajectories.jsonl:1: not a trajectory: turns.0.output",
+        ),
         (
             _forge(lambda record: record["segments"][0].update(text=None)),
-            "trajectories.jsonl:1: not a trajectory: text",
+            "trajectories.jsonl:1: not a trajectory: segments.0.text",
         ),
+        (_forge(lambda record: record["segments"][0].update(text="\ud800")), "trajectories.jsonl:1: not a trajectory"),
+        (_forge(lambda record: record["segments"][2].update(channel=5)), "not a trajectory: segments.2.channel"),
+        (_forge(lambda record: record["segments"][0].update(role="nobody")), "not a trajectory: segments.0.role"),
+        (_forge(lambda record: record["turns"][0].update(exit_code="x")), "not a trajectory: turns.0.exit_code"),
+        (_forge(lambda record: record.update(reward="all")), "trajectories.jsonl:1: not a trajectory: reward"),
+        (_forge(lambda record: record.update(source="who")), "trajectories.jsonl:1: not a trajectory: source"),
+        (_deep, "trajectories.jsonl:1: not a trajectory"),
+        (lambda pool: (pool / "manifest.json").write_text("[" * 100_000), "manifest.json: not JSON"),
         (_forge(lambda record: record.update(x=1)), "trajectories.jsonl:1: not a trajectory"),
     ],
 )

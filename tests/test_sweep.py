@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -14,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tiny_run import TINY, error_of, rows, start, train
 
+from echo_cli.cell_runner import Outcome, log_path, run_cells
 from echo_cli.cli import main
 from echo_cli.config import Config, find_config, load_config
-from echo_cli.sweep import join_seeds, parse_seeds, parse_words, plan_cells, sweep_config
+from echo_cli.run import create_run
+from echo_cli.sweep import ended_summary, join_seeds, parse_seeds, parse_words, plan_cells, sweep_config
+from echo_cli.sweep_progress import Followed, live_table
 
 NAMES = ["lambda-0-seed0", "lambda-0-seed1", "lambda-0.05-seed0", "lambda-0.05-seed1"]
 
@@ -163,6 +168,19 @@ def test_a_killed_cell_is_a_failed_one(swept: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_cell_with_a_damaged_file_fails_alone_and_can_be_replaced(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = _copy(swept, tmp_path)
+    (again / NAMES[1] / "summary.json").unlink()
+    (again / NAMES[1] / "metrics.jsonl").open("a").write("damaged\n")
+    assert main(_words(tmp_path, "0", "--seeds", "0", "1", "checkpoint.keep=8")) == 1
+    assert "metrics.jsonl:4: not JSON" in error_of(capsys.readouterr().err)[0]
+    assert [cell["status"] for cell in _sweep(again)["cells"]] == ["finished", "failed"]
+    assert main(_words(tmp_path, "0", "--seeds", "1", "checkpoint.keep=8", "--overwrite")) == 0
+
+
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_to_the_same_result(swept: Path, tmp_path: Path) -> None:
     again = _copy(swept, tmp_path)
     before = (again / NAMES[1] / "summary.json").stat().st_mtime_ns
@@ -227,6 +245,37 @@ def test_a_diverged_cell_does_not_cost_the_others_and_is_not_run_again(
     assert "running" not in capsys.readouterr().err
 
 
+def test_a_collapsed_cell_is_done_as_long_as_the_config_stops_it(tmp_path: Path) -> None:
+    stopping, warning = (load_config(find_config("toy"), [f"collapse.action={action}"]) for action in ("stop", "warn"))
+    (stopped,) = plan_cells([stopping], [0], tmp_path, jobs=1, cores=1)
+    (warned,) = plan_cells([warning], [0], tmp_path, jobs=1, cores=1)
+    create_run(stopped.path, config_yaml=stopping.to_yaml(), environment={}).write_summary(
+        {"status": "collapsed", "steps": 5}
+    )
+    assert ended_summary(stopped) is not None
+    assert ended_summary(warned) is None
+    log_path(stopped).parent.mkdir()
+    log_path(stopped).write_text("train: step 5\nerror: collapsed at step 5: entropy\n  tip: go on\n")
+    found = run_cells([stopped], jobs=1, overwrite=False, should_stop=lambda: False, show=lambda _: None)
+    assert found[stopped.name] == Outcome("collapsed", "collapsed at step 5: entropy")
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (45, 12), (100, 40)])
+def test_the_live_table_fits_its_terminal_and_shows_the_cells_that_run(width: int, height: int, tmp_path: Path) -> None:
+    cells = plan_cells([_of(0.0), _of(0.005), _of(0.05), _of(1.0)], range(8), tmp_path, jobs=2, cores=2)
+    outcomes = {cell.name: Outcome("finished") for cell in cells} | {
+        cell.name: Outcome("running") for cell in cells[30:]
+    }
+    console = Console(file=io.StringIO(), width=width, height=height)
+    console.print(live_table(console, [Followed(cell) for cell in cells], outcomes))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) <= height
+    assert all(len(line) <= width for line in lines) and not any("…" in line for line in lines)
+    assert sum("running" in line for line in lines) == 2
+    shown = sum("finished" in line for line in lines)
+    assert shown == 30 or f"and {30 - (shown - 1)} finished" in lines[-1]
+
+
 @pytest.mark.slow
 def test_probes_and_played_tasks_change_nothing_in_the_training(tmp_path: Path) -> None:
     words = ("evaluation.every=1", "evaluation.validation_rollouts=1")
@@ -287,6 +336,9 @@ def test_a_probe_in_the_config_file_stays(tmp_path: Path) -> None:
         (["0", "--seeds", "0", "0.05"], "'0.05' is not a seed"),
         (["0", "--seeds=0,x"], "'x' is not a seed"),
         (["0", "--seeds", "9" * 30], f"'{'9' * 30}' is not a seed"),
+        (["0", "--seeds", "9" * 5000], "is not a seed"),
+        (["0", "objective.world_model_coeff=1"], "is what a sweep sets"),
+        (["0.1", "0.10000000000000001", "0.1000000000000001"], "are the same to 12 digits"),
         (["0", "--seeds", "0", "--seed", "1"], "--seeds and a seed exclude each other"),
         (["0", "--seeds", "0", "seed=1"], "--seeds and a seed exclude each other"),
         (["0", "--jobs", "0"], "Invalid value for '--jobs'"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from echo_cli.commands.option import AsJson, Device, print_json
+from echo_cli.commands.option import AsJson, Device, is_step, print_json
 from echo_cli.error import EchoError
 from echo_cli.storage import shown
 
@@ -60,6 +60,7 @@ def eval_heldout(
         if command is not None:
             raise EchoError("--command reads out one run, not two", "leave --compare or --command away")
         folder = _shared_folder(compare, output)
+        _check_place(output, folder, "heldout_comparison")
         from echo_cli.comparison import compare_runs
         from echo_cli.heldout_plot import plot_comparison
 
@@ -69,6 +70,7 @@ def eval_heldout(
         _show(comparison, plot_comparison(comparison, folder, output).png, as_json, as_csv, breakdown)
         return
     assert run is not None
+    _check_place(output, run, "heldout_evaluation")
     from echo_cli.heldout import evaluate_run
     from echo_cli.heldout_plot import plot_evaluation
 
@@ -90,9 +92,17 @@ def _checkpoints(names: list[str] | None, step: int | None) -> list[str | int]:
     if step is not None:
         return [step]
     for name in names or []:
-        if name not in _NAMES and not name.isdecimal():
+        if name not in _NAMES and not is_step(name):
             raise EchoError(f"no checkpoint '{shown(name)}'", "--checkpoint best, latest, all or a step")
-    return [int(name) if name.isdecimal() else name for name in names or ["best"]]
+    return [int(name) if is_step(name) else name for name in names or ["best"]]
+
+
+def _check_place(output: Path | None, folder: Path, name: str) -> None:
+    """See that the picture can be written, before the time is spent on what it shows."""
+    from echo_cli.picture import picture_stem
+    from echo_cli.storage import check_writable
+
+    check_writable(picture_stem(output, folder, name).parent)
 
 
 def _shared_folder(runs: tuple[Path, Path], output: Path | None) -> Path:

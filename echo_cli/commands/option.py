@@ -40,6 +40,11 @@ def as_overrides(**values: str | None) -> list[str]:
 _TEXTS = {"output_dir", "run_name", "device"}
 
 
+def is_step(word: str) -> bool:
+    """Whether a word is a step's number; one with more digits than a step can have is not."""
+    return word.isascii() and word.isdecimal() and len(word) <= 18
+
+
 def refuse_options(context: typer.Context, words: Sequence[str]) -> None:
     """λ may be negative to the parser, so it lets unknown options through as words."""
     for word in words:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from echo_cli.commands.option import AsJson, ConfigName, Device, Overrides, Overwrite, as_overrides, print_json
+from echo_cli.commands.option import AsJson, ConfigName, Device, Overrides, Overwrite, as_overrides, is_step, print_json
 from echo_cli.config import Config, find_config, load_config
 from echo_cli.error import EchoError
 from echo_cli.storage import shown
@@ -127,13 +127,13 @@ def _checkpoint_actor(actor: str, checkpoint: str | None, temperature: float | N
     if not path.exists() and path.name == actor:
         tip = "--actor expert, --actor explorer, or the run directory whose checkpoint plays"
         raise EchoError(f"no actor '{actor}': no script of that name and no run directory", tip)
-    if which not in ("best", "latest") and not which.isdecimal():
-        raise EchoError(f"no checkpoint '{which}'", "--checkpoint best, latest or a step")
+    if which not in ("best", "latest") and not is_step(which):
+        raise EchoError(f"no checkpoint '{shown(which)}'", "--checkpoint best, latest or a step")
     if temperature is None:
-        return CheckpointActor(path, int(which) if which.isdecimal() else which)
+        return CheckpointActor(path, int(which) if is_step(which) else which)
     if not 0 < temperature < math.inf:
         raise EchoError(f"--temperature is {temperature}", "a number above 0")
-    return CheckpointActor(path, int(which) if which.isdecimal() else which, temperature)
+    return CheckpointActor(path, int(which) if is_step(which) else which, temperature)
 
 
 def _config(name: str | None, words: list[str], run: Path | None) -> Config:
