@@ -11,6 +11,7 @@ from typing import Any
 from echo_cli.config import Config, load_config
 from echo_cli.error import EchoError
 from echo_cli.run import is_run, open_run
+from echo_cli.storage import shown
 from echo_cli.summary import is_finished
 
 Summary = Mapping[str, Any]
@@ -169,7 +170,16 @@ def check_cells(cells: Sequence[Cell]) -> None:
         from echo_cli.session import check_same_config  # loads torch
 
         for cell in found:
-            check_same_config(open_run(cell.path), cell.config)
+            run = open_run(cell.path)
+            check_same_config(run, cell.config)
+            trained, wanted = load_config(run.config_path).collapse, cell.config.collapse
+            # Free to change on resume, but a finished run is not trained again, and only lowering λ changes a training.
+            lowers = "lower_lambda" in (trained.action, wanted.action)
+            if lowers and trained != wanted and is_finished(run.read_summary(), cell.config.steps):
+                raise EchoError(
+                    f"{shown(cell.path)} was trained with another collapse section",
+                    "train it again with --overwrite, or drop the change",
+                )
 
 
 def shown_coeff(coeff: float) -> str:

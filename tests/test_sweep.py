@@ -112,6 +112,15 @@ def test_another_config_is_refused_before_anything_is_trained(swept: Path, capsy
     assert not (swept / "lambda-0.7-seed0").exists()
 
 
+def test_a_finished_cell_is_not_passed_off_as_one_with_a_lowered_lambda(
+    swept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(_two_by_two(swept.parent, "collapse.action=lower_lambda")) == 2
+    message, tip = error_of(capsys.readouterr().err)
+    assert "another collapse section" in message and "--overwrite" in tip
+    assert main(_two_by_two(swept.parent, "collapse.action=stop")) == 0
+
+
 @pytest.mark.slow
 def test_a_failed_cell_costs_only_itself_and_is_done_the_next_time(
     swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
