@@ -113,12 +113,13 @@ def test_another_config_is_refused_before_anything_is_trained(swept: Path, capsy
 
 
 def test_a_finished_cell_is_not_passed_off_as_one_with_a_lowered_lambda(
-    swept: Path, capsys: pytest.CaptureFixture[str]
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(_two_by_two(swept.parent, "collapse.action=lower_lambda")) == 2
+    _copy(swept, tmp_path)
+    assert main(_two_by_two(tmp_path, "collapse.action=lower_lambda")) == 2
     message, tip = error_of(capsys.readouterr().err)
     assert "another collapse section" in message and "--overwrite" in tip
-    assert main(_two_by_two(swept.parent, "collapse.action=stop")) == 0
+    assert main(_two_by_two(tmp_path, "collapse.action=stop")) == 0
 
 
 @pytest.mark.slow
@@ -201,7 +202,8 @@ def test_an_interrupted_sweep_goes_on_to_the_same_result(swept: Path, tmp_path: 
     assert (process.returncode, out) == (130, "")
     command = shlex.split(rest.splitlines()[-1].partition("to continue: ")[2])
     assert command[:2] == ["echo-cli", "sweep-lambda"] and "--overwrite" not in command
-    assert json.loads((again / NAMES[0] / "summary.json").read_text())["status"] == "stopped"
+    # Two steps are short: the cell may have been through with them before it was asked to stop.
+    assert json.loads((again / NAMES[0] / "summary.json").read_text())["status"] in ("stopped", "finished")
     assert main(command[1:]) == 0
     assert (again / NAMES[1] / "summary.json").stat().st_mtime_ns == before
     assert _without_clock(_sweep(again)) == _without_clock(_sweep(swept))
