@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from echo_cli.config import Config, load_config
+from echo_cli.config import Config
+from echo_cli.config_file import load_config
 from echo_cli.environment import ToyWorlds, Worlds
 from echo_cli.error import EchoError
 from echo_cli.evaluate import Evaluator

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from echo_cli.config import Config, load_config
+from echo_cli.config import Config
+from echo_cli.config_file import load_config
 from echo_cli.environment import Worlds
 from echo_cli.error import EchoError
 from echo_cli.evaluate import Evaluator, rollout_tasks

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from echo_cli.config import Config, load_config
+from echo_cli.config import Config
+from echo_cli.config_file import load_config
 from echo_cli.error import EchoError
 from echo_cli.run import is_run, open_run
 from echo_cli.storage import shown

@@ -18,7 +18,8 @@ from echo_cli.advantage import step_advantages
 from echo_cli.batch import bucket, collate, targets
 from echo_cli.bench import Timing, Variant
 from echo_cli.cli import main
-from echo_cli.config import Config, find_config, load_config
+from echo_cli.config import Config
+from echo_cli.config_file import find_config, load_config
 from echo_cli.error import EchoError
 from echo_cli.policy import DeviceChoice, TorchPolicy
 from echo_cli.session import build_policy, build_worlds

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from echo_cli.cell_runner import Outcome
-from echo_cli.config import load_config
+from echo_cli.config_file import load_config
 from echo_cli.statistic import Estimate
 from echo_cli.sweep_result import CellResult
 

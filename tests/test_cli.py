@@ -12,7 +12,7 @@ import pytest
 from tiny_run import COMMAND, TINY, error_of
 
 from echo_cli.cli import main
-from echo_cli.config import configs_folder, find_config, load_config
+from echo_cli.config_file import configs_folder, find_config, load_config
 
 COMMANDS = ("train", "sweep-lambda", "eval-heldout", "plot", "bench", "shell-hook", "pool")
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from echo_cli.config import Config, configs_folder, find_config, load_config, parse_override
+from echo_cli.config import Config
+from echo_cli.config_file import configs_folder, find_config, load_config, parse_override
 from echo_cli.error import EchoError
 
 SHIPPED = sorted(configs_folder().glob("*.yaml"))

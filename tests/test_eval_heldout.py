@@ -18,7 +18,7 @@ import pytest
 from tiny_run import error_of, rows, train
 
 from echo_cli.cli import main
-from echo_cli.config import load_config
+from echo_cli.config_file import load_config
 from echo_cli.display import printable
 from echo_cli.evaluate import limits_of
 from echo_cli.heldout_plot import plot_evaluation

@@ -11,7 +11,7 @@ import pytest
 from tiny_run import error_of
 
 from echo_cli.cli import main
-from echo_cli.config import find_config, load_config
+from echo_cli.config_file import find_config, load_config
 from echo_cli.evaluate import Evaluator, limits_of, score_pool
 from echo_cli.policy import TorchPolicy
 from echo_cli.pool_file import load_pool, read_pool, write_pool

@@ -20,7 +20,8 @@ from tiny_run import TINY, error_of, rows, start, train
 
 from echo_cli.cell_runner import Outcome, log_path, run_cells
 from echo_cli.cli import main
-from echo_cli.config import Config, find_config, load_config
+from echo_cli.config import Config
+from echo_cli.config_file import find_config, load_config
 from echo_cli.run import create_run
 from echo_cli.sweep import ended_summary, join_seeds, parse_seeds, parse_words, plan_cells, sweep_config
 from echo_cli.sweep_progress import Followed, live_table

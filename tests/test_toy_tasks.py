@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from echo_cli.config import load_config
+from echo_cli.config_file import load_config
 from echo_cli.environment import ToyWorlds
 from toy_terminal_env.environment import ToyTerminalEnvironment, world_and_tasks
 from toy_terminal_env.models import ToyTerminalAction

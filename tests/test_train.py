@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_run import error_of, rows, train, train_words, weights
 
 from echo_cli.cli import main
-from echo_cli.config import load_config
+from echo_cli.config_file import load_config
 from echo_cli.environment import ToyTerminal
 from echo_cli.policy import model_folder
 from echo_cli.run import open_run

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from echo_cli.commands.option import AsJson, ConfigName, Device, Overrides, as_overrides, print_json
-from echo_cli.config import find_config, load_config
+from echo_cli.config_file import find_config, load_config
 
 
 def bench(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from echo_cli.commands.option import AsJson, ConfigName, Device, Overrides, Overwrite, as_overrides, is_step, print_json
-from echo_cli.config import Config, find_config, load_config
+from echo_cli.config import Config
+from echo_cli.config_file import find_config, load_config
 from echo_cli.error import EchoError
 from echo_cli.storage import shown
 from echo_cli.task import Split

@@ -28,7 +28,7 @@ from echo_cli.commands.option import (
     refuse_options,
     run_path,
 )
-from echo_cli.config import find_config
+from echo_cli.config_file import find_config
 from echo_cli.error import EchoError
 
 if TYPE_CHECKING:

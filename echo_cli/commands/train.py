@@ -27,7 +27,8 @@ from echo_cli.commands.option import (
     print_plans,
     run_path,
 )
-from echo_cli.config import Config, find_config, load_config
+from echo_cli.config import Config
+from echo_cli.config_file import find_config, load_config
 from echo_cli.error import EchoError
 from echo_cli.storage import shown
 
