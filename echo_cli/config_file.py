@@ -216,7 +216,12 @@ def _move_source(values: dict[str, Any], keys: tuple[str, ...], value: Any) -> N
 def _apply_environment_preset(values: dict[str, Any]) -> None:
     """Put the preset that the environment section names under the section's own keys."""
     environment = values.get("environment")
-    name = environment.get("preset") if isinstance(environment, dict) else None
+    if not isinstance(environment, dict):
+        return
+    tasks = environment.get("tasks")
+    if isinstance(tasks, dict) and tasks.get("toy_terminal") is not None:
+        environment.setdefault("preset", "toy_terminal")
+    name = environment.get("preset")
     if isinstance(name, str) and name in ENVIRONMENT_PRESETS:
         preset = environment_preset(name)
         _merge(preset, environment)
