@@ -77,8 +77,8 @@ class ToyTerminalConfig(Section):
 class ProviderConfig(Section):
     """A server that we start, once a run, on 127.0.0.1.
 
-    `kind` is `docker` (with `image`), `uv` (with `project_path` and `app`), `process` (with `command`, in which `{port}`
-    is replaced) or a provider class, `pkg.module:Class`.
+    `kind` is `docker` (with `image`), `uv` (with `project_path` and `app`), `process` (with `command`, in which
+    `{port}` is replaced) or a provider class, `pkg.module:Class`.
     `env` are environment variables of the server; a value may name one of ours as `${NAME}`.
     """
 

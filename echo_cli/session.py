@@ -13,15 +13,19 @@ import torch
 
 from echo_cli.config import Config
 from echo_cli.config_file import load_config
-from echo_cli.environment import ToyWorlds, Worlds
+from echo_cli.environment import Worlds
 from echo_cli.error import EchoError
-from echo_cli.evaluate import Evaluator
+from echo_cli.evaluate import Evaluator, expert_pools, play_pools
 from echo_cli.observation import ObservationLog, pairs_of
 from echo_cli.policy import DeviceChoice, TorchPolicy, choose_device, load_policy
+from echo_cli.pool import Pool, pool_of
 from echo_cli.run import RunDirectory, create_run, environment_record, open_run
 from echo_cli.schedule import GradientNorms
 from echo_cli.storage import write_atomic
 from echo_cli.summary import best_step
+from echo_cli.tokenizer import Tokenizer
+from echo_cli.trajectory import read_trajectories
+from echo_cli.worlds import open_worlds
 
 # The prompt, the exit status and the notices around the last reply.
 _NOTICE_TOKENS = 64
@@ -52,12 +56,6 @@ class Session:
     def seconds(self) -> float:
         """Wall clock that went into the run up to now, earlier sessions up to their last checkpoint included."""
         return time.perf_counter() - self.clock_start
-
-
-def build_worlds(config: Config) -> Worlds:
-    """The environment that the config names."""
-    toy = config.environment.toy_terminal
-    return ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns, toy.families)
 
 
 def build_policy(config: Config) -> tuple[TorchPolicy, DeviceChoice]:
@@ -95,21 +93,38 @@ def open_session(
     if resume:
         check_same_config(open_run(path), config)
     policy, choice = build_policy(config)
-    worlds = build_worlds(config)
-    evaluator = Evaluator(config, worlds, policy.tokenizer)
-    evaluator.remember_start(policy)
-    if not resume:
-        record = environment_record(config.seed, argv, str(choice.device), torch.get_num_threads())
-        create_run(path, config_yaml=config.to_yaml(), environment=record, overwrite=overwrite)
-    run = open_run(path)
-    with run.lock():
-        start, meta = _continue(run, config, policy) if resume else (0, {})
-        executed = run.read_observations()
-        evaluator.observe(pairs_of(executed))
-        norms = GradientNorms(**meta.get("gradient_norms", {}))
-        clock_start -= float(meta.get("seconds", 0.0))
-        observed = ObservationLog(executed)
-        yield Session(config, run, policy, worlds, evaluator, observed, choice, start, norms, clock_start)
+    with open_worlds(config) as worlds:
+        if not resume:
+            played = {} if worlds.scripted else play_pools(config, worlds, policy)
+            create_run(
+                path,
+                config_yaml=config.to_yaml(),
+                environment=environment_record(config.seed, argv, str(choice.device), torch.get_num_threads()),
+                pools={name: [trajectory.to_json() for trajectory in of] for name, of in played.items()},
+                overwrite=overwrite,
+            )
+        run = open_run(path)
+        evaluator = Evaluator(config, worlds, frozen_pools(run, config, worlds, policy.tokenizer))
+        evaluator.remember_start(policy)
+        with run.lock():
+            start, meta = _continue(run, config, policy) if resume else (0, {})
+            executed = run.read_observations()
+            evaluator.observe(pairs_of(executed))
+            norms = GradientNorms(**meta.get("gradient_norms", {}))
+            clock_start -= float(meta.get("seconds", 0.0))
+            observed = ObservationLog(executed)
+            yield Session(config, run, policy, worlds, evaluator, observed, choice, start, norms, clock_start)
+
+
+def frozen_pools(run: RunDirectory, config: Config, worlds: Worlds, tokenizer: Tokenizer) -> dict[str, Pool]:
+    """The frozen pools of a run: those it has kept, or those that its worlds' experts play again.
+
+    Raises:
+        EchoError: a kept pool is damaged.
+    """
+    if worlds.scripted:
+        return expert_pools(config, worlds, tokenizer)
+    return {name: pool_of(read_trajectories(path)) for name, path in run.pool_paths.items()}
 
 
 def _continue(run: RunDirectory, config: Config, policy: TorchPolicy) -> tuple[int, dict[str, Any]]:
