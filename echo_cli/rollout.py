@@ -146,21 +146,25 @@ class Episode:
     def _add_pieces(self, pieces: Sequence[Piece], first: bool = False) -> list[Segment]:
         """Tokenise each piece alone, so that no token straddles two roles; cut long ones, with a notice.
 
-        A piece has at most `output_tokens`, all of them together twice that.
+        A piece of a reply has at most `output_tokens`, all of them together twice that. An opening leaves room for an
+        action.
         """
-        added, left = [], 2 * self.limits.output_tokens
+        limits = self.limits
+        left = max(limits.episode_tokens - limits.action_tokens, 1) if first else 2 * limits.output_tokens
+        added: list[Segment] = []
         for piece in pieces:
             if left == 0:
                 break
-            text, cap = piece.text, min(left, self.limits.output_tokens)
+            cap = left if first else min(left, limits.output_tokens)
             # A text far beyond the cap is not tokenised to its end first.
-            cut = piece.cut or len(text) > cap * _LONGEST_TOKEN_CHARS
-            ids = _encode(self.tokenizer, text[: cap * _LONGEST_TOKEN_CHARS], first)
-            first = False
-            if len(ids) > cap or len(text) > cap * _LONGEST_TOKEN_CHARS:
-                ids, text, cut = *_cut(self.tokenizer, ids, cap), True
+            text = piece.text[: cap * _LONGEST_TOKEN_CHARS]
+            ids = self.tokenizer.encode(text)
+            cut = piece.cut or len(text) < len(piece.text) or len(ids) > cap
+            if cut:
+                ids, text = _cut(self.tokenizer, ids, min(cap, len(ids)))
             left -= len(ids)
-            added.append(self._add(Segment(piece.role, text, tuple(ids), channel=piece.channel)))
+            start = [self.tokenizer.bos_id] if first and not added else []
+            added.append(self._add(Segment(piece.role, text, (*start, *ids), channel=piece.channel)))
             if cut:
                 notice = tuple(self.tokenizer.encode(CUT_OUTPUT))
                 added.append(self._add(Segment(Role.WARNING, CUT_OUTPUT, notice, channel="notice")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import random
 import subprocess
@@ -12,8 +13,9 @@ import pytest
 import yaml
 
 import toy_terminal_env
-from echo_cli.environment import PROMPT, Piece, ToyTerminal, ToyWorlds
+from echo_cli.environment import Environment, Piece, Reply
 from echo_cli.task import Task
+from echo_cli.toy_worlds import ToyWorlds
 from echo_cli.trajectory import Role
 from toy_terminal_env.environment import ToyTerminalEnvironment, world_and_tasks
 from toy_terminal_env.models import ToyTerminalAction, ToyTerminalObservation, ToyTerminalState
@@ -178,15 +180,32 @@ def test_the_logic_imports_the_standard_library_only() -> None:
 # --- Behind the protocol of echo-cli ---------------------------------------------------------------------------------
 
 
+PROMPT = Piece(Role.CONTEXT, "$ ")
+
+
 def task_of() -> Task:
     return Task(TASK.task_id, "train", TASK.family, {"seed": 0, "task_id": TASK.task_id})
 
 
+class Terminal:
+    """An episode of three turns, one call after the other."""
+
+    def __init__(self) -> None:
+        self._inner: Environment = ToyWorlds((0,), (), max_turns=3).environment()
+        self.opening = asyncio.run(self._inner.reset(task_of()))
+
+    def step(self, action: str) -> Reply:
+        return asyncio.run(self._inner.step(action))
+
+    def verify(self) -> float | None:
+        return asyncio.run(self._inner.verify())
+
+
 def test_roles_are_decided_where_the_text_is_made() -> None:
-    terminal = ToyTerminal(max_turns=3)
-    assert terminal.reset(task_of()) == (Piece(Role.CONTEXT, f"task: {TASK.question}\n{PROMPT}"),)
+    terminal = Terminal()
+    assert terminal.opening == (Piece(Role.CONTEXT, f"task: {TASK.question}\n"), PROMPT)
     good = terminal.step("ls /")
-    assert good.pieces == (Piece(Role.ENV_OUTPUT, "etc\nsrv\nvar\n", "stdout"), Piece(Role.CONTEXT, PROMPT))
+    assert good.pieces == (Piece(Role.ENV_OUTPUT, "etc\nsrv\nvar\n", "stdout"), PROMPT)
     assert (good.done, good.exit_code, good.valid_action) == (False, 0, True)
     both = terminal.step("ls / /none")
     assert [(piece.role, piece.channel) for piece in both.pieces] == [
@@ -197,32 +216,38 @@ def test_roles_are_decided_where_the_text_is_made() -> None:
     ]
     assert both.pieces[2].text == "[exit 2]\n"
     last = terminal.step("cat /none")
-    assert last.done and [piece.role for piece in last.pieces] == [Role.ENV_OUTPUT, Role.WARNING]
+    assert last.done and last.capped and [piece.role for piece in last.pieces] == [Role.ENV_OUTPUT, Role.WARNING]
 
 
 def test_a_command_without_output_adds_no_env_output() -> None:
-    terminal = ToyTerminal(max_turns=3)
-    terminal.reset(task_of())
-    assert terminal.step("").pieces == (Piece(Role.CONTEXT, PROMPT),)
+    terminal = Terminal()
+    assert terminal.step("").pieces == (PROMPT,)
     silent = terminal.step("grep nothing-at-all /srv/registry.csv")
     assert [piece.role for piece in silent.pieces] == [Role.WARNING, Role.CONTEXT]
     assert silent.valid_action
 
 
 def test_an_answer_adds_nothing_and_ends() -> None:
-    terminal = ToyTerminal(max_turns=3)
-    terminal.reset(task_of())
+    terminal = Terminal()
     reply = terminal.step(f"answer: {TASK.answer}")
     assert (reply.pieces, reply.done, reply.exit_code, reply.valid_action) == ((), True, None, True)
+    assert not reply.capped
     assert terminal.verify() == 1.0
 
 
 def test_an_unfinished_episode_is_worth_nothing() -> None:
-    terminal = ToyTerminal(max_turns=3)
-    terminal.reset(task_of())
+    terminal = Terminal()
     assert terminal.verify() == 0.0
     terminal.step("ls")
     assert terminal.verify() == 0.0
+
+
+def test_an_answer_on_the_last_turn_is_an_answer() -> None:
+    terminal = Terminal()
+    for command in ("ls", "ls"):
+        assert not terminal.step(command).done
+    reply = terminal.step(f"answer: {TASK.answer}")
+    assert (reply.done, reply.capped, terminal.verify()) == (True, False, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -233,8 +258,7 @@ def test_an_unfinished_episode_is_worth_nothing() -> None:
     ],
 )
 def test_a_valid_action_is_one_the_shell_could_run(action: str, valid: bool) -> None:
-    terminal = ToyTerminal(max_turns=3)
-    terminal.reset(task_of())
+    terminal = Terminal()
     assert terminal.step(action).valid_action is valid
 
 
