@@ -253,6 +253,17 @@ class EnvironmentConfig(Section):
         return self
 
     @property
+    def source(self) -> str:
+        """Where environments come from, for people to read."""
+        if self.provider is not None:
+            return f"provider {self.provider.kind}"
+        return next(
+            f"{name} {value}" if isinstance(value, str) else name
+            for name in SOURCES
+            if (value := getattr(self, name)) is not None
+        )
+
+    @property
     def toy_worlds(self) -> ToyTerminalConfig | None:
         """The toy worlds that are played, in this process or anywhere."""
         return self.toy_terminal or (self.tasks.toy_terminal if self.tasks else None)

@@ -34,6 +34,15 @@ _NOTICE_TOKENS = 64
 # collapse does, so that a run which it stopped can go on.
 _FREE_ON_RESUME = {"steps", "output_dir", "run_name", "device", "threads", "checkpoint", "collapse"}
 
+# Where the environment is and how it is reached may change as well; what it is may not.
+_FREE_ENVIRONMENT = tuple(
+    f"environment.{key}"
+    for key in (
+        *("url", "provider", "headers", "sessions", "batch_wait_s", "attempts"),
+        *("connect_timeout_s", "step_timeout_s", "retry_s", "max_message_mb"),
+    )
+)
+
 
 @dataclass(frozen=True)
 class Session:
@@ -96,10 +105,12 @@ def open_session(
     with open_worlds(config) as worlds:
         if not resume:
             played = {} if worlds.scripted else play_pools(config, worlds, policy)
+            record = environment_record(config.seed, argv, str(choice.device), torch.get_num_threads())
+            answers = {"name": worlds.description.name, "sessions": worlds.hosting.sessions}
             create_run(
                 path,
                 config_yaml=config.to_yaml(),
-                environment=environment_record(config.seed, argv, str(choice.device), torch.get_num_threads()),
+                environment={**record, "environment": answers},
                 pools={name: [trajectory.to_json() for trajectory in of] for name, of in played.items()},
                 overwrite=overwrite,
             )
@@ -151,7 +162,8 @@ def check_same_config(run: RunDirectory, config: Config) -> None:
     before = flat_config(load_config(run.config_path).model_dump(mode="json"))
     now = flat_config(config.model_dump(mode="json"))
     for key in sorted(before.keys() | now.keys()):
-        if key.split(".")[0] not in _FREE_ON_RESUME and before.get(key) != now.get(key):
+        free = key.split(".")[0] in _FREE_ON_RESUME or key.startswith(_FREE_ENVIRONMENT)
+        if not free and before.get(key) != now.get(key):
             raise EchoError(
                 f"cannot resume {run.path} with another config: {key} was {before.get(key)}, now {now.get(key)}",
                 "drop the change to resume, or start another run with --run-name",
