@@ -143,6 +143,20 @@ def test_a_refused_reset_changes_nothing() -> None:
 def test_an_episode_has_at_least_one_turn(max_turns: int) -> None:
     with pytest.raises(ValueError, match="max_turns"):
         ToyTerminalEnvironment(max_turns)
+    environment = started()
+    with pytest.raises(ValueError, match="max_turns"):
+        environment.reset(1, max_turns=max_turns)
+    assert environment.state.world_seed == 0
+
+
+def test_reset_gives_one_episode_its_own_turns() -> None:
+    environment = ToyTerminalEnvironment(max_turns=2)
+    environment.reset(0, max_turns=1)
+    assert step(environment, "ls /").done
+    environment.reset(0, max_turns=3)
+    assert [step(environment, "ls /").done for _ in range(3)] == [False, False, True]
+    environment.reset(0)
+    assert [step(environment, "ls /").done for _ in range(2)] == [False, True]
 
 
 # --- OpenEnv's shape -------------------------------------------------------------------------------------------------
@@ -161,8 +175,9 @@ def test_the_methods_are_openenvs() -> None:
 def test_the_manifest_follows_openenvs_convention() -> None:
     folder = Path(toy_terminal_env.__file__).parent
     manifest = yaml.safe_load((folder / "openenv.yaml").read_text(encoding="utf-8"))
-    assert set(manifest) == {"spec_version", "name", "type", "runtime", "app", "port"}
+    assert set(manifest) == {"spec_version", "name", "version", "type", "runtime", "app", "port"}
     assert (manifest["spec_version"], manifest["name"]) == (1, folder.name)
+    assert manifest["version"] == toy_terminal_env.__version__
     assert isinstance(manifest["port"], int)
 
 
