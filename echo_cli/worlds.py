@@ -78,11 +78,11 @@ def _server(environment: EnvironmentConfig, url: str, wanted_sessions: int, ende
 
     wire = WireSource(
         url,
-        headers=environment.headers,
+        environment.headers,
         connect_timeout_s=environment.connect_timeout_s,
         step_timeout_s=environment.step_timeout_s,
         max_message_mb=environment.max_message_mb,
-        wanted_sessions=wanted_sessions,
+        sessions_wanted=0 if environment.sessions else wanted_sessions,
         ended=ended,
     )
     if environment.client is None:
