@@ -11,7 +11,7 @@ from echo_cli.environment import Hosting, Piece, Reply
 from echo_cli.environment_config import EnvironmentConfig
 from echo_cli.error import EchoError
 from echo_cli.fault import BadAction, EnvironmentFault, Unavailable
-from echo_cli.observation_mapping import ObservationMapping, exit_code_of, is_invalid, safe_text
+from echo_cli.observation_mapping import ObservationMapping, exit_code_of, is_invalid, line_end, safe
 from echo_cli.task import Task
 from echo_cli.trajectory import Role
 
@@ -65,7 +65,7 @@ class TextEnvironment:
             pieces if done else self._prompted(pieces),
             done,
             exit_code,
-            valid_action=bool(action.strip()) and not is_invalid(payload, settings.invalid),
+            valid_action=bool(action.strip()) and not (settings.invalid and is_invalid(payload, settings.invalid)),
             capped=capped,
         )
 
@@ -132,7 +132,7 @@ class TextEnvironment:
 
     def _refused(self, reason: str, penalty: float) -> Reply:
         """The reply to an action that did not run."""
-        line = " ".join(safe_text(reason).split())
+        line = " ".join(safe(reason).split())
         notice = Piece(Role.WARNING, f"[{line[:_NOTICE_CHARS]}]\n", "notice")
         capped = self._turns >= self._settings.max_turns
         return Reply(
@@ -146,11 +146,8 @@ class TextEnvironment:
 
     def _prompted(self, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
         """`pieces` and the prompt of the next action, on a line of its own."""
-        at_line_start = not pieces or pieces[-1].cut or pieces[-1].text.endswith("\n")
         prompt = self._settings.prompt
-        if not prompt:
-            return pieces
-        return (*pieces, Piece(Role.CONTEXT, prompt if at_line_start else f"\n{prompt}"))
+        return (*pieces, Piece(Role.CONTEXT, line_end(pieces) + prompt)) if prompt else pieces
 
 
 def episode_reward(rewards: list[float | None], mode: str, none: str) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from echo_cli.action_mapping import check_action
+from echo_cli.action_mapping import check_action, check_payload
 from echo_cli.client import Source
 from echo_cli.config import Config
 from echo_cli.environment import Hosting, Worlds
@@ -32,7 +32,9 @@ def open_worlds(config: Config) -> Iterator[Worlds]:
     tasks = None if environment.tasks.toy_terminal else load_tasks(environment.tasks)
     with open_source(environment, config.rollout.tasks_per_step * config.rollout.group_size) as source:
         description = source.describe()
-        check_action(environment, description.action_schema)
+        check_action(environment.action, description.action_schema)
+        for number, final in enumerate(environment.reward.final):
+            check_payload(final.action, description.action_schema, f"environment.reward.final[{number}].action")
         hosting = Hosting(
             sessions=environment.sessions or description.sessions or 1,
             batch_wait_s=environment.batch_wait_s,

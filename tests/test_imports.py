@@ -40,6 +40,7 @@ ORDER = (
     "client",
     "environment",
     "event_loop",
+    "json_schema",
     "action_mapping",
     "observation_mapping",
     "task_file",
