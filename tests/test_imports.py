@@ -40,6 +40,7 @@ ORDER = (
     "client",
     "environment",
     "event_loop",
+    "task_file",
     "tokenizer",
     "models",
     "models.tiny",
