@@ -328,7 +328,9 @@ def play_policy(
                         played[seat.number] = ending.result()
                     except SessionLost:
                         lost(seat)
-                going_on, ready, answers = [], [], []
+                going_on: list[int] = []
+                ready: list[int] = []
+                answers: list[list[int]] = []
                 for row, seat in enumerate(rows):
                     try:
                         tokens = seat.answer.result() if seat.answer.done() else []

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 
 from echo_cli.action_mapping import ActionMapping, Unparsable
-from echo_cli.client import Client, JsonObject, Payload, Source
+from echo_cli.client import Client, Description, JsonObject, Payload, Source
 from echo_cli.environment import Hosting, Piece, Reply
 from echo_cli.environment_config import EnvironmentConfig
 from echo_cli.error import EchoError
@@ -149,6 +150,20 @@ class TextEnvironment:
         """`pieces` and the prompt of the next action, on a line of its own."""
         prompt = self._settings.prompt
         return (*pieces, Piece(Role.CONTEXT, line_end(pieces) + prompt)) if prompt else pieces
+
+
+@dataclass(frozen=True)
+class Host:
+    """Who runs a run's environments, and how they become text."""
+
+    source: Source
+    settings: EnvironmentConfig
+    hosting: Hosting
+    description: Description
+
+    def environment(self) -> TextEnvironment:
+        """An environment for one episode."""
+        return TextEnvironment(self.source, self.settings, self.hosting)
 
 
 def episode_reward(rewards: list[float | None], mode: str, none: str) -> float | None:

@@ -18,7 +18,7 @@ class ToySource:
 
     def describe(self) -> Description:
         action = {"type": "object", "properties": {"command": _TEXT}, "required": ["command"]}
-        fields = {name: {} for name in ToyTerminalObservation.__dataclass_fields__}
+        fields: dict[str, Any] = {name: {} for name in ToyTerminalObservation.__dataclass_fields__}
         return Description("toy_terminal_env", action, {"type": "object", "properties": fields})
 
     def client(self) -> Client:

@@ -7,13 +7,12 @@ import random
 from collections.abc import Sequence
 from functools import cache
 
-from echo_cli.client import Description, Source
 from echo_cli.config_file import environment_preset
 from echo_cli.environment import Environment, Hosting
 from echo_cli.environment_config import EnvironmentConfig
 from echo_cli.error import EchoError
 from echo_cli.task import Split, Task, TaskSplits
-from echo_cli.text_environment import TextEnvironment
+from echo_cli.text_environment import Host
 from echo_cli.toy_source import ToySource
 from toy_terminal_env.environment import world_and_tasks
 from toy_terminal_env.scripted import expert_actions, explorer_actions, explorer_commands, solving_commands
@@ -25,8 +24,7 @@ class ToyWorlds:
 
     Args:
         families: the tasks' kinds; empty means all. What explorers may type does not depend on it.
-        source: who runs the terminals; this process by default.
-        settings: how their payloads become text; the preset `toy_terminal` by default.
+        host: who runs the terminals; this process by default.
 
     Raises:
         EchoError: no world has a training task of these families.
@@ -40,21 +38,15 @@ class ToyWorlds:
         ood_world_seeds: Sequence[int],
         max_turns: int,
         families: Sequence[str] = (),
-        *,
-        source: Source | None = None,
-        settings: EnvironmentConfig | None = None,
-        hosting: Hosting | None = None,
-        description: Description | None = None,
+        host: Host | None = None,
     ) -> None:
         self._world_seeds = tuple(world_seeds)
         self._ood_world_seeds = tuple(ood_world_seeds)
         self._max_turns = max_turns
         self._families = tuple(families)
-        self._source = source or ToySource()
-        # The turns are the tasks': a server of its own mind about them would end episodes elsewhere.
-        self._settings = (settings or _toy_settings()).model_copy(update={"max_turns": max_turns})
-        self.hosting = hosting or Hosting()
-        self.description = description or self._source.describe()
+        self._host = host or Host(ToySource(), _toy_settings(max_turns), Hosting(), ToySource().describe())
+        self.hosting = self._host.hosting
+        self.description = self._host.description
         self._toy_tasks: dict[str, ToyTask] = {}
         splits: dict[Split, list[Task]] = {"train": [], "validation": [], "heldout": []}
         self._explorer_kinds = {}
@@ -75,8 +67,12 @@ class ToyWorlds:
             )
         self.tasks = TaskSplits(**splits)
 
+    def hosted(self, host: Host) -> ToyWorlds:
+        """The same worlds, with the terminals of `host`."""
+        return ToyWorlds(self._world_seeds, self._ood_world_seeds, self._max_turns, self._families, host)
+
     def environment(self) -> Environment:
-        return TextEnvironment(self._source, self._settings, self.hosting)
+        return self._host.environment()
 
     def expert(self, task: Task) -> list[str]:
         return expert_actions(self._toy_tasks[task.task_id])
@@ -85,19 +81,10 @@ class ToyWorlds:
         return explorer_actions(self._explorer_kinds[task.reset_arguments["seed"]], count, rng)
 
     def out_of_distribution(self) -> ToyWorlds:
-        return ToyWorlds(
-            self._ood_world_seeds,
-            (),
-            self._max_turns,
-            self._families,
-            source=self._source,
-            settings=self._settings,
-            hosting=self.hosting,
-            description=self.description,
-        )
+        return ToyWorlds(self._ood_world_seeds, (), self._max_turns, self._families, self._host)
 
 
 @cache
-def _toy_settings() -> EnvironmentConfig:
-    values = {**environment_preset("toy_terminal"), "toy_terminal": {}}
+def _toy_settings(max_turns: int) -> EnvironmentConfig:
+    values = {**environment_preset("toy_terminal"), "toy_terminal": {}, "max_turns": max_turns}
     return EnvironmentConfig.model_validate_json(json.dumps(values), strict=True)

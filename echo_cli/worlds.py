@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from echo_cli.action_mapping import check_action, check_payload
 from echo_cli.client import Source
 from echo_cli.config import Config
 from echo_cli.environment import Hosting, Worlds
 from echo_cli.environment_config import EnvironmentConfig
+from echo_cli.task import TaskSplits
 from echo_cli.task_file import load_tasks
 from echo_cli.task_worlds import TaskWorlds
+from echo_cli.text_environment import Host
 from echo_cli.toy_worlds import ToyWorlds
 
 
@@ -23,14 +26,19 @@ def open_worlds(config: Config) -> Iterator[Worlds]:
         EchoError: the environment cannot be reached or started (exit code 1), does not speak OpenEnv, takes other
             actions than the config's, or the tasks cannot be read.
     """
-    environment = config.environment
-    if environment.toy_terminal is not None:
-        toy = environment.toy_terminal
-        yield ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns, toy.families)
-        return
-    assert environment.tasks is not None
-    tasks = None if environment.tasks.toy_terminal else load_tasks(environment.tasks)
-    with open_source(environment, config.rollout.tasks_per_step * config.rollout.group_size) as source:
+    environment, toy = config.environment, config.environment.toy_worlds
+    hosted: Callable[[Host], Worlds]
+    if toy is not None:
+        worlds = ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns, toy.families)
+        if environment.toy_terminal is not None:
+            yield worlds
+            return
+        splits, hosted = worlds.tasks, worlds.hosted
+    else:
+        assert environment.tasks is not None
+        tasks = load_tasks(environment.tasks)
+        splits, hosted = tasks.splits, partial(TaskWorlds, tasks)
+    with open_source(environment, rollouts_at_once(config, splits)) as source:
         description = source.describe()
         check_action(environment.action, description.action_schema)
         for number, final in enumerate(environment.reward.final):
@@ -40,21 +48,18 @@ def open_worlds(config: Config) -> Iterator[Worlds]:
             batch_wait_s=environment.batch_wait_s,
             attempts=environment.attempts,
         )
-        toy_worlds = environment.tasks.toy_terminal
-        if toy_worlds is not None:
-            yield ToyWorlds(
-                toy_worlds.world_seeds,
-                toy_worlds.ood_world_seeds,
-                toy_worlds.max_turns,
-                toy_worlds.families,
-                source=source,
-                settings=environment,
-                hosting=hosting,
-                description=description,
-            )
-        else:
-            assert tasks is not None
-            yield TaskWorlds(tasks, source, environment, hosting, description)
+        yield hosted(Host(source, environment, hosting, description))
+
+
+def rollouts_at_once(config: Config, splits: TaskSplits) -> int:
+    """The most rollouts that a run wants to play at once: more sessions than that are of no use to it."""
+    rollout, evaluation = config.rollout, config.evaluation
+    return max(
+        rollout.tasks_per_step * rollout.group_size,
+        rollout.explorers,
+        len(splits.validation) * max(evaluation.validation_rollouts, 1),
+        len(splits.heldout) * max(evaluation.heldout_rollouts, 1),
+    )
 
 
 @contextmanager
