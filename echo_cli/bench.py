@@ -32,10 +32,11 @@ from echo_cli.preset import ObjectiveSettings
 from echo_cli.rollout_filter import filter_env_rollouts
 from echo_cli.schedule import world_model_coeff_at
 from echo_cli.seed import generator
-from echo_cli.session import build_policy, build_worlds
+from echo_cli.session import build_policy
 from echo_cli.statistic import median
 from echo_cli.train import play_explorers, play_tasks
 from echo_cli.trajectory import Role, Trajectory
+from echo_cli.worlds import open_worlds
 
 Result = dict[str, Any]
 
@@ -124,15 +125,15 @@ def bench(config: Config, repeats: int, on_progress: Callable[[str], None] = lam
     """
     compared = variants(config)
     policy, choice = build_policy(config)
-    worlds = build_worlds(config)
     on_progress(f"{len(compared)} variants on {choice.reason}")
     timings: list[dict[str, Timing]] = []
-    for number in range(repeats + 1):  # the first is the warm-up
-        played = _play(config, policy, worlds, max(variant.explorers for variant in compared), number)
-        order = generator(config.seed, "bench", number).sample(compared, len(compared))
-        timings.append({variant.name: _update(config, policy, played, variant) for variant in order})
-        if number and (number % 5 == 0 or number == repeats):
-            on_progress(f"repeat {number}/{repeats}")
+    with open_worlds(config) as worlds:
+        for number in range(repeats + 1):  # the first is the warm-up
+            played = _play(config, policy, worlds, max(variant.explorers for variant in compared), number)
+            order = generator(config.seed, "bench", number).sample(compared, len(compared))
+            timings.append({variant.name: _update(config, policy, played, variant) for variant in order})
+            if number and (number % 5 == 0 or number == repeats):
+                on_progress(f"repeat {number}/{repeats}")
     coeff, configured = env_coeff(config)
     result: Result = {
         "device": choice.reason,
@@ -311,7 +312,8 @@ def print_peak(name: str, config_json: str) -> None:
     config = Config.model_validate_json(config_json)
     (variant,) = (variant for variant in variants(config) if variant.name == name)
     policy, _ = build_policy(config)
-    played = _play(config, policy, build_worlds(config), variant.explorers, step=0)
+    with open_worlds(config) as worlds:
+        played = _play(config, policy, worlds, variant.explorers, step=0)
     for _ in range(2):  # the first makes the optimizer's state
         _update(config, policy, played, variant)
     print(_peak_resident_bytes())

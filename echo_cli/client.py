@@ -6,6 +6,7 @@ started give the same payloads, and with the same mapping the same text. `text_e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -41,7 +42,11 @@ class Payload:
             raise ValueError(f"done is {type(done).__name__}")
         if not (metadata is None or isinstance(metadata, dict)):
             raise ValueError(f"metadata is {type(metadata).__name__}")
-        return Payload(data["observation"], None if reward is None else float(reward), done, metadata)
+        try:
+            number = math.nan if reward is None else float(reward)
+        except OverflowError:
+            raise ValueError("the reward is too large a number") from None
+        return Payload(data["observation"], number if math.isfinite(number) else None, done, metadata)
 
     @property
     def root(self) -> JsonObject:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from echo_cli.error import EchoError
@@ -38,7 +39,14 @@ def compare_runs(
     Raises:
         EchoError: no such run, checkpoint or pool, or the runs' pools, tasks or tokenizers are not the same.
     """
-    first, second = (open_subject(path, pool_folders, device) for path in paths)
+    with ExitStack() as opened:
+        first, second = (opened.enter_context(open_subject(path, pool_folders, device)) for path in paths)
+        return _compare(first, second, checkpoint, rollouts, pass_k)
+
+
+def _compare(
+    first: Subject, second: Subject, checkpoint: str | int, rollouts: int, pass_k: Sequence[int]
+) -> Comparison:
     _check_same_pools(first, second)
     policy_a, step_a, executed_a = _checkpoint(first, checkpoint)
     policy_b, step_b, executed_b = _checkpoint(second, checkpoint)

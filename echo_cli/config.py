@@ -137,6 +137,16 @@ class Config(Section):
             raise EchoError("objective.use_rl is false and λ is 0: the loss is always 0", "set one of them")
         return self
 
+    @model_validator(mode="after")
+    def _has_explorers(self) -> Config:
+        environment = self.environment
+        if self.rollout.explorers and environment.toy_worlds is None and not environment.explorer:
+            raise EchoError(
+                f"rollout.explorers is {self.rollout.explorers} and environment.explorer has no actions for them",
+                "list some there, or set rollout.explorers=0",
+            )
+        return self
+
     def to_yaml(self) -> str:
         """YAML that loads to an equal config."""
         return yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False)

@@ -10,6 +10,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from echo_cli.client import Description
 from echo_cli.fault import FaultCounts
 from echo_cli.task import Task, TaskSplits
 from echo_cli.trajectory import Role
@@ -90,6 +91,9 @@ class Worlds(Protocol):
 
     tasks: TaskSplits
     hosting: Hosting
+    description: Description
+    scripted: bool
+    """Every task has an expert, and the same actions give the same answers: a pool can be played again at any time."""
 
     def environment(self) -> Environment:
         """A new environment for one episode."""

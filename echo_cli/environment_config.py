@@ -77,8 +77,8 @@ class ToyTerminalConfig(Section):
 class ProviderConfig(Section):
     """A server that we start, once a run, on 127.0.0.1.
 
-    `kind` is `docker` (with `image`), `uv` (with `project_path` and `app`), `process` (with `command`, in which `{port}`
-    is replaced) or a provider class, `pkg.module:Class`.
+    `kind` is `docker` (with `image`), `uv` (with `project_path` and `app`), `process` (with `command`, in which
+    `{port}` is replaced) or a provider class, `pkg.module:Class`.
     `env` are environment variables of the server; a value may name one of ours as `${NAME}`.
     """
 
@@ -254,6 +254,17 @@ class EnvironmentConfig(Section):
                 "give environment.tasks: file, items or seeds; for a toy terminal's server, toy_terminal: {}",
             )
         return self
+
+    @property
+    def source(self) -> str:
+        """Where environments come from, for people to read."""
+        if self.provider is not None:
+            return f"provider {self.provider.kind}"
+        return next(
+            f"{name} {value}" if isinstance(value, str) else name
+            for name in SOURCES
+            if (value := getattr(self, name)) is not None
+        )
 
     @property
     def toy_worlds(self) -> ToyTerminalConfig | None:

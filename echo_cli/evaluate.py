@@ -15,7 +15,7 @@ from echo_cli.config import Config
 from echo_cli.environment import Worlds
 from echo_cli.policy import TorchPolicy
 from echo_cli.pool import Pair, Pool, expert_pool
-from echo_cli.rollout import Limits, play_policy
+from echo_cli.rollout import Limits, play_policy, play_scripts
 from echo_cli.seed import derive_seed
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
@@ -66,16 +66,51 @@ def limits_of(config: Config) -> Limits:
 def rollout_tasks(
     policy: TorchPolicy, worlds: Worlds, tasks: Sequence[Task], rollouts: int, config: Config, seed: int
 ) -> list[Trajectory]:
-    """`rollouts` episodes of the policy on each task, at the training temperature."""
-    episodes = [(worlds.environment(), task, task.task_id) for task in tasks for _ in range(rollouts)]
+    """`rollouts` episodes of the policy on each task, at the training temperature.
+
+    One whose session was lost again and again is missing.
+    """
+    wanted = [(task, task.task_id) for task in tasks for _ in range(rollouts)]
     sampler = policy.sampler(config.rollout.temperature, seed)
-    return play_policy(sampler, policy.tokenizer, episodes, limits_of(config), verify=True)
+    played = play_policy(sampler, policy.tokenizer, worlds, wanted, limits_of(config), verify=True)
+    return [trajectory for trajectory in played if trajectory.stop_reason != "aborted"]
 
 
 def pass_at_1(trajectories: Sequence[Trajectory]) -> float | None:
     """The mean reward; None without rollouts."""
     rewards = [trajectory.reward for trajectory in trajectories if trajectory.reward is not None]
     return sum(rewards) / len(rewards) if rewards else None
+
+
+def pool_tasks(worlds: Worlds) -> dict[str, tuple[Worlds, Sequence[Task]]]:
+    """By the name of each frozen pool, the worlds and the tasks that it is of."""
+    ood = worlds.out_of_distribution()
+    return {
+        "validation": (worlds, worlds.tasks.validation),
+        "heldout": (worlds, worlds.tasks.heldout),
+        "ood": (ood, ood.tasks.heldout),
+    }
+
+
+def expert_pools(config: Config, worlds: Worlds, tokenizer: Tokenizer) -> dict[str, Pool]:
+    """The frozen pools of worlds whose every task has an expert."""
+    limits = limits_of(config)
+    return {name: expert_pool(of, tasks, tokenizer, limits) for name, (of, tasks) in pool_tasks(worlds).items()}
+
+
+def play_pools(config: Config, worlds: Worlds, policy: TorchPolicy) -> dict[str, list[Trajectory]]:
+    """What frozen pools are made of: the expert where a task has one, elsewhere `policy`, once a task.
+
+    Played once for a run, with the policy that it starts from: another day the environment may answer otherwise.
+    """
+    limits, played = limits_of(config), {}
+    for name, (of, tasks) in pool_tasks(worlds).items():
+        scripts = [(task, actions) for task in tasks if (actions := of.expert(task)) is not None]
+        expert = play_scripts(policy.tokenizer, of, scripts, limits, "expert")
+        wanted = [(task, task.task_id) for task in tasks if of.expert(task) is None]
+        sampler = policy.sampler(config.rollout.temperature, derive_seed(config.seed, f"pool/{name}"))
+        played[name] = expert + play_policy(sampler, policy.tokenizer, of, wanted, limits, verify=False)
+    return played
 
 
 @dataclass(frozen=True)
@@ -87,18 +122,12 @@ class Evaluation:
 
 
 class Evaluator:
-    """The frozen pools of a run, and the pairs of them that training has executed."""
+    """The frozen pools of a run (`frozen_pools`), and the pairs of them that training has executed."""
 
-    def __init__(self, config: Config, worlds: Worlds, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: Config, worlds: Worlds, pools: Mapping[str, Pool]) -> None:
         self._config = config
         self._worlds = worlds
-        limits = limits_of(config)
-        ood = worlds.out_of_distribution()
-        self.pools: Mapping[str, Pool] = {
-            "validation": expert_pool(worlds, worlds.tasks.validation, tokenizer, limits),
-            "heldout": expert_pool(worlds, worlds.tasks.heldout, tokenizer, limits),
-            "ood": expert_pool(ood, ood.tasks.heldout, tokenizer, limits),
-        }
+        self.pools = pools
         self._pairs = frozenset(pair for pool in self.pools.values() for pair in pool.pairs)
         self.seen: set[Pair] = set()
         self._start: Mapping[str, Sequence[PairScore]] = {}

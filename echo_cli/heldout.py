@@ -61,7 +61,17 @@ def evaluate_run(
     Raises:
         EchoError: no such run, checkpoint or pool, or `command` is not in the held-out pool.
     """
-    subject = open_subject(path, pool_folders, device)
+    with open_subject(path, pool_folders, device) as subject:
+        return _evaluate(subject, checkpoints, rollouts, pass_k, command)
+
+
+def _evaluate(
+    subject: Subject,
+    checkpoints: Sequence[str | int],
+    rollouts: int,
+    pass_k: Sequence[int],
+    command: str | None,
+) -> Evaluation:
     steps = checkpoint_steps(subject.run, checkpoints)
     policy, _ = build_policy(subject.config)
     executed = executed_by(subject, steps[-1])

@@ -17,6 +17,7 @@ def plan(config: Config, path: Path) -> dict[str, Any]:
     longest = rollout.max_episode_tokens + rollout.max_output_tokens
     return {
         "run directory": str(path),
+        "environment": config.environment.source,
         "λ": config.objective.base_coeff,
         "policy rollouts per step": policy_rollouts,
         "explorer rollouts per step": explorers,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from echo_cli.environment import Worlds
-from echo_cli.rollout import Limits, play_script
+from echo_cli.rollout import Limits, play_scripts
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Role, Trajectory, Turn
@@ -52,10 +52,9 @@ def pool_of(trajectories: Iterable[Trajectory]) -> Pool:
 
 
 def expert_pool(worlds: Worlds, tasks: Sequence[Task], tokenizer: Tokenizer, limits: Limits) -> Pool:
-    """Expert trajectories on `tasks`."""
-    return pool_of(
-        play_script(tokenizer, worlds.environment(), task, worlds.expert(task), limits, "expert") for task in tasks
-    )
+    """Expert trajectories on `tasks`; a task whose solution is not known is left out."""
+    scripts = [(task, actions) for task in tasks if (actions := worlds.expert(task)) is not None]
+    return pool_of(play_scripts(tokenizer, worlds, scripts, limits, "expert"))
 
 
 def _spans(trajectory: Trajectory) -> list[Span]:

@@ -16,14 +16,15 @@ from echo_cli.error import EchoError
 from echo_cli.evaluate import limits_of
 from echo_cli.policy import MODEL_FILE, TOKENIZER_FILE, TorchPolicy, model_folder
 from echo_cli.pool_file import Actor, Manifest, Provenance, check_free, write_pool
-from echo_cli.rollout import play_policy, play_script
+from echo_cli.rollout import play_policy, play_scripts
 from echo_cli.run import git_commit, open_run
 from echo_cli.seed import derive_seed, generator
-from echo_cli.session import build_policy, build_worlds
+from echo_cli.session import build_policy
 from echo_cli.storage import sha256_of
 from echo_cli.task import Split, Task
 from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Trajectory
+from echo_cli.worlds import open_worlds
 
 
 @dataclass(frozen=True)
@@ -68,22 +69,18 @@ def build_pool(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> Mani
             damaged, no rollout solved its task (exit code 1), or nothing was printed that could be predicted.
     """
     check_free(folder, overwrite)
-    config, toy = recipe.config, recipe.config.environment.toy_terminal
-    seeds = toy.ood_world_seeds if recipe.out_of_distribution else toy.world_seeds
-    if not seeds:
-        tip = "name one with environment.toy_terminal.ood_world_seeds=[101]"
-        raise EchoError("the config has no out-of-distribution world", tip)
-    worlds = build_worlds(config)
-    worlds = worlds.out_of_distribution() if recipe.out_of_distribution else worlds
-    tasks: Sequence[Task] = getattr(worlds.tasks, recipe.split)
-    if isinstance(recipe.actor, CheckpointActor):
-        policy, actor = _load(recipe.actor, config)
-        tokenizer, temperature = policy.tokenizer, recipe.actor.temperature
-        trajectories = _sample(policy, worlds, tasks, recipe, temperature)
-    else:
-        tokenizer = Tokenizer.load(model_folder(config.model.path) / TOKENIZER_FILE)
-        actor, temperature = Actor(kind="expert" if recipe.actor == "expert" else "explorer"), None
-        trajectories = _script(tokenizer, worlds, tasks, recipe)
+    config = recipe.config
+    with open_worlds(config) as here:
+        worlds = here.out_of_distribution() if recipe.out_of_distribution else here
+        tasks = _tasks(worlds, recipe)
+        if isinstance(recipe.actor, CheckpointActor):
+            policy, actor = _load(recipe.actor, config)
+            tokenizer, temperature = policy.tokenizer, recipe.actor.temperature
+            trajectories = _sample(policy, worlds, tasks, recipe, temperature)
+        else:
+            tokenizer = Tokenizer.load(model_folder(config.model.path) / TOKENIZER_FILE)
+            actor, temperature = Actor(kind="expert" if recipe.actor == "expert" else "explorer"), None
+            trajectories = _script(tokenizer, worlds, tasks, recipe)
     if recipe.only_solved:
         trajectories = [trajectory for trajectory in trajectories if (trajectory.reward or 0.0) >= 1.0]
         if not trajectories:
@@ -93,17 +90,35 @@ def build_pool(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> Mani
         actor=actor,
         split=recipe.split,
         out_of_distribution=recipe.out_of_distribution,
-        world_seeds=seeds,
+        world_seeds=_world_seeds(config, recipe.out_of_distribution),
         rollouts_per_task=recipe.rollouts,
         only_solved=recipe.only_solved,
         temperature=temperature,
         seed=None if actor.kind == "expert" else config.seed,
         limits=limits_of(config),
-        environment=config.environment.model_dump(mode="json"),
+        environment=config.environment.model_dump(mode="json", exclude={"url"}),
         echo_cli=importlib.metadata.version("echo-cli"),
         git_commit=git_commit(),
     )
     return write_pool(folder, trajectories, tokenizer, provenance, overwrite=overwrite)
+
+
+def _world_seeds(config: Config, out_of_distribution: bool) -> tuple[int, ...]:
+    """The toy worlds that are played in; none in another environment."""
+    toy = config.environment.toy_worlds
+    if toy is None:
+        return ()
+    return toy.ood_world_seeds if out_of_distribution else toy.world_seeds
+
+
+def _tasks(worlds: Worlds, recipe: Recipe) -> Sequence[Task]:
+    tasks: Sequence[Task] = getattr(worlds.tasks, recipe.split)
+    if tasks:
+        return tasks
+    if recipe.out_of_distribution:
+        tip = "name one with environment.toy_terminal.ood_world_seeds=[101]; in a task list, `split: ood`"
+        raise EchoError("the config has no out-of-distribution world", tip)
+    raise EchoError(f"there is no {recipe.split} task", "name some in environment.tasks")
 
 
 def _load(actor: CheckpointActor, config: Config) -> tuple[TorchPolicy, Actor]:
@@ -123,25 +138,30 @@ def _sample(
         play_policy(
             policy.sampler(temperature, derive_seed(recipe.config.seed, "pool", number)),
             policy.tokenizer,
-            [(worlds.environment(), task, task.task_id) for task in tasks],
+            worlds,
+            [(task, task.task_id) for task in tasks],
             limits_of(recipe.config),
             verify=True,
         )
         for number in range(recipe.rollouts)
     ]
-    return [trajectory for of_task in zip(*rounds, strict=True) for trajectory in of_task]
+    order = {task.task_id: number for number, task in enumerate(tasks)}
+    whole = [trajectory for played in rounds for trajectory in played if trajectory.stop_reason != "aborted"]
+    return sorted(whole, key=lambda trajectory: order[trajectory.task_id])
 
 
 def _script(tokenizer: Tokenizer, worlds: Worlds, tasks: Sequence[Task], recipe: Recipe) -> list[Trajectory]:
-    """Scripted rollouts, task by task; explorers draw from a generator of this pool's own."""
+    """Scripted rollouts, task by task; explorers draw from a generator of this pool's own.
+
+    Raises:
+        EchoError: no task has a solution that is known, or there is nothing for explorers to draw from.
+    """
     limits, count = limits_of(recipe.config), recipe.config.rollout.explorer_commands
     if recipe.actor == "expert":
-        return [
-            play_script(tokenizer, worlds.environment(), task, worlds.expert(task), limits, "expert") for task in tasks
-        ]
+        solved = [(task, actions) for task in tasks if (actions := worlds.expert(task)) is not None]
+        if not solved:
+            raise EchoError("no task has a known solution", "list its lines under `actions` in environment.tasks")
+        return play_scripts(tokenizer, worlds, solved, limits, "expert")
     rng = generator(recipe.config.seed, "pool/explorer")
     scripts = [(task, worlds.explorer(task, count, rng)) for task in tasks for _ in range(recipe.rollouts)]
-    return [
-        play_script(tokenizer, worlds.environment(), task, script, limits, "explorer", world_model_only=True)
-        for task, script in scripts
-    ]
+    return play_scripts(tokenizer, worlds, scripts, limits, "explorer", world_model_only=True)

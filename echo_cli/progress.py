@@ -25,7 +25,7 @@ def progress(total: int, label: str) -> Iterator[Callable[[Row], None]]:
 
         def show_plain(row: Row) -> None:
             print_plain(row, total, label)
-            for line in _warnings(row, label):
+            for line in _notices(row, label):
                 print(line, file=sys.stderr, flush=True)
 
         yield show_plain
@@ -44,7 +44,7 @@ def progress(total: int, label: str) -> Iterator[Callable[[Row], None]]:
         def show(row: Row) -> None:
             state.update(_values(row))
             bars.update(bar, completed=row["step"], state=" ".join(f"{k} {v}" for k, v in state.items()))
-            for line in _warnings(row, label):
+            for line in _notices(row, label):
                 bars.console.print(line, markup=False, soft_wrap=True)
 
         yield show
@@ -63,12 +63,24 @@ def print_plain(row: Row, total: int, label: str) -> None:
         print(f"{label}: step {row['step']}/{total}: {values}", file=sys.stderr, flush=True)
 
 
-def _warnings(row: Row, label: str) -> list[str]:
-    """The alarms of a row (collapse.py), one line each."""
-    return [
+def _notices(row: Row, label: str) -> list[str]:
+    """The alarms of a row (collapse.py), one line each, and a line on what went wrong with the environment."""
+    lines = [
         f"{label}: warning at step {row['step']}: {warning['signal']}: {warning['reason']}"
         for warning in row["warnings"]
     ]
+    faults = [f"{row[f'environment/{key}']} {words}" for key, words in _FAULTS.items() if row.get(f"environment/{key}")]
+    return [*lines, f"{label}: environment at step {row['step']}: {', '.join(faults)}"] if faults else lines
+
+
+# Refused and failed actions are the policy's, and in the metrics alone.
+_FAULTS = {
+    "unavailable": "attempts in vain, tried again",
+    "sessions_lost": "sessions lost",
+    "topped_up": "rollouts played again",
+    "unrewarded": "rollouts without a reward",
+    "groups_dropped": "groups left out of the RL term",
+}
 
 
 _SHOWN = {

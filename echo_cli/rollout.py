@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
-from echo_cli.environment import Environment, Piece, Reply
+from echo_cli.environment import Environment, Hosting, Piece, Reply, Worlds
+from echo_cli.error import EchoError
+from echo_cli.event_loop import EventLoop
+from echo_cli.fault import SessionLost
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Role, Segment, Source, StopReason, Trajectory, Turn
 
+T = TypeVar("T")
+
 CUT_ACTION = "\n[action cut]\n"
 CUT_OUTPUT = "[output cut]\n"
+_LONGEST_TOKEN_CHARS = 64
 
 
 @dataclass(frozen=True)
@@ -31,17 +40,24 @@ class Sampler(Protocol):
         """Add context and observation tokens to every row."""
         ...
 
-    def sample(self, max_tokens: int) -> list[tuple[list[int], list[float]]]:
-        """Sample every row until a stop token or `max_tokens`: token ids and behaviour logprobs of each."""
+    def sample(self, max_tokens: int, rows: Sequence[int] | None = None) -> list[tuple[list[int], list[float]]]:
+        """Sample `rows`, or all, until a stop token or `max_tokens`: token ids and behaviour logprobs of each."""
         ...
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all other rows."""
         ...
 
+    def add(self, count: int) -> None:
+        """Add empty rows after the others."""
+        ...
+
 
 class Episode:
-    """A trajectory in the making."""
+    """A trajectory in the making.
+
+    Each of its coroutines lets go of the environment when it fails, so that a session is never left behind.
+    """
 
     def __init__(self, tokenizer: Tokenizer, environment: Environment, task: Task, group_id: str, limits: Limits):
         self.tokenizer = tokenizer
@@ -51,15 +67,16 @@ class Episode:
         self.limits = limits
         self.segments: list[Segment] = []
         self.turns: list[Turn] = []
+        self.penalty = 0.0
         self.stop_reason: StopReason | None = None
         self.length = 0
 
-    def reset(self) -> list[int]:
+    async def reset(self) -> list[int]:
         """Start the episode; returns its first tokens."""
-        opening = self._add_pieces(self.environment.reset(self.task), first=True)
-        return [token for segment in opening for token in segment.token_ids]
+        opening = await self._or_close(self.environment.reset(self.task))
+        return _ids(self._add_pieces(opening or (Piece(Role.CONTEXT, ""),), first=True))
 
-    def act(self, token_ids: Sequence[int], logprobs: Sequence[float] | None) -> list[int]:
+    async def act(self, token_ids: Sequence[int], logprobs: Sequence[float] | None) -> list[int]:
         """Let the environment answer an action, given as sampled; returns the tokens that follow it.
 
         An action without its stop token was cut at the cap: the environment never sees it.
@@ -71,29 +88,52 @@ class Episode:
             self.turns.append(Turn(text, "", None, valid_action=False, clean_parse=False))
             return self._reply(Reply((Piece(Role.WARNING, CUT_ACTION, "notice"),), done=True), "length_cap")
         command = text.split("\n", 1)[0]
-        reply, before = self.environment.step(command), len(self.segments)
-        following = self._reply(reply, "answered" if reply.exit_code is None else "turn_cap")
+        reply, before = await self._or_close(self.environment.step(command)), len(self.segments)
+        following = self._reply(reply, "turn_cap" if reply.capped else "answered")
         output = "".join(segment.text for segment in self.segments[before:] if segment.role is Role.ENV_OUTPUT)
-        self.turns.append(Turn(command, output, reply.exit_code, reply.valid_action, clean_parse=True))
+        self.turns.append(Turn(command, output, reply.exit_code, reply.valid_action, reply.clean_parse))
+        self.penalty += reply.penalty
         return following
 
-    def finish(self, source: Source, *, verify: bool, world_model_only: bool = False) -> Trajectory:
-        """The finished trajectory, with the verifier's reward if asked for.
+    async def finish(
+        self, source: Source, *, verify: bool, penalize: bool = False, world_model_only: bool = False
+    ) -> Trajectory:
+        """The finished trajectory, with the verifier's reward if asked for, less the penalties with `penalize`.
 
         A script that ran out before the episode ended stops with `script_end`.
         """
-        reward = self.environment.verify() if verify else None
-        self.environment.close()
+        reward = await self._or_close(self.environment.verify()) if verify else None
+        await self.environment.close()
+        if reward is not None and penalize:
+            reward -= self.penalty
+        return self._trajectory(self.stop_reason or "script_end", source, reward, world_model_only)
+
+    def aborted(self, source: Source) -> Trajectory | None:
+        """What was observed before the session was lost, for the env term alone; None if that is nothing."""
+        while self.segments and self.segments[-1].role is not Role.ENV_OUTPUT:
+            self.segments.pop()
+        return self._trajectory("aborted", source, None, world_model_only=True) if self.segments else None
+
+    def _trajectory(
+        self, stop_reason: StopReason, source: Source, reward: float | None, world_model_only: bool
+    ) -> Trajectory:
         return Trajectory(
             task_id=self.task.task_id,
             group_id=self.group_id,
             segments=tuple(self.segments),
             turns=tuple(self.turns),
             reward=reward,
-            stop_reason=self.stop_reason or "script_end",
+            stop_reason=stop_reason,
             source=source,
             world_model_only=world_model_only,
         )
+
+    async def _or_close(self, answer: Coroutine[Any, Any, T]) -> T:
+        try:
+            return await answer
+        except BaseException:
+            await self.environment.close()
+            raise
 
     def _reply(self, reply: Reply, ending: StopReason) -> list[int]:
         added = self._add_pieces(reply.pieces)
@@ -101,18 +141,30 @@ class Episode:
             self.stop_reason = ending
         elif self.length + self.limits.action_tokens > self.limits.episode_tokens:
             self.stop_reason = "length_cap"
-        return [token for segment in added for token in segment.token_ids]
+        return _ids(added)
 
     def _add_pieces(self, pieces: Sequence[Piece], first: bool = False) -> list[Segment]:
-        """Tokenise each piece alone, so that no token straddles two roles; cut outputs at the cap with a notice."""
-        added = []
+        """Tokenise each piece alone, so that no token straddles two roles; cut long ones, with a notice.
+
+        A piece of a reply has at most `output_tokens`, all of them together twice that. An opening leaves room for an
+        action.
+        """
+        limits = self.limits
+        left = max(limits.episode_tokens - limits.action_tokens, 1) if first else 2 * limits.output_tokens
+        added: list[Segment] = []
         for piece in pieces:
-            text, ids = piece.text, _encode(self.tokenizer, piece.text, first)
-            first = False
-            cut = piece.role is Role.ENV_OUTPUT and len(ids) > self.limits.output_tokens
+            if left == 0:
+                break
+            cap = left if first else min(left, limits.output_tokens)
+            # A text far beyond the cap is not tokenised to its end first.
+            text = piece.text[: cap * _LONGEST_TOKEN_CHARS]
+            ids = self.tokenizer.encode(text)
+            cut = piece.cut or len(text) < len(piece.text) or len(ids) > cap
             if cut:
-                ids, text = _cut(self.tokenizer, ids, self.limits.output_tokens)
-            added.append(self._add(Segment(piece.role, text, tuple(ids), channel=piece.channel)))
+                ids, text = _cut(self.tokenizer, ids, min(cap, len(ids)))
+            left -= len(ids)
+            start = [self.tokenizer.bos_id] if first and not added else []
+            added.append(self._add(Segment(piece.role, text, (*start, *ids), channel=piece.channel)))
             if cut:
                 notice = tuple(self.tokenizer.encode(CUT_OUTPUT))
                 added.append(self._add(Segment(Role.WARNING, CUT_OUTPUT, notice, channel="notice")))
@@ -122,6 +174,10 @@ class Episode:
         self.segments.append(segment)
         self.length += len(segment.token_ids)
         return segment
+
+
+def _ids(segments: Sequence[Segment]) -> list[int]:
+    return [token for segment in segments for token in segment.token_ids]
 
 
 def _encode(tokenizer: Tokenizer, text: str, first: bool) -> list[int]:
@@ -151,53 +207,182 @@ def reencode(trajectory: Trajectory, tokenizer: Tokenizer) -> Trajectory:
     return replace(trajectory, segments=segments, world_model_only=world_model_only)
 
 
-def play_script(
+def play_scripts(
     tokenizer: Tokenizer,
-    environment: Environment,
-    task: Task,
-    actions: Sequence[str],
+    worlds: Worlds,
+    scripts: Sequence[tuple[Task, Sequence[str]]],
     limits: Limits,
     source: Source,
     *,
+    verify: bool = False,
     world_model_only: bool = False,
-) -> Trajectory:
-    """One episode whose actions are given as text. No verifier is called."""
-    episode = Episode(tokenizer, environment, task, task.task_id, limits)
-    episode.reset()
-    for action in actions:
-        if episode.stop_reason is not None:
-            break
-        episode.act(tokenizer.encode(action + "\n"), None)
-    return episode.finish(source, verify=False, world_model_only=world_model_only)
+) -> list[Trajectory]:
+    """Episodes whose actions are given as text, as many at once as there are sessions.
+
+    Raises:
+        EchoError: the environment is not available, or loses the session of a script again and again (exit code 1).
+    """
+
+    async def attempt(task: Task, actions: Sequence[str]) -> Trajectory:
+        episode = Episode(tokenizer, worlds.environment(), task, task.task_id, limits)
+        await episode.reset()
+        for action in actions:
+            if episode.stop_reason is not None:
+                break
+            await episode.act(tokenizer.encode(action + "\n"), None)
+        return await episode.finish(source, verify=verify, world_model_only=world_model_only)
+
+    async def play(task: Task, actions: Sequence[str]) -> Trajectory:
+        reason = ""
+        for _ in range(worlds.hosting.attempts):
+            async with seats:
+                try:
+                    return await attempt(task, actions)
+                except SessionLost as error:
+                    worlds.hosting.faults.count("sessions_lost")
+                    reason = str(error)
+        raise EchoError(
+            f"the environment lost the session of task {task.task_id} {worlds.hosting.attempts} times: {reason}",
+            "look at the server's own log",
+            exit_code=1,
+        )
+
+    async def play_all() -> list[Trajectory]:
+        return await asyncio.gather(*(play(task, actions) for task, actions in scripts))
+
+    with EventLoop() as loop:
+        seats = asyncio.Semaphore(worlds.hosting.sessions or max(len(scripts), 1))
+        return loop.run(play_all())
+
+
+@dataclass
+class _Seat:
+    """One rollout that is wanted: its episode, and the answer that the episode waits for."""
+
+    number: int
+    task: Task
+    group_id: str
+    episode: Episode
+    answer: Future[list[int]]
+    attempts: int
 
 
 def play_policy(
     new_sampler: Callable[[int], Sampler],
     tokenizer: Tokenizer,
-    episodes: Sequence[tuple[Environment, Task, str]],
+    worlds: Worlds,
+    wanted: Sequence[tuple[Task, str]],
     limits: Limits,
     *,
     verify: bool,
+    penalize: bool = False,
 ) -> list[Trajectory]:
-    """Play (environment, task, group id) episodes together, turn by turn; finished ones leave the batch.
+    """Play a rollout for each (task, group id), as many at once as there are sessions.
+
+    The policy samples for all that wait for it while the environments of the others work. Finished episodes leave the
+    batch, waiting ones join. A rollout whose session is lost is played again; what it had observed comes last in the
+    result, `aborted`.
 
     Args:
         new_sampler: makes a sampler for that many sequences.
         verify: False never calls the verifier; rewards are then None.
+        penalize: whether penalties are taken off the rewards.
+
+    Raises:
+        EchoError: the environment is not available, or refuses a task (exit code 1).
     """
-    played = [Episode(tokenizer, environment, task, group, limits) for environment, task, group in episodes]
-    sampler = new_sampler(len(played))
-    sampler.append([episode.reset() for episode in played])
-    running = played
-    while running:
-        replies = [
-            episode.act(token_ids, logprobs)
-            for episode, (token_ids, logprobs) in zip(running, sampler.sample(limits.action_tokens), strict=True)
-        ]
-        going_on = [row for row, episode in enumerate(running) if episode.stop_reason is None]
-        if len(going_on) < len(running):
-            sampler.keep(going_on)
-        running = [running[row] for row in going_on]
-        if running:
-            sampler.append([replies[row] for row in going_on])
-    return [episode.finish("policy", verify=verify) for episode in played]
+    hosting = worlds.hosting
+    waiting = deque((number, task, group_id, 0) for number, (task, group_id) in enumerate(wanted))
+    rows: list[_Seat] = []
+    endings: dict[Future[Trajectory], _Seat] = {}
+    played: dict[int, Trajectory] = {}
+    fragments: list[Trajectory] = []
+    sampler: Sampler | None = None
+
+    def lost(seat: _Seat) -> None:
+        hosting.faults.count("sessions_lost")
+        if (fragment := seat.episode.aborted("policy")) is not None:
+            fragments.append(fragment)
+        if seat.attempts < hosting.attempts:
+            hosting.faults.count("topped_up")
+            waiting.appendleft((seat.number, seat.task, seat.group_id, seat.attempts))
+
+    with EventLoop() as loop:
+        try:
+            while waiting or rows or endings:
+                seated = _free_seats(hosting, len(waiting), len(rows) + len(endings))
+                for _ in range(seated):
+                    number, task, group_id, attempts = waiting.popleft()
+                    episode = Episode(tokenizer, worlds.environment(), task, group_id, limits)
+                    answer = loop.start(episode.reset())
+                    rows.append(_Seat(number, task, group_id, episode, answer, attempts + 1))
+                if sampler is None:
+                    sampler = new_sampler(seated)
+                elif seated:
+                    sampler.add(seated)
+
+                _wait([seat.answer for seat in rows], list(endings), hosting.batch_wait_s, full=bool(waiting))
+                for ending in [ending for ending in endings if ending.done()]:
+                    seat = endings.pop(ending)
+                    try:
+                        played[seat.number] = ending.result()
+                    except SessionLost:
+                        lost(seat)
+                going_on, ready, answers = [], [], []
+                for row, seat in enumerate(rows):
+                    try:
+                        tokens = seat.answer.result() if seat.answer.done() else []
+                    except SessionLost:
+                        lost(seat)
+                        continue
+                    if seat.answer.done() and seat.episode.stop_reason is not None:
+                        endings[loop.start(seat.episode.finish("policy", verify=verify, penalize=penalize))] = seat
+                        continue
+                    if seat.answer.done():
+                        ready.append(len(going_on))
+                    going_on.append(row)
+                    answers.append(tokens)
+                if len(going_on) < len(rows):
+                    sampler.keep(going_on)
+                    rows = [rows[row] for row in going_on]
+                if not ready:
+                    continue
+                sampler.append(answers)
+                for row, sample in zip(ready, sampler.sample(limits.action_tokens, ready), strict=True):
+                    rows[row].answer = loop.start(rows[row].episode.act(*sample))
+        finally:
+            seats = [*rows, *endings.values()]
+            wait([loop.start(seat.episode.environment.close()) for seat in seats])
+    whole = [played[number] for number in sorted(played)]
+    return [*(_settled(whole, wanted, hosting) if verify else whole), *fragments]
+
+
+def _free_seats(hosting: Hosting, waiting: int, taken: int) -> int:
+    return waiting if hosting.sessions is None else min(waiting, hosting.sessions - taken)
+
+
+def _wait(
+    answers: Sequence[Future[list[int]]], endings: Sequence[Future[Trajectory]], batch_wait_s: float, *, full: bool
+) -> None:
+    """Wait for all answers, at most `batch_wait_s`, but for one at least; with `full` seats for the endings too."""
+    expected: list[Future[Any]] = [*answers, *endings] if full or not answers else [*answers]
+    if not wait(expected, timeout=batch_wait_s).done:
+        wait(expected, return_when=FIRST_COMPLETED)
+
+
+def _settled(
+    trajectories: Sequence[Trajectory], wanted: Sequence[tuple[Task, str]], hosting: Hosting
+) -> list[Trajectory]:
+    """A group is whole or none: where a rollout or its reward is missing, the others keep the env term only."""
+    rewarded = Counter(trajectory.group_id for trajectory in trajectories if trajectory.reward is not None)
+    sizes = Counter(group_id for _, group_id in wanted)
+    short = {group_id for group_id, size in sizes.items() if rewarded[group_id] < size}
+    for _ in short:
+        hosting.faults.count("groups_dropped")
+    for trajectory in trajectories:
+        if trajectory.reward is None:
+            hosting.faults.count("unrewarded")
+    return [
+        replace(trajectory, world_model_only=True) if trajectory.group_id in short else trajectory
+        for trajectory in trajectories
+    ]

@@ -22,7 +22,9 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from echo_cli.checkpoint import Checkpoints
@@ -46,7 +48,8 @@ from echo_cli.storage import (
 _FORMAT = "echo-cli run 1"
 # What --overwrite deletes. Anything else that a person has put into the folder stays.
 _LOGS = ("metrics.jsonl", "observations.jsonl", "trajectories.jsonl")
-_OWN = ("config.yaml", *_LOGS, "checkpoints", "summary.json", "heldout_env_ce.*", "heldout_evaluation.*")
+_POOLS = "pool_*.jsonl"
+_OWN = ("config.yaml", *_LOGS, _POOLS, "checkpoints", "summary.json", "heldout_env_ce.*", "heldout_evaluation.*")
 _VERSIONED = ("torch", "numpy", "tokenizers", "safetensors", "pydantic", "echo-cli")
 
 
@@ -71,6 +74,11 @@ class RunDirectory:
     @property
     def trajectories_path(self) -> Path:
         return self.path / "trajectories.jsonl"
+
+    @property
+    def pool_paths(self) -> dict[str, Path]:
+        """By name, the trajectories of the frozen pools that were played for this run alone."""
+        return {path.stem.removeprefix("pool_"): path for path in sorted(self.path.glob(_POOLS))}
 
     @property
     def summary_path(self) -> Path:
@@ -194,11 +202,19 @@ class RunDirectory:
 
 
 def create_run(
-    path: Path, *, config_yaml: str, environment: Mapping[str, Any], overwrite: bool = False
+    path: Path,
+    *,
+    config_yaml: str,
+    environment: Mapping[str, Any],
+    pools: Mapping[str, Iterable[Mapping[str, Any]]] = MappingProxyType({}),
+    overwrite: bool = False,
 ) -> RunDirectory:
     """Make a run directory with environment.json, empty metrics.jsonl and observations.jsonl, and config.yaml.
 
     With `overwrite` an earlier run is deleted first: the files of a run, and nothing else in its folder.
+
+    Args:
+        pools: `Trajectory.to_json` objects of the frozen pools that could not be played again.
 
     Raises:
         EchoError: the folder is used, is not a run (with `overwrite`), is held by another process or not writable
@@ -215,6 +231,8 @@ def create_run(
                     delete(entry)
         # First, and never deleted: a run is recognised by it, also one that was killed while it was made.
         write_json(path / "environment.json", {"format": _FORMAT, **environment})
+        for name, records in pools.items():
+            append_jsonl(path / _POOLS.replace("*", name), records)
         write_atomic(path / "observations.jsonl", b"")
         write_atomic(path / "metrics.jsonl", b"")
         write_atomic(path / "config.yaml", config_yaml.encode())
@@ -242,6 +260,7 @@ def is_half_made(path: Path) -> bool:
     if not written:
         return bool(_names(path))
     empty = {"metrics.jsonl", "observations.jsonl"}
+    written = {name for name in written if not fnmatch(name, _POOLS)}
     if not written <= {"environment.json", *empty} or not _is_ours(path):
         return False
     return all((path / name).stat().st_size == 0 for name in written & empty)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from echo_cli.error import EchoError
 from echo_cli.models.tiny import KVCache, TinyModel
@@ -51,19 +52,30 @@ class CachedSampler:
         self._lengths_B = self._lengths_B[index]
         self._waiting = [self._waiting[row] for row in rows]
 
+    def add(self, count: int) -> None:
+        """Go on with `count` empty sequences after the others."""
+        self._cache.add(count)
+        self._lengths_B = pad(self._lengths_B, (0, count))
+        self._waiting += [[] for _ in range(count)]
+
     @torch.inference_mode()
-    def sample(self, max_tokens: int) -> list[tuple[list[int], list[float]]]:
-        """Sample each sequence up to and including a stop token, or `max_tokens` tokens: (token ids, logprobs).
+    def sample(self, max_tokens: int, rows: Sequence[int] | None = None) -> list[tuple[list[int], list[float]]]:
+        """Sample the sequences `rows` up to and including a stop token, or `max_tokens` tokens: (token ids, logprobs).
+
+        The others, which have no tokens to go on from, are computed along and stay as they are.
 
         Raises:
             EchoError: the model's logits are not finite (exit code 3).
         """
-        logits_BV = self._prefill()
+        chosen = list(range(len(self._waiting)) if rows is None else rows)
+        logits_BV = self._prefill(chosen)
         B = logits_BV.shape[0]
         tokens_BT = torch.empty(B, max_tokens, dtype=torch.int64, device=self._device)
         logprobs_BT = torch.empty(B, max_tokens, device=self._device)
         counts_B = torch.zeros(B, dtype=torch.int64, device=self._device)
-        running_B = torch.ones(B, dtype=torch.bool, device=self._device)
+        sampled_B = torch.zeros(B, dtype=torch.bool, device=self._device)
+        sampled_B[chosen] = True
+        running_B = sampled_B
         for position in range(max_tokens):
             scaled_BV = torch.log_softmax(logits_BV.float() / self._temperature, dim=-1)
             chosen_B1 = _draw(scaled_BV.exp(), self._generator)
@@ -77,25 +89,26 @@ class CachedSampler:
             hidden_B1H = self._model.extend(chosen_B1, self._lengths_B + position, self._cache)
             logits_BV = hidden_B1H[:, 0] @ self._model.lm_head_VH.T
         counts = counts_B.tolist()
-        samples = [
-            (tokens[:count], logprobs[:count])
-            for tokens, logprobs, count in zip(tokens_BT.tolist(), logprobs_BT.tolist(), counts, strict=True)
-        ]
+        tokens, logprobs = tokens_BT.tolist(), logprobs_BT.tolist()
+        samples = [(tokens[row][: counts[row]], logprobs[row][: counts[row]]) for row in chosen]
         # The last token of each is not in the cache yet in every case; computing it again is cheaper than asking.
-        self._lengths_B = self._lengths_B + counts_B - 1
-        self._waiting = [[tokens[-1]] for tokens, _ in samples]
+        self._lengths_B = self._lengths_B + counts_B - sampled_B.int()
+        for row, (sampled, _) in zip(chosen, samples, strict=True):
+            self._waiting[row] = [sampled[-1]]
         return samples
 
-    def _prefill(self) -> Tensor:
-        """Compute the waiting tokens of all sequences in one right-padded call; logits after the last of each."""
-        counts_B = torch.tensor([len(tokens) for tokens in self._waiting], device=self._device)
+    def _prefill(self, rows: Sequence[int]) -> Tensor:
+        """Compute the waiting tokens of `rows` in one right-padded call; logits after the last of each."""
+        computed: list[list[int]] = [[] for _ in self._waiting]
+        for row in rows:
+            computed[row], self._waiting[row] = self._waiting[row], []
+        counts_B = torch.tensor([len(tokens) for tokens in computed], device=self._device)
         width = int(counts_B.max())
-        ids_BT = torch.zeros(len(self._waiting), width, dtype=torch.int64, device=self._device)
-        for row, tokens in enumerate(self._waiting):
+        ids_BT = torch.zeros(len(computed), width, dtype=torch.int64, device=self._device)
+        for row, tokens in enumerate(computed):
             ids_BT[row, : len(tokens)] = torch.tensor(tokens, device=self._device)
         hidden_BTH = self._model.extend(ids_BT, self._lengths_B, self._cache)
         self._lengths_B = self._lengths_B + counts_B
-        self._waiting = [[] for _ in self._waiting]
         last_BH = hidden_BTH[torch.arange(len(counts_B), device=self._device), counts_B - 1]
         return last_BH @ self._model.lm_head_VH.T
 

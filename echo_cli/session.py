@@ -13,15 +13,19 @@ import torch
 
 from echo_cli.config import Config
 from echo_cli.config_file import load_config
-from echo_cli.environment import ToyWorlds, Worlds
+from echo_cli.environment import Worlds
 from echo_cli.error import EchoError
-from echo_cli.evaluate import Evaluator
+from echo_cli.evaluate import Evaluator, expert_pools, play_pools
 from echo_cli.observation import ObservationLog, pairs_of
 from echo_cli.policy import DeviceChoice, TorchPolicy, choose_device, load_policy
+from echo_cli.pool import Pool, pool_of
 from echo_cli.run import RunDirectory, create_run, environment_record, open_run
 from echo_cli.schedule import GradientNorms
 from echo_cli.storage import write_atomic
 from echo_cli.summary import best_step
+from echo_cli.tokenizer import Tokenizer
+from echo_cli.trajectory import read_trajectories
+from echo_cli.worlds import open_worlds
 
 # The prompt, the exit status and the notices around the last reply.
 _NOTICE_TOKENS = 64
@@ -29,6 +33,15 @@ _NOTICE_TOKENS = 64
 # What may differ between a run and its continuation: how far to go, where it lies, what it runs on, and what a
 # collapse does, so that a run which it stopped can go on.
 _FREE_ON_RESUME = {"steps", "output_dir", "run_name", "device", "threads", "checkpoint", "collapse"}
+
+# Where the environment is and how it is reached may change as well; what it is may not.
+_FREE_ENVIRONMENT = tuple(
+    f"environment.{key}"
+    for key in (
+        *("url", "provider", "headers", "sessions", "batch_wait_s", "attempts"),
+        *("connect_timeout_s", "step_timeout_s", "retry_s", "max_message_mb"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -52,12 +65,6 @@ class Session:
     def seconds(self) -> float:
         """Wall clock that went into the run up to now, earlier sessions up to their last checkpoint included."""
         return time.perf_counter() - self.clock_start
-
-
-def build_worlds(config: Config) -> Worlds:
-    """The environment that the config names."""
-    toy = config.environment.toy_terminal
-    return ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns, toy.families)
 
 
 def build_policy(config: Config) -> tuple[TorchPolicy, DeviceChoice]:
@@ -95,21 +102,40 @@ def open_session(
     if resume:
         check_same_config(open_run(path), config)
     policy, choice = build_policy(config)
-    worlds = build_worlds(config)
-    evaluator = Evaluator(config, worlds, policy.tokenizer)
-    evaluator.remember_start(policy)
-    if not resume:
-        record = environment_record(config.seed, argv, str(choice.device), torch.get_num_threads())
-        create_run(path, config_yaml=config.to_yaml(), environment=record, overwrite=overwrite)
-    run = open_run(path)
-    with run.lock():
-        start, meta = _continue(run, config, policy) if resume else (0, {})
-        executed = run.read_observations()
-        evaluator.observe(pairs_of(executed))
-        norms = GradientNorms(**meta.get("gradient_norms", {}))
-        clock_start -= float(meta.get("seconds", 0.0))
-        observed = ObservationLog(executed)
-        yield Session(config, run, policy, worlds, evaluator, observed, choice, start, norms, clock_start)
+    with open_worlds(config) as worlds:
+        if not resume:
+            played = {} if worlds.scripted else play_pools(config, worlds, policy)
+            record = environment_record(config.seed, argv, str(choice.device), torch.get_num_threads())
+            answers = {"name": worlds.description.name, "sessions": worlds.hosting.sessions}
+            create_run(
+                path,
+                config_yaml=config.to_yaml(),
+                environment={**record, "environment": answers},
+                pools={name: [trajectory.to_json() for trajectory in of] for name, of in played.items()},
+                overwrite=overwrite,
+            )
+        run = open_run(path)
+        evaluator = Evaluator(config, worlds, frozen_pools(run, config, worlds, policy.tokenizer))
+        evaluator.remember_start(policy)
+        with run.lock():
+            start, meta = _continue(run, config, policy) if resume else (0, {})
+            executed = run.read_observations()
+            evaluator.observe(pairs_of(executed))
+            norms = GradientNorms(**meta.get("gradient_norms", {}))
+            clock_start -= float(meta.get("seconds", 0.0))
+            observed = ObservationLog(executed)
+            yield Session(config, run, policy, worlds, evaluator, observed, choice, start, norms, clock_start)
+
+
+def frozen_pools(run: RunDirectory, config: Config, worlds: Worlds, tokenizer: Tokenizer) -> dict[str, Pool]:
+    """The frozen pools of a run: those it has kept, or those that its worlds' experts play again.
+
+    Raises:
+        EchoError: a kept pool is damaged.
+    """
+    if worlds.scripted:
+        return expert_pools(config, worlds, tokenizer)
+    return {name: pool_of(read_trajectories(path)) for name, path in run.pool_paths.items()}
 
 
 def _continue(run: RunDirectory, config: Config, policy: TorchPolicy) -> tuple[int, dict[str, Any]]:
@@ -136,7 +162,8 @@ def check_same_config(run: RunDirectory, config: Config) -> None:
     before = flat_config(load_config(run.config_path).model_dump(mode="json"))
     now = flat_config(config.model_dump(mode="json"))
     for key in sorted(before.keys() | now.keys()):
-        if key.split(".")[0] not in _FREE_ON_RESUME and before.get(key) != now.get(key):
+        free = key.split(".")[0] in _FREE_ON_RESUME or key.startswith(_FREE_ENVIRONMENT)
+        if not free and before.get(key) != now.get(key):
             raise EchoError(
                 f"cannot resume {run.path} with another config: {key} was {before.get(key)}, now {now.get(key)}",
                 "drop the change to resume, or start another run with --run-name",

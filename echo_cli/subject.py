@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from echo_cli.config import Config
 from echo_cli.config_file import load_config
 from echo_cli.environment import Worlds
 from echo_cli.error import EchoError
-from echo_cli.evaluate import Evaluator, rollout_tasks
+from echo_cli.evaluate import rollout_tasks
 from echo_cli.heldout_report import HELDOUT, OOD
 from echo_cli.outcome import Outcome, outcomes_of
 from echo_cli.policy import TorchPolicy
@@ -18,8 +19,9 @@ from echo_cli.pool import Pair, Pool
 from echo_cli.pool_file import load_pool
 from echo_cli.run import RunDirectory, open_run
 from echo_cli.seed import derive_seed
-from echo_cli.session import build_policy, build_worlds
+from echo_cli.session import build_policy, frozen_pools
 from echo_cli.storage import shown
+from echo_cli.worlds import open_worlds
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Subject:
         return self.run.path.resolve().name
 
 
-def open_subject(path: Path, pool_folders: Sequence[Path], device: str | None) -> Subject:
-    """Open the run at `path` and load the pools in `pool_folders`.
+@contextmanager
+def open_subject(path: Path, pool_folders: Sequence[Path], device: str | None) -> Iterator[Subject]:
+    """Open the run at `path`, with its environment, for a `with` block, and load the pools in `pool_folders`.
 
     Raises:
         EchoError: no such run, its model cannot be loaded, a pool cannot, or two columns would have one name.
@@ -49,18 +52,19 @@ def open_subject(path: Path, pool_folders: Sequence[Path], device: str | None) -
     run = open_run(path)
     config = load_config(run.config_path, [f"device={device}"] if device else [])
     initial, _ = build_policy(config)
-    worlds = build_worlds(config)
-    pools = dict(Evaluator(config, worlds, initial.tokenizer).pools)
-    columns = {HELDOUT: pools["heldout"]}
-    by_pool: dict[str, Worlds] = {HELDOUT: worlds}
-    if pools["ood"].trajectories:
-        columns[OOD], by_pool[OOD] = pools["ood"], worlds.out_of_distribution()
-    for folder in pool_folders:
-        name = shown(folder.resolve().name)
-        if name in columns:
-            raise EchoError(f"two pools are named {name}", "rename one of the folders; a column has the folder's name")
-        columns[name] = load_pool(folder, initial.tokenizer, initial.model.config.max_length)
-    return Subject(run, config, initial, by_pool, columns, pools["validation"])
+    with open_worlds(config) as worlds:
+        pools = frozen_pools(run, config, worlds, initial.tokenizer)
+        columns = {HELDOUT: pools["heldout"]}
+        by_pool: dict[str, Worlds] = {HELDOUT: worlds}
+        if pools["ood"].trajectories:
+            columns[OOD], by_pool[OOD] = pools["ood"], worlds.out_of_distribution()
+        for folder in pool_folders:
+            name = shown(folder.resolve().name)
+            if name in columns:
+                tip = "rename one of the folders; a column has the folder's name"
+                raise EchoError(f"two pools are named {name}", tip)
+            columns[name] = load_pool(folder, initial.tokenizer, initial.model.config.max_length)
+        yield Subject(run, config, initial, by_pool, columns, pools["validation"])
 
 
 def checkpoint_steps(run: RunDirectory, wanted: Sequence[str | int]) -> list[int]:
@@ -102,6 +106,9 @@ def play_tasks(subject: Subject, policy: TorchPolicy, rollouts: int) -> dict[str
     """By pool, the outcomes of its held-out tasks; empty without rollouts.
 
     The sampling seed is the same for every run and checkpoint: first rollouts can be paired.
+
+    Raises:
+        EchoError: the environment lost the session of a rollout again and again (exit code 1).
     """
     played: dict[str, list[Outcome]] = {}
     for name, worlds in subject.worlds.items():
@@ -109,5 +116,8 @@ def play_tasks(subject: Subject, policy: TorchPolicy, rollouts: int) -> dict[str
         if rollouts and tasks:
             seed = derive_seed(0, f"eval-heldout/{name}")
             trajectories = rollout_tasks(policy, worlds, tasks, rollouts, subject.config, seed)
+            if missing := rollouts * len(tasks) - len(trajectories):
+                tip = "look at the environment's own log, then evaluate again"
+                raise EchoError(f"{missing} rollouts of {name} tasks lost their session", tip, exit_code=1)
             played[name] = outcomes_of(tasks, trajectories)
     return played

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -13,14 +14,15 @@ from echo_cli.batch import count_rollouts
 from echo_cli.behaviour import BEHAVIOUR_KEYS, behaviour_metrics
 from echo_cli.collapse import lambda_factor, new_alarms, stop_if_collapsed
 from echo_cli.config import Config
-from echo_cli.environment import Environment, Worlds
+from echo_cli.environment import Worlds
 from echo_cli.error import EchoError
 from echo_cli.evaluate import limits_of
+from echo_cli.fault import FAULT_KEYS
 from echo_cli.metric import reduce_metrics
 from echo_cli.objective import GradientComparison, check_first_step, portable_lambda, step_totals, step_weights
 from echo_cli.observation import pairs_of
 from echo_cli.policy import TorchPolicy
-from echo_cli.rollout import play_policy, play_script
+from echo_cli.rollout import play_policy, play_scripts
 from echo_cli.rollout_filter import filter_env_rollouts
 from echo_cli.schedule import GradientNorms, learning_rate_at, measures_gradients, world_model_coeff_at
 from echo_cli.seed import derive_seed, generator
@@ -48,6 +50,7 @@ EVALUATION_KEYS = [
     "validation/pass_at_1",
     "heldout/pass_at_1",
 ]  # fmt: skip
+ENVIRONMENT_KEYS = [f"environment/{name}" for name in FAULT_KEYS]
 TIME_KEYS = ("time/rollout_s", "time/probe_s", "time/update_s", "time/eval_s")
 
 
@@ -67,7 +70,8 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
     norms, rows = session.gradient_norms, session.run.read_metrics()
     stop_if_collapsed(rows, config.collapse)
     if session.start_step == 0:
-        rows.append(_record(session, rows, {"step": 0}, evaluate=True))
+        with _kept(session, 0, norms):
+            rows.append(_record(session, rows, {"step": 0}, evaluate=True))
         _save(session, 0, norms, best=True)
         yield rows[-1]
         if should_stop():
@@ -79,7 +83,8 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
         coeff = lowered * world_model_coeff_at(settings, step, config.steps, norms)
         # Explorers get the env term only: at λ = 0 they would be played for nothing, unless there is nothing else.
         useful = coeff > 0 or config.rollout.tasks_per_step == 0
-        trajectories = roll_out(session, step, explorers=config.rollout.explorers if useful else 0)
+        with _kept(session, step, norms):
+            trajectories = roll_out(session, step, explorers=config.rollout.explorers if useful else 0)
         played = time.perf_counter()
 
         advantages_B = step_advantages(trajectories, settings.advantage) if settings.use_rl else None
@@ -129,7 +134,8 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
         }
         last = step + 1 == config.steps
         evaluating = last or (step + 1) % config.evaluation.every == 0
-        rows.append(_record(session, rows, row, evaluate=evaluating))
+        with _kept(session, step + 1, norms):
+            rows.append(_record(session, rows, row, evaluate=evaluating))
         best = evaluating and best_step(rows, config.evaluation.select_by) == step + 1
         stopping = should_stop()
         collapsed = bool(rows[-1]["warnings"]) and config.collapse.action == "stop"
@@ -152,6 +158,17 @@ def _probe_row(compared: GradientComparison | None, seconds: float) -> Row:
     }
 
 
+@contextmanager
+def _kept(session: Session, step: int, norms: GradientNorms) -> Iterator[None]:
+    """Keep what `step` optimizer steps have learned where the environment ends the run (exit code 1)."""
+    try:
+        yield
+    except EchoError as error:
+        if error.exit_code == 1 and step not in session.run.checkpoints.steps():
+            _save(session, step, norms, best=False)
+        raise
+
+
 def _save(session: Session, step: int, norms: GradientNorms, *, best: bool) -> None:
     meta = {"seconds": session.seconds, "gradient_norms": asdict(norms)}
     session.run.save_checkpoint(step, session.policy.save, meta)
@@ -170,29 +187,25 @@ def roll_out(session: Session, step: int, explorers: int) -> list[Trajectory]:
 def play_tasks(config: Config, policy: TorchPolicy, worlds: Worlds, step: int) -> list[Trajectory]:
     """The on-policy rollouts of the 0-based `step`, a group for each of its tasks."""
     settings = config.rollout
-    episodes: list[tuple[Environment, Task, str]] = [
-        (worlds.environment(), task, f"{step}/{number}/{task.task_id}")
+    wanted = [
+        (task, f"{step}/{number}/{task.task_id}")
         for number, task in enumerate(tasks_of_step(config, worlds.tasks.train, step))
         for _ in range(settings.group_size)
     ]
-    if not episodes:
-        return []
     sampler = policy.sampler(settings.temperature, derive_seed(config.seed, "rollout", step))
-    return play_policy(sampler, policy.tokenizer, episodes, limits_of(config), verify=config.objective.use_rl)
+    return play_policy(
+        sampler, policy.tokenizer, worlds, wanted, limits_of(config), verify=config.objective.use_rl, penalize=True
+    )
 
 
 def play_explorers(config: Config, tokenizer: Tokenizer, worlds: Worlds, step: int, explorers: int) -> list[Trajectory]:
     """The scripted rollouts of the 0-based `step`, which get the env term only."""
-    settings, limits = config.rollout, limits_of(config)
     rng = generator(config.seed, "explorer", step)
-    trajectories = []
+    scripts = []
     for _ in range(explorers):
         task = rng.choice(worlds.tasks.train)
-        actions = worlds.explorer(task, settings.explorer_commands, rng)
-        trajectories.append(
-            play_script(tokenizer, worlds.environment(), task, actions, limits, "explorer", world_model_only=True)
-        )
-    return trajectories
+        scripts.append((task, worlds.explorer(task, config.rollout.explorer_commands, rng)))
+    return play_scripts(tokenizer, worlds, scripts, limits_of(config), "explorer", world_model_only=True)
 
 
 def tasks_of_step(config: Config, tasks: Any, step: int) -> list[Task]:
@@ -208,16 +221,30 @@ def tasks_of_step(config: Config, tasks: Any, step: int) -> list[Task]:
 
 def _record(session: Session, rows: Sequence[Row], row: Row, *, evaluate: bool) -> Row:
     """Evaluate if it is time, look for alarms, and write the row that follows `rows`, the same keys on every step."""
-    started = time.perf_counter()
+    started, failure = time.perf_counter(), None
     config, step, measured = session.config, row["step"], {}
     if evaluate:
         play = step % config.evaluation.pass_every == 0 or step == config.steps
-        evaluation = session.evaluator.evaluate(session.policy, step, play=play)
-        measured = dict(evaluation.metrics)
-        records = [trajectory.to_json() for trajectory in evaluation.trajectories]
-        session.run.append_trajectories([{**record, "meta": {"step": step}} for record in records])
-    keys = [*(f"train/{name}" for name in TRAIN_KEYS), *EVALUATION_KEYS, *TIME_KEYS]
-    full = {"step": step, **dict.fromkeys(keys), **row, **measured, "time/eval_s": time.perf_counter() - started}
+        try:
+            evaluation = session.evaluator.evaluate(session.policy, step, play=play)
+        except EchoError as error:
+            if error.exit_code != 1:
+                raise
+            failure = error  # the environment is gone: the step was trained all the same, and is written down
+        else:
+            measured = dict(evaluation.metrics)
+            records = [trajectory.to_json() for trajectory in evaluation.trajectories]
+            session.run.append_trajectories([{**record, "meta": {"step": step}} for record in records])
+    faults = {f"environment/{name}": count for name, count in session.worlds.hosting.faults.take().items()}
+    keys = [*(f"train/{name}" for name in TRAIN_KEYS), *EVALUATION_KEYS, *ENVIRONMENT_KEYS, *TIME_KEYS]
+    full = {
+        "step": step,
+        **dict.fromkeys(keys),
+        **row,
+        **measured,
+        **faults,
+        "time/eval_s": time.perf_counter() - started,
+    }
     raised = {warning["signal"] for warning in warnings_of(rows)}
     alarms = new_alarms([*rows, full], config.collapse, config.rollout, raised)
     full["warnings"] = [alarm.to_json() for alarm in alarms]
@@ -225,6 +252,8 @@ def _record(session: Session, rows: Sequence[Row], row: Row, *, evaluate: bool) 
     broken = [name for name, value in measured.items() if isinstance(value, float) and not math.isfinite(value)]
     if broken:
         raise EchoError(f"step {step}: {broken[0]} is {measured[broken[0]]}", _DIVERGED_TIP, exit_code=3)
+    if failure is not None:
+        raise failure
     return full
 
 

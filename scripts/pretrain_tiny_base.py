@@ -24,14 +24,14 @@ from rich.progress import Progress
 from torch.nn import functional as F
 
 from echo_cli.config import Config, ModelConfig
-from echo_cli.environment import ToyTerminal, ToyWorlds
 from echo_cli.evaluate import rollout_tasks
 from echo_cli.models.tiny import TinyConfig, TinyModel
 from echo_cli.policy import load_model, save_model
-from echo_cli.rollout import Limits, play_script
+from echo_cli.rollout import Limits, play_scripts
 from echo_cli.session import build_policy
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
+from echo_cli.toy_worlds import ToyWorlds
 from echo_cli.trajectory import Role, Trajectory
 from toy_terminal_env.environment import world_and_tasks
 from toy_terminal_env.scripted import (
@@ -68,8 +68,9 @@ def demonstration(tokenizer: Tokenizer, world_seed: int, rng: random.Random, exp
         actions = hasty_actions(tasks.values(), toy_task, rng)
     else:
         actions = searching_actions(world, toy_task, rng)
-    task = Task(toy_task.task_id, "train", toy_task.family, {"seed": world_seed, "task_id": toy_task.task_id})
-    return play_script(tokenizer, ToyTerminal(DEMONSTRATION_TURNS), task, actions, LIMITS, "expert")
+    arguments = {"seed": world_seed, "task_id": toy_task.task_id, "max_turns": DEMONSTRATION_TURNS}
+    task = Task(toy_task.task_id, "train", toy_task.family, arguments)
+    return play_scripts(tokenizer, ToyWorlds((), (), DEMONSTRATION_TURNS), [(task, actions)], LIMITS, "expert")[0]
 
 
 def corpus_text(trajectory: Trajectory) -> str:
@@ -101,9 +102,9 @@ def pass_by_family(folder: Path) -> dict[str, float]:
     """pass@1 by task family on every task of a few worlds that nothing else uses, one rollout a task."""
     config = Config(model=ModelConfig(path=str(folder)))
     policy, _ = build_policy(config)
-    worlds = ToyWorlds(
-        range(FIRST_MEASURED_SEED, FIRST_MEASURED_SEED + 6), (), config.environment.toy_terminal.max_turns
-    )
+    toy = config.environment.toy_worlds
+    assert toy is not None
+    worlds = ToyWorlds(range(FIRST_MEASURED_SEED, FIRST_MEASURED_SEED + 6), (), toy.max_turns)
     tasks = [*worlds.tasks.train, *worlds.tasks.validation, *worlds.tasks.heldout]
     rewards: dict[str, list[float]] = defaultdict(list)
     for task, played in zip(tasks, rollout_tasks(policy, worlds, tasks, 1, config, seed=0), strict=True):

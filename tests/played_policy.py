@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from echo_cli.environment import ToyWorlds
 from echo_cli.policy import TOKENIZER_FILE, model_folder
 from echo_cli.rollout import Limits, play_policy
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
+from echo_cli.toy_worlds import ToyWorlds
 from echo_cli.trajectory import Trajectory
 
 LIMITS = Limits(action_tokens=16, output_tokens=256, episode_tokens=512)
@@ -31,8 +31,12 @@ class _Sampler:
     def keep(self, rows: Sequence[int]) -> None:
         self._acts = [self._acts[row] for row in rows]
 
-    def sample(self, max_tokens: int) -> list[tuple[list[int], list[float]]]:
-        texts = [act(last) for act, last in zip(self._acts, self._last, strict=True)]
+    def add(self, count: int) -> None:
+        raise AssertionError("all episodes are seated from the start")
+
+    def sample(self, max_tokens: int, rows: Sequence[int] | None = None) -> list[tuple[list[int], list[float]]]:
+        chosen = range(len(self._acts)) if rows is None else rows
+        texts = [self._acts[row](self._last[row]) for row in chosen]
         actions = [self._tokenizer.encode(text)[:max_tokens] for text in texts]
         return [(token_ids, [-0.1] * len(token_ids)) for token_ids in actions]
 
@@ -52,6 +56,7 @@ def play(habit: str) -> list[Trajectory]:
             "parrot": lambda last: "ls /\n" if "task: " in last else last.split("\n", 1)[0] + "\n",
         }[habit]
 
-    episodes = [(worlds.environment(), task, task.task_id) for task in tasks]
-    return play_policy(lambda rows: _Sampler([act_of(task) for task in tasks], tokenizer), tokenizer, episodes, LIMITS,
-                       verify=True)  # fmt: skip
+    wanted = [(task, task.task_id) for task in tasks]
+    return play_policy(
+        lambda _: _Sampler([act_of(task) for task in tasks], tokenizer), tokenizer, worlds, wanted, LIMITS, verify=True
+    )

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 import echo_cli
+from echo_cli.client import Description
 from echo_cli.config import Config, EvaluationConfig, OptimConfig
-from echo_cli.environment import Environment, Piece, Reply, ToyWorlds, Worlds
+from echo_cli.environment import Environment, Hosting, Piece, Reply, Worlds
 from echo_cli.evaluate import (
     Evaluator,
     PairScore,
+    expert_pools,
     pass_at_1,
     rollout_tasks,
     score_pool,
@@ -26,9 +28,10 @@ from echo_cli.models.tiny import TinyConfig, TinyModel
 from echo_cli.observation import ObservationLog, pairs_of
 from echo_cli.policy import TorchPolicy
 from echo_cli.pool import Pair, expert_pool
-from echo_cli.rollout import Limits, play_script
+from echo_cli.rollout import Limits, play_scripts
 from echo_cli.task import Task, TaskSplits
 from echo_cli.tokenizer import Tokenizer
+from echo_cli.toy_worlds import ToyWorlds
 from echo_cli.trajectory import Role, Trajectory
 
 torch.set_num_threads(1)
@@ -55,23 +58,26 @@ class CannedTerminal:
         self._answers = answers
         self._opening = opening
 
-    def reset(self, task: Task) -> tuple[Piece, ...]:
+    async def reset(self, task: Task) -> tuple[Piece, ...]:
         return self._opening
 
-    def step(self, action: str) -> Reply:
+    async def step(self, action: str) -> Reply:
         if action.startswith("answer"):
             return Reply((), done=True)
         parts = tuple(Piece(Role.ENV_OUTPUT, text, channel) for text, channel in self._answers[action])
         return Reply((*parts, Piece(Role.CONTEXT, "$ ")), exit_code=0)
 
-    def verify(self) -> float:
+    async def verify(self) -> float:
         raise AssertionError("nothing here may call the verifier")
 
-    def close(self) -> None: ...
+    async def close(self) -> None: ...
 
 
 class CannedWorlds:
     """One task for each list of expert commands."""
+
+    scripted = True
+    description = Description("canned", {}, {})
 
     def __init__(
         self,
@@ -81,6 +87,7 @@ class CannedWorlds:
     ) -> None:
         self._answers, self._opening = answers, opening
         self._scripts = {f"t{i}": list(script) for i, script in enumerate(scripts)}
+        self.hosting = Hosting()
         self.tasks = TaskSplits((), (), [Task(name, "heldout", "f", {}) for name in self._scripts])
 
     def environment(self) -> Environment:
@@ -215,7 +222,7 @@ def test_summaries_by_hand() -> None:
 
 def rewarded(reward: float | None) -> Trajectory:
     worlds = CannedWorlds(ANSWERS, [["a"]])
-    trajectory = play_script(TOKENIZER, worlds.environment(), worlds.tasks.heldout[0], ["a"], WIDE, "expert")
+    (trajectory,) = play_scripts(TOKENIZER, worlds, [(worlds.tasks.heldout[0], ["a"])], WIDE, "expert")
     return replace(trajectory, reward=reward)
 
 
@@ -237,6 +244,10 @@ def quiet_config(**fields: object) -> Config:
     return Config(evaluation=evaluation, **fields)  # type: ignore[arg-type]
 
 
+def evaluator_of(worlds: Worlds, config: Config) -> Evaluator:
+    return Evaluator(config, worlds, expert_pools(config, worlds, TOKENIZER))
+
+
 @pytest.fixture(scope="module")
 def toy() -> tuple[ToyWorlds, Config]:
     return ToyWorlds((0,), (101,), 5), quiet_config()
@@ -244,7 +255,7 @@ def toy() -> tuple[ToyWorlds, Config]:
 
 def test_pools_are_frozen_and_share_no_pair(toy: tuple[ToyWorlds, Config]) -> None:
     worlds, config = toy
-    one, two = (Evaluator(config, worlds, TOKENIZER) for _ in range(2))
+    one, two = (evaluator_of(worlds, config) for _ in range(2))
     assert {name: pool.trajectories for name, pool in one.pools.items()} == {
         name: pool.trajectories for name, pool in two.pools.items()
     }
@@ -256,7 +267,7 @@ def test_pools_are_frozen_and_share_no_pair(toy: tuple[ToyWorlds, Config]) -> No
 
 def test_executed_pairs_are_no_longer_novel(toy: tuple[ToyWorlds, Config]) -> None:
     worlds, config = toy
-    evaluator, scorer = Evaluator(config, worlds, TOKENIZER), policy()
+    evaluator, scorer = evaluator_of(worlds, config), policy()
     before = evaluator.evaluate(scorer, 0).metrics
     pool = evaluator.pools["heldout"]
     assert before["heldout/novel_pairs"] == len(pool.pairs)
@@ -278,7 +289,7 @@ def test_executed_pairs_are_no_longer_novel(toy: tuple[ToyWorlds, Config]) -> No
 
 def test_the_same_command_with_another_output_is_another_pair(toy: tuple[ToyWorlds, Config]) -> None:
     worlds, config = toy
-    evaluator = Evaluator(config, worlds, TOKENIZER)
+    evaluator = evaluator_of(worlds, config)
     trajectory = evaluator.pools["heldout"].trajectories[0]
     changed = replace(trajectory, turns=tuple(replace(turn, output=turn.output + "x") for turn in trajectory.turns))
     evaluator.observe(executed_pairs([changed]))
@@ -287,12 +298,11 @@ def test_the_same_command_with_another_output_is_another_pair(toy: tuple[ToyWorl
 
 def test_explorers_never_make_a_heldout_pair_seen(toy: tuple[ToyWorlds, Config]) -> None:
     worlds, config = toy
-    evaluator, rng = Evaluator(config, worlds, TOKENIZER), random.Random(0)
+    evaluator, rng = evaluator_of(worlds, config), random.Random(0)
     task = worlds.tasks.train[0]
     for _ in range(60):
         actions = worlds.explorer(task, 4, rng)
-        played = play_script(TOKENIZER, worlds.environment(), task, actions, WIDE, "explorer")
-        evaluator.observe(executed_pairs([played]))
+        evaluator.observe(executed_pairs(play_scripts(TOKENIZER, worlds, [(task, actions)], WIDE, "explorer")))
     assert evaluator.seen == set()
 
 

@@ -43,6 +43,22 @@ ORDER = (
     "json_schema",
     "action_mapping",
     "observation_mapping",
+    "task_file",
+    "text_environment",
+    "toy_source",
+    "toy_worlds",
+    "task_worlds",
+    "wire_address",
+    "wire_server_info",
+    "wire_connection",
+    "wire_message",
+    "wire_client",
+    "openenv_package",
+    "object_client",
+    "typed_client",
+    "provider",
+    "provider_host",
+    "worlds",
     "tokenizer",
     "models",
     "models.tiny",
@@ -115,6 +131,7 @@ WEB_STACK = {"aiohttp", "fastapi", "flask", "http", "httpx", "openenv", "request
 WEB_STACK |= {"urllib", "uvicorn", "websockets"}
 REAL_WORLD = {"ctypes", "glob", "importlib", "io", "multiprocessing", "os", "pathlib", "pty", "shutil", "signal"}
 REAL_WORLD |= {"subprocess", "sys", "tempfile"}
+WIRE_MODULES = {f"toy_terminal_env.{name}" for name in ("client", "server", "wire")}
 REAL_WORLD_CALLS = {"__import__", "compile", "eval", "exec", "open"}
 # posixpath also has functions that ask the real file system; these only look at the text of a path.
 PURE_PATH_FUNCTIONS = {"basename", "dirname", "isabs", "join", "normpath", "split", "splitext"}
@@ -192,9 +209,9 @@ def _toy_files() -> list[Path]:
 
 
 def _is_wire(path: Path) -> bool:
-    """The OpenEnv server and client, which may import the web stack; the world's logic may not."""
+    """The OpenEnv server, client and their types, which may import the web stack; the world's logic may not."""
     relative = path.relative_to(TOY_TERMINAL_ENV)
-    return relative.parts[0] == "server" or relative.name == "client.py"
+    return relative.parts[0] == "server" or str(relative) in ("client.py", "wire.py")
 
 
 @pytest.mark.parametrize("path", _toy_files(), ids=lambda path: str(path.relative_to(TOY_TERMINAL_ENV)))
@@ -204,6 +221,7 @@ def test_the_toy_world_touches_no_real_file_process_or_network(path: Path) -> No
     if _is_wire(path):
         return
     assert imported.isdisjoint(WEB_STACK | REAL_WORLD)
+    assert _imports(path, "toy_terminal_env").isdisjoint(WIRE_MODULES)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in REAL_WORLD_CALLS, f"line {node.lineno} calls {node.func.id}"

@@ -54,6 +54,11 @@ def test_the_wheel_ships_every_source_file_and_no_cache(wheel_names: set[str]) -
     assert not {name for name in wheel_names if name.endswith(".pyc") or "__pycache__" in name}
 
 
+def test_the_wheel_ships_what_the_toy_terminals_server_and_its_image_need(wheel_names: set[str]) -> None:
+    files = {"README.md", "openenv.yaml", "server/Dockerfile", "server/__main__.py", "server/app.py", "client.py"}
+    assert {f"toy_terminal_env/{name}" for name in files} <= wheel_names
+
+
 def test_the_wheel_ships_configs_and_the_tiny_base_model_inside_the_package(wheel_names: set[str]) -> None:
     configs = {f"echo_cli/configs/{path.relative_to(ROOT / 'configs')}" for path in (ROOT / "configs").rglob("*.yaml")}
     weights = {

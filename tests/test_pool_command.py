@@ -12,13 +12,14 @@ from tiny_run import error_of
 
 from echo_cli.cli import main
 from echo_cli.config_file import find_config, load_config
-from echo_cli.evaluate import Evaluator, limits_of, score_pool
+from echo_cli.evaluate import expert_pools, limits_of, score_pool
 from echo_cli.policy import TorchPolicy
 from echo_cli.pool_file import load_pool, read_pool, write_pool
-from echo_cli.rollout import play_script
+from echo_cli.rollout import play_scripts
 from echo_cli.run import open_run
-from echo_cli.session import build_policy, build_worlds
+from echo_cli.session import build_policy
 from echo_cli.storage import sha256_of
+from echo_cli.toy_worlds import ToyWorlds
 from echo_cli.trajectory import Role, Segment, Trajectory, Turn
 
 HOSTILE = "a\x1b[2J\r\u202eb\x9b31m[bold]c[/bold]\x00\naction | rm\n"
@@ -57,7 +58,7 @@ def test_an_expert_pool_is_the_pool_that_a_run_is_measured_on(
 ) -> None:
     manifest = _build(capsys, tmp_path / "pool", *words)
     config = load_config(find_config("toy"))
-    in_run = Evaluator(config, build_worlds(config), policy.tokenizer).pools[name]
+    in_run = expert_pools(config, ToyWorlds((0,), (101, 102), 5), policy.tokenizer)[name]
     loaded = load_pool(tmp_path / "pool", policy.tokenizer)
     assert score_pool(policy, loaded) == score_pool(policy, in_run)
     assert manifest["contents"]["pairs"] == len(in_run.pairs)
@@ -74,7 +75,7 @@ def test_explorers_draw_from_the_seed(tmp_path: Path, capsys: pytest.CaptureFixt
     assert one["sha256"] == again["sha256"] != other["sha256"]
     assert (one["provenance"]["seed"], other["provenance"]["seed"]) == (0, 1)
     config = load_config(find_config("toy"))
-    tasks = build_worlds(config).tasks.validation
+    tasks = ToyWorlds((0,), (), 5).tasks.validation
     _, played = read_pool(tmp_path / "one")
     assert [trajectory.task_id for trajectory in played] == [task.task_id for task in tasks for _ in range(2)]
     assert {trajectory.source for trajectory in played} == {"explorer"}
@@ -232,10 +233,10 @@ def test_show_prints_the_manifest_and_an_episode(tmp_path: Path, capsys: pytest.
         assert text in captured.out
     _, transcript = captured.out.split("\n\nw0-")
     config = load_config(find_config("toy"))
-    worlds = build_worlds(config)
+    worlds = ToyWorlds((0,), (), 5)
     task = worlds.tasks.heldout[0]
     tokenizer = build_policy(config)[0].tokenizer
-    played = play_script(tokenizer, worlds.environment(), task, worlds.expert(task), limits_of(config), "expert")
+    (played,) = play_scripts(tokenizer, worlds, [(task, worlds.expert(task))], limits_of(config), "expert")
     shown = [line.split(" | ", 1) for line in transcript.splitlines()[1:]]
     assert "\n".join(text for _, text in shown) == "\n".join(s.text.removesuffix("\n") for s in played.segments)
     assert [label.strip() for label, _ in shown if label.strip()] == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -11,19 +12,21 @@ from typing import Any
 
 import pytest
 import torch
+from canned_worlds import CannedWorlds
 
 import echo_cli
 from echo_cli.config import OptimConfig
-from echo_cli.environment import Piece, Reply, ToyWorlds
+from echo_cli.environment import Piece, Reply
 from echo_cli.error import EchoError
 from echo_cli.evaluate import score_pool
 from echo_cli.models.tiny import TinyConfig, TinyModel
 from echo_cli.policy import TorchPolicy
 from echo_cli.pool import expert_pool, pool_of
 from echo_cli.pool_file import Actor, Provenance, contents_of, load_pool, read_manifest, read_pool, write_pool
-from echo_cli.rollout import Episode, Limits, play_script, reencode
+from echo_cli.rollout import Episode, Limits, play_scripts, reencode
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
+from echo_cli.toy_worlds import ToyWorlds
 from echo_cli.trajectory import Role, Trajectory
 
 torch.set_num_threads(1)
@@ -55,35 +58,39 @@ class Printer:
     def __init__(self, *texts: str) -> None:
         self._texts = list(texts)
 
-    def reset(self, task: Task) -> tuple[Piece, ...]:
+    async def reset(self, task: Task) -> tuple[Piece, ...]:
         return (Piece(Role.CONTEXT, "task: é\n$ "),)
 
-    def step(self, action: str) -> Reply:
+    async def step(self, action: str) -> Reply:
         text = self._texts.pop(0)
         pieces = (Piece(Role.ENV_OUTPUT, text, "stdout"), Piece(Role.ENV_OUTPUT, "err\n", "stderr"))
         return Reply(
             (*pieces, Piece(Role.WARNING, "[exit 1]\n", "exit_status"), Piece(Role.CONTEXT, "$ ")), exit_code=1
         )
 
-    def verify(self) -> float:
+    async def verify(self) -> float:
         return 1.0
 
-    def close(self) -> None: ...
+    async def close(self) -> None: ...
 
 
 def printed(*texts: str, limits: Limits = LIMITS) -> Trajectory:
     commands = [f"cat {number}" for number in range(len(texts))]
-    return play_script(TOKENIZER, Printer(*texts), TASK, commands, limits, "expert")
+    return play_scripts(TOKENIZER, CannedWorlds(Printer(*texts)), [(TASK, commands)], limits, "expert")[0]
 
 
 def sampled(*texts: str) -> Trajectory:
     """A policy's rollout, whose ids are not those of its text: one token a letter."""
     episode = Episode(TOKENIZER, Printer(*texts), TASK, "t", LIMITS)
-    episode.reset()
-    for _ in texts:
-        ids = [token for letter in "grep x\n" for token in TOKENIZER.encode(letter)]
-        episode.act(ids, [-0.25] * len(ids))
-    return episode.finish("policy", verify=True)
+
+    async def play() -> Trajectory:
+        await episode.reset()
+        for _ in texts:
+            ids = [token for letter in "grep x\n" for token in TOKENIZER.encode(letter)]
+            await episode.act(ids, [-0.25] * len(ids))
+        return await episode.finish("policy", verify=True)
+
+    return asyncio.run(play())
 
 
 def tiny_policy(tokenizer: Tokenizer) -> TorchPolicy:
@@ -108,9 +115,7 @@ def pool(tmp_path: Path) -> Path:
 def test_an_expert_pool_scores_from_its_file_as_it_did_in_memory(tmp_path: Path) -> None:
     worlds = ToyWorlds((0,), (101,), 5)
     tasks = worlds.tasks.heldout
-    played = [
-        play_script(TOKENIZER, worlds.environment(), task, worlds.expert(task), LIMITS, "expert") for task in tasks
-    ]
+    played = play_scripts(TOKENIZER, worlds, [(task, worlds.expert(task)) for task in tasks], LIMITS, "expert")
     manifest = write_pool(tmp_path / "pool", played, TOKENIZER, ORIGIN)
     live, loaded = expert_pool(worlds, tasks, TOKENIZER, LIMITS), load_pool(tmp_path / "pool", TOKENIZER)
     assert loaded == live
@@ -274,7 +279,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_trajectories_without_an_output_are_no_pool(tmp_path: Path) -> None:
-    silent = play_script(TOKENIZER, Printer(), TASK, [], LIMITS, "expert")
+    (silent,) = play_scripts(TOKENIZER, CannedWorlds(Printer()), [(TASK, [])], LIMITS, "expert")
     for trajectories in ([], [silent]):
         with pytest.raises(EchoError, match=f"nothing to measure: no command of {len(trajectories)} trajectories"):
             write_pool(tmp_path / "pool", trajectories, TOKENIZER, ORIGIN)

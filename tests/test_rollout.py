@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from canned_worlds import CannedWorlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import echo_cli
-from echo_cli.environment import Piece, Reply, ToyTerminal, ToyWorlds
-from echo_cli.rollout import CUT_ACTION, CUT_OUTPUT, Episode, Limits, play_policy, play_script
+from echo_cli.environment import Piece, Reply
+from echo_cli.rollout import CUT_ACTION, CUT_OUTPUT, Episode, Limits, play_policy, play_scripts
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
+from echo_cli.toy_worlds import ToyWorlds
 from echo_cli.trajectory import Role, Trajectory
 
 C, A, E, W = Role.CONTEXT, Role.ACTION, Role.ENV_OUTPUT, Role.WARNING
@@ -33,18 +36,18 @@ class Canned:
         self.verified = 0
         self.closed = 0
 
-    def reset(self, task: Task) -> tuple[Piece, ...]:
+    async def reset(self, task: Task) -> tuple[Piece, ...]:
         return (Piece(C, f"task: {task.task_id}\n$ "),)
 
-    def step(self, action: str) -> Reply:
+    async def step(self, action: str) -> Reply:
         self.actions.append(action)
         return self._replies[len(self.actions) - 1]
 
-    def verify(self) -> float:
+    async def verify(self) -> float:
         self.verified += 1
         return 0.75
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self.closed += 1
 
 
@@ -60,11 +63,11 @@ class Forced:
         for context, tokens in zip(self.context, token_lists, strict=True):
             context.extend(tokens)
 
-    def sample(self, max_tokens: int) -> list[tuple[list[int], list[float]]]:
+    def sample(self, max_tokens: int, rows: Sequence[int] | None = None) -> list[tuple[list[int], list[float]]]:
         samples = []
-        for row, context in zip(self._actions, self.context, strict=True):
-            ids = list(row.pop(0))
-            context.extend(ids)
+        for row in range(len(self._actions)) if rows is None else rows:
+            ids = list(self._actions[row].pop(0))
+            self.context[row].extend(ids)
             samples.append((ids, [-0.5 - i for i in range(len(ids))]))
         return samples
 
@@ -73,9 +76,12 @@ class Forced:
         self._actions = [self._actions[row] for row in rows]
         self.context = [self.context[row] for row in rows]
 
+    def add(self, count: int) -> None:
+        raise AssertionError("all episodes are seated from the start")
+
 
 def output(text: str, *, done: bool = False) -> Reply:
-    return Reply((Piece(E, text, "stdout"), *(() if done else (PROMPT,))), done, 0)
+    return Reply((Piece(E, text, "stdout"), *(() if done else (PROMPT,))), done, 0, capped=done)
 
 
 def typed(text: str) -> list[int]:
@@ -86,7 +92,8 @@ def play(
     environment: Canned, actions: Sequence[Sequence[int]], limits: Limits = WIDE, verify: bool = True
 ) -> Trajectory:
     sampler = Forced([actions])
-    (trajectory,) = play_policy(lambda _: sampler, TOKENIZER, [(environment, TASK, "g")], limits, verify=verify)
+    worlds = CannedWorlds(environment)
+    (trajectory,) = play_policy(lambda _: sampler, TOKENIZER, worlds, [(TASK, "g")], limits, verify=verify)
     return trajectory
 
 
@@ -272,7 +279,8 @@ def test_the_verifier_is_called_once_or_never(actions: list[list[int]]) -> None:
 
 def test_a_script_never_calls_the_verifier() -> None:
     environment = Canned(output("x\n"))
-    trajectory = play_script(TOKENIZER, environment, TASK, ["ls"], WIDE, "explorer", world_model_only=True)
+    script = [(TASK, ["ls"])]
+    (trajectory,) = play_scripts(TOKENIZER, CannedWorlds(environment), script, WIDE, "explorer", world_model_only=True)
     assert (environment.verified, environment.closed, trajectory.reward) == (0, 1, None)
     assert (trajectory.stop_reason, trajectory.source, trajectory.world_model_only) == ("script_end", "explorer", True)
     assert trajectory.segments[1].logprobs is None
@@ -280,7 +288,8 @@ def test_a_script_never_calls_the_verifier() -> None:
 
 def test_a_script_stops_when_the_episode_ends() -> None:
     environment = Canned(output("x\n", done=True))
-    trajectory = play_script(TOKENIZER, environment, TASK, ["ls", "cat", "head"], WIDE, "expert")
+    script = [(TASK, ["ls", "cat", "head"])]
+    (trajectory,) = play_scripts(TOKENIZER, CannedWorlds(environment), script, WIDE, "expert")
     assert environment.actions == ["ls"]
     assert trajectory.stop_reason == "turn_cap"
 
@@ -299,7 +308,8 @@ def test_episodes_of_different_lengths_do_not_mix() -> None:
     played = play_policy(
         lambda _: sampler,
         TOKENIZER,
-        [(environment, task, f"g-{task.task_id}") for environment, task in zip(environments, tasks, strict=True)],
+        CannedWorlds(*environments),
+        [(task, f"g-{task.task_id}") for task in tasks],
         WIDE,
         verify=True,
     )
@@ -317,9 +327,8 @@ def test_the_sampler_sees_exactly_the_tokens_of_the_trajectory() -> None:
     environment = Canned(output("a\n"), output("b\n"), Reply((), done=True))
     sampler = Forced([[typed("ls"), typed("wc"), typed("answer: x")], [TOKENIZER.encode("cut")]])
     contexts = sampler.context
-    played = play_policy(
-        lambda _: sampler, TOKENIZER, [(environment, TASK, "g"), (Canned(), TASK, "g")], WIDE, verify=False
-    )
+    worlds = CannedWorlds(environment, Canned())
+    played = play_policy(lambda _: sampler, TOKENIZER, worlds, [(TASK, "g"), (TASK, "g")], WIDE, verify=False)
     assert contexts[0] == played[0].token_ids
 
 
@@ -327,18 +336,17 @@ def test_the_toy_terminal_plays_from_end_to_end() -> None:
     worlds = ToyWorlds((0,), (), 5)
     for task in worlds.tasks.heldout[:12]:
         actions = [typed(action) for action in worlds.expert(task)]
-        terminal: list[tuple[ToyTerminal, Task, str]] = [(ToyTerminal(5), task, task.task_id)]
-        sampler = Forced([actions])
-        (trajectory,) = play_policy(lambda _, s=sampler: s, TOKENIZER, terminal, WIDE, verify=True)  # type: ignore[misc]
+        sampler, wanted = Forced([actions]), [(task, task.task_id)]
+        (trajectory,) = play_policy(lambda _, s=sampler: s, TOKENIZER, worlds, wanted, WIDE, verify=True)  # type: ignore[misc]
         assert (trajectory.reward, trajectory.stop_reason) == (1.0, "answered")
-        scripted = play_script(TOKENIZER, ToyTerminal(5), task, worlds.expert(task), WIDE, "expert")
+        (scripted,) = play_scripts(TOKENIZER, worlds, [(task, worlds.expert(task))], WIDE, "expert")
         assert (scripted.token_ids, scripted.roles) == (trajectory.token_ids, trajectory.roles)
 
 
 def test_an_episode_returns_the_tokens_that_follow() -> None:
     episode = Episode(TOKENIZER, Canned(output("x\n")), TASK, "g", WIDE)
-    opening = episode.reset()
-    reply = episode.act(typed("ls"), [0.0] * len(typed("ls")))
+    opening = asyncio.run(episode.reset())
+    reply = asyncio.run(episode.act(typed("ls"), [0.0] * len(typed("ls"))))
     assert opening == [TOKENIZER.bos_id, *TOKENIZER.encode("task: t\n$ ")]
     assert reply == [*TOKENIZER.encode("x\n"), *TOKENIZER.encode("$ ")]
     assert episode.length == len(opening) + len(typed("ls")) + len(reply)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import random
 import subprocess
@@ -12,8 +13,9 @@ import pytest
 import yaml
 
 import toy_terminal_env
-from echo_cli.environment import PROMPT, Piece, ToyTerminal, ToyWorlds
+from echo_cli.environment import Environment, Piece, Reply
 from echo_cli.task import Task
+from echo_cli.toy_worlds import ToyWorlds
 from echo_cli.trajectory import Role
 from toy_terminal_env.environment import ToyTerminalEnvironment, world_and_tasks
 from toy_terminal_env.models import ToyTerminalAction, ToyTerminalObservation, ToyTerminalState
@@ -141,6 +143,20 @@ def test_a_refused_reset_changes_nothing() -> None:
 def test_an_episode_has_at_least_one_turn(max_turns: int) -> None:
     with pytest.raises(ValueError, match="max_turns"):
         ToyTerminalEnvironment(max_turns)
+    environment = started()
+    with pytest.raises(ValueError, match="max_turns"):
+        environment.reset(1, max_turns=max_turns)
+    assert environment.state.world_seed == 0
+
+
+def test_reset_gives_one_episode_its_own_turns() -> None:
+    environment = ToyTerminalEnvironment(max_turns=2)
+    environment.reset(0, max_turns=1)
+    assert step(environment, "ls /").done
+    environment.reset(0, max_turns=3)
+    assert [step(environment, "ls /").done for _ in range(3)] == [False, False, True]
+    environment.reset(0)
+    assert [step(environment, "ls /").done for _ in range(2)] == [False, True]
 
 
 # --- OpenEnv's shape -------------------------------------------------------------------------------------------------
@@ -159,8 +175,9 @@ def test_the_methods_are_openenvs() -> None:
 def test_the_manifest_follows_openenvs_convention() -> None:
     folder = Path(toy_terminal_env.__file__).parent
     manifest = yaml.safe_load((folder / "openenv.yaml").read_text(encoding="utf-8"))
-    assert set(manifest) == {"spec_version", "name", "type", "runtime", "app", "port"}
+    assert set(manifest) == {"spec_version", "name", "version", "type", "runtime", "app", "port"}
     assert (manifest["spec_version"], manifest["name"]) == (1, folder.name)
+    assert manifest["version"] == toy_terminal_env.__version__
     assert isinstance(manifest["port"], int)
 
 
@@ -178,15 +195,32 @@ def test_the_logic_imports_the_standard_library_only() -> None:
 # --- Behind the protocol of echo-cli ---------------------------------------------------------------------------------
 
 
+PROMPT = Piece(Role.CONTEXT, "$ ")
+
+
 def task_of() -> Task:
     return Task(TASK.task_id, "train", TASK.family, {"seed": 0, "task_id": TASK.task_id})
 
 
+class Terminal:
+    """An episode of three turns, one call after the other."""
+
+    def __init__(self) -> None:
+        self._inner: Environment = ToyWorlds((0,), (), max_turns=3).environment()
+        self.opening = asyncio.run(self._inner.reset(task_of()))
+
+    def step(self, action: str) -> Reply:
+        return asyncio.run(self._inner.step(action))
+
+    def verify(self) -> float | None:
+        return asyncio.run(self._inner.verify())
+
+
 def test_roles_are_decided_where_the_text_is_made() -> None:
-    terminal = ToyTerminal(max_turns=3)
-    assert terminal.reset(task_of()) == (Piece(Role.CONTEXT, f"task: {TASK.question}\n{PROMPT}"),)
+    terminal = Terminal()
+    assert terminal.opening == (Piece(Role.CONTEXT, f"task: {TASK.question}\n"), PROMPT)
     good = terminal.step("ls /")
-    assert good.pieces == (Piece(Role.ENV_OUTPUT, "etc\nsrv\nvar\n", "stdout"), Piece(Role.CONTEXT, PROMPT))
+    assert good.pieces == (Piece(Role.ENV_OUTPUT, "etc\nsrv\nvar\n", "stdout"), PROMPT)
     assert (good.done, good.exit_code, good.valid_action) == (False, 0, True)
     both = terminal.step("ls / /none")
     assert [(piece.role, piece.channel) for piece in both.pieces] == [
@@ -197,32 +231,38 @@ def test_roles_are_decided_where_the_text_is_made() -> None:
     ]
     assert both.pieces[2].text == "[exit 2]\n"
     last = terminal.step("cat /none")
-    assert last.done and [piece.role for piece in last.pieces] == [Role.ENV_OUTPUT, Role.WARNING]
+    assert last.done and last.capped and [piece.role for piece in last.pieces] == [Role.ENV_OUTPUT, Role.WARNING]
 
 
 def test_a_command_without_output_adds_no_env_output() -> None:
-    terminal = ToyTerminal(max_turns=3)
-    terminal.reset(task_of())
-    assert terminal.step("").pieces == (Piece(Role.CONTEXT, PROMPT),)
+    terminal = Terminal()
+    assert terminal.step("").pieces == (PROMPT,)
     silent = terminal.step("grep nothing-at-all /srv/registry.csv")
     assert [piece.role for piece in silent.pieces] == [Role.WARNING, Role.CONTEXT]
     assert silent.valid_action
 
 
 def test_an_answer_adds_nothing_and_ends() -> None:
-    terminal = ToyTerminal(max_turns=3)
-    terminal.reset(task_of())
+    terminal = Terminal()
     reply = terminal.step(f"answer: {TASK.answer}")
     assert (reply.pieces, reply.done, reply.exit_code, reply.valid_action) == ((), True, None, True)
+    assert not reply.capped
     assert terminal.verify() == 1.0
 
 
 def test_an_unfinished_episode_is_worth_nothing() -> None:
-    terminal = ToyTerminal(max_turns=3)
-    terminal.reset(task_of())
+    terminal = Terminal()
     assert terminal.verify() == 0.0
     terminal.step("ls")
     assert terminal.verify() == 0.0
+
+
+def test_an_answer_on_the_last_turn_is_an_answer() -> None:
+    terminal = Terminal()
+    for command in ("ls", "ls"):
+        assert not terminal.step(command).done
+    reply = terminal.step(f"answer: {TASK.answer}")
+    assert (reply.done, reply.capped, terminal.verify()) == (True, False, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -233,8 +273,7 @@ def test_an_unfinished_episode_is_worth_nothing() -> None:
     ],
 )
 def test_a_valid_action_is_one_the_shell_could_run(action: str, valid: bool) -> None:
-    terminal = ToyTerminal(max_turns=3)
-    terminal.reset(task_of())
+    terminal = Terminal()
     assert terminal.step(action).valid_action is valid
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from echo_cli.config_file import load_config
-from echo_cli.environment import ToyWorlds
+from echo_cli.toy_worlds import ToyWorlds
 from toy_terminal_env.environment import ToyTerminalEnvironment, world_and_tasks
 from toy_terminal_env.models import ToyTerminalAction
 from toy_terminal_env.scripted import (

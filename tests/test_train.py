@@ -15,10 +15,10 @@ from tiny_run import error_of, rows, train, train_words, weights
 
 from echo_cli.cli import main
 from echo_cli.config_file import load_config
-from echo_cli.environment import ToyTerminal
 from echo_cli.policy import model_folder
 from echo_cli.run import open_run
 from echo_cli.session import Session
+from echo_cli.text_environment import TextEnvironment
 from echo_cli.train import roll_out
 from echo_cli.trajectory import Trajectory
 
@@ -102,10 +102,10 @@ def test_lambda_decides_what_is_learned(finished: Path, tmp_path: Path) -> None:
 
 
 def test_without_rl_the_verifier_is_never_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def called(self: ToyTerminal) -> float:
+    def called(self: TextEnvironment) -> float:
         raise AssertionError("the verifier was called")
 
-    monkeypatch.setattr(ToyTerminal, "verify", called)
+    monkeypatch.setattr(TextEnvironment, "verify", called)
     assert train(tmp_path / "world-model", "objective.use_rl=false") == 0
     metrics = rows(tmp_path / "world-model")
     assert all(row["train/reward"] is None and row["train/rl_loss"] in (None, 0.0) for row in metrics)

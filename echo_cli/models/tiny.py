@@ -60,6 +60,12 @@ class KVCache:
         self.values_LBNCD = self.values_LBNCD[:, rows]
         self.inputs_LBCH = self.inputs_LBCH[:, rows]
 
+    def add(self, count: int) -> None:
+        """Add `count` empty sequences after the others."""
+        self.keys_LBNCD = F.pad(self.keys_LBNCD, (0, 0, 0, 0, 0, 0, 0, count))
+        self.values_LBNCD = F.pad(self.values_LBNCD, (0, 0, 0, 0, 0, 0, 0, count))
+        self.inputs_LBCH = F.pad(self.inputs_LBCH, (0, 0, 0, 0, 0, count))
+
 
 class TinyModel(nn.Module):
     """Token ids to final hidden states; `lm_head_VH` (tied to the embedding) turns those into logits."""

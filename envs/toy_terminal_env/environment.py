@@ -19,26 +19,35 @@ def world_and_tasks(world_seed: int) -> tuple[World, dict[str, ToyTask]]:
     return world, {task.task_id: task for task in generate_tasks(world)}
 
 
+class EpisodeError(RuntimeError):
+    """There is no episode to go on with: none was begun, or it has ended."""
+
+
 class ToyTerminalEnvironment:
     """One episode at a time: `reset` chooses the world and the task, `step` runs one line.
 
-    The episode ends with an answer or after `max_turns` lines. A step after the end is an error.
+    The episode ends with an answer or after its `max_turns` lines: those of `reset`, or else of the constructor. A
+    step after the end is an error.
     """
 
     def __init__(self, max_turns: int = 5) -> None:
-        if max_turns < 1:
-            raise ValueError(f"max_turns must be at least 1, not {max_turns}")
-        self.max_turns = max_turns
+        self.max_turns = _at_least_one(max_turns)
         self._task: ToyTask | None = None
 
     def reset(
-        self, seed: int = 0, episode_id: str | None = None, *, task_id: str | None = None
+        self,
+        seed: int = 0,
+        episode_id: str | None = None,
+        *,
+        task_id: str | None = None,
+        max_turns: int | None = None,
     ) -> ToyTerminalObservation:
         """Start an episode in the world of `seed`, on the task `task_id` or else the world's first training task.
 
         Raises:
-            ValueError: the world has no such task.
+            ValueError: the world has no such task, or there is no turn to take; the episode before goes on.
         """
+        episode_turns = _at_least_one(self.max_turns if max_turns is None else max_turns)
         world, tasks = world_and_tasks(seed)
         if task_id is None:
             task_id = next(task.task_id for task in tasks.values() if task.split == "train")
@@ -47,22 +56,23 @@ class ToyTerminalEnvironment:
         self._world = world
         self._task = tasks[task_id]
         self._episode_id = episode_id or task_id
+        self._episode_turns = episode_turns
         self._step_count = 0
         self._done = False
         return ToyTerminalObservation(instruction=self._task.question)
 
     def step(self, action: ToyTerminalAction) -> ToyTerminalObservation:
-        """Run one line. Raises RuntimeError before `reset` and after the episode's end."""
+        """Run one line. Raises EpisodeError before `reset` and after the episode's end."""
         task = self._current_task()
         if self._done:
-            raise RuntimeError("the episode is over: call reset() first")
+            raise EpisodeError("the episode is over: call reset() first")
         self._step_count += 1
         line = action.command.strip()
         if line.startswith(ANSWER):
             self._done = True
             return ToyTerminalObservation(done=True, reward=float(line[len(ANSWER) :].strip() == task.answer))
         result = run(self._world.files, line)
-        self._done = self._step_count >= self.max_turns
+        self._done = self._step_count >= self._episode_turns
         return ToyTerminalObservation(
             stdout=result.stdout,
             stderr=result.stderr,
@@ -73,7 +83,7 @@ class ToyTerminalEnvironment:
 
     @property
     def state(self) -> ToyTerminalState:
-        """Where the episode stands. Raises RuntimeError before `reset`."""
+        """Where the episode stands. Raises EpisodeError before `reset`."""
         task = self._current_task()
         return ToyTerminalState(self._episode_id, self._step_count, self._world.seed, task.task_id)
 
@@ -82,5 +92,11 @@ class ToyTerminalEnvironment:
 
     def _current_task(self) -> ToyTask:
         if self._task is None:
-            raise RuntimeError("call reset() first")
+            raise EpisodeError("call reset() first")
         return self._task
+
+
+def _at_least_one(max_turns: int) -> int:
+    if max_turns < 1:
+        raise ValueError(f"max_turns must be at least 1, not {max_turns}")
+    return max_turns

@@ -1,0 +1,171 @@
+"""Any source of environments behind the environment protocol: text to actions, payloads to text with roles."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from echo_cli.action_mapping import ActionMapping, Unparsable
+from echo_cli.client import Client, JsonObject, Payload, Source
+from echo_cli.environment import Hosting, Piece, Reply
+from echo_cli.environment_config import EnvironmentConfig
+from echo_cli.error import EchoError
+from echo_cli.fault import BadAction, EnvironmentFault, Unavailable
+from echo_cli.observation_mapping import ObservationMapping, exit_code_of, is_invalid, line_end, safe
+from echo_cli.task import Task
+from echo_cli.trajectory import Role
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+_NOTICE_CHARS = 200
+
+
+class TextEnvironment:
+    """One episode of `source`, with the mapping of `settings`."""
+
+    def __init__(self, source: Source, settings: EnvironmentConfig, hosting: Hosting) -> None:
+        self._source = source
+        self._settings = settings
+        self._faults = hosting.faults
+        self._actions = ActionMapping(settings.action)
+        self._observations = ObservationMapping(settings)
+        self._client: Client | None = None
+        self._rewards: list[float | None] = []
+        self._turns = 0
+        self._done = False
+
+    async def reset(self, task: Task) -> tuple[Piece, ...]:
+        """Start the episode, trying again while the environment is not available.
+
+        Raises:
+            EchoError: it was not for `retry_s`, it never will be, or it refused this task's reset (exit code 1).
+        """
+        payload = await self._begin(task)
+        return self._prompted(self._observations.opening(payload))
+
+    async def step(self, action: str) -> Reply:
+        """Parse `action`, send it, and map the answer; what goes wrong with the action alone is a warning."""
+        self._turns += 1
+        try:
+            payload = await self._open_client.step(self._actions.parse(action))
+        except (Unparsable, BadAction) as error:
+            self._faults.count("bad_actions")
+            return self._refused(f"not an action: {error}", self._settings.action.penalty)
+        except EnvironmentFault as error:
+            self._faults.count("errors")
+            return self._refused(f"the environment failed: {error}", 0.0)
+        self._rewards.append(payload.reward)
+        self._done = payload.done
+        settings = self._settings
+        exit_code = exit_code_of(payload, settings.exit_code)
+        # An action that ran on the last turn ends the episode, whoever says so; an answer there is an answer.
+        capped = self._turns >= settings.max_turns and (not payload.done or exit_code is not None)
+        done = payload.done or capped
+        pieces = self._observations.reply(payload, action)
+        return Reply(
+            pieces if done else self._prompted(pieces),
+            done,
+            exit_code,
+            valid_action=bool(action.strip()) and not (settings.invalid and is_invalid(payload, settings.invalid)),
+            capped=capped,
+        )
+
+    async def verify(self) -> float | None:
+        """Send the final actions, then the episode's reward by the rules of `settings.reward`."""
+        rules, final = self._settings.reward, []
+        for last in rules.final:
+            if last.unless_done and self._done:
+                continue
+            reward = None
+            try:
+                payload = await self._open_client.step(last.action)
+            except BadAction:
+                self._faults.count("bad_actions")
+            except EnvironmentFault:
+                self._faults.count("errors")
+            else:
+                reward, self._done = payload.reward, self._done or payload.done
+            if last.counts:
+                final.append(reward)
+        return episode_reward(final if rules.mode == "final" else [*self._rewards, *final], rules.mode, rules.none)
+
+    async def close(self) -> None:
+        """Give the session back."""
+        if self._client is not None:
+            await self._client.close()
+
+    @property
+    def _open_client(self) -> Client:
+        assert self._client is not None, "reset comes first"
+        return self._client
+
+    async def _begin(self, task: Task) -> Payload:
+        deadline = time.monotonic() + self._settings.retry_s
+        pause, refusals = _FIRST_PAUSE_S, 0
+        while True:
+            self._client = self._source.client()
+            try:
+                payload = await self._client.reset(task.reset_arguments)
+                if not payload.done:
+                    return payload
+                refusals, reason = refusals + 1, f"done at once: {_summary(payload.metadata)}"
+            except (BadAction, EnvironmentFault) as error:
+                refusals, reason = refusals + 1, str(error)
+            except Unavailable as error:
+                reason = str(error)
+            self._faults.count("unavailable")
+            await self._client.close()
+            if refusals >= self._settings.attempts:
+                raise EchoError(
+                    f"the environment does not start task {task.task_id}: {reason}",
+                    "check the reset arguments of environment.tasks with `echo-cli env check`",
+                    exit_code=1,
+                )
+            ended = self._source.ended()
+            if ended or time.monotonic() + pause > deadline:
+                raise EchoError(
+                    f"the environment is not available: {ended or reason}",
+                    "start it again, then continue with --resume; environment.retry_s is how long it is waited for",
+                    exit_code=1,
+                )
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _refused(self, reason: str, penalty: float) -> Reply:
+        """The reply to an action that did not run."""
+        line = " ".join(safe(reason).split())
+        notice = Piece(Role.WARNING, f"[{line[:_NOTICE_CHARS]}]\n", "notice")
+        capped = self._turns >= self._settings.max_turns
+        return Reply(
+            (notice,) if capped else self._prompted((notice,)),
+            done=capped,
+            valid_action=False,
+            clean_parse=False,
+            capped=capped,
+            penalty=penalty,
+        )
+
+    def _prompted(self, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+        """`pieces` and the prompt of the next action, on a line of its own."""
+        prompt = self._settings.prompt
+        return (*pieces, Piece(Role.CONTEXT, line_end(pieces) + prompt)) if prompt else pieces
+
+
+def episode_reward(rewards: list[float | None], mode: str, none: str) -> float | None:
+    """The reward of an episode from those of its steps; None where it has none (null is not zero).
+
+    Args:
+        mode: `last` takes the last of them, `sum` and `final` add them up.
+        none: `zero` counts a null as 0, `skip` leaves it out.
+    """
+    if none == "zero":
+        known = [reward or 0.0 for reward in rewards] or [0.0]
+    else:
+        known = [reward for reward in rewards if reward is not None]
+    if not known:
+        return None
+    return known[-1] if mode == "last" else sum(known)
+
+
+def _summary(metadata: JsonObject | None) -> str:
+    text = ", ".join(f"{key} {value}" for key, value in (metadata or {}).items()) or "no reason given"
+    return text[:_NOTICE_CHARS]

@@ -1,0 +1,103 @@
+"""The toy terminal's tasks and scripted actors, whoever runs the terminal."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from functools import cache
+
+from echo_cli.client import Description, Source
+from echo_cli.config_file import environment_preset
+from echo_cli.environment import Environment, Hosting
+from echo_cli.environment_config import EnvironmentConfig
+from echo_cli.error import EchoError
+from echo_cli.task import Split, Task, TaskSplits
+from echo_cli.text_environment import TextEnvironment
+from echo_cli.toy_source import ToySource
+from toy_terminal_env.environment import world_and_tasks
+from toy_terminal_env.scripted import expert_actions, explorer_actions, explorer_commands, solving_commands
+from toy_terminal_env.tasks import ToyTask
+
+
+class ToyWorlds:
+    """Tasks and scripted actors of one or more toy worlds.
+
+    Args:
+        families: the tasks' kinds; empty means all. What explorers may type does not depend on it.
+        source: who runs the terminals; this process by default.
+        settings: how their payloads become text; the preset `toy_terminal` by default.
+
+    Raises:
+        EchoError: no world has a training task of these families.
+    """
+
+    scripted = True
+
+    def __init__(
+        self,
+        world_seeds: Sequence[int],
+        ood_world_seeds: Sequence[int],
+        max_turns: int,
+        families: Sequence[str] = (),
+        *,
+        source: Source | None = None,
+        settings: EnvironmentConfig | None = None,
+        hosting: Hosting | None = None,
+        description: Description | None = None,
+    ) -> None:
+        self._world_seeds = tuple(world_seeds)
+        self._ood_world_seeds = tuple(ood_world_seeds)
+        self._max_turns = max_turns
+        self._families = tuple(families)
+        self._source = source or ToySource()
+        # The turns are the tasks': a server of its own mind about them would end episodes elsewhere.
+        self._settings = (settings or _toy_settings()).model_copy(update={"max_turns": max_turns})
+        self.hosting = hosting or Hosting()
+        self.description = description or self._source.describe()
+        self._toy_tasks: dict[str, ToyTask] = {}
+        splits: dict[Split, list[Task]] = {"train": [], "validation": [], "heldout": []}
+        self._explorer_kinds = {}
+        for seed in self._world_seeds:
+            world, tasks = world_and_tasks(seed)
+            self._toy_tasks |= tasks
+            for task in tasks.values():
+                if families and task.family not in families:
+                    continue
+                arguments = {"seed": seed, "task_id": task.task_id, "max_turns": max_turns}
+                splits[task.split].append(Task(task.task_id, task.split, task.family, arguments))
+            forbidden = solving_commands(task for task in tasks.values() if task.split != "train")
+            self._explorer_kinds[seed] = explorer_commands(world, forbidden)
+        if world_seeds and not splits["train"]:
+            raise EchoError(
+                f"no training task of the families {list(families)} in worlds {list(self._world_seeds)}",
+                "name more families, or other world_seeds",
+            )
+        self.tasks = TaskSplits(**splits)
+
+    def environment(self) -> Environment:
+        return TextEnvironment(self._source, self._settings, self.hosting)
+
+    def expert(self, task: Task) -> list[str]:
+        return expert_actions(self._toy_tasks[task.task_id])
+
+    def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
+        return explorer_actions(self._explorer_kinds[task.reset_arguments["seed"]], count, rng)
+
+    def out_of_distribution(self) -> ToyWorlds:
+        return ToyWorlds(
+            self._ood_world_seeds,
+            (),
+            self._max_turns,
+            self._families,
+            source=self._source,
+            settings=self._settings,
+            hosting=self.hosting,
+            description=self.description,
+        )
+
+
+@cache
+def _toy_settings() -> EnvironmentConfig:
+    values = {**environment_preset("toy_terminal"), "toy_terminal": {}}
+    return EnvironmentConfig.model_validate_json(json.dumps(values), strict=True)

@@ -1,0 +1,94 @@
+"""From a config to what answers: the source of environments, opened for as long as it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from echo_cli.action_mapping import check_action, check_payload
+from echo_cli.client import Source
+from echo_cli.config import Config
+from echo_cli.environment import Hosting, Worlds
+from echo_cli.environment_config import EnvironmentConfig
+from echo_cli.task_file import load_tasks
+from echo_cli.task_worlds import TaskWorlds
+from echo_cli.toy_worlds import ToyWorlds
+
+
+@contextmanager
+def open_worlds(config: Config) -> Iterator[Worlds]:
+    """The worlds of `config`, for a `with` block: a server that we start for it ends with it.
+
+    Raises:
+        EchoError: the environment cannot be reached or started (exit code 1), does not speak OpenEnv, takes other
+            actions than the config's, or the tasks cannot be read.
+    """
+    environment = config.environment
+    if environment.toy_terminal is not None:
+        toy = environment.toy_terminal
+        yield ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns, toy.families)
+        return
+    assert environment.tasks is not None
+    tasks = None if environment.tasks.toy_terminal else load_tasks(environment.tasks)
+    with open_source(environment, config.rollout.tasks_per_step * config.rollout.group_size) as source:
+        description = source.describe()
+        check_action(environment.action, description.action_schema)
+        for number, final in enumerate(environment.reward.final):
+            check_payload(final.action, description.action_schema, f"environment.reward.final[{number}].action")
+        hosting = Hosting(
+            sessions=environment.sessions or description.sessions or 1,
+            batch_wait_s=environment.batch_wait_s,
+            attempts=environment.attempts,
+        )
+        toy_worlds = environment.tasks.toy_terminal
+        if toy_worlds is not None:
+            yield ToyWorlds(
+                toy_worlds.world_seeds,
+                toy_worlds.ood_world_seeds,
+                toy_worlds.max_turns,
+                toy_worlds.families,
+                source=source,
+                settings=environment,
+                hosting=hosting,
+                description=description,
+            )
+        else:
+            assert tasks is not None
+            yield TaskWorlds(tasks, source, environment, hosting, description)
+
+
+@contextmanager
+def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterator[Source]:
+    """The source that `environment` names; it is imported and opened only here."""
+    if environment.object is not None:
+        from echo_cli.object_client import ObjectSource
+
+        yield ObjectSource(environment.object, environment.object_options, environment.step_timeout_s)
+    elif environment.url is not None:
+        yield _server(environment, environment.url, wanted_sessions, lambda: None)
+    else:
+        from echo_cli.provider import provided
+
+        assert environment.provider is not None
+        with provided(environment.provider) as server:
+            yield _server(environment, server.url, wanted_sessions, server.ended)
+
+
+def _server(environment: EnvironmentConfig, url: str, wanted_sessions: int, ended: Callable[[], str | None]) -> Source:
+    """A server at `url`, through our client or a typed one."""
+    from echo_cli.wire_client import WireSource
+
+    wire = WireSource(
+        url,
+        environment.headers,
+        connect_timeout_s=environment.connect_timeout_s,
+        step_timeout_s=environment.step_timeout_s,
+        max_message_mb=environment.max_message_mb,
+        sessions_wanted=0 if environment.sessions else wanted_sessions,
+        ended=ended,
+    )
+    if environment.client is None:
+        return wire
+    from echo_cli.typed_client import TypedSource
+
+    return TypedSource(environment.client, url, wire, environment)

@@ -1,0 +1,37 @@
+"""Worlds whose environments a test has made: handed out in order, one an episode."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from echo_cli.client import Description
+from echo_cli.environment import Environment, Hosting, Worlds
+from echo_cli.task import Task, TaskSplits
+
+
+class CannedWorlds:
+    scripted = True
+
+    def __init__(self, *environments: Environment, hosting: Hosting | None = None) -> None:
+        self._environments = list(environments)
+        self.tasks = TaskSplits((), (), ())
+        self.hosting = hosting or Hosting()
+        self.description = Description("canned", {}, {})
+
+    def environment(self) -> Environment:
+        return self._environments.pop(0)
+
+    def expert(self, task: Task) -> list[str] | None:
+        return None
+
+    def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
+        raise AssertionError("nothing here explores")
+
+    def out_of_distribution(self) -> Worlds:
+        return self
+
+
+def groups(tasks: Sequence[Task]) -> list[tuple[Task, str]]:
+    """Each task as a group of its own."""
+    return [(task, task.task_id) for task in tasks]
