@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from echo_cli.commands.bench import bench
+from echo_cli.commands.env import env
 from echo_cli.commands.heldout import eval_heldout
 from echo_cli.commands.plot import plot
 from echo_cli.commands.pool import pool
@@ -60,6 +61,7 @@ app.command("sweep-lambda", cls=SweepCommand, context_settings={"ignore_unknown_
 app.command("eval-heldout")(eval_heldout)
 app.command("plot")(plot)
 app.add_typer(pool, name="pool")
+app.add_typer(env, name="env")
 app.command("bench")(bench)
 
 

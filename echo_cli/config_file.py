@@ -54,7 +54,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         EchoError: the file cannot be read or is not a mapping; a key is unknown or given twice; a value has the wrong
             type or is out of range. One line, naming the key and the file's line or the command line.
     """
-    document = _read_yaml(path)
+    document = _read_config(path)
     given = [parse_override(word) for word in overrides]
     values: dict[str, Any] = {}
     _apply_preset(values, document.values.get("preset"))
@@ -157,13 +157,22 @@ def _parse(text: str) -> tuple[yaml.Node | None, Any]:
         raise yaml.YAMLError(str(error)) from error
 
 
-def _read_yaml(path: Path) -> _Document:
+def read_yaml(path: Path, noun: str, tip: str) -> tuple[yaml.Node | None, Any]:
+    """A YAML file as nodes, which know their lines, and as values of JSON's types; None and None where it is empty.
+
+    Args:
+        noun: what the file is, for the message where it cannot be read.
+        tip: what to do about a file that is not there or not text.
+
+    Raises:
+        EchoError: the file cannot be read or is not YAML; names the file and, where it is known, the line.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise EchoError(f"cannot read config {path}: {error}", "give --config a YAML file") from None
+        raise EchoError(f"cannot read {noun} {path}: {error}", tip) from None
     try:
-        node, values = _parse(text)
+        return _parse(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise EchoError(
@@ -173,14 +182,21 @@ def _read_yaml(path: Path) -> _Document:
         raise EchoError(
             f"not valid YAML: {' '.join(str(error).split())} ({path})", "start from a shipped config"
         ) from None
-    if node is None:
-        raise EchoError(f"config {path} is empty", f"start from a shipped one: {configs_folder() / 'toy.yaml'}")
+
+
+def key_lines(node: yaml.Node, path: Path, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Every key below `node` and every entry of its lists (by number, from 0), with its line in the file at `path`.
+
+    Raises:
+        EchoError: a key is given twice.
+    """
+    if isinstance(node, yaml.SequenceNode):
+        for number, entry in enumerate(node.value):
+            keys = (*prefix, str(number))
+            yield keys, entry.start_mark.line + 1
+            yield from key_lines(entry, path, keys)
     if not isinstance(node, yaml.MappingNode):
-        raise EchoError(f"config {path} is not a mapping of keys", "write lines like 'seed: 0'")
-    return _Document(values, dict(_lines(node, (), path)))
-
-
-def _lines(node: yaml.MappingNode, prefix: tuple[str, ...], path: Path) -> Iterator[tuple[tuple[str, ...], int]]:
+        return
     seen: set[str] = set()
     for key_node, value_node in node.value:
         keys, line = (*prefix, str(key_node.value)), key_node.start_mark.line + 1
@@ -188,8 +204,16 @@ def _lines(node: yaml.MappingNode, prefix: tuple[str, ...], path: Path) -> Itera
             raise EchoError(f"key '{'.'.join(keys)}' is given twice ({path}:{line})", "keep one of the two")
         seen.add(keys[-1])
         yield keys, line
-        if isinstance(value_node, yaml.MappingNode):
-            yield from _lines(value_node, keys, path)
+        yield from key_lines(value_node, path, keys)
+
+
+def _read_config(path: Path) -> _Document:
+    node, values = read_yaml(path, "config", "give --config a YAML file")
+    if node is None:
+        raise EchoError(f"config {path} is empty", f"start from a shipped one: {configs_folder() / 'toy.yaml'}")
+    if not isinstance(node, yaml.MappingNode):
+        raise EchoError(f"config {path} is not a mapping of keys", "write lines like 'seed: 0'")
+    return _Document(values, dict(key_lines(node, path)))
 
 
 def _apply_preset(values: dict[str, Any], name: Any) -> None:
@@ -246,7 +270,7 @@ def _default_source(values: dict[str, Any]) -> None:
 
 def environment_preset(name: str) -> dict[str, Any]:
     """The keys of a shipped preset: how the environment `name` takes actions and where its text is."""
-    return _read_yaml(configs_folder() / "environments" / f"{name}.yaml").values
+    return _read_config(configs_folder() / "environments" / f"{name}.yaml").values
 
 
 def _merge(values: dict[str, Any], layer: Mapping[str, Any]) -> None:

@@ -147,6 +147,12 @@ def print_table(table: Table) -> None:
     Console(highlight=False, width=160).print(table)
 
 
+def has_colours() -> bool:
+    """Whether stdout is a terminal with colours, and nobody asked for none (NO_COLOR)."""
+    console = Console()
+    return console.is_terminal and console.color_system is not None and not console.no_color
+
+
 def number(value: float | None) -> str:
     """Three decimals, or a dash."""
     return "-" if value is None else f"{value:.3f}"

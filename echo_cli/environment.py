@@ -44,6 +44,8 @@ class Reply:
     """The episode is done because its turns are used up."""
     penalty: float = 0.0
     """What training takes off the episode's reward for this action."""
+    reward: float | None = None
+    """What the environment gave for this action; None where it gave none. `verify` has the episode's."""
 
 
 class Environment(Protocol):

@@ -67,6 +67,7 @@ class TextEnvironment:
             exit_code,
             valid_action=bool(action.strip()) and not (settings.invalid and is_invalid(payload, settings.invalid)),
             capped=capped,
+            reward=payload.reward,
         )
 
     async def verify(self) -> float | None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+import yaml
 
 from echo_cli.config import Config
-from echo_cli.config_file import configs_folder, find_config, load_config, parse_override
+from echo_cli.config_file import configs_folder, find_config, key_paths, load_config, parse_override
+from echo_cli.environment_config import EnvironmentConfig, Section, ToyTerminalConfig
 from echo_cli.error import EchoError
 
 SHIPPED = sorted(configs_folder().glob("*.yaml"))
@@ -40,6 +45,37 @@ def test_the_shipped_configs_are_what_their_names_say() -> None:
     assert objective["toy-grpo"].use_rl and objective["toy-grpo"].base_coeff == 0
     assert not objective["toy-world-model"].use_rl
     assert objective["toy-sparse"].use_rl and objective["toy-sparse"].base_coeff > 0
+
+
+def _keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _sections(model: type[Section]) -> Iterator[type[Section]]:
+    """`model` and the sections within it, those that may be left out and those in lists too."""
+    yield model
+    for field in model.model_fields.values():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                yield from _sections(kind)
+
+
+@pytest.mark.parametrize("name", ["toy", "toy-grpo", "toy-world-model", "toy-sparse"])
+def test_a_toy_config_has_every_key_that_matters_to_the_toy_terminal(name: str) -> None:
+    known = {key for key in key_paths() if not key.startswith("environment.")}
+    known |= {f"environment.toy_terminal.{key}" for key in ToyTerminalConfig.model_fields}
+    assert known <= set(_keys(yaml.safe_load(find_config(name).read_text())))
+
+
+def test_the_sandbox_config_explains_every_key_of_an_environment() -> None:
+    text = find_config("sandbox").read_text()
+    section = text.partition("\nenvironment:\n")[2].partition("\nmodel:\n")[0]
+    assert yaml.safe_load(text)["environment"].keys() == EnvironmentConfig.model_fields.keys()
+    keys = {key for model in _sections(EnvironmentConfig) for key in model.model_fields}
+    assert {key for key in keys if not re.search(rf"\b{key}:", section)} == set()
 
 
 @pytest.mark.parametrize("number", ["1e-5", "1E-5", "1.0e-5", "0.00001", ".1e-4", "+1e-5"])

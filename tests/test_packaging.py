@@ -1,4 +1,4 @@
-"""What the wheel holds: two packages and their data, and none of the checkout's other folders."""
+"""What the wheel holds: three packages and their data, and none of the checkout's other folders."""
 
 from __future__ import annotations
 
@@ -39,15 +39,20 @@ def wheel_names(wheel: zipfile.ZipFile) -> set[str]:
     return set(wheel.namelist())
 
 
-def test_the_wheel_exposes_two_packages_and_nothing_else(wheel_names: set[str]) -> None:
+def test_the_wheel_exposes_three_packages_and_nothing_else(wheel_names: set[str]) -> None:
     top_level = {name.split("/")[0] for name in wheel_names}
     (dist_info,) = (name for name in top_level if name.endswith(".dist-info"))
-    assert top_level == {"echo_cli", "toy_terminal_env", dist_info}
+    assert top_level == {"echo_cli", "sandbox_env", "toy_terminal_env", dist_info}
     assert f"{dist_info}/licenses/LICENSE" in wheel_names
 
 
 def test_the_wheel_ships_every_source_file_and_no_cache(wheel_names: set[str]) -> None:
-    for folder, shipped in (("echo_cli", "echo_cli"), ("envs/toy_terminal_env", "toy_terminal_env")):
+    folders = {
+        "echo_cli": "echo_cli",
+        "envs/sandbox_env": "sandbox_env",
+        "envs/toy_terminal_env": "toy_terminal_env",
+    }
+    for folder, shipped in folders.items():
         sources = {f"{shipped}/{path.relative_to(ROOT / folder)}" for path in (ROOT / folder).rglob("*.py")}
         assert sources <= wheel_names
     assert "echo_cli/py.typed" in wheel_names

@@ -1,0 +1,50 @@
+"""`echo-cli env`: look at an environment before training in it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from echo_cli.commands.option import AsJson, Overrides, print_json
+from echo_cli.config_file import find_config, load_config
+
+env = typer.Typer(help="Environments: look at one before training in it.", rich_markup_mode=None)
+
+
+@env.callback(invoke_without_command=True)
+def root(context: typer.Context) -> None:
+    """Environments: look at one before training in it."""
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(2)
+
+
+@env.command("check")
+def check(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Shipped config or YAML file.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Play an episode of a config's environment and say what will hurt.
+
+    The transcript has the roles that training sees. Nothing is written.
+    """
+    loaded = load_config(find_config(config), overrides or [])
+
+    from echo_cli.environment_check import check_environment
+    from echo_cli.evaluate import limits_of
+    from echo_cli.policy import TOKENIZER_FILE, model_folder
+    from echo_cli.tokenizer import Tokenizer
+    from echo_cli.worlds import open_worlds
+
+    tokenizer = Tokenizer.load(model_folder(loaded.model.path) / TOKENIZER_FILE)
+    with open_worlds(loaded) as worlds:
+        report = check_environment(worlds, tokenizer, limits_of(loaded), loaded.environment)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        from echo_cli.environment_report import print_check
+
+        print_check(report)

@@ -1,0 +1,88 @@
+"""The sandbox as an OpenEnv-shaped environment: `reset`, `step`, `state`, `close`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from sandbox_env.files import Sandbox, generate
+from sandbox_env.models import SandboxAction, SandboxObservation, SandboxState
+from sandbox_env.shell import run
+
+ANSWER = "answer "
+_FILE_TIME = 1_700_000_000
+"""When every file was last changed, seconds since 1970, so that `ls -l` prints the same in every episode."""
+
+
+class SandboxEnvironment:
+    """One episode at a time: `reset` makes a fresh folder with generated files, `step` runs one line in it.
+
+    Every line has a bash of its own: files stay, `cd` and variables do not. `answer X` ends the episode with reward 1.0
+    where X is right, else 0.0.
+
+    Args:
+        timeout_s: how long a line may run.
+        max_output: characters of stdout, and of stderr, that are shown.
+    """
+
+    def __init__(self, timeout_s: float = 5.0, max_output: int = 4000) -> None:
+        self.timeout_s = timeout_s
+        self.max_output = max_output
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def reset(self, seed: int = 0, episode_id: str | None = None) -> SandboxObservation:
+        """Start an episode in a new folder with the files of `seed`; the last episode's folder is removed."""
+        self.close()
+        self._sandbox = generate(seed)
+        self._folder = tempfile.TemporaryDirectory(prefix="sandbox-")
+        _write(self._sandbox, Path(self._folder.name))
+        self._seed, self._step_count, self._done = seed, 0, False
+        self._episode_id = episode_id or f"seed {seed}"
+        return SandboxObservation(instruction=self._sandbox.question)
+
+    def step(self, action: SandboxAction) -> SandboxObservation:
+        """Run one line, or take an answer. Raises RuntimeError before `reset` and after the episode's end."""
+        folder = self._current_folder()
+        if self._done:
+            raise RuntimeError("the episode is over: call reset() first")
+        self._step_count += 1
+        line = action.command.strip()
+        if line.startswith(ANSWER):
+            self._done = True
+            return SandboxObservation(
+                done=True, reward=float(line.removeprefix(ANSWER).strip() == self._sandbox.answer)
+            )
+        result = run(line, folder, timeout_s=self.timeout_s, limit=self.max_output)
+        notices = []
+        if result.exit_code is None:
+            notices.append(f"[stopped after {self.timeout_s:g} s]\n")
+        if result.cut:
+            notices.append(f"[output cut at {self.max_output} characters]\n")
+        return SandboxObservation(result.stdout, result.stderr, result.exit_code, notice="".join(notices))
+
+    @property
+    def state(self) -> SandboxState:
+        """Where the episode stands. Raises RuntimeError before `reset`."""
+        self._current_folder()
+        return SandboxState(self._episode_id, self._step_count, self._seed)
+
+    def close(self) -> None:
+        """Remove the episode's folder and all that the lines left in it."""
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _current_folder(self) -> Path:
+        if self._folder is None:
+            raise RuntimeError("call reset() first")
+        return Path(self._folder.name)
+
+
+def _write(sandbox: Sandbox, folder: Path) -> None:
+    for name, text in sandbox.files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    for path in (*folder.rglob("*"), folder):
+        os.utime(path, (_FILE_TIME, _FILE_TIME))

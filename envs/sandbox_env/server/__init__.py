@@ -1,0 +1,1 @@
+"""The sandbox behind OpenEnv's wire protocol. This folder alone imports `openenv`."""

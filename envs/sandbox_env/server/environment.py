@@ -1,0 +1,54 @@
+"""The sandbox as a class of `openenv`: pydantic types around `sandbox_env.environment`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from openenv.core.env_server import Action, Environment, Observation, State
+
+from sandbox_env.environment import SandboxEnvironment
+from sandbox_env.models import SandboxAction
+
+
+class Command(Action):  # type: ignore[misc]  # openenv has no types
+    """`SandboxAction` on the wire."""
+
+    command: str
+
+
+class Output(Observation):  # type: ignore[misc]
+    """`SandboxObservation` on the wire; `done` and `reward` are OpenEnv's own fields."""
+
+    stdout: str = ""
+    stderr: str = ""
+    exit_code: int | None = None
+    notice: str = ""
+    instruction: str | None = None
+
+
+class Sandbox(Environment[Command, Output, State]):  # type: ignore[misc]
+    """One session: a server makes one for every connection, so several may run at once."""
+
+    SUPPORTS_CONCURRENT_SESSIONS = True
+
+    def __init__(self, timeout_s: float = 5.0, max_output: int = 4000) -> None:
+        super().__init__()
+        self._sandbox = SandboxEnvironment(timeout_s, max_output)
+
+    def reset(self, seed: int | None = None, episode_id: str | None = None, **kwargs: Any) -> Output:
+        """A fresh folder with the files of `seed`, 0 where it is left out."""
+        return Output(**asdict(self._sandbox.reset(seed or 0, episode_id)))
+
+    def step(self, action: Command, timeout_s: float | None = None, **kwargs: Any) -> Output:
+        """Run one line. Raises RuntimeError before `reset` and after the episode's end."""
+        return Output(**asdict(self._sandbox.step(SandboxAction(action.command))))
+
+    @property
+    def state(self) -> State:
+        """Where the episode stands. Raises RuntimeError before `reset`."""
+        return State(**asdict(self._sandbox.state))
+
+    def close(self) -> None:
+        """Remove the session's folder."""
+        self._sandbox.close()

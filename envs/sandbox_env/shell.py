@@ -1,0 +1,73 @@
+"""One line of bash in a folder: bounded in time and in what it writes, with nothing left running.
+
+These are bounds against accidents. The line has the rights of the process that calls `run`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+_FILE_KIB = 1024
+_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a line printed, cut at `limit` characters; `exit_code` is None where it ran out of time."""
+
+    stdout: str
+    stderr: str
+    exit_code: int | None
+    cut: bool
+
+
+def run(line: str, folder: Path, *, timeout_s: float, limit: int) -> Result:
+    """Run `line` with bash in `folder`, with an environment of its own and no standard input.
+
+    A file that it writes, its output included, ends at 1 MiB. What it started is killed when the line is done, unless
+    it left the line's process group.
+    """
+    script = f'ulimit -f {_FILE_KIB}; eval "$1"'
+    environment = {"PATH": _PATH, "HOME": str(folder), "LC_ALL": "C"}
+    # Files and not pipes: a process that outlives the line and keeps a pipe open would be waited for.
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(
+            ["bash", "--noprofile", "--norc", "-c", script, "bash", _argument(line)],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+        exit_code: int | None = None
+        try:
+            exit_code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        (out, out_cut), (err, err_cut) = _text(stdout, limit), _text(stderr, limit)
+    return Result(out, err, exit_code, out_cut or err_cut)
+
+
+def _argument(line: str) -> bytes:
+    """The line as an argument of a process, which holds no NUL and is encoded."""
+    return line.replace("\0", "").encode(errors="replace")
+
+
+def _text(file: IO[bytes], limit: int) -> tuple[str, bool]:
+    """The file's first `limit` characters, and whether there are more."""
+    file.seek(0)
+    # A character has at most four bytes.
+    text = file.read(4 * limit + 4).decode(errors="replace")
+    return text[:limit], len(text) > limit

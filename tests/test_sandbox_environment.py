@@ -1,0 +1,259 @@
+"""The worked example: real bash, real files, a real server, and nothing left of any of them."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox_env.environment import SandboxEnvironment
+from sandbox_env.files import generate
+from sandbox_env.models import SandboxAction, SandboxObservation
+
+ROOT = Path(__file__).resolve().parent.parent
+SANDBOX = ROOT / "envs" / "sandbox_env"
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the episodes' folders are made."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def sandbox(folders: Path) -> Iterator[SandboxEnvironment]:
+    environment = SandboxEnvironment(timeout_s=20)
+    environment.reset(seed=1)
+    yield environment
+    environment.close()
+    assert list(folders.iterdir()) == []
+
+
+def _run(sandbox: SandboxEnvironment, line: str) -> SandboxObservation:
+    return sandbox.step(SandboxAction(line))
+
+
+def _is_gone(process_id: int) -> bool:
+    """Whether a process has ended, or ends within a few seconds; one that its new parent has not reaped yet has."""
+    for _ in range(500):
+        try:
+            stat = Path(f"/proc/{process_id}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if stat.rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_a_seed_gives_the_same_files_and_another_seed_others() -> None:
+    assert generate(3) == generate(3)
+    assert len({json.dumps(dict(generate(seed).files)) for seed in range(50)}) == 50
+    assert len({generate(seed).question for seed in range(50)}) > 10
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_bash_finds_the_answer(seed: int, folders: Path) -> None:
+    sandbox = SandboxEnvironment()
+    words = (sandbox.reset(seed=seed).instruction or "").split()
+    if words[1] == "many":  # how many LEVEL lines are in FILE?
+        line = f"grep -c {words[2]} {words[6][:-1]}"
+    elif "zone" in words:  # what is the zone of HOST in FILE?
+        line = f"grep ^{words[5]}, {words[7][:-1]} | cut -d, -f3"
+    else:  # what is KEY in FILE?
+        line = f"grep '^{words[2]} ' {words[4][:-1]} | cut -d' ' -f3"
+    found = _run(sandbox, line).stdout.strip()
+    right = _run(sandbox, f"answer {found}")
+    assert (right.reward, right.done) == (1.0, True)
+    sandbox.reset(seed=seed)
+    assert _run(sandbox, "answer nothing").reward == 0.0
+    sandbox.close()
+    assert list(folders.iterdir()) == []
+
+
+def test_a_line_prints_to_two_channels_and_exits(sandbox: SandboxEnvironment) -> None:
+    assert _run(sandbox, "ls").stdout == "etc\nevents.log\nhosts.csv\n"
+    assert _run(sandbox, "echo out; echo err >&2; exit 3") == SandboxObservation("out\n", "err\n", 3)
+    missing = _run(sandbox, "nonesuch")
+    assert (missing.stderr, missing.exit_code) == ("bash: line 1: nonesuch: command not found\n", 127)
+    assert "syntax error" in _run(sandbox, "echo (").stderr
+    assert _run(sandbox, "printf '\\377|'").stdout == "\ufffd|"
+    assert _run(sandbox, "echo a\0b").stdout == "ab\n"
+    assert _run(sandbox, "echo a\ud800b").stdout == "a?b\n"
+
+
+def test_files_stay_between_lines_and_the_folder_and_variables_do_not(sandbox: SandboxEnvironment) -> None:
+    _run(sandbox, "cd etc; NAME=x; echo kept > new")
+    assert _run(sandbox, "cat etc/new; echo $NAME").stdout == "kept\n\n"
+    sandbox.reset(seed=1)
+    assert _run(sandbox, "ls etc").stdout == "settings.conf\n"
+
+
+def test_what_ls_prints_of_the_times_is_the_same_in_every_episode(sandbox: SandboxEnvironment) -> None:
+    first = _run(sandbox, "ls -l . etc").stdout
+    sandbox.reset(seed=1)
+    assert "Nov 14  2023 events.log" in first
+    assert _run(sandbox, "ls -l . etc").stdout == first
+
+
+def test_a_line_sees_no_variable_of_ours_and_no_standard_input(
+    sandbox: SandboxEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "hidden")
+    seen = dict(line.split("=", 1) for line in _run(sandbox, "env").stdout.splitlines())
+    assert seen.keys() == {"PATH", "HOME", "LC_ALL", "PWD", "SHLVL", "_"}
+    assert seen["HOME"] == seen["PWD"]
+    assert _run(sandbox, "cat; echo end").stdout == "end\n"
+
+
+def test_a_line_that_takes_too_long_is_stopped_with_all_that_it_started(folders: Path) -> None:
+    sandbox = SandboxEnvironment(timeout_s=0.5)
+    sandbox.reset()
+    stopped = _run(sandbox, "sleep 1000 & echo $! $$; wait")
+    assert (stopped.exit_code, stopped.notice) == (None, "[stopped after 0.5 s]\n")
+    assert all(_is_gone(int(process_id)) for process_id in stopped.stdout.split())
+    assert _run(sandbox, "echo on").stdout == "on\n"
+    sandbox.close()
+
+
+def test_nothing_runs_on_behind_a_line_that_is_done(sandbox: SandboxEnvironment) -> None:
+    done = _run(sandbox, "sleep 1000 & echo $!")
+    assert done.exit_code == 0
+    assert _is_gone(int(done.stdout))
+
+
+def test_output_and_files_are_bounded(folders: Path) -> None:
+    sandbox = SandboxEnvironment(max_output=10)
+    sandbox.reset()
+    assert _run(sandbox, "echo 123456789").notice == ""
+    cut = _run(sandbox, "echo 1234567890; yes >&2")
+    assert (cut.stdout, cut.stderr) == ("1234567890", "y\n" * 5)
+    assert cut.notice == "[output cut at 10 characters]\n"
+    assert _run(sandbox, "yes ä").stdout == "ä\n" * 5
+    _run(sandbox, "head -c 3000000 /dev/zero > big")
+    assert _run(sandbox, "stat -c %s big").stdout == "1048576\n"
+    sandbox.close()
+
+
+def test_a_folder_that_its_lines_have_locked_is_removed(sandbox: SandboxEnvironment, folders: Path) -> None:
+    assert _run(sandbox, "mkdir -p a/b; touch a/b/c; chmod 000 a/b a; ln -s / root").exit_code == 0
+    sandbox.close()
+    assert list(folders.iterdir()) == []
+
+
+def test_a_step_outside_an_episode_is_an_error(sandbox: SandboxEnvironment) -> None:
+    with pytest.raises(RuntimeError, match="reset"):
+        _run(SandboxEnvironment(), "ls")
+    _run(sandbox, "answer 1")
+    assert sandbox.state.step_count == 1
+    with pytest.raises(RuntimeError, match="over"):
+        _run(sandbox, "ls")
+
+
+def test_only_the_server_imports_openenv() -> None:
+    for path in SANDBOX.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        third_party = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+        allowed = {"openenv", "uvicorn"} if path.parent.name == "server" else set()
+        assert third_party <= {"sandbox_env"} | allowed, path
+
+
+class _Server:
+    """The sandbox's server as a process of its own, its folders in `folders`."""
+
+    def __init__(self, folders: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        self.folders = folders
+        path = os.pathsep.join([str(ROOT / "envs"), str(ROOT)])
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "sandbox_env.server", "--port", str(self.port)],
+            env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(folders)},
+        )
+
+    def wait(self) -> None:
+        while self.process.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"the server ended with {self.process.returncode}")
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[Any]:
+        from websockets.sync.client import connect
+
+        with connect(f"ws://127.0.0.1:{self.port}/ws", proxy=None) as socket_:
+
+            def ask(kind: str, **data: Any) -> dict[str, Any]:
+                socket_.send(json.dumps({"type": kind, "data": data}))
+                answer: dict[str, Any] = json.loads(socket_.recv(30))
+                return answer
+
+            yield ask
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Server]:
+    pytest.importorskip("openenv")
+    started = _Server(tmp_path_factory.mktemp("server"))
+    try:
+        started.wait()
+        yield started
+    finally:
+        started.process.kill()
+        started.process.wait()
+
+
+def _wait_for_no_folder(server: _Server) -> None:
+    for _ in range(1000):
+        if not list(server.folders.glob("sandbox-*")):
+            return
+        time.sleep(0.01)
+    raise AssertionError("a session's folder was left")
+
+
+@pytest.mark.slow
+def test_sessions_of_the_server_have_folders_of_their_own(server: _Server) -> None:
+    with server.session() as first, server.session() as second:
+        opening = first("reset", seed=1)["data"]
+        assert opening["observation"]["instruction"] == generate(1).question
+        assert (opening["reward"], opening["done"]) == (None, False)
+        second("reset", seed=1)
+        first("step", command="echo mine > new")
+        listed = second("step", command="ls")["data"]["observation"]
+        assert (listed["stdout"], listed["exit_code"]) == ("etc\nevents.log\nhosts.csv\n", 0)
+        assert len(list(server.folders.glob("sandbox-*"))) == 2
+        answered = first("step", command=f"answer {generate(1).answer}")["data"]
+        assert (answered["reward"], answered["done"]) == (1.0, True)
+        assert first("step", command="ls")["data"]["code"] == "EXECUTION_ERROR"
+        assert first("step", line="ls")["data"]["code"] == "VALIDATION_ERROR"
+    _wait_for_no_folder(server)
+
+
+@pytest.mark.slow
+def test_a_server_told_to_stop_in_an_episode_leaves_nothing(server: _Server) -> None:
+    from websockets.exceptions import ConnectionClosed
+
+    with contextlib.suppress(ConnectionClosed), server.session() as ask:
+        ask("reset", seed=2)
+        running = int(ask("step", command="echo $$")["data"]["observation"]["stdout"])
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(30)
+    _wait_for_no_folder(server)
+    assert _is_gone(running)
+    assert _is_gone(server.process.pid)
