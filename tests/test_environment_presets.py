@@ -23,6 +23,10 @@ GENERIC_ACTION = {"type": "object", "properties": {"metadata": METADATA}, "addit
 
 def config(name: str) -> EnvironmentConfig:
     overrides = ["environment.url=http://127.0.0.1:1", f"environment.preset={name}", "environment.tasks.seeds=10"]
+    if name == "toy_terminal":  # its tasks and explorers are those of its worlds
+        overrides.pop()
+    if name == "agent_world_model":  # every scenario has its own tools, so the preset lists no exploring actions
+        overrides.append("rollout.explorers=0")
     return load_config(configs_folder() / "toy.yaml", overrides).environment
 
 
@@ -64,7 +68,8 @@ def test_every_preset_loads_and_maps(name: str) -> None:
     assert loaded.preset == name
     assert loaded.observation
     ObservationMapping(loaded)
-    ActionMapping(loaded.action)
+    actions = [ActionMapping(loaded.action).parse(line) for line in loaded.explorer]
+    assert len(actions) == len({str(action) for action in actions})
 
 
 TEXT = {"type": "string", "default": ""}
