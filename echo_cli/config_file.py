@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from echo_cli.config import Config
 from echo_cli.environment_config import PRESETS as ENVIRONMENT_PRESETS
-from echo_cli.environment_config import SOURCES
+from echo_cli.environment_config import SOURCES, TASK_SOURCES
 from echo_cli.error import EchoError
 from echo_cli.preset import PRESETS
 
@@ -62,6 +62,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     _apply_preset(values, next((value for keys, value in reversed(given) if keys == ("preset",)), None))
     for keys, value in given:
         _move_source(values, keys, value)
+        _move_tasks(values, keys, value)
         _set(values, keys, value)
     _apply_environment_preset(values)
     _default_source(values)
@@ -235,6 +236,14 @@ def _move_source(values: dict[str, Any], keys: tuple[str, ...], value: Any) -> N
         worlds = environment.pop(source, None)
         if source == "toy_terminal" and keys[1] != source and environment.get("tasks") is None:
             environment["tasks"] = {"toy_terminal": worlds or {}}
+
+
+def _move_tasks(values: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
+    """Let an override that names another source of tasks take the place of the one before."""
+    tasks = (values.get("environment") or {}).get("tasks") if keys[:2] == ("environment", "tasks") else None
+    if isinstance(tasks, dict) and len(keys) > 2 and keys[2] in TASK_SOURCES and value is not None:
+        for source in set(TASK_SOURCES) - {keys[2]}:
+            tasks.pop(source, None)
 
 
 def _apply_environment_preset(values: dict[str, Any]) -> None:

@@ -94,6 +94,9 @@ class ProviderConfig(Section):
     start_timeout_s: PositiveFloat = 60.0
 
 
+TASK_SOURCES = ("file", "items", "seeds", "toy_terminal")
+
+
 class TasksConfig(Section):
     """Reset arguments, one set a task: of a YAML or JSONL `file`, `items`, `seeds` 0 to N - 1, or of toy worlds.
 
@@ -110,7 +113,7 @@ class TasksConfig(Section):
 
     @model_validator(mode="after")
     def _one(self) -> TasksConfig:
-        given = [name for name in ("file", "items", "seeds", "toy_terminal") if getattr(self, name) not in (None, ())]
+        given = [name for name in TASK_SOURCES if getattr(self, name) not in (None, ())]
         if len(given) != 1:
             tip = "environment.tasks has exactly one of file, items, seeds"
             raise EchoError(f"tasks come from {' and '.join(given) or 'nowhere'}", tip)
