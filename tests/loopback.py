@@ -9,8 +9,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,28 +38,33 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path}
 
 
-def start(command: Sequence[str], url: str) -> subprocess.Popen[bytes]:
-    """A server process, once it answers."""
-    process = subprocess.Popen(command, env=environment(), cwd=ROOT / "tests")
-    while not answers(url):
-        assert process.poll() is None, "the server has ended"
-        time.sleep(0.02)
-    return process
+class OpenEnvServer:
+    """The environments of `openenv_samples`, each at `/NAME` of a server that can be killed and started again."""
 
+    def __init__(self) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._host = subprocess.Popen(
+            [sys.executable, "openenv_samples.py", str(port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment(),
+            cwd=ROOT / "tests",
+        )
+        self.restart()
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Kill a server and wait for it."""
-    process.kill()
-    process.wait()
+    def restart(self) -> None:
+        """Kill the server where there is one, and start another."""
+        assert self._host.stdin is not None and self._host.stdout is not None
+        self._host.stdin.write(b"\n")
+        self._host.stdin.flush()
+        assert self._host.stdout.readline(), "the server's host has ended"
+        while not answers(self.url):
+            time.sleep(0.02)
 
-
-@contextmanager
-def openenv_server(port: int | None = None) -> Iterator[str]:
-    """The base URL of the environments of `openenv_samples`, each at `/NAME`."""
-    port = port or free_port()
-    url = f"http://127.0.0.1:{port}"
-    process = start([sys.executable, "openenv_samples.py", str(port)], url)
-    try:
-        yield url
-    finally:
-        stop(process)
+    def stop(self) -> None:
+        """Kill the server and wait for it."""
+        assert self._host.stdin is not None and self._host.stdout is not None
+        self._host.stdin.close()
+        self._host.wait()
+        self._host.stdout.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -168,7 +169,7 @@ PLACES: dict[str, tuple[Any, type[Action], type[Observation]]] = {
 }
 
 
-def main(port: int) -> None:
+def serve(port: int) -> None:
     import uvicorn
     from fastapi import FastAPI
 
@@ -178,6 +179,25 @@ def main(port: int) -> None:
         app.mount(f"/{place}", create_app(environment, action, observation, max_concurrent_envs=concurrent))
     app.get("/health")(lambda: {"status": "healthy"})
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
+
+
+def main(port: int) -> None:
+    """At each line of stdin, kill the server and start another; at its end, kill it.
+
+    The server is a fork of this process, so a restart does not import openenv again.
+    """
+    server = 0
+    for _ in iter(sys.stdin.readline, ""):
+        if server:
+            os.kill(server, signal.SIGKILL)
+            os.waitpid(server, 0)
+        server = os.fork()
+        if server == 0:
+            serve(port)
+        print(server, flush=True)
+    if server:
+        os.kill(server, signal.SIGKILL)
+        os.waitpid(server, 0)
 
 
 if __name__ == "__main__":

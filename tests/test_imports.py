@@ -46,6 +46,7 @@ ORDER = (
     "openenv_package",
     "object_session",
     "object_client",
+    "typed_client",
     "tokenizer",
     "models",
     "models.tiny",

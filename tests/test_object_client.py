@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from loopback import environment, openenv_server
+from loopback import OpenEnvServer, environment
 from openenv.core.env_server.interfaces import Environment
 from openenv.core.env_server.types import Action, Observation, State
 from openenv_samples import Heard, Say, Talk
@@ -29,9 +29,8 @@ pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with openenv_server() as url:
-        yield url
+def server(openenv_server: OpenEnvServer) -> str:
+    return openenv_server.url
 
 
 @pytest.fixture(autouse=True)
