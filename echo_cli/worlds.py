@@ -68,7 +68,12 @@ def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterato
     if environment.object is not None:
         from echo_cli.object_client import ObjectSource
 
-        yield ObjectSource(environment.object, environment.object_options, environment.step_timeout_s)
+        yield ObjectSource(
+            environment.object,
+            environment.object_options,
+            step_timeout_s=environment.step_timeout_s,
+            sessions_wanted=wanted_sessions,
+        )
     elif environment.url is not None:
         yield _server(environment, environment.url, wanted_sessions, lambda: None)
     else:
@@ -83,17 +88,17 @@ def _server(environment: EnvironmentConfig, url: str, wanted_sessions: int, ende
     """A server at `url`, through our client or a typed one."""
     from echo_cli.wire_client import WireSource
 
-    wire = WireSource(
-        url,
-        environment.headers,
-        connect_timeout_s=environment.connect_timeout_s,
-        step_timeout_s=environment.step_timeout_s,
-        max_message_mb=environment.max_message_mb,
-        sessions_wanted=0 if environment.sessions else wanted_sessions,
-        ended=ended,
-    )
+    limits = {
+        "connect_timeout_s": environment.connect_timeout_s,
+        "step_timeout_s": environment.step_timeout_s,
+        "max_message_mb": environment.max_message_mb,
+    }
+    probed = 0 if environment.sessions else wanted_sessions
+    wire = WireSource(url, environment.headers, **limits, sessions_wanted=probed, ended=ended)
     if environment.client is None:
         return wire
     from echo_cli.typed_client import TypedSource
+    from echo_cli.wire_address import wire_address
 
-    return TypedSource(environment.client, url, wire, environment)
+    address = wire_address(url, environment.headers)
+    return TypedSource(environment.client, url, wire, headers=address.headers, secrets=address.secrets, **limits)

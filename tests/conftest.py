@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from loopback import OpenEnvServer
 from tiny_run import train
 
 
@@ -14,3 +16,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("outputs") / "finished"
     assert train(run, "--steps", "4") == 0
     return run
+
+
+@pytest.fixture(scope="session")
+def openenv_server() -> Iterator[OpenEnvServer]:
+    """A server of the environments in `openenv_samples`. Who restarts it leaves it running."""
+    server = OpenEnvServer()
+    yield server
+    server.stop()

@@ -1,0 +1,70 @@
+"""Servers on loopback that tests start and end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def answers(url: str) -> bool:
+    """Whether a server's `/health` answers 200."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{url}/health", timeout=5) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def environment() -> dict[str, str]:
+    """Our environment, in which the packages and the tests' own modules are found."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "envs"), str(ROOT / "tests")])
+    return {**os.environ, "PYTHONPATH": path}
+
+
+class OpenEnvServer:
+    """The environments of `openenv_samples`, each at `/NAME` of a server that can be killed and started again."""
+
+    def __init__(self) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._host = subprocess.Popen(
+            [sys.executable, "openenv_samples.py", str(port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment(),
+            cwd=ROOT / "tests",
+        )
+        self.restart()
+
+    def restart(self) -> None:
+        """Kill the server where there is one, and start another."""
+        assert self._host.stdin is not None and self._host.stdout is not None
+        self._host.stdin.write(b"\n")
+        self._host.stdin.flush()
+        assert self._host.stdout.readline(), "the server's host has ended"
+        while not answers(self.url):
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Kill the server and wait for it."""
+        assert self._host.stdin is not None and self._host.stdout is not None
+        self._host.stdin.close()
+        self._host.wait()
+        self._host.stdout.close()
