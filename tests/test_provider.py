@@ -312,7 +312,8 @@ def test_uv_runs_the_app_on_loopback(programs: Path, tmp_path: Path) -> None:
     assert known["env"]["MODE"] == "fast"
     assert (programs / "asked").read_text().splitlines() == [
         "--version",
-        f"run --isolated --project {tmp_path} -- uvicorn mine:app --host 127.0.0.1 --port {url.rpartition(':')[2]} --workers 1",
+        f"run --isolated --project {tmp_path} -- "
+        f"uvicorn mine:app --host 127.0.0.1 --port {url.rpartition(':')[2]} --workers 1",
     ]
     os.kill(known["pid"], signal.SIGKILL)
     assert server.wait() == 9
