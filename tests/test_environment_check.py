@@ -387,7 +387,7 @@ def test_the_sandbox_is_started_checked_and_stopped(capsys: pytest.CaptureFixtur
     pytest.importorskip("openenv")
     assert main(["env", "check", "sandbox", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["environment"]["name"] == "sandbox_env"
+    assert report["environment"]["name"] == "Sandbox"
     assert report["script"] == "explorer"
     # Exploring answers nothing, so that nothing ends the episode.
     assert [warning["name"] for warning in report["warnings"]] in (["never_done"], ["never_done", "cut"])
