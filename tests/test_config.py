@@ -78,6 +78,17 @@ def test_the_sandbox_config_explains_every_key_of_an_environment() -> None:
     assert {key for key in keys if not re.search(rf"\b{key}:", section)} == set()
 
 
+def _documented() -> list[str]:
+    """The configs of docs/environments.md."""
+    text = (Path(__file__).resolve().parent.parent / "docs" / "environments.md").read_text()
+    return re.findall(r"^```yaml\n(environment:\n.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("text", _documented())
+def test_a_documented_config_is_one(text: str, tmp_path: Path) -> None:
+    assert load_config(_file(tmp_path, text)).environment.url == "http://127.0.0.1:8000"
+
+
 @pytest.mark.parametrize("number", ["1e-5", "1E-5", "1.0e-5", "0.00001", ".1e-4", "+1e-5"])
 def test_a_number_is_a_number_in_a_file_and_on_the_command_line(number: str, tmp_path: Path) -> None:
     path = _file(tmp_path, f"optim: {{lr: {number}}}")

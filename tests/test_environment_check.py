@@ -374,7 +374,7 @@ def test_the_check_of_the_toy_terminal_prints_or_gives_json(capsys: pytest.Captu
         (["env", "check"], "Missing argument 'CONFIG'."),
         (["env", "check", "toyy"], "no config named 'toyy'"),
         (["env", "check", "toy", "environment.maxturns=1"], "unknown key 'environment.maxturns'"),
-        (["env", "check", "sandbox", "environment.tasks.file=nowhere.yaml"], "tasks come from file and seeds"),
+        (["env", "check", "sandbox", "environment.tasks.validation=2"], "'environment.tasks.validation' is 2"),
     ],
 )
 def test_a_mistake_is_a_config_error(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -387,7 +387,7 @@ def test_the_sandbox_is_started_checked_and_stopped(capsys: pytest.CaptureFixtur
     pytest.importorskip("openenv")
     assert main(["env", "check", "sandbox", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["environment"]["name"] == "sandbox_env"
+    assert report["environment"]["name"] == "Sandbox"
     assert report["script"] == "explorer"
     # Exploring answers nothing, so that nothing ends the episode.
     assert [warning["name"] for warning in report["warnings"]] in (["never_done"], ["never_done", "cut"])

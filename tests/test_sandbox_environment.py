@@ -75,7 +75,7 @@ def test_bash_finds_the_answer(seed: int, folders: Path) -> None:
     else:  # what is KEY in FILE?
         line = f"grep '^{words[2]} ' {words[4][:-1]} | cut -d' ' -f3"
     found = _run(sandbox, line).stdout.strip()
-    right = _run(sandbox, f"answer {found}")
+    right = _run(sandbox, f"answer: {found}" if seed % 2 else f"answer {found}")
     assert (right.reward, right.done) == (1.0, True)
     sandbox.reset(seed=seed)
     assert _run(sandbox, "answer nothing").reward == 0.0

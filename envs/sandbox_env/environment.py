@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from sandbox_env.files import Sandbox, generate
 from sandbox_env.models import SandboxAction, SandboxObservation, SandboxState
 from sandbox_env.shell import run
 
-ANSWER = "answer "
+_ANSWER = re.compile(r"answer:? +(.*)")
 _FILE_TIME = 1_700_000_000
 """When every file was last changed, seconds since 1970, so that `ls -l` prints the same in every episode."""
 
@@ -18,8 +19,8 @@ _FILE_TIME = 1_700_000_000
 class SandboxEnvironment:
     """One episode at a time: `reset` makes a fresh folder with generated files, `step` runs one line in it.
 
-    Every line has a bash of its own: files stay, `cd` and variables do not. `answer X` ends the episode with reward 1.0
-    where X is right, else 0.0.
+    Every line has a bash of its own: files stay, `cd` and variables do not. `answer X` or `answer: X` ends the
+    episode with reward 1.0 where X is right, else 0.0.
 
     Args:
         timeout_s: how long a line may run.
@@ -48,11 +49,9 @@ class SandboxEnvironment:
             raise RuntimeError("the episode is over: call reset() first")
         self._step_count += 1
         line = action.command.strip()
-        if line.startswith(ANSWER):
+        if answer := _ANSWER.fullmatch(line):
             self._done = True
-            return SandboxObservation(
-                done=True, reward=float(line.removeprefix(ANSWER).strip() == self._sandbox.answer)
-            )
+            return SandboxObservation(done=True, reward=float(answer.group(1) == self._sandbox.answer))
         result = run(line, folder, timeout_s=self.timeout_s, limit=self.max_output)
         notices = []
         if result.exit_code is None:
