@@ -96,7 +96,7 @@ def build_pool(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> Mani
         temperature=temperature,
         seed=None if actor.kind == "expert" else config.seed,
         limits=limits_of(config),
-        environment=config.environment.model_dump(mode="json", exclude={"url"}),
+        environment={**config.environment.model_dump(mode="json"), "url": None},
         echo_cli=importlib.metadata.version("echo-cli"),
         git_commit=git_commit(),
     )

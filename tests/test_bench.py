@@ -22,7 +22,8 @@ from echo_cli.config import Config
 from echo_cli.config_file import find_config, load_config
 from echo_cli.error import EchoError
 from echo_cli.policy import DeviceChoice, TorchPolicy
-from echo_cli.session import build_policy, build_worlds
+from echo_cli.session import build_policy
+from echo_cli.toy_worlds import ToyWorlds
 from echo_cli.train import play_explorers, play_tasks
 from echo_cli.trajectory import Role, Trajectory
 
@@ -34,7 +35,7 @@ def _config(*words: str) -> Config:
 def _start(config: Config, explorers: int = 0) -> tuple[TorchPolicy, list[Trajectory]]:
     """A policy and one step's rollouts, rewarded 0, 1, 0, 1, ... so that there is something to learn."""
     policy, _ = build_policy(config)
-    worlds = build_worlds(config)
+    worlds = ToyWorlds((0,), (), 5)
     on_policy = play_tasks(config, policy, worlds, 0)
     rewarded = [replace(trajectory, reward=float(index % 2)) for index, trajectory in enumerate(on_policy)]
     return policy, rewarded + play_explorers(config, policy.tokenizer, worlds, 0, explorers)

@@ -36,9 +36,9 @@ from echo_cli.measure import Measures
 from echo_cli.policy import load_model, model_folder
 from echo_cli.pool import expert_pool
 from echo_cli.run import open_run
-from echo_cli.session import build_worlds
 from echo_cli.statistic import Estimate, mcnemar, pass_at_k
 from echo_cli.storage import shown
+from echo_cli.toy_worlds import ToyWorlds
 
 Evaluate = Callable[..., dict[str, Any]]
 
@@ -130,7 +130,7 @@ def test_what_training_executed_later_is_novel_at_an_earlier_step(
 ) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
     config = load_config(run / "config.yaml")
-    worlds, (_, tokenizer) = build_worlds(config), load_model(model_folder("tiny-base"))
+    worlds, (_, tokenizer) = ToyWorlds((0,), (101, 102), 5), load_model(model_folder("tiny-base"))
     pairs = expert_pool(worlds, worlds.tasks.heldout, tokenizer, limits_of(config)).pairs
     open_run(run).append_observations(
         {"step": 4, "command": command, "output": output, "exit_code": 0} for command, output in pairs

@@ -182,6 +182,7 @@ def test_a_client_that_never_began_closes() -> None:
 def test_what_it_is_asked_for_at_the_start() -> None:
     talk, later, tools = (_source(name).describe() for name in ("Talk", "Later", "Tools"))
     assert (talk.name, talk.sessions) == ("Talk", 1)
+    assert ObjectSource("openenv_samples:Talk", {}, sessions_wanted=8).describe().sessions == 8
     assert (later.name, later.sessions) == ("Later", 1)
     assert talk.action_schema == Say.model_json_schema()
     assert talk.observation_schema == later.observation_schema == Heard.model_json_schema()

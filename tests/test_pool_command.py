@@ -19,6 +19,7 @@ from echo_cli.rollout import play_scripts
 from echo_cli.run import open_run
 from echo_cli.session import build_policy
 from echo_cli.storage import sha256_of
+from echo_cli.text_environment import TextEnvironment
 from echo_cli.toy_worlds import ToyWorlds
 from echo_cli.trajectory import Role, Segment, Trajectory, Turn
 
@@ -133,7 +134,10 @@ def test_a_damaged_checkpoint_plays_nothing(finished: Path, tmp_path: Path, caps
 def test_no_solved_rollout_is_a_failure(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("echo_cli.environment.ToyTerminal.verify", lambda self: 0.0)
+    async def unsolved(self: TextEnvironment) -> float:
+        return 0.0
+
+    monkeypatch.setattr(TextEnvironment, "verify", unsolved)
     words = ["--actor", str(finished), "--only-solved", "--split", "validation", "threads=1"]
     assert "none of 26 rollouts" in _fails(capsys, "build", str(tmp_path / "pool"), *words, code=1)[0]
     assert not (tmp_path / "pool").exists()
