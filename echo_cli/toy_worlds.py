@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 from echo_cli.config_file import environment_preset
@@ -44,7 +45,7 @@ class ToyWorlds:
         self._ood_world_seeds = tuple(ood_world_seeds)
         self._max_turns = max_turns
         self._families = tuple(families)
-        self._host = host or Host(ToySource(), _toy_settings(max_turns), Hosting(), ToySource().describe())
+        self._host = host or toy_host(max_turns, Hosting())
         self.hosting = self._host.hosting
         self.description = self._host.description
         self._toy_tasks: dict[str, ToyTask] = {}
@@ -68,7 +69,9 @@ class ToyWorlds:
         self.tasks = TaskSplits(**splits)
 
     def hosted(self, host: Host) -> ToyWorlds:
-        """The same worlds, with the terminals of `host`."""
+        """The same worlds, with the terminals of `host`; the turns stay those of the tasks."""
+        settings = host.settings.model_copy(update={"max_turns": self._max_turns})
+        host = replace(host, settings=settings)
         return ToyWorlds(self._world_seeds, self._ood_world_seeds, self._max_turns, self._families, host)
 
     def environment(self) -> Environment:
@@ -82,6 +85,12 @@ class ToyWorlds:
 
     def out_of_distribution(self) -> ToyWorlds:
         return ToyWorlds(self._ood_world_seeds, (), self._max_turns, self._families, self._host)
+
+
+def toy_host(max_turns: int, hosting: Hosting) -> Host:
+    """This process, as the host of toy terminals."""
+    source = ToySource()
+    return Host(source, _toy_settings(max_turns), hosting, source.describe())
 
 
 @cache

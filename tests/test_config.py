@@ -127,6 +127,8 @@ def test_a_quoted_number_is_an_error_that_says_so(tmp_path: Path) -> None:
         ("objective: {use_rl: false, world_model_coeff: 0}", "the loss is always 0", ""),
         ("rollout: {explorers: 0, tasks_per_step: 0}", "no rollouts", ""),
         ("environment: {toy_terminal: {world_seeds: [0, 0]}}", "a world occurs twice", ""),
+        ("environment: {toy_terminal: {}, prompt: '# '}", "environment.prompt has no effect with toy_terminal", ""),
+        ("environment: {toy_terminal: {}, url: 'http://h:1', tasks: {seeds: 2}}", "toy_terminal and url", ""),
         ("environment: {toy_terminal: {world_seeds: [101]}}", "a world occurs twice", ""),
         ("environment: {toy_terminal: {world_seeds: []}}", "world_seeds' is []", ""),
         ('run_name: "a\\0b"', "'run_name' is", ""),
