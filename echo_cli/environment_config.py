@@ -14,6 +14,8 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0, le=1e7)]  # far beyond it clocks overflow
+NonNegativeSeconds = Annotated[float, Field(ge=0, le=1e7)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PathText = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
@@ -91,7 +93,7 @@ class ProviderConfig(Section):
     env: dict[str, str] = {}
     options: dict[str, Any] = {}
     """Further arguments of the provider's constructor."""
-    start_timeout_s: PositiveFloat = 60.0
+    start_timeout_s: Seconds = 60.0
 
 
 TASK_SOURCES = ("file", "items", "seeds", "toy_terminal")
@@ -237,11 +239,11 @@ class EnvironmentConfig(Section):
     max_observation_chars: Positive = 50_000
 
     sessions: Positive | None = None
-    batch_wait_s: NonNegativeFloat = 2.0
+    batch_wait_s: NonNegativeSeconds = 2.0
     attempts: Positive = 3
-    connect_timeout_s: PositiveFloat = 10.0
-    step_timeout_s: PositiveFloat = 60.0
-    retry_s: NonNegativeFloat = 60.0
+    connect_timeout_s: Seconds = 10.0
+    step_timeout_s: Seconds = 60.0
+    retry_s: NonNegativeSeconds = 60.0
     """How long an unavailable environment is tried again before the run gives up."""
     max_message_mb: PositiveFloat = 100.0
 
