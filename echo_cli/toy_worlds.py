@@ -11,9 +11,9 @@ from echo_cli.config_file import environment_preset
 from echo_cli.environment import Environment, Hosting
 from echo_cli.environment_config import EnvironmentConfig
 from echo_cli.error import EchoError
+from echo_cli.sources.toy import ToySource
 from echo_cli.task import Split, Task, TaskSplits
 from echo_cli.text_environment import Host
-from echo_cli.toy_source import ToySource
 from toy_terminal_env.environment import world_and_tasks
 from toy_terminal_env.scripted import expert_actions, explorer_actions, explorer_commands, solving_commands
 from toy_terminal_env.tasks import ToyTask

@@ -66,7 +66,7 @@ def rollouts_at_once(config: Config, splits: TaskSplits) -> int:
 def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterator[Source]:
     """The source that `environment` names; it is imported and opened only here."""
     if environment.object is not None:
-        from echo_cli.object_client import ObjectSource
+        from echo_cli.sources.object_client import ObjectSource
 
         yield ObjectSource(
             environment.object,
@@ -77,7 +77,7 @@ def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterato
     elif environment.url is not None:
         yield _server(environment, environment.url, wanted_sessions, lambda: None)
     else:
-        from echo_cli.provider import provided
+        from echo_cli.sources.provider import provided
 
         assert environment.provider is not None
         with provided(environment.provider) as server:
@@ -86,7 +86,7 @@ def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterato
 
 def _server(environment: EnvironmentConfig, url: str, wanted_sessions: int, ended: Callable[[], str | None]) -> Source:
     """A server at `url`, through our client or a typed one."""
-    from echo_cli.wire_client import WireSource
+    from echo_cli.sources.wire_client import WireSource
 
     limits = {
         "connect_timeout_s": environment.connect_timeout_s,
@@ -97,8 +97,8 @@ def _server(environment: EnvironmentConfig, url: str, wanted_sessions: int, ende
     wire = WireSource(url, environment.headers, **limits, sessions_wanted=probed, ended=ended)
     if environment.client is None:
         return wire
-    from echo_cli.typed_client import TypedSource
-    from echo_cli.wire_address import wire_address
+    from echo_cli.sources.typed_client import TypedSource
+    from echo_cli.sources.wire_address import wire_address
 
     address = wire_address(url, environment.headers)
     return TypedSource(environment.client, url, wire, headers=address.headers, secrets=address.secrets, **limits)

@@ -21,9 +21,9 @@ from websockets.sync.client import connect
 from echo_cli.client import Payload
 from echo_cli.error import EchoError
 from echo_cli.fault import BadAction, EnvironmentFault, SessionLost, Unavailable
-from echo_cli.object_client import ObjectClient, ObjectSource
-from echo_cli.object_session import EnvironmentClass, ObjectSession
-from echo_cli.worker_thread import WorkerThread
+from echo_cli.sources.object_client import ObjectClient, ObjectSource
+from echo_cli.sources.object_session import EnvironmentClass, ObjectSession
+from echo_cli.sources.worker_thread import WorkerThread
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -285,7 +285,7 @@ def test_a_step_that_takes_too_long_costs_the_session_and_its_thread_ends_when_i
 def test_python_does_not_wait_for_a_thread_that_hangs() -> None:
     code = """
 import threading
-from echo_cli.worker_thread import WorkerThread
+from echo_cli.sources.worker_thread import WorkerThread
 WorkerThread("hangs").start(threading.Event().wait)
 print("done")
 """

@@ -19,8 +19,8 @@ from loopback_server import CONNECT, Behaviour, Incident, LoopbackServer, Refuse
 from echo_cli.client import Payload
 from echo_cli.error import EchoError
 from echo_cli.fault import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable
-from echo_cli.wire_client import WireClient, WireSource
-from echo_cli.wire_message import MAX_REQUEST_BYTES
+from echo_cli.sources.wire_client import WireClient, WireSource
+from echo_cli.sources.wire_message import MAX_REQUEST_BYTES
 
 T = TypeVar("T")
 

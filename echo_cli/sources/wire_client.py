@@ -21,10 +21,10 @@ from websockets.exceptions import ConnectionClosed
 from echo_cli.client import Description, JsonObject, Payload
 from echo_cli.event_loop import EventLoop
 from echo_cli.fault import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable
-from echo_cli.wire_address import WireAddress, wire_address
-from echo_cli.wire_connection import CLOSE_TIMEOUT_S, is_refused, open_connection, why_closed
-from echo_cli.wire_message import decode, encode, error_line
-from echo_cli.wire_server_info import ask_server
+from echo_cli.sources.wire_address import WireAddress, wire_address
+from echo_cli.sources.wire_connection import CLOSE_TIMEOUT_S, is_refused, open_connection, why_closed
+from echo_cli.sources.wire_message import decode, encode, error_line
+from echo_cli.sources.wire_server_info import ask_server
 
 _NO_SESSION = ("CAPACITY_REACHED", "FACTORY_ERROR", "SESSION_ERROR")
 _CANCELLED = "the call was cancelled"

@@ -26,7 +26,7 @@ from typing import IO, Any
 from echo_cli.environment_config import ProviderConfig, suggest
 from echo_cli.error import EchoError
 from echo_cli.fault_text import fault_line
-from echo_cli.openenv_package import require_openenv
+from echo_cli.sources.openenv_package import require_openenv
 from echo_cli.storage import shown
 
 _STOP_SECONDS = 30.0
@@ -141,7 +141,7 @@ def provided(config: ProviderConfig) -> Iterator[Provided]:
     env, secrets = _filled(config.env)
     with tempfile.TemporaryFile("a+b") as log:
         host = subprocess.Popen(
-            [sys.executable, "-m", "echo_cli.provider_host"],
+            [sys.executable, "-m", "echo_cli.sources.provider_host"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

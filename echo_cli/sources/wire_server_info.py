@@ -10,7 +10,7 @@ from typing import Any
 
 from echo_cli.client import Description, JsonObject
 from echo_cli.error import EchoError
-from echo_cli.wire_address import WireAddress
+from echo_cli.sources.wire_address import WireAddress
 
 _MAX_BYTES = 64 * 2**20
 _START_TIP = "start the server, or check environment.url"

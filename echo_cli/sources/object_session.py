@@ -31,8 +31,8 @@ from openenv.core.env_server.types import (
 from pydantic import ValidationError
 
 from echo_cli.error import EchoError
-from echo_cli.openenv_package import generic_arguments, load_class
-from echo_cli.worker_thread import WorkerThread
+from echo_cli.sources.openenv_package import generic_arguments, load_class
+from echo_cli.sources.worker_thread import WorkerThread
 
 
 class EnvironmentClass:

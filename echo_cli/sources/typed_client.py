@@ -20,11 +20,11 @@ import pydantic
 from pydantic_core import PydanticSerializationError, to_json
 
 from echo_cli.client import Description, JsonObject, Payload, Source
-from echo_cli.deadline import within
 from echo_cli.error import EchoError
 from echo_cli.fault import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable
 from echo_cli.fault_text import errors_line, fault_line
-from echo_cli.openenv_package import generic_arguments, load_class, require_openenv
+from echo_cli.sources.deadline import within
+from echo_cli.sources.openenv_package import generic_arguments, load_class, require_openenv
 
 _CLOSE_TIMEOUT_S = 5.0
 _SERVER_ERROR = re.compile(r"Server error: (.*) \(code: (\w+)\)", re.DOTALL)

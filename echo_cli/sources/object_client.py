@@ -9,15 +9,15 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TYPE_CHECKING, Any
 
 from echo_cli.client import Description, JsonObject, Payload
-from echo_cli.deadline import within
 from echo_cli.error import EchoError
 from echo_cli.fault import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable
 from echo_cli.fault_text import errors_line, fault_line
-from echo_cli.openenv_package import require_openenv
-from echo_cli.worker_thread import WorkerThread
+from echo_cli.sources.deadline import within
+from echo_cli.sources.openenv_package import require_openenv
+from echo_cli.sources.worker_thread import WorkerThread
 
 if TYPE_CHECKING:
-    from echo_cli.object_session import EnvironmentClass, ObjectSession
+    from echo_cli.sources.object_session import EnvironmentClass, ObjectSession
 
 
 class ObjectClient:
@@ -108,7 +108,7 @@ class ObjectClient:
         return self._payload(json.loads(reply, parse_constant=lambda _: None))
 
     async def _open(self) -> None:
-        from echo_cli.object_session import ObjectSession
+        from echo_cli.sources.object_session import ObjectSession
 
         self._thread = self._shared or WorkerThread(self._class.import_path)
         self._session = ObjectSession(self._class, self._thread)
@@ -165,7 +165,7 @@ class ObjectSource:
         self, import_path: str, options: Mapping[str, Any], *, step_timeout_s: float = 60.0, sessions_wanted: int = 1
     ) -> None:
         require_openenv("environment.object")
-        from echo_cli.object_session import EnvironmentClass
+        from echo_cli.sources.object_session import EnvironmentClass
 
         self._class = EnvironmentClass(import_path, options)
         self._step_timeout_s = step_timeout_s
