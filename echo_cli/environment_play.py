@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from echo_cli.environment import Environment, Piece, Reply, Worlds
-from echo_cli.rollout import Limits, play_scripts
+from echo_cli.episode import Limits
+from echo_cli.rollout import play_scripts
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Role, Source, Trajectory

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from echo_cli.config import Config
 from echo_cli.environment import Worlds
+from echo_cli.episode import Limits
 from echo_cli.policy import TorchPolicy
 from echo_cli.pool import Pair, Pool, expert_pool
-from echo_cli.rollout import Limits, play_policy, play_scripts
+from echo_cli.rollout import play_policy, play_scripts
 from echo_cli.seed import derive_seed
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer

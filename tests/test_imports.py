@@ -76,6 +76,7 @@ ORDER = (
     "logprob",
     "objective",
     "policy",
+    "episode",
     "rollout",
     "random_action",
     "environment_play",

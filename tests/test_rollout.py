@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import echo_cli
 from echo_cli.environment import Piece, Reply
-from echo_cli.rollout import CUT_ACTION, CUT_OUTPUT, Episode, Limits, play_policy, play_scripts
+from echo_cli.episode import CUT_ACTION, CUT_OUTPUT, Episode, Limits
+from echo_cli.rollout import play_policy, play_scripts
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
 from echo_cli.toy_worlds import ToyWorlds

@@ -13,10 +13,11 @@ from canned_worlds import CannedWorlds
 
 import echo_cli
 from echo_cli.environment import Hosting, Piece, Reply
+from echo_cli.episode import Limits
 from echo_cli.error import EchoError
 from echo_cli.fault import FAULT_KEYS, SessionLost
 from echo_cli.models.tiny import TinyConfig, TinyModel
-from echo_cli.rollout import Limits, play_policy, play_scripts
+from echo_cli.rollout import play_policy, play_scripts
 from echo_cli.sampler import CachedSampler
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
