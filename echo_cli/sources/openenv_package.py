@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any, get_args, get_origin
 
 from echo_cli.error import EchoError
-from echo_cli.fault_text import fault_line
+from echo_cli.fault import fault_line
 from echo_cli.storage import shown
 
 _INSTALL = "pip install 'echo-cli[openenv]'"

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from echo_cli.environment_config import ProviderConfig
 from echo_cli.error import EchoError
-from echo_cli.fault_text import fault_line
+from echo_cli.fault import fault_line
 from echo_cli.sources.provider_kind import Server, make_server
 
 
