@@ -56,7 +56,7 @@ class _WatchedWorlds:
 
     def __init__(self, worlds: Worlds, task: Task) -> None:
         self.tasks, self.hosting, self.description = worlds.tasks, worlds.hosting, worlds.description
-        self.scripted = worlds.scripted
+        self.replayable = worlds.replayable
         self.expert, self.explorer = worlds.expert, worlds.explorer
         self.out_of_distribution = worlds.out_of_distribution
         self._worlds, self._task = worlds, task

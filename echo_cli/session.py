@@ -104,7 +104,7 @@ def open_session(
     policy, choice = build_policy(config)
     with open_worlds(config) as worlds:
         if not resume:
-            played = {} if worlds.scripted else play_pools(config, worlds, policy)
+            played = {} if worlds.replayable else play_pools(config, worlds, policy)
             record = environment_record(config.seed, argv, str(choice.device), torch.get_num_threads())
             answers = {"name": worlds.description.name, "sessions": worlds.hosting.sessions}
             create_run(
@@ -133,7 +133,7 @@ def frozen_pools(run: RunDirectory, config: Config, worlds: Worlds, tokenizer: T
     Raises:
         EchoError: a kept pool is damaged.
     """
-    if worlds.scripted:
+    if worlds.replayable:
         return expert_pools(config, worlds, tokenizer)
     return {name: pool_of(read_trajectories(path)) for name, path in run.pool_paths.items()}
 

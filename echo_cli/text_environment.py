@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from echo_cli.action_mapping import ActionMapping, Unparsable
-from echo_cli.client import Client, Description, JsonObject, Payload, Source
+from echo_cli.client import Client, Description, EnvironmentSource, JsonObject, Payload
 from echo_cli.environment import Hosting, Piece, Reply
 from echo_cli.environment_config import EnvironmentConfig
 from echo_cli.error import EchoError
@@ -23,7 +23,7 @@ _NOTICE_CHARS = 200
 class TextEnvironment:
     """One episode of `source`, with the mapping of `settings`."""
 
-    def __init__(self, source: Source, settings: EnvironmentConfig, hosting: Hosting) -> None:
+    def __init__(self, source: EnvironmentSource, settings: EnvironmentConfig, hosting: Hosting) -> None:
         self._source = source
         self._settings = settings
         self._faults = hosting.faults
@@ -153,10 +153,10 @@ class TextEnvironment:
 
 
 @dataclass(frozen=True)
-class Host:
-    """Who runs a run's environments, and how they become text."""
+class EnvironmentFactory:
+    """Makes the environments of a run: where they come from, and how they become text."""
 
-    source: Source
+    source: EnvironmentSource
     settings: EnvironmentConfig
     hosting: Hosting
     description: Description

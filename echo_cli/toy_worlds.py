@@ -13,7 +13,7 @@ from echo_cli.environment_config import EnvironmentConfig
 from echo_cli.error import EchoError
 from echo_cli.sources.toy import ToySource
 from echo_cli.task import Split, Task, TaskSplits
-from echo_cli.text_environment import Host
+from echo_cli.text_environment import EnvironmentFactory
 from toy_terminal_env.environment import world_and_tasks
 from toy_terminal_env.scripted import expert_actions, explorer_actions, explorer_commands, solving_commands
 from toy_terminal_env.tasks import ToyTask
@@ -24,13 +24,13 @@ class ToyWorlds:
 
     Args:
         families: the tasks' kinds; empty means all. What explorers may type does not depend on it.
-        host: who runs the terminals; this process by default.
+        factory: makes the terminals; those of this process by default.
 
     Raises:
         EchoError: no world has a training task of these families.
     """
 
-    scripted = True
+    replayable = True
 
     def __init__(
         self,
@@ -38,15 +38,17 @@ class ToyWorlds:
         ood_world_seeds: Sequence[int],
         max_turns: int,
         families: Sequence[str] = (),
-        host: Host | None = None,
+        factory: EnvironmentFactory | None = None,
     ) -> None:
         self._world_seeds = tuple(world_seeds)
         self._ood_world_seeds = tuple(ood_world_seeds)
         self._max_turns = max_turns
         self._families = tuple(families)
-        self._host = host or Host(ToySource(), _toy_settings(max_turns), Hosting(), ToySource().describe())
-        self.hosting = self._host.hosting
-        self.description = self._host.description
+        self._factory = factory or EnvironmentFactory(
+            ToySource(), _toy_settings(max_turns), Hosting(), ToySource().describe()
+        )
+        self.hosting = self._factory.hosting
+        self.description = self._factory.description
         self._toy_tasks: dict[str, ToyTask] = {}
         splits: dict[Split, list[Task]] = {"train": [], "validation": [], "heldout": []}
         self._explorer_kinds = {}
@@ -67,12 +69,12 @@ class ToyWorlds:
             )
         self.tasks = TaskSplits(**splits)
 
-    def hosted(self, host: Host) -> ToyWorlds:
-        """The same worlds, with the terminals of `host`."""
-        return ToyWorlds(self._world_seeds, self._ood_world_seeds, self._max_turns, self._families, host)
+    def made_by(self, factory: EnvironmentFactory) -> ToyWorlds:
+        """The same worlds, with the terminals of `factory`."""
+        return ToyWorlds(self._world_seeds, self._ood_world_seeds, self._max_turns, self._families, factory)
 
     def environment(self) -> Environment:
-        return self._host.environment()
+        return self._factory.environment()
 
     def expert(self, task: Task) -> list[str]:
         return expert_actions(self._toy_tasks[task.task_id])
@@ -81,7 +83,7 @@ class ToyWorlds:
         return explorer_actions(self._explorer_kinds[task.reset_arguments["seed"]], count, rng)
 
     def out_of_distribution(self) -> ToyWorlds:
-        return ToyWorlds(self._ood_world_seeds, (), self._max_turns, self._families, self._host)
+        return ToyWorlds(self._ood_world_seeds, (), self._max_turns, self._families, self._factory)
 
 
 @cache

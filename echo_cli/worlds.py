@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from functools import partial
 
 from echo_cli.action_mapping import check_action, check_payload
-from echo_cli.client import Source
+from echo_cli.client import EnvironmentSource
 from echo_cli.config import Config
 from echo_cli.environment import Hosting, Worlds
 from echo_cli.environment_config import EnvironmentConfig
 from echo_cli.task import TaskSplits
 from echo_cli.task_file import load_tasks
 from echo_cli.task_worlds import TaskWorlds
-from echo_cli.text_environment import Host
+from echo_cli.text_environment import EnvironmentFactory
 from echo_cli.toy_worlds import ToyWorlds
 
 
@@ -27,17 +27,17 @@ def open_worlds(config: Config) -> Iterator[Worlds]:
             actions than the config's, or the tasks cannot be read.
     """
     environment, toy = config.environment, config.environment.toy_worlds
-    hosted: Callable[[Host], Worlds]
+    worlds_of: Callable[[EnvironmentFactory], Worlds]
     if toy is not None:
         worlds = ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns, toy.families)
         if environment.toy_terminal is not None:
             yield worlds
             return
-        splits, hosted = worlds.tasks, worlds.hosted
+        splits, worlds_of = worlds.tasks, worlds.made_by
     else:
         assert environment.tasks is not None
         tasks = load_tasks(environment.tasks)
-        splits, hosted = tasks.splits, partial(TaskWorlds, tasks)
+        splits, worlds_of = tasks.splits, partial(TaskWorlds, tasks)
     with open_source(environment, rollouts_at_once(config, splits)) as source:
         description = source.describe()
         check_action(environment.action, description.action_schema)
@@ -48,7 +48,7 @@ def open_worlds(config: Config) -> Iterator[Worlds]:
             batch_wait_s=environment.batch_wait_s,
             attempts=environment.attempts,
         )
-        yield hosted(Host(source, environment, hosting, description))
+        yield worlds_of(EnvironmentFactory(source, environment, hosting, description))
 
 
 def rollouts_at_once(config: Config, splits: TaskSplits) -> int:
@@ -63,7 +63,7 @@ def rollouts_at_once(config: Config, splits: TaskSplits) -> int:
 
 
 @contextmanager
-def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterator[Source]:
+def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterator[EnvironmentSource]:
     """The source that `environment` names; it is imported and opened only here."""
     if environment.object is not None:
         from echo_cli.sources.object_client import ObjectSource
@@ -84,7 +84,9 @@ def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterato
             yield _server(environment, server.url, wanted_sessions, server.ended)
 
 
-def _server(environment: EnvironmentConfig, url: str, wanted_sessions: int, ended: Callable[[], str | None]) -> Source:
+def _server(
+    environment: EnvironmentConfig, url: str, wanted_sessions: int, ended: Callable[[], str | None]
+) -> EnvironmentSource:
     """A server at `url`, through our client or a typed one."""
     from echo_cli.sources.wire_client import WireSource
 

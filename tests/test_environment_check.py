@@ -91,7 +91,7 @@ class _FakeWorlds:
     )
     hosting: Hosting = field(default_factory=lambda: Hosting(sessions=4))
     description: Description = field(default_factory=lambda: Description("fake", STRING, {}, 4))
-    scripted: bool = False
+    replayable: bool = False
     episodes: int = 0
 
     def environment(self) -> Environment:

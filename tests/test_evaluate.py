@@ -77,7 +77,7 @@ class CannedTerminal:
 class CannedWorlds:
     """One task for each list of expert commands."""
 
-    scripted = True
+    replayable = True
     description = Description("canned", {}, {})
 
     def __init__(

@@ -140,7 +140,7 @@ class ObjectClient:
 
 
 class ObjectSource:
-    """Environments of a class, a `client.Source`.
+    """Environments of a class, a `client.EnvironmentSource`.
 
     Sessions run in parallel, each in a thread of its own; where the class has REQUIRES_SINGLE_THREAD_EXECUTOR, all in
     one, which lives as long as the process.

@@ -19,7 +19,7 @@ from typing import Any, get_origin
 import pydantic
 from pydantic_core import PydanticSerializationError, to_json
 
-from echo_cli.client import Description, JsonObject, Payload, Source
+from echo_cli.client import Description, EnvironmentSource, JsonObject, Payload
 from echo_cli.error import EchoError
 from echo_cli.fault import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable, errors_text, fault_line
 from echo_cli.sources.deadline import within
@@ -194,7 +194,7 @@ class TypedClient:
 
 
 class TypedSource:
-    """Environments of a server, asked through a typed client, a `client.Source`.
+    """Environments of a server, asked through a typed client, a `client.EnvironmentSource`.
 
     Args:
         import_path: `pkg.module:Class`, an OpenEnv `EnvClient`.
@@ -214,7 +214,7 @@ class TypedSource:
         self,
         import_path: str,
         url: str,
-        base: Source,
+        base: EnvironmentSource,
         *,
         headers: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,

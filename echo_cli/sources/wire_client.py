@@ -187,7 +187,7 @@ class WireClient:
 
 
 class WireSource:
-    """Environments of the server at a base URL, a `client.Source`.
+    """Environments of the server at a base URL, a `client.EnvironmentSource`.
 
     Args:
         url: http, https, ws or wss; its path is kept, with the websocket at `{url}/ws`.
