@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from echo_cli.environment import Hosting, Worlds
@@ -67,7 +67,7 @@ def play_scripts(
     async def play(task: Task, actions: Sequence[str]) -> Trajectory:
         reason = ""
         for _ in range(worlds.hosting.attempts):
-            async with seats:
+            async with sessions:
                 try:
                     return await attempt(task, actions)
                 except SessionLost as error:
@@ -83,20 +83,20 @@ def play_scripts(
         return await asyncio.gather(*(play(task, actions) for task, actions in scripts))
 
     with EventLoop() as loop:
-        seats = asyncio.Semaphore(worlds.hosting.sessions or max(len(scripts), 1))
+        sessions = asyncio.Semaphore(worlds.hosting.sessions or max(len(scripts), 1))
         return loop.run(play_all())
 
 
 @dataclass
-class _Seat:
-    """One rollout that is wanted: its episode, and the answer that the episode waits for."""
+class _Rollout:
+    """One rollout that is wanted, its episode once it is played, and the answer that the episode waits for."""
 
     number: int
     task: Task
     group_id: str
-    episode: Episode
-    answer: Future[list[int]]
-    attempts: int
+    attempts: int = 0
+    episode: Episode = field(init=False)
+    answer: Future[list[int]] = field(init=False)
 
 
 def play_policy(
@@ -124,81 +124,88 @@ def play_policy(
         EchoError: the environment is not available, or refuses a task (exit code 1).
     """
     hosting = worlds.hosting
-    waiting = deque((number, task, group_id, 0) for number, (task, group_id) in enumerate(wanted))
-    rows: list[_Seat] = []
-    endings: dict[Future[Trajectory], _Seat] = {}
+    waiting = deque(_Rollout(number, task, group_id) for number, (task, group_id) in enumerate(wanted))
+    playing: list[_Rollout] = []  # each is a row of the sampler
+    ending: dict[Future[Trajectory], _Rollout] = {}
     played: dict[int, Trajectory] = {}
     fragments: list[Trajectory] = []
     sampler: Sampler | None = None
 
-    def lost(seat: _Seat) -> None:
+    def lose(rollout: _Rollout) -> None:
         hosting.faults.count("sessions_lost")
-        if (fragment := seat.episode.aborted("policy")) is not None:
+        if (fragment := rollout.episode.aborted("policy")) is not None:
             fragments.append(fragment)
-        if seat.attempts < hosting.attempts:
+        if rollout.attempts < hosting.attempts:
             hosting.faults.count("topped_up")
-            waiting.appendleft((seat.number, seat.task, seat.group_id, seat.attempts))
+            waiting.appendleft(rollout)
 
     with EventLoop() as loop:
         try:
-            while waiting or rows or endings:
-                seated = _free_seats(hosting, len(waiting), len(rows) + len(endings))
-                for _ in range(seated):
-                    number, task, group_id, attempts = waiting.popleft()
-                    episode = Episode(tokenizer, worlds.environment(), task, group_id, limits)
-                    answer = loop.start(episode.reset())
-                    rows.append(_Seat(number, task, group_id, episode, answer, attempts + 1))
+            while waiting or playing or ending:
+                joining = _free_sessions(hosting, len(waiting), len(playing) + len(ending))
+                for _ in range(joining):
+                    rollout = waiting.popleft()
+                    rollout.attempts += 1
+                    rollout.episode = Episode(tokenizer, worlds.environment(), rollout.task, rollout.group_id, limits)
+                    rollout.answer = loop.start(rollout.episode.reset())
+                    playing.append(rollout)
                 if sampler is None:
-                    sampler = new_sampler(seated)
-                elif seated:
-                    sampler.add(seated)
+                    sampler = new_sampler(joining)
+                elif joining:
+                    sampler.add(joining)
 
-                _wait([seat.answer for seat in rows], list(endings), hosting.batch_wait_s, full=bool(waiting))
-                for ending in [ending for ending in endings if ending.done()]:
-                    seat = endings.pop(ending)
+                answers = [rollout.answer for rollout in playing]
+                _wait(answers, list(ending), hosting.batch_wait_s, full=bool(waiting))
+                for end in [end for end in ending if end.done()]:
+                    rollout = ending.pop(end)
                     try:
-                        played[seat.number] = ending.result()
+                        played[rollout.number] = end.result()
                     except SessionLost:
-                        lost(seat)
+                        lose(rollout)
                 going_on: list[int] = []
                 ready: list[int] = []
-                answers: list[list[int]] = []
-                for row, seat in enumerate(rows):
-                    try:
-                        tokens = seat.answer.result() if seat.answer.done() else []
-                    except SessionLost:
-                        lost(seat)
-                        continue
-                    if seat.answer.done() and seat.episode.stop_reason is not None:
-                        endings[loop.start(seat.episode.finish("policy", verify=verify, penalize=penalize))] = seat
-                        continue
-                    if seat.answer.done():
+                following: list[list[int]] = []
+                for row, rollout in enumerate(playing):
+                    tokens: list[int] = []
+                    if rollout.answer.done():
+                        try:
+                            tokens = rollout.answer.result()
+                        except SessionLost:
+                            lose(rollout)
+                            continue
+                        if rollout.episode.stop_reason is not None:
+                            finish = rollout.episode.finish("policy", verify=verify, penalize=penalize)
+                            ending[loop.start(finish)] = rollout
+                            continue
                         ready.append(len(going_on))
                     going_on.append(row)
-                    answers.append(tokens)
-                if len(going_on) < len(rows):
+                    following.append(tokens)
+
+                if len(going_on) < len(playing):
                     sampler.keep(going_on)
-                    rows = [rows[row] for row in going_on]
-                if not ready:
-                    continue
-                sampler.append(answers)
-                for row, sample in zip(ready, sampler.sample(limits.action_tokens, ready), strict=True):
-                    rows[row].answer = loop.start(rows[row].episode.act(*sample))
+                    playing = [playing[row] for row in going_on]
+                if ready:
+                    sampler.append(following)
+                    for row, sample in zip(ready, sampler.sample(limits.action_tokens, ready), strict=True):
+                        playing[row].answer = loop.start(playing[row].episode.act(*sample))
         finally:
-            seats = [*rows, *endings.values()]
-            wait([loop.start(seat.episode.environment.close()) for seat in seats])
+            left = [*playing, *ending.values()]
+            wait([loop.start(rollout.episode.environment.close()) for rollout in left])
     whole = [played[number] for number in sorted(played)]
     return [*(_settled(whole, wanted, hosting) if verify else whole), *fragments]
 
 
-def _free_seats(hosting: Hosting, waiting: int, taken: int) -> int:
+def _free_sessions(hosting: Hosting, waiting: int, taken: int) -> int:
     return waiting if hosting.sessions is None else min(waiting, hosting.sessions - taken)
 
 
 def _wait(
     answers: Sequence[Future[list[int]]], endings: Sequence[Future[Trajectory]], batch_wait_s: float, *, full: bool
 ) -> None:
-    """Wait for all answers, at most `batch_wait_s`, but for one at least; with `full` seats for the endings too."""
+    """Wait for all answers, at most `batch_wait_s`, but for one at least.
+
+    Where all sessions are taken (`full`), an ending is waited for too: it frees one.
+    """
     expected: list[Future[Any]] = [*answers, *endings] if full or not answers else [*answers]
     if not wait(expected, timeout=batch_wait_s).done:
         wait(expected, return_when=FIRST_COMPLETED)

@@ -127,7 +127,7 @@ def outputs(trajectory: Trajectory) -> list[str]:
     return [segment.text for segment in trajectory.segments if segment.role is Role.ENV_OUTPUT]
 
 
-# --- Seats -----------------------------------------------------------------------------------------------------------
+# --- Sessions --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sessions", [1, 3, None])
