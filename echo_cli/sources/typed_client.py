@@ -226,9 +226,6 @@ class TypedSource:
         from openenv.core.env_client import EnvClient
 
         self._class = load_class(import_path, EnvClient)
-        if inspect.isabstract(self._class):
-            missing = ", ".join(sorted(self._class.__abstractmethods__))
-            raise EchoError(f"'{import_path}' is abstract: it has no {missing}", "name a class that has all of them")
         self._action = _action_maker(self._class, import_path)
         self._arguments = _taken(
             self._class,
