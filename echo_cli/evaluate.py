@@ -15,7 +15,7 @@ from echo_cli.config import Config
 from echo_cli.environment import Worlds
 from echo_cli.episode import Limits
 from echo_cli.policy import TorchPolicy
-from echo_cli.pool import Pair, Pool, expert_pool
+from echo_cli.pool import Pair, Pool, expert_pool, expert_scripts
 from echo_cli.rollout import play_policy, play_scripts
 from echo_cli.seed import derive_seed
 from echo_cli.task import Task
@@ -106,8 +106,7 @@ def play_pools(config: Config, worlds: Worlds, policy: TorchPolicy) -> dict[str,
     """
     limits, played = limits_of(config), {}
     for name, (of, tasks) in pool_tasks(worlds).items():
-        scripts = [(task, actions) for task in tasks if (actions := of.expert(task)) is not None]
-        expert = play_scripts(policy.tokenizer, of, scripts, limits, "expert")
+        expert = play_scripts(policy.tokenizer, of, expert_scripts(of, tasks), limits, "expert")
         wanted = [(task, task.task_id) for task in tasks if of.expert(task) is None]
         sampler = policy.sampler(config.rollout.temperature, derive_seed(config.seed, f"pool/{name}"))
         played[name] = expert + play_policy(sampler, policy.tokenizer, of, wanted, limits, verify=False)

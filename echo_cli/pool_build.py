@@ -15,6 +15,7 @@ from echo_cli.environment import Worlds
 from echo_cli.error import EchoError
 from echo_cli.evaluate import limits_of
 from echo_cli.policy import MODEL_FILE, TOKENIZER_FILE, TorchPolicy, model_folder
+from echo_cli.pool import expert_scripts
 from echo_cli.pool_file import Actor, Manifest, Provenance, check_free, write_pool
 from echo_cli.rollout import play_policy, play_scripts
 from echo_cli.run import git_commit, open_run
@@ -158,7 +159,7 @@ def _script(tokenizer: Tokenizer, worlds: Worlds, tasks: Sequence[Task], recipe:
     """
     limits, count = limits_of(recipe.config), recipe.config.rollout.explorer_commands
     if recipe.actor == "expert":
-        solved = [(task, actions) for task in tasks if (actions := worlds.expert(task)) is not None]
+        solved = expert_scripts(worlds, tasks)
         if not solved:
             raise EchoError("no task has a known solution", "list its lines under `actions` in environment.tasks")
         return play_scripts(tokenizer, worlds, solved, limits, "expert")
