@@ -16,6 +16,7 @@ T = TypeVar("T")
 CUT_ACTION = "\n[action cut]\n"
 CUT_OUTPUT = "[output cut]\n"
 _LONGEST_TOKEN_CHARS = 64
+_PROMPT_TOKENS = 25
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,17 @@ class Limits:
     action_tokens: int
     output_tokens: int
     episode_tokens: int
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that an episode can have, by any tokenizer of bytes.
+
+        An action ends by `episode_tokens`, unless even a cut opening leaves it no room. What follows is at most what
+        `Episode._add_pieces` lets through: two outputs, a notice after each and after a last scrap, and a prompt.
+        """
+        opening = 1 + 1 + len(CUT_OUTPUT) + _PROMPT_TOKENS
+        reply = 2 * self.output_tokens + 3 * len(CUT_OUTPUT) + _PROMPT_TOKENS
+        return max(self.episode_tokens, opening + self.action_tokens) + reply
 
 
 class Episode:
@@ -48,7 +60,9 @@ class Episode:
     async def reset(self) -> list[int]:
         """Start the episode; returns its first tokens."""
         opening = await self._or_close(self.environment.reset(self.task))
-        return _ids(self._add_pieces(opening or (Piece(Role.CONTEXT, ""),), first=True))
+        if not opening or opening[0].role is not Role.CONTEXT:  # BOS is nobody's text
+            opening = (Piece(Role.CONTEXT, ""), *opening)
+        return _ids(self._add_pieces(opening, first=True))
 
     async def act(self, token_ids: Sequence[int], logprobs: Sequence[float] | None) -> list[int]:
         """Let the environment answer an action, given as sampled; returns the tokens that follow it.
@@ -121,13 +135,17 @@ class Episode:
         """Tokenise each piece alone, so that no token straddles two roles; cut long ones, with a notice.
 
         A piece of a reply has at most `output_tokens`, all of them together twice that. An opening leaves room for an
-        action.
+        action. What is cut is never the prompt, a short piece of context at the end.
         """
-        limits = self.limits
-        left = max(limits.episode_tokens - limits.action_tokens, 1) if first else 2 * limits.output_tokens
+        limits, notice = self.limits, tuple(self.tokenizer.encode(CUT_OUTPUT))
+        ending = self._prompt_ids(pieces)
+        if first:
+            left = max(limits.episode_tokens - limits.action_tokens - 1 - len(notice) - len(ending), 1)
+        else:
+            left = 2 * (limits.output_tokens + len(notice))
         added: list[Segment] = []
-        for piece in pieces:
-            if left == 0:
+        for piece in pieces[:-1] if ending else pieces:
+            if left <= 0:
                 break
             cap = left if first else min(left, limits.output_tokens)
             # A text far beyond the cap is not tokenised to its end first.
@@ -140,9 +158,19 @@ class Episode:
             start = [self.tokenizer.bos_id] if first and not added else []
             added.append(self._add(Segment(piece.role, text, (*start, *ids), channel=piece.channel)))
             if cut:
-                notice = tuple(self.tokenizer.encode(CUT_OUTPUT))
+                left -= len(notice)
                 added.append(self._add(Segment(Role.WARNING, CUT_OUTPUT, notice, channel="notice")))
+        if ending:
+            added.append(self._add(Segment(Role.CONTEXT, pieces[-1].text, tuple(ending), channel=pieces[-1].channel)))
         return added
+
+    def _prompt_ids(self, pieces: Sequence[Piece]) -> list[int]:
+        """The tokens of the prompt that ends `pieces`; none where it is all there is, and so not cut anyway."""
+        longest = _PROMPT_TOKENS * _LONGEST_TOKEN_CHARS
+        if len(pieces) < 2 or pieces[-1].role is not Role.CONTEXT or len(pieces[-1].text) > longest:
+            return []
+        ids = self.tokenizer.encode(pieces[-1].text)
+        return ids if len(ids) <= _PROMPT_TOKENS else []
 
     def _add(self, segment: Segment) -> Segment:
         self.segments.append(segment)

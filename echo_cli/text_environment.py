@@ -72,22 +72,26 @@ class TextEnvironment:
         )
 
     async def verify(self) -> float | None:
-        """Send the final actions, then the episode's reward by the rules of `settings.reward`."""
-        rules, final = self._settings.reward, []
+        """Send the final actions, then the episode's reward by the rules of `settings.reward`.
+
+        Where one that counts fails, the reward is not known.
+        """
+        rules, known = self._settings.reward, True
+        final: list[float | None] = []
         for last in rules.final:
             if last.unless_done and self._done:
                 continue
-            reward = None
             try:
                 payload = await self._open_client.step(last.action)
-            except BadAction:
-                self._faults.count("bad_actions")
-            except EnvironmentFault:
-                self._faults.count("errors")
-            else:
-                reward, self._done = payload.reward, self._done or payload.done
+            except (BadAction, EnvironmentFault) as error:
+                self._faults.count("bad_actions" if isinstance(error, BadAction) else "errors")
+                known = known and not last.counts
+                continue
+            self._done = self._done or payload.done
             if last.counts:
-                final.append(reward)
+                final.append(payload.reward)
+        if not known:
+            return None
         return episode_reward(final if rules.mode == "final" else [*self._rewards, *final], rules.mode, rules.none)
 
     async def close(self) -> None:
