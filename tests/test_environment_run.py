@@ -119,10 +119,11 @@ def test_a_run_survives_what_befalls_one_session(
 def test_a_run_survives_a_restart_of_its_server_and_says_so(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kill: bool
 ) -> None:
-    with loopback_server(Behaviour(capacity=4)) as server:
+    open_session = Incident("hang", connections=(20,))  # which the server's end is sure to find open
+    with loopback_server(Behaviour(capacity=4, incidents=(open_session,))) as server:
 
         def interrupt() -> None:
-            server.wait_for("step", 20)
+            server.wait_for("step", 1, connection=20)
             server.kill() if kill else server.stop()
             server.restart()
 
