@@ -180,7 +180,9 @@ def _kept(session: Session, step: int, norms: GradientNorms, row: Row | None = N
 
 
 def _save(session: Session, step: int, norms: GradientNorms, *, best: bool, unrecorded: Row | None = None) -> None:
-    meta = {"seconds": session.seconds, "gradient_norms": asdict(norms), "unrecorded": unrecorded}
+    meta = {"seconds": session.seconds, "gradient_norms": asdict(norms)}
+    if unrecorded is not None:
+        meta["unrecorded"] = unrecorded
     session.run.save_checkpoint(step, session.policy.save, meta)
     if best:
         session.run.checkpoints.mark_best(step)
