@@ -138,6 +138,14 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _no_key_without_effect(self) -> Config:
+        key = self.environment.without_effect()
+        if key is not None:
+            tip = "it is for object, url and provider; the toy terminal in this process has its own"
+            raise EchoError(f"environment.{key} has no effect with toy_terminal", tip)
+        return self
+
+    @model_validator(mode="after")
     def _has_explorers(self) -> Config:
         environment = self.environment
         if self.rollout.explorers and environment.toy_worlds is None and not environment.explorer:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -110,8 +110,12 @@ def key_paths(model: Any = Config, prefix: str = "") -> Iterator[str]:
         items = {name: info.annotation for name, info in model.model_fields.items()}
     for name, annotation in items.items():
         yield prefix + name
-        if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
-            yield from key_paths(annotation, f"{prefix}{name}.")
+        # A section, perhaps null, or a list of sections, whose entries have numbers.
+        within = [annotation, *get_args(annotation)]
+        for section in within:
+            if isinstance(section, type) and (issubclass(section, BaseModel) or is_dataclass(section)):
+                number = "0." if get_origin(annotation) is tuple else ""
+                yield from key_paths(section, f"{prefix}{name}.{number}")
 
 
 @dataclass(frozen=True)
@@ -297,7 +301,10 @@ def _first_error(error: ValidationError, place: Any) -> EchoError:
     keys = tuple(str(part) for part in details["loc"])
     name = ".".join(keys)
     if details["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        message, tip = f"unknown key '{name}'", _suggest(name, list(key_paths()), "top-level keys")
+        message, tip = (
+            f"unknown key '{name}'",
+            _suggest(re.sub(r"\.\d+", ".0", name), list(key_paths()), "top-level keys"),
+        )
     elif details["type"] == "missing":
         message, tip = f"'{name}' is missing", "add it"
     else:

@@ -199,6 +199,7 @@ class RewardConfig(Section):
 
 
 SOURCES = ("toy_terminal", "object", "url", "provider")
+_OF_ANY_SOURCE = ("toy_terminal", "sessions", "batch_wait_s", "attempts")
 PRESETS = ("toy_terminal", "tbench2", "coding", "repl", "textarena", "echo", "agent_world_model", "maze")
 
 
@@ -254,6 +255,15 @@ class EnvironmentConfig(Section):
                 "give environment.tasks: file, items or seeds; for a toy terminal's server, toy_terminal: {}",
             )
         return self
+
+    def without_effect(self) -> str | None:
+        """The first key that is set and does nothing here: the toy terminal in this process has its own mapping."""
+        if self.toy_terminal is None:
+            return None
+        for name, field in type(self).model_fields.items():
+            if name not in _OF_ANY_SOURCE and getattr(self, name) != field.get_default(call_default_factory=True):
+                return name
+        return None
 
     @property
     def source(self) -> str:

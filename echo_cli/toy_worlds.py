@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 from echo_cli.config_file import environment_preset
@@ -44,9 +45,7 @@ class ToyWorlds:
         self._ood_world_seeds = tuple(ood_world_seeds)
         self._max_turns = max_turns
         self._families = tuple(families)
-        self._factory = factory or EnvironmentFactory(
-            ToySource(), _toy_settings(max_turns), Hosting(), ToySource().describe()
-        )
+        self._factory = factory or toy_factory(max_turns, Hosting())
         self.hosting = self._factory.hosting
         self.description = self._factory.description
         self._toy_tasks: dict[str, ToyTask] = {}
@@ -70,7 +69,9 @@ class ToyWorlds:
         self.tasks = TaskSplits(**splits)
 
     def made_by(self, factory: EnvironmentFactory) -> ToyWorlds:
-        """The same worlds, with the terminals of `factory`."""
+        """The same worlds, with the terminals of `factory`; the turns stay those of the tasks."""
+        settings = factory.settings.model_copy(update={"max_turns": self._max_turns})
+        factory = replace(factory, settings=settings)
         return ToyWorlds(self._world_seeds, self._ood_world_seeds, self._max_turns, self._families, factory)
 
     def environment(self) -> Environment:
@@ -84,6 +85,12 @@ class ToyWorlds:
 
     def out_of_distribution(self) -> ToyWorlds:
         return ToyWorlds(self._ood_world_seeds, (), self._max_turns, self._families, self._factory)
+
+
+def toy_factory(max_turns: int, hosting: Hosting) -> EnvironmentFactory:
+    """Makes toy terminals in this process."""
+    source = ToySource()
+    return EnvironmentFactory(source, _toy_settings(max_turns), hosting, source.describe())
 
 
 @cache

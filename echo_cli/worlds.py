@@ -15,7 +15,7 @@ from echo_cli.task import TaskSplits
 from echo_cli.task_file import load_tasks
 from echo_cli.task_worlds import TaskWorlds
 from echo_cli.text_environment import EnvironmentFactory
-from echo_cli.toy_worlds import ToyWorlds
+from echo_cli.toy_worlds import ToyWorlds, toy_factory
 
 
 @contextmanager
@@ -29,7 +29,8 @@ def open_worlds(config: Config) -> Iterator[Worlds]:
     environment, toy = config.environment, config.environment.toy_worlds
     worlds_of: Callable[[EnvironmentFactory], Worlds]
     if toy is not None:
-        worlds = ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns, toy.families)
+        here = toy_factory(toy.max_turns, _hosting(environment, environment.sessions))
+        worlds = ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns, toy.families, here)
         if environment.toy_terminal is not None:
             yield worlds
             return
@@ -43,12 +44,12 @@ def open_worlds(config: Config) -> Iterator[Worlds]:
         check_action(environment.action, description.action_schema)
         for number, final in enumerate(environment.reward.final):
             check_payload(final.action, description.action_schema, f"environment.reward.final[{number}].action")
-        hosting = Hosting(
-            sessions=environment.sessions or description.sessions or 1,
-            batch_wait_s=environment.batch_wait_s,
-            attempts=environment.attempts,
-        )
+        hosting = _hosting(environment, environment.sessions or description.sessions or 1)
         yield worlds_of(EnvironmentFactory(source, environment, hosting, description))
+
+
+def _hosting(environment: EnvironmentConfig, sessions: int | None) -> Hosting:
+    return Hosting(sessions, environment.batch_wait_s, environment.attempts)
 
 
 def rollouts_at_once(config: Config, splits: TaskSplits) -> int:

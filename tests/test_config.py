@@ -127,6 +127,18 @@ def test_a_quoted_number_is_an_error_that_says_so(tmp_path: Path) -> None:
         ("objective: {use_rl: false, world_model_coeff: 0}", "the loss is always 0", ""),
         ("rollout: {explorers: 0, tasks_per_step: 0}", "no rollouts", ""),
         ("environment: {toy_terminal: {world_seeds: [0, 0]}}", "a world occurs twice", ""),
+        (
+            "environment: {url: 'http://h:1', tasks: {seeds: 2}, observation: [{path: x, rolle: warning}]}",
+            "unknown key 'environment.observation.0.rolle'",
+            "did you mean 'environment.observation.0.role'?",
+        ),
+        (
+            "environment: {toy_terminal: {world_seds: [3]}}",
+            "unknown key 'environment.toy_terminal.world_seds'",
+            "did you mean 'environment.toy_terminal.world_seeds'?",
+        ),
+        ("environment: {toy_terminal: {}, prompt: '# '}", "environment.prompt has no effect with toy_terminal", ""),
+        ("environment: {toy_terminal: {}, url: 'http://h:1', tasks: {seeds: 2}}", "toy_terminal and url", ""),
         ("environment: {toy_terminal: {world_seeds: [101]}}", "a world occurs twice", ""),
         ("environment: {toy_terminal: {world_seeds: []}}", "world_seeds' is []", ""),
         ('run_name: "a\\0b"', "'run_name' is", ""),

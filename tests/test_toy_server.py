@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny_run import rows, train, weights
 from websockets.sync.client import ClientConnection, connect
 
 import toy_terminal_env
@@ -351,3 +352,14 @@ def test_sigterm_ends_the_server_and_its_sessions_in_order(tmp_path: Path) -> No
     finally:
         process.kill()
     assert (tmp_path / "stderr").read_text() == ""
+
+
+@pytest.mark.slow
+def test_a_run_over_the_socket_is_the_run_in_process(url: str, tmp_path: Path) -> None:
+    words = "evaluation.heldout_rollouts=1 environment.sessions=3 environment.batch_wait_s=60".split()
+    assert train(tmp_path / "here", *words) == 0
+    assert train(tmp_path / "there", *words, f"environment.url={url}") == 0
+    assert rows(tmp_path / "here") == rows(tmp_path / "there")
+    assert weights(tmp_path / "here", 2) == weights(tmp_path / "there", 2)
+    for log in ("trajectories.jsonl", "observations.jsonl"):
+        assert (tmp_path / "here" / log).read_bytes() == (tmp_path / "there" / log).read_bytes()
