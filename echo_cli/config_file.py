@@ -9,7 +9,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from echo_cli.config import Config
 from echo_cli.environment_config import PRESETS as ENVIRONMENT_PRESETS
-from echo_cli.environment_config import SOURCES, TASK_SOURCES
+from echo_cli.environment_config import SOURCE_KEYS, SOURCES, TASK_SOURCES
 from echo_cli.error import EchoError
 from echo_cli.preset import PRESETS
 
@@ -61,19 +61,22 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     _merge(values, document.values)
     _apply_preset(values, next((value for keys, value in reversed(given) if keys == ("preset",)), None))
     for keys, value in given:
-        _move_source(values, keys, value)
+        _move_source(values, keys, value, {keys[:2] for keys, _ in given})
         _move_tasks(values, keys, value)
         _set(values, keys, value)
     _apply_environment_preset(values)
     _default_source(values)
-    commanded = {keys: word for (keys, _), word in zip(given, overrides, strict=True)}
+    words = [_without_secret(keys, word) for (keys, _), word in zip(given, overrides, strict=True)]
+    commanded = {keys: word for (keys, _), word in zip(given, words, strict=True)}
 
     def place(keys: tuple[str, ...]) -> str:
-        for length in range(len(keys), 0, -1):
-            if keys[:length] in commanded:
-                return f"command line: {commanded[keys[:length]]}"
-            if keys[:length] in document.lines:
-                return f"{path}:{document.lines[keys[:length]]}"
+        upwards = [keys[:length] for length in range(len(keys), 0, -1)]
+        for above in upwards:
+            if above in commanded:
+                return f"command line: {commanded[above]}"
+        for above in upwards:
+            if above in document.lines:
+                return f"{path}:{document.lines[above]}"
         return str(path)
 
     try:
@@ -81,7 +84,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     except ValidationError as error:
         raise _first_error(error, place) from None
     except EchoError as error:
-        where = " ".join(["command line:", *overrides, "on", str(path)]) if overrides else str(path)
+        where = " ".join(["command line:", *words, "on", str(path)]) if overrides else str(path)
         raise EchoError(f"{error.message} ({where})", error.tip) from None
 
 
@@ -98,7 +101,13 @@ def parse_override(word: str) -> tuple[tuple[str, ...], Any]:
     try:
         return keys, _parse(text)[1]
     except yaml.YAMLError:
+        word = _without_secret(keys, word)
         raise EchoError(f"the value of '{word}' is not YAML", "quote it for the shell: 'key=[1, 2]'") from None
+
+
+def _without_secret(keys: tuple[str, ...], word: str) -> str:
+    """An override for a message: headers may hold a secret that should have been a variable's name."""
+    return f"{'.'.join(keys)}=…" if keys == ("environment",) or keys[:2] == ("environment", "headers") else word
 
 
 def key_paths(model: Any = Config, prefix: str = "") -> Iterator[str]:
@@ -226,8 +235,8 @@ def _apply_preset(values: dict[str, Any], name: Any) -> None:
         _merge(values, {"objective": dict(preset.objective), "optim": dict(preset.optim)})
 
 
-def _move_source(values: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
-    """Let an override that names another source of environments take the place of the file's.
+def _move_source(values: dict[str, Any], keys: tuple[str, ...], value: Any, commanded: Set[tuple[str, ...]]) -> None:
+    """Let an override that names another source of environments take the place of the file's, with what belongs to it.
 
     The toy terminal leaves its tasks: `environment.url=…` alone plays the same worlds on a server.
     """
@@ -236,6 +245,9 @@ def _move_source(values: dict[str, Any], keys: tuple[str, ...], value: Any) -> N
         return
     if value is None or environment.get(keys[1]) is not None:
         return
+    for key in SOURCE_KEYS:
+        if keys[1] not in SOURCE_KEYS[key] and ("environment", key) not in commanded:
+            environment.pop(key, None)
     for source in SOURCES:
         worlds = environment.pop(source, None)
         if source == "toy_terminal" and keys[1] != source and environment.get("tasks") is None:
@@ -307,6 +319,8 @@ def _first_error(error: ValidationError, place: Any) -> EchoError:
         )
     elif details["type"] == "missing":
         message, tip = f"'{name}' is missing", "add it"
+    elif keys[:2] == ("environment", "headers"):  # the value may be a secret
+        message, tip = f"'{name}' is no text that names an environment variable", "write ${NAME}, and export NAME=…"
     else:
         got = details["input"]
         message = f"'{name}' is {_shown(got)}: {details['msg'][0].lower()}{details['msg'][1:]}"

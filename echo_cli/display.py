@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 Summary = Mapping[str, Any]
 
 _NARROW = 100
+# Control, format, surrogate, private and unassigned characters, and two that break a line.
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 def printable(text: str) -> str:
     """`text` with every control or format character but newline and tab shown as its code point."""
     return "".join(
-        character if character in "\n\t" or unicodedata.category(character)[0] != "C" else f"\\u{ord(character):04x}"
+        f"\\u{ord(character):04x}"
+        if character not in "\n\t" and unicodedata.category(character) in _UNPRINTABLE
+        else character
         for character in text
     )
 
@@ -90,7 +94,7 @@ def print_pool(manifest: Manifest) -> None:
         "trajectories": f"{contents.trajectories}, with {contents.pairs} (command, output) pairs",
         "actor": played,
         "tasks": f"{made.split}, {made.rollouts_per_task} each{', solved ones only' if made.only_solved else ''}",
-        "worlds": worlds,
+        "worlds": worlds or "-",
         "temperature": "-" if made.temperature is None else made.temperature,
         "seed": "-" if made.seed is None else made.seed,
         "echo-cli": f"{made.echo_cli}, commit {made.git_commit or 'unknown'}",

@@ -199,6 +199,9 @@ class RewardConfig(Section):
 
 
 SOURCES = ("toy_terminal", "object", "url", "provider")
+SOURCE_KEYS = {"object_options": ("object",), "client": ("url", "provider"), "headers": ("url", "provider")}
+"""Keys that only these sources take."""
+
 _OF_ANY_SOURCE = ("toy_terminal", "sessions", "batch_wait_s", "attempts")
 PRESETS = ("toy_terminal", "tbench2", "coding", "repl", "textarena", "echo", "agent_world_model", "maze")
 
@@ -249,6 +252,10 @@ class EnvironmentConfig(Section):
             raise EchoError(
                 f"environment names {' and '.join(given) or 'no source'}", f"name exactly one of {', '.join(SOURCES)}"
             )
+        for key, sources in SOURCE_KEYS.items():
+            if given[0] not in sources and getattr(self, key) and self.toy_terminal is None:
+                tip = f"it is for {' and '.join(sources)}"
+                raise EchoError(f"environment.{key} has no effect with {given[0]}", tip)
         if self.toy_terminal is None and self.tasks is None:
             raise EchoError(
                 f"environment.{given[0]} has no tasks",

@@ -201,6 +201,20 @@ class RunDirectory:
         return read_json(self.summary_path) if self.summary_path.is_file() else None
 
 
+def check_writable(path: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse what `create_run`, or `RunDirectory.lock` with `resume`, would refuse now: before anything is started.
+
+    Raises:
+        EchoError: the folder is used, is not a run (with `overwrite`), or is held by another process.
+    """
+    if not resume:
+        with writing(path):
+            _check_free(path, overwrite)
+    if is_run(path):
+        with locked(path):
+            pass
+
+
 def create_run(
     path: Path,
     *,

@@ -19,9 +19,9 @@ from echo_cli.evaluate import Evaluator, expert_pools, limits_of, play_pools
 from echo_cli.observation import ObservationLog, pairs_of
 from echo_cli.policy import DeviceChoice, TorchPolicy, choose_device, load_policy
 from echo_cli.pool import Pool, pool_of
-from echo_cli.run import RunDirectory, create_run, environment_record, open_run
+from echo_cli.run import RunDirectory, check_writable, create_run, environment_record, open_run
 from echo_cli.schedule import GradientNorms
-from echo_cli.storage import write_atomic
+from echo_cli.storage import read_json, shown, write_atomic
 from echo_cli.summary import best_step
 from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import read_trajectories
@@ -35,7 +35,7 @@ _FREE_ON_RESUME = {"steps", "output_dir", "run_name", "device", "threads", "chec
 _FREE_ENVIRONMENT = tuple(
     f"environment.{key}"
     for key in (
-        *("url", "provider", "headers", "sessions", "batch_wait_s", "attempts"),
+        *("object", "url", "provider", "client", "headers", "sessions", "batch_wait_s", "attempts"),
         *("connect_timeout_s", "step_timeout_s", "retry_s", "max_message_mb"),
     )
 )
@@ -98,11 +98,14 @@ def open_session(
             than `config.steps`, is held by another process, or its checkpoint is damaged.
     """
     clock_start = time.perf_counter()
+    check_writable(path, resume=resume, overwrite=overwrite)
     if resume:
         check_same_config(open_run(path), config)
     policy, choice = build_policy(config)
     with open_worlds(config) as worlds:
-        if not resume:
+        if resume:
+            _check_same_environment(open_run(path), worlds)
+        else:
             played = {} if worlds.replayable else play_pools(config, worlds, policy)
             record = environment_record(config.seed, argv, str(choice.device), torch.get_num_threads())
             answers = {"name": worlds.description.name, "sessions": worlds.hosting.sessions}
@@ -170,6 +173,18 @@ def check_same_config(run: RunDirectory, config: Config) -> None:
                 f"cannot resume {run.path} with another config: {key} was {before.get(key)}, now {now.get(key)}",
                 "drop the change to resume, or start another run with --run-name",
             )
+
+
+def _check_same_environment(run: RunDirectory, worlds: Worlds) -> None:
+    """Refuse to continue in another environment, by the names that the two give themselves."""
+    record = read_json(run.path / "environment.json").get("environment")  # runs of earlier versions have none
+    before = record.get("name") if isinstance(record, dict) else None
+    now = worlds.description.name
+    if before is not None and before != now:
+        raise EchoError(
+            f"{shown(run.path)} was trained in {shown(before)}, and this environment is {shown(now)}",
+            "give the address of the former, or start another run with --run-name",
+        )
 
 
 def flat_config(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -130,7 +130,7 @@ class TextEnvironment:
             if ended or time.monotonic() + pause > deadline:
                 raise EchoError(
                     f"the environment is not available: {ended or reason}",
-                    "start it again, then continue with --resume; environment.retry_s is how long it is waited for",
+                    "start it again, or ask for fewer environment.sessions where it is full; --resume continues a run",
                     exit_code=1,
                 )
             await asyncio.sleep(pause)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 
 from echo_cli.action_mapping import check_action, check_payload
@@ -69,12 +70,13 @@ def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterato
     if environment.object is not None:
         from echo_cli.sources.object_client import ObjectSource
 
-        yield ObjectSource(
-            environment.object,
-            environment.object_options,
-            step_timeout_s=environment.step_timeout_s,
-            sessions_wanted=wanted_sessions,
-        )
+        with redirect_stdout(sys.stderr):  # what it prints is no part of our output, which may be JSON
+            yield ObjectSource(
+                environment.object,
+                environment.object_options,
+                step_timeout_s=environment.step_timeout_s,
+                sessions_wanted=wanted_sessions,
+            )
     elif environment.url is not None:
         yield _server(environment, environment.url, wanted_sessions, lambda: None)
     else:

@@ -101,6 +101,8 @@ def test_a_quoted_number_is_an_error_that_says_so(tmp_path: Path) -> None:
     assert "'optim.lr' is \"1e-5\"" in error.message and "my.yaml:3" in error.message
     assert error.tip == "write the number without quotes"
     assert "command line: optim.lr='1e-5'" in _refused(_file(tmp_path, "seed: 0"), "optim.lr='1e-5'").message
+    section = _refused(_file(tmp_path, "optim:\n  lr: 1e-3"), "optim={lr: '1e-5'}")
+    assert "command line: optim={lr: '1e-5'}" in section.message
 
 
 @pytest.mark.parametrize(
@@ -183,6 +185,32 @@ def test_a_wrong_file_is_refused_with_the_place(text: str | bytes, message: str,
 )
 def test_a_wrong_override_is_refused(word: str, message: str, tmp_path: Path) -> None:
     assert message in _refused(_file(tmp_path, "optim: {lr: 1e-3}"), word).message
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "environment.headers={Key: hunter2}",
+        "environment.headers.Key=hunter2",
+        "environment.headers={Key: hunter2: }",
+        "environment={url: 'http://h:1', tasks: {seeds: 2}, headers: {Key: hunter2}}",
+    ],
+)
+def test_a_header_that_is_a_secret_is_not_repeated(word: str, tmp_path: Path) -> None:
+    file = _file(tmp_path, "environment: {url: 'http://h:1', tasks: {seeds: 2}}")
+    for more in ((), ("environment.reward.mode=final", "environment.headers.X=${X}")):
+        assert "hunter2" not in str(vars(_refused(file, word, *more)))
+
+
+def test_what_is_of_one_source_has_no_place_with_another(tmp_path: Path) -> None:
+    text = "environment: {url: 'http://h:1', tasks: {seeds: 2}, explorer: [a], client: a.b:C, headers: {X: '${X}'}}"
+    assert "environment.object_options has no effect with url" in (
+        _refused(_file(tmp_path, text), "environment.object_options={a: 1}").message
+    )
+    moved = load_config(_file(tmp_path, text), ["environment.object=a.b:D"]).environment
+    assert (moved.object, moved.client, moved.headers) == ("a.b:D", None, {})
+    both = ["environment.client=a.b:E", "environment.object=a.b:D"]
+    assert "environment.client has no effect with object" in _refused(_file(tmp_path, text), *both).message
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

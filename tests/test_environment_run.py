@@ -9,10 +9,11 @@ from threading import Thread
 
 import pytest
 import yaml
-from loopback_server import CONNECT, Behaviour, Incident, LoopbackServer, loopback_server
+from loopback_server import CONNECT, Behaviour, Counting, Incident, LoopbackServer, loopback_server
 from tiny_run import error_of, observations, rows, start, weights
 
 from echo_cli.cli import main
+from echo_cli.run import open_run
 from echo_cli.trajectory import read_trajectories
 
 CONFIG = {
@@ -32,6 +33,10 @@ CONFIG = {
     "evaluation": {"every": 3, "pass_every": 3, "heldout_rollouts": 1, "validation_rollouts": 1},
     "checkpoint": {"every": 1, "keep": 9},
 }
+
+
+class Another(Counting):
+    """The same, under another name."""
 
 
 @pytest.fixture
@@ -206,6 +211,29 @@ def test_an_unreachable_server_is_one_line_and_leaves_no_run(
         assert train(config, tmp_path / "run", server) == 1
     message, _ = error_of(capsys.readouterr().err)
     assert server.url in message and not (tmp_path / "run").exists()
+
+
+def test_a_run_that_may_not_be_written_or_continued_here_is_refused_before_anything_is_played(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+
+    def refusal(*more: str) -> str:
+        assert train(config, run, server, *more) == 2
+        return error_of(capsys.readouterr().err)[0]
+
+    with loopback_server(Behaviour(capacity=4)) as server:
+        assert train(config, run, server, "--steps", "1") == 0
+        capsys.readouterr()
+        before = len(server.events("http")), server.connections
+        assert "holds a run already" in refusal()
+        with open_run(run).lock():
+            for option in ("--resume", "--overwrite"):
+                assert "is held by another process" in refusal(option)
+        assert (len(server.events("http")), server.connections) == before
+        server.restart(Behaviour(capacity=4, world=Another))
+        assert "was trained in Counting, and this environment is Another" in refusal("--resume")
+    assert [row["step"] for row in rows(run)] == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -346,6 +346,7 @@ def _hostile(novel: bool) -> Evaluation:
 
 
 def test_hostile_text_is_shown_and_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printable("a\u2028b\u2029\n") == "a\\u2028b\\u2029\n"  # terminals may break a line there
     assert printable(HOSTILE).startswith("a\\u001b[2J\\u001b]0;title\\u0007\\u000d\\u202eb\\u009b31m[bold]")
     print_evaluation(_hostile(novel=True), breakdown=True)
     printed = capsys.readouterr().out

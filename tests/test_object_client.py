@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from openenv.core.env_server.types import Action, Observation, State
 from openenv_samples import Heard, Say, Talk
 from websockets.sync.client import connect
 
+from echo_cli.cli import main
 from echo_cli.client import Payload
 from echo_cli.error import EchoError
 from echo_cli.fault import BadAction, EnvironmentFault, SessionLost, Unavailable
@@ -350,6 +352,59 @@ def test_a_cancelled_call_costs_the_session() -> None:
         await client.close()
 
     asyncio.run(play())
+
+
+class Stuck(Talk):
+    began, free = threading.Event(), threading.Event()
+
+    def step(self, action: Say, **_: Any) -> Heard:  # type: ignore[override]
+        self.began.set()
+        self.free.wait()
+        return Heard(text="at last")
+
+
+def test_who_closes_in_the_middle_of_a_request_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("echo_cli.sources.object_client._LEAVE_SECONDS", 0.05)
+
+    async def play() -> None:
+        client = ObjectSource(f"{__name__}:Stuck", {}, step_timeout_s=1000).client()
+        await client.reset({})
+        step = asyncio.ensure_future(client.step({"text": "x"}))
+        while not Stuck.began.is_set():
+            await asyncio.sleep(0.01)
+        await client.close()
+        assert not step.done()
+        Stuck.free.set()
+        await asyncio.wait({step})
+
+    try:
+        asyncio.run(play())
+    finally:
+        Stuck.free.set()
+
+
+class Rude(Talk):
+    """Prints, and cannot be closed."""
+
+    def step(self, action: Say, **_: Any) -> Heard:  # type: ignore[override]
+        print("I print")
+        return Heard(text="said", reward=1.0, done=True)
+
+    def close(self) -> None:
+        raise OSError("stays open")
+
+
+def test_what_an_environment_prints_is_no_part_of_our_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "rude.yaml"
+    config.write_text(
+        f"environment: {{object: '{__name__}:Rude', tasks: {{seeds: 8}}, explorer: [a], "
+        "action: {template: {text: '{text}'}}, observation: [{path: text}]}"
+    )
+    assert main(["env", "check", str(config), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["reward"] == 1.0 and "I print" in printed.err
 
 
 class OneThread(Talk):

@@ -528,7 +528,7 @@ def test_describing_keeps_the_path_and_needs_only_the_schema() -> None:
     absent = {"/metadata": (500, "Internal Server Error"), "/health": (404, "not found")}
     with loopback_server(Behaviour(prefix="/team/env", http=absent)) as server:
         description = WireSource(f"{server.url.replace('http', 'ws')}/", {}).describe()
-        assert (description.name, description.sessions) == ("127.0.0.1", None)
+        assert (description.name, description.sessions) == ("unnamed", None)
         assert description.action_schema["required"] == ["command"]
         assert description.observation_schema["properties"] == {"output": {"type": "string"}}
         run(_play_one(source(server)))
@@ -577,6 +577,32 @@ def test_what_does_not_speak_http_or_breaks_off_is_told_apart(answer: bytes, sai
             WireSource(f"http://127.0.0.1:{listening.getsockname()[1]}", {}).describe()
         thread.join()
     assert error.value.exit_code == exit_code
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n{"])
+def test_a_server_that_never_ends_its_answer_is_given_up(head: bytes) -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        over = threading.Event()
+
+        def drip() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.sendall(head)
+                while not over.wait(0.05):
+                    connection.sendall(b" ")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        try:
+            with pytest.raises(EchoError, match=f"cannot reach {url}: timed out") as error:
+                WireSource(url, {}, connect_timeout_s=0.3).describe()
+        finally:
+            over.set()
+            thread.join()
+    assert error.value.exit_code == 1
 
 
 def test_a_server_that_is_not_there_cannot_be_reached() -> None:

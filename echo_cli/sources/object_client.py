@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from echo_cli.client import Description, JsonObject, Payload
@@ -17,6 +18,8 @@ from echo_cli.sources.worker_thread import WorkerThread
 
 if TYPE_CHECKING:
     from echo_cli.sources.object_session import EnvironmentClass, ObjectSession
+
+_LEAVE_SECONDS = 2.0
 
 
 class ObjectClient:
@@ -57,11 +60,13 @@ class ObjectClient:
     async def close(self) -> None:
         """Close the environment in its thread and end the thread. Raises nothing; may be called twice."""
         self._lost = self._lost or "it is closed"
+        # Who closes in the middle of a request is leaving, and waits for no answer.
+        patience_s = min(self._step_timeout_s, _LEAVE_SECONDS) if self._lock.locked() else self._step_timeout_s
         session, thread, self._session, self._thread = self._session, self._thread, None, None
         if session is None or thread is None:
             return
         try:
-            await within(self._step_timeout_s, session.close_mcp())
+            await within(patience_s, session.close_mcp())
         except Exception:  # as on a server, a session that cannot be closed is none the less given up
             pass
         finally:
@@ -71,13 +76,13 @@ class ObjectClient:
         if self._hung:
             return
         try:
-            await within(self._step_timeout_s, _result(closed))
+            await within(patience_s, _result(closed))
         except asyncio.TimeoutError:
             return
         except Exception:  # likewise
             pass
         if self._shared is None:
-            thread.join(self._step_timeout_s)
+            thread.join(patience_s)
 
     async def _ask(self, kind: str, data: JsonObject) -> Payload:
         request = encode({"type": kind, "data": data})
@@ -207,7 +212,8 @@ class ObjectSource:
         try:
             return str(environment.get_metadata().name)
         finally:
-            environment.close()
+            with suppress(Exception):  # as at an episode's end
+                environment.close()
 
 
 async def _result(closed: Any) -> None:

@@ -6,11 +6,17 @@ import http.client
 import json
 import urllib.error
 import urllib.request
+from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
 from typing import Any
 
 from echo_cli.client import Description, JsonObject
 from echo_cli.error import EchoError
 from echo_cli.sources.wire_address import WireAddress
+from echo_cli.sources.worker_thread import WorkerThread
+
+_UNNAMED = "unnamed"
+"""What has no name is called so, and not by its address: a run directory holds no host's name."""
 
 _MAX_BYTES = 64 * 2**20
 _START_TIP = "start the server, or check environment.url"
@@ -30,7 +36,7 @@ def ask_server(address: WireAddress, timeout_s: float) -> Description:
     health = _object(opener, address, "/health", timeout_s)
     name = metadata.get("name")
     return Description(
-        name=address.line(name) if isinstance(name, str) and name.strip() else address.host,
+        name=address.line(name) if isinstance(name, str) and name.strip() else _UNNAMED,
         action_schema=schema["action"],
         observation_schema=schema["observation"],
         sessions=_capacity(metadata) or _capacity(health),
@@ -98,11 +104,22 @@ def _object(opener: urllib.request.OpenerDirector, address: WireAddress, path: s
 
 
 def _get(opener: urllib.request.OpenerDirector, url: str, timeout_s: float) -> Any:
-    with opener.open(url, timeout=timeout_s) as response:
-        body = response.read(_MAX_BYTES + 1)
+    thread = WorkerThread(f"GET {url}")  # the timeout of a socket bounds each of its reads, not all of them
+    body_of = thread.start(partial(_body, opener, url, timeout_s))
+    thread.end()
+    try:
+        body = body_of.result(timeout_s)
+    except FutureTimeout:
+        raise TimeoutError("timed out") from None
     if len(body) > _MAX_BYTES:
         raise ValueError("too long")
     return json.loads(body)
+
+
+def _body(opener: urllib.request.OpenerDirector, url: str, timeout_s: float) -> bytes:
+    with opener.open(url, timeout=timeout_s) as response:
+        body: bytes = response.read(_MAX_BYTES + 1)
+    return body
 
 
 def _capacity(published: JsonObject) -> int | None:
