@@ -21,11 +21,13 @@ TEMPLATE = "environment.action.template"
 DEPTH = 64
 """Deepest nesting of an action; what lies deeper could not be encoded again further down the stack."""
 
-_HOLE = re.compile(r"\{text(?::(\w*))?\}")
+HOLE = re.compile(r"\{text(?::(\w*))?\}")
+"""Where a template is filled; its group is the cast."""
 _INT = re.compile(r"[+-]?[0-9]{1,4000}")
 _FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_CAST_TYPES = {"int": "integer", "float": "number", "bool": "boolean", "json": None}
+CAST_TYPES = {"int": "integer", "float": "number", "bool": "boolean", "json": None}
+"""By cast, the JSON schema type of what it gives; None for any."""
 
 # An MCP environment publishes its own action class or OpenEnv's base class, which lists none of these fields; its
 # server takes them all the same (openenv.core.env_server.serialization).
@@ -141,11 +143,11 @@ def _template(config: ActionConfig) -> JsonObject:
     holes: list[str] = []
 
     def look(leaf: str) -> None:
-        for hole in _HOLE.finditer(leaf):
+        for hole in HOLE.finditer(leaf):
             holes.append(leaf)
             cast = hole.group(1)
-            if cast is not None and cast not in _CAST_TYPES:
-                raise EchoError(f"{TEMPLATE}: no cast '{cast}' in {leaf!r}", suggest(cast, _CAST_TYPES, "casts"))
+            if cast is not None and cast not in CAST_TYPES:
+                raise EchoError(f"{TEMPLATE}: no cast '{cast}' in {leaf!r}", suggest(cast, CAST_TYPES, "casts"))
             if cast is not None and hole.group() != leaf:
                 raise EchoError(
                     f"{TEMPLATE}: {hole.group()} gives a value and stands alone, not in {leaf!r}", "write {text}"
@@ -167,7 +169,7 @@ def _filled(node: Any, leaf: Callable[[str], Any]) -> Any:
 
 
 def _value(leaf: str, text: str) -> Any:
-    hole = _HOLE.fullmatch(leaf)
+    hole = HOLE.fullmatch(leaf)
     if hole is None or hole.group(1) is None:
         return leaf.replace("{text}", text)
     return _cast(hole.group(1), text)
@@ -175,10 +177,10 @@ def _value(leaf: str, text: str) -> Any:
 
 def _unknown(leaf: str) -> Any:
     """What a string of the template gives, as far as it is known before there is a text."""
-    hole = _HOLE.fullmatch(leaf)
+    hole = HOLE.fullmatch(leaf)
     if hole is None or hole.group(1) is None:
         return Unknown("string") if "{text}" in leaf else leaf
-    return Unknown(_CAST_TYPES[hole.group(1)])
+    return Unknown(CAST_TYPES[hole.group(1)])
 
 
 def _cast(cast: str, text: str) -> Any:

@@ -56,7 +56,7 @@ def is_on_policy(trajectory: Trajectory) -> bool:
 
 
 def _is_capped(rollout: Trajectory) -> bool:
-    return rollout.stop_reason in ("turn_cap", "length_cap") or not all(turn.clean_parse for turn in rollout.turns)
+    return rollout.stop_reason in ("turn_cap", "length_cap")
 
 
 def _compression_ratio(text: str) -> float | None:
@@ -84,11 +84,12 @@ def _confused(rollouts: Sequence[Trajectory]) -> Iterable[bool]:
             elif (line + " ").startswith(prompt) or _without_numbers(line).startswith(notices):
                 yield True
             else:
-                yield line in printed or (_is_cut(turn) and any(whole.startswith(line) for whole in printed))
+                yield line in printed or (_is_cut(rollout, turn) and any(whole.startswith(line) for whole in printed))
 
 
-def _is_cut(turn: Turn) -> bool:
-    return not turn.clean_parse
+def _is_cut(rollout: Trajectory, turn: Turn) -> bool:
+    """Whether the action was cut at its cap, which ends the rollout; one that does not parse is whole."""
+    return not turn.clean_parse and rollout.stop_reason == "length_cap" and turn is rollout.turns[-1]
 
 
 def _prompts(rollout: Trajectory) -> Iterable[str]:
@@ -101,9 +102,13 @@ def _prompts(rollout: Trajectory) -> Iterable[str]:
 
 
 def _lines(rollouts: Sequence[Trajectory], role: Role) -> set[str]:
-    """The lines of the segments of `role`, white space around them apart, that are not empty."""
+    """The lines of the segments of `role`, white space around them apart, that are not empty.
+
+    Echoes are left out: that line is the policy's own.
+    """
     segments = (segment for rollout in rollouts for segment in rollout.segments if segment.role is role)
-    return {line.strip() for segment in segments for line in segment.text.splitlines()} - {""}
+    said = (segment for segment in segments if (segment.role, segment.channel) != (Role.WARNING, "echo"))
+    return {line.strip() for segment in said for line in segment.text.splitlines()} - {""}
 
 
 def _without_numbers(line: str) -> str:

@@ -88,7 +88,7 @@ class Description:
     """Parallel sessions it takes; None where it does not say."""
 
 
-class Source(Protocol):
+class EnvironmentSource(Protocol):
     """Where environments come from. Made once a run; clients are made for every episode."""
 
     def describe(self) -> Description:

@@ -94,7 +94,7 @@ class Worlds(Protocol):
     tasks: TaskSplits
     hosting: Hosting
     description: Description
-    scripted: bool
+    replayable: bool
     """Every task has an expert, and the same actions give the same answers: a pool can be played again at any time."""
 
     def environment(self) -> Environment:

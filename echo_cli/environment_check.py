@@ -17,8 +17,8 @@ from echo_cli.environment import Worlds
 from echo_cli.environment_config import EnvironmentConfig
 from echo_cli.environment_finding import Finding, find_problems
 from echo_cli.environment_play import play_watched
+from echo_cli.episode import Limits
 from echo_cli.random_action import random_line
-from echo_cli.rollout import Limits
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Role, Source, Trajectory

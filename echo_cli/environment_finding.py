@@ -10,7 +10,7 @@ from echo_cli.client import Description
 from echo_cli.environment import Worlds
 from echo_cli.environment_config import EnvironmentConfig
 from echo_cli.environment_play import Play, text_of
-from echo_cli.rollout import CUT_OUTPUT, Limits
+from echo_cli.episode import CUT_OUTPUT, Limits
 from echo_cli.trajectory import Role
 
 _TOKENS = re.compile(r"\d+|\w+|\W")

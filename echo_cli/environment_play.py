@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from echo_cli.environment import Environment, Piece, Reply, Worlds
-from echo_cli.rollout import Limits, play_scripts
+from echo_cli.episode import Limits
+from echo_cli.rollout import play_scripts
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Role, Source, Trajectory
@@ -55,7 +56,7 @@ class _WatchedWorlds:
 
     def __init__(self, worlds: Worlds, task: Task) -> None:
         self.tasks, self.hosting, self.description = worlds.tasks, worlds.hosting, worlds.description
-        self.scripted = worlds.scripted
+        self.replayable = worlds.replayable
         self.expert, self.explorer = worlds.expert, worlds.explorer
         self.out_of_distribution = worlds.out_of_distribution
         self._worlds, self._task = worlds, task

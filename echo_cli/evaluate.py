@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from echo_cli.config import Config
 from echo_cli.environment import Worlds
+from echo_cli.episode import Limits
 from echo_cli.policy import TorchPolicy
-from echo_cli.pool import Pair, Pool, expert_pool
-from echo_cli.rollout import Limits, play_policy, play_scripts
+from echo_cli.pool import Pair, Pool, expert_pool, expert_scripts
+from echo_cli.rollout import play_policy, play_scripts, play_whole
 from echo_cli.seed import derive_seed
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
@@ -102,14 +103,16 @@ def play_pools(config: Config, worlds: Worlds, policy: TorchPolicy) -> dict[str,
     """What frozen pools are made of: the expert where a task has one, elsewhere `policy`, once a task.
 
     Played once for a run, with the policy that it starts from: another day the environment may answer otherwise.
+
+    Raises:
+        EchoError: the environment is not available, or loses the session of a task again and again (exit code 1).
     """
     limits, played = limits_of(config), {}
     for name, (of, tasks) in pool_tasks(worlds).items():
-        scripts = [(task, actions) for task in tasks if (actions := of.expert(task)) is not None]
-        expert = play_scripts(policy.tokenizer, of, scripts, limits, "expert")
+        expert = play_scripts(policy.tokenizer, of, expert_scripts(of, tasks), limits, "expert")
         wanted = [(task, task.task_id) for task in tasks if of.expert(task) is None]
         sampler = policy.sampler(config.rollout.temperature, derive_seed(config.seed, f"pool/{name}"))
-        played[name] = expert + play_policy(sampler, policy.tokenizer, of, wanted, limits, verify=False)
+        played[name] = expert + play_whole(sampler, policy.tokenizer, of, wanted, limits, verify=False)
     return played
 
 

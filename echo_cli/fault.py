@@ -11,9 +11,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from echo_cli.storage import shown
 
 FAULT_KEYS = ("unavailable", "bad_actions", "errors", "sessions_lost", "unrewarded", "topped_up", "groups_dropped")
 """What is counted: one for each attempt, action, error, session, unrewarded episode, replacement, and group."""
+
+_LINE_CHARS = 300
+_SHOWN_ERRORS = 3
 
 
 class Fault(Exception):
@@ -51,3 +58,29 @@ class FaultCounts:
         """The counts since they were taken last; every key of `FAULT_KEYS`."""
         taken, self._counts = self._counts, Counter()
         return {key: taken[key] for key in FAULT_KEYS}
+
+
+def fault_line(text: str, secrets: Mapping[str, str] | None = None) -> str:
+    """`text` as one line without control characters, cut at 300; `secrets` are replaced by what they map to."""
+    known = secrets or {}
+    for secret in sorted(known, key=len, reverse=True):  # one may be a part of another
+        text = text.replace(secret, known[secret])
+    line = " ".join(text.split())
+    return shown(line if len(line) <= _LINE_CHARS else line[: _LINE_CHARS - 1] + "…")
+
+
+def errors_text(errors: Any) -> str:
+    """The first entries of pydantic's list of errors, as `where: what`; the input is left out. Empty where it is none.
+
+    What it says is the environment's own words: `fault_line` makes a line of it.
+    """
+    if not isinstance(errors, list):
+        return ""
+    entries = [error for error in errors if isinstance(error, dict)]
+    lines = []
+    for error in entries[:_SHOWN_ERRORS]:
+        where = error.get("loc")
+        path = ".".join(map(str, where)) if isinstance(where, list | tuple) else ""
+        lines.append(f"{path}: {error.get('msg')}" if path else str(error.get("msg")))
+    more = len(entries) - len(lines)
+    return "; ".join(lines) + (f"; and {more} more" if more else "")

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from echo_cli.environment import Worlds
-from echo_cli.rollout import Limits, play_scripts
+from echo_cli.episode import Limits
+from echo_cli.rollout import play_scripts
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Role, Trajectory, Turn
@@ -53,8 +54,12 @@ def pool_of(trajectories: Iterable[Trajectory]) -> Pool:
 
 def expert_pool(worlds: Worlds, tasks: Sequence[Task], tokenizer: Tokenizer, limits: Limits) -> Pool:
     """Expert trajectories on `tasks`; a task whose solution is not known is left out."""
-    scripts = [(task, actions) for task in tasks if (actions := worlds.expert(task)) is not None]
-    return pool_of(play_scripts(tokenizer, worlds, scripts, limits, "expert"))
+    return pool_of(play_scripts(tokenizer, worlds, expert_scripts(worlds, tasks), limits, "expert"))
+
+
+def expert_scripts(worlds: Worlds, tasks: Sequence[Task]) -> list[tuple[Task, list[str]]]:
+    """Those of `tasks` whose solution is known, each with the actions that solve it."""
+    return [(task, actions) for task in tasks if (actions := worlds.expert(task)) is not None]
 
 
 def _spans(trajectory: Trajectory) -> list[Span]:

@@ -15,8 +15,9 @@ from echo_cli.environment import Worlds
 from echo_cli.error import EchoError
 from echo_cli.evaluate import limits_of
 from echo_cli.policy import MODEL_FILE, TOKENIZER_FILE, TorchPolicy, model_folder
+from echo_cli.pool import expert_scripts
 from echo_cli.pool_file import Actor, Manifest, Provenance, check_free, write_pool
-from echo_cli.rollout import play_policy, play_scripts
+from echo_cli.rollout import play_scripts, play_whole
 from echo_cli.run import git_commit, open_run
 from echo_cli.seed import derive_seed, generator
 from echo_cli.session import build_policy
@@ -135,7 +136,7 @@ def _sample(
 ) -> list[Trajectory]:
     """Verified rollouts, task by task. Played in rounds of one a task, so that more of them keep the first ones."""
     rounds = [
-        play_policy(
+        play_whole(
             policy.sampler(temperature, derive_seed(recipe.config.seed, "pool", number)),
             policy.tokenizer,
             worlds,
@@ -146,8 +147,7 @@ def _sample(
         for number in range(recipe.rollouts)
     ]
     order = {task.task_id: number for number, task in enumerate(tasks)}
-    whole = [trajectory for played in rounds for trajectory in played if trajectory.stop_reason != "aborted"]
-    return sorted(whole, key=lambda trajectory: order[trajectory.task_id])
+    return sorted((t for played in rounds for t in played), key=lambda trajectory: order[trajectory.task_id])
 
 
 def _script(tokenizer: Tokenizer, worlds: Worlds, tasks: Sequence[Task], recipe: Recipe) -> list[Trajectory]:
@@ -158,7 +158,7 @@ def _script(tokenizer: Tokenizer, worlds: Worlds, tasks: Sequence[Task], recipe:
     """
     limits, count = limits_of(recipe.config), recipe.config.rollout.explorer_commands
     if recipe.actor == "expert":
-        solved = [(task, actions) for task in tasks if (actions := worlds.expert(task)) is not None]
+        solved = expert_scripts(worlds, tasks)
         if not solved:
             raise EchoError("no task has a known solution", "list its lines under `actions` in environment.tasks")
         return play_scripts(tokenizer, worlds, solved, limits, "expert")

@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from echo_cli.episode import Limits, reencode
 from echo_cli.error import EchoError
 from echo_cli.pool import Pool, pool_of
-from echo_cli.rollout import Limits, reencode
 from echo_cli.storage import (
     TEMPORARY,
     append_jsonl,

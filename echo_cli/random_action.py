@@ -10,6 +10,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+from echo_cli.action_mapping import CAST_TYPES, HOLE
 from echo_cli.client import JsonObject
 from echo_cli.environment_config import ActionConfig
 
@@ -17,8 +18,6 @@ _WORDS = ("help", "list", "look", "open", "status", "test")
 _SPAN = 9
 """How far from its only bound, or from 0, a number is drawn."""
 _DEPTH = 8
-_HOLE = "{text"
-_TYPE_OF_CAST = {"int": "integer", "float": "number", "bool": "boolean"}
 
 
 def random_line(config: ActionConfig, schema: JsonObject, rng: random.Random) -> str:
@@ -38,7 +37,7 @@ def random_line(config: ActionConfig, schema: JsonObject, rng: random.Random) ->
 def _hole(template: Any, schema: Any) -> tuple[str, Any] | None:
     """The first string of a template that the line fills, and the part of the schema that is about it."""
     if isinstance(template, str):
-        return (template, schema) if _HOLE in template else None
+        return (template, schema) if HOLE.search(template) else None
     named = (
         template.items() if isinstance(template, dict) else enumerate(template) if isinstance(template, list) else ()
     )
@@ -51,10 +50,10 @@ def _hole(template: Any, schema: Any) -> tuple[str, Any] | None:
 
 def _typed(leaf: str, schema: Any) -> Any:
     """The schema of a filled string; where it says nothing of the type, the type of the cast."""
-    cast = leaf.partition(_HOLE)[2].partition("}")[0].removeprefix(":")
     if isinstance(schema, Mapping) and schema:
         return schema
-    return {"type": _TYPE_OF_CAST.get(cast, "string")}
+    hole = HOLE.search(leaf)
+    return {"type": (hole and CAST_TYPES.get(hole.group(1))) or "string"}
 
 
 def _value(schema: Any, root: JsonObject, rng: random.Random, depth: int) -> Any:

@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
-from echo_cli.environment import Environment, Hosting, Piece, Reply, Worlds
+from echo_cli.environment import Hosting, Worlds
+from echo_cli.episode import Episode, Limits
 from echo_cli.error import EchoError
 from echo_cli.event_loop import EventLoop
 from echo_cli.fault import SessionLost
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
-from echo_cli.trajectory import Role, Segment, Source, StopReason, Trajectory, Turn
-
-T = TypeVar("T")
-
-CUT_ACTION = "\n[action cut]\n"
-CUT_OUTPUT = "[output cut]\n"
-_LONGEST_TOKEN_CHARS = 64
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Caps of an episode, in tokens: one action, one reply of the environment, the whole episode."""
-
-    action_tokens: int
-    output_tokens: int
-    episode_tokens: int
+from echo_cli.trajectory import Source, Trajectory
 
 
 class Sampler(Protocol):
@@ -51,160 +37,6 @@ class Sampler(Protocol):
     def add(self, count: int) -> None:
         """Add empty rows after the others."""
         ...
-
-
-class Episode:
-    """A trajectory in the making.
-
-    Each of its coroutines lets go of the environment when it fails, so that a session is never left behind.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, environment: Environment, task: Task, group_id: str, limits: Limits):
-        self.tokenizer = tokenizer
-        self.environment = environment
-        self.task = task
-        self.group_id = group_id
-        self.limits = limits
-        self.segments: list[Segment] = []
-        self.turns: list[Turn] = []
-        self.penalty = 0.0
-        self.stop_reason: StopReason | None = None
-        self.length = 0
-
-    async def reset(self) -> list[int]:
-        """Start the episode; returns its first tokens."""
-        opening = await self._or_close(self.environment.reset(self.task))
-        return _ids(self._add_pieces(opening or (Piece(Role.CONTEXT, ""),), first=True))
-
-    async def act(self, token_ids: Sequence[int], logprobs: Sequence[float] | None) -> list[int]:
-        """Let the environment answer an action, given as sampled; returns the tokens that follow it.
-
-        An action without its stop token was cut at the cap: the environment never sees it.
-        """
-        ids = list(token_ids)
-        text = self.tokenizer.decode(ids)
-        self._add(Segment(Role.ACTION, text, tuple(ids), None if logprobs is None else tuple(logprobs)))
-        if not ids or ids[-1] not in self.tokenizer.newline_ids:
-            self.turns.append(Turn(text, "", None, valid_action=False, clean_parse=False))
-            return self._reply(Reply((Piece(Role.WARNING, CUT_ACTION, "notice"),), done=True), "length_cap")
-        command = text.split("\n", 1)[0]
-        reply, before = await self._or_close(self.environment.step(command)), len(self.segments)
-        following = self._reply(reply, "turn_cap" if reply.capped else "answered")
-        output = "".join(segment.text for segment in self.segments[before:] if segment.role is Role.ENV_OUTPUT)
-        self.turns.append(Turn(command, output, reply.exit_code, reply.valid_action, reply.clean_parse))
-        self.penalty += reply.penalty
-        return following
-
-    async def finish(
-        self, source: Source, *, verify: bool, penalize: bool = False, world_model_only: bool = False
-    ) -> Trajectory:
-        """The finished trajectory, with the verifier's reward if asked for, less the penalties with `penalize`.
-
-        A script that ran out before the episode ended stops with `script_end`.
-        """
-        reward = await self._or_close(self.environment.verify()) if verify else None
-        await self.environment.close()
-        if reward is not None and penalize:
-            reward -= self.penalty
-        return self._trajectory(self.stop_reason or "script_end", source, reward, world_model_only)
-
-    def aborted(self, source: Source) -> Trajectory | None:
-        """What was observed before the session was lost, for the env term alone; None if that is nothing."""
-        while self.segments and self.segments[-1].role is not Role.ENV_OUTPUT:
-            self.segments.pop()
-        return self._trajectory("aborted", source, None, world_model_only=True) if self.segments else None
-
-    def _trajectory(
-        self, stop_reason: StopReason, source: Source, reward: float | None, world_model_only: bool
-    ) -> Trajectory:
-        return Trajectory(
-            task_id=self.task.task_id,
-            group_id=self.group_id,
-            segments=tuple(self.segments),
-            turns=tuple(self.turns),
-            reward=reward,
-            stop_reason=stop_reason,
-            source=source,
-            world_model_only=world_model_only,
-        )
-
-    async def _or_close(self, answer: Coroutine[Any, Any, T]) -> T:
-        try:
-            return await answer
-        except BaseException:
-            await self.environment.close()
-            raise
-
-    def _reply(self, reply: Reply, ending: StopReason) -> list[int]:
-        added = self._add_pieces(reply.pieces)
-        if reply.done:
-            self.stop_reason = ending
-        elif self.length + self.limits.action_tokens > self.limits.episode_tokens:
-            self.stop_reason = "length_cap"
-        return _ids(added)
-
-    def _add_pieces(self, pieces: Sequence[Piece], first: bool = False) -> list[Segment]:
-        """Tokenise each piece alone, so that no token straddles two roles; cut long ones, with a notice.
-
-        A piece of a reply has at most `output_tokens`, all of them together twice that. An opening leaves room for an
-        action.
-        """
-        limits = self.limits
-        left = max(limits.episode_tokens - limits.action_tokens, 1) if first else 2 * limits.output_tokens
-        added: list[Segment] = []
-        for piece in pieces:
-            if left == 0:
-                break
-            cap = left if first else min(left, limits.output_tokens)
-            # A text far beyond the cap is not tokenised to its end first.
-            text = piece.text[: cap * _LONGEST_TOKEN_CHARS]
-            ids = self.tokenizer.encode(text)
-            cut = piece.cut or len(text) < len(piece.text) or len(ids) > cap
-            if cut:
-                ids, text = _cut(self.tokenizer, ids, min(cap, len(ids)))
-            left -= len(ids)
-            start = [self.tokenizer.bos_id] if first and not added else []
-            added.append(self._add(Segment(piece.role, text, (*start, *ids), channel=piece.channel)))
-            if cut:
-                notice = tuple(self.tokenizer.encode(CUT_OUTPUT))
-                added.append(self._add(Segment(Role.WARNING, CUT_OUTPUT, notice, channel="notice")))
-        return added
-
-    def _add(self, segment: Segment) -> Segment:
-        self.segments.append(segment)
-        self.length += len(segment.token_ids)
-        return segment
-
-
-def _ids(segments: Sequence[Segment]) -> list[int]:
-    return [token for segment in segments for token in segment.token_ids]
-
-
-def _encode(tokenizer: Tokenizer, text: str, first: bool) -> list[int]:
-    """The tokens of a piece; the first one of an episode begins with BOS."""
-    return [tokenizer.bos_id, *tokenizer.encode(text)] if first else tokenizer.encode(text)
-
-
-def _cut(tokenizer: Tokenizer, ids: list[int], count: int) -> tuple[list[int], str]:
-    """The first `count` tokens and their text; a few less where a character would be cut in two."""
-    while tokenizer.encode(text := tokenizer.decode(ids[:count])) != ids[:count]:
-        count -= 1
-    return ids[:count], text
-
-
-def reencode(trajectory: Trajectory, tokenizer: Tokenizer) -> Trajectory:
-    """The same text in the tokens of `tokenizer`, each segment encoded alone and BOS first, as in an `Episode`.
-
-    The tokenizer that a scripted episode was played with gives its ids again. A policy samples ids that need not be
-    the encoding of their text, so those of its actions may differ; its behaviour logprobs belong to the sampled ids
-    and are dropped, which leaves a rollout that RL cannot learn from (`world_model_only`).
-    """
-    segments = tuple(
-        replace(segment, token_ids=tuple(_encode(tokenizer, segment.text, number == 0)), logprobs=None)
-        for number, segment in enumerate(trajectory.segments)
-    )
-    world_model_only = trajectory.world_model_only or trajectory.source == "policy"
-    return replace(trajectory, segments=segments, world_model_only=world_model_only)
 
 
 def play_scripts(
@@ -235,7 +67,7 @@ def play_scripts(
     async def play(task: Task, actions: Sequence[str]) -> Trajectory:
         reason = ""
         for _ in range(worlds.hosting.attempts):
-            async with seats:
+            async with sessions:
                 try:
                     return await attempt(task, actions)
                 except SessionLost as error:
@@ -251,20 +83,20 @@ def play_scripts(
         return await asyncio.gather(*(play(task, actions) for task, actions in scripts))
 
     with EventLoop() as loop:
-        seats = asyncio.Semaphore(worlds.hosting.sessions or max(len(scripts), 1))
+        sessions = asyncio.Semaphore(worlds.hosting.sessions or max(len(scripts), 1))
         return loop.run(play_all())
 
 
 @dataclass
-class _Seat:
-    """One rollout that is wanted: its episode, and the answer that the episode waits for."""
+class _Rollout:
+    """One rollout that is wanted, its episode once it is played, and the answer that the episode waits for."""
 
     number: int
     task: Task
     group_id: str
-    episode: Episode
-    answer: Future[list[int]]
-    attempts: int
+    attempts: int = 0
+    episode: Episode = field(init=False)
+    answer: Future[list[int]] = field(init=False)
 
 
 def play_policy(
@@ -292,81 +124,110 @@ def play_policy(
         EchoError: the environment is not available, or refuses a task (exit code 1).
     """
     hosting = worlds.hosting
-    waiting = deque((number, task, group_id, 0) for number, (task, group_id) in enumerate(wanted))
-    rows: list[_Seat] = []
-    endings: dict[Future[Trajectory], _Seat] = {}
+    waiting = deque(_Rollout(number, task, group_id) for number, (task, group_id) in enumerate(wanted))
+    playing: list[_Rollout] = []  # each is a row of the sampler
+    ending: dict[Future[Trajectory], _Rollout] = {}
     played: dict[int, Trajectory] = {}
     fragments: list[Trajectory] = []
     sampler: Sampler | None = None
 
-    def lost(seat: _Seat) -> None:
+    def lose(rollout: _Rollout) -> None:
         hosting.faults.count("sessions_lost")
-        if (fragment := seat.episode.aborted("policy")) is not None:
+        if (fragment := rollout.episode.aborted("policy")) is not None:
             fragments.append(fragment)
-        if seat.attempts < hosting.attempts:
+        if rollout.attempts < hosting.attempts:
             hosting.faults.count("topped_up")
-            waiting.appendleft((seat.number, seat.task, seat.group_id, seat.attempts))
+            waiting.appendleft(rollout)
 
     with EventLoop() as loop:
         try:
-            while waiting or rows or endings:
-                seated = _free_seats(hosting, len(waiting), len(rows) + len(endings))
-                for _ in range(seated):
-                    number, task, group_id, attempts = waiting.popleft()
-                    episode = Episode(tokenizer, worlds.environment(), task, group_id, limits)
-                    answer = loop.start(episode.reset())
-                    rows.append(_Seat(number, task, group_id, episode, answer, attempts + 1))
+            while waiting or playing or ending:
+                joining = _free_sessions(hosting, len(waiting), len(playing) + len(ending))
+                for _ in range(joining):
+                    rollout = waiting.popleft()
+                    rollout.attempts += 1
+                    rollout.episode = Episode(tokenizer, worlds.environment(), rollout.task, rollout.group_id, limits)
+                    rollout.answer = loop.start(rollout.episode.reset())
+                    playing.append(rollout)
                 if sampler is None:
-                    sampler = new_sampler(seated)
-                elif seated:
-                    sampler.add(seated)
+                    sampler = new_sampler(joining)
+                elif joining:
+                    sampler.add(joining)
 
-                _wait([seat.answer for seat in rows], list(endings), hosting.batch_wait_s, full=bool(waiting))
-                for ending in [ending for ending in endings if ending.done()]:
-                    seat = endings.pop(ending)
+                answers = [rollout.answer for rollout in playing]
+                _wait(answers, list(ending), hosting.batch_wait_s, full=bool(waiting))
+                for end in [end for end in ending if end.done()]:
+                    rollout = ending.pop(end)
                     try:
-                        played[seat.number] = ending.result()
+                        played[rollout.number] = end.result()
                     except SessionLost:
-                        lost(seat)
+                        lose(rollout)
                 going_on: list[int] = []
                 ready: list[int] = []
-                answers: list[list[int]] = []
-                for row, seat in enumerate(rows):
-                    try:
-                        tokens = seat.answer.result() if seat.answer.done() else []
-                    except SessionLost:
-                        lost(seat)
-                        continue
-                    if seat.answer.done() and seat.episode.stop_reason is not None:
-                        endings[loop.start(seat.episode.finish("policy", verify=verify, penalize=penalize))] = seat
-                        continue
-                    if seat.answer.done():
+                following: list[list[int]] = []
+                for row, rollout in enumerate(playing):
+                    tokens: list[int] = []
+                    if rollout.answer.done():
+                        try:
+                            tokens = rollout.answer.result()
+                        except SessionLost:
+                            lose(rollout)
+                            continue
+                        if rollout.episode.stop_reason is not None:
+                            finish = rollout.episode.finish("policy", verify=verify, penalize=penalize)
+                            ending[loop.start(finish)] = rollout
+                            continue
                         ready.append(len(going_on))
                     going_on.append(row)
-                    answers.append(tokens)
-                if len(going_on) < len(rows):
+                    following.append(tokens)
+
+                if len(going_on) < len(playing):
                     sampler.keep(going_on)
-                    rows = [rows[row] for row in going_on]
-                if not ready:
-                    continue
-                sampler.append(answers)
-                for row, sample in zip(ready, sampler.sample(limits.action_tokens, ready), strict=True):
-                    rows[row].answer = loop.start(rows[row].episode.act(*sample))
+                    playing = [playing[row] for row in going_on]
+                if ready:
+                    sampler.append(following)
+                    for row, sample in zip(ready, sampler.sample(limits.action_tokens, ready), strict=True):
+                        playing[row].answer = loop.start(playing[row].episode.act(*sample))
         finally:
-            seats = [*rows, *endings.values()]
-            wait([loop.start(seat.episode.environment.close()) for seat in seats])
+            left = [*playing, *ending.values()]
+            wait([loop.start(rollout.episode.environment.close()) for rollout in left])
     whole = [played[number] for number in sorted(played)]
     return [*(_settled(whole, wanted, hosting) if verify else whole), *fragments]
 
 
-def _free_seats(hosting: Hosting, waiting: int, taken: int) -> int:
+def play_whole(
+    new_sampler: Callable[[int], Sampler],
+    tokenizer: Tokenizer,
+    worlds: Worlds,
+    wanted: Sequence[tuple[Task, str]],
+    limits: Limits,
+    *,
+    verify: bool,
+) -> list[Trajectory]:
+    """As `play_policy`, but whole rollouts alone, and all of them.
+
+    Raises:
+        EchoError: the environment is not available, or loses the session of a rollout again and again (exit code 1).
+    """
+    played = play_policy(new_sampler, tokenizer, worlds, wanted, limits, verify=verify)
+    whole = [trajectory for trajectory in played if trajectory.stop_reason != "aborted"]
+    if missing := len(wanted) - len(whole):
+        message = f"the environment lost the session of {missing} of {len(wanted)} rollouts"
+        raise EchoError(f"{message} {worlds.hosting.attempts} times", "look at the server's own log", exit_code=1)
+    return whole
+
+
+def _free_sessions(hosting: Hosting, waiting: int, taken: int) -> int:
     return waiting if hosting.sessions is None else min(waiting, hosting.sessions - taken)
 
 
 def _wait(
     answers: Sequence[Future[list[int]]], endings: Sequence[Future[Trajectory]], batch_wait_s: float, *, full: bool
 ) -> None:
-    """Wait for all answers, at most `batch_wait_s`, but for one at least; with `full` seats for the endings too."""
+    """Wait for all answers, at most `batch_wait_s`, but for one at least.
+
+    Where all sessions are taken (`full`), an ending is waited for too: it frees one.
+    """
     expected: list[Future[Any]] = [*answers, *endings] if full or not answers else [*answers]
     if not wait(expected, timeout=batch_wait_s).done:
         wait(expected, return_when=FIRST_COMPLETED)

@@ -15,7 +15,7 @@ from echo_cli.config import Config
 from echo_cli.config_file import load_config
 from echo_cli.environment import Worlds
 from echo_cli.error import EchoError
-from echo_cli.evaluate import Evaluator, expert_pools, play_pools
+from echo_cli.evaluate import Evaluator, expert_pools, limits_of, play_pools
 from echo_cli.observation import ObservationLog, pairs_of
 from echo_cli.policy import DeviceChoice, TorchPolicy, choose_device, load_policy
 from echo_cli.pool import Pool, pool_of
@@ -26,9 +26,6 @@ from echo_cli.summary import best_step
 from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import read_trajectories
 from echo_cli.worlds import open_worlds
-
-# The prompt, the exit status and the notices around the last reply.
-_NOTICE_TOKENS = 64
 
 # What may differ between a run and its continuation: how far to go, where it lies, what it runs on, and what a
 # collapse does, so that a run which it stopped can go on.
@@ -58,6 +55,8 @@ class Session:
     start_step: int
     gradient_norms: GradientNorms
     """What the `gradient_ratio` schedule has measured up to there."""
+    unrecorded: dict[str, Any] | None
+    """The metrics of `start_step`, where the environment was gone before they were evaluated."""
     clock_start: float
     """`time.perf_counter()` when the run would have begun, had it never been interrupted."""
 
@@ -77,7 +76,7 @@ def build_policy(config: Config) -> tuple[TorchPolicy, DeviceChoice]:
         torch.set_num_threads(config.threads)
     choice = choose_device(config.device)
     policy = load_policy(config.model, config.optim, choice.device, config.seed)
-    longest = config.rollout.max_episode_tokens + 2 * config.rollout.max_output_tokens + _NOTICE_TOKENS
+    longest = limits_of(config).longest
     if longest > policy.model.config.max_length:
         raise EchoError(
             f"an episode of {longest} tokens does not fit the model's {policy.model.config.max_length}",
@@ -107,7 +106,7 @@ def open_session(
         if resume:
             _check_same_environment(open_run(path), worlds)
         else:
-            played = {} if worlds.scripted else play_pools(config, worlds, policy)
+            played = {} if worlds.replayable else play_pools(config, worlds, policy)
             record = environment_record(config.seed, argv, str(choice.device), torch.get_num_threads())
             answers = {"name": worlds.description.name, "sessions": worlds.hosting.sessions}
             create_run(
@@ -127,7 +126,10 @@ def open_session(
             norms = GradientNorms(**meta.get("gradient_norms", {}))
             clock_start -= float(meta.get("seconds", 0.0))
             observed = ObservationLog(executed)
-            yield Session(config, run, policy, worlds, evaluator, observed, choice, start, norms, clock_start)
+            unrecorded = meta.get("unrecorded")
+            yield Session(
+                config, run, policy, worlds, evaluator, observed, choice, start, norms, unrecorded, clock_start
+            )
 
 
 def frozen_pools(run: RunDirectory, config: Config, worlds: Worlds, tokenizer: Tokenizer) -> dict[str, Pool]:
@@ -136,7 +138,7 @@ def frozen_pools(run: RunDirectory, config: Config, worlds: Worlds, tokenizer: T
     Raises:
         EchoError: a kept pool is damaged.
     """
-    if worlds.scripted:
+    if worlds.replayable:
         return expert_pools(config, worlds, tokenizer)
     return {name: pool_of(read_trajectories(path)) for name, path in run.pool_paths.items()}
 

@@ -7,31 +7,31 @@ import random
 from echo_cli.environment import Environment
 from echo_cli.task import Task, TaskSplits
 from echo_cli.task_file import TaskList
-from echo_cli.text_environment import Host
+from echo_cli.text_environment import EnvironmentFactory
 
 
 class TaskWorlds:
     """What a run needs of an environment that is not ours."""
 
-    scripted = False
+    replayable = False
 
-    def __init__(self, tasks: TaskList, host: Host) -> None:
+    def __init__(self, tasks: TaskList, factory: EnvironmentFactory) -> None:
         self._list = tasks
-        self._host = host
+        self._factory = factory
         self.tasks = tasks.splits
-        self.hosting = host.hosting
-        self.description = host.description
+        self.hosting = factory.hosting
+        self.description = factory.description
 
     def environment(self) -> Environment:
-        return self._host.environment()
+        return self._factory.environment()
 
     def expert(self, task: Task) -> list[str] | None:
         actions = self._list.actions.get(task.task_id)
         return None if actions is None else list(actions)
 
     def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
-        return rng.choices(self._host.settings.explorer, k=count)
+        return rng.choices(self._factory.settings.explorer, k=count)
 
     def out_of_distribution(self) -> TaskWorlds:
         elsewhere = TaskList(TaskSplits((), (), self._list.ood), self._list.actions, ())
-        return TaskWorlds(elsewhere, self._host)
+        return TaskWorlds(elsewhere, self._factory)

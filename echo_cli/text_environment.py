@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from echo_cli.action_mapping import ActionMapping, Unparsable
-from echo_cli.client import Client, Description, JsonObject, Payload, Source
+from echo_cli.client import Client, Description, EnvironmentSource, JsonObject, Payload
 from echo_cli.environment import Hosting, Piece, Reply
 from echo_cli.environment_config import EnvironmentConfig
 from echo_cli.error import EchoError
@@ -23,7 +23,7 @@ _NOTICE_CHARS = 200
 class TextEnvironment:
     """One episode of `source`, with the mapping of `settings`."""
 
-    def __init__(self, source: Source, settings: EnvironmentConfig, hosting: Hosting) -> None:
+    def __init__(self, source: EnvironmentSource, settings: EnvironmentConfig, hosting: Hosting) -> None:
         self._source = source
         self._settings = settings
         self._faults = hosting.faults
@@ -72,22 +72,26 @@ class TextEnvironment:
         )
 
     async def verify(self) -> float | None:
-        """Send the final actions, then the episode's reward by the rules of `settings.reward`."""
-        rules, final = self._settings.reward, []
+        """Send the final actions, then the episode's reward by the rules of `settings.reward`.
+
+        Where one that counts fails, the reward is not known.
+        """
+        rules, known = self._settings.reward, True
+        final: list[float | None] = []
         for last in rules.final:
             if last.unless_done and self._done:
                 continue
-            reward = None
             try:
                 payload = await self._open_client.step(last.action)
-            except BadAction:
-                self._faults.count("bad_actions")
-            except EnvironmentFault:
-                self._faults.count("errors")
-            else:
-                reward, self._done = payload.reward, self._done or payload.done
+            except (BadAction, EnvironmentFault) as error:
+                self._faults.count("bad_actions" if isinstance(error, BadAction) else "errors")
+                known = known and not last.counts
+                continue
+            self._done = self._done or payload.done
             if last.counts:
-                final.append(reward)
+                final.append(payload.reward)
+        if not known:
+            return None
         return episode_reward(final if rules.mode == "final" else [*self._rewards, *final], rules.mode, rules.none)
 
     async def close(self) -> None:
@@ -153,10 +157,10 @@ class TextEnvironment:
 
 
 @dataclass(frozen=True)
-class Host:
-    """Who runs a run's environments, and how they become text."""
+class EnvironmentFactory:
+    """Makes the environments of a run: where they come from, and how they become text."""
 
-    source: Source
+    source: EnvironmentSource
     settings: EnvironmentConfig
     hosting: Hosting
     description: Description

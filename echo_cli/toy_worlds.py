@@ -12,9 +12,9 @@ from echo_cli.config_file import environment_preset
 from echo_cli.environment import Environment, Hosting
 from echo_cli.environment_config import EnvironmentConfig
 from echo_cli.error import EchoError
+from echo_cli.sources.toy import ToySource
 from echo_cli.task import Split, Task, TaskSplits
-from echo_cli.text_environment import Host
-from echo_cli.toy_source import ToySource
+from echo_cli.text_environment import EnvironmentFactory
 from toy_terminal_env.environment import world_and_tasks
 from toy_terminal_env.scripted import expert_actions, explorer_actions, explorer_commands, solving_commands
 from toy_terminal_env.tasks import ToyTask
@@ -25,13 +25,13 @@ class ToyWorlds:
 
     Args:
         families: the tasks' kinds; empty means all. What explorers may type does not depend on it.
-        host: who runs the terminals; this process by default.
+        factory: makes the terminals; those of this process by default.
 
     Raises:
         EchoError: no world has a training task of these families.
     """
 
-    scripted = True
+    replayable = True
 
     def __init__(
         self,
@@ -39,15 +39,15 @@ class ToyWorlds:
         ood_world_seeds: Sequence[int],
         max_turns: int,
         families: Sequence[str] = (),
-        host: Host | None = None,
+        factory: EnvironmentFactory | None = None,
     ) -> None:
         self._world_seeds = tuple(world_seeds)
         self._ood_world_seeds = tuple(ood_world_seeds)
         self._max_turns = max_turns
         self._families = tuple(families)
-        self._host = host or toy_host(max_turns, Hosting())
-        self.hosting = self._host.hosting
-        self.description = self._host.description
+        self._factory = factory or toy_factory(max_turns, Hosting())
+        self.hosting = self._factory.hosting
+        self.description = self._factory.description
         self._toy_tasks: dict[str, ToyTask] = {}
         splits: dict[Split, list[Task]] = {"train": [], "validation": [], "heldout": []}
         self._explorer_kinds = {}
@@ -68,14 +68,14 @@ class ToyWorlds:
             )
         self.tasks = TaskSplits(**splits)
 
-    def hosted(self, host: Host) -> ToyWorlds:
-        """The same worlds, with the terminals of `host`; the turns stay those of the tasks."""
-        settings = host.settings.model_copy(update={"max_turns": self._max_turns})
-        host = replace(host, settings=settings)
-        return ToyWorlds(self._world_seeds, self._ood_world_seeds, self._max_turns, self._families, host)
+    def made_by(self, factory: EnvironmentFactory) -> ToyWorlds:
+        """The same worlds, with the terminals of `factory`; the turns stay those of the tasks."""
+        settings = factory.settings.model_copy(update={"max_turns": self._max_turns})
+        factory = replace(factory, settings=settings)
+        return ToyWorlds(self._world_seeds, self._ood_world_seeds, self._max_turns, self._families, factory)
 
     def environment(self) -> Environment:
-        return self._host.environment()
+        return self._factory.environment()
 
     def expert(self, task: Task) -> list[str]:
         return expert_actions(self._toy_tasks[task.task_id])
@@ -84,13 +84,13 @@ class ToyWorlds:
         return explorer_actions(self._explorer_kinds[task.reset_arguments["seed"]], count, rng)
 
     def out_of_distribution(self) -> ToyWorlds:
-        return ToyWorlds(self._ood_world_seeds, (), self._max_turns, self._families, self._host)
+        return ToyWorlds(self._ood_world_seeds, (), self._max_turns, self._families, self._factory)
 
 
-def toy_host(max_turns: int, hosting: Hosting) -> Host:
-    """This process, as the host of toy terminals."""
+def toy_factory(max_turns: int, hosting: Hosting) -> EnvironmentFactory:
+    """Makes toy terminals in this process."""
     source = ToySource()
-    return Host(source, _toy_settings(max_turns), hosting, source.describe())
+    return EnvironmentFactory(source, _toy_settings(max_turns), hosting, source.describe())
 
 
 @cache

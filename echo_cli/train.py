@@ -72,10 +72,16 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
     if session.start_step == 0:
         with _kept(session, 0, norms):
             rows.append(_record(session, rows, {"step": 0}, evaluate=True))
-        _save(session, 0, norms, best=True)
+        _save(session, 0, norms, best=best_step(rows, config.evaluation.select_by) == 0)
         yield rows[-1]
         if should_stop():
             return
+    elif session.unrecorded is not None and rows[-1]["step"] < session.start_step:
+        rows.append(_record(session, rows, session.unrecorded, evaluate=True))
+        if best_step(rows, config.evaluation.select_by) == session.start_step:
+            session.run.checkpoints.mark_best(session.start_step)
+        yield rows[-1]
+        stop_if_collapsed(rows[-1:], config.collapse)
 
     for step in range(session.start_step, config.steps):
         started = time.perf_counter()
@@ -129,12 +135,13 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
             "train/portable_lambda": portable_lambda(coeff, counts, weights, advantages_B),
             "train/lr": lr,
             **{f"train/env_dropped_{name}": dropped for name, dropped in filtered.dropped.items()},
+            **_faults(session),
             "time/rollout_s": played - started,
             "time/update_s": time.perf_counter() - played - (probe["time/probe_s"] or 0.0),
         }
         last = step + 1 == config.steps
         evaluating = last or (step + 1) % config.evaluation.every == 0
-        with _kept(session, step + 1, norms):
+        with _kept(session, step + 1, norms, row):
             rows.append(_record(session, rows, row, evaluate=evaluating))
         best = evaluating and best_step(rows, config.evaluation.select_by) == step + 1
         stopping = should_stop()
@@ -159,18 +166,23 @@ def _probe_row(compared: GradientComparison | None, seconds: float) -> Row:
 
 
 @contextmanager
-def _kept(session: Session, step: int, norms: GradientNorms) -> Iterator[None]:
-    """Keep what `step` optimizer steps have learned where the environment ends the run (exit code 1)."""
+def _kept(session: Session, step: int, norms: GradientNorms, row: Row | None = None) -> Iterator[None]:
+    """Keep what `step` optimizer steps have learned where the environment ends the run (exit code 1).
+
+    With `row`, that of the step which the evaluation is missing from: the continuation evaluates and writes it.
+    """
     try:
         yield
     except EchoError as error:
         if error.exit_code == 1 and step not in session.run.checkpoints.steps():
-            _save(session, step, norms, best=False)
+            _save(session, step, norms, best=False, unrecorded=row)
         raise
 
 
-def _save(session: Session, step: int, norms: GradientNorms, *, best: bool) -> None:
+def _save(session: Session, step: int, norms: GradientNorms, *, best: bool, unrecorded: Row | None = None) -> None:
     meta = {"seconds": session.seconds, "gradient_norms": asdict(norms)}
+    if unrecorded is not None:
+        meta["unrecorded"] = unrecorded
     session.run.save_checkpoint(step, session.policy.save, meta)
     if best:
         session.run.checkpoints.mark_best(step)
@@ -178,10 +190,18 @@ def _save(session: Session, step: int, norms: GradientNorms, *, best: bool) -> N
 
 
 def roll_out(session: Session, step: int, explorers: int) -> list[Trajectory]:
-    """The rollouts of the 0-based `step`: groups of on-policy episodes, then scripted `explorers`."""
+    """The rollouts of the 0-based `step`: groups of on-policy episodes, then scripted `explorers`.
+
+    Raises:
+        EchoError: the environment is gone, or has lost the session of every rollout (exit code 1).
+    """
     config, policy, worlds = session.config, session.policy, session.worlds
     played = play_tasks(config, policy, worlds, step)
-    return played + play_explorers(config, policy.tokenizer, worlds, step, explorers)
+    played += play_explorers(config, policy.tokenizer, worlds, step, explorers)
+    if not played:
+        tip = "look at the server's own log, then continue with --resume"
+        raise EchoError(f"the environment lost every session of step {step + 1}", tip, exit_code=1)
+    return played
 
 
 def play_tasks(config: Config, policy: TorchPolicy, worlds: Worlds, step: int) -> list[Trajectory]:
@@ -221,28 +241,21 @@ def tasks_of_step(config: Config, tasks: Any, step: int) -> list[Task]:
 
 def _record(session: Session, rows: Sequence[Row], row: Row, *, evaluate: bool) -> Row:
     """Evaluate if it is time, look for alarms, and write the row that follows `rows`, the same keys on every step."""
-    started, failure = time.perf_counter(), None
+    started = time.perf_counter()
     config, step, measured = session.config, row["step"], {}
     if evaluate:
         play = step % config.evaluation.pass_every == 0 or step == config.steps
-        try:
-            evaluation = session.evaluator.evaluate(session.policy, step, play=play)
-        except EchoError as error:
-            if error.exit_code != 1:
-                raise
-            failure = error  # the environment is gone: the step was trained all the same, and is written down
-        else:
-            measured = dict(evaluation.metrics)
-            records = [trajectory.to_json() for trajectory in evaluation.trajectories]
-            session.run.append_trajectories([{**record, "meta": {"step": step}} for record in records])
-    faults = {f"environment/{name}": count for name, count in session.worlds.hosting.faults.take().items()}
+        evaluation = session.evaluator.evaluate(session.policy, step, play=play)
+        measured = dict(evaluation.metrics)
+        records = [trajectory.to_json() for trajectory in evaluation.trajectories]
+        session.run.append_trajectories([{**record, "meta": {"step": step}} for record in records])
     keys = [*(f"train/{name}" for name in TRAIN_KEYS), *EVALUATION_KEYS, *ENVIRONMENT_KEYS, *TIME_KEYS]
     full = {
         "step": step,
         **dict.fromkeys(keys),
         **row,
         **measured,
-        **faults,
+        **{key: row.get(key, 0) + count for key, count in _faults(session).items()},
         "time/eval_s": time.perf_counter() - started,
     }
     raised = {warning["signal"] for warning in warnings_of(rows)}
@@ -252,9 +265,12 @@ def _record(session: Session, rows: Sequence[Row], row: Row, *, evaluate: bool) 
     broken = [name for name, value in measured.items() if isinstance(value, float) and not math.isfinite(value)]
     if broken:
         raise EchoError(f"step {step}: {broken[0]} is {measured[broken[0]]}", _DIVERGED_TIP, exit_code=3)
-    if failure is not None:
-        raise failure
     return full
+
+
+def _faults(session: Session) -> Row:
+    """What is counted since the last time, by the names of `ENVIRONMENT_KEYS`."""
+    return {f"environment/{name}": count for name, count in session.worlds.hosting.faults.take().items()}
 
 
 def _mean(values: list[Any]) -> float | None:

@@ -8,15 +8,15 @@ from contextlib import contextmanager, redirect_stdout
 from functools import partial
 
 from echo_cli.action_mapping import check_action, check_payload
-from echo_cli.client import Source
+from echo_cli.client import EnvironmentSource
 from echo_cli.config import Config
 from echo_cli.environment import Hosting, Worlds
 from echo_cli.environment_config import EnvironmentConfig
 from echo_cli.task import TaskSplits
 from echo_cli.task_file import load_tasks
 from echo_cli.task_worlds import TaskWorlds
-from echo_cli.text_environment import Host
-from echo_cli.toy_worlds import ToyWorlds, toy_host
+from echo_cli.text_environment import EnvironmentFactory
+from echo_cli.toy_worlds import ToyWorlds, toy_factory
 
 
 @contextmanager
@@ -28,25 +28,25 @@ def open_worlds(config: Config) -> Iterator[Worlds]:
             actions than the config's, or the tasks cannot be read.
     """
     environment, toy = config.environment, config.environment.toy_worlds
-    hosted: Callable[[Host], Worlds]
+    worlds_of: Callable[[EnvironmentFactory], Worlds]
     if toy is not None:
-        here = toy_host(toy.max_turns, _hosting(environment, environment.sessions))
+        here = toy_factory(toy.max_turns, _hosting(environment, environment.sessions))
         worlds = ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns, toy.families, here)
         if environment.toy_terminal is not None:
             yield worlds
             return
-        splits, hosted = worlds.tasks, worlds.hosted
+        splits, worlds_of = worlds.tasks, worlds.made_by
     else:
         assert environment.tasks is not None
         tasks = load_tasks(environment.tasks)
-        splits, hosted = tasks.splits, partial(TaskWorlds, tasks)
+        splits, worlds_of = tasks.splits, partial(TaskWorlds, tasks)
     with open_source(environment, rollouts_at_once(config, splits)) as source:
         description = source.describe()
         check_action(environment.action, description.action_schema)
         for number, final in enumerate(environment.reward.final):
             check_payload(final.action, description.action_schema, f"environment.reward.final[{number}].action")
         hosting = _hosting(environment, environment.sessions or description.sessions or 1)
-        yield hosted(Host(source, environment, hosting, description))
+        yield worlds_of(EnvironmentFactory(source, environment, hosting, description))
 
 
 def _hosting(environment: EnvironmentConfig, sessions: int | None) -> Hosting:
@@ -65,10 +65,10 @@ def rollouts_at_once(config: Config, splits: TaskSplits) -> int:
 
 
 @contextmanager
-def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterator[Source]:
+def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterator[EnvironmentSource]:
     """The source that `environment` names; it is imported and opened only here."""
     if environment.object is not None:
-        from echo_cli.object_client import ObjectSource
+        from echo_cli.sources.object_client import ObjectSource
 
         with redirect_stdout(sys.stderr):  # what it prints is no part of our output, which may be JSON
             yield ObjectSource(
@@ -80,16 +80,18 @@ def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterato
     elif environment.url is not None:
         yield _server(environment, environment.url, wanted_sessions, lambda: None)
     else:
-        from echo_cli.provider import provided
+        from echo_cli.sources.provider import provided
 
         assert environment.provider is not None
         with provided(environment.provider) as server:
             yield _server(environment, server.url, wanted_sessions, server.ended)
 
 
-def _server(environment: EnvironmentConfig, url: str, wanted_sessions: int, ended: Callable[[], str | None]) -> Source:
+def _server(
+    environment: EnvironmentConfig, url: str, wanted_sessions: int, ended: Callable[[], str | None]
+) -> EnvironmentSource:
     """A server at `url`, through our client or a typed one."""
-    from echo_cli.wire_client import WireSource
+    from echo_cli.sources.wire_client import WireSource
 
     limits = {
         "connect_timeout_s": environment.connect_timeout_s,
@@ -100,8 +102,8 @@ def _server(environment: EnvironmentConfig, url: str, wanted_sessions: int, ende
     wire = WireSource(url, environment.headers, **limits, sessions_wanted=probed, ended=ended)
     if environment.client is None:
         return wire
-    from echo_cli.typed_client import TypedSource
-    from echo_cli.wire_address import wire_address
+    from echo_cli.sources.typed_client import TypedSource
+    from echo_cli.sources.wire_address import wire_address
 
     address = wire_address(url, environment.headers)
     return TypedSource(environment.client, url, wire, headers=address.headers, secrets=address.secrets, **limits)

@@ -24,10 +24,11 @@ from rich.progress import Progress
 from torch.nn import functional as F
 
 from echo_cli.config import Config, ModelConfig
+from echo_cli.episode import Limits
 from echo_cli.evaluate import rollout_tasks
 from echo_cli.models.tiny import TinyConfig, TinyModel
 from echo_cli.policy import load_model, save_model
-from echo_cli.rollout import Limits, play_scripts
+from echo_cli.rollout import play_scripts
 from echo_cli.session import build_policy
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from echo_cli.task import Task, TaskSplits
 
 
 class CannedWorlds:
-    scripted = True
+    replayable = True
 
     def __init__(self, *environments: Environment, hosting: Hosting | None = None) -> None:
         self._environments = list(environments)

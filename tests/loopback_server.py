@@ -159,10 +159,10 @@ class LoopbackServer:
         lines = self._log.read_text().splitlines()
         return [event for event in map(json.loads, lines) if event["event"] == kind]
 
-    def wait_for(self, kind: str, count: int) -> None:
-        """Return once `count` events of `kind` have happened."""
+    def wait_for(self, kind: str, count: int, connection: int | None = None) -> None:
+        """Return once `count` events of `kind` have happened, of one `connection` if it is given."""
         deadline = time.monotonic() + _PATIENCE_S
-        while len(self.events(kind)) < count:
+        while sum(connection in (None, event["connection"]) for event in self.events(kind)) < count:
             assert time.monotonic() < deadline, f"no {count} events of kind {kind}"
             time.sleep(0.005)
 

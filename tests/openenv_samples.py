@@ -163,6 +163,7 @@ class TalkClient(AnyTalkClient[Say]):
 
 PLACES: dict[str, tuple[Any, type[Action], type[Observation]]] = {
     "talk": (Talk, Say, Heard),
+    "few": (Talk, Say, Heard),
     "later": (Later, Say, Heard),
     "tools": (Tools, CallToolAction, CallToolObservation),
     "nameless": (Nameless, Say, Heard),
@@ -175,7 +176,7 @@ def serve(port: int) -> None:
 
     app = FastAPI()
     for place, (environment, action, observation) in PLACES.items():
-        concurrent = 8 if environment.SUPPORTS_CONCURRENT_SESSIONS else 1
+        concurrent = {"few": 3}.get(place, 8) if environment.SUPPORTS_CONCURRENT_SESSIONS else 1
         app.mount(f"/{place}", create_app(environment, action, observation, max_concurrent_envs=concurrent))
     app.get("/health")(lambda: {"status": "healthy"})
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from echo_cli.episode import Limits
 from echo_cli.policy import TOKENIZER_FILE, model_folder
-from echo_cli.rollout import Limits, play_policy
+from echo_cli.rollout import play_policy
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
 from echo_cli.toy_worlds import ToyWorlds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from played_policy import play
 
@@ -52,8 +54,23 @@ def test_role_confusion_is_what_looks_like_the_reply_and_could_not_run(
 
 def test_a_cut_action_is_confusion_if_a_printed_line_begins_so() -> None:
     seen = _rollout("g", [("cat /log", "INFO the service has started\n", True)])
-    assert behaviour_metrics([seen, _rollout("h", [("INFO the serv", "", False)], cut=True)])["role_confusion"] == 0.5
-    assert behaviour_metrics([seen, _rollout("h", [("the serv", "", False)], cut=True)])["role_confusion"] == 0
+    for action, confusion in (("INFO the serv", 0.5), ("the serv", 0)):
+        cut = _rollout("h", [(action, "", False)], "length_cap", cut=True)
+        assert behaviour_metrics([seen, cut])["role_confusion"] == confusion
+
+
+def test_an_action_that_does_not_parse_is_neither_cut_nor_a_cap() -> None:
+    seen = _rollout("g", [("cat /log", "INFO the service has started\n", True)])
+    refused = _rollout("h", [("INFO the serv", "", False)], cut=True)
+    measured = behaviour_metrics([seen, refused])
+    assert (measured["role_confusion"], measured["capped_fraction"]) == (0, 0)
+
+
+def test_an_action_like_one_that_was_echoed_is_not_confusion() -> None:
+    rollout = _rollout("g", [("[A C]", "moved\n", True), ("[A C]", "illegal\n", False)])
+    echo = Segment(Role.WARNING, "[A C]\n", (6,), channel="echo")
+    echoed = replace(rollout, segments=(*rollout.segments[:2], echo, *rollout.segments[2:]))
+    assert behaviour_metrics([echoed])["role_confusion"] == 0
 
 
 def test_experts_are_healthy_and_a_constant_command_is_not() -> None:

@@ -21,11 +21,11 @@ from echo_cli.environment_check import CheckReport, check_environment
 from echo_cli.environment_config import ActionConfig, EnvironmentConfig, ObservationRule, TasksConfig
 from echo_cli.environment_finding import volatile_patterns
 from echo_cli.environment_report import print_check, schema_lines
+from echo_cli.episode import Limits
 from echo_cli.error import EchoError
 from echo_cli.fault import SessionLost
 from echo_cli.policy import TOKENIZER_FILE, model_folder
 from echo_cli.random_action import random_line
-from echo_cli.rollout import Limits
 from echo_cli.task import Task, TaskSplits
 from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Role
@@ -91,7 +91,7 @@ class _FakeWorlds:
     )
     hosting: Hosting = field(default_factory=lambda: Hosting(sessions=4))
     description: Description = field(default_factory=lambda: Description("fake", STRING, {}, 4))
-    scripted: bool = False
+    replayable: bool = False
     episodes: int = 0
 
     def environment(self) -> Environment:

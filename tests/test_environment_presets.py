@@ -62,6 +62,10 @@ def action_schema(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": fields, "required": required, "additionalProperties": False}
 
 
+def test_the_presets_are_the_shipped_files() -> None:
+    assert set(PRESETS) == {path.stem for path in (configs_folder() / "environments").iterdir()}
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_loads_and_maps(name: str) -> None:
     loaded = config(name)

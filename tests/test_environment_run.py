@@ -124,10 +124,11 @@ def test_a_run_survives_what_befalls_one_session(
 def test_a_run_survives_a_restart_of_its_server_and_says_so(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kill: bool
 ) -> None:
-    with loopback_server(Behaviour(capacity=4)) as server:
+    open_session = Incident("hang", connections=(20,))  # which the server's end is sure to find open
+    with loopback_server(Behaviour(capacity=4, incidents=(open_session,))) as server:
 
         def interrupt() -> None:
-            server.wait_for("step", 20)
+            server.wait_for("step", 1, connection=20)
             server.kill() if kill else server.stop()
             server.restart()
 
@@ -157,6 +158,49 @@ def test_a_server_that_never_returns_ends_the_run_with_a_checkpoint(
         server.restart()
         assert train(config, run, server, "--resume", "environment.retry_s=0.5", "checkpoint.every=99") == 0
     assert [row["step"] for row in rows(run)] == [0, 1, 2, 3]
+
+
+def test_an_evaluation_that_the_server_did_not_live_to_see_is_made_up_for(config: Path, tmp_path: Path) -> None:
+    with loopback_server(Behaviour(capacity=4)) as server:
+        assert train(config, tmp_path / "whole", server) == 0
+        last = server.connections - 1
+    run = tmp_path / "run"
+    with loopback_server(Behaviour(capacity=4, incidents=(Incident("die", connections=(last,)),))) as server:
+        assert train(config, run, server, "environment.retry_s=0.5", "checkpoint.every=99") == 1
+        assert [row["step"] for row in rows(run)] == [0, 1, 2] and (run / "checkpoints" / "step_000003").is_dir()
+        server.restart()
+        for _ in range(2):  # the second finds nothing left to do
+            assert train(config, run, server, "--resume", "environment.retry_s=0.5", "checkpoint.every=99") == 0
+    assert rows(run) == rows(tmp_path / "whole")
+    assert (run / "checkpoints" / "best").read_text() == (tmp_path / "whole" / "checkpoints" / "best").read_text()
+    assert (run / "trajectories.jsonl").read_bytes() == (tmp_path / "whole" / "trajectories.jsonl").read_bytes()
+
+
+def test_a_step_that_loses_every_session_ends_the_run_with_a_checkpoint(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closes = Incident("close", at=1, value=1011, connections=tuple(range(14, 200)))
+    with loopback_server(Behaviour(capacity=4, incidents=(closes,))) as server:
+        assert train(config, tmp_path / "run", server, "rollout.explorers=0", "checkpoint.every=99") == 1
+    message, _ = error_of(capsys.readouterr().err.split("\n", 1)[1])
+    last = rows(tmp_path / "run")[-1]["step"]
+    assert message == f"the environment lost every session of step {last + 1}"
+    assert (tmp_path / "run" / "checkpoints" / f"step_{last:06d}").is_dir()
+
+
+def test_without_validation_tasks_no_step_is_the_best(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with loopback_server(Behaviour(capacity=4)) as server:
+        overrides = ("environment.tasks.validation=0", "environment.tasks.heldout=0.5")
+        assert train(config, tmp_path / "run", server, *overrides) == 0
+        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+        assert summary["checkpoint"] is summary["heldout"]["best"] is None
+        capsys.readouterr()
+        assert main(["eval-heldout", str(tmp_path / "run")]) == 2
+        message, tip = error_of(capsys.readouterr().err)
+        assert message.endswith("has no best checkpoint") and tip == "the latest is that of step 3"
+        assert main(["eval-heldout", str(tmp_path / "run"), "--checkpoint", "latest"]) == 0
 
 
 def test_an_unreachable_server_is_one_line_and_leaves_no_run(

@@ -15,6 +15,7 @@ import echo_cli
 from echo_cli.client import Description
 from echo_cli.config import Config, EvaluationConfig, OptimConfig
 from echo_cli.environment import Environment, Hosting, Piece, Reply, Worlds
+from echo_cli.episode import Limits
 from echo_cli.evaluate import (
     Evaluator,
     PairScore,
@@ -28,7 +29,7 @@ from echo_cli.models.tiny import TinyConfig, TinyModel
 from echo_cli.observation import ObservationLog, pairs_of
 from echo_cli.policy import TorchPolicy
 from echo_cli.pool import Pair, expert_pool
-from echo_cli.rollout import Limits, play_scripts
+from echo_cli.rollout import play_scripts
 from echo_cli.task import Task, TaskSplits
 from echo_cli.tokenizer import Tokenizer
 from echo_cli.toy_worlds import ToyWorlds
@@ -76,7 +77,7 @@ class CannedTerminal:
 class CannedWorlds:
     """One task for each list of expert commands."""
 
-    scripted = True
+    replayable = True
     description = Description("canned", {}, {})
 
     def __init__(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,24 +46,25 @@ ORDER = (
     "observation_mapping",
     "task_file",
     "text_environment",
-    "toy_source",
+    "sources",
+    "sources.toy",
     "toy_worlds",
     "task_worlds",
-    "wire_address",
-    "worker_thread",
-    "wire_server_info",
-    "wire_connection",
-    "wire_message",
-    "wire_client",
-    "fault_text",
-    "deadline",
-    "openenv_package",
-    "object_session",
-    "object_client",
-    "typed_client",
-    "provider_kind",
-    "provider_host",
-    "provider",
+    "sources.secret",
+    "sources.wire_address",
+    "sources.worker_thread",
+    "sources.wire_server_info",
+    "sources.wire_connection",
+    "sources.wire_message",
+    "sources.wire_client",
+    "sources.deadline",
+    "sources.openenv_package",
+    "sources.object_session",
+    "sources.object_client",
+    "sources.typed_client",
+    "sources.provider_kind",
+    "sources.provider_host",
+    "sources.provider",
     "worlds",
     "tokenizer",
     "models",
@@ -75,6 +77,7 @@ ORDER = (
     "logprob",
     "objective",
     "policy",
+    "episode",
     "rollout",
     "random_action",
     "environment_play",
@@ -136,7 +139,7 @@ ORDER = (
 
 # `echo-cli --help` answers at once: these load none of the heavy libraries until a command needs them.
 LIGHT = ("cli", "config", "task", "run", "plot", "sweep", "cell_runner")
-HEAVY = {"torch", "matplotlib", "tokenizers", "safetensors", "numpy", "scipy"}
+HEAVY = {"torch", "matplotlib", "tokenizers", "safetensors", "numpy", "scipy", "openenv", "websockets"}
 
 WEB_STACK = {"aiohttp", "fastapi", "flask", "http", "httpx", "openenv", "requests", "socket", "starlette"}
 WEB_STACK |= {"urllib", "uvicorn", "websockets"}
@@ -187,6 +190,12 @@ def _own_imports(name: str) -> set[str]:
 def test_every_module_has_its_place_in_the_order() -> None:
     unknown = sorted(set(MODULES) - {""} - set(ORDER))
     assert not unknown, f"add {unknown} to ORDER in {Path(__file__).name}, below everything they import"
+
+
+def test_every_module_is_in_the_module_map() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    files = {path.name for path in MODULES.values() if path.parent.name != "commands"} - {"__init__.py", "__main__.py"}
+    assert not {name for name in files if not re.search(rf"[`/]{name}`", text)}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name in ORDER])

@@ -23,9 +23,9 @@ from echo_cli.cli import main
 from echo_cli.client import Payload
 from echo_cli.error import EchoError
 from echo_cli.fault import BadAction, EnvironmentFault, SessionLost, Unavailable
-from echo_cli.object_client import ObjectClient, ObjectSource
-from echo_cli.object_session import EnvironmentClass, ObjectSession
-from echo_cli.worker_thread import WorkerThread
+from echo_cli.sources.object_client import ObjectClient, ObjectSource
+from echo_cli.sources.object_session import EnvironmentClass, ObjectSession
+from echo_cli.sources.worker_thread import WorkerThread
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -287,7 +287,7 @@ def test_a_step_that_takes_too_long_costs_the_session_and_its_thread_ends_when_i
 def test_python_does_not_wait_for_a_thread_that_hangs() -> None:
     code = """
 import threading
-from echo_cli.worker_thread import WorkerThread
+from echo_cli.sources.worker_thread import WorkerThread
 WorkerThread("hangs").start(threading.Event().wait)
 print("done")
 """
@@ -364,7 +364,7 @@ class Stuck(Talk):
 
 
 def test_who_closes_in_the_middle_of_a_request_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("echo_cli.object_client._LEAVE_SECONDS", 0.05)
+    monkeypatch.setattr("echo_cli.sources.object_client._LEAVE_SECONDS", 0.05)
 
     async def play() -> None:
         client = ObjectSource(f"{__name__}:Stuck", {}, step_timeout_s=1000).client()

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import pytest
 
 from echo_cli.error import EchoError
-from echo_cli.openenv_package import generic_arguments, load_class, require_openenv
+from echo_cli.sources.openenv_package import generic_arguments, load_class, require_openenv
 
 A, B = TypeVar("A"), TypeVar("B")
 

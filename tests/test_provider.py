@@ -22,8 +22,8 @@ from loopback import ROOT, answers, environment, free_port
 
 from echo_cli.environment_config import ProviderConfig
 from echo_cli.error import EchoError
-from echo_cli.provider import provided
-from echo_cli.provider_kind import RuntimeServer, end_process, make_server
+from echo_cli.sources.provider import provided
+from echo_cli.sources.provider_kind import RuntimeServer, end_process, make_server
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -82,7 +82,7 @@ def test_a_server_is_gone_after_an_exception() -> None:
 
 
 def test_a_process_that_heeds_no_request_to_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("echo_cli.provider_kind.STOP_SECONDS", 0.1)
+    monkeypatch.setattr("echo_cli.sources.provider_kind.STOP_SECONDS", 0.1)
     deaf = subprocess.Popen([sys.executable, TINY, "0", "--deaf"], stdout=subprocess.PIPE)
     assert deaf.stdout is not None
     with deaf.stdout:
@@ -116,7 +116,7 @@ def test_the_death_of_the_host_is_noticed_and_nothing_is_left() -> None:
 RUN = """
 import signal, sys, threading
 from echo_cli.environment_config import ProviderConfig
-from echo_cli.provider import provided
+from echo_cli.sources.provider import provided
 ending, *command = sys.argv[1:]
 if ending == "asked":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 import echo_cli
 from echo_cli.environment import Piece, Reply
-from echo_cli.rollout import CUT_ACTION, CUT_OUTPUT, Episode, Limits, play_policy, play_scripts
+from echo_cli.episode import CUT_ACTION, CUT_OUTPUT, Episode, Limits
+from echo_cli.rollout import play_policy, play_scripts
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
 from echo_cli.toy_worlds import ToyWorlds
@@ -239,6 +241,57 @@ def test_an_output_is_cut_before_a_character_and_never_inside_it(missing: int) -
     trajectory = play(Canned(output("🚀🚀", done=True)), [typed("cat /f")], limits)
     assert trajectory.segments[2].text == trajectory.turns[0].output == "🚀"
     assert trajectory.segments[2].token_ids == tuple(TOKENIZER.encode("🚀"))
+
+
+class Opened(Canned):
+    """Opens with these pieces."""
+
+    def __init__(self, opening: tuple[Piece, ...], *replies: Reply) -> None:
+        super().__init__(*replies)
+        self._opening = opening
+
+    async def reset(self, task: Task) -> tuple[Piece, ...]:
+        return self._opening
+
+
+def test_an_opening_that_begins_with_a_warning_begins_with_bos_alone() -> None:
+    environment = Opened((Piece(W, "[old server]\n"), PROMPT), output("x\n", done=True))
+    trajectory = play(environment, [typed("ls")])
+    assert shown(trajectory)[:3] == [(C, ""), (W, "[old server]\n"), (C, "$ ")]
+    assert trajectory.segments[0].token_ids == (TOKENIZER.bos_id,)
+
+
+def test_a_prompt_follows_whatever_was_cut_before_it() -> None:
+    limits = Limits(action_tokens=10, output_tokens=20, episode_tokens=100)
+    long = Piece(E, "hello " * 200, "stdout")
+    environment = Opened((Piece(C, "hello " * 200), PROMPT), Reply((long, replace(long, channel="stderr"), PROMPT)))
+    trajectory = play(environment, [typed("ls")], limits)
+    roles = [segment.role for segment in trajectory.segments]
+    assert roles == [C, W, C, A, E, W, E, W, C] and text_of(trajectory, C)[1:] == ["$ ", "$ "]
+    assert sum(len(segment.token_ids) for segment in trajectory.segments[:3]) == 100 - 10
+    assert [len(segment.token_ids) for segment in trajectory.segments if segment.role is E] == [20, 20]
+
+
+PIECES = st.lists(
+    st.builds(
+        Piece,
+        st.sampled_from([C, E, W]),
+        st.integers(0, 40).flatmap(lambda count: st.sampled_from(["ab ", "\n", "🚀"]).map(lambda text: text * count)),
+        cut=st.booleans(),
+    ),
+    max_size=6,
+).map(tuple)
+
+
+@given(PIECES, PIECES, st.integers(1, 30), st.integers(1, 30), st.integers(1, 90), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_no_episode_is_longer_than_its_limits_say(
+    opening: tuple[Piece, ...], reply: tuple[Piece, ...], action: int, out: int, episode: int, cut: bool
+) -> None:
+    limits = Limits(action, out, episode)
+    actions = [[NEWLINE] * action if not cut else TOKENIZER.encode("a")[:1] * action] * 200
+    trajectory = play(Opened(opening, *[Reply(reply)] * 199, Reply((), done=True)), actions, limits)
+    assert len(trajectory) <= limits.longest
 
 
 def test_the_last_observation_is_kept_at_the_turn_cap() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loopback import ROOT, environment, free_port
 
 from sandbox_env.environment import SandboxEnvironment
 from sandbox_env.files import generate
 from sandbox_env.models import SandboxAction, SandboxObservation
 
-ROOT = Path(__file__).resolve().parent.parent
 SANDBOX = ROOT / "envs" / "sandbox_env"
 
 
@@ -176,14 +175,11 @@ class _Server:
     """The sandbox's server as a process of its own, its folders in `folders`."""
 
     def __init__(self, folders: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self.folders = folders
-        path = os.pathsep.join([str(ROOT / "envs"), str(ROOT)])
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sandbox_env.server", "--port", str(self.port)],
-            env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(folders)},
+            env={**environment(), "TMPDIR": str(folders)},
         )
 
     def wait(self) -> None:

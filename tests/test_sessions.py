@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +15,12 @@ from canned_worlds import CannedWorlds
 
 import echo_cli
 from echo_cli.environment import Hosting, Piece, Reply
+from echo_cli.episode import Limits
 from echo_cli.error import EchoError
+from echo_cli.event_loop import EventLoop
 from echo_cli.fault import FAULT_KEYS, SessionLost
 from echo_cli.models.tiny import TinyConfig, TinyModel
-from echo_cli.rollout import Limits, play_policy, play_scripts
+from echo_cli.rollout import play_policy, play_scripts, play_whole
 from echo_cli.sampler import CachedSampler
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
@@ -126,7 +130,7 @@ def outputs(trajectory: Trajectory) -> list[str]:
     return [segment.text for segment in trajectory.segments if segment.role is Role.ENV_OUTPUT]
 
 
-# --- Seats -----------------------------------------------------------------------------------------------------------
+# --- Sessions --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sessions", [1, 3, None])
@@ -160,6 +164,28 @@ def test_while_one_environment_works_the_policy_samples_for_the_others() -> None
     played = play_policy(sampler, TOKENIZER, worlds, wanted("abc"), LIMITS, verify=True)
     assert [len(outputs(trajectory)) for trajectory in played] == [1, 4, 4]
     assert made[0].asked[0] == 3 and set(made[0].asked[1:]) <= {1, 2}
+
+
+def test_an_answer_that_comes_while_the_batch_is_made_waits_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late(Future[Any]):
+        """The first time that it is asked, it is not done yet."""
+
+        asked = 0
+
+        def done(self) -> bool:
+            self.asked += 1
+            return self.asked > 1 and super().done()
+
+    class Loop(EventLoop):
+        def start(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+            late = Late()
+            future = super().start(coroutine)
+            future.add_done_callback(lambda _: late.set_result(future.result()))
+            return late
+
+    monkeypatch.setattr("echo_cli.rollout.EventLoop", Loop)
+    (trajectory,) = play(worlds_of(House()), wanted("a"))
+    assert outputs(trajectory) == ["a1: say\n", "a2: say\n"]
 
 
 def test_scripts_share_the_sessions_too() -> None:
@@ -213,6 +239,16 @@ def test_a_group_with_a_missing_reward_leaves_the_rl_term() -> None:
     assert [(t.reward, t.world_model_only) for t in played] == [(None, True), (1.0, False)]
     faults = worlds.hosting.faults.take()
     assert (faults["unrewarded"], faults["groups_dropped"]) == (1, 1)
+
+
+def test_where_every_rollout_is_needed_a_lost_one_is_an_error() -> None:
+    house = House(lose={"a": [2]})
+    played = play_whole(Scribe, TOKENIZER, worlds_of(house), wanted("ab"), LIMITS, verify=False)
+    assert [(t.task_id, t.stop_reason) for t in played] == [("a", "answered"), ("b", "answered")]
+    house = House(lose={"a": [2, 2, 2]})
+    with pytest.raises(EchoError, match="lost the session of 1 of 2 rollouts 3 times") as caught:
+        play_whole(Scribe, TOKENIZER, worlds_of(house), wanted("ab"), LIMITS, verify=False)
+    assert caught.value.exit_code == 1 and house.open == 0
 
 
 def test_a_script_whose_session_is_lost_again_and_again_ends_the_run() -> None:
@@ -287,3 +323,20 @@ def test_rows_that_wait_or_join_later_are_sampled_as_if_alone() -> None:
         texts = [[3]]
         sampler.append([[3]])
         sampled([0], 3)
+
+
+@torch.no_grad()
+def test_a_row_that_waits_does_not_grow_with_the_text_of_another() -> None:
+    model = _model()
+    sampler = CachedSampler(model, 2, 1.0, [], torch.Generator().manual_seed(1))
+    ids = torch.randint(1, 40, (2, 200), generator=torch.Generator().manual_seed(2)).tolist()
+    texts = [ids[0], [2]]
+    sampler.append(texts)
+    for row, (tokens, _) in enumerate(sampler.sample(5)):
+        texts[row] = texts[row] + tokens
+    for row, told in ((1, ids[1]), (0, [3])):  # 205 and 200 more tokens would not fit the model's 256
+        sampler.append([told if number == row else [] for number in range(2)])
+        texts[row] = texts[row] + told
+        ((tokens, logprobs),) = sampler.sample(5, [row])
+        assert logprobs == pytest.approx(_replayed(model, texts[row], tokens), abs=1e-5)
+        texts[row] = texts[row] + tokens

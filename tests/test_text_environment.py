@@ -274,8 +274,17 @@ def test_final_actions_run_at_the_turn_cap_and_are_spared_an_episode_that_is_ove
     assert episode.verify() == 0.5 and len(source.sent) == 2
 
 
-def test_a_final_action_that_fails_gives_no_reward() -> None:
-    source = Scripted(said("q\n"), said("a\n"), EnvironmentFault("verifier crashed"), said("d"))
+@pytest.mark.parametrize("mode", ["sum", "last", "final"])
+@pytest.mark.parametrize("none", ["skip", "zero"])
+def test_a_final_action_that_fails_gives_no_reward(mode: str, none: str) -> None:
+    source = Scripted(said("q\n"), said("a\n", 0.25), EnvironmentFault("verifier crashed"), said("d"))
+    episode = _with_final(source, mode, none=none)
+    episode.step("x")
+    assert episode.verify() is None and episode.faults() == {"errors": 1} and source.sent[-1] == DONE
+
+
+def test_a_final_action_that_does_not_count_may_fail() -> None:
+    source = Scripted(said("q\n"), said("a\n"), said("v", 1.0), BadAction("no such tool"))
     episode = _with_final(source, "final")
     episode.step("x")
-    assert episode.verify() is None and episode.faults() == {"errors": 1}
+    assert episode.verify() == 1.0 and episode.faults() == {"bad_actions": 1}

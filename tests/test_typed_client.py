@@ -16,7 +16,7 @@ from openenv_samples import AnyTalkClient, Say, TalkClient
 from echo_cli.client import Client, Description, Payload
 from echo_cli.error import EchoError
 from echo_cli.fault import BadAction, EnvironmentFault, SessionLost, Unavailable
-from echo_cli.typed_client import TypedSource
+from echo_cli.sources.typed_client import TypedSource
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -6,21 +6,19 @@ import asyncio
 import importlib.util
 import json
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Coroutine, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from loopback import OpenEnvServer, free_port
 from loopback_server import CONNECT, Behaviour, Incident, LoopbackServer, Refused, loopback_server
 
 from echo_cli.client import Payload
 from echo_cli.error import EchoError
 from echo_cli.fault import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable
-from echo_cli.wire_client import WireClient, WireSource
-from echo_cli.wire_message import MAX_REQUEST_BYTES
+from echo_cli.sources.wire_client import WireClient, WireSource
+from echo_cli.sources.wire_message import MAX_REQUEST_BYTES
 
 T = TypeVar("T")
 
@@ -53,12 +51,6 @@ def well() -> Iterator[LoopbackServer]:
     """A server with which nothing goes wrong."""
     with loopback_server() as server:
         yield server
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 def test_an_episode_is_one_connection_and_gives_the_servers_payloads(well: LoopbackServer) -> None:
@@ -633,41 +625,28 @@ def test_a_source_has_ended_when_its_watcher_says_so(well: LoopbackServer) -> No
     assert source(well, ended=lambda: "exit code 3").ended() == "exit code 3"
 
 
-@pytest.fixture(scope="module")
-def openenv_url() -> Iterator[str]:
-    """The URL of a real OpenEnv server of three sessions."""
-    script = Path(__file__).with_name("openenv_server.py")
-    with subprocess.Popen(
-        [sys.executable, str(script), "3"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        finally:
-            process.terminate()
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("openenv") is None, reason="openenv is an extra")
-def test_a_real_openenv_server(openenv_url: str) -> None:
-    wire = WireSource(openenv_url, {}, sessions_wanted=16)
+def test_a_real_openenv_server(openenv_server: OpenEnvServer) -> None:
+    wire = WireSource(f"{openenv_server.url}/few", {}, sessions_wanted=16)
     description = wire.describe()
-    assert (description.name, description.sessions) == ("Echoing", 3)
+    assert (description.name, description.sessions) == ("Talk", 3)
     assert description.action_schema["required"] == ["text"]
 
     async def play() -> None:
         client = wire.client()
         opening = await client.reset({"seed": 5, "episode_id": "e1", "unknown": True})
-        assert (opening.observation["output"], opening.observation["seed"]) == ("hello\n", 5)
-        assert (await client.step({"text": "a"})).reward is None
-        assert await client.state() == {"episode_id": "e1", "step_count": 1}
+        assert (opening.observation["text"], opening.reward) == ("hello  5", None)
+        assert (await client.step({"text": "a"})).reward == 0.25
+        state = await client.state()
+        assert state["step_count"] == 1 and state["episode_id"]
         refused = await fault_of(client.step({"txt": "a"}))
         assert isinstance(refused, BadAction) and str(refused).startswith("text: Field required; txt: Extra inputs")
         raised = await fault_of(client.step({"text": "raise"}))
-        assert isinstance(raised, EnvironmentFault) and str(raised) == "it fell \\x1b[31mover"
+        assert isinstance(raised, EnvironmentFault) and str(raised) == "it broke \\x1b[31m on line 2"
         assert (await client.step({"text": "nan"})).reward is None
-        last = await client.step({"text": "bye"})
-        assert (last.observation["output"], last.reward, last.done) == ("bye\n", 1.0, True)
+        last = await client.step({"text": "true"})
+        assert (last.observation["text"], last.reward, last.done) == ("a reward of true", 1.0, True)
         held = [wire.client() for _ in range(2)]
         for other in held:
             await other.reset({})

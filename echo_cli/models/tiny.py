@@ -113,9 +113,13 @@ class TinyModel(nn.Module):
         return _norm(hidden_BTH)
 
     def extend(self, token_ids_BT: Tensor, starts_B: Tensor, cache: KVCache) -> Tensor:
-        """Final hidden states [B, T, H] of new tokens, sequence b's first at position `starts_B[b]`; fills `cache`."""
+        """Final hidden states [B, T, H] of new tokens, sequence b's first at position `starts_B[b]`; fills `cache`.
+
+        Padding may reach past `max_length`; tokens that count may not.
+        """
         T = token_ids_BT.shape[1]
-        positions_BT = starts_B[:, None] + torch.arange(T, device=starts_B.device)
+        last = self.config.max_length - 1
+        positions_BT = (starts_B[:, None] + torch.arange(T, device=starts_B.device)).clamp_(max=last)
         length = int(positions_BT.max()) + 1
         cache.reserve(length)
         rotations_BT1d = self.rotations_T1d[positions_BT]

@@ -12,8 +12,8 @@ from typing import Any
 
 from echo_cli.client import Description, JsonObject
 from echo_cli.error import EchoError
-from echo_cli.wire_address import WireAddress
-from echo_cli.worker_thread import WorkerThread
+from echo_cli.sources.wire_address import WireAddress
+from echo_cli.sources.worker_thread import WorkerThread
 
 _UNNAMED = "unnamed"
 """What has no name is called so, and not by its address: a run directory holds no host's name."""

@@ -10,7 +10,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from echo_cli.fault import Unavailable
-from echo_cli.wire_address import WireAddress
+from echo_cli.sources.wire_address import WireAddress
 
 CLOSE_TIMEOUT_S = 5.0
 
@@ -21,7 +21,7 @@ _REFUSALS = {
 }
 """Codes with which websockets closes what it cannot take."""
 
-_LOGGER = logging.Logger("echo_cli.wire_connection", logging.WARNING)  # below it, websockets logs the headers
+_LOGGER = logging.Logger("echo_cli.sources.wire_connection", logging.WARNING)  # below it, websockets logs the headers
 
 
 async def open_connection(address: WireAddress, timeout_s: float, max_message_mb: float) -> ClientConnection:

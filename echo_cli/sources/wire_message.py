@@ -11,7 +11,9 @@ from echo_cli.fault import BadAction
 MAX_REQUEST_BYTES = 16 * 2**20
 """What OpenEnv's servers take (uvicorn's limit); they close the connection on more."""
 
-_SHOWN_ERRORS = 3
+NO_SESSION = ("CAPACITY_REACHED", "FACTORY_ERROR", "SESSION_ERROR")
+"""Codes of error messages after which there is no session."""
+
 # OpenEnv sends NaN and infinity as null; a server that writes them bare means the same.
 _DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 
@@ -46,17 +48,3 @@ def decode(reply: str | bytes) -> tuple[Any, dict[str, Any]]:
     if not (isinstance(message, dict) and isinstance(message.get("data"), dict)):
         raise ValueError("JSON that is no message of OpenEnv")
     return message.get("type"), message["data"]
-
-
-def error_line(errors: Any) -> str:
-    """The first entries of pydantic's list, as `where: what`; the input is left out."""
-    if not isinstance(errors, list):
-        return ""
-    entries = [error for error in errors if isinstance(error, dict)]
-    lines = []
-    for error in entries[:_SHOWN_ERRORS]:
-        where = error.get("loc")
-        path = ".".join(map(str, where)) if isinstance(where, list) else ""
-        lines.append(f"{path}: {error.get('msg')}" if path else str(error.get("msg")))
-    more = len(entries) - len(lines)
-    return "; ".join(lines) + (f"; and {more} more" if more else "")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
 
 from echo_cli.error import EchoError
+from echo_cli.fault import fault_line
+from echo_cli.sources.secret import filled
 from echo_cli.storage import shown
 
-_VARIABLE = re.compile(r"\$\{(\w+)\}")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_LINE_CHARS = 300
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,7 @@ class WireAddress:
 
     def line(self, text: str) -> str:
         """A server's text as one short line: no control characters, and none of the headers' secrets."""
-        for secret, placeholder in self.secrets.items():
-            text = text.replace(secret, placeholder)
-        line = " ".join(text.split())
-        return shown(line if len(line) <= _LINE_CHARS else line[: _LINE_CHARS - 1] + "…")
+        return fault_line(text, self.secrets)
 
 
 def wire_address(url: str, headers: Mapping[str, str]) -> WireAddress:
@@ -48,7 +44,7 @@ def wire_address(url: str, headers: Mapping[str, str]) -> WireAddress:
     """
     parts = _parts(url)
     secrets: dict[str, str] = {}
-    filled = {name: _filled(name, template, secrets) for name, template in headers.items()}
+    sent = {name: _header(name, template, secrets) for name, template in headers.items()}
     secure = parts.scheme in ("https", "wss")
     rest = f"{parts.netloc}{parts.path.rstrip('/')}"
     host = parts.hostname or ""
@@ -57,9 +53,8 @@ def wire_address(url: str, headers: Mapping[str, str]) -> WireAddress:
         websocket=f"{'wss' if secure else 'ws'}://{rest}/ws",
         host=host,
         loopback=_is_loopback(host),
-        headers=filled,
-        # The longest first: one value may be a part of another.
-        secrets=dict(sorted(secrets.items(), key=lambda item: -len(item[0]))),
+        headers=sent,
+        secrets=secrets,
     )
 
 
@@ -80,21 +75,13 @@ def _parts(url: str) -> SplitResult:
     return parts
 
 
-def _filled(name: str, template: str, secrets: dict[str, str]) -> str:
+def _header(name: str, template: str, secrets: dict[str, str]) -> str:
+    """The value of a header; what it takes from the environment is added to `secrets`."""
     if not _HEADER_NAME.fullmatch(name):
         raise EchoError(f"environment.headers: '{shown(name)}' is no name of a header", "for example Authorization")
 
-    def value_of(match: re.Match[str]) -> str:
-        variable = match[1]
-        value = os.environ.get(variable, "")
-        if not value:
-            raise EchoError(
-                f"environment.headers.{name}: the environment variable {variable} is not set", f"export {variable}=…"
-            )
-        secrets[value] = match[0]
-        return value
-
-    value = _VARIABLE.sub(value_of, template)
+    value, taken = filled(template, f"environment.headers.{name}", empty=False)
+    secrets |= taken
     if not (value.isascii() and value.isprintable()):
         raise EchoError(
             f"environment.headers.{name} has a character that no header can carry",

@@ -1,4 +1,4 @@
-"""The process that holds the server we started: `python -m echo_cli.provider_host`, for `provider.py`.
+"""The process that holds the server we started: `python -m echo_cli.sources.provider_host`, for `provider.py`.
 
 It stands between the trainer and the server, because only a process that outlives a killed trainer can stop its
 server. It reads the provider's config from the first line of stdin and writes JSON lines to stdout: `{"url": …}` when
@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 
 from echo_cli.environment_config import ProviderConfig
 from echo_cli.error import EchoError
-from echo_cli.fault_text import fault_line
-from echo_cli.provider_kind import Server, make_server
+from echo_cli.fault import fault_line
+from echo_cli.sources.provider_kind import Server, make_server
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from openenv.core.env_server.types import (
 from pydantic import ValidationError
 
 from echo_cli.error import EchoError
-from echo_cli.openenv_package import generic_arguments, load_class
-from echo_cli.worker_thread import WorkerThread
+from echo_cli.sources.openenv_package import generic_arguments, load_class
+from echo_cli.sources.worker_thread import WorkerThread
 
 
 class EnvironmentClass:
@@ -44,9 +44,6 @@ class EnvironmentClass:
 
     def __init__(self, import_path: str, options: Mapping[str, Any]) -> None:
         found = load_class(import_path, Environment)
-        if inspect.isabstract(found):
-            missing = ", ".join(sorted(found.__abstractmethods__))
-            raise EchoError(f"'{import_path}' is abstract: it has no {missing}", "name a class that has all of them")
         try:
             inspect.signature(found).bind(**options)
         except TypeError as error:

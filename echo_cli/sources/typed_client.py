@@ -19,16 +19,15 @@ from typing import Any, get_origin
 import pydantic
 from pydantic_core import PydanticSerializationError, to_json
 
-from echo_cli.client import Description, JsonObject, Payload, Source
-from echo_cli.deadline import within
+from echo_cli.client import Description, EnvironmentSource, JsonObject, Payload
 from echo_cli.error import EchoError
-from echo_cli.fault import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable
-from echo_cli.fault_text import errors_line, fault_line
-from echo_cli.openenv_package import generic_arguments, load_class, require_openenv
+from echo_cli.fault import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable, errors_text, fault_line
+from echo_cli.sources.deadline import within
+from echo_cli.sources.openenv_package import generic_arguments, load_class, require_openenv
+from echo_cli.sources.wire_message import NO_SESSION
 
 _CLOSE_TIMEOUT_S = 5.0
 _SERVER_ERROR = re.compile(r"Server error: (.*) \(code: (\w+)\)", re.DOTALL)
-_NO_SESSION = ("CAPACITY_REACHED", "FACTORY_ERROR", "SESSION_ERROR")
 
 
 class TypedClient:
@@ -167,7 +166,7 @@ class TypedClient:
             return BadAction(self._text(text))
         if code == "EXECUTION_ERROR":
             return EnvironmentFault(self._text(text))
-        return self._broken(f"{text} ({code})") if code in _NO_SESSION else self._nonsense(f"{text} ({code})")
+        return self._broken(f"{text} ({code})") if code in NO_SESSION else self._nonsense(f"{text} ({code})")
 
     def _broken(self, reason: str) -> Fault:
         """The connection is gone, or was never had."""
@@ -195,7 +194,7 @@ class TypedClient:
 
 
 class TypedSource:
-    """Environments of a server, asked through a typed client, a `client.Source`.
+    """Environments of a server, asked through a typed client, a `client.EnvironmentSource`.
 
     Args:
         import_path: `pkg.module:Class`, an OpenEnv `EnvClient`.
@@ -215,7 +214,7 @@ class TypedSource:
         self,
         import_path: str,
         url: str,
-        base: Source,
+        base: EnvironmentSource,
         *,
         headers: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
@@ -227,9 +226,6 @@ class TypedSource:
         from openenv.core.env_client import EnvClient
 
         self._class = load_class(import_path, EnvClient)
-        if inspect.isabstract(self._class):
-            missing = ", ".join(sorted(self._class.__abstractmethods__))
-            raise EchoError(f"'{import_path}' is abstract: it has no {missing}", "name a class that has all of them")
         self._action = _action_maker(self._class, import_path)
         self._arguments = _taken(
             self._class,
@@ -316,7 +312,7 @@ def _action_maker(client: type[Any], import_path: str) -> Callable[[JsonObject],
         try:
             return make(payload)
         except pydantic.ValidationError as error:
-            raise BadAction(errors_line(error.errors())) from None
+            raise BadAction(fault_line(errors_text(error.errors()))) from None
         except TypeError as error:  # a dataclass has no such field, or lacks one
             raise BadAction(fault_line(str(error))) from None
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from echo_cli.client import Description, JsonObject, Payload
-from echo_cli.deadline import within
 from echo_cli.error import EchoError
-from echo_cli.fault import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable
-from echo_cli.fault_text import errors_line, fault_line
-from echo_cli.openenv_package import require_openenv
-from echo_cli.worker_thread import WorkerThread
+from echo_cli.fault import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable, errors_text, fault_line
+from echo_cli.sources.deadline import within
+from echo_cli.sources.openenv_package import require_openenv
+from echo_cli.sources.wire_message import decode, encode
+from echo_cli.sources.worker_thread import WorkerThread
 
 if TYPE_CHECKING:
-    from echo_cli.object_session import EnvironmentClass, ObjectSession
+    from echo_cli.sources.object_session import EnvironmentClass, ObjectSession
 
 _LEAVE_SECONDS = 2.0
 
@@ -86,10 +85,7 @@ class ObjectClient:
             thread.join(patience_s)
 
     async def _ask(self, kind: str, data: JsonObject) -> Payload:
-        try:
-            request = json.dumps({"type": kind, "data": data}, allow_nan=False)
-        except (ValueError, RecursionError):
-            raise BadAction("a number is not finite, or brackets are too deep, for JSON") from None
+        request = encode({"type": kind, "data": data})
         async with self._lock:
             if self._lost is not None:
                 raise SessionLost(self._lost)
@@ -109,11 +105,10 @@ class ObjectClient:
                 raise
             except Exception as error:  # what a server ends the session for
                 raise self._broken(f"{error} (SESSION_ERROR)") from error
-        # A NaN that a model writes bare means what the server's null means.
-        return self._payload(json.loads(reply, parse_constant=lambda _: None))
+        return self._payload(reply)
 
     async def _open(self) -> None:
-        from echo_cli.object_session import ObjectSession
+        from echo_cli.sources.object_session import ObjectSession
 
         self._thread = self._shared or WorkerThread(self._class.import_path)
         self._session = ObjectSession(self._class, self._thread)
@@ -129,13 +124,13 @@ class ObjectClient:
         if failure:
             raise self._broken(f"cannot be made: {type(failure[0]).__name__}: {failure[0]}") from failure[0]
 
-    def _payload(self, message: Mapping[str, Any]) -> Payload:
-        data = message["data"]
-        if message["type"] == "error":
-            if data["code"] == "VALIDATION_ERROR":
-                raise BadAction(errors_line(data["errors"]) or fault_line(data["message"]))
-            raise EnvironmentFault(fault_line(data["message"]) or "it does not say why")
+    def _payload(self, reply: str) -> Payload:
         try:
+            kind, data = decode(reply)
+            if kind == "error":
+                if data["code"] == "VALIDATION_ERROR":
+                    raise BadAction(fault_line(errors_text(data["errors"]) or data["message"]))
+                raise EnvironmentFault(fault_line(data["message"]) or "it does not say why")
             return Payload.from_data(data)
         except ValueError as error:
             self._lost = self._line(f"it sent a malformed observation: {error}")
@@ -150,7 +145,7 @@ class ObjectClient:
 
 
 class ObjectSource:
-    """Environments of a class, a `client.Source`.
+    """Environments of a class, a `client.EnvironmentSource`.
 
     Sessions run in parallel, each in a thread of its own; where the class has REQUIRES_SINGLE_THREAD_EXECUTOR, all in
     one, which lives as long as the process.
@@ -170,7 +165,7 @@ class ObjectSource:
         self, import_path: str, options: Mapping[str, Any], *, step_timeout_s: float = 60.0, sessions_wanted: int = 1
     ) -> None:
         require_openenv("environment.object")
-        from echo_cli.object_session import EnvironmentClass
+        from echo_cli.sources.object_session import EnvironmentClass
 
         self._class = EnvironmentClass(import_path, options)
         self._step_timeout_s = step_timeout_s

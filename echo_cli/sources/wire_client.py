@@ -20,13 +20,12 @@ from websockets.exceptions import ConnectionClosed
 
 from echo_cli.client import Description, JsonObject, Payload
 from echo_cli.event_loop import EventLoop
-from echo_cli.fault import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable
-from echo_cli.wire_address import WireAddress, wire_address
-from echo_cli.wire_connection import CLOSE_TIMEOUT_S, is_refused, open_connection, why_closed
-from echo_cli.wire_message import decode, encode, error_line
-from echo_cli.wire_server_info import ask_server
+from echo_cli.fault import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable, errors_text
+from echo_cli.sources.wire_address import WireAddress, wire_address
+from echo_cli.sources.wire_connection import CLOSE_TIMEOUT_S, is_refused, open_connection, why_closed
+from echo_cli.sources.wire_message import NO_SESSION, decode, encode
+from echo_cli.sources.wire_server_info import ask_server
 
-_NO_SESSION = ("CAPACITY_REACHED", "FACTORY_ERROR", "SESSION_ERROR")
 _CANCELLED = "the call was cancelled"
 
 
@@ -164,10 +163,10 @@ class WireClient:
         code, message = data.get("code"), data.get("message")
         text = message if isinstance(message, str) and message.strip() else "it does not say why"
         if code == "VALIDATION_ERROR":
-            return BadAction(self._address.line(error_line(data.get("errors")) or text))
+            return BadAction(self._address.line(errors_text(data.get("errors")) or text))
         if code == "EXECUTION_ERROR":
             return EnvironmentFault(self._address.line(text))
-        if code in _NO_SESSION:
+        if code in NO_SESSION:
             return self._broken(f"{text} ({code})")
         return self._nonsense(f"{text} ({json.dumps(code)})")
 
@@ -188,7 +187,7 @@ class WireClient:
 
 
 class WireSource:
-    """Environments of the server at a base URL, a `client.Source`.
+    """Environments of the server at a base URL, a `client.EnvironmentSource`.
 
     Args:
         url: http, https, ws or wss; its path is kept, with the websocket at `{url}/ws`.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import select
 import shutil
 import signal
@@ -25,8 +24,9 @@ from typing import IO, Any
 
 from echo_cli.environment_config import ProviderConfig, suggest
 from echo_cli.error import EchoError
-from echo_cli.fault_text import fault_line
-from echo_cli.openenv_package import require_openenv
+from echo_cli.fault import fault_line
+from echo_cli.sources.openenv_package import require_openenv
+from echo_cli.sources.secret import filled
 from echo_cli.storage import shown
 
 _STOP_SECONDS = 30.0
@@ -35,7 +35,6 @@ _TAIL_LINES = 2
 _SECRET_CHARS = 4
 """Shorter values of variables are no secrets, and to hide every 1 would make messages unreadable."""
 
-_VARIABLE = re.compile(r"\$\{(\w+)\}")
 _KEYS = {"process": {"command"}, "docker": {"image", "options"}, "uv": {"project_path", "app", "options"}}
 _CLASS_KEYS = {"image", "options"}
 _TIPS = {
@@ -141,7 +140,7 @@ def provided(config: ProviderConfig) -> Iterator[Provided]:
     env, secrets = _filled(config.env)
     with tempfile.TemporaryFile("a+b") as log:
         host = subprocess.Popen(
-            [sys.executable, "-m", "echo_cli.provider_host"],
+            [sys.executable, "-m", "echo_cli.sources.provider_host"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -201,16 +200,9 @@ def _check_port(port: int) -> None:
 
 def _filled(env: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """`env` with `${NAME}` filled from our environment, and what to show in place of each value."""
+    values: dict[str, str] = {}
     secrets: dict[str, str] = {}
-
-    def value(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1])
-        if found is None:
-            raise EchoError(
-                f"environment.provider.env: the environment variable {match[1]} is not set", f"export {match[1]}=…"
-            )
-        if len(found) >= _SECRET_CHARS:
-            secrets[found] = match[0]
-        return found
-
-    return {name: _VARIABLE.sub(value, template) for name, template in env.items()}, secrets
+    for name, template in env.items():
+        values[name], taken = filled(template, "environment.provider.env", empty=True)
+        secrets |= {value: placeholder for value, placeholder in taken.items() if len(value) >= _SECRET_CHARS}
+    return values, secrets

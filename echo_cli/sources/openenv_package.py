@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any, get_args, get_origin
 
 from echo_cli.error import EchoError
-from echo_cli.fault_text import fault_line
+from echo_cli.fault import fault_line
 from echo_cli.storage import shown
 
 _INSTALL = "pip install 'echo-cli[openenv]'"
@@ -44,7 +44,7 @@ def load_class(import_path: str, base: type | None = None) -> type[Any]:
 
     Raises:
         EchoError: there is no such module or no such class in it, the module cannot be imported, or the class is none
-            of `base`.
+            of `base`, or lacks some of its methods.
     """
     module_name, _, name = import_path.partition(":")
     folder = os.getcwd()
@@ -70,6 +70,10 @@ def load_class(import_path: str, base: type | None = None) -> type[Any]:
         raise EchoError(
             f"'{import_path}' is no {base.__name__} of OpenEnv", f"name a class that inherits from {base.__qualname__}"
         )
+    missing: frozenset[str] = getattr(found, "__abstractmethods__", frozenset())
+    if base is not None and missing:
+        listed = ", ".join(sorted(missing))
+        raise EchoError(f"'{import_path}' is abstract: it has no {listed}", "name a class that has all of them")
     return found
 
 

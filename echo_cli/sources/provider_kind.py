@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 from echo_cli.environment_config import ProviderConfig
 from echo_cli.error import EchoError
-from echo_cli.fault_text import fault_line
-from echo_cli.openenv_package import load_class
+from echo_cli.fault import fault_line
+from echo_cli.sources.openenv_package import load_class
 
 STOP_SECONDS = 5.0
 """How long a server may take to end by itself."""

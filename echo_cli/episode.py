@@ -1,0 +1,209 @@
+"""One episode in the making: text in, tokens with their roles out, and at its end a trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from echo_cli.environment import Environment, Piece, Reply
+from echo_cli.task import Task
+from echo_cli.tokenizer import Tokenizer
+from echo_cli.trajectory import Role, Segment, Source, StopReason, Trajectory, Turn
+
+T = TypeVar("T")
+
+CUT_ACTION = "\n[action cut]\n"
+CUT_OUTPUT = "[output cut]\n"
+_LONGEST_TOKEN_CHARS = 64
+_PROMPT_TOKENS = 25
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Caps of an episode, in tokens: one action, one reply of the environment, the whole episode."""
+
+    action_tokens: int
+    output_tokens: int
+    episode_tokens: int
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that an episode can have, by any tokenizer of bytes.
+
+        An action ends by `episode_tokens`, unless even a cut opening leaves it no room. What follows is at most what
+        `Episode._add_pieces` lets through: two outputs, a notice after each and after a last scrap, and a prompt.
+        """
+        opening = 1 + 1 + len(CUT_OUTPUT) + _PROMPT_TOKENS
+        reply = 2 * self.output_tokens + 3 * len(CUT_OUTPUT) + _PROMPT_TOKENS
+        return max(self.episode_tokens, opening + self.action_tokens) + reply
+
+
+class Episode:
+    """A trajectory in the making.
+
+    Each of its coroutines lets go of the environment when it fails, so that a session is never left behind.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, environment: Environment, task: Task, group_id: str, limits: Limits):
+        self.tokenizer = tokenizer
+        self.environment = environment
+        self.task = task
+        self.group_id = group_id
+        self.limits = limits
+        self.segments: list[Segment] = []
+        self.turns: list[Turn] = []
+        self.penalty = 0.0
+        self.stop_reason: StopReason | None = None
+        self.length = 0
+
+    async def reset(self) -> list[int]:
+        """Start the episode; returns its first tokens."""
+        opening = await self._or_close(self.environment.reset(self.task))
+        if not opening or opening[0].role is not Role.CONTEXT:  # BOS is nobody's text
+            opening = (Piece(Role.CONTEXT, ""), *opening)
+        return _ids(self._add_pieces(opening, first=True))
+
+    async def act(self, token_ids: Sequence[int], logprobs: Sequence[float] | None) -> list[int]:
+        """Let the environment answer an action, given as sampled; returns the tokens that follow it.
+
+        An action without its stop token was cut at the cap: the environment never sees it.
+        """
+        ids = list(token_ids)
+        text = self.tokenizer.decode(ids)
+        self._add(Segment(Role.ACTION, text, tuple(ids), None if logprobs is None else tuple(logprobs)))
+        if not ids or ids[-1] not in self.tokenizer.newline_ids:
+            self.turns.append(Turn(text, "", None, valid_action=False, clean_parse=False))
+            return self._reply(Reply((Piece(Role.WARNING, CUT_ACTION, "notice"),), done=True), "length_cap")
+        command = text.split("\n", 1)[0]
+        reply, before = await self._or_close(self.environment.step(command)), len(self.segments)
+        following = self._reply(reply, "turn_cap" if reply.capped else "answered")
+        output = "".join(segment.text for segment in self.segments[before:] if segment.role is Role.ENV_OUTPUT)
+        self.turns.append(Turn(command, output, reply.exit_code, reply.valid_action, reply.clean_parse))
+        self.penalty += reply.penalty
+        return following
+
+    async def finish(
+        self, source: Source, *, verify: bool, penalize: bool = False, world_model_only: bool = False
+    ) -> Trajectory:
+        """The finished trajectory, with the verifier's reward if asked for, less the penalties with `penalize`.
+
+        A script that ran out before the episode ended stops with `script_end`.
+        """
+        reward = await self._or_close(self.environment.verify()) if verify else None
+        await self.environment.close()
+        if reward is not None and penalize:
+            reward -= self.penalty
+        return self._trajectory(self.stop_reason or "script_end", source, reward, world_model_only)
+
+    def aborted(self, source: Source) -> Trajectory | None:
+        """What was observed before the session was lost, for the env term alone; None if that is nothing."""
+        while self.segments and self.segments[-1].role is not Role.ENV_OUTPUT:
+            self.segments.pop()
+        return self._trajectory("aborted", source, None, world_model_only=True) if self.segments else None
+
+    def _trajectory(
+        self, stop_reason: StopReason, source: Source, reward: float | None, world_model_only: bool
+    ) -> Trajectory:
+        return Trajectory(
+            task_id=self.task.task_id,
+            group_id=self.group_id,
+            segments=tuple(self.segments),
+            turns=tuple(self.turns),
+            reward=reward,
+            stop_reason=stop_reason,
+            source=source,
+            world_model_only=world_model_only,
+        )
+
+    async def _or_close(self, answer: Coroutine[Any, Any, T]) -> T:
+        try:
+            return await answer
+        except BaseException:
+            await self.environment.close()
+            raise
+
+    def _reply(self, reply: Reply, ending: StopReason) -> list[int]:
+        added = self._add_pieces(reply.pieces)
+        if reply.done:
+            self.stop_reason = ending
+        elif self.length + self.limits.action_tokens > self.limits.episode_tokens:
+            self.stop_reason = "length_cap"
+        return _ids(added)
+
+    def _add_pieces(self, pieces: Sequence[Piece], first: bool = False) -> list[Segment]:
+        """Tokenise each piece alone, so that no token straddles two roles; cut long ones, with a notice.
+
+        A piece of a reply has at most `output_tokens`, all of them together twice that. An opening leaves room for an
+        action. What is cut is never the prompt, a short piece of context at the end.
+        """
+        limits, notice = self.limits, tuple(self.tokenizer.encode(CUT_OUTPUT))
+        ending = self._prompt_ids(pieces)
+        if first:
+            left = max(limits.episode_tokens - limits.action_tokens - 1 - len(notice) - len(ending), 1)
+        else:
+            left = 2 * (limits.output_tokens + len(notice))
+        added: list[Segment] = []
+        for piece in pieces[:-1] if ending else pieces:
+            if left <= 0:
+                break
+            cap = left if first else min(left, limits.output_tokens)
+            # A text far beyond the cap is not tokenised to its end first.
+            text = piece.text[: cap * _LONGEST_TOKEN_CHARS]
+            ids = self.tokenizer.encode(text)
+            cut = piece.cut or len(text) < len(piece.text) or len(ids) > cap
+            if cut:
+                ids, text = _cut(self.tokenizer, ids, min(cap, len(ids)))
+            left -= len(ids)
+            start = [self.tokenizer.bos_id] if first and not added else []
+            added.append(self._add(Segment(piece.role, text, (*start, *ids), channel=piece.channel)))
+            if cut:
+                left -= len(notice)
+                added.append(self._add(Segment(Role.WARNING, CUT_OUTPUT, notice, channel="notice")))
+        if ending:
+            added.append(self._add(Segment(Role.CONTEXT, pieces[-1].text, tuple(ending), channel=pieces[-1].channel)))
+        return added
+
+    def _prompt_ids(self, pieces: Sequence[Piece]) -> list[int]:
+        """The tokens of the prompt that ends `pieces`; none where it is all there is, and so not cut anyway."""
+        longest = _PROMPT_TOKENS * _LONGEST_TOKEN_CHARS
+        if len(pieces) < 2 or pieces[-1].role is not Role.CONTEXT or len(pieces[-1].text) > longest:
+            return []
+        ids = self.tokenizer.encode(pieces[-1].text)
+        return ids if len(ids) <= _PROMPT_TOKENS else []
+
+    def _add(self, segment: Segment) -> Segment:
+        self.segments.append(segment)
+        self.length += len(segment.token_ids)
+        return segment
+
+
+def _ids(segments: Sequence[Segment]) -> list[int]:
+    return [token for segment in segments for token in segment.token_ids]
+
+
+def _encode(tokenizer: Tokenizer, text: str, first: bool) -> list[int]:
+    """The tokens of a piece; the first one of an episode begins with BOS."""
+    return [tokenizer.bos_id, *tokenizer.encode(text)] if first else tokenizer.encode(text)
+
+
+def _cut(tokenizer: Tokenizer, ids: list[int], count: int) -> tuple[list[int], str]:
+    """The first `count` tokens and their text; a few less where a character would be cut in two."""
+    while tokenizer.encode(text := tokenizer.decode(ids[:count])) != ids[:count]:
+        count -= 1
+    return ids[:count], text
+
+
+def reencode(trajectory: Trajectory, tokenizer: Tokenizer) -> Trajectory:
+    """The same text in the tokens of `tokenizer`, each segment encoded alone and BOS first, as in an `Episode`.
+
+    The tokenizer that a scripted episode was played with gives its ids again. A policy samples ids that need not be
+    the encoding of their text, so those of its actions may differ; its behaviour logprobs belong to the sampled ids
+    and are dropped, which leaves a rollout that RL cannot learn from (`world_model_only`).
+    """
+    segments = tuple(
+        replace(segment, token_ids=tuple(_encode(tokenizer, segment.text, number == 0)), logprobs=None)
+        for number, segment in enumerate(trajectory.segments)
+    )
+    world_model_only = trajectory.world_model_only or trajectory.source == "policy"
+    return replace(trajectory, segments=segments, world_model_only=world_model_only)
