@@ -141,7 +141,7 @@ class Config(Section):
     def _no_key_without_effect(self) -> Config:
         key = self.environment.without_effect()
         if key is not None:
-            tip = "it is for object, url and provider; the toy terminal in this process has its own"
+            tip = "toy worlds have their own; their keys are below toy_terminal"
             raise EchoError(f"environment.{key} has no effect with toy_terminal", tip)
         return self
 

@@ -266,9 +266,10 @@ class EnvironmentConfig(Section):
         return self
 
     def without_effect(self) -> str | None:
-        """The first key that is set and does nothing here: the toy terminal in this process has its own mapping."""
+        """The first key that is set and does nothing here: toy worlds bring their turns, and in this process all else."""
         if self.toy_terminal is None:
-            return None
+            turns = type(self).model_fields["max_turns"].default
+            return "max_turns" if self.toy_worlds is not None and self.max_turns != turns else None
         for name, field in type(self).model_fields.items():
             if name not in _OF_ANY_SOURCE and getattr(self, name) != field.get_default(call_default_factory=True):
                 return name

@@ -140,6 +140,11 @@ def test_a_quoted_number_is_an_error_that_says_so(tmp_path: Path) -> None:
             "did you mean 'environment.toy_terminal.world_seeds'?",
         ),
         ("environment: {toy_terminal: {}, prompt: '# '}", "environment.prompt has no effect with toy_terminal", ""),
+        (
+            "environment: {url: 'http://h:1', tasks: {toy_terminal: {}}, max_turns: 3}",
+            "environment.max_turns has no effect with toy_terminal",
+            "below toy_terminal",
+        ),
         ("environment: {toy_terminal: {}, url: 'http://h:1', tasks: {seeds: 2}}", "toy_terminal and url", ""),
         ("environment: {url: 'http://h:1', batch_wait_s: 1e12}", "'environment.batch_wait_s' is 1000000000000.0", ""),
         ("environment: {toy_terminal: {world_seeds: [101]}}", "a world occurs twice", ""),
