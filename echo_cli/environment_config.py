@@ -266,7 +266,7 @@ class EnvironmentConfig(Section):
         return self
 
     def without_effect(self) -> str | None:
-        """The first key that is set and does nothing here: toy worlds bring their turns, and in this process all else."""
+        """The first key that is set and does nothing: toy worlds have their own turns, and in this process all else."""
         if self.toy_terminal is None:
             turns = type(self).model_fields["max_turns"].default
             return "max_turns" if self.toy_worlds is not None and self.max_turns != turns else None
