@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -253,12 +254,14 @@ def test_a_port_that_another_server_has_is_refused() -> None:
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in front of PATH, with stand-ins for docker and uv."""
     docker, uv = tmp_path / "docker", tmp_path / "uv"
-    docker.write_text(f"#!{sys.executable}\n" + (ROOT / "tests" / "stand_in_docker.py").read_text())
-    shutil.copy(TINY, tmp_path)
+    python, tiny = shlex.quote(sys.executable), shlex.quote(str(TINY))
+    for script in (ROOT / "tests" / "stand_in_docker.py", TINY):
+        shutil.copy(script, tmp_path)
+    docker.write_text(f'#!/bin/sh\nexec {python} {shlex.quote(str(tmp_path))}/stand_in_docker.py "$@"\n')
     uv.write_text(
         f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n[ "$1" = --version ] && exit\n'
         # uv run --isolated --project PATH -- uvicorn APP --host HOST --port PORT --workers 1
-        f'shift 7\n[ "$1 $2" = "--host 127.0.0.1" ] && {sys.executable} {TINY} "$4"\nexit 9\n'
+        f'shift 7\n[ "$1 $2" = "--host 127.0.0.1" ] && {python} {tiny} "$4"\nexit 9\n'
     )
     for program in (docker, uv):
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
