@@ -244,6 +244,14 @@ def test_what_cannot_be_started_is_one_line_with_a_tip(
     assert error.value.exit_code == 2 and "\n" not in error.value.message
 
 
+def test_python_is_the_one_that_runs_us_without_an_activated_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", os.defpath)
+    ours_alone = f"import pydantic, runpy; runpy.run_path({str(TINY)!r}, run_name='__main__')"
+    config = ProviderConfig(kind="process", command=("python", "-c", ours_alone, "{port}"))
+    with provided(config) as server:
+        assert answers(server.url)
+
+
 def test_a_port_that_another_server_has_is_refused() -> None:
     message = "Address already in use"
     with _taken_port() as port, pytest.raises(EchoError, match=message), provided(_process(port=port)):

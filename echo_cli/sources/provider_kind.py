@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 from echo_cli.environment_config import ProviderConfig
@@ -69,7 +71,7 @@ def make_server(config: ProviderConfig) -> Server:
 
 
 class ProcessServer:
-    """The server of `command`, run without a shell."""
+    """The server of `command`, run without a shell; `python` is the one that runs echo-cli."""
 
     def __init__(self, config: ProviderConfig) -> None:
         self._config = config
@@ -78,8 +80,11 @@ class ProcessServer:
     def start(self) -> str:
         port = self._config.port or _free_port()
         words = [word.replace("{port}", str(port)) for word in self._config.command]
+        # echo-cli may run from a virtual environment that nobody has activated.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        env = os.environ | {"PATH": path} | self._config.env
         try:
-            self._process = subprocess.Popen(words, env=os.environ | self._config.env, stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL)
         except OSError as error:
             raise EchoError(
                 f"cannot start '{fault_line(words[0])}': {error.strerror}",
