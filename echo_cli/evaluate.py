@@ -16,7 +16,7 @@ from echo_cli.environment import Worlds
 from echo_cli.episode import Limits
 from echo_cli.policy import TorchPolicy
 from echo_cli.pool import Pair, Pool, expert_pool, expert_scripts
-from echo_cli.rollout import play_policy, play_scripts, play_whole
+from echo_cli.rollout import play_policy, play_scripts, without_fragments
 from echo_cli.seed import derive_seed
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
@@ -112,7 +112,8 @@ def play_pools(config: Config, worlds: Worlds, policy: TorchPolicy) -> dict[str,
         expert = play_scripts(policy.tokenizer, of, expert_scripts(of, tasks), limits, "expert")
         wanted = [(task, task.task_id) for task in tasks if of.expert(task) is None]
         sampler = policy.sampler(config.rollout.temperature, derive_seed(config.seed, f"pool/{name}"))
-        played[name] = expert + play_whole(sampler, policy.tokenizer, of, wanted, limits, verify=False)
+        rollouts = play_policy(sampler, policy.tokenizer, of, wanted, limits, verify=False)
+        played[name] = expert + without_fragments(rollouts, len(wanted), of.hosting)
     return played
 
 

@@ -17,7 +17,7 @@ from echo_cli.evaluate import limits_of
 from echo_cli.policy import MODEL_FILE, TOKENIZER_FILE, TorchPolicy, model_folder
 from echo_cli.pool import expert_scripts
 from echo_cli.pool_file import Actor, Manifest, Provenance, check_free, write_pool
-from echo_cli.rollout import play_scripts, play_whole
+from echo_cli.rollout import play_policy, play_scripts, without_fragments
 from echo_cli.run import git_commit, open_run
 from echo_cli.seed import derive_seed, generator
 from echo_cli.session import build_policy
@@ -135,19 +135,14 @@ def _sample(
     policy: TorchPolicy, worlds: Worlds, tasks: Sequence[Task], recipe: Recipe, temperature: float
 ) -> list[Trajectory]:
     """Verified rollouts, task by task. Played in rounds of one a task, so that more of them keep the first ones."""
-    rounds = [
-        play_whole(
-            policy.sampler(temperature, derive_seed(recipe.config.seed, "pool", number)),
-            policy.tokenizer,
-            worlds,
-            [(task, task.task_id) for task in tasks],
-            limits_of(recipe.config),
-            verify=True,
-        )
-        for number in range(recipe.rollouts)
-    ]
+    wanted, limits = [(task, task.task_id) for task in tasks], limits_of(recipe.config)
+    whole: list[Trajectory] = []
+    for number in range(recipe.rollouts):
+        sampler = policy.sampler(temperature, derive_seed(recipe.config.seed, "pool", number))
+        played = play_policy(sampler, policy.tokenizer, worlds, wanted, limits, verify=True)
+        whole += without_fragments(played, len(wanted), worlds.hosting)
     order = {task.task_id: number for number, task in enumerate(tasks)}
-    return sorted((t for played in rounds for t in played), key=lambda trajectory: order[trajectory.task_id])
+    return sorted(whole, key=lambda trajectory: order[trajectory.task_id])
 
 
 def _script(tokenizer: Tokenizer, worlds: Worlds, tasks: Sequence[Task], recipe: Recipe) -> list[Trajectory]:

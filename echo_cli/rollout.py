@@ -195,25 +195,16 @@ def play_policy(
     return [*(_settled(whole, wanted, hosting) if verify else whole), *fragments]
 
 
-def play_whole(
-    new_sampler: Callable[[int], Sampler],
-    tokenizer: Tokenizer,
-    worlds: Worlds,
-    wanted: Sequence[tuple[Task, str]],
-    limits: Limits,
-    *,
-    verify: bool,
-) -> list[Trajectory]:
-    """As `play_policy`, but whole rollouts alone, and all of them.
+def without_fragments(played: Sequence[Trajectory], wanted: int, hosting: Hosting) -> list[Trajectory]:
+    """The whole rollouts among those of `play_policy`, where all that were `wanted` are.
 
     Raises:
-        EchoError: the environment is not available, or loses the session of a rollout again and again (exit code 1).
+        EchoError: the environment lost the session of one again and again (exit code 1).
     """
-    played = play_policy(new_sampler, tokenizer, worlds, wanted, limits, verify=verify)
     whole = [trajectory for trajectory in played if trajectory.stop_reason != "aborted"]
-    if missing := len(wanted) - len(whole):
-        message = f"the environment lost the session of {missing} of {len(wanted)} rollouts"
-        raise EchoError(f"{message} {worlds.hosting.attempts} times", "look at the server's own log", exit_code=1)
+    if missing := wanted - len(whole):
+        message = f"the environment lost the session of {missing} of {wanted} rollouts"
+        raise EchoError(f"{message} {hosting.attempts} times", "look at the server's own log", exit_code=1)
     return whole
 
 

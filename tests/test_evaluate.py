@@ -98,7 +98,7 @@ class CannedWorlds:
         return [*self._scripts[task.task_id], "answer: x"]
 
     def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
-        raise NotImplementedError
+        raise AssertionError("an evaluation never explores")
 
     def out_of_distribution(self) -> Worlds:
         return self

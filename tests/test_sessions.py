@@ -20,7 +20,7 @@ from echo_cli.error import EchoError
 from echo_cli.event_loop import EventLoop
 from echo_cli.fault import FAULT_KEYS, SessionLost
 from echo_cli.models.tiny import TinyConfig, TinyModel
-from echo_cli.rollout import play_policy, play_scripts, play_whole
+from echo_cli.rollout import play_policy, play_scripts, without_fragments
 from echo_cli.sampler import CachedSampler
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
@@ -243,11 +243,14 @@ def test_a_group_with_a_missing_reward_leaves_the_rl_term() -> None:
 
 def test_where_every_rollout_is_needed_a_lost_one_is_an_error() -> None:
     house = House(lose={"a": [2]})
-    played = play_whole(Scribe, TOKENIZER, worlds_of(house), wanted("ab"), LIMITS, verify=False)
-    assert [(t.task_id, t.stop_reason) for t in played] == [("a", "answered"), ("b", "answered")]
+    worlds = worlds_of(house)
+    whole = without_fragments(play(worlds, wanted("ab")), 2, worlds.hosting)
+    assert [(t.task_id, t.stop_reason) for t in whole] == [("a", "answered"), ("b", "answered")]
     house = House(lose={"a": [2, 2, 2]})
+    worlds = worlds_of(house)
+    played = play(worlds, wanted("ab"))
     with pytest.raises(EchoError, match="lost the session of 1 of 2 rollouts 3 times") as caught:
-        play_whole(Scribe, TOKENIZER, worlds_of(house), wanted("ab"), LIMITS, verify=False)
+        without_fragments(played, 2, worlds.hosting)
     assert caught.value.exit_code == 1 and house.open == 0
 
 

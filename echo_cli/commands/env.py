@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
-from echo_cli.commands.option import AsJson, Overrides, print_json
+from echo_cli.commands.option import AsJson, Overrides, command_group, print_json
 from echo_cli.config_file import find_config, load_config
 
-env = typer.Typer(help="Environments: look at one before training in it.", rich_markup_mode=None)
-
-
-@env.callback(invoke_without_command=True)
-def root(context: typer.Context) -> None:
-    """Environments: look at one before training in it."""
-    if context.invoked_subcommand is None:
-        print(context.get_help(), file=sys.stderr)
-        raise typer.Exit(2)
+env = command_group("Environments: look at one before training in it.")
 
 
 @env.command("check")

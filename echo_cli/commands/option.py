@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,19 @@ RunName = Annotated[str | None, typer.Option(help="Name of the run directory.", 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan, do nothing.")]
+
+
+def command_group(purpose: str) -> typer.Typer:
+    """A group of commands; without one of them it prints its help on stderr and exits with 2."""
+    group = typer.Typer(help=purpose, rich_markup_mode=None)
+
+    @group.callback(invoke_without_command=True, help=purpose)
+    def root(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            print(context.get_help(), file=sys.stderr)
+            raise typer.Exit(2)
+
+    return group
 
 
 def print_json(value: Any) -> None:

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from echo_cli.commands.option import AsJson, ConfigName, Device, Overrides, Overwrite, as_overrides, is_step, print_json
+from echo_cli.commands.option import (
+    AsJson,
+    ConfigName,
+    Device,
+    Overrides,
+    Overwrite,
+    as_overrides,
+    command_group,
+    is_step,
+    print_json,
+)
 from echo_cli.config import Config
 from echo_cli.config_file import find_config, load_config
 from echo_cli.error import EchoError
@@ -19,17 +29,9 @@ from echo_cli.task import Split
 if TYPE_CHECKING:
     from echo_cli.pool_build import CheckpointActor
 
-pool = typer.Typer(help="Frozen pools as files: make one, look at one.", rich_markup_mode=None)
+pool = command_group("Frozen pools as files: make one, look at one.")
 
 _SCRIPTS = ("expert", "explorer")
-
-
-@pool.callback(invoke_without_command=True)
-def root(context: typer.Context) -> None:
-    """Frozen pools as files: make one, look at one."""
-    if context.invoked_subcommand is None:
-        print(context.get_help(), file=sys.stderr)
-        raise typer.Exit(2)
 
 
 @pool.command("build")
