@@ -238,7 +238,7 @@ def _play(config: Config, policy: TorchPolicy, worlds: Worlds, explorers: int, s
     started = _now(policy)
     on_policy = play_tasks(config, policy, worlds, step)
     played = _now(policy)
-    scripted = play_explorers(config, policy.tokenizer, worlds, step, explorers)
+    scripted = play_explorers(config, policy.renderer, worlds, step, explorers)
     return _Rollouts(on_policy, scripted, played - started, _now(policy) - played)
 
 

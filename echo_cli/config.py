@@ -21,14 +21,8 @@ from echo_cli.environment_config import (
     ToyTerminalConfig,
 )
 from echo_cli.error import EchoError
+from echo_cli.model_config import ConversationConfig, ModelConfig, SamplerConfig
 from echo_cli.preset import ObjectiveSettings
-
-
-class ModelConfig(Section):
-    """`path` is `tiny-base` or a folder of model.safetensors, config.json and tokenizer.json."""
-
-    path: PathText = "tiny-base"
-    init: Literal["pretrained", "scratch"] = "pretrained"
 
 
 class RolloutConfig(Section):
@@ -117,6 +111,8 @@ class Config(Section):
     preset: Literal["paper", "released", "prime", "openenv-example"] | None = None
     environment: EnvironmentConfig = EnvironmentConfig(toy_terminal=ToyTerminalConfig())
     model: ModelConfig = ModelConfig()
+    conversation: ConversationConfig = ConversationConfig()
+    sampler: SamplerConfig = SamplerConfig()
     rollout: RolloutConfig = RolloutConfig()
     objective: ObjectiveSettings = ObjectiveSettings()
     optim: OptimConfig = OptimConfig()
@@ -143,6 +139,18 @@ class Config(Section):
         if key is not None:
             tip = "toy worlds have their own; their keys are below toy_terminal"
             raise EchoError(f"environment.{key} has no effect with toy_terminal", tip)
+        return self
+
+    @model_validator(mode="after")
+    def _of_the_model_kind(self) -> Config:
+        if self.model.kind == "tiny":
+            for name, section in (("conversation", self.conversation), ("sampler", self.sampler)):
+                if section != type(section)():
+                    raise EchoError(f"{name} has no effect with model.kind: tiny", "it is for kind hf")
+        if self.sampler.sync == "vllm-lora" and self.model.lora is None:
+            raise EchoError("sampler.sync is vllm-lora and model.lora is null", "set model.lora, or sync: sglang")
+        if self.sampler.sync == "sglang" and self.model.lora is not None:
+            raise EchoError("sampler.sync is sglang, for whole models, and model.lora is set", "sync: vllm-lora")
         return self
 
     @model_validator(mode="after")

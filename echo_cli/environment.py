@@ -59,8 +59,8 @@ class Environment(Protocol):
         """Start the episode of `task` and return its opening context."""
         ...
 
-    async def step(self, action: str) -> Reply:
-        """Let the world answer `action`."""
+    async def step(self, action: str, problem: str | None = None) -> Reply:
+        """Let the world answer `action`; one with a `problem` is none, and is refused for that reason."""
         ...
 
     async def verify(self) -> float | None:

@@ -19,8 +19,8 @@ from echo_cli.environment_finding import Finding, find_problems
 from echo_cli.environment_play import play_watched
 from echo_cli.episode import Limits
 from echo_cli.random_action import random_line
+from echo_cli.renderer import Renderer
 from echo_cli.task import Task
-from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Role, Source, Trajectory
 
 _MOST_LINES = 8
@@ -76,7 +76,7 @@ class CheckReport:
 
 
 def check_environment(
-    worlds: Worlds, tokenizer: Tokenizer, limits: Limits, settings: EnvironmentConfig, seed: int = 0
+    worlds: Worlds, renderer: Renderer, limits: Limits, settings: EnvironmentConfig, seed: int = 0
 ) -> CheckReport:
     """Play one episode of `worlds` twice, the same actions on another task, and report. Nothing is written.
 
@@ -93,10 +93,10 @@ def check_environment(
     task = next((task for task in tasks if worlds.expert(task) is not None), tasks[0])
     script, lines = _script(worlds, task, settings, random.Random(seed))
     source: Source = "expert" if script == "actions" else "explorer"
-    first = play_watched(worlds, tokenizer, limits, task, lines, source)
-    second = play_watched(worlds, tokenizer, limits, task, lines, source)
+    first = play_watched(worlds, renderer, limits, task, lines, source)
+    second = play_watched(worlds, renderer, limits, task, lines, source)
     others = [other for other in tasks if other.reset_arguments != task.reset_arguments]
-    elsewhere = play_watched(worlds, tokenizer, limits, others[0], lines, source) if others else None
+    elsewhere = play_watched(worlds, renderer, limits, others[0], lines, source) if others else None
     times = [seconds for play in (first, second) for seconds in play.step_seconds]
     counts = {"train": worlds.tasks.train, "validation": worlds.tasks.validation, "heldout": worlds.tasks.heldout}
     return CheckReport(

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from echo_cli.environment import Environment, Piece, Reply, Worlds
 from echo_cli.episode import Limits
+from echo_cli.renderer import Renderer
 from echo_cli.rollout import play_scripts
 from echo_cli.task import Task
-from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Role, Source, Trajectory
 
 
@@ -32,9 +32,9 @@ class Play:
         self.reset_seconds = time.perf_counter() - start
         return self.opening
 
-    async def step(self, action: str) -> Reply:
+    async def step(self, action: str, problem: str | None = None) -> Reply:
         start = time.perf_counter()
-        reply = await self.environment.step(action)
+        reply = await self.environment.step(action, problem)
         self.step_seconds.append(time.perf_counter() - start)
         self.replies.append(reply)
         return reply
@@ -67,7 +67,7 @@ class _WatchedWorlds:
 
 
 def play_watched(
-    worlds: Worlds, tokenizer: Tokenizer, limits: Limits, task: Task, actions: Sequence[str], source: Source
+    worlds: Worlds, renderer: Renderer, limits: Limits, task: Task, actions: Sequence[str], source: Source
 ) -> Play:
     """Play one script and call the verifier.
 
@@ -75,7 +75,7 @@ def play_watched(
         EchoError: as `play_scripts`.
     """
     watched = _WatchedWorlds(worlds, task)
-    (watched.last.trajectory,) = play_scripts(tokenizer, watched, [(task, actions)], limits, source, verify=True)
+    (watched.last.trajectory,) = play_scripts(renderer, watched, [(task, actions)], limits, source, verify=True)
     return watched.last
 
 

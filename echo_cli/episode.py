@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from echo_cli.environment import Environment, Piece, Reply
+from echo_cli.renderer import SCAFFOLD, Frame, PlainRenderer, Renderer
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Role, Segment, Source, StopReason, Trajectory, Turn
@@ -27,16 +28,26 @@ class Limits:
     output_tokens: int
     episode_tokens: int
 
-    @property
-    def longest(self) -> int:
+    def longest(self, scaffold: int) -> int:
         """The most tokens that an episode can have, by any tokenizer of bytes.
+
+        Args:
+            scaffold: `Renderer.overhead`.
 
         An action ends by `episode_tokens`, unless even a cut opening leaves it no room. What follows is at most what
         `Episode._add_pieces` lets through: two outputs, a notice after each and after a last scrap, and a prompt.
         """
-        opening = 1 + 1 + len(CUT_OUTPUT) + _PROMPT_TOKENS
-        reply = 2 * self.output_tokens + 3 * len(CUT_OUTPUT) + _PROMPT_TOKENS
+        opening = 1 + len(CUT_OUTPUT) + _PROMPT_TOKENS + scaffold
+        reply = 2 * self.output_tokens + 3 * len(CUT_OUTPUT) + _PROMPT_TOKENS + scaffold - 1
         return max(self.episode_tokens, opening + self.action_tokens) + reply
+
+
+@dataclass(frozen=True)
+class Following:
+    """The tokens that follow in a policy's sequence, once its last `rewind` tokens are taken back."""
+
+    token_ids: list[int]
+    rewind: int = 0
 
 
 class Episode:
@@ -45,8 +56,9 @@ class Episode:
     Each of its coroutines lets go of the environment when it fails, so that a session is never left behind.
     """
 
-    def __init__(self, tokenizer: Tokenizer, environment: Environment, task: Task, group_id: str, limits: Limits):
-        self.tokenizer = tokenizer
+    def __init__(self, renderer: Renderer, environment: Environment, task: Task, group_id: str, limits: Limits):
+        self.renderer = renderer
+        self.tokenizer = renderer.tokenizer
         self.environment = environment
         self.task = task
         self.group_id = group_id
@@ -57,29 +69,40 @@ class Episode:
         self.stop_reason: StopReason | None = None
         self.length = 0
 
-    async def reset(self) -> list[int]:
+    async def reset(self) -> Following:
         """Start the episode; returns its first tokens."""
         opening = await self._or_close(self.environment.reset(self.task))
-        if not opening or opening[0].role is not Role.CONTEXT:  # BOS is nobody's text
+        frame = self.renderer.opening()
+        if not frame.before and (not opening or opening[0].role is not Role.CONTEXT):  # BOS is nobody's text
             opening = (Piece(Role.CONTEXT, ""), *opening)
-        return _ids(self._add_pieces(opening, first=True))
+        return Following(_ids(self._add_pieces(opening, frame, first=True)))
 
-    async def act(self, token_ids: Sequence[int], logprobs: Sequence[float] | None) -> list[int]:
+    async def act(self, token_ids: Sequence[int], logprobs: Sequence[float] | None) -> Following:
         """Let the environment answer an action, given as sampled; returns the tokens that follow it.
 
         An action without its stop token was cut at the cap: the environment never sees it.
         """
         ids = list(token_ids)
-        text = self.tokenizer.decode(ids)
-        self._add(Segment(Role.ACTION, text, tuple(ids), None if logprobs is None else tuple(logprobs)))
-        if not ids or ids[-1] not in self.tokenizer.newline_ids:
-            self.turns.append(Turn(text, "", None, valid_action=False, clean_parse=False))
-            return self._reply(Reply((Piece(Role.WARNING, CUT_ACTION, "notice"),), done=True), "length_cap")
-        command = text.split("\n", 1)[0]
-        reply, before = await self._or_close(self.environment.step(command)), len(self.segments)
-        following = self._reply(reply, "turn_cap" if reply.capped else "answered")
+        said, frame = self.renderer.message(ids), self.renderer.reply(ids)
+        self._add(
+            Segment(
+                Role.ACTION,
+                self.tokenizer.decode(ids),
+                tuple(ids),
+                None if logprobs is None else tuple(logprobs),
+                transient=said.transient,
+            )
+        )
+        self.length -= said.transient
+        if not said.complete:
+            self.turns.append(Turn(said.text, "", None, valid_action=False, clean_parse=False))
+            notice = Reply((Piece(Role.WARNING, CUT_ACTION, "notice"),), done=True)
+            return self._following(ids, 0, notice, frame, "length_cap")
+        reply = await self._or_close(self.environment.step(said.text, said.problem))
+        before = len(self.segments)
+        following = self._following(ids, said.transient, reply, frame, "turn_cap" if reply.capped else "answered")
         output = "".join(segment.text for segment in self.segments[before:] if segment.role is Role.ENV_OUTPUT)
-        self.turns.append(Turn(command, output, reply.exit_code, reply.valid_action, reply.clean_parse))
+        self.turns.append(Turn(said.text, output, reply.exit_code, reply.valid_action, reply.clean_parse))
         self.penalty += reply.penalty
         return following
 
@@ -123,27 +146,34 @@ class Episode:
             await self.environment.close()
             raise
 
-    def _reply(self, reply: Reply, ending: StopReason) -> list[int]:
-        added = self._add_pieces(reply.pieces)
+    def _following(
+        self, action_ids: list[int], transient: int, reply: Reply, frame: Frame, ending: StopReason
+    ) -> Following:
+        """Add the answer to an action; an action that lost its thinking is read again without it."""
+        added = _ids(self._add_pieces(reply.pieces, replace(frame, after=()) if reply.done else frame))
         if reply.done:
             self.stop_reason = ending
         elif self.length + self.limits.action_tokens > self.limits.episode_tokens:
             self.stop_reason = "length_cap"
-        return _ids(added)
+        return Following([*action_ids[transient:], *added], len(action_ids)) if transient else Following(added)
 
-    def _add_pieces(self, pieces: Sequence[Piece], first: bool = False) -> list[Segment]:
+    def _add_pieces(self, pieces: Sequence[Piece], frame: Frame, first: bool = False) -> list[Segment]:
         """Tokenise each piece alone, so that no token straddles two roles; cut long ones, with a notice.
 
         A piece of a reply has at most `output_tokens`, all of them together twice that. An opening leaves room for an
-        action. What is cut is never the prompt, a short piece of context at the end.
+        action. What is cut is never the prompt, a short piece of context at the end, nor the scaffold of `frame`.
         """
+        if not pieces and not frame.after:
+            return []
         limits, notice = self.limits, tuple(self.tokenizer.encode(CUT_OUTPUT))
         ending = self._prompt_ids(pieces)
         if first:
-            left = max(limits.episode_tokens - limits.action_tokens - 1 - len(notice) - len(ending), 1)
+            scaffold = len(self.renderer.start_ids) + len(_ids((*frame.before, *frame.after)))
+            left = max(limits.episode_tokens - limits.action_tokens - scaffold - len(notice) - len(ending), 1)
         else:
             left = 2 * (limits.output_tokens + len(notice))
-        added: list[Segment] = []
+        start = self.renderer.start_ids if first else ()
+        added = [self._add(segment) for segment in frame.before]
         for piece in pieces[:-1] if ending else pieces:
             if left <= 0:
                 break
@@ -155,14 +185,14 @@ class Episode:
             if cut:
                 ids, text = _cut(self.tokenizer, ids, min(cap, len(ids)))
             left -= len(ids)
-            start = [self.tokenizer.bos_id] if first and not added else []
             added.append(self._add(Segment(piece.role, text, (*start, *ids), channel=piece.channel)))
+            start = ()
             if cut:
                 left -= len(notice)
                 added.append(self._add(Segment(Role.WARNING, CUT_OUTPUT, notice, channel="notice")))
         if ending:
             added.append(self._add(Segment(Role.CONTEXT, pieces[-1].text, tuple(ending), channel=pieces[-1].channel)))
-        return added
+        return [*added, *(self._add(segment) for segment in frame.after)]
 
     def _prompt_ids(self, pieces: Sequence[Piece]) -> list[int]:
         """The tokens of the prompt that ends `pieces`; none where it is all there is, and so not cut anyway."""
@@ -182,11 +212,6 @@ def _ids(segments: Sequence[Segment]) -> list[int]:
     return [token for segment in segments for token in segment.token_ids]
 
 
-def _encode(tokenizer: Tokenizer, text: str, first: bool) -> list[int]:
-    """The tokens of a piece; the first one of an episode begins with BOS."""
-    return [tokenizer.bos_id, *tokenizer.encode(text)] if first else tokenizer.encode(text)
-
-
 def _cut(tokenizer: Tokenizer, ids: list[int], count: int) -> tuple[list[int], str]:
     """The first `count` tokens and their text; a few less where a character would be cut in two."""
     while tokenizer.encode(text := tokenizer.decode(ids[:count])) != ids[:count]:
@@ -194,16 +219,42 @@ def _cut(tokenizer: Tokenizer, ids: list[int], count: int) -> tuple[list[int], s
     return ids[:count], text
 
 
-def reencode(trajectory: Trajectory, tokenizer: Tokenizer) -> Trajectory:
-    """The same text in the tokens of `tokenizer`, each segment encoded alone and BOS first, as in an `Episode`.
+def rerender(trajectory: Trajectory, renderer: Renderer) -> Trajectory:
+    """The same episode as `renderer` writes it: each segment's text encoded alone, as in an `Episode`.
 
-    The tokenizer that a scripted episode was played with gives its ids again. A policy samples ids that need not be
+    The renderer that a scripted episode was played with gives its ids again. A policy samples ids that need not be
     the encoding of their text, so those of its actions may differ; its behaviour logprobs belong to the sampled ids
     and are dropped, which leaves a rollout that RL cannot learn from (`world_model_only`).
     """
-    segments = tuple(
-        replace(segment, token_ids=tuple(_encode(tokenizer, segment.text, number == 0)), logprobs=None)
-        for number, segment in enumerate(trajectory.segments)
-    )
+    scaffolded = any(segment.channel == SCAFFOLD for segment in trajectory.segments)
+    as_written = isinstance(renderer, PlainRenderer) and not scaffolded
+    commands = iter(trajectory.turns)
+    segments: list[Segment] = []
+    frame, start = renderer.opening(), renderer.start_ids
+    open_frame = False
+
+    def begin() -> None:
+        nonlocal open_frame
+        if not open_frame:
+            segments.extend(frame.before)
+            open_frame = True
+
+    for segment in trajectory.segments:
+        if segment.channel == SCAFFOLD:
+            continue
+        if segment.role is Role.ACTION:
+            begin()
+            segments.extend(frame.after)
+            text = segment.text if as_written else next(commands).command
+            ids = renderer.tokenizer.encode(text) if as_written else renderer.script(text)
+            segments.append(Segment(Role.ACTION, renderer.tokenizer.decode(ids), tuple(ids)))
+            frame, open_frame = renderer.reply(ids), False
+        else:
+            begin()
+            ids = [*start, *renderer.tokenizer.encode(segment.text)]
+            segments.append(replace(segment, token_ids=tuple(ids)))
+            start = ()
+    if not segments or segments[0].role is not Role.CONTEXT:
+        segments.insert(0, Segment(Role.CONTEXT, "", start))
     world_model_only = trajectory.world_model_only or trajectory.source == "policy"
-    return replace(trajectory, segments=segments, world_model_only=world_model_only)
+    return replace(trajectory, segments=tuple(segments), world_model_only=world_model_only)

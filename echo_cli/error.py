@@ -15,3 +15,8 @@ class EchoError(Exception):
         self.message = message
         self.tip = tip
         self.exit_code = exit_code
+
+
+def first_line(error: Exception) -> str:
+    """What a library's exception says, in one line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -16,10 +16,10 @@ from echo_cli.environment import Worlds
 from echo_cli.episode import Limits
 from echo_cli.policy import TorchPolicy
 from echo_cli.pool import Pair, Pool, expert_pool, expert_scripts
+from echo_cli.renderer import Renderer
 from echo_cli.rollout import play_policy, play_scripts, without_fragments
 from echo_cli.seed import derive_seed
 from echo_cli.task import Task
-from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Role, Trajectory
 
 
@@ -73,7 +73,7 @@ def rollout_tasks(
     """
     wanted = [(task, task.task_id) for task in tasks for _ in range(rollouts)]
     sampler = policy.sampler(config.rollout.temperature, seed)
-    played = play_policy(sampler, policy.tokenizer, worlds, wanted, limits_of(config), verify=True)
+    played = play_policy(sampler, policy.renderer, worlds, wanted, limits_of(config), verify=True)
     return [trajectory for trajectory in played if trajectory.stop_reason != "aborted"]
 
 
@@ -93,10 +93,10 @@ def pool_tasks(worlds: Worlds) -> dict[str, tuple[Worlds, Sequence[Task]]]:
     }
 
 
-def expert_pools(config: Config, worlds: Worlds, tokenizer: Tokenizer) -> dict[str, Pool]:
+def expert_pools(config: Config, worlds: Worlds, renderer: Renderer) -> dict[str, Pool]:
     """The frozen pools of worlds whose every task has an expert."""
     limits = limits_of(config)
-    return {name: expert_pool(of, tasks, tokenizer, limits) for name, (of, tasks) in pool_tasks(worlds).items()}
+    return {name: expert_pool(of, tasks, renderer, limits) for name, (of, tasks) in pool_tasks(worlds).items()}
 
 
 def play_pools(config: Config, worlds: Worlds, policy: TorchPolicy) -> dict[str, list[Trajectory]]:
@@ -109,10 +109,10 @@ def play_pools(config: Config, worlds: Worlds, policy: TorchPolicy) -> dict[str,
     """
     limits, played = limits_of(config), {}
     for name, (of, tasks) in pool_tasks(worlds).items():
-        expert = play_scripts(policy.tokenizer, of, expert_scripts(of, tasks), limits, "expert")
+        expert = play_scripts(policy.renderer, of, expert_scripts(of, tasks), limits, "expert")
         wanted = [(task, task.task_id) for task in tasks if of.expert(task) is None]
         sampler = policy.sampler(config.rollout.temperature, derive_seed(config.seed, f"pool/{name}"))
-        rollouts = play_policy(sampler, policy.tokenizer, of, wanted, limits, verify=False)
+        rollouts = play_policy(sampler, policy.renderer, of, wanted, limits, verify=False)
         played[name] = expert + without_fragments(rollouts, len(wanted), of.hosting)
     return played
 

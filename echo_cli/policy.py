@@ -8,25 +8,21 @@ Shapes: B rollouts of the step, R rows of a micro-batch, T tokens, N targets, H 
 
 from __future__ import annotations
 
-import copy
 import io
-import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
-from torch.nn.functional import linear
 
 from echo_cli.batch import Targets, bucket, collate, targets
-from echo_cli.config import ModelConfig, OptimConfig
-from echo_cli.error import EchoError
+from echo_cli.config import Config, OptimConfig
+from echo_cli.error import EchoError, first_line
 from echo_cli.logprob import Scores, selected_logprobs, target_logprobs
 from echo_cli.metric import Metric, Metrics, merge_metrics
-from echo_cli.models.tiny import TinyConfig, TinyModel
+from echo_cli.models.language_model import LanguageModel
+from echo_cli.models.tiny_folder import load_model, model_folder
 from echo_cli.objective import (
     GradientComparison,
     ObjectiveSettings,
@@ -36,16 +32,12 @@ from echo_cli.objective import (
     gradient_comparison,
     rl_loss,
 )
+from echo_cli.renderer import PlainRenderer, Renderer
 from echo_cli.sampler import CachedSampler
-from echo_cli.tokenizer import Tokenizer
+from echo_cli.tokenizer import TOKENIZER_FILE, Tokenizer
 from echo_cli.trajectory import Role, Trajectory
 
-MODEL_FILE, CONFIG_FILE, TOKENIZER_FILE, TRAINER_FILE = (
-    "model.safetensors",
-    "config.json",
-    "tokenizer.json",
-    "trainer.pt",
-)
+TRAINER_FILE = "trainer.pt"
 
 # Logits of one chunk of the LM head: 2^23 values are 32 MB in float32.
 _CHUNK_LOGITS = 2**23
@@ -63,40 +55,16 @@ class TokenScores:
     """The probability of the most probable token, float32."""
 
 
-@dataclass(frozen=True)
-class DeviceChoice:
-    """A device and why it was chosen, for the user to read."""
-
-    device: torch.device
-    reason: str
-
-
-def choose_device(wanted: str) -> DeviceChoice:
-    """The device of a config's `auto`, `cpu` or `cuda`.
-
-    Raises:
-        EchoError: CUDA is asked for and not there.
-    """
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise EchoError(
-            "device 'cuda' is not available on this machine", "use --device cpu, or install a CUDA build of torch"
-        )
-    if wanted == "cpu" or not available:
-        reason = "as asked" if wanted == "cpu" else "no CUDA device found"
-        return DeviceChoice(torch.device("cpu"), f"cpu float32: {reason}")
-    return DeviceChoice(torch.device("cuda"), f"cuda float32: {torch.cuda.get_device_name()}, tiny model")
-
-
 class TorchPolicy:
-    """The built-in model with AdamW, in one process."""
+    """A model with AdamW, in one process."""
 
-    def __init__(self, model: TinyModel, tokenizer: Tokenizer, optim: OptimConfig, device: torch.device) -> None:
+    def __init__(self, model: LanguageModel, renderer: Renderer, optim: OptimConfig, device: torch.device) -> None:
         self.model = model.to(device)
-        self.tokenizer = tokenizer
+        self.renderer = renderer
+        self.tokenizer = renderer.tokenizer
         self.device = device
         self._optim = optim
-        self._parameters = list(self.model.parameters())
+        self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(
             self._parameters,
             lr=optim.lr,
@@ -105,18 +73,18 @@ class TorchPolicy:
             weight_decay=optim.weight_decay,
             fused=True,
         )
-        self._reference: TinyModel | None = None
+        self._reference: LanguageModel | None = None
 
     def keep_reference(self) -> None:
-        """Freeze a copy of the present weights as the reference of the KL penalty."""
-        self._reference = copy.deepcopy(self.model).requires_grad_(False)
+        """Make the present weights the reference of the KL penalty."""
+        self._reference = self.model.reference()
 
     def sampler(self, temperature: float, seed: int) -> Callable[[int], CachedSampler]:
         """Makes samplers for a number of sequences. The same seed samples the same tokens."""
 
         def new(batch: int) -> CachedSampler:
             generator = torch.Generator(self.device).manual_seed(seed)
-            return CachedSampler(self.model, batch, temperature, self.tokenizer.newline_ids, generator)
+            return CachedSampler(self.model, batch, temperature, self.renderer.stop_ids, generator)
 
         return new
 
@@ -192,7 +160,7 @@ class TorchPolicy:
             micro = collate(trajectories, indices, self.tokenizer.pad_id).to(self.device)
             wanted = targets(micro, roles)
             hidden_NH = wanted.gather(self.model(micro.token_ids_RT))
-            scores = target_logprobs(hidden_NH, self._lm_head, wanted, 1.0, chunk_rows=self._chunk_rows)
+            scores = target_logprobs(hidden_NH, self.model.head, wanted, 1.0, chunk_rows=self._chunk_rows)
             order = torch.argsort(wanted.position_N, stable=True)
             for index in indices:
                 chosen = order[wanted.rollout_N[order] == index]
@@ -204,12 +172,13 @@ class TorchPolicy:
     def predict(self, trajectory: Trajectory) -> list[int]:
         """The most probable next token after each token of the trajectory, teacher-forced."""
         ids_1T = torch.tensor([trajectory.token_ids], device=self.device)
-        predicted: list[int] = self._lm_head(self.model(ids_1T)[0]).argmax(dim=-1).tolist()
+        predicted: list[int] = self.model.head(self.model(ids_1T)[0]).argmax(dim=-1).tolist()
         return predicted
 
     def save(self, folder: Path) -> None:
         """Write weights, architecture, tokenizer and optimizer state into `folder`."""
-        save_model(self.model, self.tokenizer, folder)
+        self.model.save(folder)
+        self.tokenizer.save(folder)
         state = io.BytesIO()
         torch.save(self._optimizer.state_dict(), state)
         (folder / TRAINER_FILE).write_bytes(state.getbuffer())
@@ -220,13 +189,13 @@ class TorchPolicy:
         Raises:
             EchoError: a file is damaged or belongs to another architecture.
         """
-        _load_weights(self.model, folder)
+        self.model.load(folder)
         try:
             state = torch.load(folder / TRAINER_FILE, map_location=self.device, weights_only=True)
             self._optimizer.load_state_dict(state)
         except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
             raise EchoError(
-                f"{folder / TRAINER_FILE} is not this run's trainer state: {_first_line(error)}",
+                f"{folder / TRAINER_FILE} is not this run's trainer state: {first_line(error)}",
                 "resume from another checkpoint",
             ) from error
 
@@ -256,7 +225,7 @@ class TorchPolicy:
         hidden_NH = wanted.gather(self.model(micro.token_ids_RT))
         scores = target_logprobs(
             hidden_NH,
-            self._lm_head,
+            self.model.head,
             wanted,
             temperature,
             env_gradient=env_gradient,
@@ -273,7 +242,7 @@ class TorchPolicy:
             reference_NH = wanted.gather(reference(micro.token_ids_RT))
             reference_scores = selected_logprobs(
                 reference_NH[:actions],
-                lambda hidden: linear(hidden, reference.lm_head_VH),
+                reference.head,
                 wanted.token_ids_N[:actions],
                 temperature,
                 self._chunk_rows,
@@ -282,75 +251,27 @@ class TorchPolicy:
             )
         return wanted, scores, torch.cat([reference_scores.logprobs_N, scores.logprobs_N[actions:].detach()])
 
-    def _lm_head(self, hidden_NH: Tensor) -> Tensor:
-        return linear(hidden_NH, self.model.lm_head_VH)
-
     @property
     def _chunk_rows(self) -> int:
-        return max(256, _CHUNK_LOGITS // self.tokenizer.vocab_size)
+        return int(max(256, _CHUNK_LOGITS // self.model.vocab_size))
 
 
-def load_policy(model: ModelConfig, optim: OptimConfig, device: torch.device, seed: int) -> TorchPolicy:
-    """The policy at the start of a run: the model folder's weights, or random ones with `init: scratch`.
-
-    Raises:
-        EchoError: the folder is missing or a file in it is not what it should be.
-    """
-    folder = model_folder(model.path)
-    tiny, tokenizer = load_model(folder)
-    if model.init == "scratch":
-        tiny.init_weights(torch.Generator().manual_seed(seed))
-    return TorchPolicy(tiny, tokenizer, optim, device)
-
-
-def model_folder(path: str) -> Path:
-    """The folder of `model.path`: `tiny-base` ships with the package."""
-    return Path(__file__).parent / "models" / "tiny_base" if path == "tiny-base" else Path(path)
-
-
-def load_model(folder: Path) -> tuple[TinyModel, Tokenizer]:
-    """The model and tokenizer of a folder.
+def load_renderer(config: Config) -> Renderer:
+    """How the config's model writes conversations, without its weights.
 
     Raises:
-        EchoError: as `load_policy`.
+        EchoError: a file of the tokenizer is missing or is not what it should be.
     """
-    if not folder.is_dir():
-        raise EchoError(f"no model folder {folder}", "model.path is 'tiny-base' or a folder with model.safetensors")
-    tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
-    try:
-        config = TinyConfig(**json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise EchoError(
-            f"{folder / CONFIG_FILE} is not a model config: {_first_line(error)}", "restore the file"
-        ) from error
-    if config.vocab_size != tokenizer.vocab_size:
-        raise EchoError(
-            f"{folder}: the model has {config.vocab_size} tokens and the tokenizer {tokenizer.vocab_size}",
-            "take both from the same source",
-        )
-    model = TinyModel(config)
-    _load_weights(model, folder)
-    return model, tokenizer
+    return PlainRenderer(Tokenizer.load(model_folder(config.model.path) / TOKENIZER_FILE))
 
 
-def save_model(model: TinyModel, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write a model folder: weights as safetensors, architecture and tokenizer as JSON."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    # Written by Python and not by the libraries, whose errors do not say that the disk is full.
-    (folder / MODEL_FILE).write_bytes(safetensors_bytes(tensors))
-    (folder / CONFIG_FILE).write_text(json.dumps(model.config.to_json(), indent=2) + "\n", encoding="utf-8")
-    (folder / TOKENIZER_FILE).write_text(tokenizer.to_json(), encoding="utf-8")
+def load_policy(config: Config, device: torch.device) -> TorchPolicy:
+    """The policy at the start of a run: the weights of the config's model, or random ones with `init: scratch`.
 
-
-def _load_weights(model: TinyModel, folder: Path) -> None:
-    path = folder / MODEL_FILE
-    try:
-        model.load_state_dict(load_file(path))
-    except Exception as error:  # safetensors raises its own type from Rust, torch RuntimeError, the system OSError
-        raise EchoError(
-            f"cannot load weights from {path}: {_first_line(error)}", "restore the file from its source"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    Raises:
+        EchoError: the model is missing or a file of it is not what it should be.
+    """
+    tiny, tokenizer = load_model(model_folder(config.model.path))
+    if config.model.init == "scratch":
+        tiny.init_weights(torch.Generator().manual_seed(config.seed))
+    return TorchPolicy(tiny, PlainRenderer(tokenizer), config.optim, device)

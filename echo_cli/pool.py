@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from echo_cli.environment import Worlds
 from echo_cli.episode import Limits
+from echo_cli.renderer import Renderer
 from echo_cli.rollout import play_scripts
 from echo_cli.task import Task
-from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Role, Trajectory, Turn
 
 Pair = tuple[str, str]
@@ -52,9 +52,9 @@ def pool_of(trajectories: Iterable[Trajectory]) -> Pool:
     return Pool(tuple(kept), tuple(all_spans))
 
 
-def expert_pool(worlds: Worlds, tasks: Sequence[Task], tokenizer: Tokenizer, limits: Limits) -> Pool:
+def expert_pool(worlds: Worlds, tasks: Sequence[Task], renderer: Renderer, limits: Limits) -> Pool:
     """Expert trajectories on `tasks`; a task whose solution is not known is left out."""
-    return pool_of(play_scripts(tokenizer, worlds, expert_scripts(worlds, tasks), limits, "expert"))
+    return pool_of(play_scripts(renderer, worlds, expert_scripts(worlds, tasks), limits, "expert"))
 
 
 def expert_scripts(worlds: Worlds, tasks: Sequence[Task]) -> list[tuple[Task, list[str]]]:

@@ -10,20 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from echo_cli.config import Config, ModelConfig
+from echo_cli.config import Config
 from echo_cli.environment import Worlds
 from echo_cli.error import EchoError
 from echo_cli.evaluate import limits_of
-from echo_cli.policy import MODEL_FILE, TOKENIZER_FILE, TorchPolicy, model_folder
+from echo_cli.models.tiny import MODEL_FILE
+from echo_cli.policy import TorchPolicy, load_renderer
 from echo_cli.pool import expert_scripts
 from echo_cli.pool_file import Actor, Manifest, Provenance, check_free, write_pool
+from echo_cli.renderer import Renderer
 from echo_cli.rollout import play_policy, play_scripts, without_fragments
 from echo_cli.run import git_commit, open_run
 from echo_cli.seed import derive_seed, generator
 from echo_cli.session import build_policy
 from echo_cli.storage import sha256_of
 from echo_cli.task import Split, Task
-from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Trajectory
 from echo_cli.worlds import open_worlds
 
@@ -76,12 +77,12 @@ def build_pool(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> Mani
         tasks = _tasks(worlds, recipe)
         if isinstance(recipe.actor, CheckpointActor):
             policy, actor = _load(recipe.actor, config)
-            tokenizer, temperature = policy.tokenizer, recipe.actor.temperature
+            renderer, temperature = policy.renderer, recipe.actor.temperature
             trajectories = _sample(policy, worlds, tasks, recipe, temperature)
         else:
-            tokenizer = Tokenizer.load(model_folder(config.model.path) / TOKENIZER_FILE)
+            renderer = load_renderer(config)
             actor, temperature = Actor(kind="expert" if recipe.actor == "expert" else "explorer"), None
-            trajectories = _script(tokenizer, worlds, tasks, recipe)
+            trajectories = _script(renderer, worlds, tasks, recipe)
     if recipe.only_solved:
         trajectories = [trajectory for trajectory in trajectories if (trajectory.reward or 0.0) >= 1.0]
         if not trajectories:
@@ -101,7 +102,7 @@ def build_pool(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> Mani
         echo_cli=importlib.metadata.version("echo-cli"),
         git_commit=git_commit(),
     )
-    return write_pool(folder, trajectories, tokenizer, provenance, overwrite=overwrite)
+    return write_pool(folder, trajectories, renderer.tokenizer, provenance, overwrite=overwrite)
 
 
 def _world_seeds(config: Config, out_of_distribution: bool) -> tuple[int, ...]:
@@ -126,7 +127,8 @@ def _load(actor: CheckpointActor, config: Config) -> tuple[TorchPolicy, Actor]:
     """The policy of a checkpoint, with the checkpoint's own architecture and tokenizer, and its record."""
     run = open_run(actor.run)
     folder, meta = run.load_checkpoint(actor.which)
-    policy, _ = build_policy(config.model_copy(update={"model": ModelConfig(path=str(folder))}))
+    model = config.model.model_copy(update={"path": str(folder), "init": "pretrained"})
+    policy, _ = build_policy(config.model_copy(update={"model": model}))
     sha256 = sha256_of(folder / MODEL_FILE)
     return policy, Actor(kind="checkpoint", run=run.path.resolve().name, step=meta["step"], model_sha256=sha256)
 
@@ -139,13 +141,13 @@ def _sample(
     whole: list[Trajectory] = []
     for number in range(recipe.rollouts):
         sampler = policy.sampler(temperature, derive_seed(recipe.config.seed, "pool", number))
-        played = play_policy(sampler, policy.tokenizer, worlds, wanted, limits, verify=True)
+        played = play_policy(sampler, policy.renderer, worlds, wanted, limits, verify=True)
         whole += without_fragments(played, len(wanted), worlds.hosting)
     order = {task.task_id: number for number, task in enumerate(tasks)}
     return sorted(whole, key=lambda trajectory: order[trajectory.task_id])
 
 
-def _script(tokenizer: Tokenizer, worlds: Worlds, tasks: Sequence[Task], recipe: Recipe) -> list[Trajectory]:
+def _script(renderer: Renderer, worlds: Worlds, tasks: Sequence[Task], recipe: Recipe) -> list[Trajectory]:
     """Scripted rollouts, task by task; explorers draw from a generator of this pool's own.
 
     Raises:
@@ -156,7 +158,7 @@ def _script(tokenizer: Tokenizer, worlds: Worlds, tasks: Sequence[Task], recipe:
         solved = expert_scripts(worlds, tasks)
         if not solved:
             raise EchoError("no task has a known solution", "list its lines under `actions` in environment.tasks")
-        return play_scripts(tokenizer, worlds, solved, limits, "expert")
+        return play_scripts(renderer, worlds, solved, limits, "expert")
     rng = generator(recipe.config.seed, "pool/explorer")
     scripts = [(task, worlds.explorer(task, count, rng)) for task in tasks for _ in range(recipe.rollouts)]
-    return play_scripts(tokenizer, worlds, scripts, limits, "explorer", world_model_only=True)
+    return play_scripts(renderer, worlds, scripts, limits, "explorer", world_model_only=True)

@@ -19,9 +19,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from echo_cli.episode import Limits, reencode
+from echo_cli.episode import Limits, rerender
 from echo_cli.error import EchoError
 from echo_cli.pool import Pool, pool_of
+from echo_cli.renderer import Renderer
 from echo_cli.storage import (
     TEMPORARY,
     append_jsonl,
@@ -244,8 +245,8 @@ def read_pool(folder: Path) -> tuple[Manifest, list[Trajectory]]:
     return manifest, trajectories
 
 
-def load_pool(folder: Path, tokenizer: Tokenizer, max_tokens: int | None = None) -> Pool:
-    """The pool `folder` in the tokens of `tokenizer`, whatever tokenizer it was played with (see `rollout.reencode`).
+def load_pool(folder: Path, renderer: Renderer, max_tokens: int | None = None) -> Pool:
+    """The pool `folder` as `renderer` writes it, whatever it was played with (see `episode.rerender`).
 
     Args:
         max_tokens: the longest trajectory that the policy to be measured can take; None for any.
@@ -254,7 +255,7 @@ def load_pool(folder: Path, tokenizer: Tokenizer, max_tokens: int | None = None)
         EchoError: as `read_pool`, or a trajectory is longer than `max_tokens`.
     """
     _, played = read_pool(folder)
-    pool = pool_of(reencode(trajectory, tokenizer) for trajectory in played)
+    pool = pool_of(rerender(trajectory, renderer) for trajectory in played)
     longest = max(map(len, pool.trajectories), default=0)
     if max_tokens is not None and longest > max_tokens:
         message = f"a trajectory of {shown(folder)} has {longest} tokens, the model takes {max_tokens}"

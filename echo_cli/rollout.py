@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from echo_cli.environment import Hosting, Worlds
-from echo_cli.episode import Episode, Limits
+from echo_cli.episode import Episode, Following, Limits
 from echo_cli.error import EchoError
 from echo_cli.event_loop import EventLoop
 from echo_cli.fault import SessionLost
+from echo_cli.renderer import Renderer
 from echo_cli.task import Task
-from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Source, Trajectory
 
 
@@ -26,8 +26,17 @@ class Sampler(Protocol):
         """Add context and observation tokens to every row."""
         ...
 
-    def sample(self, max_tokens: int, rows: Sequence[int] | None = None) -> list[tuple[list[int], list[float]]]:
-        """Sample `rows`, or all, until a stop token or `max_tokens`: token ids and behaviour logprobs of each."""
+    def rewind(self, row: int, count: int) -> None:
+        """Take the last `count` tokens of a row back."""
+        ...
+
+    def sample(
+        self, max_tokens: int, rows: Sequence[int] | None = None
+    ) -> Sequence[tuple[list[int], list[float]] | None]:
+        """Sample `rows`, or all, until a stop token or `max_tokens`: token ids and behaviour logprobs of each.
+
+        None stands for a row that has not finished, and goes on when it is among `rows` again.
+        """
         ...
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -40,7 +49,7 @@ class Sampler(Protocol):
 
 
 def play_scripts(
-    tokenizer: Tokenizer,
+    renderer: Renderer,
     worlds: Worlds,
     scripts: Sequence[tuple[Task, Sequence[str]]],
     limits: Limits,
@@ -56,12 +65,12 @@ def play_scripts(
     """
 
     async def attempt(task: Task, actions: Sequence[str]) -> Trajectory:
-        episode = Episode(tokenizer, worlds.environment(), task, task.task_id, limits)
+        episode = Episode(renderer, worlds.environment(), task, task.task_id, limits)
         await episode.reset()
         for action in actions:
             if episode.stop_reason is not None:
                 break
-            await episode.act(tokenizer.encode(action + "\n"), None)
+            await episode.act(renderer.script(action), None)
         return await episode.finish(source, verify=verify, world_model_only=world_model_only)
 
     async def play(task: Task, actions: Sequence[str]) -> Trajectory:
@@ -89,19 +98,20 @@ def play_scripts(
 
 @dataclass
 class _Rollout:
-    """One rollout that is wanted, its episode once it is played, and the answer that the episode waits for."""
+    """One rollout that is wanted, its episode once it is played, and the answer that the policy waits for."""
 
     number: int
     task: Task
     group_id: str
     attempts: int = 0
     episode: Episode = field(init=False)
-    answer: Future[list[int]] = field(init=False)
+    answer: Future[Following] | None = field(init=False, default=None)
+    """None while the policy samples its action."""
 
 
 def play_policy(
     new_sampler: Callable[[int], Sampler],
-    tokenizer: Tokenizer,
+    renderer: Renderer,
     worlds: Worlds,
     wanted: Sequence[tuple[Task, str]],
     limits: Limits,
@@ -146,7 +156,7 @@ def play_policy(
                 for _ in range(joining):
                     rollout = waiting.popleft()
                     rollout.attempts += 1
-                    rollout.episode = Episode(tokenizer, worlds.environment(), rollout.task, rollout.group_id, limits)
+                    rollout.episode = Episode(renderer, worlds.environment(), rollout.task, rollout.group_id, limits)
                     rollout.answer = loop.start(rollout.episode.reset())
                     playing.append(rollout)
                 if sampler is None:
@@ -154,8 +164,9 @@ def play_policy(
                 elif joining:
                     sampler.add(joining)
 
-                answers = [rollout.answer for rollout in playing]
-                _wait(answers, list(ending), hosting.batch_wait_s, full=bool(waiting))
+                answers = [rollout.answer for rollout in playing if rollout.answer is not None]
+                sampling = len(answers) < len(playing)
+                _wait(answers, list(ending), hosting.batch_wait_s, full=bool(waiting), sampling=sampling)
                 for end in [end for end in ending if end.done()]:
                     rollout = ending.pop(end)
                     try:
@@ -164,12 +175,14 @@ def play_policy(
                         lose(rollout)
                 going_on: list[int] = []
                 ready: list[int] = []
-                following: list[list[int]] = []
+                following: list[Following] = []
                 for row, rollout in enumerate(playing):
-                    tokens: list[int] = []
-                    if rollout.answer.done():
+                    answer = Following([])
+                    if rollout.answer is None:
+                        ready.append(len(going_on))
+                    elif rollout.answer.done():
                         try:
-                            tokens = rollout.answer.result()
+                            answer = rollout.answer.result()
                         except SessionLost:
                             lose(rollout)
                             continue
@@ -178,16 +191,21 @@ def play_policy(
                             ending[loop.start(finish)] = rollout
                             continue
                         ready.append(len(going_on))
+                        rollout.answer = None
                     going_on.append(row)
-                    following.append(tokens)
+                    following.append(answer)
 
                 if len(going_on) < len(playing):
                     sampler.keep(going_on)
                     playing = [playing[row] for row in going_on]
                 if ready:
-                    sampler.append(following)
+                    for row, answer in enumerate(following):
+                        if answer.rewind:
+                            sampler.rewind(row, answer.rewind)
+                    sampler.append([answer.token_ids for answer in following])
                     for row, sample in zip(ready, sampler.sample(limits.action_tokens, ready), strict=True):
-                        playing[row].answer = loop.start(playing[row].episode.act(*sample))
+                        if sample is not None:
+                            playing[row].answer = loop.start(playing[row].episode.act(*sample))
         finally:
             left = [*playing, *ending.values()]
             wait([loop.start(rollout.episode.environment.close()) for rollout in left])
@@ -213,14 +231,19 @@ def _free_sessions(hosting: Hosting, waiting: int, taken: int) -> int:
 
 
 def _wait(
-    answers: Sequence[Future[list[int]]], endings: Sequence[Future[Trajectory]], batch_wait_s: float, *, full: bool
+    answers: Sequence[Future[Following]],
+    endings: Sequence[Future[Trajectory]],
+    batch_wait_s: float,
+    *,
+    full: bool,
+    sampling: bool,
 ) -> None:
-    """Wait for all answers, at most `batch_wait_s`, but for one at least.
+    """Wait for all answers, at most `batch_wait_s`, but for one at least where the policy is not `sampling`.
 
     Where all sessions are taken (`full`), an ending is waited for too: it frees one.
     """
-    expected: list[Future[Any]] = [*answers, *endings] if full or not answers else [*answers]
-    if not wait(expected, timeout=batch_wait_s).done:
+    expected: list[Future[Any]] = [*answers, *endings] if full or not (answers or sampling) else [*answers]
+    if not wait(expected, timeout=batch_wait_s).done and not sampling:
         wait(expected, return_when=FIRST_COMPLETED)
 
 

@@ -5,6 +5,7 @@ Shapes: B sequences, T tokens, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,38 +13,57 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from echo_cli.error import EchoError
-from echo_cli.models.tiny import KVCache, TinyModel
+from echo_cli.models.language_model import LanguageModel
+
+Sample = tuple[list[int], list[float]]
+"""Token ids and their behaviour logprobs."""
 
 
 class CachedSampler:
     """Growing sequences, sampled token-synchronously. Each token is computed once, whoever wrote it.
 
     `logprobs` are those of the distribution sampled from, temperature included.
+
+    Args:
+        batch: sequences to begin with.
+        refill: a call of `sample` ends once this share of its sequences has finished; the others go on in the next.
+        prefill_cells: tokens, padding included, that are computed at once before sampling; None for any number.
     """
 
     def __init__(
         self,
-        model: TinyModel,
+        model: LanguageModel,
         batch: int,
         temperature: float,
         stop_ids: Sequence[int],
         generator: torch.Generator,
+        refill: float = 1.0,
+        prefill_cells: int | None = None,
     ) -> None:
-        weight = model.lm_head_VH
         self._model = model
         self._temperature = temperature
         self._generator = generator
-        self._device = weight.device
-        self._is_stop_V = torch.zeros(weight.shape[0], dtype=torch.bool, device=self._device)
+        self._refill = refill
+        self._prefill_cells = prefill_cells
+        self._device = generator.device
+        self._is_stop_V = torch.zeros(model.vocab_size, dtype=torch.bool, device=self._device)
         self._is_stop_V[list(stop_ids)] = True
-        self._cache = KVCache(model.config, batch, weight.device, weight.dtype)
+        self._cache = model.new_cache(batch)
         self._lengths_B = torch.zeros(batch, dtype=torch.int64, device=self._device)
         self._waiting: list[list[int]] = [[] for _ in range(batch)]
+        self._begun: list[Sample] = [([], []) for _ in range(batch)]
 
     def append(self, token_lists: Sequence[Sequence[int]]) -> None:
         """Add tokens that the policy did not sample, one list a sequence; they are computed before the next sample."""
         for waiting, tokens in zip(self._waiting, token_lists, strict=True):
             waiting.extend(tokens)
+
+    def rewind(self, row: int, count: int) -> None:
+        """Take the last `count` tokens of a sequence back."""
+        waiting = self._waiting[row]
+        if count > len(waiting):
+            self._lengths_B[row] -= count - len(waiting)
+        self._waiting[row] = waiting[: max(len(waiting) - count, 0)]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with the sequences `rows` only."""
@@ -51,18 +71,20 @@ class CachedSampler:
         self._cache.keep(index)
         self._lengths_B = self._lengths_B[index]
         self._waiting = [self._waiting[row] for row in rows]
+        self._begun = [self._begun[row] for row in rows]
 
     def add(self, count: int) -> None:
         """Go on with `count` empty sequences after the others."""
         self._cache.add(count)
         self._lengths_B = pad(self._lengths_B, (0, count))
         self._waiting += [[] for _ in range(count)]
+        self._begun += [([], []) for _ in range(count)]
 
     @torch.inference_mode()
-    def sample(self, max_tokens: int, rows: Sequence[int] | None = None) -> list[tuple[list[int], list[float]]]:
+    def sample(self, max_tokens: int, rows: Sequence[int] | None = None) -> list[Sample | None]:
         """Sample the sequences `rows` up to and including a stop token, or `max_tokens` tokens: (token ids, logprobs).
 
-        The others, which have no tokens to go on from, are computed along and stay as they are.
+        None stands for one that has not finished: it goes on when it is among `rows` again. The others are left alone.
 
         Raises:
             EchoError: the model's logits are not finite (exit code 3).
@@ -75,6 +97,8 @@ class CachedSampler:
         counts_B = torch.zeros(B, dtype=torch.int64, device=self._device)
         sampled_B = torch.zeros(B, dtype=torch.bool, device=self._device)
         sampled_B[chosen] = True
+        left_B = max_tokens - torch.tensor([len(ids) for ids, _ in self._begun], device=self._device)
+        unfinished = len(chosen) - max(1, math.ceil(self._refill * len(chosen)))
         running_B = sampled_B
         for position in range(max_tokens):
             scaled_BV = torch.log_softmax(logits_BV.float() / self._temperature, dim=-1)
@@ -82,35 +106,67 @@ class CachedSampler:
             tokens_BT[:, position] = chosen_B1[:, 0]
             logprobs_BT[:, position] = scaled_BV.gather(1, chosen_B1)[:, 0]
             counts_B += running_B
-            running_B = running_B & ~self._is_stop_V[chosen_B1[:, 0]]
-            if position + 1 == max_tokens or not bool(running_B.any()):
+            running_B = running_B & ~self._is_stop_V[chosen_B1[:, 0]] & (counts_B < left_B)
+            if int(running_B.sum()) <= unfinished:
                 break
             # Finished rows go on as well: what they write lands past their end, where the next tokens overwrite it.
             hidden_B1H = self._model.extend(chosen_B1, self._lengths_B + position, self._cache)
-            logits_BV = hidden_B1H[:, 0] @ self._model.lm_head_VH.T
-        counts = counts_B.tolist()
+            logits_BV = self._model.head(hidden_B1H[:, 0])
+        counts, running = counts_B.tolist(), running_B.tolist()
         tokens, logprobs = tokens_BT.tolist(), logprobs_BT.tolist()
-        samples = [(tokens[row][: counts[row]], logprobs[row][: counts[row]]) for row in chosen]
         # The last token of each is not in the cache yet in every case; computing it again is cheaper than asking.
         self._lengths_B = self._lengths_B + counts_B - sampled_B.int()
-        for row, (sampled, _) in zip(chosen, samples, strict=True):
-            self._waiting[row] = [sampled[-1]]
+        samples: list[Sample | None] = []
+        for row in chosen:
+            before_ids, before_logprobs = self._begun[row]
+            sample = (
+                before_ids + tokens[row][: counts[row]],
+                before_logprobs + logprobs[row][: counts[row]],
+            )
+            self._waiting[row] = [sample[0][-1]]
+            self._begun[row] = sample if running[row] else ([], [])
+            samples.append(None if running[row] else sample)
         return samples
 
     def _prefill(self, rows: Sequence[int]) -> Tensor:
-        """Compute the waiting tokens of `rows` in one right-padded call; logits after the last of each."""
-        computed: list[list[int]] = [[] for _ in self._waiting]
+        """Compute the waiting tokens of `rows`, right-padded; logits [B, V] after the last of each, else zeros."""
+        parts = [
+            (group, self._prefill_together(group, whole=len(group) == len(self._waiting)))
+            for group in _groups(rows, [len(tokens) for tokens in self._waiting], self._prefill_cells)
+        ]
+        if len(parts) == 1 and len(rows) == len(self._waiting):
+            return parts[0][1]
+        V = self._model.vocab_size
+        logits_BV = torch.zeros(len(self._waiting), V, dtype=parts[0][1].dtype, device=self._device)
+        for group, logits_nV in parts:
+            logits_BV[group] = logits_nV
+        return logits_BV
+
+    def _prefill_together(self, rows: Sequence[int], *, whole: bool) -> Tensor:
+        """Logits [n, V] after the waiting tokens of `rows`; `whole` says that these are all rows, in order."""
+        waiting = [self._waiting[row] for row in rows]
+        index_n = torch.tensor(list(rows), dtype=torch.int64, device=self._device)
+        counts_n = torch.tensor([len(tokens) for tokens in waiting], device=self._device)
+        width = max(map(len, waiting))
+        ids_nT = torch.tensor([[*tokens, *[0] * (width - len(tokens))] for tokens in waiting], device=self._device)
+        starts_n = self._lengths_B[index_n]
+        hidden_nTH = self._model.extend(ids_nT, starts_n, self._cache, None if whole else index_n)
+        self._lengths_B[index_n] = starts_n + counts_n
         for row in rows:
-            computed[row], self._waiting[row] = self._waiting[row], []
-        counts_B = torch.tensor([len(tokens) for tokens in computed], device=self._device)
-        width = int(counts_B.max())
-        ids_BT = torch.zeros(len(computed), width, dtype=torch.int64, device=self._device)
-        for row, tokens in enumerate(computed):
-            ids_BT[row, : len(tokens)] = torch.tensor(tokens, device=self._device)
-        hidden_BTH = self._model.extend(ids_BT, self._lengths_B, self._cache)
-        self._lengths_B = self._lengths_B + counts_B
-        last_BH = hidden_BTH[torch.arange(len(counts_B), device=self._device), counts_B - 1]
-        return last_BH @ self._model.lm_head_VH.T
+            self._waiting[row] = []
+        return self._model.head(hidden_nTH[torch.arange(len(rows), device=self._device), counts_n - 1])
+
+
+def _groups(rows: Sequence[int], lengths: Sequence[int], cells: int | None) -> list[list[int]]:
+    """`rows` in groups of like length, of at most `cells` tokens with their padding; one group without a bound."""
+    if cells is None:
+        return [list(rows)]
+    groups: list[list[int]] = []
+    for row in sorted(rows, key=lambda row: -lengths[row]):
+        if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > cells:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
 
 
 def _draw(probabilities_BV: Tensor, generator: torch.Generator) -> Tensor:

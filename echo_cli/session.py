@@ -13,17 +13,18 @@ import torch
 
 from echo_cli.config import Config
 from echo_cli.config_file import load_config
+from echo_cli.device import DeviceChoice, choose_device
 from echo_cli.environment import Worlds
 from echo_cli.error import EchoError
 from echo_cli.evaluate import Evaluator, expert_pools, limits_of, play_pools
 from echo_cli.observation import ObservationLog, pairs_of
-from echo_cli.policy import DeviceChoice, TorchPolicy, choose_device, load_policy
+from echo_cli.policy import TorchPolicy, load_policy
 from echo_cli.pool import Pool, pool_of
+from echo_cli.renderer import Renderer
 from echo_cli.run import RunDirectory, check_writable, create_run, environment_record, open_run
 from echo_cli.schedule import GradientNorms
 from echo_cli.storage import read_json, shown, write_atomic
 from echo_cli.summary import best_step
-from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import read_trajectories
 from echo_cli.worlds import open_worlds
 
@@ -75,11 +76,11 @@ def build_policy(config: Config) -> tuple[TorchPolicy, DeviceChoice]:
     if config.threads:
         torch.set_num_threads(config.threads)
     choice = choose_device(config.device)
-    policy = load_policy(config.model, config.optim, choice.device, config.seed)
-    longest = limits_of(config).longest
-    if longest > policy.model.config.max_length:
+    policy = load_policy(config, choice.device)
+    longest = limits_of(config).longest(policy.renderer.overhead)
+    if longest > policy.model.max_length:
         raise EchoError(
-            f"an episode of {longest} tokens does not fit the model's {policy.model.config.max_length}",
+            f"an episode of {longest} tokens does not fit the model's {policy.model.max_length}",
             "lower rollout.max_episode_tokens or rollout.max_output_tokens",
         )
     if config.objective.kl_coeff > 0:
@@ -117,7 +118,7 @@ def open_session(
                 overwrite=overwrite,
             )
         run = open_run(path)
-        evaluator = Evaluator(config, worlds, frozen_pools(run, config, worlds, policy.tokenizer))
+        evaluator = Evaluator(config, worlds, frozen_pools(run, config, worlds, policy.renderer))
         evaluator.remember_start(policy)
         with run.lock():
             start, meta = _continue(run, config, policy) if resume else (0, {})
@@ -132,14 +133,14 @@ def open_session(
             )
 
 
-def frozen_pools(run: RunDirectory, config: Config, worlds: Worlds, tokenizer: Tokenizer) -> dict[str, Pool]:
+def frozen_pools(run: RunDirectory, config: Config, worlds: Worlds, renderer: Renderer) -> dict[str, Pool]:
     """The frozen pools of a run: those it has kept, or those that its worlds' experts play again.
 
     Raises:
         EchoError: a kept pool is damaged.
     """
     if worlds.replayable:
-        return expert_pools(config, worlds, tokenizer)
+        return expert_pools(config, worlds, renderer)
     return {name: pool_of(read_trajectories(path)) for name, path in run.pool_paths.items()}
 
 

@@ -54,7 +54,7 @@ def open_subject(path: Path, pool_folders: Sequence[Path], device: str | None) -
     config = load_config(run.config_path, [f"device={device}"] if device else [])
     initial, _ = build_policy(config)
     with open_worlds(config) as worlds:
-        pools = frozen_pools(run, config, worlds, initial.tokenizer)
+        pools = frozen_pools(run, config, worlds, initial.renderer)
         columns = {HELDOUT: pools["heldout"]}
         by_pool: dict[str, Worlds] = {HELDOUT: worlds}
         if pools["ood"].trajectories:
@@ -64,7 +64,7 @@ def open_subject(path: Path, pool_folders: Sequence[Path], device: str | None) -
             if name in columns:
                 tip = "rename one of the folders; a column has the folder's name"
                 raise EchoError(f"two pools are named {name}", tip)
-            columns[name] = load_pool(folder, initial.tokenizer, initial.model.config.max_length)
+            columns[name] = load_pool(folder, initial.renderer, initial.model.max_length)
         yield Subject(run, config, initial, by_pool, columns, pools["validation"])
 
 

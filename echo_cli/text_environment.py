@@ -43,10 +43,12 @@ class TextEnvironment:
         payload = await self._begin(task)
         return self._prompted(self._observations.opening(payload))
 
-    async def step(self, action: str) -> Reply:
+    async def step(self, action: str, problem: str | None = None) -> Reply:
         """Parse `action`, send it, and map the answer; what goes wrong with the action alone is a warning."""
         self._turns += 1
         try:
+            if problem is not None:
+                raise Unparsable(problem)
             payload = await self._open_client.step(self._actions.parse(action))
         except (Unparsable, BadAction) as error:
             self._faults.count("bad_actions")

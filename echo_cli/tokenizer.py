@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Bpe
 
 from echo_cli.error import EchoError
 
+TOKENIZER_FILE = "tokenizer.json"
 BOS, PAD = "<bos>", "<pad>"
 
 # What a merge may not cross: a word with the space, dot, slash or underscore before it, one digit, a run of other
@@ -30,6 +31,8 @@ class Tokenizer:
         self.vocab_size = bpe.get_vocab_size()
         self.bos_id = _special_id(bpe, BOS)
         self.pad_id = _special_id(bpe, PAD)
+        self.start_id = self.bos_id
+        self.eos_ids: tuple[int, ...] = ()
         self.newline_ids = tuple(i for i in range(self.vocab_size) if "\n" in self.decode([i]))
 
     def encode(self, text: str) -> list[int]:
@@ -51,6 +54,10 @@ class Tokenizer:
         """The text of tokenizer.json."""
         text: str = self._bpe.to_str()
         return text
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files into `folder`."""
+        (folder / TOKENIZER_FILE).write_text(self.to_json(), encoding="utf-8")
 
     @staticmethod
     def load(path: Path) -> Tokenizer:

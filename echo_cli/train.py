@@ -22,6 +22,7 @@ from echo_cli.metric import reduce_metrics
 from echo_cli.objective import GradientComparison, check_first_step, portable_lambda, step_totals, step_weights
 from echo_cli.observation import pairs_of
 from echo_cli.policy import TorchPolicy
+from echo_cli.renderer import Renderer
 from echo_cli.rollout import play_policy, play_scripts
 from echo_cli.rollout_filter import filter_env_rollouts
 from echo_cli.schedule import GradientNorms, learning_rate_at, measures_gradients, world_model_coeff_at
@@ -29,7 +30,6 @@ from echo_cli.seed import derive_seed, generator
 from echo_cli.session import Session
 from echo_cli.summary import best_step, warnings_of
 from echo_cli.task import Task
-from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Trajectory
 
 Row = dict[str, Any]
@@ -197,7 +197,7 @@ def roll_out(session: Session, step: int, explorers: int) -> list[Trajectory]:
     """
     config, policy, worlds = session.config, session.policy, session.worlds
     played = play_tasks(config, policy, worlds, step)
-    played += play_explorers(config, policy.tokenizer, worlds, step, explorers)
+    played += play_explorers(config, policy.renderer, worlds, step, explorers)
     if not played:
         tip = "look at the server's own log, then continue with --resume"
         raise EchoError(f"the environment lost every session of step {step + 1}", tip, exit_code=1)
@@ -214,18 +214,18 @@ def play_tasks(config: Config, policy: TorchPolicy, worlds: Worlds, step: int) -
     ]
     sampler = policy.sampler(settings.temperature, derive_seed(config.seed, "rollout", step))
     return play_policy(
-        sampler, policy.tokenizer, worlds, wanted, limits_of(config), verify=config.objective.use_rl, penalize=True
+        sampler, policy.renderer, worlds, wanted, limits_of(config), verify=config.objective.use_rl, penalize=True
     )
 
 
-def play_explorers(config: Config, tokenizer: Tokenizer, worlds: Worlds, step: int, explorers: int) -> list[Trajectory]:
+def play_explorers(config: Config, renderer: Renderer, worlds: Worlds, step: int, explorers: int) -> list[Trajectory]:
     """The scripted rollouts of the 0-based `step`, which get the env term only."""
     rng = generator(config.seed, "explorer", step)
     scripts = []
     for _ in range(explorers):
         task = rng.choice(worlds.tasks.train)
         scripts.append((task, worlds.explorer(task, config.rollout.explorer_commands, rng)))
-    return play_scripts(tokenizer, worlds, scripts, limits_of(config), "explorer", world_model_only=True)
+    return play_scripts(renderer, worlds, scripts, limits_of(config), "explorer", world_model_only=True)
 
 
 def tasks_of_step(config: Config, tasks: Any, step: int) -> list[Task]:

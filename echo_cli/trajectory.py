@@ -37,7 +37,10 @@ StopReason = Literal["answered", "turn_cap", "length_cap", "script_end", "aborte
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of tokens of one role. `logprobs` are the behaviour logprobs of sampled actions, one a token."""
+    """A run of tokens of one role. `logprobs` are the behaviour logprobs of sampled actions, one a token.
+
+    `transient` counts the leading tokens that nothing after the segment has seen: thinking that later turns drop.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -46,6 +49,7 @@ class Segment:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None = None
     channel: str | None = None
+    transient: int = 0
 
     def __post_init__(self) -> None:
         if self.role is Role.PAD:
@@ -55,6 +59,8 @@ class Segment:
                 raise ValueError(f"only action segments carry logprobs, not {self.role.name.lower()}")
             if len(self.logprobs) != len(self.token_ids):
                 raise ValueError(f"{len(self.logprobs)} logprobs for {len(self.token_ids)} action tokens")
+        if self.transient and (self.role is not Role.ACTION or not 0 < self.transient <= len(self.token_ids)):
+            raise ValueError(f"{self.transient} transient tokens in {len(self.token_ids)} of {self.role.name.lower()}")
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,8 @@ class Trajectory:
         record = asdict(self)
         for segment in record["segments"]:
             segment["role"] = Role(segment["role"]).name.lower()
+            if not segment["transient"]:
+                del segment["transient"]
         return record
 
     @staticmethod

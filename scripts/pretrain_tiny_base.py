@@ -27,7 +27,8 @@ from echo_cli.config import Config, ModelConfig
 from echo_cli.episode import Limits
 from echo_cli.evaluate import rollout_tasks
 from echo_cli.models.tiny import TinyConfig, TinyModel
-from echo_cli.policy import load_model, save_model
+from echo_cli.models.tiny_folder import load_model, save_model
+from echo_cli.renderer import PlainRenderer
 from echo_cli.rollout import play_scripts
 from echo_cli.session import build_policy
 from echo_cli.task import Task
@@ -71,7 +72,9 @@ def demonstration(tokenizer: Tokenizer, world_seed: int, rng: random.Random, exp
         actions = searching_actions(world, toy_task, rng)
     arguments = {"seed": world_seed, "task_id": toy_task.task_id, "max_turns": DEMONSTRATION_TURNS}
     task = Task(toy_task.task_id, "train", toy_task.family, arguments)
-    return play_scripts(tokenizer, ToyWorlds((), (), DEMONSTRATION_TURNS), [(task, actions)], LIMITS, "expert")[0]
+    return play_scripts(
+        PlainRenderer(tokenizer), ToyWorlds((), (), DEMONSTRATION_TURNS), [(task, actions)], LIMITS, "expert"
+    )[0]
 
 
 def corpus_text(trajectory: Trajectory) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from echo_cli.episode import Limits
-from echo_cli.policy import TOKENIZER_FILE, model_folder
+from echo_cli.models.tiny_folder import model_folder
+from echo_cli.renderer import PlainRenderer
 from echo_cli.rollout import play_policy
 from echo_cli.task import Task
-from echo_cli.tokenizer import Tokenizer
+from echo_cli.tokenizer import TOKENIZER_FILE, Tokenizer
 from echo_cli.toy_worlds import ToyWorlds
 from echo_cli.trajectory import Trajectory
 
@@ -59,5 +60,10 @@ def play(habit: str) -> list[Trajectory]:
 
     wanted = [(task, task.task_id) for task in tasks]
     return play_policy(
-        lambda _: _Sampler([act_of(task) for task in tasks], tokenizer), tokenizer, worlds, wanted, LIMITS, verify=True
+        lambda _: _Sampler([act_of(task) for task in tasks], tokenizer),
+        PlainRenderer(tokenizer),
+        worlds,
+        wanted,
+        LIMITS,
+        verify=True,
     )

@@ -38,7 +38,7 @@ def _start(config: Config, explorers: int = 0) -> tuple[TorchPolicy, list[Trajec
     worlds = ToyWorlds((0,), (), 5)
     on_policy = play_tasks(config, policy, worlds, 0)
     rewarded = [replace(trajectory, reward=float(index % 2)) for index, trajectory in enumerate(on_policy)]
-    return policy, rewarded + play_explorers(config, policy.tokenizer, worlds, 0, explorers)
+    return policy, rewarded + play_explorers(config, policy.renderer, worlds, 0, explorers)
 
 
 def _gradient(policy: TorchPolicy) -> Tensor:

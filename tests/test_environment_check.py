@@ -24,10 +24,11 @@ from echo_cli.environment_report import print_check, schema_lines
 from echo_cli.episode import Limits
 from echo_cli.error import EchoError
 from echo_cli.fault import SessionLost
-from echo_cli.policy import TOKENIZER_FILE, model_folder
+from echo_cli.models.tiny_folder import model_folder
 from echo_cli.random_action import random_line
+from echo_cli.renderer import PlainRenderer
 from echo_cli.task import Task, TaskSplits
-from echo_cli.tokenizer import Tokenizer
+from echo_cli.tokenizer import TOKENIZER_FILE, Tokenizer
 from echo_cli.trajectory import Role
 
 LIMITS = Limits(action_tokens=16, output_tokens=64, episode_tokens=512)
@@ -58,7 +59,7 @@ class _Fake:
         text = self.opening.format(seed=task.reset_arguments["seed"], number=self.number)
         return (Piece(Role.CONTEXT, text), PROMPT) if text else (PROMPT,)
 
-    async def step(self, action: str) -> Reply:
+    async def step(self, action: str, problem: str | None = None) -> Reply:
         return self.answer(self.task, action, self.number)
 
     async def verify(self) -> float | None:
@@ -122,7 +123,7 @@ def _settings(**changes: Any) -> EnvironmentConfig:
 
 
 def test_a_good_environment_has_no_warning(tokenizer: Tokenizer) -> None:
-    report = check_environment(_FakeWorlds(), tokenizer, LIMITS, SETTINGS)
+    report = check_environment(_FakeWorlds(), PlainRenderer(tokenizer), LIMITS, SETTINGS)
     assert _warnings(report) == []
     assert report.script == "actions"
     assert report.tasks == {"train": 2, "validation": 1, "heldout": 1}
@@ -132,7 +133,7 @@ def test_a_good_environment_has_no_warning(tokenizer: Tokenizer) -> None:
 
 
 def test_tokens_are_counted_by_role_and_channel(tokenizer: Tokenizer) -> None:
-    report = check_environment(_FakeWorlds(), tokenizer, LIMITS, SETTINGS)
+    report = check_environment(_FakeWorlds(), PlainRenderer(tokenizer), LIMITS, SETTINGS)
     assert report.tokens == {
         (Role.CONTEXT, None): 1 + sum(len(tokenizer.encode(text)) for text in ("task 1\n", "$ ", "$ ")),  # 1: BOS
         (Role.ACTION, None): sum(len(tokenizer.encode(text)) for text in ("ls\n", "answer\n")),
@@ -141,12 +142,12 @@ def test_tokens_are_counted_by_role_and_channel(tokenizer: Tokenizer) -> None:
 
 
 def test_without_a_solution_explorer_lines_are_played_and_else_random_ones(tokenizer: Tokenizer) -> None:
-    explored = check_environment(_FakeWorlds(actions=None), tokenizer, LIMITS, SETTINGS)
+    explored = check_environment(_FakeWorlds(actions=None), PlainRenderer(tokenizer), LIMITS, SETTINGS)
     assert explored.script == "explorer"
     assert {turn.command for turn in explored.trajectory.turns} <= set(SETTINGS.explorer)
     assert len(explored.trajectory.turns) == SETTINGS.max_turns
     settings = _settings(explorer=(), action=ActionConfig(template={"command": "{text}"}))
-    drawn = [check_environment(_FakeWorlds(actions=None), tokenizer, LIMITS, settings) for _ in range(2)]
+    drawn = [check_environment(_FakeWorlds(actions=None), PlainRenderer(tokenizer), LIMITS, settings) for _ in range(2)]
     assert drawn[0].script == "random"
     assert drawn[0].trajectory == drawn[1].trajectory
 
@@ -186,7 +187,7 @@ def _warning(text: str) -> Piece:
 def test_each_flaw_has_its_warning(
     changes: Mapping[str, Any], settings: Mapping[str, Any], name: str, tokenizer: Tokenizer
 ) -> None:
-    report = check_environment(_FakeWorlds(**changes), tokenizer, LIMITS, _settings(**settings))
+    report = check_environment(_FakeWorlds(**changes), PlainRenderer(tokenizer), LIMITS, _settings(**settings))
     assert name in _warnings(report)
     assert all(finding.message and finding.tip and "\n" not in finding.message for finding in report.findings)
 
@@ -195,7 +196,7 @@ def test_other_text_the_second_time_is_shown_with_a_pattern_that_masks_it(tokeni
     def answer(task: Task, action: str, number: int) -> Reply:
         return Reply((Piece(Role.ENV_OUTPUT, f"{task.task_id} ok\npid {100 + number} ok\n"), PROMPT))
 
-    report = check_environment(_FakeWorlds(answer=answer), tokenizer, LIMITS, SETTINGS)
+    report = check_environment(_FakeWorlds(answer=answer), PlainRenderer(tokenizer), LIMITS, SETTINGS)
     (finding,) = (finding for finding in report.findings if finding.name == "nondeterministic")
     assert "at action 1: 'pid 101 ok', then 'pid 102 ok'" in finding.message
     assert r"environment.volatile: ['(?<=pid\ )\d+']" in finding.tip
@@ -207,7 +208,7 @@ def test_what_is_volatile_already_is_no_difference(tokenizer: Tokenizer) -> None
         return Reply((known, unknown, PROMPT))
 
     assert "nondeterministic" not in _warnings(
-        check_environment(_FakeWorlds(answer=answer), tokenizer, LIMITS, SETTINGS)
+        check_environment(_FakeWorlds(answer=answer), PlainRenderer(tokenizer), LIMITS, SETTINGS)
     )
 
 
@@ -215,7 +216,7 @@ def test_an_episode_that_is_shorter_the_second_time_is_a_difference(tokenizer: T
     def answer(task: Task, action: str, number: int) -> Reply:
         return Reply((Piece(Role.ENV_OUTPUT, "on\n"), PROMPT), done=number == 2, reward=1.0)
 
-    report = check_environment(_FakeWorlds(answer=answer), tokenizer, LIMITS, SETTINGS)
+    report = check_environment(_FakeWorlds(answer=answer), PlainRenderer(tokenizer), LIMITS, SETTINGS)
     (finding,) = (finding for finding in report.findings if finding.name == "nondeterministic")
     assert "at action 2: 'on', then ''" in finding.message
 
@@ -247,7 +248,7 @@ def test_a_lost_session_is_tried_again_and_counted(tokenizer: Tokenizer) -> None
             raise SessionLost("closed")
         return _answer(task, action, number)
 
-    report = check_environment(_FakeWorlds(answer=answer), tokenizer, LIMITS, SETTINGS)
+    report = check_environment(_FakeWorlds(answer=answer), PlainRenderer(tokenizer), LIMITS, SETTINGS)
     assert report.faults["sessions_lost"] == 1
     assert report.trajectory.stop_reason == "answered"
 
@@ -257,7 +258,7 @@ def test_an_environment_that_loses_every_session_ends_the_check(tokenizer: Token
         raise SessionLost("closed")
 
     with pytest.raises(EchoError, match="closed") as caught:
-        check_environment(_FakeWorlds(answer=answer), tokenizer, LIMITS, SETTINGS)
+        check_environment(_FakeWorlds(answer=answer), PlainRenderer(tokenizer), LIMITS, SETTINGS)
     assert caught.value.exit_code == 1
 
 
@@ -338,7 +339,7 @@ class _Terminal(io.StringIO):
 def test_roles_have_colours_on_a_terminal_alone(
     no_color: bool, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = check_environment(_FakeWorlds(answer=_escaping), tokenizer, LIMITS, SETTINGS)
+    report = check_environment(_FakeWorlds(answer=_escaping), PlainRenderer(tokenizer), LIMITS, SETTINGS)
     for variable in ("FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("TERM", "xterm")

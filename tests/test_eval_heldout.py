@@ -33,8 +33,9 @@ from echo_cli.heldout_report import (
 )
 from echo_cli.heldout_table import print_evaluation
 from echo_cli.measure import Measures
-from echo_cli.policy import load_model, model_folder
+from echo_cli.models.tiny_folder import load_model, model_folder
 from echo_cli.pool import expert_pool
+from echo_cli.renderer import PlainRenderer
 from echo_cli.run import open_run
 from echo_cli.statistic import Estimate, mcnemar, pass_at_k
 from echo_cli.storage import shown
@@ -131,7 +132,7 @@ def test_what_training_executed_later_is_novel_at_an_earlier_step(
     run = shutil.copytree(finished, tmp_path / "run")
     config = load_config(run / "config.yaml")
     worlds, (_, tokenizer) = ToyWorlds((0,), (101, 102), 5), load_model(model_folder("tiny-base"))
-    pairs = expert_pool(worlds, worlds.tasks.heldout, tokenizer, limits_of(config)).pairs
+    pairs = expert_pool(worlds, worlds.tasks.heldout, PlainRenderer(tokenizer), limits_of(config)).pairs
     open_run(run).append_observations(
         {"step": 4, "command": command, "output": output, "exit_code": 0} for command, output in pairs
     )

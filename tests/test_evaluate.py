@@ -29,6 +29,7 @@ from echo_cli.models.tiny import TinyConfig, TinyModel
 from echo_cli.observation import ObservationLog, pairs_of
 from echo_cli.policy import TorchPolicy
 from echo_cli.pool import Pair, expert_pool
+from echo_cli.renderer import PlainRenderer
 from echo_cli.rollout import play_scripts
 from echo_cli.task import Task, TaskSplits
 from echo_cli.tokenizer import Tokenizer
@@ -38,6 +39,7 @@ from echo_cli.trajectory import Role, Trajectory
 torch.set_num_threads(1)
 
 TOKENIZER = Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json")
+PLAIN = PlainRenderer(TOKENIZER)
 V = TOKENIZER.vocab_size
 WIDE = Limits(action_tokens=50, output_tokens=1000, episode_tokens=10_000)
 
@@ -49,7 +51,7 @@ def policy(*, uniform: bool = False) -> TorchPolicy:
         torch.nn.init.normal_(parameter, std=0.3, generator=generator)
     if uniform:
         torch.nn.init.zeros_(model.embedding.weight)
-    return TorchPolicy(model, TOKENIZER, OptimConfig(), torch.device("cpu"))
+    return TorchPolicy(model, PlainRenderer(TOKENIZER), OptimConfig(), torch.device("cpu"))
 
 
 class CannedTerminal:
@@ -62,7 +64,7 @@ class CannedTerminal:
     async def reset(self, task: Task) -> tuple[Piece, ...]:
         return self._opening
 
-    async def step(self, action: str) -> Reply:
+    async def step(self, action: str, problem: str | None = None) -> Reply:
         if action.startswith("answer"):
             return Reply((), done=True)
         parts = tuple(Piece(Role.ENV_OUTPUT, text, channel) for text, channel in self._answers[action])
@@ -123,7 +125,7 @@ def count(text: str) -> int:
 
 def test_each_pair_is_in_the_pool_once() -> None:
     worlds = CannedWorlds(ANSWERS, [["a"], ["a", "b"], ["b", "a"], ["twin"], ["a", "a", "both"]])
-    pool = expert_pool(worlds, worlds.tasks.heldout, TOKENIZER, WIDE)
+    pool = expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE)
     pairs = [[span.pair for span in spans] for spans in pool.spans]
     # "a" first comes up in t0; t2 shows nothing new; the same output of another command is another pair.
     assert [trajectory.task_id for trajectory in pool.trajectories] == ["t0", "t1", "t3", "t4"]
@@ -133,7 +135,7 @@ def test_each_pair_is_in_the_pool_once() -> None:
 
 def test_a_pair_twice_in_one_trajectory_is_counted_once() -> None:
     worlds = CannedWorlds(ANSWERS, [["a", "b", "a"]])
-    pool = expert_pool(worlds, worlds.tasks.heldout, TOKENIZER, WIDE)
+    pool = expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE)
     assert pool.spans[0][0].start == 0
     scores = score_pool(policy(), pool)
     assert [score.pair[0] for score in scores] == ["a", "b"]
@@ -141,7 +143,7 @@ def test_a_pair_twice_in_one_trajectory_is_counted_once() -> None:
 
 def test_stdout_and_stderr_of_a_command_are_one_span() -> None:
     worlds = CannedWorlds(ANSWERS, [["a", "both", "b"]])
-    pool = expert_pool(worlds, worlds.tasks.heldout, TOKENIZER, WIDE)
+    pool = expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE)
     ((first, both, last),) = pool.spans
     assert (both.start, both.count) == (first.count, count("out\n") + count("cat: no\n"))
     assert (last.start, last.count) == (both.start + both.count, count("日本\n"))
@@ -151,7 +153,7 @@ def test_stdout_and_stderr_of_a_command_are_one_span() -> None:
 @pytest.mark.parametrize("command", ["silent", "empty"])
 def test_a_command_without_output_has_no_span(command: str) -> None:
     worlds = CannedWorlds(ANSWERS, [[command], [command, "a"]])
-    pool = expert_pool(worlds, worlds.tasks.heldout, TOKENIZER, WIDE)
+    pool = expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE)
     assert [trajectory.task_id for trajectory in pool.trajectories] == ["t1"]
     assert pool.spans[0][0].pair == ("a", "alpha\n")
 
@@ -159,7 +161,7 @@ def test_a_command_without_output_has_no_span(command: str) -> None:
 def test_output_before_the_first_action_belongs_to_no_command() -> None:
     banner = (Piece(Role.CONTEXT, "task: q\n"), Piece(Role.ENV_OUTPUT, "welcome\n"), Piece(Role.CONTEXT, "$ "))
     worlds = CannedWorlds(ANSWERS, [["a"]], banner)
-    pool = expert_pool(worlds, worlds.tasks.heldout, TOKENIZER, WIDE)
+    pool = expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE)
     ((span,),) = pool.spans
     assert (span.pair, span.start, span.count) == (("a", "alpha\n"), count("welcome\n"), count("alpha\n"))
 
@@ -169,7 +171,7 @@ def test_output_before_the_first_action_belongs_to_no_command() -> None:
 
 def test_uniform_logits_cost_ln_v_a_token() -> None:
     worlds = CannedWorlds(ANSWERS, [["a", "both"], ["b"]])
-    scores = score_pool(policy(uniform=True), expert_pool(worlds, worlds.tasks.heldout, TOKENIZER, WIDE))
+    scores = score_pool(policy(uniform=True), expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE))
     tokens = count("alpha\n") + count("out\n") + count("cat: no\n") + count("日本\n")
     assert sum(score.tokens for score in scores) == tokens
     found = summarize(scores, "heldout")
@@ -179,7 +181,7 @@ def test_uniform_logits_cost_ln_v_a_token() -> None:
 
 def test_a_score_is_the_teacher_forced_cross_entropy_of_the_output() -> None:
     worlds = CannedWorlds(ANSWERS, [["a", "both"]])
-    pool, scorer = expert_pool(worlds, worlds.tasks.heldout, TOKENIZER, WIDE), policy()
+    pool, scorer = expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE), policy()
     (trajectory,) = pool.trajectories
     ids = trajectory.token_ids
     with torch.no_grad():
@@ -203,7 +205,7 @@ def test_a_score_is_the_teacher_forced_cross_entropy_of_the_output() -> None:
 def test_an_output_cut_at_its_cap_is_scored_over_the_bytes_that_were_shown() -> None:
     worlds = CannedWorlds({"long": [("0123456789" * 3, "stdout")]}, [["long"]])
     limits = Limits(action_tokens=50, output_tokens=12, episode_tokens=10_000)
-    (score,) = score_pool(policy(uniform=True), expert_pool(worlds, worlds.tasks.heldout, TOKENIZER, limits))
+    (score,) = score_pool(policy(uniform=True), expert_pool(worlds, worlds.tasks.heldout, PLAIN, limits))
     assert (score.tokens, score.output_bytes) == (12, 12)
     assert summarize([score], "x")["x/env_bits_per_byte"] == pytest.approx(math.log2(V), rel=1e-6)
 
@@ -223,7 +225,7 @@ def test_summaries_by_hand() -> None:
 
 def rewarded(reward: float | None) -> Trajectory:
     worlds = CannedWorlds(ANSWERS, [["a"]])
-    (trajectory,) = play_scripts(TOKENIZER, worlds, [(worlds.tasks.heldout[0], ["a"])], WIDE, "expert")
+    (trajectory,) = play_scripts(PLAIN, worlds, [(worlds.tasks.heldout[0], ["a"])], WIDE, "expert")
     return replace(trajectory, reward=reward)
 
 
@@ -246,7 +248,7 @@ def quiet_config(**fields: object) -> Config:
 
 
 def evaluator_of(worlds: Worlds, config: Config) -> Evaluator:
-    return Evaluator(config, worlds, expert_pools(config, worlds, TOKENIZER))
+    return Evaluator(config, worlds, expert_pools(config, worlds, PLAIN))
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +305,7 @@ def test_explorers_never_make_a_heldout_pair_seen(toy: tuple[ToyWorlds, Config])
     task = worlds.tasks.train[0]
     for _ in range(60):
         actions = worlds.explorer(task, 4, rng)
-        evaluator.observe(executed_pairs(play_scripts(TOKENIZER, worlds, [(task, actions)], WIDE, "explorer")))
+        evaluator.observe(executed_pairs(play_scripts(PLAIN, worlds, [(task, actions)], WIDE, "explorer")))
     assert evaluator.seen == set()
 
 

@@ -29,6 +29,7 @@ from echo_cli.measure import (
 from echo_cli.models.tiny import TinyConfig, TinyModel
 from echo_cli.policy import TorchPolicy
 from echo_cli.pool import Pool, pool_of
+from echo_cli.renderer import PlainRenderer
 from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Role, Segment, Trajectory, Turn
 
@@ -66,7 +67,7 @@ def policy(*, uniform: bool = False) -> TorchPolicy:
         torch.nn.init.normal_(parameter, std=0.3, generator=generator)
     if uniform:
         torch.nn.init.zeros_(model.embedding.weight)
-    return TorchPolicy(model, TOKENIZER, OptimConfig(), torch.device("cpu"))
+    return TorchPolicy(model, PlainRenderer(TOKENIZER), OptimConfig(), torch.device("cpu"))
 
 
 POOL = pool_of(

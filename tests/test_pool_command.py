@@ -15,6 +15,7 @@ from echo_cli.config_file import find_config, load_config
 from echo_cli.evaluate import expert_pools, limits_of, score_pool
 from echo_cli.policy import TorchPolicy
 from echo_cli.pool_file import load_pool, read_pool, write_pool
+from echo_cli.renderer import PlainRenderer
 from echo_cli.rollout import play_scripts
 from echo_cli.run import open_run
 from echo_cli.session import build_policy
@@ -59,8 +60,8 @@ def test_an_expert_pool_is_the_pool_that_a_run_is_measured_on(
 ) -> None:
     manifest = _build(capsys, tmp_path / "pool", *words)
     config = load_config(find_config("toy"))
-    in_run = expert_pools(config, ToyWorlds((0,), (101, 102), 5), policy.tokenizer)[name]
-    loaded = load_pool(tmp_path / "pool", policy.tokenizer)
+    in_run = expert_pools(config, ToyWorlds((0,), (101, 102), 5), policy.renderer)[name]
+    loaded = load_pool(tmp_path / "pool", policy.renderer)
     assert score_pool(policy, loaded) == score_pool(policy, in_run)
     assert manifest["contents"]["pairs"] == len(in_run.pairs)
     made = manifest["provenance"]
@@ -107,7 +108,7 @@ def test_a_checkpoint_plays_the_same_pool_again(
     # It took the run's own config, not the default one.
     assert more["provenance"]["environment"]["toy_terminal"]["ood_world_seeds"] == []
     tokenizer = build_policy(load_config(find_config("toy")))[0].tokenizer
-    assert load_pool(tmp_path / "more", tokenizer).trajectories[0].segments[1].logprobs is None
+    assert load_pool(tmp_path / "more", PlainRenderer(tokenizer)).trajectories[0].segments[1].logprobs is None
     for manifest in (one, more):
         assert "/" not in json.dumps(manifest) and str(tmp_path) not in json.dumps(manifest)
 
@@ -240,7 +241,9 @@ def test_show_prints_the_manifest_and_an_episode(tmp_path: Path, capsys: pytest.
     worlds = ToyWorlds((0,), (), 5)
     task = worlds.tasks.heldout[0]
     tokenizer = build_policy(config)[0].tokenizer
-    (played,) = play_scripts(tokenizer, worlds, [(task, worlds.expert(task))], limits_of(config), "expert")
+    (played,) = play_scripts(
+        PlainRenderer(tokenizer), worlds, [(task, worlds.expert(task))], limits_of(config), "expert"
+    )
     shown = [line.split(" | ", 1) for line in transcript.splitlines()[1:]]
     assert "\n".join(text for _, text in shown) == "\n".join(s.text.removesuffix("\n") for s in played.segments)
     assert [label.strip() for label, _ in shown if label.strip()] == [

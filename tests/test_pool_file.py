@@ -17,13 +17,14 @@ from canned_worlds import CannedWorlds
 import echo_cli
 from echo_cli.config import OptimConfig
 from echo_cli.environment import Piece, Reply
-from echo_cli.episode import Episode, Limits, reencode
+from echo_cli.episode import Episode, Limits, rerender
 from echo_cli.error import EchoError
 from echo_cli.evaluate import score_pool
 from echo_cli.models.tiny import TinyConfig, TinyModel
 from echo_cli.policy import TorchPolicy
 from echo_cli.pool import expert_pool, pool_of
 from echo_cli.pool_file import Actor, Provenance, contents_of, load_pool, read_manifest, read_pool, write_pool
+from echo_cli.renderer import PlainRenderer
 from echo_cli.rollout import play_scripts
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
@@ -33,7 +34,9 @@ from echo_cli.trajectory import Role, Trajectory
 torch.set_num_threads(1)
 
 TOKENIZER = Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json")
+PLAIN = PlainRenderer(TOKENIZER)
 OTHER = Tokenizer.train(["grep budget budget budget\n", "aa aa aa"], 300)
+PLAIN_OTHER = PlainRenderer(OTHER)
 LIMITS = Limits(action_tokens=50, output_tokens=100, episode_tokens=10_000)
 TASK = Task("t", "heldout", "f", {})
 AWKWARD = ["a\r\nb\r\n", "🚀👩\u200d👧\n", "日本\u2028ログ\n", "\x00\x1b[31m\ufffd<bos>", "no newline"]
@@ -62,7 +65,7 @@ class Printer:
     async def reset(self, task: Task) -> tuple[Piece, ...]:
         return (Piece(Role.CONTEXT, "task: é\n$ "),)
 
-    async def step(self, action: str) -> Reply:
+    async def step(self, action: str, problem: str | None = None) -> Reply:
         text = self._texts.pop(0)
         pieces = (Piece(Role.ENV_OUTPUT, text, "stdout"), Piece(Role.ENV_OUTPUT, "err\n", "stderr"))
         return Reply(
@@ -77,12 +80,12 @@ class Printer:
 
 def printed(*texts: str, limits: Limits = LIMITS) -> Trajectory:
     commands = [f"cat {number}" for number in range(len(texts))]
-    return play_scripts(TOKENIZER, CannedWorlds(Printer(*texts)), [(TASK, commands)], limits, "expert")[0]
+    return play_scripts(PLAIN, CannedWorlds(Printer(*texts)), [(TASK, commands)], limits, "expert")[0]
 
 
 def sampled(*texts: str) -> Trajectory:
     """A policy's rollout, whose ids are not those of its text: one token a letter."""
-    episode = Episode(TOKENIZER, Printer(*texts), TASK, "t", LIMITS)
+    episode = Episode(PLAIN, Printer(*texts), TASK, "t", LIMITS)
 
     async def play() -> Trajectory:
         await episode.reset()
@@ -97,7 +100,7 @@ def sampled(*texts: str) -> Trajectory:
 def tiny_policy(tokenizer: Tokenizer) -> TorchPolicy:
     model = TinyModel(TinyConfig(tokenizer.vocab_size, hidden=32, layers=2, heads=4, max_length=512))
     model.init_weights(torch.Generator().manual_seed(0))
-    return TorchPolicy(model, tokenizer, OptimConfig(), torch.device("cpu"))
+    return TorchPolicy(model, PlainRenderer(tokenizer), OptimConfig(), torch.device("cpu"))
 
 
 def text_of(trajectory: Trajectory) -> list[tuple[Role, str, str | None]]:
@@ -116,9 +119,9 @@ def pool(tmp_path: Path) -> Path:
 def test_an_expert_pool_scores_from_its_file_as_it_did_in_memory(tmp_path: Path) -> None:
     worlds = ToyWorlds((0,), (101,), 5)
     tasks = worlds.tasks.heldout
-    played = play_scripts(TOKENIZER, worlds, [(task, worlds.expert(task)) for task in tasks], LIMITS, "expert")
+    played = play_scripts(PLAIN, worlds, [(task, worlds.expert(task)) for task in tasks], LIMITS, "expert")
     manifest = write_pool(tmp_path / "pool", played, TOKENIZER, ORIGIN)
-    live, loaded = expert_pool(worlds, tasks, TOKENIZER, LIMITS), load_pool(tmp_path / "pool", TOKENIZER)
+    live, loaded = expert_pool(worlds, tasks, PLAIN, LIMITS), load_pool(tmp_path / "pool", PLAIN)
     assert loaded == live
     assert manifest.contents.pairs == len(live.pairs)
     policy = tiny_policy(TOKENIZER)
@@ -129,7 +132,7 @@ def test_an_expert_pool_scores_from_its_file_as_it_did_in_memory(tmp_path: Path)
 def test_text_roles_and_pairs_survive_in_any_tokens(tokenizer: Tokenizer, pool: Path) -> None:
     _, played = read_pool(pool)
     assert played == [printed(*AWKWARD), sampled("x\n")]
-    loaded = load_pool(pool, tokenizer)
+    loaded = load_pool(pool, PlainRenderer(tokenizer))
     assert [text_of(trajectory) for trajectory in loaded.trajectories] == [text_of(trajectory) for trajectory in played]
     assert [trajectory.turns for trajectory in loaded.trajectories] == [trajectory.turns for trajectory in played]
     for trajectory in loaded.trajectories:
@@ -145,15 +148,15 @@ def test_text_roles_and_pairs_survive_in_any_tokens(tokenizer: Tokenizer, pool: 
 def test_a_script_is_encoded_again_as_it_was() -> None:
     short = Limits(action_tokens=50, output_tokens=5, episode_tokens=10_000)
     for trajectory in (printed(*AWKWARD), printed(*AWKWARD, limits=short)):
-        assert reencode(trajectory, TOKENIZER) == trajectory
-        assert reencode(reencode(trajectory, OTHER), TOKENIZER) == trajectory
+        assert rerender(trajectory, PLAIN) == trajectory
+        assert rerender(rerender(trajectory, PLAIN_OTHER), PLAIN) == trajectory
 
 
 def test_sampled_actions_are_encoded_from_their_text_and_rl_leaves_them_alone(pool: Path) -> None:
-    action = load_pool(pool, TOKENIZER).trajectories[1].segments[1]
+    action = load_pool(pool, PLAIN).trajectories[1].segments[1]
     assert action.token_ids == tuple(TOKENIZER.encode("grep x\n")) != sampled("x\n").segments[1].token_ids
     assert action.logprobs is None
-    assert load_pool(pool, TOKENIZER).trajectories[1].world_model_only
+    assert load_pool(pool, PLAIN).trajectories[1].world_model_only
     assert read_pool(pool)[1][1].segments[1].logprobs == sampled("x\n").segments[1].logprobs
 
 
@@ -166,7 +169,7 @@ def test_the_manifest_counts_bytes_that_no_tokenizer_changes(pool: Path) -> None
     assert manifest.contents.bytes["context"] == 2 * len("task: é\n$ ".encode()) + 6 * 2
     assert (manifest.contents.trajectories, manifest.contents.pairs) == (2, 6)
     assert manifest.contents.tokens["action"] == sum(trajectory.count(Role.ACTION) for trajectory in read_pool(pool)[1])
-    other = [reencode(trajectory, OTHER) for trajectory in read_pool(pool)[1]]
+    other = [rerender(trajectory, PLAIN_OTHER) for trajectory in read_pool(pool)[1]]
     assert contents_of(other).bytes == manifest.contents.bytes
     assert contents_of(other).tokens != manifest.contents.tokens
     assert manifest.sha256 == hashlib.sha256((pool / "trajectories.jsonl").read_bytes()).hexdigest()
@@ -174,10 +177,10 @@ def test_the_manifest_counts_bytes_that_no_tokenizer_changes(pool: Path) -> None
 
 
 def test_a_pool_that_does_not_fit_the_model_is_refused(pool: Path) -> None:
-    longest = max(len(trajectory) for trajectory in load_pool(pool, OTHER).trajectories)
-    load_pool(pool, OTHER, longest)
+    longest = max(len(trajectory) for trajectory in load_pool(pool, PLAIN_OTHER).trajectories)
+    load_pool(pool, PLAIN_OTHER, longest)
     with pytest.raises(EchoError, match=f"has {longest} tokens, the model takes {longest - 1}"):
-        load_pool(pool, OTHER, longest - 1)
+        load_pool(pool, PLAIN_OTHER, longest - 1)
 
 
 # --- What is refused -------------------------------------------------------------------------------------------------
@@ -266,7 +269,7 @@ def _deep(pool: Path) -> None:
 )
 def test_what_was_changed_is_refused(damage: Callable[[Path], object], message: str, pool: Path) -> None:
     damage(pool)
-    for read in (read_pool, lambda folder: load_pool(folder, TOKENIZER)):
+    for read in (read_pool, lambda folder: load_pool(folder, PLAIN)):
         with pytest.raises(EchoError) as caught:
             read(pool)
         assert message in caught.value.message and caught.value.tip
@@ -280,7 +283,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_trajectories_without_an_output_are_no_pool(tmp_path: Path) -> None:
-    (silent,) = play_scripts(TOKENIZER, CannedWorlds(Printer()), [(TASK, [])], LIMITS, "expert")
+    (silent,) = play_scripts(PLAIN, CannedWorlds(Printer()), [(TASK, [])], LIMITS, "expert")
     for trajectories in ([], [silent]):
         with pytest.raises(EchoError, match=f"nothing to measure: no command of {len(trajectories)} trajectories"):
             write_pool(tmp_path / "pool", trajectories, TOKENIZER, ORIGIN)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import echo_cli
 from echo_cli.environment import Piece, Reply
-from echo_cli.episode import CUT_ACTION, CUT_OUTPUT, Episode, Limits
+from echo_cli.episode import CUT_ACTION, CUT_OUTPUT, Episode, Following, Limits
+from echo_cli.renderer import PlainRenderer
 from echo_cli.rollout import play_policy, play_scripts
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
@@ -23,6 +24,7 @@ from echo_cli.trajectory import Role, Trajectory
 
 C, A, E, W = Role.CONTEXT, Role.ACTION, Role.ENV_OUTPUT, Role.WARNING
 TOKENIZER = Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json")
+PLAIN = PlainRenderer(TOKENIZER)
 NEWLINE = TOKENIZER.newline_ids[0]
 TASK = Task("t", "train", "family", {})
 WIDE = Limits(action_tokens=50, output_tokens=1000, episode_tokens=10_000)
@@ -41,7 +43,7 @@ class Canned:
     async def reset(self, task: Task) -> tuple[Piece, ...]:
         return (Piece(C, f"task: {task.task_id}\n$ "),)
 
-    async def step(self, action: str) -> Reply:
+    async def step(self, action: str, problem: str | None = None) -> Reply:
         self.actions.append(action)
         return self._replies[len(self.actions) - 1]
 
@@ -95,7 +97,7 @@ def play(
 ) -> Trajectory:
     sampler = Forced([actions])
     worlds = CannedWorlds(environment)
-    (trajectory,) = play_policy(lambda _: sampler, TOKENIZER, worlds, [(TASK, "g")], limits, verify=verify)
+    (trajectory,) = play_policy(lambda _: sampler, PLAIN, worlds, [(TASK, "g")], limits, verify=verify)
     return trajectory
 
 
@@ -291,7 +293,7 @@ def test_no_episode_is_longer_than_its_limits_say(
     limits = Limits(action, out, episode)
     actions = [[NEWLINE] * action if not cut else TOKENIZER.encode("a")[:1] * action] * 200
     trajectory = play(Opened(opening, *[Reply(reply)] * 199, Reply((), done=True)), actions, limits)
-    assert len(trajectory) <= limits.longest
+    assert len(trajectory) <= limits.longest(PLAIN.overhead)
 
 
 def test_the_last_observation_is_kept_at_the_turn_cap() -> None:
@@ -333,7 +335,7 @@ def test_the_verifier_is_called_once_or_never(actions: list[list[int]]) -> None:
 def test_a_script_never_calls_the_verifier() -> None:
     environment = Canned(output("x\n"))
     script = [(TASK, ["ls"])]
-    (trajectory,) = play_scripts(TOKENIZER, CannedWorlds(environment), script, WIDE, "explorer", world_model_only=True)
+    (trajectory,) = play_scripts(PLAIN, CannedWorlds(environment), script, WIDE, "explorer", world_model_only=True)
     assert (environment.verified, environment.closed, trajectory.reward) == (0, 1, None)
     assert (trajectory.stop_reason, trajectory.source, trajectory.world_model_only) == ("script_end", "explorer", True)
     assert trajectory.segments[1].logprobs is None
@@ -342,7 +344,7 @@ def test_a_script_never_calls_the_verifier() -> None:
 def test_a_script_stops_when_the_episode_ends() -> None:
     environment = Canned(output("x\n", done=True))
     script = [(TASK, ["ls", "cat", "head"])]
-    (trajectory,) = play_scripts(TOKENIZER, CannedWorlds(environment), script, WIDE, "expert")
+    (trajectory,) = play_scripts(PLAIN, CannedWorlds(environment), script, WIDE, "expert")
     assert environment.actions == ["ls"]
     assert trajectory.stop_reason == "turn_cap"
 
@@ -360,7 +362,7 @@ def test_episodes_of_different_lengths_do_not_mix() -> None:
     tasks = [Task(name, "train", "family", {}) for name in "abc"]
     played = play_policy(
         lambda _: sampler,
-        TOKENIZER,
+        PLAIN,
         CannedWorlds(*environments),
         [(task, f"g-{task.task_id}") for task in tasks],
         WIDE,
@@ -381,7 +383,7 @@ def test_the_sampler_sees_exactly_the_tokens_of_the_trajectory() -> None:
     sampler = Forced([[typed("ls"), typed("wc"), typed("answer: x")], [TOKENIZER.encode("cut")]])
     contexts = sampler.context
     worlds = CannedWorlds(environment, Canned())
-    played = play_policy(lambda _: sampler, TOKENIZER, worlds, [(TASK, "g"), (TASK, "g")], WIDE, verify=False)
+    played = play_policy(lambda _: sampler, PLAIN, worlds, [(TASK, "g"), (TASK, "g")], WIDE, verify=False)
     assert contexts[0] == played[0].token_ids
 
 
@@ -390,16 +392,16 @@ def test_the_toy_terminal_plays_from_end_to_end() -> None:
     for task in worlds.tasks.heldout[:12]:
         actions = [typed(action) for action in worlds.expert(task)]
         sampler, wanted = Forced([actions]), [(task, task.task_id)]
-        (trajectory,) = play_policy(lambda _, s=sampler: s, TOKENIZER, worlds, wanted, WIDE, verify=True)  # type: ignore[misc]
+        (trajectory,) = play_policy(lambda _, s=sampler: s, PLAIN, worlds, wanted, WIDE, verify=True)  # type: ignore[misc]
         assert (trajectory.reward, trajectory.stop_reason) == (1.0, "answered")
-        (scripted,) = play_scripts(TOKENIZER, worlds, [(task, worlds.expert(task))], WIDE, "expert")
+        (scripted,) = play_scripts(PLAIN, worlds, [(task, worlds.expert(task))], WIDE, "expert")
         assert (scripted.token_ids, scripted.roles) == (trajectory.token_ids, trajectory.roles)
 
 
 def test_an_episode_returns_the_tokens_that_follow() -> None:
-    episode = Episode(TOKENIZER, Canned(output("x\n")), TASK, "g", WIDE)
+    episode = Episode(PLAIN, Canned(output("x\n")), TASK, "g", WIDE)
     opening = asyncio.run(episode.reset())
     reply = asyncio.run(episode.act(typed("ls"), [0.0] * len(typed("ls"))))
-    assert opening == [TOKENIZER.bos_id, *TOKENIZER.encode("task: t\n$ ")]
-    assert reply == [*TOKENIZER.encode("x\n"), *TOKENIZER.encode("$ ")]
-    assert episode.length == len(opening) + len(typed("ls")) + len(reply)
+    assert opening == Following([TOKENIZER.bos_id, *TOKENIZER.encode("task: t\n$ ")])
+    assert reply == Following([*TOKENIZER.encode("x\n"), *TOKENIZER.encode("$ ")])
+    assert episode.length == len(opening.token_ids) + len(typed("ls")) + len(reply.token_ids)

@@ -20,6 +20,7 @@ from echo_cli.error import EchoError
 from echo_cli.event_loop import EventLoop
 from echo_cli.fault import FAULT_KEYS, SessionLost
 from echo_cli.models.tiny import TinyConfig, TinyModel
+from echo_cli.renderer import PlainRenderer
 from echo_cli.rollout import play_policy, play_scripts, without_fragments
 from echo_cli.sampler import CachedSampler
 from echo_cli.task import Task
@@ -27,6 +28,7 @@ from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Role, Trajectory
 
 TOKENIZER = Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json")
+PLAIN = PlainRenderer(TOKENIZER)
 LIMITS = Limits(action_tokens=50, output_tokens=100, episode_tokens=1000)
 PROMPT = Piece(Role.CONTEXT, "$ ")
 
@@ -66,7 +68,7 @@ class Room:
         self._perhaps_lost()
         return (Piece(Role.CONTEXT, f"task: {self.name}\n"), PROMPT)
 
-    async def step(self, action: str) -> Reply:
+    async def step(self, action: str, problem: str | None = None) -> Reply:
         self.steps += 1
         self._perhaps_lost()
         done = self.steps == self.house.turns(self.name)
@@ -123,7 +125,7 @@ def wanted(names: str, group: int = 1) -> list[tuple[Task, str]]:
 
 
 def play(worlds: CannedWorlds, episodes: list[tuple[Task, str]]) -> list[Trajectory]:
-    return play_policy(Scribe, TOKENIZER, worlds, episodes, LIMITS, verify=True)
+    return play_policy(Scribe, PLAIN, worlds, episodes, LIMITS, verify=True)
 
 
 def outputs(trajectory: Trajectory) -> list[str]:
@@ -151,7 +153,7 @@ def test_while_one_environment_works_the_policy_samples_for_the_others() -> None
     class Slow(Room):
         """Answers once the others have finished, which they do only if the batch goes on without it."""
 
-        async def step(self, action: str) -> Reply:
+        async def step(self, action: str, problem: str | None = None) -> Reply:
             while len(house.finished) < 2:
                 await asyncio.sleep(0.001)
             return await super().step(action)
@@ -161,7 +163,7 @@ def test_while_one_environment_works_the_policy_samples_for_the_others() -> None
         return made[0]
 
     worlds = CannedWorlds(Slow(house), Room(house), Room(house), hosting=Hosting(batch_wait_s=0.01))
-    played = play_policy(sampler, TOKENIZER, worlds, wanted("abc"), LIMITS, verify=True)
+    played = play_policy(sampler, PLAIN, worlds, wanted("abc"), LIMITS, verify=True)
     assert [len(outputs(trajectory)) for trajectory in played] == [1, 4, 4]
     assert made[0].asked[0] == 3 and set(made[0].asked[1:]) <= {1, 2}
 
@@ -191,7 +193,7 @@ def test_an_answer_that_comes_while_the_batch_is_made_waits_for_the_next_one(mon
 def test_scripts_share_the_sessions_too() -> None:
     house = House(turns=lambda name: 9)
     scripts = [(task, ["x", "y"]) for task, _ in wanted("abcdef")]
-    played = play_scripts(TOKENIZER, worlds_of(house, sessions=2), scripts, LIMITS, "explorer", world_model_only=True)
+    played = play_scripts(PLAIN, worlds_of(house, sessions=2), scripts, LIMITS, "explorer", world_model_only=True)
     assert (house.most_open, house.open) == (2, 0)
     assert [outputs(trajectory) for trajectory in played] == [[f"{name}1: x\n", f"{name}2: y\n"] for name in "abcdef"]
 
@@ -257,7 +259,7 @@ def test_where_every_rollout_is_needed_a_lost_one_is_an_error() -> None:
 def test_a_script_whose_session_is_lost_again_and_again_ends_the_run() -> None:
     house = House(lose={"a": [1, 1, 1]})
     with pytest.raises(EchoError, match="lost the session of task a 3 times: the connection was closed") as caught:
-        play_scripts(TOKENIZER, worlds_of(house), [(wanted("a")[0][0], ["x"])], LIMITS, "expert")
+        play_scripts(PLAIN, worlds_of(house), [(wanted("a")[0][0], ["x"])], LIMITS, "expert")
     assert caught.value.exit_code == 1 and house.open == 0
 
 
@@ -265,7 +267,7 @@ def test_an_error_closes_every_session() -> None:
     house = House(turns=lambda name: 3)
 
     class Broken(Room):
-        async def step(self, action: str) -> Reply:
+        async def step(self, action: str, problem: str | None = None) -> Reply:
             raise EchoError("the environment is not available", exit_code=1)
 
     worlds = CannedWorlds(Room(house), Broken(house), Room(house))

@@ -15,7 +15,7 @@ from tiny_run import error_of, rows, train, train_words, weights
 
 from echo_cli.cli import main
 from echo_cli.config_file import load_config
-from echo_cli.policy import model_folder
+from echo_cli.models.tiny_folder import model_folder
 from echo_cli.run import open_run
 from echo_cli.session import Session
 from echo_cli.text_environment import TextEnvironment

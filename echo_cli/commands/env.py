@@ -26,13 +26,12 @@ def check(
 
     from echo_cli.environment_check import check_environment
     from echo_cli.evaluate import limits_of
-    from echo_cli.policy import TOKENIZER_FILE, model_folder
-    from echo_cli.tokenizer import Tokenizer
+    from echo_cli.policy import load_renderer
     from echo_cli.worlds import open_worlds
 
-    tokenizer = Tokenizer.load(model_folder(loaded.model.path) / TOKENIZER_FILE)
+    renderer = load_renderer(loaded)
     with open_worlds(loaded) as worlds:
-        report = check_environment(worlds, tokenizer, limits_of(loaded), loaded.environment)
+        report = check_environment(worlds, renderer, limits_of(loaded), loaded.environment)
     if as_json:
         print_json(report.to_json())
     else:

@@ -8,11 +8,20 @@ Shapes: B sequences, T tokens, H hidden, N heads, D head width, L layers, C cach
 
 from __future__ import annotations
 
+import copy
+import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from echo_cli.error import EchoError, first_line
+
+MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 # Queries and keys have unit mean square, so 1/sqrt(D) would bound logits at sqrt(D) = 5.7: too flat to point at one
 # token of a hundred.
@@ -88,9 +97,50 @@ class TinyModel(nn.Module):
     def lm_head_VH(self) -> Tensor:
         return self.embedding.weight
 
+    @property
+    def max_length(self) -> int:
+        return self.config.max_length
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
     def __call__(self, token_ids_BT: Tensor) -> Tensor:
         hidden_BTH: Tensor = super().__call__(token_ids_BT)
         return hidden_BTH
+
+    def head(self, hidden_NH: Tensor) -> Tensor:
+        """Logits [N, V] of final hidden states."""
+        return F.linear(hidden_NH, self.lm_head_VH)
+
+    def new_cache(self, batch: int) -> KVCache:
+        """An empty cache for `batch` sequences, for `extend`."""
+        return KVCache(self.config, batch, self.lm_head_VH.device, self.lm_head_VH.dtype)
+
+    def reference(self) -> TinyModel:
+        """A frozen copy."""
+        return copy.deepcopy(self).requires_grad_(False)
+
+    def save(self, folder: Path) -> None:
+        """Write weights and architecture into `folder`."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        # Written by Python and not by the libraries, whose errors do not say that the disk is full.
+        (folder / MODEL_FILE).write_bytes(safetensors_bytes(tensors))
+        (folder / CONFIG_FILE).write_text(json.dumps(self.config.to_json(), indent=2) + "\n", encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Take the weights of a folder that `save` wrote.
+
+        Raises:
+            EchoError: the file is damaged or belongs to another architecture.
+        """
+        path = folder / MODEL_FILE
+        try:
+            self.load_state_dict(load_file(path))
+        except Exception as error:  # safetensors raises its own type from Rust, torch RuntimeError, the system OSError
+            raise EchoError(
+                f"cannot load weights from {path}: {first_line(error)}", "restore the file from its source"
+            ) from error
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Random weights from `generator`: residual outputs start at zero, so that depth does not matter at first."""
@@ -112,12 +162,16 @@ class TinyModel(nn.Module):
             hidden_BTH = block(hidden_BTH, rotations_T1d)
         return _norm(hidden_BTH)
 
-    def extend(self, token_ids_BT: Tensor, starts_B: Tensor, cache: KVCache) -> Tensor:
+    def extend(self, token_ids_BT: Tensor, starts_B: Tensor, cache: KVCache, rows_B: Tensor | None = None) -> Tensor:
         """Final hidden states [B, T, H] of new tokens, sequence b's first at position `starts_B[b]`; fills `cache`.
 
         Padding may reach past `max_length`; tokens that count may not.
+
+        Args:
+            rows_B: which rows of the cache the sequences are; None for all of them, in order.
         """
-        T = token_ids_BT.shape[1]
+        B, T = token_ids_BT.shape
+        rows_B1 = (torch.arange(B, device=starts_B.device) if rows_B is None else rows_B)[:, None]
         last = self.config.max_length - 1
         positions_BT = (starts_B[:, None] + torch.arange(T, device=starts_B.device)).clamp_(max=last)
         length = int(positions_BT.max()) + 1
@@ -126,7 +180,9 @@ class TinyModel(nn.Module):
         future_B1TC = torch.arange(length, device=starts_B.device) > positions_BT[:, None, :, None]
         hidden_BTH = _norm(self.embedding(token_ids_BT))
         for layer, block in enumerate(self.blocks):
-            hidden_BTH = block.extend(hidden_BTH, rotations_BT1d, positions_BT, future_B1TC, cache, layer)
+            hidden_BTH = block.extend(
+                hidden_BTH, rotations_BT1d, positions_BT, future_B1TC, cache, layer, rows_B1, whole=rows_B is None
+            )
         return _norm(hidden_BTH)
 
 
@@ -156,8 +212,9 @@ class _Block(nn.Module):
         future_B1TC: Tensor,
         cache: KVCache,
         layer: int,
+        rows: Tensor,
+        whole: bool,
     ) -> Tensor:
-        rows = torch.arange(hidden_BTH.shape[0], device=hidden_BTH.device)[:, None]
         inputs_BCH = cache.inputs_LBCH[layer]
         # Two positions of zeros stand before the first.
         inputs_BCH[rows, positions_BT + 2] = _norm(hidden_BTH)
@@ -170,9 +227,10 @@ class _Block(nn.Module):
         values_BNCD[rows, :, positions_BT] = v.transpose(1, 2)
         length = future_B1TC.shape[-1]
         # For one query a sequence, torch's fused attention takes longer than this on a CPU.
-        scores_BNTC = (q * _ATTENTION_SCALE) @ keys_BNCD[:, :, :length].transpose(2, 3)
+        chosen = slice(None) if whole else rows[:, 0]
+        scores_BNTC = (q * _ATTENTION_SCALE) @ keys_BNCD[chosen, :, :length].transpose(2, 3)
         weights_BNTC = scores_BNTC.masked_fill_(future_B1TC, -torch.inf).softmax(dim=-1)
-        return self._finish(hidden_BTH, weights_BNTC @ values_BNCD[:, :, :length])
+        return self._finish(hidden_BTH, weights_BNTC @ values_BNCD[chosen, :, :length])
 
     def _project(self, mixed_BTH: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         B, T, _ = mixed_BTH.shape
