@@ -58,6 +58,7 @@ class CachedSampler:
         for waiting, tokens in zip(self._waiting, token_lists, strict=True):
             waiting.extend(tokens)
 
+    @torch.inference_mode()
     def rewind(self, row: int, count: int) -> None:
         """Take the last `count` tokens of a sequence back."""
         waiting = self._waiting[row]

@@ -117,6 +117,88 @@ def test_one_token_at_most() -> None:
     assert [len(ids) for ids, _ in drawn.sample(max_tokens=1)] == [1, 1, 1]
 
 
+# --- Going on while others finish ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("refill", [0.1, 0.25, 0.5])
+def test_a_call_ends_once_a_share_has_finished_and_the_others_go_on(refill: float) -> None:
+    batch, turns, cap, stops = 12, 3, 14, (1, 3, 5)
+    drawn = CachedSampler(MODEL, batch, 1.0, stops, torch.Generator().manual_seed(2), refill)
+    sequences = [context(2 + row, row) for row in range(batch)]
+    drawn.append(sequences)
+    left, ready, waited = [turns] * batch, list(range(batch)), 0
+    while ready:
+        more: list[list[int]] = [[] for _ in range(batch)]
+        samples = drawn.sample(cap, ready)
+        finished = [row for row, sample in zip(ready, samples, strict=True) if sample is not None]
+        assert len(finished) >= refill * len(ready)
+        waited += len(ready) - len(finished)
+        for row, sample in zip(ready, samples, strict=True):
+            if sample is None:
+                continue
+            ids, logprobs = sample
+            assert (ids[-1] in stops or len(ids) == cap) and not set(stops) & set(ids[:-1]) and len(ids) <= cap
+            assert logprobs == pytest.approx(replay(sequences[row], ids, 1.0), abs=1e-5)
+            left[row] -= 1
+            more[row] = context(row % 4, 70 + row)
+            sequences[row] = [*sequences[row], *ids, *more[row]]
+        drawn.append(more)
+        ready = [row for row in ready if left[row]]
+    assert waited > 0  # else nothing went on
+
+
+def test_a_row_that_is_being_sampled_survives_those_that_leave_and_join() -> None:
+    drawn = CachedSampler(MODEL, 6, 1.0, (1, 3, 5), torch.Generator().manual_seed(3), refill=0.1)
+    sequences = [context(3 + row, row) for row in range(6)]
+    drawn.append(sequences)
+    samples = drawn.sample(12)
+    going = [row for row, sample in enumerate(samples) if sample is None]
+    assert going and len(going) < 6
+    drawn.keep(going)
+    drawn.add(1)
+    drawn.append([[]] * len(going) + [context(5, 9)])
+    sequences = [sequences[row] for row in going] + [context(5, 9)]
+    rows = list(range(len(sequences)))
+    while rows:
+        for row, sample in zip(list(rows), drawn.sample(12, rows), strict=True):
+            if sample is not None:
+                assert sample[1] == pytest.approx(replay(sequences[row], sample[0], 1.0), abs=1e-5)
+                rows.remove(row)
+
+
+@pytest.mark.parametrize("cells", [1, 20, 64])
+def test_openings_are_computed_in_groups_of_a_bounded_size(cells: int) -> None:
+    widths: list[int] = []
+
+    class Watched(TinyModel):
+        def extend(self, token_ids_BT, starts_B, cache, rows_B=None):  # type: ignore[no-untyped-def]
+            widths.append(token_ids_BT.numel())
+            return super().extend(token_ids_BT, starts_B, cache, rows_B)
+
+    model = Watched(CONFIG)
+    model.load_state_dict(MODEL.state_dict())
+    drawn = CachedSampler(model.requires_grad_(False), 5, 1.0, STOP, torch.Generator().manual_seed(1), 1.0, cells)
+    sequences = [context(4 + 9 * row, row) for row in range(5)]
+    drawn.append(sequences)
+    for row, (ids, logprobs) in enumerate(drawn.sample(6)):
+        assert logprobs == pytest.approx(replay(sequences[row], ids, 1.0), abs=1e-5)
+    assert max(widths) <= max(cells, 4 + 9 * 4)
+
+
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_tokens_can_be_taken_back(count: int) -> None:
+    drawn = sampler(2, seed=4)
+    sequences = [context(6, 1), context(9, 2)]
+    drawn.append(sequences)
+    (ids, _), (others, _) = drawn.sample(7)
+    shorter = [*sequences[0], *ids][:-count] if count <= len(ids) else [*sequences[0], *ids][: -len(ids)]
+    drawn.rewind(0, min(count, len(ids)))
+    drawn.append([[5, 6], []])
+    first, second = drawn.sample(5)
+    assert first[1] == pytest.approx(replay([*shorter, 5, 6], first[0], 1.0), abs=1e-5)
+    assert second[1] == pytest.approx(replay([*sequences[1], *others], second[0], 1.0), abs=1e-5)
+
+
 # --- The generator ---------------------------------------------------------------------------------------------------
 
 
