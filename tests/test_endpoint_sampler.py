@@ -376,7 +376,7 @@ def run_words(server: StandInEndpoint, weights: Path, *words: str) -> list[str]:
 def tiny_as_hf(monkeypatch: pytest.MonkeyPatch) -> None:
     """`model.kind: hf` is the tiny model: these tests are of who samples, not of what."""
 
-    def load_policy(config: Config, device: torch.device) -> TorchPolicy:
+    def load_policy(config: Config, device: torch.device, *_: Any) -> TorchPolicy:
         return TorchPolicy(copy.deepcopy(BASE), RENDERER, config.optim, device, config.sampler)
 
     monkeypatch.setattr("echo_cli.session.load_policy", load_policy)
