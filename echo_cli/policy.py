@@ -59,7 +59,7 @@ class TokenScores:
 
 
 class TorchPolicy:
-    """A model with AdamW, in one process."""
+    """A model with AdamW, in one process; with `sampling` of kind openai, an endpoint samples for it."""
 
     def __init__(
         self,
@@ -292,4 +292,4 @@ def load_policy(config: Config, device: torch.device) -> TorchPolicy:
     tiny, tokenizer = load_model(model_folder(config.model.path))
     if config.model.init == "scratch":
         tiny.init_weights(torch.Generator().manual_seed(config.seed))
-    return TorchPolicy(tiny, PlainRenderer(tokenizer), config.optim, device, config.sampler)
+    return TorchPolicy(tiny, PlainRenderer(tokenizer), config.optim, device, sampling=config.sampler)

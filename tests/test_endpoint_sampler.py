@@ -66,7 +66,7 @@ def connect(server: StandInEndpoint, tmp_path: Path) -> Iterator[Connect]:
 
     def policy(**changes: Any) -> TorchPolicy:
         sampling = settings(server, tmp_path / "weights", **changes)
-        made.append(TorchPolicy(copy.deepcopy(BASE), RENDERER, OptimConfig(), torch.device("cpu"), sampling))
+        made.append(TorchPolicy(copy.deepcopy(BASE), RENDERER, OptimConfig(), torch.device("cpu"), sampling=sampling))
         return made[-1]
 
     yield policy
@@ -377,7 +377,7 @@ def tiny_as_hf(monkeypatch: pytest.MonkeyPatch) -> None:
     """`model.kind: hf` is the tiny model: these tests are of who samples, not of what."""
 
     def load_policy(config: Config, device: torch.device, *_: Any) -> TorchPolicy:
-        return TorchPolicy(copy.deepcopy(BASE), RENDERER, config.optim, device, config.sampler)
+        return TorchPolicy(copy.deepcopy(BASE), RENDERER, config.optim, device, sampling=config.sampler)
 
     monkeypatch.setattr("echo_cli.session.load_policy", load_policy)
 
