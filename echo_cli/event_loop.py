@@ -1,4 +1,4 @@
-"""A thread that environments answer in, while the policy samples in its own."""
+"""A thread that environments answer in, or an endpoint, while the caller computes in its own."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ class EventLoop:
     A thread of its own also answers the keepalive of a connection while the caller computes.
     """
 
+    def __init__(self, name: str = "environments") -> None:
+        self._name = name
+
     def __enter__(self) -> EventLoop:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="environments", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name=self._name, daemon=True)
         self._thread.start()
         return self
 

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from echo_cli.batch import Targets, bucket, collate, targets
 from echo_cli.config import Config, OptimConfig
+from echo_cli.endpoint_sampler import EndpointSampler
 from echo_cli.error import EchoError, first_line
 from echo_cli.logprob import Scores, selected_logprobs, target_logprobs
 from echo_cli.metric import Metric, Metrics, merge_metrics
+from echo_cli.model_config import SamplerConfig
 from echo_cli.models.language_model import LanguageModel
 from echo_cli.models.tiny_folder import load_model, model_folder
 from echo_cli.objective import (
@@ -34,6 +36,7 @@ from echo_cli.objective import (
 )
 from echo_cli.renderer import PlainRenderer, Renderer
 from echo_cli.sampler import CachedSampler
+from echo_cli.served_policy import ServedPolicy
 from echo_cli.tokenizer import TOKENIZER_FILE, Tokenizer
 from echo_cli.trajectory import Role, Trajectory
 
@@ -56,9 +59,16 @@ class TokenScores:
 
 
 class TorchPolicy:
-    """A model with AdamW, in one process."""
+    """A model with AdamW, in one process; with `sampling` of kind openai, an endpoint samples for it."""
 
-    def __init__(self, model: LanguageModel, renderer: Renderer, optim: OptimConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        renderer: Renderer,
+        optim: OptimConfig,
+        device: torch.device,
+        sampling: SamplerConfig | None = None,
+    ) -> None:
         self.model = model.to(device)
         self.renderer = renderer
         self.tokenizer = renderer.tokenizer
@@ -74,15 +84,21 @@ class TorchPolicy:
             fused=True,
         )
         self._reference: LanguageModel | None = None
+        self._updates = 0  # how often the weights have changed
+        self._served: ServedPolicy | None = None
+        if sampling is not None and sampling.kind == "openai":
+            self._served = ServedPolicy(sampling, self.model, renderer, device)
 
     def keep_reference(self) -> None:
         """Make the present weights the reference of the KL penalty."""
         self._reference = self.model.reference()
 
-    def sampler(self, temperature: float, seed: int) -> Callable[[int], CachedSampler]:
-        """Makes samplers for a number of sequences. The same seed samples the same tokens."""
+    def sampler(self, temperature: float, seed: int) -> Callable[[int], CachedSampler | EndpointSampler]:
+        """Makes samplers for a number of sequences. The same seed samples the same tokens, but for an endpoint."""
 
-        def new(batch: int) -> CachedSampler:
+        def new(batch: int) -> CachedSampler | EndpointSampler:
+            if self._served is not None:
+                return self._served.sampler(self._updates, batch, temperature, seed)
             generator = torch.Generator(self.device).manual_seed(seed)
             return CachedSampler(self.model, batch, temperature, self.renderer.stop_ids, generator)
 
@@ -149,6 +165,7 @@ class TorchPolicy:
         if norm == norm and norm != float("inf"):
             self._optimizer.param_groups[0]["lr"] = lr
             self._optimizer.step()
+            self._updates += 1
         self._optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -190,6 +207,7 @@ class TorchPolicy:
             EchoError: a file is damaged or belongs to another architecture.
         """
         self.model.load(folder)
+        self._updates += 1
         try:
             state = torch.load(folder / TRAINER_FILE, map_location=self.device, weights_only=True)
             self._optimizer.load_state_dict(state)
@@ -274,4 +292,4 @@ def load_policy(config: Config, device: torch.device) -> TorchPolicy:
     tiny, tokenizer = load_model(model_folder(config.model.path))
     if config.model.init == "scratch":
         tiny.init_weights(torch.Generator().manual_seed(config.seed))
-    return TorchPolicy(tiny, PlainRenderer(tokenizer), config.optim, device)
+    return TorchPolicy(tiny, PlainRenderer(tokenizer), config.optim, device, sampling=config.sampler)

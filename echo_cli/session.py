@@ -41,6 +41,9 @@ _FREE_ENVIRONMENT = tuple(
     )
 )
 
+# Likewise an endpoint that samples: it is given the policy's weights again.
+_FREE_ENDPOINT = tuple(f"sampler.{key}" for key in ("url", "headers", "model", "weights", "concurrency", "timeout_s"))
+
 
 @dataclass(frozen=True)
 class Session:
@@ -168,7 +171,7 @@ def check_same_config(run: RunDirectory, config: Config) -> None:
     before = flat_config(load_config(run.config_path).model_dump(mode="json"))
     now = flat_config(config.model_dump(mode="json"))
     for key in sorted(before.keys() | now.keys()):
-        free = key.split(".")[0] in _FREE_ON_RESUME or key.startswith(_FREE_ENVIRONMENT)
+        free = key.split(".")[0] in _FREE_ON_RESUME or key.startswith(_FREE_ENVIRONMENT + _FREE_ENDPOINT)
         if not free and before.get(key) != now.get(key):
             raise EchoError(
                 f"cannot resume {run.path} with another config: {key} was {before.get(key)}, now {now.get(key)}",

@@ -75,6 +75,11 @@ ORDER = (
     "models.tiny_folder",
     "device",
     "sampler",
+    "endpoint",
+    "completion",
+    "endpoint_sampler",
+    "weight_sync",
+    "served_policy",
     "batch",
     "advantage",
     "schedule",
@@ -144,7 +149,7 @@ ORDER = (
 
 # `echo-cli --help` answers at once: these load none of the heavy libraries until a command needs them.
 LIGHT = ("cli", "config", "task", "run", "plot", "sweep", "cell_runner")
-HEAVY = {"torch", "matplotlib", "tokenizers", "safetensors", "numpy", "scipy", "openenv", "websockets"}
+HEAVY = {"torch", "matplotlib", "tokenizers", "safetensors", "numpy", "scipy", "openenv", "websockets", "httpx"}
 
 WEB_STACK = {"aiohttp", "fastapi", "flask", "http", "httpx", "openenv", "requests", "socket", "starlette"}
 WEB_STACK |= {"urllib", "uvicorn", "websockets"}

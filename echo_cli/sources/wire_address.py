@@ -1,4 +1,4 @@
-"""Where an OpenEnv server is and what it is sent along: checked URLs, and headers whose values stay secret."""
+"""Where a server is and what it is sent along: checked URLs, and headers whose values stay secret."""
 
 from __future__ import annotations
 
@@ -35,16 +35,19 @@ class WireAddress:
         return fault_line(text, self.secrets)
 
 
-def wire_address(url: str, headers: Mapping[str, str]) -> WireAddress:
+def wire_address(url: str, headers: Mapping[str, str], section: str = "environment") -> WireAddress:
     """The address of a base `url` (http, https, ws, wss), with `${NAME}` in `headers` filled from the environment.
+
+    Args:
+        section: of the config, for the messages.
 
     Raises:
         EchoError: the URL is none or holds a password or a query; a variable is not set; a header cannot be sent.
             Names the header and the variable, never a value.
     """
-    parts = _parts(url)
+    parts = _parts(url, section)
     secrets: dict[str, str] = {}
-    sent = {name: _header(name, template, secrets) for name, template in headers.items()}
+    sent = {name: _header(name, template, secrets, section) for name, template in headers.items()}
     secure = parts.scheme in ("https", "wss")
     rest = f"{parts.netloc}{parts.path.rstrip('/')}"
     host = parts.hostname or ""
@@ -58,8 +61,8 @@ def wire_address(url: str, headers: Mapping[str, str]) -> WireAddress:
     )
 
 
-def _parts(url: str) -> SplitResult:
-    tip = "write environment.url like http://127.0.0.1:8000"
+def _parts(url: str, section: str) -> SplitResult:
+    tip = f"write {section}.url like http://127.0.0.1:8000"
     try:
         parts = urlsplit(url)
         valid = parts.scheme in ("http", "https", "ws", "wss") and parts.hostname and parts.port != 0
@@ -67,24 +70,24 @@ def _parts(url: str) -> SplitResult:
     except ValueError:  # no such port, brackets without an address, a label of 64 letters
         valid = None
     if not valid or not url.isascii() or not url.isprintable() or " " in url:
-        raise EchoError("environment.url is no address of a server", tip)
+        raise EchoError(f"{section}.url is no address of a server", tip)
     if parts.username is not None or parts.password is not None:
-        raise EchoError("environment.url holds a user name", "send credentials as environment.headers, with ${NAME}")
+        raise EchoError(f"{section}.url holds a user name", f"send credentials as {section}.headers, with ${{NAME}}")
     if parts.query or parts.fragment:
-        raise EchoError("environment.url has a query or a fragment", f"it is the server's base URL: {tip}")
+        raise EchoError(f"{section}.url has a query or a fragment", f"it is the server's base URL: {tip}")
     return parts
 
 
-def _header(name: str, template: str, secrets: dict[str, str]) -> str:
+def _header(name: str, template: str, secrets: dict[str, str], section: str) -> str:
     """The value of a header; what it takes from the environment is added to `secrets`."""
     if not _HEADER_NAME.fullmatch(name):
-        raise EchoError(f"environment.headers: '{shown(name)}' is no name of a header", "for example Authorization")
+        raise EchoError(f"{section}.headers: '{shown(name)}' is no name of a header", "for example Authorization")
 
-    value, taken = filled(template, f"environment.headers.{name}", empty=False)
+    value, taken = filled(template, f"{section}.headers.{name}", empty=False)
     secrets |= taken
     if not (value.isascii() and value.isprintable()):
         raise EchoError(
-            f"environment.headers.{name} has a character that no header can carry",
+            f"{section}.headers.{name} has a character that no header can carry",
             "look for a line break at the end of its environment variable",
         )
     return value
