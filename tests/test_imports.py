@@ -118,6 +118,8 @@ ORDER = (
     "subject",
     "heldout",
     "comparison",
+    "contender",
+    "model_evaluation",
     "plan",
     "display",
     "transcript",
