@@ -123,16 +123,21 @@ def copy_predictions(mass: Floats, unigram: NGram, tokens: Tokens) -> Prediction
     return predictions_from(distribution, tokens)
 
 
-def compressors(observed: bytes) -> dict[str, Callable[[bytes], int]]:
+def compressors(observed: bytes | None) -> dict[str, Callable[[bytes], int]]:
     """The size in bytes of what a compressor makes of a text, by name, alone and with `observed` known to it.
+
+    None leaves those out that know something.
 
     Raw streams, without headers and checksums: deflate at level 9 (what gzip holds; it looks back 32 KiB at most) and,
     if `zstandard` is installed, zstd at level 19 with the observations as its raw dictionary. Less the size of an empty
     text, 2 and 5 bytes: that is framing, a good part of an output of 60 bytes, and says nothing of the text.
     """
-    streams = {"gzip": _deflate(b""), "gzip + observations": _deflate(observed)}
-    if has_zstd():
-        streams |= {"zstd": _zstd(b""), "zstd + observations": _zstd(observed)}
+    kinds = {"gzip": _deflate} | ({"zstd": _zstd} if has_zstd() else {})
+    streams = {}
+    for name, kind in kinds.items():
+        streams[name] = kind(b"")
+        if observed is not None:
+            streams[f"{name} + observations"] = kind(observed)
     return {name: _beyond_nothing(size) for name, size in streams.items()}
 
 

@@ -52,15 +52,15 @@ def _compare(
     policy_b, step_b, executed_b = _checkpoint(second, checkpoint)
     executed = executed_a | executed_b
     tokens = {name: tokens_of(pool, executed, first.initial.tokenizer) for name, pool in first.pools.items()}
-    predictions_a, predictions_b = (predict_pools(first, policy, tokens) for policy in (policy_a, policy_b))
+    predictions_a, predictions_b = (predict_pools(first.pools, policy, tokens) for policy in (policy_a, policy_b))
     played_a, played_b = (play_tasks(first, policy, rollouts) for policy in (policy_a, policy_b))
     labels = f"A: {shown(first.name)}", f"B: {shown(second.name)}"
     return Comparison(
         labels=labels,
         steps=(step_a, step_b),
         reports=(
-            report_policy(first, labels[0], step_a, predictions_a, tokens, played_a, pass_k),
-            report_policy(second, labels[1], step_b, predictions_b, tokens, played_b, pass_k),
+            report_policy(first.name, labels[0], step_a, predictions_a, tokens, played_a, pass_k),
+            report_policy(second.name, labels[1], step_b, predictions_b, tokens, played_b, pass_k),
         ),
         differences=[
             Difference(

@@ -31,10 +31,11 @@ from echo_cli.heldout_report import (
 from echo_cli.measure import Bools, Measures, Predictions, Tokens, groups, measure, predict, reliability, tokens_of
 from echo_cli.outcome import Outcome, pass_at
 from echo_cli.policy import TorchPolicy
-from echo_cli.pool import Pair
+from echo_cli.pool import Pair, Pool
 from echo_cli.readout import find_output, read_out
 from echo_cli.session import build_policy
 from echo_cli.subject import Subject, checkpoint_steps, executed_by, load_step, open_subject, play_tasks
+from echo_cli.tokenizer import Tokenizer
 
 
 def evaluate_run(
@@ -76,19 +77,23 @@ def _evaluate(
     policy, _ = build_policy(subject.config)
     executed = executed_by(subject, steps[-1])
     load_step(subject, policy, steps[-1])
-    output = find_output(subject.pools[HELDOUT], command, executed)
+    output = find_output(subject.pools[HELDOUT], command, executed, "held-out")
     readout = read_out(output, subject.initial, policy)
 
     tokens = {name: tokens_of(pool, set(executed), policy.tokenizer) for name, pool in subject.pools.items()}
     played = play_tasks(subject, subject.initial, rollouts)
-    before = report_policy(subject, INITIAL, 0, predict_pools(subject, subject.initial, tokens), tokens, played, pass_k)
+    predictions = predict_pools(subject.pools, subject.initial, tokens)
+    before = report_policy(subject.name, INITIAL, 0, predictions, tokens, played, pass_k)
     after, played_after = [], played
     for step in steps:
         load_step(subject, policy, step)
         played_after = play_tasks(subject, policy, rollouts)
-        predictions = predict_pools(subject, policy, tokens)
+        predictions = predict_pools(subject.pools, policy, tokens)
         detailed = step == steps[-1]
-        after.append(report_policy(subject, POLICY, step, predictions, tokens, played_after, pass_k, detailed=detailed))
+        after.append(
+            report_policy(subject.name, POLICY, step, predictions, tokens, played_after, pass_k, detailed=detailed)
+        )
+    validation = tokens_of(subject.validation, (), policy.tokenizer)
     return Evaluation(
         run=subject.name,
         step=steps[-1],
@@ -96,16 +101,18 @@ def _evaluate(
         novel_pairs={name: novel_pairs(of) for name, of in tokens.items()},
         before=before,
         after=after,
-        baselines=measure_baselines(subject, executed, tokens),
+        baselines=measure_baselines(subject.name, subject.pools, tokens, policy.tokenizer, executed, validation),
         tasks=[row for pool in played for row in _task_rows(pool, played[pool], played_after[pool])],
         notes=_notes(executed, steps[-1]),
         readout=readout,
     )
 
 
-def predict_pools(subject: Subject, policy: TorchPolicy, tokens: Mapping[str, Tokens]) -> dict[str, Predictions]:
+def predict_pools(
+    pools: Mapping[str, Pool], policy: TorchPolicy, tokens: Mapping[str, Tokens]
+) -> dict[str, Predictions]:
     """The policy's predictions of every pool's tokens."""
-    return {name: predict(policy, subject.pools[name], of) for name, of in tokens.items()}
+    return {name: predict(policy, pools[name], of) for name, of in tokens.items()}
 
 
 def novel_pairs(tokens: Tokens) -> int:
@@ -114,9 +121,9 @@ def novel_pairs(tokens: Tokens) -> int:
 
 
 def report_policy(
-    subject: Subject,
+    run: str,
     model: str,
-    step: int,
+    step: int | None,
     predictions: Mapping[str, Predictions],
     tokens: Mapping[str, Tokens],
     played: Mapping[str, Sequence[Outcome]],
@@ -124,18 +131,22 @@ def report_policy(
     *,
     detailed: bool = True,
 ) -> PolicyReport:
-    """All measures of one policy, by pool; without `detailed` the headlines and pass@k alone."""
+    """All measures of one policy, by pool; without `detailed` the headlines and pass@k alone.
+
+    Args:
+        run, model, step: what the records say of it.
+    """
     measured, bins = [], []
     for pool, of in tokens.items():
         chosen: list[tuple[str, str, Bools]] = [(HEADLINE, "", of.headline)]
         if detailed:
             chosen += groups(of)
-            bins.append(Reliability(subject.name, step, pool, model, reliability(predictions[pool], of.headline)))
+            bins.append(Reliability(run, step, pool, model, reliability(predictions[pool], of.headline)))
         for group, key, mask in chosen:
             if (found := measure(of, predictions[pool], mask)) is not None:
-                measured.append(Measured(subject.name, step, pool, model, group, key, found))
+                measured.append(Measured(run, step, pool, model, group, key, found))
     passed = [
-        Passed(subject.name, step, pool, model, k, estimate, len(outcomes), outcomes[0].rollouts)
+        Passed(run, step, pool, model, k, estimate, len(outcomes), outcomes[0].rollouts)
         for pool, outcomes in played.items()
         for k in pass_k
         if (estimate := pass_at(outcomes, k)) is not None
@@ -143,28 +154,45 @@ def report_policy(
     return PolicyReport(measured, passed, bins)
 
 
-def measure_baselines(subject: Subject, executed: Sequence[Pair], tokens: Mapping[str, Tokens]) -> list[Measured]:
-    """The headlines of every baseline, by pool."""
-    tokenizer = subject.initial.tokenizer
-    exchanges = exchange_tokens(executed, tokenizer)
-    unigram, ngram = (fit_ngram(exchanges, order, tokenizer.vocab_size) for order in (1, ORDER))
-    mass = fit_copying(tokens_of(subject.validation, (), tokenizer))
-    transcript = "".join(f"{command}\n{output}" for command, output in executed).encode()
+def measure_baselines(
+    run: str,
+    pools: Mapping[str, Pool],
+    tokens: Mapping[str, Tokens],
+    tokenizer: Tokenizer,
+    observed: Sequence[Pair] | None,
+    validation: Tokens,
+) -> list[Measured]:
+    """The headlines of every baseline, by pool.
+
+    Args:
+        tokens: of `pools`, in the ids of `tokenizer`; so is `validation`, which copying is fitted on.
+        observed: what the others are fitted on; None leaves those that need something out.
+    """
+    exchanges = exchange_tokens(observed or (), tokenizer)
+    orders = {"uniform": 1} if observed is None else {f"{ORDER}-gram": ORDER, "unigram": 1}
+    ngrams = {name: fit_ngram(exchanges, order, tokenizer.vocab_size) for name, order in orders.items()}
+    *_, unigram = ngrams.values()
+    mass = fit_copying(validation)
+    transcript = None if observed is None else "".join(f"{command}\n{output}" for command, output in observed).encode()
     measured = []
     for name, of in tokens.items():
-        pool, chosen = subject.pools[name], of.headline
+        pool, chosen = pools[name], of.headline
         found: dict[str, Measures | None] = {
-            f"{ORDER}-gram": measure(of, ngram_predictions(ngram, pool, of), chosen),
-            "unigram": measure(of, ngram_predictions(unigram, pool, of), chosen),
+            **{label: measure(of, ngram_predictions(model, pool, of), chosen) for label, model in ngrams.items()},
             "copying": measure(of, copy_predictions(mass, unigram, of), chosen),
             **{label: compress(size, of, chosen, tokenizer) for label, size in compressors(transcript).items()},
         }
         measured += [
-            Measured(subject.name, None, name, model, HEADLINE, "", measures)
+            Measured(run, None, name, model, HEADLINE, "", measures)
             for model, measures in found.items()
             if measures is not None
         ]
     return measured
+
+
+def missing_baselines() -> list[str]:
+    """Notes on the baselines that are not installed."""
+    return [] if has_zstd() else ["zstd is left out: pip install 'echo-cli[zstd]'"]
 
 
 def _task_rows(pool: str, before: Sequence[Outcome], after: Sequence[Outcome]) -> list[TaskRow]:
@@ -180,6 +208,4 @@ def _notes(executed: Sequence[Pair], step: int) -> list[str]:
         notes.append(
             f"no training observations by step {step}: the n-gram models are uniform and the compressors know no more"
         )
-    if not has_zstd():
-        notes.append("zstd is left out: pip install 'echo-cli[zstd]'")
-    return notes
+    return [*notes, *missing_baselines()]

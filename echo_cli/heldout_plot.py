@@ -16,6 +16,7 @@ from echo_cli.heldout_report import (
     Comparison,
     Evaluation,
     Measured,
+    ModelEvaluation,
     PolicyReport,
     csv_rows,
     model_title,
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 
 _HEIGHT = 9.2  # inches
 _MOST_COMMANDS = 8
+_TITLE: dict[str, Any] = {"fontsize": 13, "fontweight": "bold"}
+_UNITS = {"env_ce": ("env-CE", "nats/token"), "env_bits_per_byte": ("bits per byte", "bits/byte")}
 _WHISKER: dict[str, Any] = {"elinewidth": 1.2, "capsize": 2.5}
-_BEFORE_AFTER = ("#888888", COLOURS[0])
+_REFERENCE = "#888888"
 # Below the panel, where it hides no points.
 _LEGEND: dict[str, Any] = {"fontsize": 10, "loc": "upper left", "bbox_to_anchor": (-0.02, -0.15), "ncols": 2}
 
@@ -61,6 +64,33 @@ def plot_comparison(found: Comparison, folder: Path, output: Path | None = None)
     return write_picture(stem, draw, CSV_COLUMNS, csv_rows(found), height=_HEIGHT)
 
 
+def plot_models(found: ModelEvaluation, output: Path) -> Plotted:
+    """Draw models without a run to `output`, a file name or folder. Errors as in `plot_evaluation`."""
+    return write_picture(
+        picture_stem(output, Path(), "heldout_models"),
+        partial(_draw_models, found),
+        CSV_COLUMNS,
+        csv_rows(found),
+        height=_HEIGHT,
+    )
+
+
+def _draw_models(found: ModelEvaluation, figure: Figure) -> None:
+    """Bits per byte of all, env-CE of the models whose tokens are those of the first, by command, and calibration."""
+    grid = figure.add_gridspec(2, 2)
+    pool = next(iter(found.novel_pairs))
+    reports = [model.report for model in found.models]
+    titles = [_short(model.label, 28) for model in found.models]
+    pairs = "every pair" if found.fit_pool is None else "novel pairs"
+    comparable = [entry for model in found.models if model.same_tokens for entry in model.report.measured]
+    _bars(figure.add_subplot(grid[0, 0]), found.measured, pairs)
+    _bars(figure.add_subplot(grid[0, 1]), comparable, f"{pairs}, one tokenizer", "env_ce")
+    measure = "env_ce" if found.same_tokens else "env_bits_per_byte"
+    _commands(figure.add_subplot(grid[1, 0]), reports, titles, pool, measure)
+    _reliability(figure.add_subplot(grid[1, 1]), reports, titles, pool)
+    figure.suptitle(_short(f"held-out evaluation of {', '.join(titles)}", 80), x=0.012, ha="left", **_TITLE)
+
+
 def _draw(
     title: str,
     bars: Sequence[Measured],
@@ -77,17 +107,19 @@ def _draw(
         _curve(figure, grid[1, 1], evaluation)
     else:
         _reliability(figure.add_subplot(grid[1, 1]), pair, titles)
-    figure.suptitle(_short(title, 80), x=0.012, ha="left", fontsize=13, fontweight="bold")
+    figure.suptitle(_short(title, 80), x=0.012, ha="left", **_TITLE)
 
 
-def _bars(axes: Axes, measured: Sequence[Measured]) -> None:
+def _bars(
+    axes: Axes, measured: Sequence[Measured], pairs: str = "novel pairs", measure: str = "env_bits_per_byte"
+) -> None:
     entries = {(e.pool, e.model): e for e in measured if e.group == HEADLINE}
     pools = list(dict.fromkeys(pool for pool, _ in entries))
     models = {model: entry.step for (_, model), entry in entries.items()}
     height = 0.8 / max(len(pools), 1)
     for number, pool in enumerate(pools):
         found = [(row, entries[pool, model]) for row, model in enumerate(models) if (pool, model) in entries]
-        estimates = [entry.measures.estimates["env_bits_per_byte"] for _, entry in found]
+        estimates = [entry.measures.estimates[measure] for _, entry in found]
         axes.barh(
             [row - 0.4 + height * (number + 0.5) for row, _ in found],
             [estimate.value for estimate in estimates],
@@ -101,24 +133,32 @@ def _bars(axes: Axes, measured: Sequence[Measured]) -> None:
     axes.set_yticks(range(len(models)), [_short(model_title(model, step), 24) for model, step in models.items()])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set_title("bits per byte, novel pairs")
-    axes.set_xlabel("bits/byte, lower is better")
+    name, unit = _UNITS[measure]
+    axes.set_title(f"{name}, {pairs}")
+    axes.set_xlabel(f"{unit}, lower is better")
     if not entries:
         _nothing(axes)
     elif len(pools) > 1:
         axes.legend(**_LEGEND)
 
 
-def _commands(axes: Axes, pair: Sequence[PolicyReport], titles: Sequence[str]) -> None:
-    keys = _keys(pair, "command")[:_MOST_COMMANDS]
+def _commands(
+    axes: Axes,
+    reports: Sequence[PolicyReport],
+    titles: Sequence[str],
+    pool: str = HELDOUT,
+    measure: str = "env_ce",
+) -> None:
+    keys = list(_group(reports[0], "command", pool))[:_MOST_COMMANDS]
+    size = "tokens" if measure == "env_ce" else "bytes"
     rows: dict[str, str] = {}
-    for number, (report, title) in enumerate(zip(pair, titles, strict=True)):
-        found = _group(report, "command")
-        rows |= {key: f"{_short(shown(key), 14)} ({found[key].measures.tokens})" for key in keys}
-        estimates = [found[key].measures.estimates["env_ce"] for key in keys]
+    for number, (report, title) in enumerate(zip(reports, titles, strict=True)):
+        found = _group(report, "command", pool)
+        rows |= {key: f"{_short(shown(key), 14)} ({getattr(found[key].measures, size)})" for key in keys}
+        estimates = [found[key].measures.estimates[measure] for key in keys]
         axes.errorbar(
             [estimate.value for estimate in estimates],
-            [row + 0.22 * (number - 0.5) for row in range(len(keys))],
+            [row + 0.44 / len(reports) * (number - (len(reports) - 1) / 2) for row in range(len(keys))],
             xerr=_errors(estimates),
             linestyle="none",
             **_look(number, title),
@@ -126,13 +166,14 @@ def _commands(axes: Axes, pair: Sequence[PolicyReport], titles: Sequence[str]) -
     axes.set_yticks(range(len(keys)), [rows[key] for key in keys])
     axes.set_ylim(max(len(keys), 1) - 0.5, -0.5)
     axes.set_xlim(left=0)
-    axes.set_title("held-out env-CE by command (tokens)")
-    axes.set_xlabel("nats/token")
+    name, unit = _UNITS[measure]
+    axes.set_title(f"{_short(pool_title(pool), 20)} {name} by command ({size})")
+    axes.set_xlabel(unit)
     _legend_or_nothing(axes, bool(keys))
 
 
 def _positions(axes: Axes, pair: Sequence[PolicyReport], titles: Sequence[str]) -> None:
-    keys = _keys(pair, "position")
+    keys = list(_group(pair[0], "position"))
     for number, (report, title) in enumerate(zip(pair, titles, strict=True)):
         estimates = [_group(report, "position")[key].measures.estimates["env_ce"] for key in keys]
         axes.errorbar(
@@ -149,11 +190,11 @@ def _positions(axes: Axes, pair: Sequence[PolicyReport], titles: Sequence[str]) 
     _legend_or_nothing(axes, bool(keys))
 
 
-def _reliability(axes: Axes, pair: Sequence[PolicyReport], titles: Sequence[str]) -> None:
+def _reliability(axes: Axes, reports: Sequence[PolicyReport], titles: Sequence[str], pool: str = HELDOUT) -> None:
     axes.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=1, linestyle=(0, (4, 2)), zorder=1)
     drawn = False
-    for number, (report, title) in enumerate(zip(pair, titles, strict=True)):
-        bins = next((entry.bins for entry in report.reliability if entry.pool == HELDOUT), [])
+    for number, (report, title) in enumerate(zip(reports, titles, strict=True)):
+        bins = next((entry.bins for entry in report.reliability if entry.pool == pool), [])
         if bins:
             confidence, accuracy, tokens = zip(*bins, strict=True)
             look = _look(number, title)
@@ -166,7 +207,7 @@ def _reliability(axes: Axes, pair: Sequence[PolicyReport], titles: Sequence[str]
             drawn = True
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
-    axes.set_title("calibration on held-out (area: tokens)")
+    axes.set_title(f"calibration on {_short(pool_title(pool), 20)} (area: tokens)")
     axes.set_xlabel("confidence in the most probable token")
     axes.set_ylabel("how often it is right")
     _legend_or_nothing(axes, drawn)
@@ -219,17 +260,14 @@ def _of_report(report: PolicyReport, pool: str, k: int | None) -> Estimate | Non
     return next(found, None)
 
 
-def _group(report: PolicyReport, group: str) -> dict[str, Measured]:
-    return {entry.key: entry for entry in report.measured if (entry.pool, entry.group) == (HELDOUT, group)}
-
-
-def _keys(pair: Sequence[PolicyReport], group: str) -> list[str]:
-    """The keys of a group: both policies are measured over the same tokens, and so have the same."""
-    return list(_group(pair[0], group))
+def _group(report: PolicyReport, group: str, pool: str = HELDOUT) -> dict[str, Measured]:
+    """By key; policies that are measured over the same text have the same keys."""
+    return {entry.key: entry for entry in report.measured if (entry.pool, entry.group) == (pool, group)}
 
 
 def _look(number: int, title: str) -> dict[str, Any]:
-    look = {"color": _BEFORE_AFTER[number], "marker": MARKERS[number], "markersize": 6, "label": title}
+    colour = COLOURS[(number - 1) % len(COLOURS)] if number else _REFERENCE
+    look = {"color": colour, "marker": MARKERS[number % len(MARKERS)], "markersize": 6, "label": title}
     return {**look, "linewidth": 1.6, "zorder": 2 + number, **_WHISKER}
 
 

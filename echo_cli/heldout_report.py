@@ -20,7 +20,7 @@ CSV_COLUMNS = ("run", "step", "pool", "model", "group", "key", "measure", "value
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's measures of one group of a pool's tokens; `step` is None for a baseline."""
+    """A model's measures of one group of a pool's tokens; `step` is None for what is no checkpoint of a run."""
 
     run: str
     step: int | None
@@ -36,7 +36,7 @@ class Passed:
     """pass@k of a policy on the tasks of a pool."""
 
     run: str
-    step: int
+    step: int | None
     pool: str
     model: str
     k: int
@@ -50,7 +50,7 @@ class Reliability:
     """A policy's calibration bins over the headline's tokens of a pool: mean confidence, accuracy, tokens."""
 
     run: str
-    step: int
+    step: int | None
     pool: str
     model: str
     bins: Sequence[tuple[float, float, int]]
@@ -158,6 +158,86 @@ class Comparison:
         }
 
 
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model measured without a run. Its records have its label as their `model`, and its path as their `run`."""
+
+    label: str
+    path: str
+    kind: str
+    device: str
+    """Where it ran, in which precision, and why."""
+    vocab_size: int
+    same_tokens: bool
+    """It cuts the text of every pool into the tokens of the first model: what is measured a token compares."""
+    report: PolicyReport
+
+
+@dataclass(frozen=True)
+class ModelDifference:
+    """A model less the first one on a pool, paired by trajectory; env-CE is None where their tokens differ."""
+
+    pool: str
+    model: str
+    env_bits_per_byte: Estimate | None
+    env_ce: Estimate | None
+
+
+@dataclass(frozen=True)
+class ModelEvaluation:
+    """Models over the same text of frozen pools. The differences refer to the first, and baselines have its tokens."""
+
+    models: Sequence[ModelEntry]
+    fit_pool: str | None
+    """The pool whose pairs are left out of the headline, and fit the baselines."""
+    pairs: Mapping[str, int]
+    """By pool, in the order of the table's columns."""
+    novel_pairs: Mapping[str, int]
+    """Those that the headline is over: all of them without `fit_pool`."""
+    differences: Sequence[ModelDifference]
+    baselines: Sequence[Measured]
+    notes: Sequence[str]
+    readout: Mapping[str, Any]
+
+    @property
+    def measured(self) -> list[Measured]:
+        return [entry for model in self.models for entry in model.report.measured] + list(self.baselines)
+
+    @property
+    def passed(self) -> list[Passed]:
+        """None: tasks need an environment."""
+        return []
+
+    @property
+    def same_tokens(self) -> bool:
+        """Whether nats per token compare over all the models."""
+        return all(model.same_tokens for model in self.models)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object: `models` hold plain values, `measurements` everything with its interval."""
+        return {
+            "models": [
+                {
+                    **{"model": entry.label, "path": entry.path, "kind": entry.kind, "device": entry.device},
+                    **{"vocab_size": entry.vocab_size, "same_tokens": entry.same_tokens},
+                    **_plain(entry.report, self.novel_pairs),
+                }
+                for entry in self.models
+            ],
+            "fit_pool": self.fit_pool,
+            "pairs": dict(self.pairs),
+            "novel_pairs": dict(self.novel_pairs),
+            "differences": [asdict(entry) for entry in self.differences],
+            "measurements": [_measured_json(entry) for entry in self.measured],
+            "reliability": [asdict(entry) for model in self.models for entry in model.report.reliability],
+            "notes": list(self.notes),
+            "readout": self.readout,
+        }
+
+
+Found = Evaluation | Comparison | ModelEvaluation
+
+
 def pool_title(pool: str) -> str:
     """How a pool is called in tables and pictures."""
     return {HELDOUT: "held-out", OOD: "OOD"}.get(pool, pool)
@@ -177,7 +257,7 @@ def _measured_json(entry: Measured) -> dict[str, Any]:
     }
 
 
-def csv_rows(found: Evaluation | Comparison) -> Iterator[tuple[Any, ...]]:
+def csv_rows(found: Found) -> Iterator[tuple[Any, ...]]:
     """The rows under `CSV_COLUMNS`: a measure of a group a row. `tokens` is empty where tasks are counted.
 
     The run's name and the key of a group are data, and may meet a terminal: what is not printable is escaped.
@@ -193,6 +273,15 @@ def csv_rows(found: Evaluation | Comparison) -> Iterator[tuple[Any, ...]]:
             *(shown(passed.run), passed.step, passed.pool, passed.model, "tasks", "", f"pass_at_{passed.k}"),
             *(passed.estimate.value, passed.estimate.low, passed.estimate.high, None),
         )
+    if isinstance(found, ModelEvaluation):
+        for less in found.differences:
+            models = f"{less.model} - {found.models[0].label}"
+            for name, paired in (("env_bits_per_byte", less.env_bits_per_byte), ("env_ce", less.env_ce)):
+                if paired is not None:
+                    yield (
+                        *(shown(models), None, less.pool, "difference", HEADLINE, "", name),
+                        *(paired.value, paired.low, paired.high, None),
+                    )
     if isinstance(found, Comparison):
         for difference in found.differences:
             where = (" - ".join(reversed(found.labels)), None, difference.pool, "difference")

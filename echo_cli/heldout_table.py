@@ -5,9 +5,10 @@ Text that came from an environment or a model is data: control characters are ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from rich.table import Table
 from rich.text import Text
 
 from echo_cli.display import new_table, number, print_table, printable
@@ -18,7 +19,9 @@ from echo_cli.heldout_report import (
     POLICY,
     Comparison,
     Evaluation,
+    Found,
     Measured,
+    ModelEvaluation,
     model_title,
     pool_title,
 )
@@ -42,6 +45,22 @@ GROUP_TITLES = {
 }
 
 _MOST_COMMANDS = 12
+_READ = {"before": "predicted before", "after": "predicted after"}
+_PER_TOKEN = MEASURE_TITLES.keys() - {"env_bits_per_byte"}
+_OF_ANY_TOKENS = GROUP_TITLES.keys() - {"position", "copyable"}
+"""Groups that hold the same text whatever its tokens are."""
+_DIFFERENCES = ("env_bits_per_byte", "env_ce")
+
+
+def print_found(found: Found, *, breakdown: bool) -> None:
+    """The tables of what was found; with `breakdown` also group by group."""
+    match found:
+        case Evaluation():
+            print_evaluation(found, breakdown=breakdown)
+        case Comparison():
+            print_comparison(found, breakdown=breakdown)
+        case ModelEvaluation():
+            print_models(found, breakdown=breakdown)
 
 
 def print_evaluation(found: Evaluation, *, breakdown: bool) -> None:
@@ -52,11 +71,12 @@ def print_evaluation(found: Evaluation, *, breakdown: bool) -> None:
     _print_headline(found, pools)
     if breakdown:
         last = [*found.before.measured, *found.after[-1].measured]
-        _print_groups(last, pools, (INITIAL, POLICY), ("before", f"step {found.step}"))
+        _print_groups(last, pools, {INITIAL: "before", POLICY: f"step {found.step}"})
         _print_tasks(found)
-    _print_readout(found.readout)
-    for note in found.notes:
-        print(f"\nnote: {note}")
+    readout = found.readout
+    read = {title: {**readout[when], "tokens": readout["tokens"]} for when, title in _READ.items()}
+    _print_readout(readout, read)
+    _print_notes(found.notes)
 
 
 def print_comparison(found: Comparison, *, breakdown: bool) -> None:
@@ -80,14 +100,71 @@ def print_comparison(found: Comparison, *, breakdown: bool) -> None:
     print_table(table)
     print("95 % intervals, paired bootstrap over trajectories (env-CE) and tasks (pass@1); pairs novel to both runs")
     if breakdown:
-        _print_groups(found.measured, pools, found.labels, ("A", "B"))
+        _print_groups(found.measured, pools, dict(zip(found.labels, ("A", "B"), strict=True)))
+
+
+def print_models(found: ModelEvaluation, *, breakdown: bool) -> None:
+    """The tables of models without a run; with `breakdown` also each group of tokens."""
+    pools, first = list(found.novel_pairs), found.models[0]
+    other_tokens = [model.label for model in found.models if not model.same_tokens]
+    table = new_table("", *map(_titled, pools))
+    entries = _add_measures(table, found.measured, pools, other_tokens)
+    for name in _DIFFERENCES:
+        less = {(entry.model, entry.pool): getattr(entry, name) for entry in found.differences}
+        if any(less.values()):
+            table.add_row(Text(f"{MEASURE_TITLES[name]}, less {_short(first.label)}"))
+            for model in found.models[1:]:
+                estimates = [less[model.label, pool] for pool in pools]
+                if name not in _PER_TOKEN or model.same_tokens:
+                    table.add_row(Text(f"  {_short(model.label)}"), *map(_interval, estimates))
+    table.add_row("pairs", *(str(count) for count in found.pairs.values()))
+    if found.fit_pool is not None:
+        table.add_row("novel pairs", *(str(count) for count in found.novel_pairs.values()))
+    _add_sizes(table, entries, pools, first.label, ("bytes", "trajectories", "tokens"))
+    for label in other_tokens:
+        _add_sizes(table, entries, pools, label, ("tokens",), f" of {_short(label)}")
+    print_table(table)
+    chosen = "every pair counts: nothing is trained here, so none is seen"
+    if found.fit_pool is not None:
+        chosen = f"pairs that are not in {found.fit_pool}, which the baselines are fitted on"
+    print(f"95 % intervals over trajectories; differences are paired; {chosen}")
+    for model in found.models:
+        print(f"{model.label}: {shown(model.path)}, {model.kind}, {model.vocab_size} tokens; {model.device}")
+    if breakdown:
+        titles = {model.label: _short(model.label) for model in found.models}
+        if found.same_tokens:
+            _print_groups(found.measured, pools, titles)
+        else:
+            _print_groups(found.measured, pools, titles, "env_bits_per_byte", _OF_ANY_TOKENS)
+    _print_readout(found.readout, {f"predicted by {read['model']}": read for read in found.readout["models"]})
+    _print_notes(found.notes)
 
 
 def _print_headline(found: Evaluation, pools: Sequence[str]) -> None:
     last = [*found.before.measured, *found.after[-1].measured, *found.baselines]
-    entries = {(entry.pool, entry.model): entry for entry in last if entry.group == HEADLINE}
-    models = {entry.model: entry.step for entry in entries.values()}
     table = new_table("", *map(_titled, pools))
+    entries = _add_measures(table, last, pools)
+    for k in sorted({entry.k for entry in found.passed}):
+        table.add_row(f"pass@{k}")
+        for model, step in ((INITIAL, 0), (POLICY, found.step)):
+            passed = {e.pool: e.estimate for e in found.passed if (e.model, e.step, e.k) == (model, step, k)}
+            table.add_row(f"  {model_title(model, step)}", *(_interval(passed.get(pool)) for pool in pools))
+    table.add_row("novel pairs", *(str(count) for count in found.novel_pairs.values()))
+    _add_sizes(table, entries, pools, INITIAL, ("tokens", "bytes", "trajectories"))
+    print_table(table)
+    print("95 % intervals over trajectories (pass@k: tasks); all models over the same tokens, of novel pairs")
+
+
+def _add_measures(
+    table: Table, measured: Sequence[Measured], pools: Sequence[str], other_tokens: Collection[str] = ()
+) -> dict[tuple[str, str], Measured]:
+    """Add the headlines, measure by measure; a star is at what is measured a token for models of `other_tokens`.
+
+    Returns:
+        The headlines by pool and model.
+    """
+    entries = {(entry.pool, entry.model): entry for entry in measured if entry.group == HEADLINE}
+    models = {entry.model: entry.step for entry in entries.values()}
     for name, title in MEASURE_TITLES.items():
         table.add_row(title)
         for model, step in models.items():
@@ -96,18 +173,22 @@ def _print_headline(found: Evaluation, pools: Sequence[str]) -> None:
                 for pool in pools
             ]
             if any(estimates):
-                table.add_row(f"  {model_title(model, step)}", *map(_interval, estimates))
-    for k in sorted({entry.k for entry in found.passed}):
-        table.add_row(f"pass@{k}")
-        for model, step in ((INITIAL, 0), (POLICY, found.step)):
-            passed = {e.pool: e.estimate for e in found.passed if (e.model, e.step, e.k) == (model, step, k)}
-            table.add_row(f"  {model_title(model, step)}", *(_interval(passed.get(pool)) for pool in pools))
-    table.add_row("novel pairs", *(str(count) for count in found.novel_pairs.values()))
-    for name in ("tokens", "bytes", "trajectories"):
-        sizes = [entries.get((pool, INITIAL)) for pool in pools]
-        table.add_row(name, *(str(getattr(entry.measures, name)) if entry else "0" for entry in sizes))
-    print_table(table)
-    print("95 % intervals over trajectories (pass@k: tasks); all models over the same tokens, of novel pairs")
+                star = " *" if model in other_tokens and name in _PER_TOKEN else ""
+                table.add_row(Text(f"  {_short(model_title(model, step))}{star}"), *map(_interval, estimates))
+    return entries
+
+
+def _add_sizes(
+    table: Table,
+    entries: Mapping[tuple[str, str], Measured],
+    pools: Sequence[str],
+    model: str,
+    names: Sequence[str],
+    of: str = "",
+) -> None:
+    for name in names:
+        sizes = [entries.get((pool, model)) for pool in pools]
+        table.add_row(Text(f"{name}{of}"), *(str(getattr(entry.measures, name)) if entry else "0" for entry in sizes))
 
 
 def _print_curve(found: Evaluation, pools: Sequence[str]) -> None:
@@ -130,20 +211,31 @@ def _print_curve(found: Evaluation, pools: Sequence[str]) -> None:
 
 
 def _print_groups(
-    measured: Sequence[Measured], pools: Sequence[str], models: tuple[str, str], titles: tuple[str, str]
+    measured: Sequence[Measured],
+    pools: Sequence[str],
+    titles: Mapping[str, str],
+    measure: str = "env_ce",
+    groups: Collection[str] = GROUP_TITLES.keys(),
 ) -> None:
-    """env-CE of two models, a table a pool, group by group; the other measures of a group are in --json and --csv."""
+    """A measure of the models that `titles` names, a table a pool, group by group.
+
+    The other measures of a group, and the other groups, are in --json and --csv.
+    """
+    size = "tokens" if measure in _PER_TOKEN else "bytes"
+    first = next(iter(titles))
     for pool in pools:
         entries = {(entry.model, entry.group, entry.key): entry.measures for entry in measured if entry.pool == pool}
-        table = new_table(f"{_titled(pool)} env-CE, nats/token", *titles, "tokens")
+        table = new_table(f"{_titled(pool)} {MEASURE_TITLES[measure]}", *titles.values(), size)
         for group, title in GROUP_TITLES.items():
-            keys = [key for model, of, key in entries if (model, of) == (models[0], group)]
+            if group not in groups:
+                continue
+            keys = [key for model, of, key in entries if (model, of) == (first, group)]
             listed = keys[:_MOST_COMMANDS] if group == "command" else keys
             table.add_row(title)
             for key in listed:
-                first, second = (entries[model, group, key] for model in models)
-                cells = (_interval(_env_ce(first)), _interval(_env_ce(second)), str(first.tokens))
-                table.add_row(Text(f"  {_short(shown(key))}"), *cells)
+                found = [entries[model, group, key] for model in titles]
+                cells = [_interval(measures.estimates[measure]) for measures in found]
+                table.add_row(Text(f"  {_short(shown(key))}"), *cells, str(getattr(found[0], size)))
             if len(keys) > len(listed):
                 table.add_row(f"  and {len(keys) - len(listed)} more in --json and --csv")
         print_table(table)
@@ -162,16 +254,19 @@ def _print_tasks(found: Evaluation) -> None:
         print("the tasks of the other pools are in --json")
 
 
-def _print_readout(readout: Mapping[str, Any]) -> None:
+def _print_readout(readout: Mapping[str, Any], read: Mapping[str, Mapping[str, Any]]) -> None:
     print(f"\n$ {printable(readout['command'])}")
-    for label, text, correct in (
-        ("actual", readout["actual"], None),
-        ("predicted before", readout["before"]["text"], readout["before"]["correct"]),
-        ("predicted after", readout["after"]["text"], readout["after"]["correct"]),
-    ):
-        share = "" if correct is None else f" ({correct} of {readout['tokens']} tokens, teacher-forced)"
-        print(f"{label}{share}:")
+    texts = {"actual": readout["actual"]}
+    for title, found in read.items():
+        texts[f"{title} ({found['correct']} of {found['tokens']} tokens, teacher-forced)"] = found["text"]
+    for title, text in texts.items():
+        print(f"{title}:")
         print("\n".join(f"    {line}" for line in printable(text).splitlines()))
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"\nnote: {note}")
 
 
 def _estimates(found: Comparison, pools: Sequence[str], label: str) -> list[str]:

@@ -175,6 +175,19 @@ def env_ce_difference(tokens: Tokens, first: Predictions, second: Predictions, c
     )
 
 
+def bits_per_byte_difference(
+    first_tokens: Tokens, first: Predictions, second_tokens: Tokens, second: Predictions
+) -> Estimate | None:
+    """Bits per byte of `second` less those of `first` over the headline of one pool, paired by trajectory.
+
+    Each model has the pool in its own tokens; the bytes are the same. None over nothing.
+    """
+    size = _per_trajectory(first_tokens, first_tokens.byte_count, first_tokens.headline)
+    nats = _per_trajectory(first_tokens, first.nats, first_tokens.headline)
+    other_nats = _per_trajectory(second_tokens, second.nats, second_tokens.headline)
+    return ratio_difference(nats / math.log(2), other_nats / math.log(2), size)
+
+
 def reliability(predictions: Predictions, chosen: Bools) -> list[tuple[float, float, int]]:
     """The calibration bins that hold something: mean confidence, accuracy, tokens."""
     found = []

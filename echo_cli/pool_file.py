@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -261,6 +261,21 @@ def load_pool(folder: Path, renderer: Renderer, max_tokens: int | None = None) -
         message = f"a trajectory of {shown(folder)} has {longest} tokens, the model takes {max_tokens}"
         raise EchoError(message, "build the pool with a lower rollout.max_episode_tokens")
     return pool
+
+
+def pool_columns(folders: Sequence[Path], taken: Collection[str] = ()) -> dict[str, Path]:
+    """The folders of pools by the names of their columns, which are the folders' own.
+
+    Raises:
+        EchoError: two have one name, or a name is `taken`.
+    """
+    columns: dict[str, Path] = {}
+    for folder in folders:
+        name = shown(folder.resolve().name)
+        if name in columns or name in taken:
+            raise EchoError(f"two pools are named {name}", "rename one of the folders; a column has the folder's name")
+        columns[name] = folder
+    return columns
 
 
 def _move(temporary: Path, final: Path) -> None:

@@ -23,15 +23,15 @@ class Output:
     token_ids: list[int]
 
 
-def find_output(pool: Pool, command: str | None, seen: Collection[Pair]) -> Output:
+def find_output(pool: Pool, command: str | None, seen: Collection[Pair], title: str) -> Output:
     """The output to read out: that of `command`, or else the first of a `grep` that training has not executed.
 
     Raises:
-        EchoError: `command` is not in the pool, or the pool is empty.
+        EchoError: `command` is not in the pool, or the pool is empty; its `title` is in the message.
     """
     outputs = [output for trajectory in pool.trajectories for output in _outputs(trajectory)]
     if not outputs:
-        raise EchoError("the held-out pool is empty", "the environment needs held-out tasks")
+        raise EchoError(f"the {title} pool is empty", "the environment needs held-out tasks")
     executed = {words for words, _ in seen}
     if command is None:
         novel = [output for output in outputs if output.pair[0] not in executed]
@@ -40,7 +40,7 @@ def find_output(pool: Pool, command: str | None, seen: Collection[Pair]) -> Outp
     if not wanted:
         known = [output.pair[0] for output in outputs]
         nearest = difflib.get_close_matches(command, known, n=1, cutoff=0.0)[0]
-        raise EchoError(f"'{command}' is not a command of the held-out pool", f"one that is: {nearest}")
+        raise EchoError(f"'{command}' is not a command of the {title} pool", f"one that is: {nearest}")
     return wanted[0]
 
 
@@ -50,9 +50,16 @@ def read_out(output: Output, before: TorchPolicy, after: TorchPolicy) -> dict[st
         "command": output.pair[0],
         "actual": after.tokenizer.decode(output.token_ids),
         "tokens": len(output.token_ids),
-        "before": _read(before, output),
-        "after": _read(after, output),
+        "before": read(before, output),
+        "after": read(after, output),
     }
+
+
+def read(policy: TorchPolicy, output: Output) -> dict[str, Any]:
+    """The policy's most probable tokens as text, and how many of them are the true ones."""
+    predicted = policy.predict(output.trajectory)[output.start - 1 : output.start - 1 + len(output.token_ids)]
+    correct = sum(guess == true for guess, true in zip(predicted, output.token_ids, strict=True))
+    return {"text": policy.tokenizer.decode(predicted), "correct": correct}
 
 
 def _outputs(trajectory: Trajectory) -> list[Output]:
@@ -63,9 +70,3 @@ def _outputs(trajectory: Trajectory) -> list[Output]:
             found.append(Output(pair_of(trajectory.turns[turn]), trajectory, position, list(segment.token_ids)))
         position += len(segment.token_ids)
     return found
-
-
-def _read(policy: TorchPolicy, output: Output) -> dict[str, Any]:
-    predicted = policy.predict(output.trajectory)[output.start - 1 : output.start - 1 + len(output.token_ids)]
-    correct = sum(guess == true for guess, true in zip(predicted, output.token_ids, strict=True))
-    return {"text": policy.tokenizer.decode(predicted), "correct": correct}

@@ -70,16 +70,25 @@ class Session:
         return time.perf_counter() - self.clock_start
 
 
-def build_policy(config: Config) -> tuple[TorchPolicy, DeviceChoice]:
-    """The policy at the start of a run, on the config's device, with the config's number of CPU threads.
+def open_policy(config: Config) -> tuple[TorchPolicy, DeviceChoice]:
+    """The config's model, to be measured or trained, on its device, with its number of CPU threads.
 
     Raises:
-        EchoError: the device is not there, the model cannot be loaded, or episodes may outgrow the model.
+        EchoError: the device is not there, or the model cannot be loaded.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     choice = choose_device(config.device)
-    policy = load_policy(config, choice.device)
+    return load_policy(config, choice.device), choice
+
+
+def build_policy(config: Config) -> tuple[TorchPolicy, DeviceChoice]:
+    """The policy at the start of a run.
+
+    Raises:
+        EchoError: as `open_policy`, or episodes may outgrow the model.
+    """
+    policy, choice = open_policy(config)
     longest = limits_of(config).longest(policy.renderer.overhead)
     if longest > policy.model.max_length:
         raise EchoError(

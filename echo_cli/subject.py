@@ -10,18 +10,16 @@ from pathlib import Path
 from echo_cli.config import Config
 from echo_cli.config_file import load_config
 from echo_cli.environment import Worlds
-from echo_cli.error import EchoError
 from echo_cli.evaluate import rollout_tasks
 from echo_cli.heldout_report import HELDOUT, OOD
 from echo_cli.outcome import Outcome, outcomes_of
 from echo_cli.policy import TorchPolicy
 from echo_cli.pool import Pair, Pool
-from echo_cli.pool_file import load_pool
+from echo_cli.pool_file import load_pool, pool_columns
 from echo_cli.rollout import without_fragments
 from echo_cli.run import RunDirectory, open_run
 from echo_cli.seed import derive_seed
 from echo_cli.session import build_policy, frozen_pools
-from echo_cli.storage import shown
 from echo_cli.worlds import open_worlds
 
 
@@ -59,11 +57,7 @@ def open_subject(path: Path, pool_folders: Sequence[Path], device: str | None) -
         by_pool: dict[str, Worlds] = {HELDOUT: worlds}
         if pools["ood"].trajectories:
             columns[OOD], by_pool[OOD] = pools["ood"], worlds.out_of_distribution()
-        for folder in pool_folders:
-            name = shown(folder.resolve().name)
-            if name in columns:
-                tip = "rename one of the folders; a column has the folder's name"
-                raise EchoError(f"two pools are named {name}", tip)
+        for name, folder in pool_columns(pool_folders, columns).items():
             columns[name] = load_pool(folder, initial.renderer, initial.model.max_length)
         yield Subject(run, config, initial, by_pool, columns, pools["validation"])
 

@@ -298,6 +298,7 @@ def test_runs_with_other_pools_are_not_compared(
     [
         ([], "name one RUN, or two"),
         (["run", "--compare", "a", "b"], "name one RUN, or two"),
+        (["run", "another"], "name one RUN, or two"),
         (["run", "--json", "--csv"], "exclude each other"),
         (["run", "--step", "1", "--checkpoint", "best"], "exclude each other"),
         (["run", "--checkpoint", "bets\x1b"], "no checkpoint 'bets\\x1b'"),

@@ -123,6 +123,8 @@ ORDER = (
     "subject",
     "heldout",
     "comparison",
+    "contender",
+    "model_evaluation",
     "plan",
     "display",
     "transcript",
