@@ -184,6 +184,6 @@ def family_of(name: str, template: str) -> ChatFamily:
             return family
     known = ", ".join(f"{family.name} ({family.header.partition('{role}')[0]})" for family in FAMILIES)
     raise EchoError(
-        f"the chat template is of no known family: it has no mark of {known}; it begins {shown(template[:60])!r}",
+        f"the chat template is of no known family: it has no mark of {known}; it begins '{shown(template[:60])}'",
         "conversation.renderer=plain writes no turns; model.chat_template=FILE replaces the template",
     )

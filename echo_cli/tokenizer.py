@@ -60,12 +60,13 @@ class Tokenizer:
         self._backend = backend
         self._files = dict(files or {})
         state = _verbatim(json.loads(backend.to_str()))
-        added = {token["id"]: token["content"] for token in state["added_tokens"]}
-        self._added: dict[int, str] = added
-        # Runs of spaces are text, also where a tokenizer lists them as added tokens.
-        spaces = [token for token in state["added_tokens"] if token["content"].replace(_METASPACE, " ").isspace()]
+        self._added: dict[int, str] = {token["id"]: token["content"] for token in state["added_tokens"]}
         self._scaffold = Backend.from_str(json.dumps(state))
-        self._plain = Backend.from_str(json.dumps({**state, "added_tokens": spaces}))
+        # A backend has a switch that makes text of special tokens, and of no other added ones: here all are special,
+        # but for runs of spaces, which are text also where a tokenizer lists them.
+        plain = [{**token, "special": not _is_space(token["content"])} for token in state["added_tokens"]]
+        self._plain = Backend.from_str(json.dumps({**state, "added_tokens": plain}))
+        self._plain.encode_special_tokens = True
         self._byte_level = any(step["type"] == "ByteLevel" for step in _steps(state["decoder"]))
         self._byte_tokens = bool(state["model"].get("byte_fallback"))
         self.vocab_size: int = max(backend.get_vocab().values(), default=-1) + 1
@@ -92,7 +93,7 @@ class Tokenizer:
     @property
     def added_tokens(self) -> tuple[str, ...]:
         """The names of the special and added tokens, those that are spaces left out."""
-        return tuple(name for name in self._added.values() if not name.replace(_METASPACE, " ").isspace())
+        return tuple(name for name in self._added.values() if not _is_space(name))
 
     @cached_property
     def newline_ids(self) -> tuple[int, ...]:
@@ -172,6 +173,10 @@ def _special_id(backend: Backend, token: str) -> int:
     if token_id is None:
         raise EchoError(f"the tokenizer has no {token} token", "train it with Tokenizer.train, or take tiny-base's")
     return token_id
+
+
+def _is_space(token: str) -> bool:
+    return token.replace(_METASPACE, " ").isspace()
 
 
 def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:

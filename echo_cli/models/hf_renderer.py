@@ -110,11 +110,14 @@ def _opening(template: ChatTemplate, family: ChatFamily) -> tuple[str, str]:
     """
     before, task, after = template.text([("user", _TASK)]).partition(_TASK)
     prompt = family.turn_end + family.separator + family.turn("assistant")
-    if not task or _TASK in after or not after.startswith(prompt):
+    tip = "conversation.renderer=plain writes no turns; model.chat_template=FILE replaces the template"
+    if not task or _TASK in after:
+        raise EchoError("the chat template does not write the user's text once, as it is", tip)
+    if not after.startswith(prompt):
         raise EchoError(
             f"the chat template is not of the form {family.name}: after the user's text it writes "
-            f"{shown(after[:80])!r}, not {shown(prompt)!r}",
-            "conversation.renderer=plain writes no turns; model.chat_template=FILE replaces the template",
+            f"'{shown(after[:80])}', not '{shown(prompt)}'",
+            tip,
         )
     return before, after.removeprefix(prompt)
 
@@ -130,7 +133,7 @@ def _without_thinking(template: ChatTemplate, primer: str) -> str:
     if "enable_thinking" in template.source:
         raise EchoError(
             "conversation.thinking is forbid, and the chat template does not open a turn with an empty block when its "
-            f"enable_thinking is false: it writes {shown(primer)!r}",
+            f"enable_thinking is false: it writes '{shown(primer)}'",
             "conversation.thinking=keep, or drop; model.chat_template=FILE replaces the template",
         )
     return primer.rstrip().removesuffix(THINK) + EMPTY_THINKING
@@ -154,7 +157,7 @@ def _difference(renderer: ChatRenderer, expected: list[int], candidates: Sequenc
     theirs_text, ours_text = (_around(renderer.tokenizer, ids, at) for ids in (expected, ours))
     return EchoError(
         f"a conversation written as {renderer.family.name} is not the chat template's: from token {at} on the template "
-        f"has {theirs_text!r}, and we {ours_text!r}",
+        f"has '{theirs_text}', and we '{ours_text}'",
         "try conversation.reply_as=user, or tool; model.chat_template=FILE replaces the template, and "
         "conversation.renderer=plain writes no turns",
     )

@@ -62,7 +62,8 @@ def load_hf_tokenizer(folder: Path, model: ModelConfig) -> tuple[Any, Tokenizer]
         raise EchoError(f"the tokenizer of {where} does not load: {shown(first_line(error))}", restore) from error
     if not theirs.is_fast:
         raise EchoError(f"the tokenizer of {where} is not a fast one", "convert it: model folders need tokenizer.json")
-    if len(theirs) < 2:  # what transformers makes of a folder without a vocabulary, and says nothing
+    # What transformers makes of a folder without a vocabulary, and says nothing: added tokens and at most one other.
+    if theirs.backend_tokenizer.get_vocab_size(with_added_tokens=False) < 2:
         raise EchoError(f"the tokenizer of {where} is empty: its vocabulary is missing", restore)
     files = {str(path.relative_to(folder)): path.read_bytes() for pattern in _PATTERNS for path in folder.glob(pattern)}
     if model.chat_template is not None:
@@ -83,9 +84,9 @@ def check_text(tokenizer: Tokenizer, where: str) -> None:
         ids = tokenizer.encode(text)
         back = tokenizer.decode(ids)
         if special & set(ids) or back != text or sum(tokenizer.byte_counts(ids)) != len(text.encode()):
-            what = "a special token" if special & set(ids) else repr(shown(back))
+            what = "a special token" if special & set(ids) else f"'{shown(back)}'"
             raise EchoError(
-                f"the tokenizer of {where} does not keep text: {shown(text)!r} becomes {what}",
+                f"the tokenizer of {where} does not keep text: '{shown(text)}' becomes {what}",
                 "take a model with a byte-level vocabulary, or one with byte fallback",
             )
 
