@@ -128,6 +128,8 @@ class Episode:
     def _trajectory(
         self, stop_reason: StopReason, source: Source, reward: float | None, world_model_only: bool
     ) -> Trajectory:
+        while len(self.segments) > 1 and self.segments[-1].channel == SCAFFOLD:
+            self.segments.pop()  # it opens a turn that nobody took
         return Trajectory(
             task_id=self.task.task_id,
             group_id=self.group_id,
