@@ -90,7 +90,10 @@ class CachedSampler:
         Raises:
             EchoError: the model's logits are not finite (exit code 3).
         """
-        chosen = list(range(len(self._waiting)) if rows is None else rows)
+        with self._model.holding_weights():
+            return self._sample(max_tokens, list(range(len(self._waiting)) if rows is None else rows))
+
+    def _sample(self, max_tokens: int, chosen: Sequence[int]) -> list[Sample | None]:
         logits_BV = self._prefill(chosen)
         B = logits_BV.shape[0]
         tokens_BT = torch.empty(B, max_tokens, dtype=torch.int64, device=self._device)
