@@ -19,7 +19,7 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="Add a LoRA adapter to its base.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a checkpoint's model, with its tokenizer, as a folder of its own.
+    """Write a checkpoint's model and its tokenizer to a folder.
 
     Of a Hugging Face model, what `from_pretrained` loads: the model, or the adapter.
     """

@@ -71,6 +71,7 @@ def load_hf_model(
         EchoError: a file is missing, incomplete or damaged; the architecture is unknown or is not computed as
             `LanguageModel` says; the tokenizer has more tokens than the model; a LoRA target matches nothing.
     """
+    require_hf()
     from echo_cli.models.hf import HfModel
     from echo_cli.models.hf_adapter import add_adapter, is_adapter, read_adapter, read_adapter_config
     from echo_cli.models.hf_weights import random_causal_lm, read_causal_lm
