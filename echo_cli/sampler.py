@@ -134,11 +134,12 @@ class CachedSampler:
 
     def _prefill(self, rows: Sequence[int]) -> Tensor:
         """Compute the waiting tokens of `rows`, right-padded; logits [B, V] after the last of each, else zeros."""
+        everyone = list(range(len(self._waiting)))
         parts = [
-            (group, self._prefill_together(group, whole=len(group) == len(self._waiting)))
+            (group, self._prefill_together(group, whole=group == everyone))
             for group in _groups(rows, [len(tokens) for tokens in self._waiting], self._prefill_cells)
         ]
-        if len(parts) == 1 and len(rows) == len(self._waiting):
+        if parts[0][0] == everyone:
             return parts[0][1]
         V = self._model.vocab_size
         logits_BV = torch.zeros(len(self._waiting), V, dtype=parts[0][1].dtype, device=self._device)
@@ -170,7 +171,7 @@ def _groups(rows: Sequence[int], lengths: Sequence[int], cells: int | None) -> l
         if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > cells:
             groups.append([])
         groups[-1].append(row)
-    return groups
+    return [sorted(group) for group in groups]
 
 
 def _draw(probabilities_BV: Tensor, generator: torch.Generator) -> Tensor:
