@@ -29,13 +29,13 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
         raise EchoError(f"{shown(folder)} has no {CONFIG_FILE}", "model.path is a folder that save_pretrained wrote")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except Exception as error:  # of half a dozen types, one of them huggingface_hub's own
         text = str(error)
         if "trust_remote_code" in text:
             message = f"{shown(folder)} brings Python code of its own"
             raise EchoError(message, "read the code, then set model.trust_remote_code=true") from error
         tip = "another model, or a newer transformers; for the built-in model's own form set model.kind=tiny"
-        raise EchoError(f"{shown(path)}: {first_line(error)}", tip) from error
+        raise EchoError(f"{shown(path)}: {shown(first_line(error))}", tip) from error
     for part in (config, config.get_text_config()):
         for name, value in vars(part).items():
             if name.endswith(_DROPOUT) and isinstance(value, (int, float)):
