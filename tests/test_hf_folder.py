@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,7 @@ def refused(folder: Path, *, tokenizer_size: int = VOCABULARY, **settings: Any) 
     return caught.value
 
 
-# --- Load checks -------------------------------------------------------------------------------------------------------
+# --- Load checks -----------------------------------------------------------------------------------------------------
 
 
 def _config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
@@ -77,7 +78,8 @@ def _damaged(folder: Path) -> None:
         (_damaged, "cannot load weights from"),
         (_incomplete, "1 tensors are missing, such as model.layers.1.self_attn.q_proj.weight"),
         (_config(lambda values: values.update(hidden_size=48)), "cannot load weights from"),
-        (_config(lambda values: values.update(num_hidden_layers=3)), "weights in"),
+        (_config(lambda values: values.update(num_hidden_layers=3)), "layer_types"),
+        (_config(lambda v: v.update(num_hidden_layers=3, layer_types=["full_attention"] * 3)), "are incomplete: 11"),
         (_config(lambda values: values.update(max_position_embeddings=None)), "max_position_embeddings"),
     ],
 )
@@ -169,7 +171,7 @@ def test_scratch_weights_are_those_of_the_seed(folder: Path) -> None:
     assert not torch.equal(weights(3), weights(4))
 
 
-# --- The folder --------------------------------------------------------------------------------------------------------
+# --- The folder ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/nowhere/model", "./model", "../model", "~/nowhere", "tests/model", "a/b/c"])
@@ -203,7 +205,7 @@ def test_loading_says_nothing_on_stderr(folder: Path, capfd: pytest.CaptureFixtu
     assert (captured.out, captured.err) == ("", "")
 
 
-# --- The dtype -----------------------------------------------------------------------------------------------------------
+# --- The dtype -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -242,8 +244,6 @@ def test_bfloat16_where_the_device_lacks_it_is_refused(cuda: bool, monkeypatch: 
 
 
 def test_the_built_in_model_needs_none_of_it() -> None:
-    import subprocess
-
     code = (
         "import sys, echo_cli.session, echo_cli.cli, echo_cli.train; print({'transformers', 'peft'} & set(sys.modules))"
     )

@@ -35,7 +35,7 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
             message = f"{shown(folder)} brings Python code of its own"
             raise EchoError(message, "read the code, then set model.trust_remote_code=true") from error
         tip = "another model, or a newer transformers; for the built-in model's own form set model.kind=tiny"
-        raise EchoError(f"{shown(path)}: {shown(first_line(error))}", tip) from error
+        raise EchoError(f"{shown(path)}: {shown(' '.join(text.split())[:300])}", tip) from error
     for part in (config, config.get_text_config()):
         for name, value in vars(part).items():
             if name.endswith(_DROPOUT) and isinstance(value, (int, float)):
