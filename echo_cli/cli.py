@@ -13,6 +13,7 @@ import typer
 
 from echo_cli.commands.bench import bench
 from echo_cli.commands.env import env
+from echo_cli.commands.export import export
 from echo_cli.commands.heldout import eval_heldout
 from echo_cli.commands.plot import plot
 from echo_cli.commands.pool import pool
@@ -60,6 +61,7 @@ app.command("train")(train)
 app.command("sweep-lambda", cls=SweepCommand, context_settings={"ignore_unknown_options": True})(sweep_lambda)
 app.command("eval-heldout")(eval_heldout)
 app.command("plot")(plot)
+app.command("export")(export)
 app.add_typer(pool, name="pool")
 app.add_typer(env, name="env")
 app.command("bench")(bench)

@@ -60,7 +60,10 @@ class TokenScores:
 
 
 class TorchPolicy:
-    """A model with AdamW, in one process; with `sampling` of kind openai, an endpoint samples for it."""
+    """A model with AdamW, in one process; with `sampling` of kind openai, an endpoint samples for it.
+
+    Without `sampling`, a batch is sampled until all of it has finished.
+    """
 
     def __init__(
         self,
@@ -75,6 +78,8 @@ class TorchPolicy:
         self.tokenizer = renderer.tokenizer
         self.device = device
         self._optim = optim
+        self._refill = 1.0 if sampling is None else sampling.refill
+        self._prefill_tokens = None if sampling is None else sampling.prefill_tokens
         self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(
             self._parameters,
@@ -101,7 +106,10 @@ class TorchPolicy:
             if self._served is not None:
                 return self._served.sampler(self._updates, batch, temperature, seed)
             generator = torch.Generator(self.device).manual_seed(seed)
-            return CachedSampler(self.model, batch, temperature, self.renderer.stop_ids, generator)
+            stop_ids = self.renderer.stop_ids
+            return CachedSampler(
+                self.model, batch, temperature, stop_ids, generator, self._refill, self._prefill_tokens
+            )
 
         return new
 
@@ -188,8 +196,9 @@ class TorchPolicy:
         for indices in bucket(seen, self._optim.token_budget):
             micro = collate(seen, indices, self.tokenizer.pad_id).to(self.device)
             wanted = targets(micro, roles)
-            hidden_NH = wanted.gather(self.model(micro.token_ids_RT))
-            scores = target_logprobs(hidden_NH, self.model.head, wanted, 1.0, chunk_rows=self._chunk_rows)
+            with self.model.holding_weights():
+                hidden_NH = wanted.gather(self.model(micro.token_ids_RT))
+                scores = target_logprobs(hidden_NH, self.model.head, wanted, 1.0, chunk_rows=self._chunk_rows)
             order = torch.argsort(wanted.position_N, stable=True)
             for index in indices:
                 chosen = order[wanted.rollout_N[order] == index]
@@ -293,16 +302,38 @@ def load_renderer(config: Config) -> Renderer:
     Raises:
         EchoError: a file of the tokenizer is missing or is not what it should be.
     """
+    if config.model.kind == "hf":
+        from echo_cli.models.hf_folder import hf_folder
+
+        with hf_folder(config.model, config.seed, weights=False) as folder:
+            return _hf_renderer(folder, config)
     return PlainRenderer(Tokenizer.load(model_folder(config.model.path) / TOKENIZER_FILE))
 
 
-def load_policy(config: Config, device: torch.device) -> TorchPolicy:
+def load_policy(config: Config, device: torch.device, dtype: torch.dtype = torch.float32) -> TorchPolicy:
     """The policy at the start of a run: the weights of the config's model, or random ones with `init: scratch`.
+
+    Args:
+        dtype: what a Hugging Face model's matrix products are computed in; the built-in one's are float32.
 
     Raises:
         EchoError: the model is missing or a file of it is not what it should be.
     """
+    if config.model.kind == "hf":
+        from echo_cli.models.hf_folder import hf_folder, load_hf_model
+
+        with hf_folder(config.model, config.seed) as folder:
+            renderer = _hf_renderer(folder, config)
+            size = renderer.tokenizer.vocab_size
+            model = load_hf_model(folder, config.model, device, dtype, config.seed, size)
+        return TorchPolicy(model, renderer, config.optim, device, config.sampler)
     tiny, tokenizer = load_model(model_folder(config.model.path))
     if config.model.init == "scratch":
         tiny.init_weights(torch.Generator().manual_seed(config.seed))
-    return TorchPolicy(tiny, PlainRenderer(tokenizer), config.optim, device, sampling=config.sampler)
+    return TorchPolicy(tiny, PlainRenderer(tokenizer), config.optim, device)
+
+
+def _hf_renderer(folder: Path, config: Config) -> Renderer:
+    from echo_cli.models.hf_renderer import load_hf_renderer
+
+    return load_hf_renderer(folder, config.model, config.conversation)

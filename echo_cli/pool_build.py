@@ -5,17 +5,18 @@ A checkpoint as the actor makes an off-policy pool: other policies are measured 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from echo_cli.config import Config
+from echo_cli.config_file import load_config
 from echo_cli.environment import Worlds
 from echo_cli.episode import Limits
 from echo_cli.error import EchoError
 from echo_cli.evaluate import limits_for, limits_of
-from echo_cli.models.tiny import MODEL_FILE
 from echo_cli.policy import TorchPolicy, load_renderer
 from echo_cli.pool import expert_scripts
 from echo_cli.pool_file import Actor, Manifest, Provenance, check_free, write_pool
@@ -129,10 +130,26 @@ def _load(actor: CheckpointActor, config: Config) -> tuple[TorchPolicy, Actor]:
     """The policy of a checkpoint, with the checkpoint's own architecture and tokenizer, and its record."""
     run = open_run(actor.run)
     folder, meta = run.load_checkpoint(actor.which)
-    model = config.model.model_copy(update={"path": str(folder), "init": "pretrained"})
-    policy, _ = build_policy(config.model_copy(update={"model": model}))
-    sha256 = sha256_of(folder / MODEL_FILE)
+    trained = load_config(run.config_path)
+    model, adapted = trained.model, trained.model.lora is not None
+    if not adapted:
+        model = model.model_copy(update={"path": str(folder), "init": "pretrained", "revision": None})
+    # The seed is for the base of an adapter, which may be random weights of the run's own.
+    own = {"model": model, "conversation": trained.conversation, "seed": trained.seed}
+    policy, _ = build_policy(config.model_copy(update=own))
+    if adapted:
+        policy.model.load(folder)
+    sha256 = _weights_sha256(folder)
     return policy, Actor(kind="checkpoint", run=run.path.resolve().name, step=meta["step"], model_sha256=sha256)
+
+
+def _weights_sha256(folder: Path) -> str:
+    """The SHA-256 of a checkpoint's weights; of several files, that of their hashes and names, one a line."""
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return sha256_of(files[0])
+    lines = "".join(f"{sha256_of(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _sample(

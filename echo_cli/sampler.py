@@ -90,7 +90,10 @@ class CachedSampler:
         Raises:
             EchoError: the model's logits are not finite (exit code 3).
         """
-        chosen = list(range(len(self._waiting)) if rows is None else rows)
+        with self._model.holding_weights():
+            return self._sample(max_tokens, list(range(len(self._waiting)) if rows is None else rows))
+
+    def _sample(self, max_tokens: int, chosen: Sequence[int]) -> list[Sample | None]:
         logits_BV = self._prefill(chosen)
         B = logits_BV.shape[0]
         tokens_BT = torch.empty(B, max_tokens, dtype=torch.int64, device=self._device)
@@ -131,11 +134,12 @@ class CachedSampler:
 
     def _prefill(self, rows: Sequence[int]) -> Tensor:
         """Compute the waiting tokens of `rows`, right-padded; logits [B, V] after the last of each, else zeros."""
+        everyone = list(range(len(self._waiting)))
         parts = [
-            (group, self._prefill_together(group, whole=len(group) == len(self._waiting)))
+            (group, self._prefill_together(group, whole=group == everyone))
             for group in _groups(rows, [len(tokens) for tokens in self._waiting], self._prefill_cells)
         ]
-        if len(parts) == 1 and len(rows) == len(self._waiting):
+        if parts[0][0] == everyone:
             return parts[0][1]
         V = self._model.vocab_size
         logits_BV = torch.zeros(len(self._waiting), V, dtype=parts[0][1].dtype, device=self._device)
@@ -167,7 +171,7 @@ def _groups(rows: Sequence[int], lengths: Sequence[int], cells: int | None) -> l
         if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > cells:
             groups.append([])
         groups[-1].append(row)
-    return groups
+    return [sorted(group) for group in groups]
 
 
 def _draw(probabilities_BV: Tensor, generator: torch.Generator) -> Tensor:

@@ -74,12 +74,12 @@ def open_policy(config: Config) -> tuple[TorchPolicy, DeviceChoice]:
     """The config's model, to be measured or trained, on its device, with its number of CPU threads.
 
     Raises:
-        EchoError: the device is not there, or the model cannot be loaded.
+        EchoError: the device is not there or lacks the dtype, or the model cannot be loaded.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    choice = choose_device(config.device)
-    return load_policy(config, choice.device), choice
+    choice = choose_device(config.device, config.model.dtype if config.model.kind == "hf" else "float32")
+    return load_policy(config, choice.device, choice.dtype), choice
 
 
 def build_policy(config: Config, *, quiet: bool = False) -> tuple[TorchPolicy, DeviceChoice]:

@@ -278,3 +278,12 @@ def test_logits_that_are_not_finite_are_an_error() -> None:
     drawn.append([[1, 2]])
     with pytest.raises(EchoError, match="not finite"):
         drawn.sample(2)
+
+
+def test_sequences_of_any_length_that_fit_one_prefill_stay_in_their_rows() -> None:
+    drawn = CachedSampler(MODEL, 3, 1.0, STOP, torch.Generator().manual_seed(0), prefill_cells=100)
+    rows = [context(count, count) for count in (2, 9, 5)]
+    drawn.append(rows)
+    for row, sample in zip(rows, drawn.sample(4), strict=True):
+        assert sample is not None
+        assert sample[1] == pytest.approx(replay(row, sample[0], 1.0), abs=1e-5)

@@ -6,6 +6,7 @@ Shapes: B sequences, T tokens, N positions, H hidden, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,6 +60,10 @@ class LanguageModel(Protocol):
             starts_B: the position of each sequence's first new token.
             rows_B: which rows of the cache the sequences are; None for all of them, in order.
         """
+        ...
+
+    def holding_weights(self) -> AbstractContextManager[Any]:
+        """Around calls without gradients between which no weight changes: what is made of one is made once."""
         ...
 
     def reference(self) -> LanguageModel:

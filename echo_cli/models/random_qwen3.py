@@ -108,7 +108,7 @@ def make_random_qwen3(folder: Path, seed: int) -> None:
         model = Qwen3ForCausalLM(config)
     # What `model.save_pretrained` writes, less its progress bar. The head is the embedding, and is not written twice.
     config.save_pretrained(folder)
-    generation = GenerationConfig(  # type: ignore[no-untyped-call]
+    generation = GenerationConfig(
         eos_token_id=[end_of_turn, end_of_text], pad_token_id=end_of_text
     )
     generation.save_pretrained(folder)

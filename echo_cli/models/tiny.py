@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -116,6 +117,10 @@ class TinyModel(nn.Module):
     def new_cache(self, batch: int) -> KVCache:
         """An empty cache for `batch` sequences, for `extend`."""
         return KVCache(self.config, batch, self.lm_head_VH.device, self.lm_head_VH.dtype)
+
+    def holding_weights(self) -> AbstractContextManager[None]:
+        """Nothing is made of the weights before they are used."""
+        return nullcontext()
 
     def reference(self) -> TinyModel:
         """A frozen copy."""

@@ -1,0 +1,113 @@
+"""Keys and values of growing sequences for models of transformers: a row each, written at positions of its own.
+
+Shapes: B sequences, N key-value heads, T tokens, C slots, D head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class RowCache(Cache):  # type: ignore[misc]
+    """A cache whose rows have lengths of their own: position p of a sequence is slot p of its row.
+
+    Slots past a sequence's end may hold garbage (from padding): the mask of the caller hides them until they are
+    overwritten. `place` says where the next forward pass writes; each layer allocates on its first one and grows by
+    halves.
+    """
+
+    def __init__(self, layers: int, batch: int, dtype: torch.dtype) -> None:
+        super().__init__(layers=[_RowLayer(self, dtype) for _ in range(layers)])
+        self.batch = batch
+        self.slots_BT = torch.empty(0)
+        self.rows_B: Tensor | None = None
+        self.length = 0
+
+    def place(self, slots_BT: Tensor, rows_B: Tensor | None, length: int) -> None:
+        """Of the next forward pass: its tokens' slots, their rows (None: all), and how many slots it attends to."""
+        self.slots_BT, self.rows_B, self.length = slots_BT, rows_B, length
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only the sequences `rows`, in that order."""
+        self.batch = len(rows)
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+
+    def add(self, count: int) -> None:
+        """Add `count` empty sequences after the others."""
+        self.batch += count
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys, layer.values = (
+                    pad(part, (0, 0, 0, 0, 0, 0, 0, count)) for part in (layer.keys, layer.values)
+                )
+
+
+class PassingCache(Cache):  # type: ignore[misc]
+    """Keeps nothing. Given instead of no cache, it keeps transformers from looking for packed sequences.
+
+    That search waits for the GPU once a forward pass, and under torch.compile it always makes a mask, which rules the
+    fused causal attention out.
+    """
+
+    def __init__(self, layers: int) -> None:
+        super().__init__(layers=[_PassingLayer() for _ in range(layers)])
+
+
+class _FreshLayer(CacheLayerMixin):  # type: ignore[misc]
+    """What transformers asks of a layer when it makes a mask itself: only for tokens that nothing comes before."""
+
+    is_sliding = False
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to prepare."""
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class _PassingLayer(_FreshLayer):
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+
+class _RowLayer(_FreshLayer):
+    def __init__(self, cache: RowCache, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.is_initialized = False
+        self._cache = cache
+        self._dtype = dtype
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write [B, N, T, D] keys and values into their slots; those of the rows up to the length that is needed."""
+        self._reserve(key_states, value_states)
+        cache = self._cache
+        rows_B = torch.arange(cache.batch, device=key_states.device) if cache.rows_B is None else cache.rows_B
+        self.keys[rows_B[:, None], :, cache.slots_BT] = key_states.transpose(1, 2).to(self._dtype)
+        self.values[rows_B[:, None], :, cache.slots_BT] = value_states.transpose(1, 2).to(self._dtype)
+        chosen = slice(None) if cache.rows_B is None else rows_B
+        return self.keys[chosen, :, : cache.length], self.values[chosen, :, : cache.length]
+
+    def _reserve(self, key_states: Tensor, value_states: Tensor) -> None:
+        if not self.is_initialized:
+            self.keys, self.values = (
+                torch.zeros(self._cache.batch, part.shape[1], 0, part.shape[3], device=part.device, dtype=self._dtype)
+                for part in (key_states, value_states)
+            )
+            self.is_initialized = True
+        capacity = self.keys.shape[2]
+        if self._cache.length > capacity:
+            missing = max(self._cache.length - capacity, capacity // 2, 64)
+            self.keys, self.values = pad(self.keys, (0, 0, 0, missing)), pad(self.values, (0, 0, 0, missing))

@@ -1,0 +1,69 @@
+"""Small Qwen3 models on disk, and the seam over them, for tests. Their vocabulary is that of tiny-base's tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from echo_cli.model_config import LoraConfig, ModelConfig
+from echo_cli.models.hf import HfModel
+from echo_cli.models.hf_folder import load_hf_model
+from echo_cli.models.tiny_folder import model_folder
+from echo_cli.renderer import PlainRenderer
+from echo_cli.tokenizer import TOKENIZER_FILE, Tokenizer
+
+TOKENIZER = Tokenizer.load(model_folder("tiny-base") / TOKENIZER_FILE)
+RENDERER = PlainRenderer(TOKENIZER)
+VOCABULARY = TOKENIZER.vocab_size
+LORA = LoraConfig(rank=4, alpha=8.0)
+CPU = torch.device("cpu")
+
+
+def make_qwen3(folder: Path, *, tied: bool = True, seed: int = 0, **changes: Any) -> Path:
+    """A Qwen3 with two query heads to each key head and weights large enough that every layer matters."""
+    shape = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": tied,
+        "attention_dropout": 0.5,
+        "initializer_range": 0.2,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        Qwen3ForCausalLM(Qwen3Config(**{**shape, **changes})).save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> HfModel:
+    """The seam over the model in `folder`; an adapter's second half is not zero, as after training."""
+    config = ModelConfig(kind="hf", path=str(folder), **settings)
+    model = load_hf_model(folder, config, CPU, dtype, 0, VOCABULARY)
+    stir(model)
+    return model
+
+
+def stir(model: HfModel) -> None:
+    """Give the half of a fresh adapter that starts at zero other values."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+
+
+def dense(model: HfModel, folder: Path, base: Path) -> torch.nn.Module:
+    """What transformers and peft load of what `model` saves: an independent implementation of its forward pass."""
+    folder.mkdir(exist_ok=True)
+    model.save(folder)
+    if not isinstance(model.model, PeftModel):
+        return Qwen3ForCausalLM.from_pretrained(folder).eval()
+    return PeftModel.from_pretrained(Qwen3ForCausalLM.from_pretrained(base), folder, is_trainable=True).eval()
