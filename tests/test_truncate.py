@@ -114,7 +114,7 @@ def config(kind: str, *words: str) -> Config:
 
 @pytest.fixture
 def context(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(echo_cli.session, "load_policy", lambda config, device: shortened(300))
+    monkeypatch.setattr(echo_cli.session, "load_policy", lambda *_: shortened(300))
     return 300
 
 
