@@ -9,6 +9,8 @@ from typing import Any
 from echo_cli.collapse import CollapseError
 from echo_cli.config import Config
 from echo_cli.error import EchoError
+from echo_cli.out_of_memory import OutOfMemory
+from echo_cli.plan import memory_notice
 from echo_cli.plot import plot_run
 from echo_cli.run import RunDirectory, is_half_made, open_run
 from echo_cli.session import check_same_config, open_session
@@ -25,6 +27,7 @@ def run_experiment(
     overwrite: bool,
     argv: Sequence[str],
     on_start: Callable[[str], None],
+    on_notice: Callable[[str], None],
     on_row: Callable[[Row], None],
     should_stop: Callable[[], bool],
 ) -> dict[str, Any]:
@@ -32,6 +35,7 @@ def run_experiment(
 
     Args:
         on_start: called once with the reason for the device.
+        on_notice: called then with each line about the memory that the run will need.
         on_row: called after each step with its metrics.
 
     Raises:
@@ -47,9 +51,15 @@ def run_experiment(
             return summary
     with open_session(path, config, resume=resume, overwrite=overwrite, argv=argv) as session:
         on_start(session.device.reason)
+        for line in memory_notice(config, session.device):
+            on_notice(line)
         try:
             for row in train(session, should_stop):
                 on_row(row)
+        except OutOfMemory as error:
+            saved = session.run.checkpoints.steps()
+            kept = f"; the checkpoint of step {saved[-1]} is intact, and --resume goes on from it" if saved else ""
+            raise EchoError(error.message, f"{error.tip}{kept}", exit_code=1) from error
         except EchoError as error:
             if error.exit_code == 3:
                 status = "collapsed" if isinstance(error, CollapseError) else "diverged"

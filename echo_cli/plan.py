@@ -1,29 +1,189 @@
-"""What a run would do, before it does it."""
+"""What a run would do, and what it will cost, before it does it."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from echo_cli.config import Config
+from echo_cli.error import EchoError
+from echo_cli.memory import Dtype, MemoryPrediction, longest_episode, predict_memory, trained_parameters
+from echo_cli.preset import ObjectiveSettings
+from echo_cli.schedule import GradientNorms, world_model_coeff_at
+from echo_cli.shape import shape_of
+
+if TYPE_CHECKING:
+    from echo_cli.device import DeviceChoice
+    from echo_cli.device_memory import DeviceMemory
 
 
 def plan(config: Config, path: Path) -> dict[str, Any]:
-    """The plan of `--dry-run`: counts of rollouts and an upper bound of tokens (context included) per step."""
-    rollout, evaluation = config.rollout, config.evaluation
-    policy_rollouts = rollout.tasks_per_step * rollout.group_size
-    # At λ = 0 explorers are not played.
-    explorers = rollout.explorers if config.objective.base_coeff > 0 else 0
-    longest = rollout.max_episode_tokens + rollout.max_output_tokens
+    """The plan of `--dry-run`: what is played, learned and held in memory. Token counts have context in them."""
+    evaluation = config.evaluation
+    policy_rollouts, explorers = rollouts_of_step(config)
     return {
         "run directory": str(path),
         "environment": config.environment.source,
-        "λ": config.objective.base_coeff,
+        **_of_model(config),
+        "λ": first_coeff(config),
+        "λ in portable units, estimated": portable_estimate(config),
         "policy rollouts per step": policy_rollouts,
         "explorer rollouts per step": explorers,
-        "tokens per step, at most": (policy_rollouts + explorers) * longest,
+        "tokens per step, at most": (policy_rollouts + explorers) * longest_episode(config),
         "evaluations": 1 + -(-config.steps // evaluation.every),
         "rollouts per held-out task and evaluation": evaluation.heldout_rollouts,
         "steps between held-out rollouts": evaluation.pass_every,
         "steps between gradient probes, 0 for none": config.probe_every,
+        **_of_memory(config),
     }
+
+
+def rollouts_of_step(config: Config) -> tuple[int, int]:
+    """Rollouts of the policy and of explorers. At λ = 0 explorers are not played."""
+    explorers = config.rollout.explorers if first_coeff(config) > 0 else 0
+    return config.rollout.tasks_per_step * config.rollout.group_size, explorers
+
+
+def first_coeff(config: Config) -> float:
+    """λ at the first step."""
+    return world_model_coeff_at(config.objective, 0, config.steps, GradientNorms())
+
+
+def portable_estimate(config: Config) -> str:
+    """What λ means under the config's normalisations: `objective.portable_lambda`, before anything is played.
+
+    It depends on how many tokens a rollout acts and observes, and on the rewards. So the ratio of the tokens is left
+    as a factor, beside its value where every text reaches its cap, and mean |advantage| is what is expected of it.
+    """
+    settings, rollout = config.objective, config.rollout
+    if not settings.use_rl:
+        return "none: there is no RL term"
+    rl_rollouts, explorers = rollouts_of_step(config)
+    expected = expected_advantage(settings, rollout.group_size)
+    if expected == 0:
+        return "none: a group of one has no advantage"
+    factor = first_coeff(config) * rl_rollouts / (rl_rollouts + explorers) / expected
+    # With tokens a and o of a rollout's actions and observations, the weights are 1 / (rollouts · a) and
+    # 1 / (rollouts · o), whichever mean is taken; with fixed_length, max_length stands for a or o.
+    fixed = str(settings.max_length)
+    actions, most_actions = "action tokens", float(rollout.max_action_tokens)
+    observations, most_observations = "observation tokens", float(rollout.max_output_tokens)
+    if settings.rl_normalization == "fixed_length":
+        actions, most_actions = fixed, float(fixed)
+    if settings.env_normalization == "fixed_length":
+        observations, most_observations = fixed, float(fixed)
+    assumed = f"at mean |advantage| {expected:.2g}"
+    if actions == observations:
+        return f"r = {factor:.3g}, {assumed}"
+    at_caps = factor * most_actions / most_observations
+    return f"r = {factor:.3g} × {actions} / {observations}, which is {at_caps:.2g} at their caps, {assumed}"
+
+
+def expected_advantage(settings: ObjectiveSettings, group_size: int) -> float:
+    """Mean |advantage| where rewards vary in every group: √(2/π) of normal ones, divided by their deviation.
+
+    Without that division it has the rewards' unit: 0.5 of rewards 0 and 1 at even odds, in large groups.
+    """
+    if group_size == 1:
+        return 0.0
+    if settings.advantage == "group_norm":
+        return math.sqrt(2 / math.pi)
+    return 0.5 * (group_size / (group_size - 1) if settings.advantage == "rloo" else 1.0)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Where a run computes and what it needs there."""
+
+    dtype: Dtype
+    memory: DeviceMemory | None
+    """None where the device is not on this machine."""
+    predicted: MemoryPrediction | None
+    """None where the shape is not known."""
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether more is predicted than there is."""
+        usable = None if self.memory is None else self.memory.usable
+        return self.predicted is not None and usable is not None and self.predicted.peak > usable
+
+    @property
+    def line(self) -> str:
+        """The prediction in one line."""
+        if self.predicted is None:
+            return _UNKNOWN
+        usable = None if self.memory is None else self.memory.usable
+        there = "" if usable is None else f" of {_gb(usable)} usable"
+        parts = ", ".join(f"{name} {_gb(size)}" for name, size in self.predicted.parts.items() if size > 0)
+        return f"predicted peak {_gb(self.predicted.peak)} GB{there}, in the {self.predicted.phase}: {parts}"
+
+
+_UNKNOWN = "unknown: only decoders of the Llama form whose config.json is on this machine are counted"
+
+
+def cost_on(choice: DeviceChoice, config: Config) -> Cost:
+    """What a run of a Hugging Face model needs on a device."""
+    from echo_cli.device_memory import device_memory
+
+    return _cost(config, "bfloat16" if "bfloat16" in str(choice.dtype) else "float32", device_memory(choice.device))
+
+
+def _cost(config: Config, dtype: Dtype, memory: DeviceMemory | None) -> Cost:
+    shape = shape_of(config.model)
+    return Cost(dtype, memory, None if shape is None else predict_memory(shape, config, dtype))
+
+
+def memory_notice(config: Config, choice: DeviceChoice) -> list[str]:
+    """What the start of a run says of its memory, line by line; nothing of the built-in model's few megabytes."""
+    if config.model.kind == "tiny":
+        return []
+    found = cost_on(choice, config)
+    lines = [f"memory: {found.line}"]
+    if found.exceeds:
+        lines.append("warning: more memory is predicted than there is; lower optim.token_budget or rollout.group_size")
+    return lines
+
+
+def _of_model(config: Config) -> dict[str, Any]:
+    model, shape = config.model, shape_of(config.model)
+    if shape is None:
+        return {"model": f"{model.path}, of unknown size: its config.json is not on this machine, or of another form"}
+    trained = trained_parameters(shape, config)
+    share = "all" if model.lora is None else f"{trained / shape.parameters:.2%}, of a LoRA of rank {model.lora.rank}"
+    return {
+        "model": f"{model.path}, {shape.layers} layers of {shape.hidden}, {shape.max_length} tokens of context",
+        "parameters": shape.parameters,
+        "parameters trained": f"{trained} ({share})",
+    }
+
+
+def _of_memory(config: Config) -> dict[str, Any]:
+    """Of a Hugging Face model: its device and dtype, and the memory of both phases."""
+    if config.model.kind == "tiny":
+        return {}
+    from echo_cli.device import choose_device
+
+    try:
+        choice = choose_device(config.device, config.model.dtype)
+    except EchoError as error:
+        dtype: Dtype = "float32" if config.model.dtype == "float32" else "bfloat16"
+        found, where = _cost(config, dtype, None), f"{error.message}; planned for one that is"
+    else:
+        found, where = cost_on(choice, config), choice.reason
+    planned: dict[str, Any] = {"device": where, "dtype": found.dtype}
+    if found.predicted is None:
+        return {**planned, "peak memory, GB, predicted": _UNKNOWN}
+    if found.memory is not None:
+        planned["memory of the device, GB"] = _gb(found.memory.total)
+    return {
+        **planned,
+        "peak memory, GB, predicted": _gb(found.predicted.peak),
+        "memory of a rollout phase, GB": {name: _gb(size) for name, size in found.predicted.rollout.items()},
+        "memory of an update, GB": {name: _gb(size) for name, size in found.predicted.update.items()},
+    }
+
+
+def _gb(size: int) -> float:
+    return round(size / 1e9, 2)

@@ -21,6 +21,7 @@ from echo_cli.config import Config, OptimConfig
 from echo_cli.endpoint_sampler import EndpointSampler
 from echo_cli.error import EchoError, first_line
 from echo_cli.logprob import Scores, selected_logprobs, target_logprobs
+from echo_cli.memory import chunk_rows
 from echo_cli.metric import Metric, Metrics, merge_metrics
 from echo_cli.model_config import SamplerConfig
 from echo_cli.models.language_model import LanguageModel
@@ -34,6 +35,7 @@ from echo_cli.objective import (
     gradient_comparison,
     rl_loss,
 )
+from echo_cli.out_of_memory import naming_memory
 from echo_cli.renderer import PlainRenderer, Renderer
 from echo_cli.sampler import CachedSampler
 from echo_cli.served_policy import ServedPolicy
@@ -42,9 +44,6 @@ from echo_cli.trajectory import Role, Trajectory
 from echo_cli.view import Views, expand, views, visible
 
 TRAINER_FILE = "trainer.pt"
-
-# Logits of one chunk of the LM head: 2^23 values are 32 MB in float32.
-_CHUNK_LOGITS = 2**23
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,7 @@ class TorchPolicy:
 
         return new
 
+    @naming_memory("update")
     def forward_backward(
         self,
         trajectories: Sequence[Trajectory],
@@ -149,6 +149,7 @@ class TorchPolicy:
             merged["zero_advantage_fraction"] = Metric(float((learned_n == 0).sum()), len(learned_n))
         return merged
 
+    @naming_memory("update")
     def probe(
         self,
         trajectories: Sequence[Trajectory],
@@ -172,6 +173,7 @@ class TorchPolicy:
                     total += grad
         return gradient_comparison(rl_grads, env_grads)
 
+    @naming_memory("update")
     def optim_step(self, lr: float) -> float:
         """Clip the accumulated gradient, apply AdamW and clear it. Returns the norm before clipping.
 
@@ -185,6 +187,7 @@ class TorchPolicy:
         self._optimizer.zero_grad(set_to_none=True)
         return norm
 
+    @naming_memory("scoring")
     @torch.inference_mode()
     def score(self, trajectories: Sequence[Trajectory], roles: Collection[Role]) -> list[TokenScores]:
         """Teacher-forced scores of each trajectory's tokens of `roles`.
@@ -206,6 +209,7 @@ class TorchPolicy:
                 results[index] = TokenScores(*(part[chosen].cpu() for part in parts))
         return [results[index] for index in range(len(trajectories))]
 
+    @naming_memory("scoring")
     @torch.inference_mode()
     def predict(self, trajectory: Trajectory) -> list[int]:
         """The most probable next token after each `visible` token of the trajectory, teacher-forced."""
@@ -293,7 +297,7 @@ class TorchPolicy:
 
     @property
     def _chunk_rows(self) -> int:
-        return int(max(256, _CHUNK_LOGITS // self.model.vocab_size))
+        return chunk_rows(self.model.vocab_size)
 
 
 def load_renderer(config: Config) -> Renderer:
@@ -310,6 +314,7 @@ def load_renderer(config: Config) -> Renderer:
     return PlainRenderer(Tokenizer.load(model_folder(config.model.path) / TOKENIZER_FILE))
 
 
+@naming_memory("loading")
 def load_policy(config: Config, device: torch.device, dtype: torch.dtype = torch.float32) -> TorchPolicy:
     """The policy at the start of a run: the weights of the config's model, or random ones with `init: scratch`.
 

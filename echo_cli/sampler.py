@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from echo_cli.error import EchoError
 from echo_cli.models.language_model import LanguageModel
+from echo_cli.out_of_memory import naming_memory
 
 Sample = tuple[list[int], list[float]]
 """Token ids and their behaviour logprobs."""
@@ -66,6 +67,7 @@ class CachedSampler:
             self._lengths_B[row] -= count - len(waiting)
         self._waiting[row] = waiting[: max(len(waiting) - count, 0)]
 
+    @naming_memory("rollout")
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with the sequences `rows` only."""
         index = torch.tensor(list(rows), dtype=torch.int64, device=self._device)
@@ -74,6 +76,7 @@ class CachedSampler:
         self._waiting = [self._waiting[row] for row in rows]
         self._begun = [self._begun[row] for row in rows]
 
+    @naming_memory("rollout")
     def add(self, count: int) -> None:
         """Go on with `count` empty sequences after the others."""
         self._cache.add(count)
@@ -81,6 +84,7 @@ class CachedSampler:
         self._waiting += [[] for _ in range(count)]
         self._begun += [([], []) for _ in range(count)]
 
+    @naming_memory("rollout")
     @torch.inference_mode()
     def sample(self, max_tokens: int, rows: Sequence[int] | None = None) -> list[Sample | None]:
         """Sample the sequences `rows` up to and including a stop token, or `max_tokens` tokens: (token ids, logprobs).

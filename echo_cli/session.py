@@ -32,6 +32,9 @@ from echo_cli.worlds import open_worlds
 # collapse does, so that a run which it stopped can go on.
 _FREE_ON_RESUME = {"steps", "output_dir", "run_name", "device", "threads", "checkpoint", "collapse"}
 
+# What is exchanged for memory, so that a run which ran out of it can go on.
+_FREE_MEMORY = {"optim.token_budget", "model.gradient_checkpointing", "sampler.prefill_tokens"}
+
 # Where the environment is and how it is reached may change as well; what it is may not.
 _FREE_ENVIRONMENT = tuple(
     f"environment.{key}"
@@ -192,7 +195,8 @@ def check_same_config(run: RunDirectory, config: Config) -> None:
     before = flat_config(load_config(run.config_path).model_dump(mode="json"))
     now = flat_config(config.model_dump(mode="json"))
     for key in sorted(before.keys() | now.keys()):
-        free = key.split(".")[0] in _FREE_ON_RESUME or key.startswith(_FREE_ENVIRONMENT + _FREE_ENDPOINT)
+        named = key.split(".")[0] in _FREE_ON_RESUME or key in _FREE_MEMORY
+        free = named or key.startswith(_FREE_ENVIRONMENT + _FREE_ENDPOINT)
         if not free and before.get(key) != now.get(key):
             raise EchoError(
                 f"cannot resume {run.path} with another config: {key} was {before.get(key)}, now {now.get(key)}",

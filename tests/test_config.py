@@ -14,6 +14,7 @@ from echo_cli.config import Config
 from echo_cli.config_file import configs_folder, find_config, key_paths, load_config, parse_override
 from echo_cli.environment_config import EnvironmentConfig, Section, ToyTerminalConfig
 from echo_cli.error import EchoError
+from echo_cli.model_config import ConversationConfig, ModelConfig, SamplerConfig
 
 SHIPPED = sorted(configs_folder().glob("*.yaml"))
 
@@ -47,6 +48,21 @@ def test_the_shipped_configs_are_what_their_names_say() -> None:
     assert objective["toy-sparse"].use_rl and objective["toy-sparse"].base_coeff > 0
 
 
+def test_the_paper_config_is_the_papers_recipe() -> None:
+    config = load_config(find_config("paper-qwen3-8b"))
+    assert (config.preset, config.objective.base_coeff, config.model.path) == ("paper", 0.05, "Qwen/Qwen3-8B")
+    assert (config.objective.clip_low, config.objective.clip_high) == (0.2, 0.28)
+    assert (config.objective.rl_normalization, config.objective.env_normalization) == (
+        "token_mean",
+        "observation_tokens",
+    )
+    assert (config.optim.lr, config.optim.betas, config.optim.grad_clip) == (1e-6, (0.9, 0.95), 0.2)
+    rollout = config.rollout
+    assert (rollout.tasks_per_step, rollout.group_size, rollout.temperature) == (16, 16, 0.8)
+    assert config.environment.max_turns == 16
+    assert rollout.max_episode_tokens + 2 * rollout.max_output_tokens == 16_384
+
+
 def _keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in values.items():
         yield prefix + key
@@ -65,9 +81,21 @@ def _sections(model: type[Section]) -> Iterator[type[Section]]:
 
 @pytest.mark.parametrize("name", ["toy", "toy-grpo", "toy-world-model", "toy-sparse"])
 def test_a_toy_config_has_every_key_that_matters_to_the_toy_terminal(name: str) -> None:
-    known = {key for key in key_paths() if not key.startswith("environment.")}
+    foreign = {f"model.{key}" for key in ModelConfig.model_fields} - {"model.path", "model.init"}
+    known = {key for key in key_paths() if not key.startswith("environment.")} - foreign
+    known = {key for key in known if key.partition(".")[0] not in ("conversation", "sampler")}
+    known -= {key for key in known if key.startswith("model.lora.")}
     known |= {f"environment.toy_terminal.{key}" for key in ToyTerminalConfig.model_fields}
     assert known <= set(_keys(yaml.safe_load(find_config(name).read_text())))
+
+
+def test_the_hf_smoke_config_explains_every_key_about_the_policy() -> None:
+    text = find_config("hf-smoke").read_text()
+    values = yaml.safe_load(text)
+    for name, section in (("model", ModelConfig), ("conversation", ConversationConfig), ("sampler", SamplerConfig)):
+        assert values[name].keys() == section.model_fields.keys()
+        lines = re.search(rf"^{name}:\n((?:  .+\n)+)", text, re.MULTILINE)
+        assert lines is not None and all("  # " in line for line in lines[1].splitlines())
 
 
 def test_the_sandbox_config_explains_every_key_of_an_environment() -> None:

@@ -30,9 +30,10 @@ from echo_cli.heldout_report import CSV_COLUMNS, MEASURES
 from echo_cli.measure import measure, predict, tokens_of
 from echo_cli.model_config import RANDOM_QWEN3, ConversationConfig, ModelConfig
 from echo_cli.model_evaluation import ScoredModel, check_same_outputs
+from echo_cli.models.random_qwen3 import make_random_qwen3
 from echo_cli.models.tiny import TinyConfig, TinyModel
 from echo_cli.models.tiny_folder import load_model, save_model
-from echo_cli.policy import TorchPolicy
+from echo_cli.policy import TorchPolicy, load_renderer
 from echo_cli.pool import Pool
 from echo_cli.pool_file import load_pool, write_pool
 from echo_cli.renderer import SCAFFOLD, Frame, PlainRenderer, Renderer
@@ -457,3 +458,42 @@ def test_how_a_model_is_loaded_comes_from_the_config(tmp_path: Path) -> None:
     assert loading_config(None, ["threads=3"], [tiny]) == load_config(find_config("toy"), ["threads=3"])
     with pytest.raises(EchoError, match=r"'model\.dtype' is"):
         loading_config(None, ["model.dtype=float8"], [hf])
+
+
+# --- A Hugging Face model --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hf") / "qwen"
+    folder.mkdir()
+    make_random_qwen3(folder, 0)
+    return folder
+
+
+def test_a_hugging_face_model_is_measured_as_transformers_computes_it(
+    evaluate: Evaluate, place: Path, qwen: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    result = evaluate(["other", str(qwen)], "model.dtype=float32")
+    other, found = result["models"]
+    assert (other["kind"], found["kind"], found["same_tokens"]) == ("tiny", "hf", False)
+    chosen = Contender("qwen", str(qwen), "hf")
+    config = chosen.config(loading_config(None, [], [chosen]))
+    renderer = load_renderer(config)
+    pool = load_pool(place / "expert", renderer)
+    dense = AutoModelForCausalLM.from_pretrained(qwen, dtype=torch.float32).eval()
+    nats = []
+    for trajectory in pool.trajectories:  # every output is new, so that every environment token counts
+        ids = torch.tensor([trajectory.token_ids])
+        with torch.no_grad():
+            logprobs = dense(ids).logits[0, :-1].double().log_softmax(-1)
+        for number, role in enumerate(trajectory.roles[1:]):
+            if role == Role.ENV_OUTPUT:
+                nats.append(-float(logprobs[number, ids[0, number + 1]]))
+    entry = headlines(result)["qwen"]
+    assert entry["tokens"] == len(nats) and entry["bytes"] == headlines(result)["other"]["bytes"]
+    assert entry["env_ce"]["value"] == pytest.approx(sum(nats) / len(nats), abs=1e-5)
+    (difference,) = result["differences"]
+    assert difference["env_ce"] is None

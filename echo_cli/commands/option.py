@@ -86,4 +86,8 @@ def print_plans(runs: Sequence[tuple[Config, Path]], as_json: bool, *, sweep: bo
     for number, ((config, _), planned) in enumerate(zip(runs, plans, strict=True)):
         print(*(["---"] if number else []), config.to_yaml(), sep="\n", end="")
         for name, value in planned["plan"].items():
-            print(f"# {name}: {value}")
+            print(f"# {name}: {_listed(value)}")
+
+
+def _listed(value: Any) -> Any:
+    return ", ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else value

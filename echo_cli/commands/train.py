@@ -129,6 +129,7 @@ def run_cell(
             overwrite=overwrite,
             argv=["echo-cli", *argv],
             on_start=lambda reason: print(f"{label}: {shown(path)} on {reason}", file=sys.stderr),
+            on_notice=lambda line: print(f"{label}: {line}", file=sys.stderr),
             on_row=show,
             should_stop=should_stop,
         )
