@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from echo_cli.client import JsonObject
 from echo_cli.environment_config import ActionConfig, suggest
@@ -45,11 +45,15 @@ _CALL_TOOL: JsonObject = {
 
 
 class Unparsable(Exception):
-    """The policy's line is no action; `reason` says why, in one short line of the harness's own words."""
+    """The policy's line is no action; `reason` says why, in one short line of the harness's own words.
 
-    def __init__(self, reason: str) -> None:
+    `parse` is `none` where there is no action in it at all, `malformed` where there is one that went wrong.
+    """
+
+    def __init__(self, reason: str, parse: Literal["malformed", "none"] = "malformed") -> None:
         super().__init__(reason)
         self.reason = reason
+        self.parse = parse
 
 
 class ActionMapping:
@@ -73,6 +77,14 @@ class ActionMapping:
         text = _SURROGATE.sub("\ufffd", text)
         if self._extract is not None:
             text = _extracted(self._extract, text)
+        try:
+            return self._action(text)
+        except Unparsable as error:
+            if text.strip():
+                raise
+            raise Unparsable(error.reason, "none") from None
+
+    def _action(self, text: str) -> JsonObject:
         if self._kind == "tool_call":
             return _tool_call(text)
         if self._kind == "json":
@@ -200,26 +212,32 @@ def _extracted(pattern: re.Pattern[str], text: str) -> str:
     match = pattern.search(text)
     found = match and (match.group(1) if pattern.groups else match.group())
     if found is None:
-        raise Unparsable("no action in it")
+        raise Unparsable("no action in it", "none")
     return found
 
 
 def _tool_call(text: str) -> JsonObject:
     calls = text.split("<tool_call>")[1:]
-    if len(calls) != 1:
-        raise Unparsable("more than one tool call" if calls else "no tool call")
-    body, closed, _ = calls[0].partition("</tool_call>")
-    if not closed:
-        raise Unparsable("the tool call does not end")
+    if len(calls) > 1:
+        raise Unparsable("more than one tool call")
+    if calls:
+        body, closed, _ = calls[0].partition("</tool_call>")
+        if not closed:
+            raise Unparsable("the tool call does not end")
+    elif text.lstrip().startswith("{"):
+        body = text
+    else:
+        raise Unparsable("no tool call", "none")
     call = _object(_decoded(body), "the tool call")
-    if set(call) != {"name", "arguments"}:
+    arguments = "parameters" if "parameters" in call else "arguments"  # the former is Llama 3's word
+    if set(call) != {"name", arguments}:
         raise Unparsable("the tool call has not exactly name and arguments")
     if not isinstance(call["name"], str) or not call["name"]:
         raise Unparsable("the tool call's name is no text")
     return {
         "type": "call_tool",
         "tool_name": call["name"],
-        "arguments": _object(call["arguments"], "arguments"),
+        "arguments": _object(call[arguments], arguments),
     }
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -107,6 +107,11 @@ class Targets:
     def gather(self, hidden_RTH: Tensor) -> Tensor:
         """hidden_NH: the hidden states that predict the targets."""
         return hidden_RTH[self.row_N, self.position_N]
+
+    def of_rollouts(self, owners: Sequence[int]) -> Targets:
+        """The same targets, where the trajectories were views: view v is of the rollout `owners[v]` of the step."""
+        owner_V = torch.tensor(owners, dtype=torch.int64, device=self.rollout_N.device)
+        return replace(self, rollout_N=owner_V[self.rollout_N])
 
 
 def bucket(

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from echo_cli.trajectory import Role, Trajectory, Turn
 
 BEHAVIOUR_KEYS = (
-    "action_length valid_action_fraction capped_fraction commands_per_task command_compression observations_per_task "
-    "observation_compression role_confusion"
+    "action_length valid_action_fraction malformed_fraction no_action_fraction capped_fraction commands_per_task "
+    "command_compression observations_per_task observation_compression role_confusion"
 ).split()
 
 
@@ -23,6 +23,8 @@ def behaviour_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | N
 
     - `action_length`: tokens per turn that the policy wrote, the stop token included.
     - `valid_action_fraction`: of the turns, those whose action the environment could run, or an answer.
+    - `malformed_fraction`, `no_action_fraction`: of the turns, those that tried to write an action and failed, and
+      those that wrote none; see `Turn.parse`.
     - `capped_fraction`: of the rollouts, those that ended at a cap: an action cut, the turns or the length used up.
     - `commands_per_task`, `observations_per_task`: distinct actions, and distinct outputs that are not empty, over the
       step's distinct groups. Distinct-n with the whole line as the n-gram, over tasks instead of over turns: rollouts
@@ -41,6 +43,8 @@ def behaviour_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | N
     return {
         "action_length": sum(rollout.count(Role.ACTION) for rollout in rollouts) / len(turns),
         "valid_action_fraction": sum(turn.valid_action for turn in turns) / len(turns),
+        "malformed_fraction": sum(turn.parse == "malformed" for turn in turns) / len(turns),
+        "no_action_fraction": sum(turn.parse == "none" for turn in turns) / len(turns),
         "capped_fraction": sum(_is_capped(rollout) for rollout in rollouts) / len(rollouts),
         "commands_per_task": len(set(commands)) / tasks,
         "command_compression": _compression_ratio("\n".join(commands)),

@@ -238,7 +238,7 @@ def _play(config: Config, policy: TorchPolicy, worlds: Worlds, explorers: int, s
     started = _now(policy)
     on_policy = play_tasks(config, policy, worlds, step)
     played = _now(policy)
-    scripted = play_explorers(config, policy.renderer, worlds, step, explorers)
+    scripted = play_explorers(config, policy, worlds, step, explorers)
     return _Rollouts(on_policy, scripted, played - started, _now(policy) - played)
 
 
@@ -311,7 +311,7 @@ def print_peak(name: str, config_json: str) -> None:
     """Warm up, update once, and print this process's peak resident set in bytes; run by `bench` in a new process."""
     config = Config.model_validate_json(config_json)
     (variant,) = (variant for variant in variants(config) if variant.name == name)
-    policy, _ = build_policy(config)
+    policy, _ = build_policy(config, quiet=True)
     with open_worlds(config) as worlds:
         played = _play(config, policy, worlds, variant.explorers, step=0)
     for _ in range(2):  # the first makes the optimizer's state

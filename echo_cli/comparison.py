@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from echo_cli.error import EchoError
-from echo_cli.heldout import novel_pairs, predict_pools, report_policy
+from echo_cli.heldout import cut_notes, novel_pairs, predict_pools, report_policy
 from echo_cli.heldout_report import Comparison, Difference
 from echo_cli.measure import env_ce_difference, tokens_of
 from echo_cli.outcome import compare_outcomes
@@ -71,13 +71,14 @@ def _compare(
             )
             for name, of in tokens.items()
         ],
+        notes=cut_notes(first.pools, first.initial.model.max_length),
     )
 
 
 def _checkpoint(subject: Subject, which: str | int) -> tuple[TorchPolicy, int, frozenset[Pair]]:
     """The policy of a checkpoint, its step, and the pairs that training had executed by then."""
     (step,) = checkpoint_steps(subject.run, [which])
-    policy, _ = build_policy(subject.config)
+    policy, _ = build_policy(subject.config, quiet=True)
     load_step(subject, policy, step)
     return policy, step, frozenset(executed_by(subject, step))
 
@@ -95,4 +96,10 @@ def _check_same_pools(first: Subject, second: Subject) -> None:
             "the runs have different tokenizers: model.path is "
             f"{shown(first.config.model.path)} in A and {shown(second.config.model.path)} in B",
             "nats per token are not comparable over tokenizers; evaluate each run alone and compare bits per byte",
+        )
+    contexts = [subject.initial.model.max_length for subject in (first, second)]
+    if contexts[0] != contexts[1] and any(pool.cut for subject in (first, second) for pool in subject.pools.values()):
+        raise EchoError(
+            f"a pool does not fit the models, which take {contexts[0]} tokens in A and {contexts[1]} in B",
+            "it would be cut at two places; compare on pools of shorter trajectories",
         )

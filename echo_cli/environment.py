@@ -13,7 +13,7 @@ from typing import Protocol
 from echo_cli.client import Description
 from echo_cli.fault import FaultCounts
 from echo_cli.task import Task, TaskSplits
-from echo_cli.trajectory import Role
+from echo_cli.trajectory import Parse, Role
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,19 @@ class Reply:
     exit_code: int | None = None
     valid_action: bool = True
     """The environment could run the action."""
-    clean_parse: bool = True
-    """The text was an action."""
+    parse: Parse = "valid"
+    """Whether the text was an action."""
     capped: bool = False
     """The episode is done because its turns are used up."""
     penalty: float = 0.0
     """What training takes off the episode's reward for this action."""
     reward: float | None = None
     """What the environment gave for this action; None where it gave none. `verify` has the episode's."""
+
+    @property
+    def clean_parse(self) -> bool:
+        """The text was an action."""
+        return self.parse == "valid"
 
 
 class Environment(Protocol):

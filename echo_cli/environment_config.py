@@ -129,7 +129,8 @@ class ActionConfig(Section):
 
     - `template`: a JSON object in which `{text}` is replaced, and `{text:int}` (float, bool, json) alone gives a value.
     - `json`: the text is the action's JSON object.
-    - `tool_call`: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, sent as OpenEnv's MCP `call_tool`.
+    - `tool_call`: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, sent as OpenEnv's MCP `call_tool`. The tags
+      may be left out where the object is all there is, and `arguments` may be `parameters`, as Llama 3 writes it.
 
     `extract` is searched in the text first; its first group, or the whole match, goes on.
     """

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from echo_cli.environment import Environment, Piece, Reply
+from echo_cli.error import EchoError
 from echo_cli.renderer import SCAFFOLD, Frame, PlainRenderer, Renderer
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
@@ -16,6 +17,8 @@ T = TypeVar("T")
 
 CUT_ACTION = "\n[action cut]\n"
 CUT_OUTPUT = "[output cut]\n"
+CUT_NOTICE = "notice"
+"""The channel of the warnings that say so."""
 _LONGEST_TOKEN_CHARS = 64
 _PROMPT_TOKENS = 25
 
@@ -37,9 +40,36 @@ class Limits:
         An action ends by `episode_tokens`, unless even a cut opening leaves it no room. What follows is at most what
         `Episode._add_pieces` lets through: two outputs, a notice after each and after a last scrap, and a prompt.
         """
-        opening = 1 + len(CUT_OUTPUT) + _PROMPT_TOKENS + scaffold
-        reply = 2 * self.output_tokens + 3 * len(CUT_OUTPUT) + _PROMPT_TOKENS + scaffold - 1
-        return max(self.episode_tokens, opening + self.action_tokens) + reply
+        return (
+            max(self.episode_tokens, self._first_action(scaffold)) + 2 * self.output_tokens + _around_outputs(scaffold)
+        )
+
+    def within(self, context: int, scaffold: int) -> Limits:
+        """These caps, brought down until no episode is longer than `context` tokens.
+
+        The episode's gives way first, to half of the context; then that of outputs.
+
+        Raises:
+            EchoError: there is no room for one action and the first token of its answer.
+        """
+        if self.longest(scaffold) <= context:
+            return self
+        room = context - _around_outputs(scaffold)
+        until_last_action = max(self._first_action(scaffold), min(self.episode_tokens, context // 2, room - 2))
+        output_tokens = min(self.output_tokens, (room - until_last_action) // 2)
+        if output_tokens < 1:
+            message = f"not even one turn fits the model's {context} tokens: an action alone has {self.action_tokens}"
+            raise EchoError(message, "lower rollout.max_action_tokens, or choose a model with a longer context")
+        return Limits(self.action_tokens, output_tokens, min(self.episode_tokens, room - 2 * output_tokens))
+
+    def _first_action(self, scaffold: int) -> int:
+        """Tokens until the end of the first action, where the opening is cut to its least."""
+        return 1 + len(CUT_OUTPUT) + _PROMPT_TOKENS + scaffold + self.action_tokens
+
+
+def _around_outputs(scaffold: int) -> int:
+    """The most tokens that the last reply has beside its outputs."""
+    return 3 * len(CUT_OUTPUT) + _PROMPT_TOKENS + scaffold - 1
 
 
 @dataclass(frozen=True)
@@ -95,14 +125,14 @@ class Episode:
         )
         self.length -= said.transient
         if not said.complete:
-            self.turns.append(Turn(said.text, "", None, valid_action=False, clean_parse=False))
-            notice = Reply((Piece(Role.WARNING, CUT_ACTION, "notice"),), done=True)
+            self.turns.append(Turn(said.text, "", None, valid_action=False, clean_parse=False, parse="malformed"))
+            notice = Reply((Piece(Role.WARNING, CUT_ACTION, CUT_NOTICE),), done=True)
             return self._following(ids, 0, notice, frame, "length_cap")
         reply = await self._or_close(self.environment.step(said.text, said.problem))
         before = len(self.segments)
         following = self._following(ids, said.transient, reply, frame, "turn_cap" if reply.capped else "answered")
         output = "".join(segment.text for segment in self.segments[before:] if segment.role is Role.ENV_OUTPUT)
-        self.turns.append(Turn(said.text, output, reply.exit_code, reply.valid_action, reply.clean_parse))
+        self.turns.append(Turn(said.text, output, reply.exit_code, reply.valid_action, reply.clean_parse, reply.parse))
         self.penalty += reply.penalty
         return following
 
@@ -128,6 +158,8 @@ class Episode:
     def _trajectory(
         self, stop_reason: StopReason, source: Source, reward: float | None, world_model_only: bool
     ) -> Trajectory:
+        while len(self.segments) > 1 and self.segments[-1].channel == SCAFFOLD:
+            self.segments.pop()  # it opens a turn that nobody took
         return Trajectory(
             task_id=self.task.task_id,
             group_id=self.group_id,
@@ -183,13 +215,13 @@ class Episode:
             ids = self.tokenizer.encode(text)
             cut = piece.cut or len(text) < len(piece.text) or len(ids) > cap
             if cut:
-                ids, text = _cut(self.tokenizer, ids, min(cap, len(ids)))
+                ids, text = cut_tokens(self.tokenizer, ids, min(cap, len(ids)))
             left -= len(ids)
             added.append(self._add(Segment(piece.role, text, (*start, *ids), channel=piece.channel)))
             start = ()
             if cut:
                 left -= len(notice)
-                added.append(self._add(Segment(Role.WARNING, CUT_OUTPUT, notice, channel="notice")))
+                added.append(self._add(Segment(Role.WARNING, CUT_OUTPUT, notice, channel=CUT_NOTICE)))
         if ending:
             added.append(self._add(Segment(Role.CONTEXT, pieces[-1].text, tuple(ending), channel=pieces[-1].channel)))
         return [*added, *(self._add(segment) for segment in frame.after)]
@@ -212,11 +244,18 @@ def _ids(segments: Sequence[Segment]) -> list[int]:
     return [token for segment in segments for token in segment.token_ids]
 
 
-def _cut(tokenizer: Tokenizer, ids: list[int], count: int) -> tuple[list[int], str]:
+def cut_tokens(tokenizer: Tokenizer, ids: list[int], count: int) -> tuple[list[int], str]:
     """The first `count` tokens and their text; a few less where a character would be cut in two."""
     while tokenizer.encode(text := tokenizer.decode(ids[:count])) != ids[:count]:
         count -= 1
     return ids[:count], text
+
+
+def cut_pieces(trajectories: Iterable[Trajectory]) -> int:
+    """Pieces of text that were cut at a cap: the notices that say so."""
+    segments = (segment for trajectory in trajectories for segment in trajectory.segments)
+    notice = (Role.WARNING, CUT_NOTICE, CUT_OUTPUT)
+    return sum((segment.role, segment.channel, segment.text) == notice for segment in segments)
 
 
 def rerender(trajectory: Trajectory, renderer: Renderer) -> Trajectory:

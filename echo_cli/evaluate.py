@@ -16,7 +16,6 @@ from echo_cli.environment import Worlds
 from echo_cli.episode import Limits
 from echo_cli.policy import TorchPolicy
 from echo_cli.pool import Pair, Pool, expert_pool, expert_scripts
-from echo_cli.renderer import Renderer
 from echo_cli.rollout import play_policy, play_scripts, without_fragments
 from echo_cli.seed import derive_seed
 from echo_cli.task import Task
@@ -59,9 +58,18 @@ def summarize(scores: Sequence[PairScore], prefix: str) -> dict[str, float | Non
 
 
 def limits_of(config: Config) -> Limits:
-    """The caps of an episode."""
+    """The caps of an episode as configured."""
     rollout = config.rollout
     return Limits(rollout.max_action_tokens, rollout.max_output_tokens, rollout.max_episode_tokens)
+
+
+def limits_for(config: Config, policy: TorchPolicy) -> Limits:
+    """The caps of an episode of `policy`: those of the config, as far as the context of its model goes.
+
+    Raises:
+        EchoError: not even one turn fits it.
+    """
+    return limits_of(config).within(policy.model.max_length, policy.renderer.overhead)
 
 
 def rollout_tasks(
@@ -73,7 +81,7 @@ def rollout_tasks(
     """
     wanted = [(task, task.task_id) for task in tasks for _ in range(rollouts)]
     sampler = policy.sampler(config.rollout.temperature, seed)
-    played = play_policy(sampler, policy.renderer, worlds, wanted, limits_of(config), verify=True)
+    played = play_policy(sampler, policy.renderer, worlds, wanted, limits_for(config, policy), verify=True)
     return [trajectory for trajectory in played if trajectory.stop_reason != "aborted"]
 
 
@@ -93,10 +101,10 @@ def pool_tasks(worlds: Worlds) -> dict[str, tuple[Worlds, Sequence[Task]]]:
     }
 
 
-def expert_pools(config: Config, worlds: Worlds, renderer: Renderer) -> dict[str, Pool]:
-    """The frozen pools of worlds whose every task has an expert."""
-    limits = limits_of(config)
-    return {name: expert_pool(of, tasks, renderer, limits) for name, (of, tasks) in pool_tasks(worlds).items()}
+def expert_pools(config: Config, worlds: Worlds, policy: TorchPolicy) -> dict[str, Pool]:
+    """The frozen pools of worlds whose every task has an expert, for `policy`."""
+    limits = limits_for(config, policy)
+    return {name: expert_pool(of, tasks, policy.renderer, limits) for name, (of, tasks) in pool_tasks(worlds).items()}
 
 
 def play_pools(config: Config, worlds: Worlds, policy: TorchPolicy) -> dict[str, list[Trajectory]]:
@@ -107,7 +115,7 @@ def play_pools(config: Config, worlds: Worlds, policy: TorchPolicy) -> dict[str,
     Raises:
         EchoError: the environment is not available, or loses the session of a task again and again (exit code 1).
     """
-    limits, played = limits_of(config), {}
+    limits, played = limits_for(config, policy), {}
     for name, (of, tasks) in pool_tasks(worlds).items():
         expert = play_scripts(policy.renderer, of, expert_scripts(of, tasks), limits, "expert")
         wanted = [(task, task.task_id) for task in tasks if of.expert(task) is None]

@@ -27,6 +27,7 @@ from echo_cli.heldout_report import (
     PolicyReport,
     Reliability,
     TaskRow,
+    pool_title,
 )
 from echo_cli.measure import Bools, Measures, Predictions, Tokens, groups, measure, predict, reliability, tokens_of
 from echo_cli.outcome import Outcome, pass_at
@@ -74,7 +75,7 @@ def _evaluate(
     command: str | None,
 ) -> Evaluation:
     steps = checkpoint_steps(subject.run, checkpoints)
-    policy, _ = build_policy(subject.config)
+    policy, _ = build_policy(subject.config, quiet=True)
     executed = executed_by(subject, steps[-1])
     load_step(subject, policy, steps[-1])
     output = find_output(subject.pools[HELDOUT], command, executed, "held-out")
@@ -103,7 +104,7 @@ def _evaluate(
         after=after,
         baselines=measure_baselines(subject.name, subject.pools, tokens, policy.tokenizer, executed, validation),
         tasks=[row for pool in played for row in _task_rows(pool, played[pool], played_after[pool])],
-        notes=_notes(executed, steps[-1]),
+        notes=[*cut_notes(subject.pools, policy.model.max_length), *_notes(executed, steps[-1])],
         readout=readout,
     )
 
@@ -113,6 +114,15 @@ def predict_pools(
 ) -> dict[str, Predictions]:
     """The policy's predictions of every pool's tokens."""
     return {name: predict(policy, pools[name], of) for name, of in tokens.items()}
+
+
+def cut_notes(pools: Mapping[str, Pool], context: int) -> list[str]:
+    """What was cut of the pools for a model that takes `context` tokens, a sentence for each that is not whole."""
+    return [
+        f"{pool_title(name)}: trajectories cut at the {context} tokens that the model takes: {pool.cut}"
+        for name, pool in pools.items()
+        if pool.cut
+    ]
 
 
 def novel_pairs(tokens: Tokens) -> int:

@@ -137,6 +137,7 @@ class Comparison:
     steps: tuple[int, int]
     reports: tuple[PolicyReport, PolicyReport]
     differences: Sequence[Difference]
+    notes: Sequence[str] = ()
 
     @property
     def measured(self) -> list[Measured]:
@@ -155,6 +156,7 @@ class Comparison:
             "measurements": [_measured_json(entry) for entry in self.measured],
             "pass_at_k": [asdict(entry) for entry in self.passed],
             "reliability": [asdict(entry) for report in self.reports for entry in report.reliability],
+            "notes": list(self.notes),
         }
 
 

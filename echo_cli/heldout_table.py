@@ -101,6 +101,7 @@ def print_comparison(found: Comparison, *, breakdown: bool) -> None:
     print("95 % intervals, paired bootstrap over trajectories (env-CE) and tasks (pass@1); pairs novel to both runs")
     if breakdown:
         _print_groups(found.measured, pools, dict(zip(found.labels, ("A", "B"), strict=True)))
+    _print_notes(found.notes)
 
 
 def print_models(found: ModelEvaluation, *, breakdown: bool) -> None:

@@ -75,6 +75,16 @@ class ConversationConfig(Section):
     reply_as: Literal["auto", "tool", "user"] = "auto"
     thinking: Literal["keep", "drop", "forbid"] = "keep"
 
+    @model_validator(mode="after")
+    def _has_turns(self) -> ConversationConfig:
+        if self.renderer == "plain":
+            for name in ("system", "reply_as", "thinking"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise EchoError(
+                        f"conversation.{name} has no effect with conversation.renderer: plain", "it is for chat models"
+                    )
+        return self
+
 
 class SamplerConfig(Section):
     """Who samples the policy's actions.

@@ -17,7 +17,7 @@ from echo_cli.baseline import ORDER
 from echo_cli.config import Config
 from echo_cli.contender import Contender, contenders, loading_config
 from echo_cli.error import EchoError
-from echo_cli.heldout import measure_baselines, missing_baselines, novel_pairs, predict_pools, report_policy
+from echo_cli.heldout import cut_notes, measure_baselines, missing_baselines, novel_pairs, predict_pools, report_policy
 from echo_cli.heldout_report import INITIAL, POLICY, ModelDifference, ModelEntry, ModelEvaluation
 from echo_cli.measure import Predictions, Tokens, bits_per_byte_difference, env_ce_difference, tokens_of
 from echo_cli.pool import Pair, Pool, pool_of
@@ -41,6 +41,8 @@ class ScoredModel:
     contender: Contender
     device: str
     renderer: Renderer
+    context: int
+    """The most tokens that it takes."""
     pools: Mapping[str, Pool]
     tokens: Mapping[str, Tokens]
     predictions: Mapping[str, Predictions]
@@ -140,7 +142,8 @@ def _score(
 ) -> ScoredModel:
     policy, device = open_policy(contender.config(base))
     announce(f"{contender.label}: {device.reason}")
-    pools = {name: load_pool(folder, policy.renderer, policy.model.max_length) for name, folder in columns.items()}
+    context, cut = policy.model.max_length, contender.kind == "hf"
+    pools = {name: load_pool(folder, policy.renderer, context, cut=cut) for name, folder in columns.items()}
     tokens = {name: tokens_of(pool, seen, policy.tokenizer) for name, pool in pools.items()}
     first_column = next(iter(pools))
     output = find_output(pools[first_column], command, seen, first_column)
@@ -148,6 +151,7 @@ def _score(
         contender,
         device.reason,
         policy.renderer,
+        context,
         pools,
         tokens,
         predict_pools(pools, policy, tokens),
@@ -191,6 +195,7 @@ def _notes(scored: Sequence[ScoredModel], same: Sequence[bool], seen: frozenset[
     for model in scored:
         if changed := _changed_outputs(model):
             notes.append(f"{model.contender.label}: its tokenizer changes the text of {changed} outputs")
+        notes += [f"{model.contender.label}: {note}" for note in cut_notes(model.pools, model.context)]
     if seen and (left_out := sum(pair in seen for pool in scored[0].pools.values() for pair in pool.pairs)):
         notes.append(f"{left_out} pairs are in the pool that the baselines are fitted on, and leave the headline")
     return notes

@@ -39,6 +39,7 @@ from echo_cli.sampler import CachedSampler
 from echo_cli.served_policy import ServedPolicy
 from echo_cli.tokenizer import TOKENIZER_FILE, Tokenizer
 from echo_cli.trajectory import Role, Trajectory
+from echo_cli.view import Views, expand, views, visible
 
 TRAINER_FILE = "trainer.pt"
 
@@ -122,25 +123,31 @@ class TorchPolicy:
         temperature: float,
     ) -> Metrics:
         """Accumulate the gradient of the step's loss over micro-batches, from one forward pass each."""
-        parts = []
-        for indices in self._micro_batches(trajectories):
+        parts, step = [], expand(trajectories, use_rl=settings.use_rl)
+        for indices in self._micro_batches(step.trajectories):
             wanted, scores, reference_logprobs_N = self._forward(
-                trajectories, indices, settings, temperature, env_gradient=coeff > 0
+                step, indices, settings, temperature, env_gradient=coeff > 0
             )
             loss, metrics = echo_loss(
                 scores.logprobs_N, wanted, advantages_B, weights, settings, coeff, reference_logprobs_N
             )
             loss.backward()  # type: ignore[no-untyped-call]
-            lengths = [len(trajectories[index]) for index in indices]
+            lengths = [len(step.trajectories[index]) for index in indices]
             cells = len(lengths) * max(lengths)
             entropy_n = scores.entropy_N[: wanted.action_count]
             metrics["entropy"] = Metric(float(entropy_n.sum()), len(entropy_n))
             metrics["padding_fraction"] = Metric(cells - sum(lengths), cells)
             # A micro-batch never mixes the policy's own rollouts with scripted ones.
-            on_policy = not trajectories[indices[0]].world_model_only
+            on_policy = not step.trajectories[indices[0]].world_model_only
             metrics["policy_env_ce"] = metrics["env_ce"] if on_policy else Metric(0.0, 0)
             parts.append(metrics)
-        return merge_metrics(parts)
+        merged = merge_metrics(parts)
+        if len(step.owners) > len(trajectories) and advantages_B is not None:
+            # A rollout whose views are in several micro-batches was counted in each of them.
+            actions_B = torch.tensor([trajectory.count(Role.ACTION) for trajectory in trajectories])
+            learned_n = advantages_B.cpu()[(weights.rl_weight_B.cpu() > 0) & (actions_B > 0)]
+            merged["zero_advantage_fraction"] = Metric(float((learned_n == 0).sum()), len(learned_n))
+        return merged
 
     def probe(
         self,
@@ -153,8 +160,9 @@ class TorchPolicy:
         """The gradients of the two terms alone, λ left out; the accumulated gradient is not touched."""
         rl_grads = [torch.zeros_like(parameter) for parameter in self._parameters]
         env_grads = [torch.zeros_like(parameter) for parameter in self._parameters]
-        for indices in self._micro_batches(trajectories):
-            wanted, scores, reference_logprobs_N = self._forward(trajectories, indices, settings, temperature)
+        step = expand(trajectories, use_rl=settings.use_rl)
+        for indices in self._micro_batches(step.trajectories):
+            wanted, scores, reference_logprobs_N = self._forward(step, indices, settings, temperature)
             rl = rl_loss(scores.logprobs_N, wanted, advantages_B, weights, settings, reference_logprobs_N)
             env = env_loss(scores.logprobs_N, wanted, weights)
             for grads, term, keep in ((rl_grads, rl, True), (env_grads, env, False)):
@@ -179,10 +187,14 @@ class TorchPolicy:
 
     @torch.inference_mode()
     def score(self, trajectories: Sequence[Trajectory], roles: Collection[Role]) -> list[TokenScores]:
-        """Teacher-forced scores of each trajectory's tokens of `roles`."""
+        """Teacher-forced scores of each trajectory's tokens of `roles`.
+
+        Those of an action that lost its thinking are left out: that action is in one of the trajectory's `views`.
+        """
         results: dict[int, TokenScores] = {}
-        for indices in bucket(trajectories, self._optim.token_budget):
-            micro = collate(trajectories, indices, self.tokenizer.pad_id).to(self.device)
+        seen = [views(trajectory)[0] for trajectory in trajectories]
+        for indices in bucket(seen, self._optim.token_budget):
+            micro = collate(seen, indices, self.tokenizer.pad_id).to(self.device)
             wanted = targets(micro, roles)
             with self.model.holding_weights():
                 hidden_NH = wanted.gather(self.model(micro.token_ids_RT))
@@ -196,8 +208,8 @@ class TorchPolicy:
 
     @torch.inference_mode()
     def predict(self, trajectory: Trajectory) -> list[int]:
-        """The most probable next token after each token of the trajectory, teacher-forced."""
-        ids_1T = torch.tensor([trajectory.token_ids], device=self.device)
+        """The most probable next token after each `visible` token of the trajectory, teacher-forced."""
+        ids_1T = torch.tensor([visible(trajectory).token_ids], device=self.device)
         predicted: list[int] = self.model.head(self.model(ids_1T)[0]).argmax(dim=-1).tolist()
         return predicted
 
@@ -240,15 +252,16 @@ class TorchPolicy:
 
     def _forward(
         self,
-        trajectories: Sequence[Trajectory],
+        step: Views,
         indices: Sequence[int],
         settings: ObjectiveSettings,
         temperature: float,
         env_gradient: bool = True,
     ) -> tuple[Targets, Scores, Tensor | None]:
-        micro = collate(trajectories, indices, self.tokenizer.pad_id).to(self.device)
-        observing = trajectories[indices[0]].world_model_only
-        wanted = targets(micro, settings.selected_roles if observing else settings.target_roles)
+        micro = collate(step.trajectories, indices, self.tokenizer.pad_id).to(self.device)
+        observing = step.trajectories[indices[0]].world_model_only
+        roles = settings.selected_roles if observing else settings.target_roles
+        wanted = targets(micro, roles).of_rollouts(step.owners)
         hidden_NH = wanted.gather(self.model(micro.token_ids_RT))
         scores = target_logprobs(
             hidden_NH,

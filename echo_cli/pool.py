@@ -11,6 +11,7 @@ from echo_cli.renderer import Renderer
 from echo_cli.rollout import play_scripts
 from echo_cli.task import Task
 from echo_cli.trajectory import Role, Trajectory, Turn
+from echo_cli.view import visible
 
 Pair = tuple[str, str]
 """A command and the output it gave, as the policy met it: an output cut at its cap is the part that was shown."""
@@ -32,6 +33,8 @@ class Pool:
 
     trajectories: tuple[Trajectory, ...]
     spans: tuple[tuple[Span, ...], ...]
+    cut: int = 0
+    """Trajectories, of those that it was made of, that were longer than the model's context and were cut there."""
 
     @property
     def pairs(self) -> frozenset[Pair]:
@@ -39,7 +42,10 @@ class Pool:
 
 
 def pool_of(trajectories: Iterable[Trajectory]) -> Pool:
-    """The pool of `trajectories`, whatever actor played them; one that shows no new pair is left out."""
+    """The pool of `trajectories`, whatever actor played them; one that shows no new pair is left out.
+
+    They are as `visible` has them: that is what their observations followed.
+    """
     seen: set[Pair] = set()
     kept, all_spans = [], []
     for trajectory in trajectories:
@@ -47,7 +53,7 @@ def pool_of(trajectories: Iterable[Trajectory]) -> Pool:
         first = {span.pair: span for span in reversed(_spans(trajectory)) if span.pair not in seen}
         if first:
             seen |= first.keys()
-            kept.append(trajectory)
+            kept.append(visible(trajectory))
             all_spans.append(tuple(sorted(first.values(), key=lambda span: span.start)))
     return Pool(tuple(kept), tuple(all_spans))
 

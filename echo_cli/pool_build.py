@@ -14,8 +14,9 @@ from pathlib import Path
 from echo_cli.config import Config
 from echo_cli.config_file import load_config
 from echo_cli.environment import Worlds
+from echo_cli.episode import Limits
 from echo_cli.error import EchoError
-from echo_cli.evaluate import limits_of
+from echo_cli.evaluate import limits_for, limits_of
 from echo_cli.policy import TorchPolicy, load_renderer
 from echo_cli.pool import expert_scripts
 from echo_cli.pool_file import Actor, Manifest, Provenance, check_free, write_pool
@@ -79,11 +80,12 @@ def build_pool(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> Mani
         if isinstance(recipe.actor, CheckpointActor):
             policy, actor = _load(recipe.actor, config)
             renderer, temperature = policy.renderer, recipe.actor.temperature
-            trajectories = _sample(policy, worlds, tasks, recipe, temperature)
+            limits = limits_for(config, policy)
+            trajectories = _sample(policy, worlds, tasks, recipe, limits, temperature)
         else:
-            renderer = load_renderer(config)
+            renderer, limits = load_renderer(config), limits_of(config)
             actor, temperature = Actor(kind="expert" if recipe.actor == "expert" else "explorer"), None
-            trajectories = _script(renderer, worlds, tasks, recipe)
+            trajectories = _script(renderer, worlds, tasks, recipe, limits)
     if recipe.only_solved:
         trajectories = [trajectory for trajectory in trajectories if (trajectory.reward or 0.0) >= 1.0]
         if not trajectories:
@@ -98,7 +100,7 @@ def build_pool(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> Mani
         only_solved=recipe.only_solved,
         temperature=temperature,
         seed=None if actor.kind == "expert" else config.seed,
-        limits=limits_of(config),
+        limits=limits,
         environment={**config.environment.model_dump(mode="json"), "url": None},
         echo_cli=importlib.metadata.version("echo-cli"),
         git_commit=git_commit(),
@@ -151,10 +153,10 @@ def _weights_sha256(folder: Path) -> str:
 
 
 def _sample(
-    policy: TorchPolicy, worlds: Worlds, tasks: Sequence[Task], recipe: Recipe, temperature: float
+    policy: TorchPolicy, worlds: Worlds, tasks: Sequence[Task], recipe: Recipe, limits: Limits, temperature: float
 ) -> list[Trajectory]:
     """Verified rollouts, task by task. Played in rounds of one a task, so that more of them keep the first ones."""
-    wanted, limits = [(task, task.task_id) for task in tasks], limits_of(recipe.config)
+    wanted = [(task, task.task_id) for task in tasks]
     whole: list[Trajectory] = []
     for number in range(recipe.rollouts):
         sampler = policy.sampler(temperature, derive_seed(recipe.config.seed, "pool", number))
@@ -164,13 +166,15 @@ def _sample(
     return sorted(whole, key=lambda trajectory: order[trajectory.task_id])
 
 
-def _script(renderer: Renderer, worlds: Worlds, tasks: Sequence[Task], recipe: Recipe) -> list[Trajectory]:
+def _script(
+    renderer: Renderer, worlds: Worlds, tasks: Sequence[Task], recipe: Recipe, limits: Limits
+) -> list[Trajectory]:
     """Scripted rollouts, task by task; explorers draw from a generator of this pool's own.
 
     Raises:
         EchoError: no task has a solution that is known, or there is nothing for explorers to draw from.
     """
-    limits, count = limits_of(recipe.config), recipe.config.rollout.explorer_commands
+    count = recipe.config.rollout.explorer_commands
     if recipe.actor == "expert":
         solved = expert_scripts(worlds, tasks)
         if not solved:

@@ -14,6 +14,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,7 @@ from echo_cli.storage import (
 from echo_cli.task import Split
 from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Role, Trajectory, read_trajectories
+from echo_cli.truncate import truncated
 
 FORMAT: Literal["echo-cli pool 1"] = "echo-cli pool 1"
 MANIFEST, TRAJECTORIES = "manifest.json", "trajectories.jsonl"
@@ -245,22 +247,31 @@ def read_pool(folder: Path) -> tuple[Manifest, list[Trajectory]]:
     return manifest, trajectories
 
 
-def load_pool(folder: Path, renderer: Renderer, max_tokens: int | None = None) -> Pool:
+def load_pool(folder: Path, renderer: Renderer, max_tokens: int | None = None, *, cut: bool = False) -> Pool:
     """The pool `folder` as `renderer` writes it, whatever it was played with (see `episode.rerender`).
 
     Args:
         max_tokens: the longest trajectory that the policy to be measured can take; None for any.
+        cut: cut a longer trajectory there (`truncated`).
 
     Raises:
-        EchoError: as `read_pool`, or a trajectory is longer than `max_tokens`.
+        EchoError: as `read_pool`; a trajectory is longer than `max_tokens`, or with `cut` nothing is left to measure.
     """
     _, played = read_pool(folder)
-    pool = pool_of(rerender(trajectory, renderer) for trajectory in played)
+    trajectories = [rerender(trajectory, renderer) for trajectory in played]
+    pool = pool_of(trajectories)
     longest = max(map(len, pool.trajectories), default=0)
-    if max_tokens is not None and longest > max_tokens:
+    if max_tokens is None or longest <= max_tokens:
+        return pool
+    if not cut:
         message = f"a trajectory of {shown(folder)} has {longest} tokens, the model takes {max_tokens}"
         raise EchoError(message, "build the pool with a lower rollout.max_episode_tokens")
-    return pool
+    fitting = [truncated(trajectory, renderer.tokenizer, max_tokens) for trajectory in trajectories]
+    left = pool_of(trajectory for trajectory in fitting if trajectory is not None)
+    if not left.trajectories:
+        message = f"{shown(folder)} shows no output within the {max_tokens} tokens that the model takes"
+        raise EchoError(message, "choose a model with a longer context, or build the pool with shorter episodes")
+    return replace(left, cut=sum(len(trajectory) > max_tokens for trajectory in trajectories))
 
 
 def pool_columns(folders: Sequence[Path], taken: Collection[str] = ()) -> dict[str, Path]:

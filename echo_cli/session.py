@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +17,10 @@ from echo_cli.config_file import load_config
 from echo_cli.device import DeviceChoice, choose_device
 from echo_cli.environment import Worlds
 from echo_cli.error import EchoError
-from echo_cli.evaluate import Evaluator, expert_pools, limits_of, play_pools
+from echo_cli.evaluate import Evaluator, expert_pools, limits_for, limits_of, play_pools
 from echo_cli.observation import ObservationLog, pairs_of
 from echo_cli.policy import TorchPolicy, load_policy
 from echo_cli.pool import Pool, pool_of
-from echo_cli.renderer import Renderer
 from echo_cli.run import RunDirectory, check_writable, create_run, environment_record, open_run
 from echo_cli.schedule import GradientNorms
 from echo_cli.storage import read_json, shown, write_atomic
@@ -82,18 +82,30 @@ def open_policy(config: Config) -> tuple[TorchPolicy, DeviceChoice]:
     return load_policy(config, choice.device, choice.dtype), choice
 
 
-def build_policy(config: Config) -> tuple[TorchPolicy, DeviceChoice]:
+def build_policy(config: Config, *, quiet: bool = False) -> tuple[TorchPolicy, DeviceChoice]:
     """The policy at the start of a run.
 
+    Where episodes may outgrow a model of kind hf, `limits_for` brings them down; unless `quiet`, a line on stderr
+    says so.
+
     Raises:
-        EchoError: as `open_policy`, or episodes may outgrow the model.
+        EchoError: as `open_policy`; episodes may outgrow the built-in model, or not even one turn fits one of kind hf.
     """
     policy, choice = open_policy(config)
-    longest = limits_of(config).longest(policy.renderer.overhead)
-    if longest > policy.model.max_length:
+    context, limits = policy.model.max_length, limits_of(config)
+    longest = limits.longest(policy.renderer.overhead)
+    if longest > context and config.model.kind == "tiny":
         raise EchoError(
-            f"an episode of {longest} tokens does not fit the model's {policy.model.max_length}",
+            f"an episode of {longest} tokens does not fit the model's {context}",
             "lower rollout.max_episode_tokens or rollout.max_output_tokens",
+        )
+    fitting = limits_for(config, policy)
+    if fitting != limits and not quiet:
+        print(
+            f"warning: an episode of {longest} tokens does not fit the model's {context}: max_episode_tokens is "
+            f"{fitting.episode_tokens}, max_output_tokens {fitting.output_tokens}",
+            file=sys.stderr,
+            flush=True,
         )
     if config.objective.kl_coeff > 0:
         policy.keep_reference()
@@ -130,7 +142,7 @@ def open_session(
                 overwrite=overwrite,
             )
         run = open_run(path)
-        evaluator = Evaluator(config, worlds, frozen_pools(run, config, worlds, policy.renderer))
+        evaluator = Evaluator(config, worlds, frozen_pools(run, config, worlds, policy))
         evaluator.remember_start(policy)
         with run.lock():
             start, meta = _continue(run, config, policy) if resume else (0, {})
@@ -145,14 +157,14 @@ def open_session(
             )
 
 
-def frozen_pools(run: RunDirectory, config: Config, worlds: Worlds, renderer: Renderer) -> dict[str, Pool]:
+def frozen_pools(run: RunDirectory, config: Config, worlds: Worlds, policy: TorchPolicy) -> dict[str, Pool]:
     """The frozen pools of a run: those it has kept, or those that its worlds' experts play again.
 
     Raises:
         EchoError: a kept pool is damaged.
     """
     if worlds.replayable:
-        return expert_pools(config, worlds, renderer)
+        return expert_pools(config, worlds, policy)
     return {name: pool_of(read_trajectories(path)) for name, path in run.pool_paths.items()}
 
 

@@ -52,13 +52,14 @@ def open_subject(path: Path, pool_folders: Sequence[Path], device: str | None) -
     config = load_config(run.config_path, [f"device={device}"] if device else [])
     initial, _ = build_policy(config)
     with open_worlds(config) as worlds:
-        pools = frozen_pools(run, config, worlds, initial.renderer)
+        pools = frozen_pools(run, config, worlds, initial)
         columns = {HELDOUT: pools["heldout"]}
         by_pool: dict[str, Worlds] = {HELDOUT: worlds}
         if pools["ood"].trajectories:
             columns[OOD], by_pool[OOD] = pools["ood"], worlds.out_of_distribution()
         for name, folder in pool_columns(pool_folders, columns).items():
-            columns[name] = load_pool(folder, initial.renderer, initial.model.max_length)
+            cut = config.model.kind == "hf"
+            columns[name] = load_pool(folder, initial.renderer, initial.model.max_length, cut=cut)
         yield Subject(run, config, initial, by_pool, columns, pools["validation"])
 
 

@@ -14,7 +14,7 @@ from echo_cli.error import EchoError
 from echo_cli.fault import BadAction, EnvironmentFault, Unavailable
 from echo_cli.observation_mapping import ObservationMapping, exit_code_of, is_invalid, line_end, safe
 from echo_cli.task import Task
-from echo_cli.trajectory import Role
+from echo_cli.trajectory import Parse, Role
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _NOTICE_CHARS = 200
@@ -52,10 +52,11 @@ class TextEnvironment:
             payload = await self._open_client.step(self._actions.parse(action))
         except (Unparsable, BadAction) as error:
             self._faults.count("bad_actions")
-            return self._refused(f"not an action: {error}", self._settings.action.penalty)
+            parse = error.parse if isinstance(error, Unparsable) else "malformed"
+            return self._refused(f"not an action: {error}", parse, self._settings.action.penalty)
         except EnvironmentFault as error:
             self._faults.count("errors")
-            return self._refused(f"the environment failed: {error}", 0.0)
+            return self._refused(f"the environment failed: {error}", "valid", 0.0)
         self._rewards.append(payload.reward)
         self._done = payload.done
         settings = self._settings
@@ -138,7 +139,7 @@ class TextEnvironment:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def _refused(self, reason: str, penalty: float) -> Reply:
+    def _refused(self, reason: str, parse: Parse, penalty: float) -> Reply:
         """The reply to an action that did not run."""
         line = " ".join(safe(reason).split())
         notice = Piece(Role.WARNING, f"[{line[:_NOTICE_CHARS]}]\n", "notice")
@@ -147,7 +148,7 @@ class TextEnvironment:
             (notice,) if capped else self._prompted((notice,)),
             done=capped,
             valid_action=False,
-            clean_parse=False,
+            parse=parse,
             capped=capped,
             penalty=penalty,
         )

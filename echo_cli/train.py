@@ -15,14 +15,14 @@ from echo_cli.behaviour import BEHAVIOUR_KEYS, behaviour_metrics
 from echo_cli.collapse import lambda_factor, new_alarms, stop_if_collapsed
 from echo_cli.config import Config
 from echo_cli.environment import Worlds
+from echo_cli.episode import cut_pieces
 from echo_cli.error import EchoError
-from echo_cli.evaluate import limits_of
+from echo_cli.evaluate import limits_for
 from echo_cli.fault import FAULT_KEYS
 from echo_cli.metric import reduce_metrics
 from echo_cli.objective import GradientComparison, check_first_step, portable_lambda, step_totals, step_weights
 from echo_cli.observation import pairs_of
 from echo_cli.policy import TorchPolicy
-from echo_cli.renderer import Renderer
 from echo_cli.rollout import play_policy, play_scripts
 from echo_cli.rollout_filter import filter_env_rollouts
 from echo_cli.schedule import GradientNorms, learning_rate_at, measures_gradients, world_model_coeff_at
@@ -39,7 +39,7 @@ _DIVERGED_TIP = "the last checkpoint is intact; try a lower optim.lr or objectiv
 TRAIN_KEYS = [
     *(
         "loss rl_loss env_loss env_ce policy_env_ce reward grad_norm action_tokens env_tokens zero_advantage_fraction "
-        "clip_fraction ratio entropy lambda portable_lambda lr padding_fraction env_dropped_valid_action "
+        "clip_fraction ratio entropy lambda portable_lambda lr padding_fraction cut_pieces env_dropped_valid_action "
         "env_dropped_clean_parse env_dropped_correct probe_rl_grad_norm probe_env_grad_norm probe_ratio probe_cosine"
     ).split(),
     *BEHAVIOUR_KEYS,
@@ -130,6 +130,7 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
             **probe,
             "train/reward": _mean([t.reward for t in trajectories if t.reward is not None]),
             **{f"train/{name}": value for name, value in behaviour_metrics(trajectories).items()},
+            "train/cut_pieces": cut_pieces(trajectories),
             "train/grad_norm": grad_norm,
             "train/lambda": coeff,
             "train/portable_lambda": portable_lambda(coeff, counts, weights, advantages_B),
@@ -197,7 +198,7 @@ def roll_out(session: Session, step: int, explorers: int) -> list[Trajectory]:
     """
     config, policy, worlds = session.config, session.policy, session.worlds
     played = play_tasks(config, policy, worlds, step)
-    played += play_explorers(config, policy.renderer, worlds, step, explorers)
+    played += play_explorers(config, policy, worlds, step, explorers)
     if not played:
         tip = "look at the server's own log, then continue with --resume"
         raise EchoError(f"the environment lost every session of step {step + 1}", tip, exit_code=1)
@@ -213,19 +214,19 @@ def play_tasks(config: Config, policy: TorchPolicy, worlds: Worlds, step: int) -
         for _ in range(settings.group_size)
     ]
     sampler = policy.sampler(settings.temperature, derive_seed(config.seed, "rollout", step))
-    return play_policy(
-        sampler, policy.renderer, worlds, wanted, limits_of(config), verify=config.objective.use_rl, penalize=True
-    )
+    limits = limits_for(config, policy)
+    return play_policy(sampler, policy.renderer, worlds, wanted, limits, verify=config.objective.use_rl, penalize=True)
 
 
-def play_explorers(config: Config, renderer: Renderer, worlds: Worlds, step: int, explorers: int) -> list[Trajectory]:
+def play_explorers(config: Config, policy: TorchPolicy, worlds: Worlds, step: int, explorers: int) -> list[Trajectory]:
     """The scripted rollouts of the 0-based `step`, which get the env term only."""
     rng = generator(config.seed, "explorer", step)
     scripts = []
     for _ in range(explorers):
         task = rng.choice(worlds.tasks.train)
         scripts.append((task, worlds.explorer(task, config.rollout.explorer_commands, rng)))
-    return play_scripts(renderer, worlds, scripts, limits_of(config), "explorer", world_model_only=True)
+    limits = limits_for(config, policy)
+    return play_scripts(policy.renderer, worlds, scripts, limits, "explorer", world_model_only=True)
 
 
 def tasks_of_step(config: Config, tasks: Any, step: int) -> list[Task]:

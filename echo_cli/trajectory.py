@@ -33,13 +33,16 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Source = Literal["policy", "explorer", "expert"]
 StopReason = Literal["answered", "turn_cap", "length_cap", "script_end", "aborted"]
+Parse = Literal["valid", "malformed", "none"]
+"""What a policy wrote is an action, tried to be one and failed, or does not try to be one."""
 
 
 @dataclass(frozen=True)
 class Segment:
     """A run of tokens of one role. `logprobs` are the behaviour logprobs of sampled actions, one a token.
 
-    `transient` counts the leading tokens that nothing after the segment has seen: thinking that later turns drop.
+    `transient` counts the leading tokens that nothing after the segment has seen: thinking that later turns drop. See
+    view.py for how such a trajectory is scored.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -77,6 +80,12 @@ class Turn:
     """The action was one the environment could run (or an answer)."""
     clean_parse: bool
     """The action parsed without notice: it ended with its stop token and was not cut."""
+    parse: Parse | None = None
+    """`valid` where the parse is clean. None in logs of versions that did not record it."""
+
+    def __post_init__(self) -> None:
+        if self.parse is not None and self.clean_parse is not (self.parse == "valid"):
+            raise ValueError(f"a turn whose clean_parse is {self.clean_parse} cannot be {self.parse}")
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,9 @@ class Trajectory:
             segment["role"] = Role(segment["role"]).name.lower()
             if not segment["transient"]:
                 del segment["transient"]
+        for turn in record["turns"]:
+            if turn["parse"] is None:
+                del turn["parse"]
         return record
 
     @staticmethod

@@ -19,7 +19,9 @@ from echo_cli.behaviour import BEHAVIOUR_KEYS
 
 FILE = Path(__file__).parent / "data" / "healthy_runs.json"
 
-STEP_KEYS = [f"train/{name}" for name in ("entropy", "reward", "policy_env_ce", *BEHAVIOUR_KEYS)]
+# What the detector reads.
+SIGNALS = [name for name in BEHAVIOUR_KEYS if name not in ("malformed_fraction", "no_action_fraction")]
+STEP_KEYS = [f"train/{name}" for name in ("entropy", "reward", "policy_env_ce", *SIGNALS)]
 EVALUATION_KEYS = [f"{pool}/{name}" for pool in ("heldout", "ood") for name in ("env_ce", "env_ce_start")]
 
 

@@ -144,6 +144,54 @@ def test_what_is_no_tool_call(text: str, why: str) -> None:
     assert why in reason(mapping(kind="tool_call"), text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "say", "parameters": {"text": "hi"}}',
+        ' {"name": "say", "arguments": {"text": "hi"}}\n',
+        'so <tool_call>{"name": "say", "parameters": {"text": "hi"}}</tool_call>',
+        '{hm} <tool_call>{"name": "say", "arguments": {"text": "hi"}}</tool_call>',
+    ],
+)
+def test_a_tool_call_in_other_words(text: str) -> None:
+    called = {"type": "call_tool", "tool_name": "say", "arguments": {"text": "hi"}}
+    assert mapping(kind="tool_call").parse(text) == called
+
+
+def test_an_object_that_is_no_tool_call() -> None:
+    made = mapping(kind="tool_call")
+    both = '{"name": "say", "arguments": {}, "parameters": {}}'
+    for text in ('{"text": "hi"}', both):
+        assert reason(made, text) == "the tool call has not exactly name and arguments"
+    assert reason(made, '{"name": "say", "parameters": 1}') == "parameters is no JSON object"
+    assert reason(made, '{"name": "a", "parameters": {}}; {"name": "b", "parameters": {}}') == "not JSON: extra data"
+
+
+@pytest.mark.parametrize(
+    ("keys", "text", "parse"),
+    [
+        ({"kind": "tool_call"}, "I do not know.", "none"),
+        ({"kind": "tool_call"}, "", "none"),
+        ({"kind": "tool_call"}, '{"name": "say", ', "malformed"),
+        ({"kind": "tool_call"}, "<tool_call></tool_call>", "malformed"),
+        ({"kind": "tool_call"}, "<tool_call>{}", "malformed"),
+        ({"kind": "tool_call"}, call() + call(), "malformed"),
+        ({"kind": "json"}, " \n", "none"),
+        ({"kind": "json"}, "{", "malformed"),
+        ({"kind": "json"}, "[1]", "malformed"),
+        ({"template": {"x": "{text:int}"}}, "", "none"),
+        ({"template": {"x": "{text:int}"}}, "three", "malformed"),
+        ({"template": {"x": "{text:int}"}, "extract": r"<(.*)>"}, "3", "none"),
+        ({"template": {"x": "{text:int}"}, "extract": r"<(.*)>"}, "<>", "none"),
+        ({"template": {"x": "{text:int}"}, "extract": r"<(.*)>"}, "<x>", "malformed"),
+    ],
+)
+def test_an_action_that_went_wrong_is_told_from_none_at_all(keys: Any, text: str, parse: str) -> None:
+    with pytest.raises(Unparsable) as raised:
+        mapping(**keys).parse(text)
+    assert raised.value.parse == parse
+
+
 # --- Extract and odd text --------------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,15 @@ def test_values_by_hand() -> None:
     assert found["role_confusion"] == 0
 
 
+def test_what_went_wrong_is_told_from_what_was_not_tried() -> None:
+    rollout = _rollout("g", [("ls", "a\n", True), ("{", "", False), ("hm", "", False), ("{}}", "", False)])
+    parsed = [("valid", True), ("malformed", False), ("none", False), ("malformed", False)]
+    turns = (replace(t, parse=p, clean_parse=c) for t, (p, c) in zip(rollout.turns, parsed, strict=True))
+    found = behaviour_metrics([replace(rollout, turns=tuple(turns))])  # type: ignore[arg-type]
+    assert (found["malformed_fraction"], found["no_action_fraction"]) == (0.5, 0.25)
+    assert behaviour_metrics(play("endless"))["malformed_fraction"] == 1
+
+
 def test_scripted_rollouts_do_not_count_and_alone_give_nothing() -> None:
     scripted = _rollout("g", [("ls /", "a\n", True)], source="explorer")
     assert behaviour_metrics([scripted]) == dict.fromkeys(BEHAVIOUR_KEYS)

@@ -20,8 +20,9 @@ from echo_cli.bench import Timing, Variant
 from echo_cli.cli import main
 from echo_cli.config import Config
 from echo_cli.config_file import find_config, load_config
+from echo_cli.device import DeviceChoice
 from echo_cli.error import EchoError
-from echo_cli.policy import DeviceChoice, TorchPolicy
+from echo_cli.policy import TorchPolicy
 from echo_cli.session import build_policy
 from echo_cli.toy_worlds import ToyWorlds
 from echo_cli.train import play_explorers, play_tasks
@@ -38,7 +39,7 @@ def _start(config: Config, explorers: int = 0) -> tuple[TorchPolicy, list[Trajec
     worlds = ToyWorlds((0,), (), 5)
     on_policy = play_tasks(config, policy, worlds, 0)
     rewarded = [replace(trajectory, reward=float(index % 2)) for index, trajectory in enumerate(on_policy)]
-    return policy, rewarded + play_explorers(config, policy.renderer, worlds, 0, explorers)
+    return policy, rewarded + play_explorers(config, policy, worlds, 0, explorers)
 
 
 def _gradient(policy: TorchPolicy) -> Tensor:

@@ -169,7 +169,7 @@ def _warning(text: str) -> Piece:
         ({"opening": ""}, {}, "no_opening"),
         ({"answer": _pieces(Piece(Role.ENV_OUTPUT, "1 2 3 4 5 " * 40))}, {}, "cut"),
         ({"answer": _pieces(Piece(Role.ENV_OUTPUT, "long", cut=True))}, {}, "cut"),
-        ({"answer": _pieces(_warning("[bad]\n"), clean_parse=False, valid_action=False)}, {}, "refused"),
+        ({"answer": _pieces(_warning("[bad]\n"), parse="malformed", valid_action=False)}, {}, "refused"),
         ({"answer": _pieces(Piece(Role.ENV_OUTPUT, "sh: bad\n"), valid_action=False)}, {}, "refused"),
         ({"actions": ("1" * 40, "answer")}, {}, "long_action"),
         ({"actions": ("ls",) * 200}, {}, "length_cap"),

@@ -248,7 +248,7 @@ def quiet_config(**fields: object) -> Config:
 
 
 def evaluator_of(worlds: Worlds, config: Config) -> Evaluator:
-    return Evaluator(config, worlds, expert_pools(config, worlds, PLAIN))
+    return Evaluator(config, worlds, expert_pools(config, worlds, policy()))
 
 
 @pytest.fixture(scope="module")

@@ -208,7 +208,7 @@ def test_models_without_the_same_outputs_are_refused(place: Path) -> None:
     pool = load_pool(place / "expert", PLAIN)
 
     def scored(label: str, pool: Pool) -> ScoredModel:
-        return ScoredModel(Contender(label, label, "tiny"), "cpu", PLAIN, {"expert": pool}, {}, {}, "", {})
+        return ScoredModel(Contender(label, label, "tiny"), "cpu", PLAIN, 2048, {"expert": pool}, {}, {}, "", {})
 
     first = scored("a", pool)
     check_same_outputs(first, scored("b", pool))

@@ -60,7 +60,7 @@ def test_an_expert_pool_is_the_pool_that_a_run_is_measured_on(
 ) -> None:
     manifest = _build(capsys, tmp_path / "pool", *words)
     config = load_config(find_config("toy"))
-    in_run = expert_pools(config, ToyWorlds((0,), (101, 102), 5), policy.renderer)[name]
+    in_run = expert_pools(config, ToyWorlds((0,), (101, 102), 5), policy)[name]
     loaded = load_pool(tmp_path / "pool", policy.renderer)
     assert score_pool(policy, loaded) == score_pool(policy, in_run)
     assert manifest["contents"]["pairs"] == len(in_run.pairs)

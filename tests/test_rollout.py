@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import echo_cli
 from echo_cli.environment import Piece, Reply
-from echo_cli.episode import CUT_ACTION, CUT_OUTPUT, Episode, Following, Limits
+from echo_cli.episode import CUT_ACTION, CUT_OUTPUT, Episode, Following, Limits, cut_pieces
+from echo_cli.error import EchoError
 from echo_cli.renderer import PlainRenderer
 from echo_cli.rollout import play_policy, play_scripts
 from echo_cli.task import Task
@@ -213,7 +214,7 @@ def test_a_cut_action_gets_a_notice_and_never_reaches_the_environment() -> None:
     assert shown(trajectory)[1:] == [(A, "cat /etc/x and on and on"), (W, CUT_ACTION)]
     assert trajectory.stop_reason == "length_cap"
     (turn,) = trajectory.turns
-    assert (turn.valid_action, turn.clean_parse, turn.exit_code) == (False, False, None)
+    assert (turn.valid_action, turn.clean_parse, turn.parse, turn.exit_code) == (False, False, "malformed", None)
     assert trajectory.count(E) == 0
 
 
@@ -272,6 +273,7 @@ def test_a_prompt_follows_whatever_was_cut_before_it() -> None:
     assert roles == [C, W, C, A, E, W, E, W, C] and text_of(trajectory, C)[1:] == ["$ ", "$ "]
     assert sum(len(segment.token_ids) for segment in trajectory.segments[:3]) == 100 - 10
     assert [len(segment.token_ids) for segment in trajectory.segments if segment.role is E] == [20, 20]
+    assert cut_pieces([trajectory, trajectory]) == 6
 
 
 PIECES = st.lists(
@@ -294,6 +296,25 @@ def test_no_episode_is_longer_than_its_limits_say(
     actions = [[NEWLINE] * action if not cut else TOKENIZER.encode("a")[:1] * action] * 200
     trajectory = play(Opened(opening, *[Reply(reply)] * 199, Reply((), done=True)), actions, limits)
     assert len(trajectory) <= limits.longest(PLAIN.overhead)
+
+
+@given(st.integers(1, 60), st.integers(1, 4000), st.integers(1, 4000), st.integers(220, 6000), st.integers(1, 40))
+def test_limits_are_brought_down_to_a_context(action: int, out: int, episode: int, context: int, scaffold: int) -> None:
+    limits = Limits(action, out, episode)
+    within = limits.within(context, scaffold)
+    assert within.longest(scaffold) <= context
+    assert (within == limits) == (limits.longest(scaffold) <= context)
+    assert within.action_tokens == action and 1 <= within.output_tokens <= out and 1 <= within.episode_tokens <= episode
+    # A shorter episode is preferred to shorter outputs, while half of the context is left to it.
+    assert within.output_tokens == out or within.episode_tokens <= max(context // 2 + 1, within._first_action(scaffold))
+
+
+def test_a_context_that_not_even_one_turn_fits_is_refused() -> None:
+    limits = Limits(action_tokens=100, output_tokens=50, episode_tokens=400)
+    least = 100 + 2 + 2 * (len(CUT_OUTPUT) + 25 + PLAIN.overhead) + 2 * len(CUT_OUTPUT)
+    assert limits.within(least, PLAIN.overhead).output_tokens == 1
+    with pytest.raises(EchoError, match=f"not even one turn fits the model's {least - 1} tokens"):
+        limits.within(least - 1, PLAIN.overhead)
 
 
 def test_the_last_observation_is_kept_at_the_turn_cap() -> None:

@@ -152,12 +152,28 @@ def test_what_is_no_action_is_a_warning_and_never_sent() -> None:
     assert episode.faults() == {"bad_actions": 1}
 
 
+def test_a_reply_says_how_the_text_parsed() -> None:
+    episode = Played(Scripted(said("q\n"), said("fine\n")), action={"kind": "json"})
+    replies = [episode.step(text) for text in ("", "not json", '{"command": "ls"}')]
+    assert [reply.parse for reply in replies] == ["none", "malformed", "valid"]
+    unheard = asyncio.run(episode.environment.step('{"command": "ls"}', "it thinks, and thinking is forbidden"))
+    assert (unheard.parse, unheard.clean_parse) == ("malformed", False)
+    assert unheard.pieces[0].text == "[not an action: it thinks, and thinking is forbidden]\n"
+
+
 @pytest.mark.parametrize(
-    ("fault", "counter"), [(BadAction("command: too long"), "bad_actions"), (EnvironmentFault("boom"), "errors")]
+    ("fault", "counter", "parse"),
+    [
+        (BadAction("command: too long"), "bad_actions", "malformed"),
+        (EnvironmentFault("boom"), "errors", "valid"),  # the environment's failure, not the policy's
+    ],
 )
-def test_a_refused_or_failed_action_is_a_warning_and_the_episode_goes_on(fault: Fault, counter: str) -> None:
+def test_a_refused_or_failed_action_is_a_warning_and_the_episode_goes_on(
+    fault: Fault, counter: str, parse: str
+) -> None:
     episode = Played(Scripted(said("q\n"), fault, said("fine\n")))
     refused = episode.step("x")
+    assert (refused.parse, refused.valid_action) == (parse, False)
     assert refused.pieces[0].role is W and str(fault) in refused.pieces[0].text
     assert refused.pieces[0].text.endswith("]\n") and refused.pieces[1] == PROMPT
     assert episode.step("y").pieces[0] == Piece(E, "fine\n")
