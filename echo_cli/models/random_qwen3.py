@@ -108,9 +108,7 @@ def make_random_qwen3(folder: Path, seed: int) -> None:
         model = Qwen3ForCausalLM(config)
     # What `model.save_pretrained` writes, less its progress bar. The head is the embedding, and is not written twice.
     config.save_pretrained(folder)
-    generation = GenerationConfig(
-        eos_token_id=[end_of_turn, end_of_text], pad_token_id=end_of_text
-    )
+    generation = GenerationConfig(eos_token_id=[end_of_turn, end_of_text], pad_token_id=end_of_text)
     generation.save_pretrained(folder)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
