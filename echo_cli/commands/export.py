@@ -34,4 +34,5 @@ def export(
         files = list(written.files)
         print_json({"output": str(written.folder), "kind": written.kind, "step": written.step, "files": files})
     else:
-        print(f"{shown(written.folder)}: the {written.kind} of step {written.step}")
+        what = {"model": "the model", "adapter": "the adapter", "merged": "base and adapter as one model"}[written.kind]
+        print(f"{shown(written.folder)}: {what}, of step {written.step}")
