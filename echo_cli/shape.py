@@ -102,7 +102,7 @@ NAMED: Mapping[str, Shape] = {
     "Qwen/Qwen3-8B": _qwen3(4096, 36, 32, 12_288, tied=False),
     "Qwen/Qwen3-14B": _qwen3(5120, 40, 40, 17_408, tied=False),
     # models/random_qwen3.py makes it.
-    RANDOM_QWEN3: Shape(128, 3, 4, 2, 32, 384, 1536, True, 2048, "qwen3"),
+    RANDOM_QWEN3: Shape(128, 3, 4, 2, 32, 384, 1123, True, 2048, "qwen3"),
 }
 """Models whose numbers are known without their files."""
 

@@ -19,7 +19,7 @@ from toy_terminal_env.environment import world_and_tasks
 from toy_terminal_env.scripted import explorer_actions, explorer_commands
 from toy_terminal_env.shell import run
 
-VOCAB_SIZE = 1536
+MAX_VOCAB_SIZE = 1536
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 ADDED_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
@@ -126,7 +126,7 @@ def _tokenizer() -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE - len(SPECIAL_TOKENS) - len(ADDED_TOKENS),
+        vocab_size=MAX_VOCAB_SIZE - len(SPECIAL_TOKENS) - len(ADDED_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
