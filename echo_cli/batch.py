@@ -129,10 +129,26 @@ def bucket(
     """
     order = sorted(range(len(trajectories)), key=lambda index: (-len(trajectories[index]), index))
     lengths = [len(trajectories[index]) for index in order]
+    return [[order[place] for place in part] for part in cheapest_cut(lengths, token_budget, overhead, max_padding)]
+
+
+def cheapest_cut(lengths: Sequence[int], token_budget: int, overhead: int, max_padding: float = 1.0) -> list[range]:
+    """Cut rows, longest first, into consecutive groups such that the fewest tokens are computed.
+
+    A group costs its tokens, padding included, and `overhead` tokens beside them.
+
+    Args:
+        lengths: falling.
+        token_budget: tokens of a group, padding included; a row that is longer is alone.
+        max_padding: the share of padding in a group.
+
+    Returns:
+        Ranges of places in `lengths`, in order.
+    """
     before = [0, *accumulate(lengths)]
-    # cost[end] is that of the best way to cut the first `end` rollouts, whose last micro-batch begins at first[end].
+    # cost[end] is that of the best way to cut the first `end` rows, whose last group begins at first[end].
     cost, first = [0.0], [0]
-    for end in range(1, len(order) + 1):
+    for end in range(1, len(lengths) + 1):
         cost.append(math.inf)
         first.append(end - 1)
         for start in reversed(range(end)):
@@ -142,11 +158,11 @@ def bucket(
             padding = 1 - (before[end] - before[start]) / cells
             if padding <= max_padding and cost[start] + cells + overhead < cost[end]:
                 cost[end], first[end] = cost[start] + cells + overhead, start
-    buckets, end = [], len(order)
+    groups, end = [], len(lengths)
     while end > 0:
-        buckets.append(order[first[end] : end])
+        groups.append(range(first[end], end))
         end = first[end]
-    return buckets[::-1]
+    return groups[::-1]
 
 
 def collate(trajectories: Sequence[Trajectory], indices: Sequence[int], pad_id: int) -> MicroBatch:

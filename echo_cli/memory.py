@@ -42,8 +42,9 @@ from echo_cli.shape import Shape
 
 Dtype = Literal["float32", "bfloat16"]
 
-# Logits of one chunk of the LM head: 2^23 values are 32 MB in float32.
-_CHUNK_LOGITS = 2**23
+# Logits of one chunk of the LM head, by device: 2^25 values are 128 MB in float32. On a CUDA device each chunk costs a
+# pass over the head's gradient [V, H] as well, which small ones would spend most of their time on.
+_CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}
 
 _SAVED: Mapping[tuple[Dtype, bool], tuple[int, int, int, int]] = {
     ("float32", False): (24, 16, 16, 16),
@@ -77,9 +78,9 @@ class MemoryPrediction:
         return sum(self.parts.values())
 
 
-def chunk_rows(vocab_size: int) -> int:
-    """Rows of hidden states that the LM head turns into logits at once."""
-    return max(256, _CHUNK_LOGITS // vocab_size)
+def chunk_rows(vocab_size: int, device: str) -> int:
+    """Rows of hidden states that the LM head turns into logits at once, on a `torch.device`'s type."""
+    return max(256, _CHUNK_LOGITS[device] // vocab_size)
 
 
 def longest_episode(config: Config) -> int:
@@ -93,16 +94,17 @@ def trained_parameters(shape: Shape, config: Config) -> int:
     return shape.parameters if lora is None else shape.lora_parameters(lora.rank, lora.targets)
 
 
-def predict_memory(shape: Shape, config: Config, dtype: Dtype) -> MemoryPrediction:
+def predict_memory(shape: Shape, config: Config, dtype: Dtype, device: str) -> MemoryPrediction:
     """The predicted memory of a run of a Hugging Face model.
 
     Args:
         dtype: what matrix products are computed in.
+        device: cpu or cuda.
     """
     standing = _standing(shape, config, dtype)
     return MemoryPrediction(
         rollout={**standing, **_rollout(shape, config, dtype)},
-        update={**standing, **_update(shape, config, dtype)},
+        update={**standing, **_update(shape, config, dtype, device)},
     )
 
 
@@ -125,7 +127,7 @@ def _standing(shape: Shape, config: Config, dtype: Dtype) -> dict[str, int]:
     }
 
 
-def _update(shape: Shape, config: Config, dtype: Dtype) -> dict[str, int]:
+def _update(shape: Shape, config: Config, dtype: Dtype, device: str) -> dict[str, int]:
     c, trained = _bytes(dtype), trained_parameters(shape, config)
     probing = config.probe_every > 0 or config.objective.schedule == "gradient_ratio"
     whole = config.model.lora is None
@@ -136,7 +138,7 @@ def _update(shape: Shape, config: Config, dtype: Dtype) -> dict[str, int]:
     working = 8 * (shape.intermediate + shape.hidden)
     if config.model.gradient_checkpointing:
         saved, working = (4 if whole else c) * shape.hidden, working + saved
-    logits = 20 * shape.vocab * min(chunk_rows(shape.vocab), tokens) + in_flight
+    logits = 20 * shape.vocab * min(chunk_rows(shape.vocab, device), tokens) + in_flight
     layer = tokens * working
     return {
         "gradients": 4 * trained * (3 if probing else 1) + in_flight,

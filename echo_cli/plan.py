@@ -127,12 +127,13 @@ def cost_on(choice: DeviceChoice, config: Config) -> Cost:
     """What a run of a Hugging Face model needs on a device."""
     from echo_cli.device_memory import device_memory
 
-    return _cost(config, "bfloat16" if "bfloat16" in str(choice.dtype) else "float32", device_memory(choice.device))
+    dtype: Dtype = "bfloat16" if "bfloat16" in str(choice.dtype) else "float32"
+    return _cost(config, dtype, choice.device.type, device_memory(choice.device))
 
 
-def _cost(config: Config, dtype: Dtype, memory: DeviceMemory | None) -> Cost:
+def _cost(config: Config, dtype: Dtype, device: str, memory: DeviceMemory | None) -> Cost:
     shape = shape_of(config.model)
-    return Cost(dtype, memory, None if shape is None else predict_memory(shape, config, dtype))
+    return Cost(dtype, memory, None if shape is None else predict_memory(shape, config, dtype, device))
 
 
 def memory_notice(config: Config, choice: DeviceChoice) -> list[str]:
@@ -169,7 +170,7 @@ def _of_memory(config: Config) -> dict[str, Any]:
         choice = choose_device(config.device, config.model.dtype)
     except EchoError as error:
         dtype: Dtype = "float32" if config.model.dtype == "float32" else "bfloat16"
-        found, where = _cost(config, dtype, None), f"{error.message}; planned for one that is"
+        found, where = _cost(config, dtype, "cuda", None), f"{error.message}; planned for one that is"
     else:
         found, where = cost_on(choice, config), choice.reason
     planned: dict[str, Any] = {"device": where, "dtype": found.dtype}

@@ -297,7 +297,7 @@ class TorchPolicy:
 
     @property
     def _chunk_rows(self) -> int:
-        return chunk_rows(self.model.vocab_size)
+        return chunk_rows(self.model.vocab_size, self.device.type)
 
 
 def load_renderer(config: Config) -> Renderer:

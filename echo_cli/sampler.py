@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from echo_cli.batch import cheapest_cut
 from echo_cli.error import EchoError
 from echo_cli.models.language_model import LanguageModel
 from echo_cli.out_of_memory import naming_memory
 
 Sample = tuple[list[int], list[float]]
 """Token ids and their behaviour logprobs."""
+
+# What a forward pass costs beside its tokens, in tokens, by order of magnitude: on a CPU reading the weights, on a
+# CUDA device launching kernels.
+_PASS_TOKENS = {"cpu": 64, "cuda": 4096}
 
 
 class CachedSampler:
@@ -139,9 +144,10 @@ class CachedSampler:
     def _prefill(self, rows: Sequence[int]) -> Tensor:
         """Compute the waiting tokens of `rows`, right-padded; logits [B, V] after the last of each, else zeros."""
         everyone = list(range(len(self._waiting)))
+        overhead = _PASS_TOKENS[self._device.type]
         parts = [
             (group, self._prefill_together(group, whole=group == everyone))
-            for group in _groups(rows, [len(tokens) for tokens in self._waiting], self._prefill_cells)
+            for group in _groups(rows, [len(tokens) for tokens in self._waiting], self._prefill_cells, overhead)
         ]
         if parts[0][0] == everyone:
             return parts[0][1]
@@ -166,16 +172,17 @@ class CachedSampler:
         return self._model.head(hidden_nTH[torch.arange(len(rows), device=self._device), counts_n - 1])
 
 
-def _groups(rows: Sequence[int], lengths: Sequence[int], cells: int | None) -> list[list[int]]:
-    """`rows` in groups of like length, of at most `cells` tokens with their padding; one group without a bound."""
+def _groups(rows: Sequence[int], lengths: Sequence[int], cells: int | None, overhead: int) -> list[list[int]]:
+    """`rows` in groups of like length, of at most `cells` tokens with their padding; one group without a bound.
+
+    Args:
+        overhead: what a forward pass costs beside its tokens, in tokens.
+    """
     if cells is None:
         return [list(rows)]
-    groups: list[list[int]] = []
-    for row in sorted(rows, key=lambda row: -lengths[row]):
-        if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > cells:
-            groups.append([])
-        groups[-1].append(row)
-    return [sorted(group) for group in groups]
+    order = sorted(rows, key=lambda row: -lengths[row])
+    cut = cheapest_cut([lengths[row] for row in order], cells, overhead)
+    return [sorted(order[place] for place in part) for part in cut]
 
 
 def _draw(probabilities_BV: Tensor, generator: torch.Generator) -> Tensor:

@@ -98,8 +98,8 @@ def test_a_layer_saves_exactly_what_is_counted(dtype: Dtype, lora: int | None) -
 def test_the_predicted_update_is_near_the_tensors_that_live(
     dtype: Dtype, lora: int | None, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "_CHUNK_LOGITS", 2**18)  # four chunks of 256 rows
-    tokens, rows = 1024, chunk_rows(SMALL.vocab)
+    monkeypatch.setattr(memory, "_CHUNK_LOGITS", {"cpu": 2**18})  # four chunks of 256 rows
+    tokens, rows = 1024, chunk_rows(SMALL.vocab, "cpu")
     model, decoder, head = _model(SMALL, lora, dtype, checkpointing)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, fused=True)
@@ -122,7 +122,7 @@ def test_the_predicted_update_is_near_the_tensors_that_live(
         optim={"token_budget": tokens},
         rollout={"max_episode_tokens": 256, "max_output_tokens": 64},
     )
-    predicted = sum(predict_memory(SMALL, config, dtype).update.values())
+    predicted = sum(predict_memory(SMALL, config, dtype, "cpu").update.values())
     assert 1 < predicted / counted.peak < 1.25
 
 
@@ -136,7 +136,7 @@ def test_a_config_by_hand() -> None:
         objective={"kl_coeff": 0.1},
         sampler={"prefill_tokens": 40},
     )
-    found = predict_memory(shape, config, "bfloat16")
+    found = predict_memory(shape, config, "bfloat16", "cpu")
     standing = {
         "weights": 4 * P,
         "compute copies": 2 * (linear + 28),
@@ -172,26 +172,26 @@ def test_more_work_never_needs_less() -> None:
     ):
         source = {"toy_terminal": {}} if section == "environment" else {}
         configs = [_config(**{section: {**source, key: value}}) for value in values]
-        found = [predict_memory(shape, config, "bfloat16") for config in configs]
+        found = [predict_memory(shape, config, "bfloat16", "cpu") for config in configs]
         sizes = [sum(of.rollout.values()) + sum(of.update.values()) for of in found]
         assert sizes == sorted(sizes) and sizes[0] < sizes[-1], key
 
 
 def test_what_takes_less_memory_does() -> None:
     shape = NAMED["Qwen/Qwen3-8B"]
-    whole = predict_memory(shape, _config(), "bfloat16")
+    whole = predict_memory(shape, _config(), "bfloat16", "cpu")
     lora = _config(model={"lora": {"rank": 16}})
     assert trained_parameters(shape, lora) < shape.parameters / 100
-    assert predict_memory(shape, lora, "bfloat16").peak < whole.peak / 2
-    assert whole.peak < predict_memory(shape, _config(), "float32").peak
-    checkpointed = predict_memory(shape, _config(model={"gradient_checkpointing": True}), "bfloat16")
+    assert predict_memory(shape, lora, "bfloat16", "cpu").peak < whole.peak / 2
+    assert whole.peak < predict_memory(shape, _config(), "float32", "cpu").peak
+    checkpointed = predict_memory(shape, _config(model={"gradient_checkpointing": True}), "bfloat16", "cpu")
     assert checkpointed.update["activations"] < whole.update["activations"] / 5
-    probing = predict_memory(shape, _config(probe_every=1), "bfloat16")
+    probing = predict_memory(shape, _config(probe_every=1), "bfloat16", "cpu")
     assert probing.update["gradients"] - whole.update["gradients"] == 8 * shape.parameters
 
 
 def test_an_endpoint_has_the_cache_of_the_rollouts() -> None:
     endpoint = {"kind": "openai", "url": "http://127.0.0.1:1", "model": "m", "sync": "sglang", "weights": "w"}
-    found = predict_memory(NAMED["Qwen/Qwen3-0.6B"], _config(sampler=endpoint), "bfloat16")
+    found = predict_memory(NAMED["Qwen/Qwen3-0.6B"], _config(sampler=endpoint), "bfloat16", "cpu")
     assert found.rollout["KV cache"] == found.rollout["sampling"] == 0
     assert found.phase == "update"

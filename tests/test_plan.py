@@ -69,7 +69,7 @@ def test_a_plan_has_the_sizes_of_the_model_and_of_what_is_trained() -> None:
     planned = _plan(_hf(device="cpu"))
     assert planned["parameters"] == 596_049_920 and planned["parameters trained"].startswith("596049920 (all)")
     assert planned["dtype"] == "float32"
-    predicted = predict_memory(NAMED["Qwen/Qwen3-0.6B"], _hf(), "float32")
+    predicted = predict_memory(NAMED["Qwen/Qwen3-0.6B"], _hf(), "float32", "cpu")
     assert planned["peak memory, GB, predicted"] == round(predicted.peak / 1e9, 2)
     assert planned["memory of an update, GB"].keys() == predicted.update.keys()
     lora = _config(model={"kind": "hf", "path": "Qwen/Qwen3-8B", "lora": {"rank": 16}}, device="cpu")

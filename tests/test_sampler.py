@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from echo_cli.error import EchoError
 from echo_cli.models.tiny import TinyConfig, TinyModel
-from echo_cli.sampler import CachedSampler, _draw
+from echo_cli.sampler import CachedSampler, _draw, _groups
 
 torch.set_num_threads(1)
 
@@ -164,6 +164,14 @@ def test_a_row_that_is_being_sampled_survives_those_that_leave_and_join() -> Non
             if sample is not None:
                 assert sample[1] == pytest.approx(replay(sequences[row], sample[0], 1.0), abs=1e-5)
                 rows.remove(row)
+
+
+def test_rows_of_unlike_lengths_are_prefilled_apart_where_a_pass_costs_less_than_their_padding() -> None:
+    lengths = [100, 10, 90, 10]  # padded together 400 tokens, in two groups 220
+    assert _groups([0, 1, 2, 3], lengths, 16_384, overhead=64) == [[0, 2], [1, 3]]
+    assert _groups([0, 1, 2, 3], lengths, 16_384, overhead=4096) == [[0, 1, 2, 3]]
+    assert _groups([0, 1, 2, 3], lengths, 150, overhead=64) == [[0], [2], [1, 3]]
+    assert _groups([0, 1, 2, 3], lengths, None, overhead=64) == [[0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("cells", [1, 20, 64])

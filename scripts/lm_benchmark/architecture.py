@@ -1,0 +1,78 @@
+"""Qwen3 models of random weights: grouped-query attention, QK-norm, tied embeddings. Speed does not depend on weights.
+
+Imports no echo_cli: TRL's interpreter reads it too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The numbers of a Qwen3. Sources of the two real ones: the `config.json` of Qwen/Qwen3-0.6B and Qwen/Qwen3-4B."""
+
+    name: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of the matrices in all layers; norms are left out."""
+        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+
+    @property
+    def head_parameters(self) -> int:
+        """Parameters of the LM head, which is the embedding as well."""
+        return self.hidden * self.vocab
+
+    def without_layers(self) -> Architecture:
+        """Embedding, norm and LM head alone: what is left of a step is its logits."""
+        return replace(self, name=f"{self.name} without layers", layers=0)
+
+
+TINY = Architecture("tiny", 32, 2, 4, 2, 8, 64, vocab=512)
+SMALL = Architecture("small", 256, 8, 8, 4, 32, 768, vocab=32_768)
+QWEN3_600M = Architecture("qwen3-0.6b", 1024, 28, 16, 8, 128, 3072, vocab=151_936)
+QWEN3_4B = Architecture("qwen3-4b", 2560, 36, 32, 8, 128, 9728, vocab=151_936)
+ARCHITECTURES = {one.name: one for one in (TINY, SMALL, QWEN3_600M, QWEN3_4B)}
+
+
+def random_model(architecture: Architecture, seed: int, device: str = "cpu") -> Any:
+    """A `transformers` causal LM, made on `device`; float32."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=architecture.vocab,
+        hidden_size=architecture.hidden,
+        intermediate_size=architecture.intermediate,
+        num_hidden_layers=architecture.layers,
+        num_attention_heads=architecture.heads,
+        num_key_value_heads=architecture.kv_heads,
+        head_dim=architecture.head_dim,
+        tie_word_embeddings=True,
+        max_position_embeddings=8192,
+        attn_implementation="sdpa",
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    torch.manual_seed(seed)
+    with torch.device(device):
+        return Qwen3ForCausalLM(config)
+
+
+def load_model(folder: Path) -> Any:
+    """The model that `random_model(...).save_pretrained(folder)` left, in float32 on the CPU."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)

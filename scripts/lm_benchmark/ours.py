@@ -1,0 +1,104 @@
+"""Our step: `CachedSampler` over a model's KV cache, and `TorchPolicy`'s update."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+
+from echo_cli.advantage import step_advantages
+from echo_cli.batch import count_rollouts
+from echo_cli.config import OptimConfig
+from echo_cli.model_config import RANDOM_QWEN3, LoraConfig, ModelConfig, SamplerConfig
+from echo_cli.models.hf import HfModel
+from echo_cli.models.hf_adapter import add_adapter
+from echo_cli.models.language_model import LanguageModel
+from echo_cli.objective import step_totals, step_weights
+from echo_cli.policy import TorchPolicy
+from echo_cli.renderer import Renderer
+from echo_cli.sampler import CachedSampler, Sample
+from echo_cli.trajectory import Trajectory
+from lm_benchmark.workload import COEFF, SETTINGS, Script, Workload
+
+
+def language_model(
+    causal_lm: Any,
+    dtype: torch.dtype = torch.float32,
+    *,
+    lora: bool = False,
+    gradient_checkpointing: bool = False,
+) -> LanguageModel:
+    """A `transformers` causal LM as the policy takes it: trained whole, or frozen in `dtype` beside an adapter."""
+    adapter = LoraConfig() if lora else None
+    settings = ModelConfig(kind="hf", path=RANDOM_QWEN3, lora=adapter, gradient_checkpointing=gradient_checkpointing)
+    if adapter is not None:
+        causal_lm = add_adapter(causal_lm.to(dtype), adapter, RANDOM_QWEN3, seed=0)
+    return HfModel(causal_lm, settings, dtype)
+
+
+class Ours:
+    """A policy, the step's rollouts, and the episodes to play."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        played: Sequence[Script],
+        trajectories: Sequence[Trajectory],
+        workload: Workload,
+        token_budget: int,
+        device: torch.device,
+    ) -> None:
+        # All that a policy asks of its renderer here: no text is written or read.
+        bare = SimpleNamespace(tokenizer=SimpleNamespace(pad_id=0), stop_ids=())
+        optim = OptimConfig(token_budget=token_budget)
+        self.policy = TorchPolicy(model, cast(Renderer, bare), optim, device)
+        self._played, self._trajectories, self._workload = played, trajectories, workload
+        self._generator = torch.Generator(device).manual_seed(0)
+
+    def rollout(self) -> None:
+        """Play the episodes."""
+        play(self.policy.model, self._played, self._workload, self._generator)
+
+    def forward_backward(self, coeff: float = COEFF) -> float:
+        """Accumulate the gradient of the step's loss; returns the loss."""
+        advantages_B = step_advantages(self._trajectories, SETTINGS.advantage)
+        counts = count_rollouts(self._trajectories, SETTINGS.selected_roles)
+        weights = step_weights(counts, step_totals(counts), SETTINGS)
+        metrics = self.policy.forward_backward(self._trajectories, advantages_B, weights, SETTINGS, coeff, 1.0)
+        return metrics["loss"].total
+
+    def optim_step(self) -> float:
+        """AdamW with a learning rate of 0: all the work, the same weights. Returns the gradient norm."""
+        return self.policy.optim_step(lr=0.0)
+
+    def parameters(self) -> int:
+        """Trained numbers, each of which has a gradient."""
+        return sum(part.numel() for part in self.policy.model.parameters() if part.requires_grad)
+
+
+def play(
+    model: LanguageModel, played: Sequence[Script], workload: Workload, generator: torch.Generator
+) -> list[list[Sample]]:
+    """The actions of each episode: finished ones leave the batch, waiting ones join, the cache stays."""
+    samples: list[list[Sample]] = [[] for _ in played]
+    waiting, seated = deque(range(len(played))), list[int]()
+    limits = SamplerConfig()
+    sampler = None
+    while waiting or seated:
+        joining = min(len(waiting), workload.sessions - len(seated))
+        if sampler is None:
+            sampler = CachedSampler(model, joining, 1.0, (), generator, limits.refill, limits.prefill_tokens)
+        else:
+            sampler.add(joining)
+        seated += [waiting.popleft() for _ in range(joining)]
+        sampler.append([played[episode].follows(len(samples[episode])) for episode in seated])
+        for episode, sample in zip(seated, sampler.sample(workload.action), strict=True):
+            assert sample is not None  # without stop tokens all rows end together
+            samples[episode].append(sample)
+        staying = [row for row, episode in enumerate(seated) if len(samples[episode]) < len(played[episode].replies)]
+        sampler.keep(staying)
+        seated = [seated[row] for row in staying]
+    return samples
