@@ -225,6 +225,17 @@ def test_padding_may_reach_past_the_last_position(attention: str, tmp_path: Path
 
 
 @torch.no_grad()
+def test_a_sequence_ends_where_a_longer_one_would_change_its_rotations(tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+    model = load(make_qwen3(tmp_path, rope_parameters={**rope, "original_max_position_embeddings": 16}))
+    assert model.max_length == 16
+    ids = tokens(17)
+    before_TH = model(torch.tensor([ids[:8]]))[0]
+    assert_close(model(torch.tensor([ids[:16]]))[0, :8], before_TH, 1e-4)
+    assert not torch.allclose(model(torch.tensor([ids]))[0, :8], before_TH, atol=0.1)
+
+
+@torch.no_grad()
 def test_keep_and_add_leave_the_kept_rows_as_they_were(model: HfModel) -> None:
     rows = [tokens(9, seed) for seed in range(5)]
     cache = model.new_cache(4)

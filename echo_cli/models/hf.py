@@ -233,9 +233,10 @@ def _checkpoint_layers(causal_lm: PreTrainedModel) -> None:
 
 
 def max_length_of(causal_lm: PreTrainedModel) -> int:
-    """The most tokens of a sequence: the architecture's positions, or the window that a layer attends to.
+    """The most tokens of a sequence: the architecture's positions, or fewer where what is before them would change.
 
-    Within its window, such a layer is one of full attention.
+    Within the window that a layer attends to, it is one of full attention. Up to the original positions of LongRoPE
+    (arXiv 2402.13753) a token has one rotation; past them the longest sequence of a batch changes that of every token.
 
     Raises:
         EchoError: the architecture does not say.
@@ -247,4 +248,9 @@ def max_length_of(causal_lm: PreTrainedModel) -> int:
     kinds = getattr(config, "layer_types", None)
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
     windowed = kinds is None or any(kind != "full_attention" for kind in kinds)
-    return min([positions, *(window for window in windows if windowed and isinstance(window, int))])
+    most = [window for window in windows if windowed and isinstance(window, int)]
+    rope = getattr(config, "rope_parameters", None) or {}
+    for part in (rope, *rope.values()):  # of the model, or one by kind of layer
+        if isinstance(part, dict) and part.get("rope_type") == "longrope":
+            most.append(int(part["original_max_position_embeddings"]))
+    return min([positions, *most])
