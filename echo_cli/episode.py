@@ -290,6 +290,9 @@ def rerender(trajectory: Trajectory, renderer: Renderer) -> Trajectory:
             frame, open_frame = renderer.reply(ids), False
         else:
             begin()
+            if start and segment.role is not Role.CONTEXT:  # BOS is nobody's text
+                segments.append(Segment(Role.CONTEXT, "", start))
+                start = ()
             ids = [*start, *renderer.tokenizer.encode(segment.text)]
             segments.append(replace(segment, token_ids=tuple(ids)))
             start = ()
