@@ -329,6 +329,27 @@ def test_the_reference_of_an_adapter_is_the_base_and_the_adapter_stays_on(folder
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
+def test_the_reference_of_an_adapter_that_is_trained_further_is_where_it_starts(
+    dtype: torch.dtype, folder: Path, tmp_path: Path
+) -> None:
+    load(folder, lora=LORA).save(tmp_path)
+    model = load_hf_model(tmp_path, ModelConfig(kind="hf", path="a"), CPU, dtype, 0, VOCABULARY)
+    ids_1T = torch.tensor([tokens(15)])
+    reference, before = model.reference(), model.head(model(ids_1T)[0])
+    assert torch.equal(reference.head(reference(ids_1T)[0]), before)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.mul_(1.5)
+    assert torch.equal(reference.head(reference(ids_1T)[0]), before)
+    assert not torch.equal(model.head(model(ids_1T)[0]), before)
+    own, frozen = ({p.data_ptr() for p in of.parameters()} for of in (model, reference))
+    assert len(own - frozen) == len(trained)  # the base is one for both
+    assert not any(parameter.requires_grad for parameter in reference.parameters())
+    assert [parameter.requires_grad for parameter in trained] == [True] * len(trained)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
 def test_the_reference_of_a_whole_model_is_itself_until_it_changes(
     dtype: torch.dtype, folder: Path, untied: Path
 ) -> None:

@@ -105,10 +105,14 @@ class HfModel(nn.Module):
         return self._autocast()
 
     def reference(self) -> HfModel:
-        """The model as it is now, frozen: a copy. With an adapter, the base without it, which costs no memory."""
-        if isinstance(self.model, PeftModel):
+        """The model as it is at the start of training, frozen.
+
+        With a fresh adapter, the base without it, which costs no memory. Else a copy of what is trained.
+        """
+        if self._settings.lora is not None:
             return _Base(self.model, self._plain_settings, self.dtype)
-        frozen = copy.deepcopy(self.model).requires_grad_(False)
+        shared = {id(parameter): parameter for parameter in self.model.parameters() if not parameter.requires_grad}
+        frozen = copy.deepcopy(self.model, shared).requires_grad_(False)
         embeddings = {id(module.weight) for module in frozen.modules() if isinstance(module, nn.Embedding)}
         for module in frozen.modules():
             # What autocast would make of it at each call; a weight that is an embedding too is read in full.
