@@ -23,6 +23,7 @@ from echo_cli.error import EchoError
 from echo_cli.model_config import ModelConfig
 from echo_cli.models.hf import HfModel
 from echo_cli.models.hf_folder import load_hf_model
+from echo_cli.models.row_cache import RowCache
 from echo_cli.policy import TorchPolicy
 from echo_cli.preset import ObjectiveSettings
 from echo_cli.sampler import CachedSampler
@@ -247,6 +248,14 @@ def test_keep_and_add_leave_the_kept_rows_as_they_were(model: HfModel) -> None:
     assert_close(hidden_BTH[0], model(torch.tensor([rows[3]]))[0, 5:], 1e-4)
     assert_close(hidden_BTH[1], model(torch.tensor([rows[1]]))[0, 5:], 1e-4)
     assert_close(hidden_BTH[2], model(torch.tensor([rows[4][:4]]))[0], 1e-4)
+
+
+def test_a_cache_is_little_larger_than_what_is_in_it() -> None:
+    cache, one = RowCache(1, 2, torch.float32), torch.zeros(2, 1, 1, 1)
+    for position in range(3000):
+        cache.place(torch.tensor([[position], [position]]), None, position + 1)
+        cache.layers[0].update(one, one)
+        assert cache.layers[0].keys.shape[2] <= max(position + 64, (position + 1) * 9 / 8)
 
 
 # --- Sampling --------------------------------------------------------------------------------------------------------
