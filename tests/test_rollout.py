@@ -298,7 +298,7 @@ def test_no_episode_is_longer_than_its_limits_say(
     assert len(trajectory) <= limits.longest(PLAIN.overhead)
 
 
-@given(st.integers(1, 60), st.integers(1, 4000), st.integers(1, 4000), st.integers(220, 6000), st.integers(1, 40))
+@given(st.integers(1, 60), st.integers(1, 4000), st.integers(1, 4000), st.integers(250, 6000), st.integers(1, 40))
 def test_limits_are_brought_down_to_a_context(action: int, out: int, episode: int, context: int, scaffold: int) -> None:
     limits = Limits(action, out, episode)
     within = limits.within(context, scaffold)
