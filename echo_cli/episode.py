@@ -136,6 +136,11 @@ class Episode:
         self.penalty += reply.penalty
         return following
 
+    def has_room(self, action_ids: Sequence[int]) -> bool:
+        """Whether an action leaves the episode within `Limits.longest`; one that a policy samples always does."""
+        limits = self.limits
+        return len(action_ids) <= max(limits.action_tokens, limits.episode_tokens - self.length)
+
     async def finish(
         self, source: Source, *, verify: bool, penalize: bool = False, world_model_only: bool = False
     ) -> Trajectory:

@@ -370,6 +370,16 @@ def test_a_script_stops_when_the_episode_ends() -> None:
     assert trajectory.stop_reason == "turn_cap"
 
 
+def test_a_script_ends_before_an_action_that_would_outgrow_the_episode() -> None:
+    limits = Limits(action_tokens=8, output_tokens=20, episode_tokens=120)
+    environment = Canned(*[output("x\n")] * 4)
+    script = [(TASK, ["ls", "echo " + "7" * 30, "echo " + "7" * 300, "ls"])]
+    (trajectory,) = play_scripts(PLAIN, CannedWorlds(environment), script, limits, "expert")
+    assert [len(action.split()) for action in environment.actions] == [1, 2]  # longer than a policy's may fit
+    assert trajectory.stop_reason == "length_cap"
+    assert len(trajectory) <= limits.longest(PLAIN.overhead)
+
+
 # --- Many episodes together ------------------------------------------------------------------------------------------
 
 
