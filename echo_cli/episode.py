@@ -136,6 +136,11 @@ class Episode:
         self.penalty += reply.penalty
         return following
 
+    def has_room(self, action_ids: Sequence[int]) -> bool:
+        """Whether an action leaves the episode within `Limits.longest`; one that a policy samples always does."""
+        limits = self.limits
+        return len(action_ids) <= max(limits.action_tokens, limits.episode_tokens - self.length)
+
     async def finish(
         self, source: Source, *, verify: bool, penalize: bool = False, world_model_only: bool = False
     ) -> Trajectory:
@@ -290,6 +295,9 @@ def rerender(trajectory: Trajectory, renderer: Renderer) -> Trajectory:
             frame, open_frame = renderer.reply(ids), False
         else:
             begin()
+            if start and segment.role is not Role.CONTEXT:  # BOS is nobody's text
+                segments.append(Segment(Role.CONTEXT, "", start))
+                start = ()
             ids = [*start, *renderer.tokenizer.encode(segment.text)]
             segments.append(replace(segment, token_ids=tuple(ids)))
             start = ()

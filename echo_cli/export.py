@@ -18,6 +18,7 @@ from echo_cli.run import open_run
 from echo_cli.storage import TEMPORARY, delete, shown, writing
 
 _OF_THE_RUN = {TRAINER_FILE, "meta.json"}
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,15 @@ def export_checkpoint(run_path: Path, which: str | int, folder: Path, *, merge: 
     """
     run = open_run(run_path)
     config = load_config(run.config_path)
-    if merge and config.model.lora is None:
+    checkpoint, meta = run.load_checkpoint(which)
+    adapter = (checkpoint / ADAPTER_CONFIG).is_file()  # of model.lora, or one in model.path that was trained further
+    if merge and not adapter:
         raise EchoError(f"--merge has no effect: {shown(run_path)} trained a whole model", "leave it out")
-    if not merge and config.model.lora is not None:
+    if adapter and not merge:
         made = config.model.path == RANDOM_QWEN3 or config.model.init == "scratch"
         if made:
             message = f"the base of the adapter of {shown(run_path)} is random weights that only the run can make"
             raise EchoError(message, "export one model of both with --merge")
-    checkpoint, meta = run.load_checkpoint(which)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise EchoError(f"{shown(folder)} is in use", "choose another --output")
     unfinished = folder.with_name(TEMPORARY + folder.name)
@@ -68,7 +70,7 @@ def export_checkpoint(run_path: Path, which: str | int, folder: Path, *, merge: 
         except BaseException:
             delete(unfinished)
             raise
-    kind: Literal["model", "adapter", "merged"] = "merged" if merge else "adapter" if config.model.lora else "model"
+    kind: Literal["model", "adapter", "merged"] = "merged" if merge else "adapter" if adapter else "model"
     return Export(folder, meta["step"], kind, tuple(sorted(entry.name for entry in folder.iterdir())))
 
 
@@ -84,7 +86,7 @@ def _write_merged(config: Config, checkpoint: Path, folder: Path) -> None:
     model = config.model.model_copy(update={"compile": False, "gradient_checkpointing": False, "attention": "sdpa"})
     with hf_folder(model, config.seed) as base:
         adapted = load_hf_model(base, model, torch.device("cpu"), torch.float32, config.seed, tokenizer_size=0)
-    from echo_cli.models.hf_adapter import ADAPTER_CONFIG, ADAPTER_FILE, save_merged
+    from echo_cli.models.hf_adapter import ADAPTER_FILE, save_merged
 
     adapted.load(checkpoint)
     save_merged(adapted.model, folder)

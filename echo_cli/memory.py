@@ -26,7 +26,8 @@ and the rest while it is in work. Other models of the Llama form save somewhat l
 
 Over an update's tensors this is 1.0 to 1.25 times what lives at once on a CPU (tests/test_memory.py).
 
-Left out: the libraries and the device's context, fragmentation, evaluations that play more rollouts at a time than
+Left out: the libraries and the device's context, fragmentation, the eighth by which a KV cache may be larger than what
+is in it, evaluations that play more rollouts at a time than
 training does, and the copies in the host's memory while a checkpoint is written. Rollouts are taken to reach their
 caps, and to be played at the same time up to `environment.sessions`.
 """

@@ -60,6 +60,8 @@ def play_scripts(
 ) -> list[Trajectory]:
     """Episodes whose actions are given as text, as many at once as there are sessions.
 
+    An episode ends before an action that is longer than the policy's may be and reaches past the episode's cap.
+
     Raises:
         EchoError: the environment is not available, or loses the session of a script again and again (exit code 1).
     """
@@ -67,10 +69,12 @@ def play_scripts(
     async def attempt(task: Task, actions: Sequence[str]) -> Trajectory:
         episode = Episode(renderer, worlds.environment(), task, task.task_id, limits)
         await episode.reset()
-        for action in actions:
+        for ids in map(renderer.script, actions):
+            if episode.stop_reason is None and not episode.has_room(ids):
+                episode.stop_reason = "length_cap"
             if episode.stop_reason is not None:
                 break
-            await episode.act(renderer.script(action), None)
+            await episode.act(ids, None)
         return await episode.finish(source, verify=verify, world_model_only=world_model_only)
 
     async def play(task: Task, actions: Sequence[str]) -> Trajectory:

@@ -19,7 +19,7 @@ from echo_cli.error import EchoError
 from echo_cli.model_config import ConversationConfig, ModelConfig
 from echo_cli.models.hf_renderer import load_hf_renderer
 from echo_cli.models.random_qwen3 import make_random_qwen3
-from echo_cli.renderer import SCAFFOLD, PlainRenderer
+from echo_cli.renderer import SCAFFOLD, PlainRenderer, Renderer
 from echo_cli.rollout import play_scripts
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
@@ -397,6 +397,27 @@ def test_a_pool_of_the_built_in_model_becomes_a_conversation_and_back(qwen3: Pat
     assert [rerender(trajectory, renderer) for trajectory in played_plain] == played_chat
     assert [rerender(trajectory, renderer) for trajectory in played_chat] == played_chat
     assert [rerender(trajectory, plain) for trajectory in played_chat] == played_plain
+
+
+def test_an_opening_that_the_environment_printed_is_its_output_in_any_form(qwen3: Path) -> None:
+    plain = PlainRenderer(Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json"))
+    renderer = load(qwen3)
+
+    class Printing(Canned):
+        async def reset(self, task: Task) -> tuple[Piece, ...]:
+            return (Piece(E, "a board\n"), Piece(C, "$ "))
+
+    async def played(of: Renderer) -> Trajectory:
+        episode = Episode(of, Printing("", *replies("done\n")), TASK, "g", WIDE)
+        await episode.reset()
+        await episode.act(of.script("ls"), None)
+        return await episode.finish("expert", verify=False)
+
+    in_chat, in_plain = asyncio.run(played(renderer)), asyncio.run(played(plain))
+    assert in_plain.segments[0] == Segment(C, "", plain.start_ids)
+    assert rerender(in_chat, plain) == in_plain
+    assert rerender(in_plain, renderer).token_ids == in_chat.token_ids
+    assert rerender(in_plain, renderer).count(E) == in_chat.count(E)
 
 
 # --- The model made on the spot --------------------------------------------------------------------------------------

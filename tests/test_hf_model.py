@@ -23,6 +23,7 @@ from echo_cli.error import EchoError
 from echo_cli.model_config import ModelConfig
 from echo_cli.models.hf import HfModel
 from echo_cli.models.hf_folder import load_hf_model
+from echo_cli.models.row_cache import RowCache
 from echo_cli.policy import TorchPolicy
 from echo_cli.preset import ObjectiveSettings
 from echo_cli.sampler import CachedSampler
@@ -225,6 +226,17 @@ def test_padding_may_reach_past_the_last_position(attention: str, tmp_path: Path
 
 
 @torch.no_grad()
+def test_a_sequence_ends_where_a_longer_one_would_change_its_rotations(tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+    model = load(make_qwen3(tmp_path, rope_parameters={**rope, "original_max_position_embeddings": 16}))
+    assert model.max_length == 16
+    ids = tokens(17)
+    before_TH = model(torch.tensor([ids[:8]]))[0]
+    assert_close(model(torch.tensor([ids[:16]]))[0, :8], before_TH, 1e-4)
+    assert not torch.allclose(model(torch.tensor([ids]))[0, :8], before_TH, atol=0.1)
+
+
+@torch.no_grad()
 def test_keep_and_add_leave_the_kept_rows_as_they_were(model: HfModel) -> None:
     rows = [tokens(9, seed) for seed in range(5)]
     cache = model.new_cache(4)
@@ -236,6 +248,14 @@ def test_keep_and_add_leave_the_kept_rows_as_they_were(model: HfModel) -> None:
     assert_close(hidden_BTH[0], model(torch.tensor([rows[3]]))[0, 5:], 1e-4)
     assert_close(hidden_BTH[1], model(torch.tensor([rows[1]]))[0, 5:], 1e-4)
     assert_close(hidden_BTH[2], model(torch.tensor([rows[4][:4]]))[0], 1e-4)
+
+
+def test_a_cache_is_little_larger_than_what_is_in_it() -> None:
+    cache, one = RowCache(1, 2, torch.float32), torch.zeros(2, 1, 1, 1)
+    for position in range(3000):
+        cache.place(torch.tensor([[position], [position]]), None, position + 1)
+        cache.layers[0].update(one, one)
+        assert cache.layers[0].keys.shape[2] <= max(position + 64, (position + 1) * 9 / 8)
 
 
 # --- Sampling --------------------------------------------------------------------------------------------------------
@@ -314,6 +334,27 @@ def test_the_reference_of_an_adapter_is_the_base_and_the_adapter_stays_on(folder
     assert not torch.allclose(before, base.head(base(ids_BT)[0]), atol=1e-2)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained and all("lora_" in name for name in trained)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_the_reference_of_an_adapter_that_is_trained_further_is_where_it_starts(
+    dtype: torch.dtype, folder: Path, tmp_path: Path
+) -> None:
+    load(folder, lora=LORA).save(tmp_path)
+    model = load_hf_model(tmp_path, ModelConfig(kind="hf", path="a"), CPU, dtype, 0, VOCABULARY)
+    ids_1T = torch.tensor([tokens(15)])
+    reference, before = model.reference(), model.head(model(ids_1T)[0])
+    assert torch.equal(reference.head(reference(ids_1T)[0]), before)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.mul_(1.5)
+    assert torch.equal(reference.head(reference(ids_1T)[0]), before)
+    assert not torch.equal(model.head(model(ids_1T)[0]), before)
+    own, frozen = ({p.data_ptr() for p in of.parameters()} for of in (model, reference))
+    assert len(own - frozen) == len(trained)  # the base is one for both
+    assert not any(parameter.requires_grad for parameter in reference.parameters())
+    assert [parameter.requires_grad for parameter in trained] == [True] * len(trained)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -298,7 +298,7 @@ def test_no_episode_is_longer_than_its_limits_say(
     assert len(trajectory) <= limits.longest(PLAIN.overhead)
 
 
-@given(st.integers(1, 60), st.integers(1, 4000), st.integers(1, 4000), st.integers(220, 6000), st.integers(1, 40))
+@given(st.integers(1, 60), st.integers(1, 4000), st.integers(1, 4000), st.integers(250, 6000), st.integers(1, 40))
 def test_limits_are_brought_down_to_a_context(action: int, out: int, episode: int, context: int, scaffold: int) -> None:
     limits = Limits(action, out, episode)
     within = limits.within(context, scaffold)
@@ -368,6 +368,16 @@ def test_a_script_stops_when_the_episode_ends() -> None:
     (trajectory,) = play_scripts(PLAIN, CannedWorlds(environment), script, WIDE, "expert")
     assert environment.actions == ["ls"]
     assert trajectory.stop_reason == "turn_cap"
+
+
+def test_a_script_ends_before_an_action_that_would_outgrow_the_episode() -> None:
+    limits = Limits(action_tokens=8, output_tokens=20, episode_tokens=120)
+    environment = Canned(*[output("x\n")] * 4)
+    script = [(TASK, ["ls", "echo " + "7" * 30, "echo " + "7" * 300, "ls"])]
+    (trajectory,) = play_scripts(PLAIN, CannedWorlds(environment), script, limits, "expert")
+    assert [len(action.split()) for action in environment.actions] == [1, 2]  # longer than a policy's may fit
+    assert trajectory.stop_reason == "length_cap"
+    assert len(trajectory) <= limits.longest(PLAIN.overhead)
 
 
 # --- Many episodes together ------------------------------------------------------------------------------------------

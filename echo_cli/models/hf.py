@@ -105,10 +105,14 @@ class HfModel(nn.Module):
         return self._autocast()
 
     def reference(self) -> HfModel:
-        """The model as it is now, frozen: a copy. With an adapter, the base without it, which costs no memory."""
-        if isinstance(self.model, PeftModel):
+        """The model as it is at the start of training, frozen.
+
+        With a fresh adapter, the base without it, which costs no memory. Else a copy of what is trained.
+        """
+        if self._settings.lora is not None:
             return _Base(self.model, self._plain_settings, self.dtype)
-        frozen = copy.deepcopy(self.model).requires_grad_(False)
+        shared = {id(parameter): parameter for parameter in self.model.parameters() if not parameter.requires_grad}
+        frozen = copy.deepcopy(self.model, shared).requires_grad_(False)
         embeddings = {id(module.weight) for module in frozen.modules() if isinstance(module, nn.Embedding)}
         for module in frozen.modules():
             # What autocast would make of it at each call; a weight that is an embedding too is read in full.
@@ -233,9 +237,10 @@ def _checkpoint_layers(causal_lm: PreTrainedModel) -> None:
 
 
 def max_length_of(causal_lm: PreTrainedModel) -> int:
-    """The most tokens of a sequence: the architecture's positions, or the window that a layer attends to.
+    """The most tokens of a sequence: the architecture's positions, or fewer where what is before them would change.
 
-    Within its window, such a layer is one of full attention.
+    Within the window that a layer attends to, it is one of full attention. Up to the original positions of LongRoPE
+    (arXiv 2402.13753) a token has one rotation; past them the longest sequence of a batch changes that of every token.
 
     Raises:
         EchoError: the architecture does not say.
@@ -247,4 +252,9 @@ def max_length_of(causal_lm: PreTrainedModel) -> int:
     kinds = getattr(config, "layer_types", None)
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
     windowed = kinds is None or any(kind != "full_attention" for kind in kinds)
-    return min([positions, *(window for window in windows if windowed and isinstance(window, int))])
+    most = [window for window in windows if windowed and isinstance(window, int)]
+    rope = getattr(config, "rope_parameters", None) or {}
+    for part in (rope, *rope.values()):  # of the model, or one by kind of layer
+        if isinstance(part, dict) and part.get("rope_type") == "longrope":
+            most.append(int(part["original_max_position_embeddings"]))
+    return min([positions, *most])

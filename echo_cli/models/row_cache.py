@@ -17,8 +17,8 @@ class RowCache(Cache):  # type: ignore[misc]
     """A cache whose rows have lengths of their own: position p of a sequence is slot p of its row.
 
     Slots past a sequence's end may hold garbage (from padding): the mask of the caller hides them until they are
-    overwritten. `place` says where the next forward pass writes; each layer allocates on its first one and grows by
-    halves.
+    overwritten. `place` says where the next forward pass writes; each layer allocates on its first one and grows by an
+    eighth: a large cache has to fit the device.
     """
 
     def __init__(self, layers: int, batch: int, dtype: torch.dtype) -> None:
@@ -109,5 +109,5 @@ class _RowLayer(_FreshLayer):
             self.is_initialized = True
         capacity = self.keys.shape[2]
         if self._cache.length > capacity:
-            missing = max(self._cache.length - capacity, capacity // 2, 64)
+            missing = max(self._cache.length - capacity, capacity // 8, 64)
             self.keys, self.values = pad(self.keys, (0, 0, 0, missing)), pad(self.values, (0, 0, 0, missing))
