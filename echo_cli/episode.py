@@ -289,8 +289,12 @@ def rerender(trajectory: Trajectory, renderer: Renderer) -> Trajectory:
         if segment.role is Role.ACTION:
             begin()
             segments.extend(frame.after)
-            text = segment.text if as_written else next(commands).command
-            ids = renderer.tokenizer.encode(text) if as_written else renderer.script(text)
+            command = next(commands).command
+            # A line without its end was cut, or ended with a token of one vocabulary, which is no text in another.
+            if as_written and ("\n" in segment.text or segment.text == command):
+                ids = renderer.tokenizer.encode(segment.text)
+            else:
+                ids = renderer.script(command)
             segments.append(Segment(Role.ACTION, renderer.tokenizer.decode(ids), tuple(ids)))
             frame, open_frame = renderer.reply(ids), False
         else:

@@ -420,6 +420,28 @@ def test_an_opening_that_the_environment_printed_is_its_output_in_any_form(qwen3
     assert rerender(in_plain, renderer).count(E) == in_chat.count(E)
 
 
+def test_a_token_that_ended_a_line_is_no_text_in_other_tokens(qwen3: Path) -> None:
+    plain = PlainRenderer(Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json"))
+    renderer = load_hf_renderer(qwen3, HF, ConversationConfig(renderer="plain"))
+    encode, end = renderer.tokenizer.encode, renderer.tokenizer.eos_ids[0]
+    actions = ([*encode("ls"), end], encode("cat a\n"), encode("<|im_end|>\n"), encode("cat"))
+    episode = Episode(renderer, Canned("$ ", *replies("a\n", "1\n", "?\n")), TASK, "g", WIDE)
+
+    async def go() -> Trajectory:
+        await episode.reset()
+        for ids in actions:
+            await episode.act(ids, [-1.0] * len(ids))
+        return await episode.finish("policy", verify=False)
+
+    played = asyncio.run(go())
+    for other in (plain, renderer):
+        again = rerender(played, other)
+        assert [segment.text for segment in again.segments if segment.role is A] == [
+            *("ls\n", "cat a\n", "<|im_end|>\n", "cat"),
+        ]
+        assert end not in again.token_ids or other is plain
+
+
 # --- The model made on the spot --------------------------------------------------------------------------------------
 
 

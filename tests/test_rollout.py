@@ -306,7 +306,7 @@ def test_limits_are_brought_down_to_a_context(action: int, out: int, episode: in
     assert (within == limits) == (limits.longest(scaffold) <= context)
     assert within.action_tokens == action and 1 <= within.output_tokens <= out and 1 <= within.episode_tokens <= episode
     # A shorter episode is preferred to shorter outputs, while half of the context is left to it.
-    assert within.output_tokens == out or within.episode_tokens <= max(context // 2 + 1, within._first_action(scaffold))
+    assert within.output_tokens == out or within.episode_tokens <= max(context // 2, within._first_action(scaffold)) + 1
 
 
 def test_a_context_that_not_even_one_turn_fits_is_refused() -> None:
