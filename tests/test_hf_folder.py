@@ -249,3 +249,7 @@ def test_the_built_in_model_needs_none_of_it() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_an_attention_that_has_no_float32_is_refused(folder: Path) -> None:
+    assert "does not compute in float32" in refused(folder, attention="flash_attention_2").message

@@ -76,6 +76,9 @@ def load_hf_model(
     from echo_cli.models.hf_adapter import add_adapter, is_adapter, read_adapter, read_adapter_config
     from echo_cli.models.hf_weights import random_causal_lm, read_causal_lm
 
+    if model.attention == "flash_attention_2" and dtype == torch.float32:
+        tip = "set model.attention=sdpa, or model.dtype=bfloat16 on a GPU that has it"
+        raise EchoError("model.attention flash_attention_2 does not compute in float32, and this run does", tip)
     if is_adapter(folder):
         if model.init == "scratch" or model.lora is not None:
             key = "init: scratch" if model.init == "scratch" else "lora"
