@@ -269,11 +269,13 @@ def replay(model: HfModel, before: Sequence[int], sampled: Sequence[int], temper
     return [float(logprobs_TV[i - 1, ids[i]]) for i in range(len(before), len(ids))]
 
 
-@pytest.mark.parametrize("refill", [1.0, 0.25])
-@pytest.mark.parametrize("prefill", [None, 30])
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("lora", "prefill", "refill"),
+    [(None, None, 1.0), (None, 30, 1.0), (None, None, 0.25), (LORA, 30, 0.25)],
+    ids=["at-once", "prefilled-in-groups", "refilled", "lora"],
+)
 def test_sampling_logprobs_equal_a_replay_with_rows_that_come_go_and_take_back(
-    refill: float, prefill: int | None, lora: Any, folder: Path
+    lora: Any, prefill: int | None, refill: float, folder: Path
 ) -> None:
     model = load(folder, lora=lora)
     draw = random.Random(7)

@@ -98,8 +98,8 @@ def test_a_layer_saves_exactly_what_is_counted(dtype: Dtype, lora: int | None) -
 def test_the_predicted_update_is_near_the_tensors_that_live(
     dtype: Dtype, lora: int | None, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "_CHUNK_LOGITS", {"cpu": 2**18})  # four chunks of 256 rows
-    tokens, rows = 1024, chunk_rows(SMALL.vocab, "cpu")
+    monkeypatch.setattr(memory, "_CHUNK_LOGITS", {"cpu": 2**17})  # four chunks of 128 rows
+    tokens, rows = 512, chunk_rows(SMALL.vocab, "cpu")
     model, decoder, head = _model(SMALL, lora, dtype, checkpointing)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, fused=True)

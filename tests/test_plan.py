@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,9 @@ import torch
 
 from echo_cli.advantage import step_advantages
 from echo_cli.batch import count_rollouts
+from echo_cli.cli import main
 from echo_cli.config import Config
-from echo_cli.config_file import configs_folder
+from echo_cli.config_file import configs_folder, find_config, load_config
 from echo_cli.device import DeviceChoice
 from echo_cli.device_memory import device_memory
 from echo_cli.memory import predict_memory
@@ -42,8 +41,6 @@ def _plan(config: Config) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(configs_folder().glob("*.yaml"))])
 def test_every_shipped_config_is_planned_with_its_size_and_memory(name: str, tmp_path: Path) -> None:
-    from echo_cli.config_file import find_config, load_config
-
     config = load_config(find_config(name))
     planned = _plan(config)
     assert planned["parameters"] > 0 and planned["tokens per step, at most"] > 0
@@ -51,18 +48,17 @@ def test_every_shipped_config_is_planned_with_its_size_and_memory(name: str, tmp
     assert (config.model.kind == "hf") == ("peak memory, GB, predicted" in planned)
 
 
-def test_a_dry_run_needs_no_network() -> None:
-    code = """
-import socket, sys
-def refuse(*_, **__): raise AssertionError("a connection")
-socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-from echo_cli.cli import main
-sys.exit(max(main(["train", "--config", name, "--dry-run"]) for name in sys.argv[1:]))
-"""
-    names = [path.stem for path in configs_folder().glob("*.yaml")]
-    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, env={**os.environ})
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("# peak memory, GB, predicted: ") == 4
+def test_a_dry_run_needs_no_network(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    for file in configs_folder().glob("*.yaml"):
+        assert main(["train", "--config", file.stem, "--dry-run"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "" and captured.out.count("# peak memory, GB, predicted: ") == 4
 
 
 def test_a_plan_has_the_sizes_of_the_model_and_of_what_is_trained() -> None:
