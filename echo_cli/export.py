@@ -19,6 +19,9 @@ from echo_cli.storage import TEMPORARY, delete, shown, writing
 
 _OF_THE_RUN = {TRAINER_FILE, "meta.json"}
 
+# peft's name, kept here as well: a whole model is exported without peft.
+_ADAPTER_CONFIG = "adapter_config.json"
+
 
 @dataclass(frozen=True)
 class Export:
@@ -42,14 +45,16 @@ def export_checkpoint(run_path: Path, which: str | int, folder: Path, *, merge: 
     """
     run = open_run(run_path)
     config = load_config(run.config_path)
-    if merge and config.model.lora is None:
+    checkpoint, meta = run.load_checkpoint(which)
+    # Also of a run without model.lora, whose model.path was an adapter that it trained further.
+    adapted = (checkpoint / _ADAPTER_CONFIG).is_file()
+    if merge and not adapted:
         raise EchoError(f"--merge has no effect: {shown(run_path)} trained a whole model", "leave it out")
     if not merge and config.model.lora is not None:
         made = config.model.path == RANDOM_QWEN3 or config.model.init == "scratch"
         if made:
             message = f"the base of the adapter of {shown(run_path)} is random weights that only the run can make"
             raise EchoError(message, "export one model of both with --merge")
-    checkpoint, meta = run.load_checkpoint(which)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise EchoError(f"{shown(folder)} is in use", "choose another --output")
     unfinished = folder.with_name(TEMPORARY + folder.name)
@@ -68,7 +73,7 @@ def export_checkpoint(run_path: Path, which: str | int, folder: Path, *, merge: 
         except BaseException:
             delete(unfinished)
             raise
-    kind: Literal["model", "adapter", "merged"] = "merged" if merge else "adapter" if config.model.lora else "model"
+    kind: Literal["model", "adapter", "merged"] = "merged" if merge else "adapter" if adapted else "model"
     return Export(folder, meta["step"], kind, tuple(sorted(entry.name for entry in folder.iterdir())))
 
 
@@ -81,11 +86,14 @@ def _copy(checkpoint: Path, folder: Path, leave_out: set[str]) -> None:
 def _write_merged(config: Config, checkpoint: Path, folder: Path) -> None:
     from echo_cli.models.hf_folder import hf_folder, load_hf_model
 
-    model = config.model.model_copy(update={"compile": False, "gradient_checkpointing": False, "attention": "sdpa"})
+    # An adapter that was trained further needs its base, and not the adapter that it was before.
+    path = {} if config.model.lora is not None else {"path": str(checkpoint), "revision": None}
+    plain = {"compile": False, "gradient_checkpointing": False, "attention": "sdpa"}
+    model = config.model.model_copy(update={**plain, **path})
     with hf_folder(model, config.seed) as base:
         adapted = load_hf_model(base, model, torch.device("cpu"), torch.float32, config.seed, tokenizer_size=0)
-    from echo_cli.models.hf_adapter import ADAPTER_CONFIG, ADAPTER_FILE, save_merged
+    from echo_cli.models.hf_adapter import ADAPTER_FILE, save_merged
 
     adapted.load(checkpoint)
     save_merged(adapted.model, folder)
-    _copy(checkpoint, folder, leave_out={*_OF_THE_RUN, ADAPTER_CONFIG, ADAPTER_FILE})
+    _copy(checkpoint, folder, leave_out={*_OF_THE_RUN, _ADAPTER_CONFIG, ADAPTER_FILE})

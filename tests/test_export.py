@@ -135,6 +135,25 @@ def test_a_merged_export_is_one_model_with_the_logits_of_both(
     assert merged.lm_head.weight is merged.model.embed_tokens.weight
 
 
+def test_an_adapter_that_was_trained_further_is_exported_as_one(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not is_adapter(run):
+        return
+    before, further = tmp_path / "before", tmp_path / "further"
+    assert main(["export", str(run), "-o", str(before)]) == 0
+    assert train(further, "--steps", "1", f"model.path={before}", *WORDS) == 0
+    shutil.rmtree(before)  # what it was before is in the checkpoint no more
+    capsys.readouterr()
+    for out, words, kind in (("adapter", (), "adapter"), ("merged", ("--merge",), "merged")):
+        command = ["export", str(further), "-o", str(tmp_path / out), "--checkpoint", "latest", "--json", *words]
+        assert main(command) == 0
+        assert json.loads(capsys.readouterr().out)["kind"] == kind
+    with torch.no_grad():
+        merged, adapted = (AutoModelForCausalLM.from_pretrained(tmp_path / out) for out in ("merged", "adapter"))
+        torch.testing.assert_close(merged(IDS_1T).logits, adapted(IDS_1T).logits, rtol=1e-5, atol=1e-5)
+
+
 @torch.no_grad()
 def test_the_actor_of_a_pool_is_the_checkpoint_whatever_the_seed_of_the_pool(run: Path) -> None:
     config = load_config(run / "config.yaml", ["seed=9"])
