@@ -16,7 +16,7 @@ from torch import Tensor
 from echo_cli.error import EchoError, first_line
 from echo_cli.model_config import RANDOM_QWEN3, ModelConfig
 from echo_cli.models.hf_package import require_hf
-from echo_cli.storage import shown
+from echo_cli.storage import shown, writing
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,7 +48,8 @@ def hf_folder(model: ModelConfig, seed: int, *, weights: bool = True) -> Iterato
         from echo_cli.models.random_qwen3 import make_random_qwen3
 
         with tempfile.TemporaryDirectory(prefix="echo-cli-") as folder:
-            make_random_qwen3(Path(folder), seed)
+            with writing(Path(folder)):
+                make_random_qwen3(Path(folder), seed)
             yield Path(folder)
         return
     path = Path(model.path).expanduser()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from echo_cli.error import EchoError, first_line
@@ -88,6 +92,23 @@ def random_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype, seed:
         except (ValueError, ImportError, KeyError) as error:
             raise _refused(folder, model, error) from error
     return _prepared(causal_lm.to(dtype))
+
+
+def save_whole(causal_lm: PreTrainedModel, folder: Path) -> None:
+    """Write what `from_pretrained` loads; who may read the folder's other files may read its weights.
+
+    Raises:
+        OSError: the disk is full, or fails; with its number, which safetensors has in its text alone.
+    """
+    try:
+        causal_lm.save_pretrained(folder)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    for file in folder.glob("*.safetensors"):
+        shutil.copymode(folder / CONFIG_FILE, file)  # safetensors makes them readable to their owner alone
 
 
 def _refused(folder: Path, model: ModelConfig, error: Exception) -> EchoError:
