@@ -56,6 +56,9 @@ def _config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None
     return spoil
 
 
+_FOUR_BITS = {"quant_method": "bitsandbytes", "load_in_4bit": True}  # which needs a package of its own
+
+
 def _without(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
@@ -81,7 +84,9 @@ def _damaged(folder: Path) -> None:
         (_without("model.safetensors"), "cannot load weights from"),
         (_damaged, "cannot load weights from"),
         (_incomplete, "1 tensors are missing, such as model.layers.1.self_attn.q_proj.weight"),
-        (_config(lambda values: values.update(hidden_size=48)), "cannot load weights from"),
+        (_config(lambda values: values.update(hidden_size=48)), f"is [{VOCABULARY}, 32], not [{VOCABULARY}, 48]"),
+        (_config(lambda values: values.update(vocab_size=VOCABULARY + 8)), f"not [{VOCABULARY + 8}, 32]"),
+        (_config(lambda values: values.update(quantization_config=_FOUR_BITS)), "cannot load weights from"),
         (_config(lambda values: values.update(num_hidden_layers=3)), "layer_types"),
         (_config(lambda v: v.update(num_hidden_layers=3, layer_types=["full_attention"] * 3)), "are incomplete: 11"),
         (_config(lambda values: values.update(max_position_embeddings=None)), "max_position_embeddings"),

@@ -64,6 +64,7 @@ def read_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype) -> PreT
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # to name them here, and not in a table on stderr
         )
     except Exception as error:  # safetensors raises its own type from Rust
         raise _refused(folder, model, error) from error
@@ -72,6 +73,12 @@ def read_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype) -> PreT
         raise EchoError(
             f"the weights in {shown(folder)} are incomplete: {len(missing)} tensors are missing, such as {missing[0]}",
             "restore the folder from its source",
+        )
+    if info["mismatched_keys"]:
+        name, there, wanted = min((name, list(a), list(b)) for name, a, b in info["mismatched_keys"])
+        raise EchoError(
+            f"the weights in {shown(folder)} are not those of its {CONFIG_FILE}: {name} is {there}, not {wanted}",
+            "take all files from the same source",
         )
     return _prepared(causal_lm)
 
@@ -115,7 +122,7 @@ def _refused(folder: Path, model: ModelConfig, error: Exception) -> EchoError:
     text = first_line(error)
     if "Unrecognized configuration class" in text:
         return EchoError(f"{shown(folder)} is no causal LM", "name a decoder-only language model")
-    if isinstance(error, ImportError):
+    if isinstance(error, ImportError) and model.attention == "flash_attention_2":
         return EchoError(f"model.attention {model.attention} is not available: {text}", "set model.attention=sdpa")
     return EchoError(f"cannot load weights from {shown(folder)}: {text}", "restore the folder from its source")
 
