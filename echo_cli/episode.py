@@ -58,8 +58,12 @@ class Limits:
         until_last_action = max(self._first_action(scaffold), min(self.episode_tokens, context // 2, room - 2))
         output_tokens = min(self.output_tokens, (room - until_last_action) // 2)
         if output_tokens < 1:
-            message = f"not even one turn fits the model's {context} tokens: an action alone has {self.action_tokens}"
-            raise EchoError(message, "lower rollout.max_action_tokens, or choose a model with a longer context")
+            least = _around_outputs(scaffold) + self._first_action(scaffold) + 2
+            has = f"it has {least}, {self.action_tokens} of them an action"
+            tip = "choose a model with a longer context"
+            if least - self.action_tokens < context:
+                tip = f"lower rollout.max_action_tokens, or {tip}"
+            raise EchoError(f"not even one turn fits the model's {context} tokens: {has}", tip)
         return Limits(self.action_tokens, output_tokens, min(self.episode_tokens, room - 2 * output_tokens))
 
     def _first_action(self, scaffold: int) -> int:

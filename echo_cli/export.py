@@ -18,7 +18,9 @@ from echo_cli.run import open_run
 from echo_cli.storage import TEMPORARY, delete, shown, writing
 
 _OF_THE_RUN = {TRAINER_FILE, "meta.json"}
-ADAPTER_CONFIG = "adapter_config.json"
+
+# peft's name, kept here as well: a whole model is exported without peft.
+_ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,11 @@ def export_checkpoint(run_path: Path, which: str | int, folder: Path, *, merge: 
     run = open_run(run_path)
     config = load_config(run.config_path)
     checkpoint, meta = run.load_checkpoint(which)
-    adapter = (checkpoint / ADAPTER_CONFIG).is_file()  # of model.lora, or one in model.path that was trained further
-    if merge and not adapter:
+    # Also of a run without model.lora, whose model.path was an adapter that it trained further.
+    adapted = (checkpoint / _ADAPTER_CONFIG).is_file()
+    if merge and not adapted:
         raise EchoError(f"--merge has no effect: {shown(run_path)} trained a whole model", "leave it out")
-    if adapter and not merge:
+    if adapted and not merge:
         made = config.model.path == RANDOM_QWEN3 or config.model.init == "scratch"
         if made:
             message = f"the base of the adapter of {shown(run_path)} is random weights that only the run can make"
@@ -70,7 +73,7 @@ def export_checkpoint(run_path: Path, which: str | int, folder: Path, *, merge: 
         except BaseException:
             delete(unfinished)
             raise
-    kind: Literal["model", "adapter", "merged"] = "merged" if merge else "adapter" if adapter else "model"
+    kind: Literal["model", "adapter", "merged"] = "merged" if merge else "adapter" if adapted else "model"
     return Export(folder, meta["step"], kind, tuple(sorted(entry.name for entry in folder.iterdir())))
 
 
@@ -83,11 +86,14 @@ def _copy(checkpoint: Path, folder: Path, leave_out: set[str]) -> None:
 def _write_merged(config: Config, checkpoint: Path, folder: Path) -> None:
     from echo_cli.models.hf_folder import hf_folder, load_hf_model
 
-    model = config.model.model_copy(update={"compile": False, "gradient_checkpointing": False, "attention": "sdpa"})
+    # An adapter that was trained further needs its base, and not the adapter that it was before.
+    path = {} if config.model.lora is not None else {"path": str(checkpoint), "revision": None}
+    plain = {"compile": False, "gradient_checkpointing": False, "attention": "sdpa"}
+    model = config.model.model_copy(update={**plain, **path})
     with hf_folder(model, config.seed) as base:
         adapted = load_hf_model(base, model, torch.device("cpu"), torch.float32, config.seed, tokenizer_size=0)
     from echo_cli.models.hf_adapter import ADAPTER_FILE, save_merged
 
     adapted.load(checkpoint)
     save_merged(adapted.model, folder)
-    _copy(checkpoint, folder, leave_out={*_OF_THE_RUN, ADAPTER_CONFIG, ADAPTER_FILE})
+    _copy(checkpoint, folder, leave_out={*_OF_THE_RUN, _ADAPTER_CONFIG, ADAPTER_FILE})

@@ -50,7 +50,7 @@ _FORMAT = "echo-cli run 1"
 _LOGS = ("metrics.jsonl", "observations.jsonl", "trajectories.jsonl")
 _POOLS = "pool_*.jsonl"
 _OWN = ("config.yaml", *_LOGS, _POOLS, "checkpoints", "summary.json", "heldout_env_ce.*", "heldout_evaluation.*")
-_VERSIONED = ("torch", "numpy", "tokenizers", "safetensors", "pydantic", "echo-cli")
+_VERSIONED = ("torch", "numpy", "tokenizers", "safetensors", "transformers", "peft", "pydantic", "echo-cli")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from transformers import AutoModelForCausalLM
 from echo_cli.cli import main
 from echo_cli.config import Config
 from echo_cli.config_file import load_config
-from echo_cli.export import export_checkpoint
 from echo_cli.models.hf_folder import hf_folder, load_hf_model
 from echo_cli.models.tiny_folder import load_model
 from echo_cli.pool_build import CheckpointActor, _load, _weights_sha256
@@ -136,18 +135,23 @@ def test_a_merged_export_is_one_model_with_the_logits_of_both(
     assert merged.lm_head.weight is merged.model.embed_tokens.weight
 
 
-def test_an_adapter_that_was_trained_further_is_exported_as_one(run: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_was_trained_further_is_exported_as_one(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if not is_adapter(run):
         return
-    first, further = tmp_path / "first", tmp_path / "further"
-    assert main(["export", str(run), "-o", str(first)]) == 0
-    assert train(further, "--steps", "1", f"model.path={first}", *WORDS) == 0
-    assert export_checkpoint(further, "latest", tmp_path / "alone").kind == "adapter"
-    assert export_checkpoint(further, 1, tmp_path / "merged", merge=True).kind == "merged"
+    before, further = tmp_path / "before", tmp_path / "further"
+    assert main(["export", str(run), "-o", str(before)]) == 0
+    assert train(further, "--steps", "1", f"model.path={before}", *WORDS) == 0
+    shutil.rmtree(before)  # what it was before is in the checkpoint no more
+    capsys.readouterr()
+    for out, words, kind in (("adapter", (), "adapter"), ("merged", ("--merge",), "merged")):
+        command = ["export", str(further), "-o", str(tmp_path / out), "--checkpoint", "latest", "--json", *words]
+        assert main(command) == 0
+        assert json.loads(capsys.readouterr().out)["kind"] == kind
     with torch.no_grad():
-        for out in (tmp_path / "alone", tmp_path / "merged"):
-            loaded = AutoModelForCausalLM.from_pretrained(out)
-            torch.testing.assert_close(loaded(IDS_1T).logits[0], logits_of(further, 1), rtol=1e-5, atol=1e-5)
+        merged, adapted = (AutoModelForCausalLM.from_pretrained(tmp_path / out) for out in ("merged", "adapter"))
+        torch.testing.assert_close(merged(IDS_1T).logits, adapted(IDS_1T).logits, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

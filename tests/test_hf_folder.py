@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +56,9 @@ def _config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None
     return spoil
 
 
+_FOUR_BITS = {"quant_method": "bitsandbytes", "load_in_4bit": True}  # which needs a package of its own
+
+
 def _without(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
@@ -77,7 +84,9 @@ def _damaged(folder: Path) -> None:
         (_without("model.safetensors"), "cannot load weights from"),
         (_damaged, "cannot load weights from"),
         (_incomplete, "1 tensors are missing, such as model.layers.1.self_attn.q_proj.weight"),
-        (_config(lambda values: values.update(hidden_size=48)), "cannot load weights from"),
+        (_config(lambda values: values.update(hidden_size=48)), f"is [{VOCABULARY}, 32], not [{VOCABULARY}, 48]"),
+        (_config(lambda values: values.update(vocab_size=VOCABULARY + 8)), f"not [{VOCABULARY + 8}, 32]"),
+        (_config(lambda values: values.update(quantization_config=_FOUR_BITS)), "cannot load weights from"),
         (_config(lambda values: values.update(num_hidden_layers=3)), "layer_types"),
         (_config(lambda v: v.update(num_hidden_layers=3, layer_types=["full_attention"] * 3)), "are incomplete: 11"),
         (_config(lambda values: values.update(max_position_embeddings=None)), "max_position_embeddings"),
@@ -189,6 +198,61 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
     ):
         pass
     assert caught.value.exit_code == 2 and "HF_ENDPOINT" in str(caught.value.tip)
+
+
+class _NoHub(BaseHTTPRequestHandler):
+    """Answers with the bytes that its server has, or with none."""
+
+    def do_GET(self) -> None:
+        if self.server.page:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(self.server.page)))
+            self.end_headers()
+            self.wfile.write(self.server.page)
+
+    def log_message(self, format: str, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("page", [b"<html>\x1b[2Jplease log in</html>", b'{"a": 1}', b"[]", b""])
+def test_what_is_no_hub_is_one_line(page: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _NoHub) as server:
+        server.page = page
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        _refused_by_the_hub(f"http://127.0.0.1:{server.server_port}", monkeypatch, tmp_path)
+        server.shutdown()
+
+
+def test_an_endpoint_that_is_no_url_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _refused_by_the_hub("hub.example", monkeypatch, tmp_path)
+
+
+def _refused_by_the_hub(endpoint: str, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    with (
+        pytest.raises(EchoError, match="cannot fetch nobody/nothing: the hub cannot be reached") as caught,
+        hf_folder(ModelConfig(kind="hf", path="nobody/nothing"), 0),
+    ):
+        pass
+    assert caught.value.exit_code == 2 and "HF_ENDPOINT" in str(caught.value.tip)
+    assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(errno.ENOSPC, 1), (errno.EACCES, 2)])
+def test_a_cache_that_cannot_be_written_is_not_the_network(
+    number: int, exit_code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number), None if number == errno.ENOSPC else "blobs")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with (
+        pytest.raises(EchoError, match=f"cannot write .*: {os.strerror(number)}") as caught,
+        hf_folder(ModelConfig(kind="hf", path="nobody/nothing"), 0),
+    ):
+        pass
+    assert caught.value.exit_code == exit_code and "HF_HOME" in str(caught.value.tip)
 
 
 def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

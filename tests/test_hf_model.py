@@ -5,8 +5,12 @@ Shapes: B sequences, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import errno
+import os
 import random
-from collections.abc import Sequence
+import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ from echo_cli.config import OptimConfig
 from echo_cli.error import EchoError
 from echo_cli.model_config import ModelConfig
 from echo_cli.models.hf import HfModel
-from echo_cli.models.hf_folder import load_hf_model
+from echo_cli.models.hf_folder import hf_folder, load_hf_model
 from echo_cli.models.row_cache import RowCache
 from echo_cli.policy import TorchPolicy
 from echo_cli.preset import ObjectiveSettings
@@ -449,6 +453,45 @@ def test_what_is_saved_is_what_is_loaded_and_what_transformers_loads(
     assert_close(network(input_ids=ids_BT).logits[0], logits_TV, 1e-5)
     if lora is not None:  # a folder with an adapter is a model.path too
         assert torch.equal(load_unstirred(tmp_path / "saved")(ids_BT), model(ids_BT))
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_who_may_read_the_other_files_may_read_the_weights(mask: int, folder: Path, tmp_path: Path) -> None:
+    """A server of the weights may run as somebody else."""
+    before = os.umask(mask)
+    try:
+        load(folder).save(tmp_path)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o666 & ~mask}
+
+
+def test_a_full_disk_is_an_error_with_its_number(folder: Path, tmp_path: Path) -> None:
+    """Weights are written in Rust. A limit on the size of files stands for the disk."""
+    model = load(folder)
+    with limited_files((folder / "model.safetensors").stat().st_size // 2), pytest.raises(OSError) as caught:
+        model.save(tmp_path)
+    assert caught.value.errno == errno.EFBIG
+
+
+def test_a_full_disk_of_temporary_files_is_one_line() -> None:
+    with (
+        limited_files(2**20),
+        pytest.raises(EchoError, match="the disk is full") as caught,
+        hf_folder(ModelConfig(kind="hf", path="random-qwen3"), 0),
+    ):
+        pass
+    assert caught.value.exit_code == 1
+
+
+@contextmanager
+def limited_files(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def load_unstirred(folder: Path) -> HfModel:

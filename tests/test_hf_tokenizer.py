@@ -223,6 +223,21 @@ def test_a_tokenizer_that_would_quietly_be_another_is_refused(
     assert refused.value.exit_code == 2 and refused.value.tip and "\n" not in refused.value.message
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", '{"model_type": "qwen3", "hidden_size": "large"}'])
+def test_a_damaged_config_is_not_the_tokenizers_fault(folders: dict[str, Path], tmp_path: Path, text: str) -> None:
+    shutil.copytree(folders["qwen3"], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(EchoError, match=re.escape(str(tmp_path / "config.json"))) as refused:
+        load_hf_tokenizer(tmp_path, HF)
+    assert refused.value.exit_code == 2 and "tokenizer" not in f"{refused.value.message}{refused.value.tip}"
+
+
+def test_a_folder_by_a_files_name_is_no_file(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["qwen3"], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "original.model").mkdir()
+    assert load_hf_tokenizer(tmp_path, HF)[1].vocab_size == load_hf_tokenizer(folders["qwen3"], HF)[1].vocab_size
+
+
 def test_qwen_without_its_vocabulary_is_not_an_empty_tokenizer(folders: dict[str, Path], tmp_path: Path) -> None:
     for name in ("config.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(folders["qwen3"] / name, tmp_path)

@@ -313,8 +313,15 @@ def test_a_context_that_not_even_one_turn_fits_is_refused() -> None:
     limits = Limits(action_tokens=100, output_tokens=50, episode_tokens=400)
     least = 100 + 2 + 2 * (len(CUT_OUTPUT) + 25 + PLAIN.overhead) + 2 * len(CUT_OUTPUT)
     assert limits.within(least, PLAIN.overhead).output_tokens == 1
-    with pytest.raises(EchoError, match=f"not even one turn fits the model's {least - 1} tokens"):
-        limits.within(least - 1, PLAIN.overhead)
+    for context, helps in ((least - 1, True), (least - 99, True), (least - 100, False)):
+        message = f"not even one turn fits the model's {context} tokens: it has {least}, 100 of them an action"
+        with pytest.raises(EchoError, match=message) as refused:
+            limits.within(context, PLAIN.overhead)
+        assert ("max_action_tokens" in str(refused.value.tip)) is helps
+        if helps:
+            replace(limits, action_tokens=1).within(context, PLAIN.overhead)
+    with pytest.raises(EchoError):
+        replace(limits, action_tokens=1).within(least - 100, PLAIN.overhead)
 
 
 def test_the_last_observation_is_kept_at_the_turn_cap() -> None:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from echo_cli.error import EchoError
 from echo_cli.model_config import ModelConfig
 from echo_cli.models.hf_adapter import load_adapter, save_adapter
-from echo_cli.models.hf_weights import read_causal_lm
+from echo_cli.models.hf_weights import read_causal_lm, save_whole
 from echo_cli.models.row_cache import PassingCache, RowCache
 from echo_cli.storage import shown
 
@@ -125,7 +125,7 @@ class HfModel(nn.Module):
         if isinstance(self.model, PeftModel):
             save_adapter(self.model, folder)
         else:
-            self.model.save_pretrained(folder)
+            save_whole(self.model, folder)
 
     def load(self, folder: Path) -> None:
         """Take the weights of a folder that `save` wrote.

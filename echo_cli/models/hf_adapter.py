@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from echo_cli.error import EchoError, first_line
 from echo_cli.model_config import LoraConfig
+from echo_cli.models.hf_weights import save_whole
 from echo_cli.storage import Row, read_json, shown
 
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -112,7 +113,7 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 
 def save_merged(model: PeftModel, folder: Path) -> None:
     """Write one model of the base and the adapter; `model` is not to be used afterwards."""
-    model.merge_and_unload().save_pretrained(folder)
+    save_whole(model.merge_and_unload(), folder)
 
 
 def load_adapter(folder: Path, model: PeftModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from torch import Tensor
 from echo_cli.error import EchoError, first_line
 from echo_cli.model_config import RANDOM_QWEN3, ModelConfig
 from echo_cli.models.hf_package import require_hf
-from echo_cli.storage import shown
+from echo_cli.storage import shown, writing
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from echo_cli.models.hf import HfModel
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _TEXT_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 
 # Of the same computation in two ways, |a - b| / |b|: what rounding does, far below what a wrong mask would.
@@ -46,7 +48,8 @@ def hf_folder(model: ModelConfig, seed: int, *, weights: bool = True) -> Iterato
         from echo_cli.models.random_qwen3 import make_random_qwen3
 
         with tempfile.TemporaryDirectory(prefix="echo-cli-") as folder:
-            make_random_qwen3(Path(folder), seed)
+            with writing(Path(folder)):
+                make_random_qwen3(Path(folder), seed)
             yield Path(folder)
         return
     path = Path(model.path).expanduser()
@@ -121,11 +124,10 @@ def load_hf_model(
 
 def _snapshot(model: ModelConfig, weights: bool) -> Path:
     """The hub's files of a model, fetched if they are not here yet."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
-        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -145,9 +147,16 @@ def _snapshot(model: ModelConfig, weights: bool) -> Path:
         raise EchoError(
             f"{name} has no revision {shown(str(model.revision))} on the hub", "see its branches"
         ) from error
-    except (LocalEntryNotFoundError, OSError) as error:  # connection errors and HTTP errors are OSErrors of its own
+    except Exception as error:  # its HTTP client's errors share no base, and what answers may be no hub
+        if isinstance(error, OSError) and (error.filename is not None or error.errno in _DISK_FULL):
+            message = f"cannot fetch {name}: cannot write {shown(constants.HF_HUB_CACHE)}: {error.strerror}"
+            tip, exit_code = "free some space, or name another place in HF_HOME", 1 if error.errno in _DISK_FULL else 2
+            raise EchoError(message, tip, exit_code=exit_code) from error
         tip = "check the network and HF_ENDPOINT, or download the model elsewhere and name its folder in model.path"
-        raise EchoError(f"cannot fetch {name}: the hub cannot be reached ({first_line(error)})", tip) from error
+        said = shown(first_line(error))
+        raise EchoError(
+            f"cannot fetch {name}: the hub cannot be reached, or does not answer as one ({said})", tip
+        ) from error
 
 
 @torch.no_grad()

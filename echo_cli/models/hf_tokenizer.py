@@ -44,7 +44,8 @@ def load_hf_tokenizer(folder: Path, model: ModelConfig) -> tuple[Any, Tokenizer]
     """The `transformers` tokenizer of a local folder, with the chat template of the config, and ours of the same.
 
     Raises:
-        EchoError: the extra is not installed, a file is missing or damaged, there is no eos, or text is not kept.
+        EchoError: the extra is not installed, a file is missing or damaged, config.json among them, there is no eos, or
+            text is not kept.
     """
     try:
         from transformers import AutoTokenizer
@@ -59,13 +60,18 @@ def load_hf_tokenizer(folder: Path, model: ModelConfig) -> tuple[Any, Tokenizer]
             str(folder), local_files_only=True, trust_remote_code=model.trust_remote_code
         )
     except Exception as error:  # the files may be anything: OSError, ValueError, KeyError, or Rust's bare Exception
+        from echo_cli.models.hf_weights import CONFIG_FILE, read_config
+
+        if (folder / CONFIG_FILE).is_file():  # transformers looks into it first, and its damage is not the tokenizer's
+            read_config(folder, trust_remote_code=model.trust_remote_code)
         raise EchoError(f"the tokenizer of {where} does not load: {shown(first_line(error))}", restore) from error
     if not theirs.is_fast:
         raise EchoError(f"the tokenizer of {where} is not a fast one", "convert it: model folders need tokenizer.json")
     # What transformers makes of a folder without a vocabulary, and says nothing: added tokens and at most one other.
     if theirs.backend_tokenizer.get_vocab_size(with_added_tokens=False) < 2:
         raise EchoError(f"the tokenizer of {where} is empty: its vocabulary is missing", restore)
-    files = {str(path.relative_to(folder)): path.read_bytes() for pattern in _PATTERNS for path in folder.glob(pattern)}
+    found = (path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file())
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in found}
     if model.chat_template is not None:
         theirs.chat_template, files = _with_template(Path(model.chat_template), files)
     tokenizer = _tokenizer(theirs, _eos_ids(theirs, folder), files)

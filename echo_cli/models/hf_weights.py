@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from echo_cli.error import EchoError, first_line
@@ -60,6 +64,7 @@ def read_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype) -> PreT
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # to name them here, and not in a table on stderr
         )
     except Exception as error:  # safetensors raises its own type from Rust
         raise _refused(folder, model, error) from error
@@ -68,6 +73,12 @@ def read_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype) -> PreT
         raise EchoError(
             f"the weights in {shown(folder)} are incomplete: {len(missing)} tensors are missing, such as {missing[0]}",
             "restore the folder from its source",
+        )
+    if info["mismatched_keys"]:
+        name, there, wanted = min((name, list(a), list(b)) for name, a, b in info["mismatched_keys"])
+        raise EchoError(
+            f"the weights in {shown(folder)} are not those of its {CONFIG_FILE}: {name} is {there}, not {wanted}",
+            "take all files from the same source",
         )
     return _prepared(causal_lm)
 
@@ -90,11 +101,28 @@ def random_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype, seed:
     return _prepared(causal_lm.to(dtype))
 
 
+def save_whole(causal_lm: PreTrainedModel, folder: Path) -> None:
+    """Write what `from_pretrained` loads; who may read the folder's other files may read its weights.
+
+    Raises:
+        OSError: the disk is full, or fails; with its number, which safetensors has in its text alone.
+    """
+    try:
+        causal_lm.save_pretrained(folder)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    for file in folder.glob("*.safetensors"):
+        shutil.copymode(folder / CONFIG_FILE, file)  # safetensors makes them readable to their owner alone
+
+
 def _refused(folder: Path, model: ModelConfig, error: Exception) -> EchoError:
     text = first_line(error)
     if "Unrecognized configuration class" in text:
         return EchoError(f"{shown(folder)} is no causal LM", "name a decoder-only language model")
-    if isinstance(error, ImportError):
+    if isinstance(error, ImportError) and model.attention == "flash_attention_2":
         return EchoError(f"model.attention {model.attention} is not available: {text}", "set model.attention=sdpa")
     return EchoError(f"cannot load weights from {shown(folder)}: {text}", "restore the folder from its source")
 

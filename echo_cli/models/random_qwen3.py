@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as safetensors_bytes
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from echo_cli.error import EchoError
@@ -111,7 +111,7 @@ def make_random_qwen3(folder: Path, seed: int) -> None:
     generation = GenerationConfig(eos_token_id=[end_of_turn, end_of_text], pad_token_id=end_of_text)
     generation.save_pretrained(folder)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors, metadata={"format": "pt"}))
 
 
 def _tokenizer() -> Tokenizer:
