@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from echo_cli.environment import Environment, Piece, Reply
 from echo_cli.error import EchoError
-from echo_cli.renderer import SCAFFOLD, Frame, PlainRenderer, Renderer
+from echo_cli.renderer import SCAFFOLD, Frame, Renderer
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
 from echo_cli.trajectory import Role, Segment, Source, StopReason, Trajectory, Turn
@@ -265,51 +265,3 @@ def cut_pieces(trajectories: Iterable[Trajectory]) -> int:
     segments = (segment for trajectory in trajectories for segment in trajectory.segments)
     notice = (Role.WARNING, CUT_NOTICE, CUT_OUTPUT)
     return sum((segment.role, segment.channel, segment.text) == notice for segment in segments)
-
-
-def rerender(trajectory: Trajectory, renderer: Renderer) -> Trajectory:
-    """The same episode as `renderer` writes it: each segment's text encoded alone, as in an `Episode`.
-
-    The renderer that a scripted episode was played with gives its ids again. A policy samples ids that need not be
-    the encoding of their text, so those of its actions may differ; its behaviour logprobs belong to the sampled ids
-    and are dropped, which leaves a rollout that RL cannot learn from (`world_model_only`).
-    """
-    scaffolded = any(segment.channel == SCAFFOLD for segment in trajectory.segments)
-    as_written = isinstance(renderer, PlainRenderer) and not scaffolded
-    commands = iter(trajectory.turns)
-    segments: list[Segment] = []
-    frame, start = renderer.opening(), renderer.start_ids
-    open_frame = False
-
-    def begin() -> None:
-        nonlocal open_frame
-        if not open_frame:
-            segments.extend(frame.before)
-            open_frame = True
-
-    for segment in trajectory.segments:
-        if segment.channel == SCAFFOLD:
-            continue
-        if segment.role is Role.ACTION:
-            begin()
-            segments.extend(frame.after)
-            command = next(commands).command
-            # A line without its end was cut, or ended with a token of one vocabulary, which is no text in another.
-            if as_written and ("\n" in segment.text or segment.text == command):
-                ids = renderer.tokenizer.encode(segment.text)
-            else:
-                ids = renderer.script(command)
-            segments.append(Segment(Role.ACTION, renderer.tokenizer.decode(ids), tuple(ids)))
-            frame, open_frame = renderer.reply(ids), False
-        else:
-            begin()
-            if start and segment.role is not Role.CONTEXT:  # BOS is nobody's text
-                segments.append(Segment(Role.CONTEXT, "", start))
-                start = ()
-            ids = [*start, *renderer.tokenizer.encode(segment.text)]
-            segments.append(replace(segment, token_ids=tuple(ids)))
-            start = ()
-    if not segments or segments[0].role is not Role.CONTEXT:
-        segments.insert(0, Segment(Role.CONTEXT, "", start))
-    world_model_only = trajectory.world_model_only or trajectory.source == "policy"
-    return replace(trajectory, segments=tuple(segments), world_model_only=world_model_only)

@@ -20,10 +20,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from echo_cli.episode import Limits, rerender
+from echo_cli.episode import Limits
 from echo_cli.error import EchoError
 from echo_cli.pool import Pool, pool_of
 from echo_cli.renderer import Renderer
+from echo_cli.rerender import rerender
 from echo_cli.storage import (
     TEMPORARY,
     append_jsonl,
@@ -248,7 +249,7 @@ def read_pool(folder: Path) -> tuple[Manifest, list[Trajectory]]:
 
 
 def load_pool(folder: Path, renderer: Renderer, max_tokens: int | None = None, *, cut: bool = False) -> Pool:
-    """The pool `folder` as `renderer` writes it, whatever it was played with (see `episode.rerender`).
+    """The pool `folder` as `renderer` writes it, whatever it was played with (see `rerender`).
 
     Args:
         max_tokens: the longest trajectory that the policy to be measured can take; None for any.

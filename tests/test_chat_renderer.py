@@ -14,12 +14,13 @@ from chat_models import CHATML_TEMPLATE, Canned, make_llama3
 import echo_cli
 from echo_cli.chat_renderer import CHATML, ChatRenderer
 from echo_cli.environment import Piece, Reply
-from echo_cli.episode import Episode, Limits, rerender
+from echo_cli.episode import Episode, Limits
 from echo_cli.error import EchoError
 from echo_cli.model_config import ConversationConfig, ModelConfig
 from echo_cli.models.hf_renderer import load_hf_renderer
 from echo_cli.models.random_qwen3 import make_random_qwen3
 from echo_cli.renderer import SCAFFOLD, PlainRenderer, Renderer
+from echo_cli.rerender import rerender
 from echo_cli.rollout import play_scripts
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer

@@ -104,6 +104,7 @@ ORDER = (
     "policy",
     "episode",
     "truncate",
+    "rerender",
     "rollout",
     "random_action",
     "environment_play",

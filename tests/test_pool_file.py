@@ -17,7 +17,7 @@ from canned_worlds import CannedWorlds
 import echo_cli
 from echo_cli.config import OptimConfig
 from echo_cli.environment import Piece, Reply
-from echo_cli.episode import Episode, Limits, rerender
+from echo_cli.episode import Episode, Limits
 from echo_cli.error import EchoError
 from echo_cli.evaluate import score_pool
 from echo_cli.models.tiny import TinyConfig, TinyModel
@@ -25,6 +25,7 @@ from echo_cli.policy import TorchPolicy
 from echo_cli.pool import expert_pool, pool_of
 from echo_cli.pool_file import Actor, Provenance, contents_of, load_pool, read_manifest, read_pool, write_pool
 from echo_cli.renderer import PlainRenderer
+from echo_cli.rerender import rerender
 from echo_cli.rollout import play_scripts
 from echo_cli.task import Task
 from echo_cli.tokenizer import Tokenizer
