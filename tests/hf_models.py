@@ -14,6 +14,7 @@ from echo_cli.models.hf import HfModel
 from echo_cli.models.hf_folder import load_hf_model
 from echo_cli.models.tiny_folder import model_folder
 from echo_cli.renderer import PlainRenderer
+from echo_cli.shape import Shape
 from echo_cli.tokenizer import TOKENIZER_FILE, Tokenizer
 
 TOKENIZER = Tokenizer.load(model_folder("tiny-base") / TOKENIZER_FILE)
@@ -23,15 +24,36 @@ LORA = LoraConfig(rank=4, alpha=8.0)
 CPU = torch.device("cpu")
 
 
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""Of a model with two query heads to each key head, by the names of transformers."""
+
+
+def qwen3_config(shape: Shape) -> Qwen3Config:
+    """The Qwen3 of a shape, as transformers describes it."""
+    return Qwen3Config(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        tie_word_embeddings=shape.tied,
+        attn_implementation="sdpa",
+    )
+
+
 def make_qwen3(folder: Path, *, tied: bool = True, seed: int = 0, **changes: Any) -> Path:
-    """A Qwen3 with two query heads to each key head and weights large enough that every layer matters."""
+    """A Qwen3 of `SIZES` with weights large enough that every layer matters."""
     shape = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        **SIZES,
         "head_dim": 8,
         "max_position_embeddings": 512,
         "tie_word_embeddings": tied,

@@ -17,7 +17,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from hf_models import CPU, LORA, VOCABULARY, load, make_qwen3
+from hf_models import CPU, LORA, SIZES, VOCABULARY, load, make_qwen3
 from loopback import free_port
 from safetensors.torch import load_file, save_file
 
@@ -127,15 +127,7 @@ def test_architectures_that_the_seam_does_not_hold_for_are_refused(tmp_path: Pat
         T5Config,
     )
 
-    shape = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-    }
+    shape = {**SIZES, "head_dim": 8}
     torch.manual_seed(0)
     Gemma2ForCausalLM(Gemma2Config(**shape)).save_pretrained(tmp_path / "softcap")
     assert "by a cap or a scale" in refused(tmp_path / "softcap", attention="eager").message
@@ -154,15 +146,7 @@ def test_architectures_that_the_seam_does_not_hold_for_are_refused(tmp_path: Pat
 def test_a_window_is_the_most_tokens_that_a_sequence_may_have(tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-    shape = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-    }
+    shape = {**SIZES, "max_position_embeddings": 256}
     MistralForCausalLM(MistralConfig(**shape, sliding_window=64)).save_pretrained(tmp_path / "mistral")
     assert load(tmp_path / "mistral").max_length == 64
     LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(tmp_path / "llama")

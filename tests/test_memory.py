@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from hf_models import qwen3_config
 from live_tensors import LiveTensors
+from peft import LoraConfig, get_peft_model
+from transformers import Qwen3ForCausalLM
 
 from echo_cli import memory
 from echo_cli.config import Config
@@ -32,21 +35,7 @@ def _config(model: dict[str, Any] | None = None, **keys: Any) -> Config:
 
 def _model(shape: Shape, lora: int | None, dtype: Dtype, checkpointing: bool) -> tuple[Any, Any, Any]:
     """A model in train mode, the decoder in it, and its head."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    config = Qwen3Config(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        tie_word_embeddings=shape.tied,
-        attn_implementation="sdpa",
-    )
-    base = model = Qwen3ForCausalLM(config)
+    base = model = Qwen3ForCausalLM(qwen3_config(shape))
     if lora is not None:
         frozen = base.to(torch.bfloat16 if dtype == "bfloat16" else torch.float32)
         model = get_peft_model(frozen, LoraConfig(r=lora, target_modules="all-linear"))

@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from hf_models import qwen3_config
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3ForCausalLM
 
 from echo_cli.model_config import RANDOM_QWEN3, LoraConfig, ModelConfig
 from echo_cli.models.tiny import TinyConfig, TinyModel
@@ -40,10 +44,6 @@ def _hf(path: str, **keys: Any) -> ModelConfig:
 def test_the_parameters_are_those_of_the_model_that_transformers_builds(
     model_type: str, keys: dict[str, Any], tmp_path: Path
 ) -> None:
-    from peft import LoraConfig as PeftLoraConfig
-    from peft import get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     config = AutoConfig.for_model(model_type, **SMALL, **keys)
     config.save_pretrained(tmp_path)
     shape = shape_of(_hf(str(tmp_path)))
@@ -76,21 +76,9 @@ def test_the_parameters_are_those_of_the_model_that_transformers_builds(
     ],
 )
 def test_a_named_model_has_its_published_size(name: str, parameters: int) -> None:
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
     shape = NAMED[name]
-    config = Qwen3Config(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        tie_word_embeddings=shape.tied,
-    )
     with torch.device("meta"):
-        model = Qwen3ForCausalLM(config)
+        model = Qwen3ForCausalLM(qwen3_config(shape))
     assert shape.parameters == parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
