@@ -214,8 +214,8 @@ class TorchPolicy:
     def predict(self, trajectory: Trajectory) -> list[int]:
         """The most probable next token after each `visible` token of the trajectory, teacher-forced."""
         ids_1T = torch.tensor([visible(trajectory).token_ids], device=self.device)
-        predicted: list[int] = self.model.head(self.model(ids_1T)[0]).argmax(dim=-1).tolist()
-        return predicted
+        chunks = self.model(ids_1T)[0].split(self._chunk_rows)
+        return [token for hidden_nH in chunks for token in self.model.head(hidden_nH).argmax(dim=-1).tolist()]
 
     def save(self, folder: Path) -> None:
         """Write weights, architecture, tokenizer and optimizer state into `folder`."""

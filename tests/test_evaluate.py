@@ -317,3 +317,15 @@ def test_playing_keeps_the_training_temperature_and_is_repeatable(toy: tuple[Toy
     assert [trajectory.task_id for trajectory in one] == [task.task_id for task in tasks for _ in range(2)]
     assert [t.token_ids for t in one] == [t.token_ids for t in two] != [t.token_ids for t in three]
     assert all(trajectory.reward is not None for trajectory in one)
+
+
+def test_predictions_do_not_depend_on_how_many_positions_get_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    worlds, scorer = CannedWorlds(ANSWERS, [["a", "both"]]), policy()
+    (trajectory, *_) = expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE).trajectories
+    whole = scorer.predict(trajectory)
+    sizes: list[int] = []
+    head = scorer.model.head
+    monkeypatch.setattr(type(scorer), "_chunk_rows", 3)
+    monkeypatch.setattr(scorer.model, "head", lambda hidden: (sizes.append(len(hidden)), head(hidden))[1])
+    assert scorer.predict(trajectory) == whole and len(whole) == len(trajectory)
+    assert max(sizes) == 3 and sum(sizes) == len(trajectory)

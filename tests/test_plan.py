@@ -79,8 +79,8 @@ def test_a_model_that_is_not_here_is_of_unknown_size(tmp_path: Path, monkeypatch
     assert memory_notice(_hf("someone/model"), CPU)[0].startswith("memory: unknown")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with CUDA")
-def test_a_plan_for_a_device_that_is_not_here_says_so() -> None:
+def test_a_plan_for_a_device_that_is_not_here_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     planned = _plan(_hf(device="cuda"))
     assert "not available" in planned["device"] and planned["dtype"] == "bfloat16"
     assert "memory of the device, GB" not in planned

@@ -90,9 +90,6 @@ class TrlUpdate:
         self._trainer.create_optimizer()
         self._trainer.model.train()
 
-    def rollout(self) -> None:
-        raise NotImplementedError("TRL's rollouts are not timed")
-
     def forward_backward(self) -> float:
         trainer = self._trainer
         return sum(float(trainer.training_step(trainer.model, micro, None)) for micro in self._micros)

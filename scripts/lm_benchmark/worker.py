@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -26,12 +26,18 @@ SCRIPTS = Path(__file__).resolve().parents[1]
 
 
 class Contender(Protocol):
-    """Who is timed."""
+    """Whose update is timed."""
 
-    def rollout(self) -> None: ...
     def forward_backward(self) -> float: ...
     def optim_step(self) -> float: ...
     def parameters(self) -> int: ...
+
+
+@runtime_checkable
+class Player(Contender, Protocol):
+    """Whose rollout is timed as well."""
+
+    def rollout(self) -> None: ...
 
 
 def serve(make: Callable[[str], Contender]) -> None:
@@ -61,7 +67,10 @@ def _answer(contender: Contender, order: Mapping[str, Any]) -> dict[str, float]:
         contender.forward_backward()
         contender.optim_step()
 
-    work = contender.rollout if order["work"] == "rollout" else update
+    work = update
+    if order["work"] == "rollout":
+        assert isinstance(contender, Player)
+        work = contender.rollout
     if order["do"] == "peak":
         return {"bytes": peak_over_now(work)}
     cuda = torch.cuda.is_available()
