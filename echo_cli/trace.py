@@ -15,17 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from echo_cli.trajectory import (
-    FORMAT,
-    NamedRole,
-    Role,
-    Source,
-    StopReason,
-    Trajectory,
-    Turn,
-    bad_line,
-    first_problem,
-)
+from echo_cli.trajectory import FORMAT, NamedRole, Role, Source, StopReason, Trajectory, Turn, bad_line, first_problem
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 

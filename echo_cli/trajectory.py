@@ -16,8 +16,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, PlainSerializer, TypeAdapter, ValidationError, WithJsonSchema
 
-from echo_cli.error import EchoError
-from echo_cli.storage import shown
+from echo_cli.errors import EchoError
+from echo_cli.files import shown
 
 
 class Role(IntEnum):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from echo_cli.client import Description
-from echo_cli.environment import Environment, Hosting, Worlds
-from echo_cli.task import Task, TaskSplits
+from echo_cli.environments.client import Description
+from echo_cli.environments.protocol import Environment, Hosting, Worlds
+from echo_cli.environments.task import Task, TaskSplits
 
 
 class CannedWorlds:

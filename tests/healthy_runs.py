@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from echo_cli.behaviour import BEHAVIOUR_KEYS
+from echo_cli.rollouts.behaviour import BEHAVIOUR_KEYS
 
 FILE = Path(__file__).parent / "data" / "healthy_runs.json"
 

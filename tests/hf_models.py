@@ -9,13 +9,13 @@ import torch
 from peft import PeftModel
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from echo_cli.model_config import LoraConfig, ModelConfig
-from echo_cli.models.hf import HfModel
-from echo_cli.models.hf_folder import load_hf_model
+from echo_cli.config.model import LoraConfig, ModelConfig
+from echo_cli.models.architecture import Shape
+from echo_cli.models.hf.loading import load_hf_model
+from echo_cli.models.hf.model import HfModel
+from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tiny_folder import model_folder
-from echo_cli.renderer import PlainRenderer
-from echo_cli.shape import Shape
-from echo_cli.tokenizer import TOKENIZER_FILE, Tokenizer
+from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
 
 TOKENIZER = Tokenizer.load(model_folder("tiny-base") / TOKENIZER_FILE)
 RENDERER = PlainRenderer(TOKENIZER)

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from echo_cli.advantage import step_advantages
-from echo_cli.batch import MicroBatch, count_rollouts, targets
-from echo_cli.logprob import Scores, target_logprobs
-from echo_cli.metric import Metrics
-from echo_cli.objective import StepTotals, StepWeights, echo_loss, step_totals, step_weights
-from echo_cli.preset import ObjectiveSettings
+from echo_cli.config.objective import ObjectiveSettings
+from echo_cli.metrics import Metrics
+from echo_cli.objective.advantages import step_advantages
+from echo_cli.objective.batch import MicroBatch, count_rollouts, targets
+from echo_cli.objective.logprobs import Scores, target_logprobs
+from echo_cli.objective.loss import StepTotals, StepWeights, echo_loss, step_totals, step_weights
 from echo_cli.trajectory import Role, Segment, Trajectory, Turn
 
 VOCABULARY = 11

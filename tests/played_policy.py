@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from echo_cli.episode import Limits
+from echo_cli.environments.task import Task
+from echo_cli.environments.toy import ToyWorlds
+from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tiny_folder import model_folder
-from echo_cli.renderer import PlainRenderer
-from echo_cli.rollout import play_policy
-from echo_cli.task import Task
-from echo_cli.tokenizer import TOKENIZER_FILE, Tokenizer
-from echo_cli.toy_worlds import ToyWorlds
+from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
+from echo_cli.rollouts.episode import Limits
+from echo_cli.rollouts.rollout import play_policy
 from echo_cli.trajectory import Trajectory
 
 LIMITS = Limits(action_tokens=16, output_tokens=256, episode_tokens=512)

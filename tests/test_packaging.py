@@ -55,7 +55,7 @@ def test_the_wheel_ships_every_source_file_and_no_cache(wheel_names: set[str]) -
     for folder, shipped in folders.items():
         sources = {f"{shipped}/{path.relative_to(ROOT / folder)}" for path in (ROOT / folder).rglob("*.py")}
         assert sources <= wheel_names
-    assert {"echo_cli/py.typed", "echo_cli/schemas/trajectory.schema.json"} <= wheel_names
+    assert {"echo_cli/py.typed", "echo_cli/traces/schemas/trajectory.schema.json"} <= wheel_names
     assert not {name for name in wheel_names if name.endswith(".pyc") or "__pycache__" in name}
 
 
@@ -65,7 +65,7 @@ def test_the_wheel_ships_what_the_toy_terminals_server_and_its_image_need(wheel_
 
 
 def test_the_wheel_ships_the_style_and_the_script_of_reports(wheel_names: set[str]) -> None:
-    assert {f"echo_cli/report_page/report.{ending}" for ending in ("css", "js")} <= wheel_names
+    assert {f"echo_cli/reports/page_assets/report.{ending}" for ending in ("css", "js")} <= wheel_names
 
 
 def test_the_wheel_ships_configs_and_the_tiny_base_model_inside_the_package(wheel_names: set[str]) -> None:
@@ -81,4 +81,4 @@ def test_the_wheel_ships_configs_and_the_tiny_base_model_inside_the_package(whee
 def test_the_console_script_is_echo_cli_and_no_program_is_called_echo(wheel: zipfile.ZipFile) -> None:
     (entry_points,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
     lines = [line for line in wheel.read(entry_points).decode().splitlines() if line]
-    assert lines == ["[console_scripts]", "echo-cli = echo_cli.cli:main"]
+    assert lines == ["[console_scripts]", "echo-cli = echo_cli.cli.main:main"]

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import echo_cli
-from echo_cli.error import EchoError
-from echo_cli.renderer import PlainRenderer
-from echo_cli.rerender import rendered
-from echo_cli.tokenizer import Tokenizer
+from echo_cli.errors import EchoError
+from echo_cli.models.renderer import PlainRenderer
+from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.trace import Trace, TraceSegment, read_traces, trace_of, write_traces
+from echo_cli.traces.retokenize import rendered
 from echo_cli.trajectory import Role, Segment, Trajectory, Turn, write_trajectories
 
 RENDERER = PlainRenderer(Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json"))

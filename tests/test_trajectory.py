@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from echo_cli.error import EchoError
+from echo_cli.errors import EchoError
 from echo_cli.trajectory import Role, Segment, Trajectory, Turn, read_trajectories, write_trajectories
 
 PLAYED = Trajectory(

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from echo_cli.cli import main
+from echo_cli.cli.main import main
 
 TINY = (
     "threads=1 rollout.tasks_per_step=1 rollout.group_size=2 rollout.explorers=2 evaluation.heldout_rollouts=0 "

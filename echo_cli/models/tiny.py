@@ -20,7 +20,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from echo_cli.error import EchoError, first_line
+from echo_cli.errors import EchoError, first_line
 
 MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from echo_cli.error import EchoError, first_line
+from echo_cli.errors import EchoError, first_line
 from echo_cli.models.tiny import CONFIG_FILE, TinyConfig, TinyModel
-from echo_cli.tokenizer import TOKENIZER_FILE, Tokenizer
+from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
 
 TINY_BASE = "tiny-base"
 """The name of the model that ships with the package."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from echo_cli.advantage import step_advantages
+from echo_cli.objective.advantages import step_advantages
 from echo_cli.trajectory import Role, Trajectory
 from lm_benchmark.architecture import load_model
 from lm_benchmark.worker import Contender, serve

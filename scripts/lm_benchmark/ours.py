@@ -9,17 +9,17 @@ from typing import Any, cast
 
 import torch
 
-from echo_cli.advantage import step_advantages
-from echo_cli.batch import count_rollouts
-from echo_cli.config import OptimConfig
-from echo_cli.model_config import RANDOM_QWEN3, LoraConfig, ModelConfig, SamplerConfig
-from echo_cli.models.hf import HfModel
-from echo_cli.models.hf_adapter import add_adapter
+from echo_cli.config.model import RANDOM_QWEN3, LoraConfig, ModelConfig, SamplerConfig
+from echo_cli.config.schema import OptimConfig
+from echo_cli.models.hf.lora import add_adapter
+from echo_cli.models.hf.model import HfModel
 from echo_cli.models.language_model import LanguageModel
-from echo_cli.objective import step_totals, step_weights
-from echo_cli.policy import TorchPolicy
-from echo_cli.renderer import Renderer
-from echo_cli.sampler import CachedSampler, Sample
+from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.renderer import Renderer
+from echo_cli.models.sampler import CachedSampler, Sample
+from echo_cli.objective.advantages import step_advantages
+from echo_cli.objective.batch import count_rollouts
+from echo_cli.objective.loss import step_totals, step_weights
 from echo_cli.trajectory import Trajectory
 from lm_benchmark.workload import COEFF, SETTINGS, Script, Workload
 

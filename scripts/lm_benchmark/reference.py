@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from echo_cli.advantage import step_advantages
-from echo_cli.sampler import Sample
+from echo_cli.models.sampler import Sample
+from echo_cli.objective.advantages import step_advantages
 from echo_cli.trajectory import Role, Trajectory
 from lm_benchmark.workload import COEFF, SETTINGS, Script, Workload
 

@@ -10,8 +10,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from echo_cli.preset import ObjectiveSettings
-from echo_cli.sampler import Sample
+from echo_cli.config.objective import ObjectiveSettings
+from echo_cli.models.sampler import Sample
 from echo_cli.trajectory import Role, Segment, Trajectory
 
 # The objective: TRL's `loss_type="grpo"` has these denominators; the paper's of the env term.

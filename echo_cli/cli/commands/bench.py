@@ -1,0 +1,36 @@
+"""`echo-cli bench`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from echo_cli.cli.options import AsJson, ConfigName, Device, Overrides, as_overrides, print_json
+from echo_cli.config.loader import find_config, load_config
+
+
+def bench(
+    overrides: Overrides = None,
+    config: ConfigName = None,
+    repeats: Annotated[int, typer.Option(help="Timed repeats, after a warm-up.", metavar="N", min=1)] = 15,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what the env term costs, in seconds and memory.
+
+    λ = 0, λ > 0 and a second pass, on the same rollouts. Nothing is trained or written.
+    """
+    from echo_cli.training import benchmark as measure
+
+    loaded = load_config(
+        find_config("toy" if config is None else config), [*(overrides or []), *as_overrides(device=device)]
+    )
+    result = measure.bench(loaded, repeats, lambda text: print(f"bench: {text}", file=sys.stderr, flush=True))
+    if as_json:
+        print_json(result)
+    else:
+        from echo_cli.cli.display.tables import print_bench
+
+        print_bench(result)

@@ -1,0 +1,154 @@
+"""`echo-cli dream`."""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+
+from echo_cli.cli.options import AsJson, Device, checkpoint_named, print_json
+from echo_cli.errors import EchoError
+
+
+def dream(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    score: Annotated[
+        int | None, typer.Option(help="Score replies on N novel held-out pairs instead.", metavar="N", min=1)
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="best (default), latest or a step.", metavar="NAME|N", show_default=False)
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longest predicted reply, in tokens.", metavar="N", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of pairs, and of sampling.", metavar="N", min=0)] = 0,
+    pool: Annotated[Path | None, typer.Option(help="With --score: another frozen pool.", metavar="DIR")] = None,
+    breakdown: Annotated[bool, typer.Option("--breakdown", help="With --score: also per command.")] = False,
+    task: Annotated[str | None, typer.Option(help="Task to play; by default held-out.", metavar="ID")] = None,
+    list_tasks: Annotated[bool, typer.Option("--list-tasks", help="Print the tasks that --task takes.")] = False,
+    temperature: Annotated[
+        float, typer.Option(help="Of predicted replies; 0 (default) is greedy.", metavar="X", show_default=False)
+    ] = 0.0,
+    closed_loop: Annotated[
+        bool, typer.Option("--closed-loop", help="Go on after predicted replies, not real ones.")
+    ] = False,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let the world model answer in the environment's place.
+
+    Type commands into a task, or pipe them in, one a line: the model's reply stands beside the real one. `exit` or
+    Ctrl-D ends. With --score, replies to held-out commands are compared with the true ones.
+    """
+    which = checkpoint_named(checkpoint or "best")
+    if not 0 <= temperature < math.inf:
+        raise EchoError(f"--temperature is {temperature}", "0, or a number above it")
+    of_play = {"--task": task, "--temperature": temperature, "--closed-loop": closed_loop}
+    if score is not None:
+        tip = "a score is greedy, after true transcripts of a pool"
+        _refuse({**of_play, "--list-tasks": list_tasks}, "with --score", tip)
+        from echo_cli.evaluation.dream.scoring import score_dreams
+
+        found = score_dreams(
+            run,
+            checkpoint=which,
+            number=score,
+            pool_folder=pool,
+            seed=seed,
+            max_tokens=max_tokens,
+            device=device,
+        )
+        if as_json:
+            print_json(found.to_json())
+        else:
+            from echo_cli.cli.display.dream import print_dreams
+
+            print_dreams(found, breakdown=breakdown)
+        return
+    _refuse({"--pool": pool, "--breakdown": breakdown}, "without --score", "--score N")
+
+    from echo_cli.cli.display.dream import print_event, print_tasks
+    from echo_cli.evaluation.dream.dream_session import open_dream, tasks_of
+    from echo_cli.evaluation.dream.session import Answer, Notice, Opening
+
+    if list_tasks:
+        _refuse({**of_play, "--max-tokens": max_tokens}, "with --list-tasks", "leave --list-tasks away to play")
+        tasks = tasks_of(run)
+        if as_json:
+            print_json({"tasks": [{"id": of.task_id, "split": of.split, "family": of.family} for of in tasks]})
+        else:
+            print_tasks(tasks)
+        return
+    with open_dream(
+        run,
+        checkpoint=which,
+        task_id=task,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        closed_loop=closed_loop,
+        device=device,
+    ) as opened:
+        print(f"{opened.title}; exit or Ctrl-D ends", file=sys.stderr)
+        # Closed here where printing breaks off: the episode goes before its environment does.
+        with closing(opened.play.converse(_commands(opened.prompt, sys.stderr if as_json else sys.stdout))) as events:
+            if not as_json:
+                for event in events:
+                    print_event(event, None if _is_typed() else opened.prompt)
+                return
+            kept = list(events)
+    print_json(
+        {
+            **{"run": opened.run, "step": opened.step, "task": opened.task_id, "closed_loop": closed_loop},
+            "openings": [event.text for event in kept if isinstance(event, Opening)],
+            "exchanges": [vars(event) for event in kept if isinstance(event, Answer)],
+            "notices": [event.text for event in kept if isinstance(event, Notice)],
+        }
+    )
+
+
+def _is_typed() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def _refuse(options: Mapping[str, object], when: str, tip: str) -> None:
+    for name, value in options.items():
+        if value:
+            raise EchoError(f"{name} has no effect {when}", tip)
+
+
+def _commands(prompt: str, screen: TextIO) -> Iterator[str]:
+    """The lines of stdin up to `exit`, without empty ones; who types them sees the prompt on `screen`."""
+    if sys.stdin is None:  # closed by whoever started us
+        return
+    if isinstance(sys.stdin, io.TextIOWrapper):  # of a terminal, too, whose encoding is not the one typed in
+        sys.stdin.reconfigure(errors="replace")
+    typed = _is_typed()
+    if typed:
+        import readline  # noqa: F401 - gives input() history and editing
+    while True:
+        if typed:
+            try:
+                if screen is sys.stdout:
+                    line = input(prompt)
+                else:
+                    print(prompt, end="", file=screen, flush=True)
+                    line = input()
+            except EOFError:
+                print(file=screen)
+                return
+        else:
+            line = sys.stdin.readline()
+            if not line:
+                return
+        command = line.rstrip("\r\n")
+        if command.strip() == "exit":
+            return
+        if command.strip():
+            yield command

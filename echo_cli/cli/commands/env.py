@@ -1,0 +1,40 @@
+"""`echo-cli env`: look at an environment before training in it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from echo_cli.cli.options import AsJson, Overrides, command_group, print_json
+from echo_cli.config.loader import find_config, load_config
+
+env = command_group("Environments: look at one before training in it.")
+
+
+@env.command("check")
+def check(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Shipped config or YAML file.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Play an episode of a config's environment and say what will hurt.
+
+    The transcript has the roles that training sees. Nothing is written.
+    """
+    loaded = load_config(find_config(config), overrides or [])
+
+    from echo_cli.environments.worlds import open_worlds
+    from echo_cli.evaluation.evaluator import limits_of
+    from echo_cli.models.policy import load_renderer
+    from echo_cli.rollouts.environment_check import check_environment
+
+    renderer = load_renderer(loaded)
+    with open_worlds(loaded) as worlds:
+        report = check_environment(worlds, renderer, limits_of(loaded), loaded.environment)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        from echo_cli.cli.display.environment import print_check
+
+        print_check(report)

@@ -1,0 +1,194 @@
+"""`echo-cli eval-heldout`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from echo_cli.cli.options import AsJson, ConfigName, Device, as_overrides, checkpoint_named, print_json
+from echo_cli.errors import EchoError
+from echo_cli.files import shown
+
+if TYPE_CHECKING:
+    from echo_cli.evaluation.records import Found
+
+_NAMES = ("best", "latest", "all")
+
+
+def eval_heldout(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN|KEY.PATH=VALUE",
+            help="Run directory; with --model config overrides.",
+            show_default=False,
+        ),
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Two runs, B less A, instead of RUN.", metavar="RUN_A RUN_B")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A model instead of RUN; repeatable, the first is the reference.", metavar="PATH|HUB-ID"),
+    ] = None,
+    checkpoint: Annotated[
+        list[str] | None, typer.Option(help="best (default), latest, all or a step; repeatable.", metavar="NAME")
+    ] = None,
+    step: Annotated[int | None, typer.Option(help="A checkpoint by its step.", metavar="N")] = None,
+    pool: Annotated[list[Path] | None, typer.Option(help="One more frozen pool; repeatable.", metavar="DIR")] = None,
+    fit_pool: Annotated[
+        Path | None, typer.Option(help="With --model: a pool that the baselines are fitted on.", metavar="DIR")
+    ] = None,
+    config: ConfigName = None,
+    rollouts: Annotated[
+        int | None, typer.Option(help="Rollouts per task, for pass@k. Default: 4.", metavar="N", min=0)
+    ] = None,
+    pass_k: Annotated[
+        list[int] | None, typer.Option(help="k of pass@k; repeatable. Default: 1 and N.", metavar="K", min=1)
+    ] = None,
+    command: Annotated[str | None, typer.Option(help="Held-out command to read out.", metavar="TEXT")] = None,
+    breakdown: Annotated[bool, typer.Option("--breakdown", help="Also by kind of token, and by task.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File or folder of the picture.", metavar="PATH")
+    ] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV rows on stdout.")] = False,
+) -> None:
+    """Measure a checkpoint on held-out commands and tasks.
+
+    Beside it stand the policy that the run started from and simple baselines, over the same pairs. With --model instead
+    of RUN, any model is measured on the pools named, and later models against the first.
+    """
+    if as_json and as_csv:
+        raise EchoError("--json and --csv exclude each other", "give one of them")
+    if model:
+        of_runs = {"--checkpoint": checkpoint, "--step": step, "--rollouts": rollouts, "--pass-k": pass_k}
+        overrides = _overrides(words or [], compare, of_runs, pool)
+        if output is not None:
+            _check_place(output, Path(), "heldout_models")
+        from echo_cli.evaluation.model_evaluation import evaluate_models
+        from echo_cli.reports.evaluation_figure import plot_models
+
+        models = evaluate_models(
+            model,
+            config=config,
+            overrides=[*overrides, *as_overrides(device=device)],
+            pool_folders=pool or [],
+            fit_folder=fit_pool,
+            command=command,
+            announce=lambda line: print(f"model {line}", file=sys.stderr),
+        )
+        picture = None if output is None else plot_models(models, output).png
+        _show(models, picture, as_json, as_csv, breakdown)
+        return
+    of_models = {"--config": config, "--fit-pool": fit_pool}
+    if given := [name for name, value in of_models.items() if value is not None]:
+        raise EchoError(f"{given[0]} has no effect without --model", "a RUN brings its own config and observations")
+    if len(words or []) + (compare is not None) != 1:
+        tip = "echo-cli eval-heldout --help; models without a run: --model PATH --pool DIR"
+        raise EchoError("name one RUN, or two with --compare RUN_A RUN_B", tip)
+    rollouts = 4 if rollouts is None else rollouts
+    wanted = _checkpoints(checkpoint, step)
+    ks = sorted(set(pass_k or [1, rollouts])) if rollouts else []
+    if pass_k and max(pass_k) > rollouts:
+        raise EchoError(f"pass@{max(pass_k)} needs {max(pass_k)} rollouts per task", "give more --rollouts")
+    pools = pool or []
+    if compare is not None:
+        if len(wanted) > 1 or wanted == ["all"]:
+            raise EchoError("--compare takes one checkpoint of each run", "--checkpoint best or latest, or --step N")
+        if command is not None:
+            raise EchoError("--command reads out one run, not two", "leave --compare or --command away")
+        folder = _shared_folder(compare, output)
+        _check_place(output, folder, "heldout_comparison")
+        from echo_cli.evaluation.comparison import compare_runs
+        from echo_cli.reports.evaluation_figure import plot_comparison
+
+        comparison = compare_runs(
+            compare, checkpoint=wanted[0], rollouts=rollouts, pass_k=ks, pool_folders=pools, device=device
+        )
+        _show(comparison, plot_comparison(comparison, folder, output).png, as_json, as_csv, breakdown)
+        return
+    assert words
+    run = Path(words[0])
+    _check_place(output, run, "heldout_evaluation")
+    from echo_cli.evaluation.run_evaluation import evaluate_run
+    from echo_cli.reports.evaluation_figure import plot_evaluation
+
+    evaluation = evaluate_run(
+        run,
+        checkpoints=wanted,
+        rollouts=rollouts,
+        pass_k=ks,
+        command=command,
+        pool_folders=pools,
+        device=device,
+    )
+    _show(evaluation, plot_evaluation(evaluation, run, output).png, as_json, as_csv, breakdown)
+
+
+def _overrides(
+    words: list[str], compare: tuple[Path, Path] | None, of_runs: Mapping[str, object], pools: list[Path] | None
+) -> list[str]:
+    """The overrides among the words of a command line with --model, once nothing on it is for runs."""
+    runs = [word for word in words if "=" not in word]
+    if runs or compare is not None:
+        what = "--compare" if compare is not None else f"RUN {shown(runs[0])}"
+        raise EchoError(f"{what} and --model exclude each other", "name runs, or models")
+    for name, value in of_runs.items():
+        if value is not None:
+            tip = "rollouts need an environment, and so a RUN"
+            if name in ("--checkpoint", "--step"):
+                tip = "name the folder of a checkpoint: --model RUN/checkpoints/step_000060"
+            raise EchoError(f"{name} has no effect with --model", tip)
+    if not pools:
+        raise EchoError("--model needs a pool to be measured on", "--pool DIR; `echo-cli pool build DIR` makes one")
+    return words
+
+
+def _checkpoints(names: list[str] | None, step: int | None) -> list[str | int]:
+    if names and step is not None:
+        raise EchoError("--checkpoint and --step exclude each other", "give one of them; --checkpoint takes steps too")
+    if step is not None:
+        return [step]
+    return [checkpoint_named(name, _NAMES) for name in names or ["best"]]
+
+
+def _check_place(output: Path | None, folder: Path, name: str) -> None:
+    """See that the picture can be written, before the time is spent on what it shows."""
+    from echo_cli.files import check_writable
+    from echo_cli.reports.figure import picture_stem
+
+    check_writable(picture_stem(output, folder, name).parent)
+
+
+def _shared_folder(runs: tuple[Path, Path], output: Path | None) -> Path:
+    first, second = (run.absolute().parent for run in runs)
+    if output is None and first != second:
+        raise EchoError("the runs are in different folders", "say where the picture goes with --output")
+    return first
+
+
+def _show(found: Found, picture: Path | None, as_json: bool, as_csv: bool, breakdown: bool) -> None:
+    figure = "" if picture is None else f"figure: {shown(picture)}"
+    if as_json:
+        print_json({**found.to_json(), "figure": None if picture is None else str(picture)})
+    elif as_csv:
+        import csv
+
+        from echo_cli.evaluation.records import CSV_COLUMNS, csv_rows
+
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(CSV_COLUMNS)
+        writer.writerows(csv_rows(found))
+        print(figure, end="\n" if figure else "", file=sys.stderr)
+    else:
+        from echo_cli.cli.display.evaluation import print_found
+
+        print_found(found, breakdown=breakdown)
+        if figure:
+            print(f"\n{figure}")

@@ -1,0 +1,131 @@
+"""`echo-cli inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from echo_cli.cli.options import AsJson, ConfigName, Device, as_overrides, checkpoint_named, print_json
+from echo_cli.errors import EchoError
+from echo_cli.files import shown
+
+if TYPE_CHECKING:
+    from echo_cli.config.schema import Config
+    from echo_cli.models.renderer import Renderer
+    from echo_cli.runs.recordings import Recording
+
+_NAMES = ("initial", "best", "latest")
+
+
+def inspect(
+    place: Annotated[
+        Path, typer.Argument(metavar="RUN|FILE", help="Run directory, pool or trajectory file.", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY.PATH=VALUE", help="With --model: config overrides.", show_default=False),
+    ] = None,
+    episode: Annotated[int | None, typer.Option(help="Print one episode; the first is 1.", metavar="N", min=1)] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Of a RUN: only the evaluation after this step.", metavar="N", min=0)
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="With --episode, of a RUN: score its tokens. initial, best, latest or a step.", metavar="NAME|N"
+        ),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="With --checkpoint: a second one beside it.", metavar="NAME|N")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Whose tokens to count; with --episode, score them too.", metavar="PATH|HUB-ID"),
+    ] = None,
+    config: ConfigName = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at recorded episodes, role by role and token by token.
+
+    Tokens and bytes by role, boundaries that straddle roles, outputs, volatile-looking text and duplicates; or, with
+    --episode, one transcript with its reward, advantage and, given a policy, nats per token.
+    """
+    _refuse_unused(episode, checkpoint, against, model, overrides, config, device)
+    of_run = as_overrides(device=device) if model is None else []
+
+    from echo_cli.runs.recordings import open_recording
+
+    recording = open_recording(place, step, of_run)
+    if checkpoint is not None and recording.run is None:
+        raise EchoError(
+            f"{shown(place)} is no run and has no checkpoints", "--model NAME scores the episodes of a file"
+        )
+    wanted = [checkpoint_named(name, _NAMES) for name in (checkpoint, against) if name is not None]
+    chosen = None if model is None else _model(model, config, [*(overrides or []), *as_overrides(device=device)])
+
+    from echo_cli.cli.display.inspection import print_episode, print_inspection
+    from echo_cli.reports.episode_view import view_episode
+
+    view = None if episode is None else view_episode(recording, episode, checkpoints=wanted, model=chosen)
+    if view is not None and not as_json:
+        print_episode(view, place=str(place))
+        return
+    from echo_cli.traces.inspection.account import inspect as count
+
+    label, renderer = _renderer(recording, chosen)
+    own_ids = model is None and all(trace.has_token_ids for trace in recording.traces())
+    inspection = count(recording.traces(), renderer.tokenizer, own_ids=own_ids)
+    recording.check_any(inspection.trajectories)
+    tokens = "the file's own" if own_ids else f"of {label}, each segment encoded alone"
+    if as_json:
+        named = {"place": str(place), "tokens": "file" if own_ids else label, "boundaries": label}
+        shown_episode = {} if view is None else {"episode": view.to_json()}
+        print_json({**named, **inspection.to_json(), **shown_episode})
+    else:
+        print_inspection(inspection, place=str(place), tokens=tokens, boundaries=label)
+
+
+def _refuse_unused(
+    episode: int | None,
+    checkpoint: str | None,
+    against: str | None,
+    model: str | None,
+    overrides: list[str] | None,
+    config: str | None,
+    device: str | None,
+) -> None:
+    if checkpoint is not None and model is not None:
+        raise EchoError("--checkpoint and --model exclude each other", "give one of them")
+    needs: Mapping[str, tuple[object, object, str]] = {
+        "--checkpoint": (checkpoint, episode, "--episode N, whose tokens it scores"),
+        "--against": (against, checkpoint, "--checkpoint, beside which it is shown"),
+        "--config": (config, model, "--model, which it says how to load"),
+        f"'{shown((overrides or [''])[0])}'": (overrides or None, model, "--model, which it says how to load"),
+        "--device": (device, checkpoint or (model and episode), "--episode with a policy that scores it"),
+    }
+    for name, (given, needed, what) in needs.items():
+        if given is not None and not needed:
+            raise EchoError(f"{name} has no effect alone", f"it goes with {what}")
+
+
+def _model(path: str, config: str | None, overrides: list[str]) -> tuple[str, Config]:
+    """The model's label, and the config that loads it."""
+    from echo_cli.evaluation.named_models import contenders, loading_config
+
+    (contender,) = contenders([path], ())
+    return contender.label, contender.config(loading_config(config, overrides, [contender]))
+
+
+def _renderer(recording: Recording, chosen: tuple[str, Config] | None) -> tuple[str, Renderer]:
+    """Whose tokenizer counts: the model's that was chosen, the run's, or the built-in one's; with its name."""
+    from echo_cli.models.policy import load_renderer
+    from echo_cli.models.tiny_folder import TINY_BASE
+
+    if chosen is None and recording.config is not None:
+        chosen = shown(recording.config.model.path), recording.config
+    label, config = chosen or _model(TINY_BASE, None, [])
+    return label, load_renderer(config)

@@ -1,0 +1,30 @@
+"""`echo-cli plot`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from echo_cli.cli.options import AsJson, print_json
+from echo_cli.files import shown
+
+
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File or folder.", metavar="PATH")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw the curves of one or more runs.
+
+    env-CE, reward and pass@1 against the step: PNG, SVG and the CSV behind them.
+    """
+
+    from echo_cli.reports.run_figure import plot_run
+
+    written = plot_run(runs, output)
+    if as_json:
+        print_json({name: str(path) for name, path in vars(written).items()})
+    else:
+        print(*map(shown, (written.png, written.svg, written.csv)), sep="\n")

@@ -1,0 +1,147 @@
+"""`echo-cli pool build` and `echo-cli pool show`."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+
+from echo_cli.cli.options import (
+    AsJson,
+    ConfigName,
+    Device,
+    Overrides,
+    Overwrite,
+    as_overrides,
+    checkpoint_named,
+    command_group,
+    print_json,
+)
+from echo_cli.config.loader import find_config, load_config
+from echo_cli.config.schema import Config
+from echo_cli.environments.task import Split
+from echo_cli.errors import EchoError
+from echo_cli.files import shown
+
+if TYPE_CHECKING:
+    from echo_cli.evaluation.pool_building import CheckpointActor
+
+pool = command_group("Frozen pools as files: make one, look at one.")
+
+_SCRIPTS = ("expert", "explorer")
+
+
+@pool.command("build")
+def build(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the pool.")],
+    overrides: Overrides = None,
+    config: ConfigName = None,
+    actor: Annotated[
+        str, typer.Option(help="expert, explorer or a run directory.", metavar="expert|explorer|RUN")
+    ] = "expert",
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Of a RUN: best (default), latest or a step.", metavar="NAME|N")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, validation or heldout.", metavar="NAME")] = "heldout",
+    ood: Annotated[bool, typer.Option("--ood", help="Play in the out-of-distribution worlds.")] = False,
+    rollouts: Annotated[int, typer.Option(help="Rollouts per task.", metavar="N", min=1)] = 1,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of a RUN's sampling; 0.6 by default.", metavar="X", show_default=False)
+    ] = None,
+    seed: Annotated[str | None, typer.Option(help="Of sampling; the config's by default.", metavar="N")] = None,
+    only_solved: Annotated[bool, typer.Option("--only-solved", help="Keep a RUN's solved tasks only.")] = False,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Play the tasks of a split and keep the trajectories as a pool.
+
+    A RUN as the actor brings its own config; --config and overrides change the worlds and caps, not its model.
+    """
+    scripted = actor in _SCRIPTS
+    unused = {
+        "--checkpoint": checkpoint,
+        "--temperature": temperature,
+        "--device": device,
+        "--only-solved": only_solved,
+    }
+    if scripted and (given := [name for name, value in unused.items() if value not in (None, False)]):
+        raise EchoError(f"{given[0]} has no effect with --actor {actor}", "it is for a run directory as the actor")
+    if actor == "expert" and (rollouts > 1 or seed is not None):
+        option = "--rollouts" if rollouts > 1 else "--seed"
+        raise EchoError(f"{option} has no effect with --actor expert", "the expert plays every task in one way")
+    chosen = next((name for name in get_args(Split) if name == split), None)
+    if chosen is None:
+        raise EchoError(f"no split '{split}'", f"one of {', '.join(get_args(Split))}")
+    words = [*(overrides or []), *as_overrides(seed=seed, device=device)]
+    played = actor if scripted else _checkpoint_actor(actor, checkpoint, temperature)
+    loaded = _config(config, words, None if scripted else Path(actor))
+
+    from echo_cli.evaluation.pool_building import Recipe, build_pool
+
+    print(f"pool: {shown(out)}, {shown(actor)} on the {split} tasks", file=sys.stderr)
+    manifest = build_pool(
+        out,
+        Recipe(loaded, played, chosen, out_of_distribution=ood, rollouts=rollouts, only_solved=only_solved),
+        overwrite=overwrite,
+    )
+    if as_json:
+        print_json({"pool": str(out), "manifest": manifest.model_dump(mode="json")})
+    else:
+        from echo_cli.cli.display.tables import print_pool
+
+        print_pool(manifest)
+
+
+@pool.command("show")
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="POOL", help="Folder of the pool.")],
+    episode: Annotated[
+        int | None, typer.Option(help="Print one trajectory; the first is 1.", metavar="N", min=1)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Verify a pool and print what is in it and where it comes from."""
+    from echo_cli.runs.pool_folder import read_pool
+
+    manifest, trajectories = read_pool(folder)
+    if episode is not None and episode > len(trajectories):
+        raise EchoError(f"{shown(folder)} has no trajectory {episode}", f"they are 1 to {len(trajectories)}")
+    chosen = None if episode is None else trajectories[episode - 1]
+    if as_json:
+        trajectory = {} if chosen is None else {"trajectory": chosen.to_json()}
+        print_json({"pool": str(folder), "manifest": manifest.model_dump(mode="json"), **trajectory})
+        return
+    from echo_cli.cli.display.tables import print_pool
+    from echo_cli.cli.display.transcript import transcript
+
+    print_pool(manifest)
+    if chosen is not None:
+        print(f"\n{transcript(chosen)}")
+
+
+def _checkpoint_actor(actor: str, checkpoint: str | None, temperature: float | None) -> CheckpointActor:
+    from echo_cli.evaluation.pool_building import CheckpointActor
+
+    path = Path(actor)
+    if not path.exists() and path.name == actor:
+        tip = "--actor expert, --actor explorer, or the run directory whose checkpoint plays"
+        raise EchoError(f"no actor '{actor}': no script of that name and no run directory", tip)
+    chosen = checkpoint_named(checkpoint or "best")
+    if temperature is None:
+        return CheckpointActor(path, chosen)
+    if not 0 < temperature < math.inf:
+        raise EchoError(f"--temperature is {temperature}", "a number above 0")
+    return CheckpointActor(path, chosen, temperature)
+
+
+def _config(name: str | None, words: list[str], run: Path | None) -> Config:
+    """The config named, or else that of the run that plays, or else `toy`."""
+    if name is None and run is not None:
+        from echo_cli.runs.directory import open_run
+
+        return load_config(open_run(run).config_path, words)
+    return load_config(find_config("toy" if name is None else name), words)

@@ -1,0 +1,183 @@
+"""`echo-cli sweep-lambda`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from echo_cli.cli.options import (
+    AsJson,
+    ConfigName,
+    Device,
+    DryRun,
+    OutputDir,
+    Overwrite,
+    RunName,
+    Seed,
+    Steps,
+    as_overrides,
+    print_json,
+    print_plans,
+    refuse_options,
+    run_path,
+)
+from echo_cli.config.loader import find_config
+from echo_cli.errors import EchoError
+
+if TYPE_CHECKING:
+    from echo_cli.sweeps.plan import Cell
+    from echo_cli.sweeps.runner import Outcome
+
+
+class SweepCommand(TyperCommand):
+    """Takes all the words after `--seeds` as its value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        from echo_cli.sweeps.plan import join_seeds
+
+        return super().parse_args(ctx, join_seeds(args))
+
+
+def sweep_lambda(
+    context: typer.Context,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="LAMBDA|KEY.PATH=VALUE", help="λ values; words with = are config overrides."),
+    ] = None,
+    config: ConfigName = None,
+    seeds: Annotated[
+        list[str] | None,
+        typer.Option(help="Seeds of every λ: 0 1 2, up to the next option or override; or 0,1,2.", metavar="SEEDS"),
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Runs at a time, which share the CPU cores.", metavar="N", min=1)] = 1,
+    steps: Steps = None,
+    seed: Seed = None,
+    device: Device = None,
+    output_dir: OutputDir = None,
+    run_name: RunName = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train once per λ and seed, and compare.
+
+    Every run is a process with a folder of its own. One that is finished is not run again, one that was stopped goes on
+    where it was, and one that fails does not cost the others: the same command again does what is missing.
+
+    Differs from train: the gradients of the two terms are compared every 10 steps (probe_every, 0 to leave it), and
+    held-out tasks are played at every evaluation (evaluation.pass_every). Neither changes the training.
+    """
+    from echo_cli.sweeps.plan import parse_seeds, parse_words, plan_cells, sweep_config
+
+    refuse_options(context, words or [])
+    coeffs, overrides = parse_words(words or [])
+    if seeds is not None and (seed is not None or any(word.startswith("seed=") for word in overrides)):
+        raise EchoError("--seeds and a seed exclude each other", "name every seed after --seeds")
+    options = as_overrides(steps=steps, seed=seed, device=device, output_dir=output_dir, run_name=run_name)
+    source = find_config("toy" if config is None else config)
+    configs = [
+        sweep_config(source, [*overrides, *options, f"objective.world_model_coeff={coeff!r}"]) for coeff in coeffs
+    ]
+    first = configs[0]
+    if first.objective.schedule in ("step", "gradient_ratio"):
+        raise EchoError(
+            f"a sweep over λ has no effect with objective.schedule: {first.objective.schedule}",
+            "use schedule: constant",
+        )
+    folder = run_path(first, f"sweep-{source.stem}")
+    every = [first.seed] if seeds is None else parse_seeds(seeds)
+    cells = plan_cells(configs, every, folder, jobs=jobs, cores=len(os.sched_getaffinity(0)))
+    if dry_run:
+        print_plans([(cell.config, cell.path) for cell in cells], as_json, sweep=True)
+        return
+    outcomes = _train(cells, folder, jobs=jobs, overwrite=overwrite, argv=context.obj)
+    _report(cells, outcomes, folder, command=shlex.join(["echo-cli", *context.obj]), as_json=as_json)
+
+
+def _train(
+    cells: Sequence[Cell], folder: Path, *, jobs: int, overwrite: bool, argv: Sequence[str]
+) -> Mapping[str, Outcome]:
+    from echo_cli.cli.display.sweep_progress import sweep_progress
+    from echo_cli.cli.interrupt import interruptible
+    from echo_cli.files import locked, writing
+    from echo_cli.sweeps.plan import check_cells, ended_summary
+    from echo_cli.sweeps.runner import run_cells
+    from echo_cli.training.trackers.tracking import check_trackers
+
+    check_trackers(cells[0].config.track)
+    if not overwrite:
+        check_cells(cells)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    missing = [cell for cell in cells if overwrite or ended_summary(cell) is None]
+    if missing:
+        config = cells[0].config
+        print(
+            f"sweep: {len(missing)} of {len(cells)} runs to do, {min(jobs, len(missing))} at a time, threads="
+            f"{config.threads} each; probe_every={config.probe_every}, "
+            f"evaluation.pass_every={config.evaluation.pass_every}",
+            file=sys.stderr,
+        )
+    with locked(folder), interruptible() as interrupt, sweep_progress(cells) as show:
+        outcomes = run_cells(cells, jobs=jobs, overwrite=overwrite, should_stop=interrupt, show=show)
+    if any(outcome.status in ("waiting", "stopped") for outcome in outcomes.values()):
+        again = ["echo-cli", *(word for word in argv if word != "--overwrite")]
+        print(f"stopped and saved; to continue: {shlex.join(again)}", file=sys.stderr)
+        raise typer.Exit(interrupt.exit_code)
+    return outcomes
+
+
+def _report(
+    cells: Sequence[Cell], outcomes: Mapping[str, Outcome], folder: Path, *, command: str, as_json: bool
+) -> None:
+    from echo_cli.cli.display.tables import print_sweep
+    from echo_cli.reports.run_figure import plot_sweep
+    from echo_cli.reports.sweep_figure import plot_lambda_axis
+    from echo_cli.reports.sweep_page import write_report
+    from echo_cli.sweeps.files import sweep_object, write_tables
+    from echo_cli.sweeps.results import figures_of, read_cell, results_of
+    from echo_cli.sweeps.tables import NOTES, sweep_tables
+    from echo_cli.sweeps.verdict import RULE
+
+    found = [read_cell(cell, outcomes[cell.name]) for cell in cells]
+    figures = figures_of(found)
+    results = results_of(found, figures)
+    sweep = sweep_object(cells[0].config, found, figures, results)
+    write_tables(folder, sweep)
+    pictures = []
+    finished = [cell for cell in cells if outcomes[cell.name].status == "finished"]
+    if finished:
+        curves = plot_sweep([(cell.group, [cell.path]) for cell in finished], folder)
+        axis = plot_lambda_axis(results, found, figures, folder)
+        pictures = [("Over the steps", curves.png), ("Along λ", axis.png)]
+    report = write_report(folder, sweep, results, command=command, pictures=pictures)
+    if as_json:
+        print_json({**sweep, "report": str(report), "pictures": [str(picture) for _, picture in pictures]})
+    else:
+        print_sweep(sweep_tables(results), NOTES, RULE, str(report))
+    _complain(cells, outcomes)
+
+
+def _complain(cells: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> None:
+    """Raise the error that says which cells did not finish, if any: exit code 3 if all of them broke, else 1."""
+    from echo_cli.sweeps.plan import BROKEN
+    from echo_cli.sweeps.runner import log_path
+
+    failed = [cell for cell in cells if outcomes[cell.name].status == "failed"]
+    if failed:
+        first = failed[0]
+        raise EchoError(
+            f"{len(failed)} of {len(cells)} runs failed, the first: {first.title}: {outcomes[first.name].error}",
+            f"see {log_path(first)}; the same command again does what is missing",
+            exit_code=1,
+        )
+    broken = [f"{cell.title} {status}" for cell in cells if (status := outcomes[cell.name].status) in BROKEN]
+    if broken:
+        raise EchoError("; ".join(broken), "their last checkpoints are intact; try a lower optim.lr", exit_code=3)

@@ -1,0 +1,139 @@
+"""`echo-cli train`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from echo_cli.cli.options import (
+    AsJson,
+    ConfigName,
+    Device,
+    DryRun,
+    OutputDir,
+    Overrides,
+    Overwrite,
+    RunName,
+    Seed,
+    Steps,
+    as_overrides,
+    print_json,
+    print_plans,
+    run_path,
+)
+from echo_cli.config.loader import find_config, load_config
+from echo_cli.config.schema import Config
+from echo_cli.errors import EchoError
+from echo_cli.files import shown
+
+
+def train(
+    context: typer.Context,
+    overrides: Overrides = None,
+    config: ConfigName = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    coeff: Annotated[str | None, typer.Option("--lambda", help="Weight of the env term.", metavar="X")] = None,
+    device: Device = None,
+    output_dir: OutputDir = None,
+    run_name: RunName = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in its directory.")] = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    parent: Annotated[int | None, typer.Option(help="Stop and save once this process is gone.", hidden=True)] = None,
+    group: Annotated[str | None, typer.Option(help="What trackers show the run with.", hidden=True)] = None,
+) -> None:
+    """Train a policy on its actions and its world's answers.
+
+    L = L_GRPO(action tokens) + λ · CE(environment tokens)
+    """
+    from echo_cli.sweeps.plan import parse_coeff
+
+    if resume and overwrite:
+        raise EchoError("--resume and --overwrite exclude each other", "continue the run, or replace it")
+    words = [
+        *(overrides or []),
+        *as_overrides(steps=steps, seed=seed, device=device, output_dir=output_dir, run_name=run_name),
+        *([f"objective.world_model_coeff={parse_coeff(coeff)!r}"] if coeff is not None else []),
+    ]
+    loaded, path = _load(config, words, resume)
+    if coeff is not None and loaded.objective.schedule == "step":
+        raise EchoError("--lambda has no effect with objective.schedule: step", "set objective.schedule_values")
+    if dry_run:
+        print_plans([(loaded, path)], as_json, sweep=False)
+        return
+    from echo_cli.cli.interrupt import interruptible
+
+    with interruptible() as interrupt:
+        summary = run_cell(
+            loaded,
+            path,
+            resume=resume,
+            overwrite=overwrite,
+            argv=context.obj,
+            label="train",
+            should_stop=lambda: interrupt() or (parent is not None and os.getppid() != parent),
+            group=group,
+        )
+    if as_json:
+        print_json(summary)
+    else:
+        from echo_cli.cli.display.tables import print_run
+
+        print_run(summary, str(path))
+    if summary["status"] == "stopped":
+        again = ["echo-cli", "train", "--resume", "--output-dir", str(path.parent), "--run-name", path.name]
+        print(f"stopped and saved; to continue: {shlex.join(again)}", file=sys.stderr)
+        raise typer.Exit(interrupt.exit_code)
+
+
+def _load(name: str | None, words: list[str], resume: bool) -> tuple[Config, Path]:
+    """The config of a run and the run's directory. Without --config, a resumed run keeps its own config."""
+    source = find_config("toy" if name is None else name)
+    config = load_config(source, words)
+    path = run_path(config, f"{source.stem}-seed{config.seed}")
+    if resume:
+        from echo_cli.runs.directory import is_half_made, open_run
+
+        # A run killed while it was made has no config of its own: it starts with this one.
+        if not is_half_made(path):
+            own = open_run(path)
+            if name is None:
+                config = load_config(own.config_path, words)
+    return config, path
+
+
+def run_cell(
+    config: Config,
+    path: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    argv: Sequence[str],
+    label: str,
+    should_stop: Callable[[], bool],
+    group: str | None,
+) -> dict[str, Any]:
+    from echo_cli.cli.display.progress import progress
+    from echo_cli.training.experiment import run_experiment
+
+    with progress(config.steps, label) as show:
+        return run_experiment(
+            path,
+            config,
+            resume=resume,
+            overwrite=overwrite,
+            argv=["echo-cli", *argv],
+            on_start=lambda reason: print(f"{label}: {shown(path)} on {reason}", file=sys.stderr),
+            on_notice=lambda line: print(f"{label}: {line}", file=sys.stderr),
+            on_row=show,
+            should_stop=should_stop,
+            group=group,
+        )

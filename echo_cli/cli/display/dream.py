@@ -1,0 +1,153 @@
+"""What `dream` prints: replies beside each other with their differences marked, and the table of a score.
+
+Text that came from an environment or a model is data: control characters are made visible.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from itertools import zip_longest
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from echo_cli.cli.display.tables import new_table, number, print_table, printable
+from echo_cli.environments.task import Task
+from echo_cli.evaluation.dream.scoring import ALL, AT_LENGTH, COMMAND, MEASURES, SEEN, DreamGroup, DreamReport
+from echo_cli.evaluation.dream.session import Answer, Event, Notice, Opening
+from echo_cli.files import shown
+from echo_cli.statistics import Estimate
+
+_TITLES = {
+    "exact_match": "exact match",
+    "edit_similarity": "edit similarity",
+    "exit_status": "exit status",
+    "ended": "ended",
+    "exact_match_at_length": "exact match",
+    "edit_similarity_at_length": "edit similarity",
+    "exit_status_at_length": "exit status",
+}
+_WIDE = 100
+_DIFFERENT = "!"
+
+
+def print_dreams(found: DreamReport, *, breakdown: bool) -> None:
+    """The table of a score; with `breakdown` also each command, and the pairs that training executed."""
+    groups = [group for group in found.groups if breakdown or group.group == ALL]
+    for group in groups:
+        _print_group(group, found.step)
+    scored = sum(question.novel for question in found.questions)
+    print(
+        f"{shown(found.run)}, pool {shown(found.pool)}: {scored} of {found.novel_pairs} novel pairs scored, "
+        f"order of seed {found.seed}; pairs that training executed: {found.seen_pairs}, apart in "
+        f"{'the last table' if breakdown else '--breakdown'}"
+    )
+    print(f"greedy, at most {found.max_tokens} tokens; intervals are 95 %, over trajectories")
+    if not scored:
+        print("no pair of the pool is novel: training executed all of them")
+    for note in found.notes:
+        print(f"note: {note}")
+
+
+def print_event(event: Event, prompt: str | None) -> None:
+    """What happened in an episode: its opening, a command with both replies, a notice.
+
+    Args:
+        prompt: to show a command behind; None where it stands on the terminal, as it was typed.
+    """
+    match event:
+        case Opening():
+            print(_ended(printable(event.text)), end="")
+        case Notice():
+            print(f"[{shown(event.text)}]")
+        case Answer():
+            if prompt is not None:
+                print(f"{shown(prompt)}{shown(event.command)}")
+            _print_answer(event)
+    sys.stdout.flush()
+
+
+def print_tasks(tasks: Sequence[Task]) -> None:
+    """The tasks that --task takes."""
+    table = new_table("task", "split", "family")
+    for task in tasks:
+        table.add_row(*(Text(shown(word)) for word in (task.task_id, task.split, task.family)))
+    print_table(table)
+
+
+def lines_beside(predicted: str, actual: str) -> list[tuple[str | None, str | None]]:
+    """The lines of two texts in rows, those that are in both beside each other; None where a text has none."""
+    first, second = predicted.splitlines(), actual.splitlines()
+    rows: list[tuple[str | None, str | None]] = []
+    for _, a, b, c, d in SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
+        rows += zip_longest(first[a:b], second[c:d])
+    return rows
+
+
+def _print_group(group: DreamGroup, step: int) -> None:
+    title = {ALL: "all novel pairs", COMMAND: shown(group.key), SEEN: "pairs that training executed"}[group.group]
+    short = title if len(title) <= 32 else f"{title[:31]}…"
+    table = new_table(f"{short}: {group.replies} replies", "initial policy", f"step {step}", "difference")
+    for name in MEASURES:
+        if name == AT_LENGTH[0]:
+            table.add_row("of as many tokens as the true reply")
+        title = f"  {_TITLES[name]}" if name in AT_LENGTH else _TITLES[name]
+        table.add_row(title, *(_interval(of.get(name)) for of in (group.before, group.after, group.difference)))
+    print_table(table)
+
+
+def _interval(estimate: Estimate | None) -> str:
+    if estimate is None or estimate.low is None:
+        return number(None if estimate is None else estimate.value)
+    return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
+
+
+def _print_answer(answer: Answer) -> None:
+    predicted, actual = printable(answer.predicted).expandtabs(), printable(answer.actual).expandtabs()
+    rows = lines_beside(predicted, actual)
+    width = shutil.get_terminal_size().columns
+    if sys.stdout.isatty() and width >= _WIDE:
+        _print_columns(rows, width)
+    else:
+        for title, place in (("predicted", 0), ("real", 1)):
+            print(f"  {title}:" if any(row[place] is not None for row in rows) else f"  {title}: (nothing)")
+            for row in rows:
+                if row[place] is not None:
+                    print(f"  {' ' if row[0] == row[1] else _DIFFERENT} {row[place]}")
+    print(f"  {_verdict(answer)}")
+
+
+def _print_columns(rows: Sequence[tuple[str | None, str | None]], width: int) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 1), expand=True)
+    table.add_column("predicted", ratio=1, overflow="fold")
+    table.add_column("", width=1)
+    table.add_column("real", ratio=1, overflow="fold")
+    for predicted, actual in rows:
+        same = predicted == actual
+        first, second = (Text(text or "") for text in (predicted, actual))
+        if not same:
+            matcher = SequenceMatcher(None, predicted or "", actual or "", autojunk=False)
+            for kind, a, b, c, d in matcher.get_opcodes():
+                if kind != "equal":
+                    first.stylize("bold red", a, b)
+                    second.stylize("bold green", c, d)
+        table.add_row(first, "" if same else _DIFFERENT, second)
+    Console(highlight=False, width=width).print(table)
+
+
+def _verdict(answer: Answer) -> str:
+    parts = ["exact match" if answer.exact_match else f"edit similarity {answer.edit_similarity:.3f}"]
+    if answer.exit_code is not None and answer.predicted_exit_code is not None:
+        agrees = answer.predicted_exit_code == answer.exit_code
+        parts.append(f"exit status {answer.predicted_exit_code}{'' if agrees else f', really {answer.exit_code}'}")
+    if not answer.ended:
+        parts.append("the prediction did not end by itself")
+    return "; ".join(parts)
+
+
+def _ended(text: str) -> str:
+    return text if not text or text.endswith("\n") else f"{text}\n"

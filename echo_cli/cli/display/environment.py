@@ -1,0 +1,104 @@
+"""What `env check` prints. Text that came from the environment is data: control characters are made visible."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from rich.text import Text
+
+from echo_cli.cli.display.tables import has_colours, new_table, print_table, printable
+from echo_cli.cli.display.transcript import transcript
+from echo_cli.environments.client import JsonObject
+from echo_cli.files import shown
+from echo_cli.rollouts.environment_check import CheckReport
+
+_SCRIPTS = {
+    "actions": "the actions that solve the task",
+    "explorer": "lines of environment.explorer",
+    "random": "random lines that fit the action schema",
+}
+
+
+def print_check(report: CheckReport) -> None:
+    """The environment, one episode of it, and what will hurt."""
+    print(f"environment: {shown(report.description.name)}")
+    print(f"sessions: {'any number' if report.sessions is None else report.sessions}")
+    print(f"tasks: {', '.join(f'{count} {split}' for split, count in report.tasks.items())}")
+    for name, schema in (
+        ("action", report.description.action_schema),
+        ("observation", report.description.observation_schema),
+    ):
+        print(f"{name}:")
+        for line in schema_lines(schema):
+            print(f"  {shown(line)}")
+    print(f"\nplayed: {_SCRIPTS[report.script]}")
+    print(transcript(report.trajectory, coloured=has_colours()))
+    _print_tokens(report)
+    of_steps = ", ".join(map(_reward, report.step_rewards)) or "none"
+    print(f"rewards: {of_steps}; the episode's: {_reward(report.trajectory.reward)}")
+    step = "no step" if report.step_seconds is None else f"step {report.step_seconds * 1000:.1f} ms (median)"
+    print(f"time: reset {report.reset_seconds * 1000:.1f} ms, {step}")
+    faults = ", ".join(f"{count} {name}" for name, count in report.faults.items() if count)
+    print(f"faults: {faults or 'none'}")
+    if not report.findings:
+        print("\nnothing that will hurt was found")
+    for finding in report.findings:
+        print(f"\nwarning: {printable(finding.message)}\n  tip: {printable(finding.tip)}")
+
+
+def schema_lines(schema: JsonObject) -> Iterator[str]:
+    """The fields of a JSON schema, one a line: name, type, whether it must be given, and what it is without."""
+    fields, required = schema.get("properties"), schema.get("required")
+    if not isinstance(fields, dict) or not fields:
+        yield "no fields listed"
+        return
+    for name, field in fields.items():
+        line = f"{name}: {_type(field)}"
+        if isinstance(required, list) and name in required:
+            line += ", required"
+        elif isinstance(field, dict) and "default" in field:
+            line += f" = {_short(field['default'])}"
+        yield line
+
+
+def _type(schema: Any) -> str:
+    if not isinstance(schema, dict):
+        return "anything"
+    if "const" in schema:
+        return _short(schema["const"])
+    if isinstance(values := schema.get("enum"), list):
+        return " | ".join(map(_short, values))
+    for key in ("anyOf", "oneOf"):
+        if isinstance(forms := schema.get(key), list):
+            return " | ".join(map(_type, forms))
+    if isinstance(reference := schema.get("$ref"), str):
+        return reference.rpartition("/")[2]
+    kind = schema.get("type")
+    if kind == "array":
+        return f"list of {_type(schema.get('items'))}"
+    bounds = [f"{sign} {_short(schema[key])}" for key, sign in _BOUNDS.items() if key in schema]
+    return " ".join([kind if isinstance(kind, str) else "anything", *bounds])
+
+
+_BOUNDS = {"minimum": "≥", "maximum": "≤", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def _print_tokens(report: CheckReport) -> None:
+    tokens = report.tokens
+    total = sum(tokens.values())
+    table = new_table("", "tokens", "share")
+    for (role, channel), count in tokens.items():
+        name = role.name.lower() if channel is None else f"{role.name.lower()} {shown(channel)}"
+        table.add_row(Text(name), str(count), f"{count / total:.1%}")
+    print_table(table)
+
+
+def _reward(reward: float | None) -> str:
+    return "null" if reward is None else f"{reward:g}"

@@ -1,0 +1,199 @@
+"""What `inspect` prints. Text that a model or an environment wrote is data: control characters are made visible."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from rich.text import Text
+
+from echo_cli.cli.display.tables import colours_of_stdout, new_table, number, print_table, width_of_stdout
+from echo_cli.cli.display.token_strip import BLOCKS, DIGITS, legend
+from echo_cli.cli.display.transcript import heading, heat_transcript, transcript
+from echo_cli.files import shown
+from echo_cli.reports.episode_view import EpisodeView, Group
+from echo_cli.traces.inspection.account import Inspection
+from echo_cli.traces.inspection.boundaries import Straddling
+from echo_cli.traces.inspection.duplicates import Duplicates, Repetition
+from echo_cli.traces.inspection.outputs import OutputSurvey
+from echo_cli.traces.inspection.role_account import UNNAMED, Amount
+
+_CHANNELS = 12
+"""The most channels of a role that are listed."""
+_FIGURES = 50
+"""Columns that the figures of a row have, beside two texts."""
+_LEAST_CHARS, _MOST_CHARS = 12, 48
+"""Of a text in a row, whatever the width of the terminal."""
+_PIPED_WIDTH = 100
+"""Columns of a row with a strip under it, where stdout is no terminal."""
+
+
+def print_inspection(inspection: Inspection, *, place: str, tokens: str, boundaries: str) -> None:
+    """All that was counted.
+
+    Args:
+        tokens: whose tokens they are.
+        boundaries: whose encoding of the whole text the boundaries are of.
+    """
+    rewards = inspection.rewards
+    print(f"{shown(place)}: {_count(inspection.trajectories, 'trajectory', 'trajectories')}, ", end="")
+    print(f"{_count(inspection.outputs.turns, 'turn')}")
+    print(f"sources: {_listed(inspection.sources)}; stop reasons: {_listed(inspection.stop_reasons)}")
+    if rewards.scored:
+        bounds = f"{rewards.lowest:g} to {rewards.highest:g}"
+        print(f"rewards: {rewards.scored} scored, mean {number(rewards.mean)} ({bounds}); {rewards.unscored} without")
+    else:
+        print("rewards: none")
+    if inspection.world_model_only:
+        print(f"for the env term only: {inspection.world_model_only} of {inspection.trajectories}")
+    _print_account(inspection, tokens)
+    _print_straddling(inspection.straddling, boundaries)
+    _print_outputs(inspection.outputs)
+    _print_duplicates(inspection.duplicates)
+
+
+def print_episode(view: EpisodeView, *, place: str) -> None:
+    """The transcript of an episode with its reward and advantage; with policies, how hard they find its tokens."""
+    of_step = "" if view.step is None else f", of step {view.step}"
+    print(f"{shown(place)}: episode {view.number}{of_step}, {_count(len(view.trace.turns), 'turn')}")
+    _print_group(view.group)
+    if not view.heats:
+        print(f"\n{transcript(view.trace, coloured=colours_of_stdout() is not None, width=width_of_stdout())}")
+        return
+    if view.note:
+        print(f"note: {view.note}")
+    colours, ramp = colours_of_stdout(), _ramp()
+    heats = {shown(name): heats for name, heats in view.heats.items()}
+    print(f"\n{heading(view.trace)}")
+    print(heat_transcript(heats, colours=colours, width=width_of_stdout() or _PIPED_WIDTH, ramp=ramp))
+    print(f"\n{legend(ramp, colours)}")
+    table = new_table("nats/token", "tokens", *heats)
+    found = [view.by_role(name) for name in view.heats]
+    for role, nats in found[0].items():
+        table.add_row(role, str(nats.tokens), *(number(of[role].nats_per_token) for of in found))
+    print_table(table)
+
+
+def _print_account(inspection: Inspection, tokens: str) -> None:
+    account = inspection.account
+    table = new_table("", "segments", "bytes", "share", "tokens", "share")
+
+    def add(name: str, amount: Amount) -> None:
+        shares = _percent(amount.bytes_share), _percent(amount.tokens_share)
+        table.add_row(Text(name), str(amount.segments), str(amount.bytes), shares[0], str(amount.tokens), shares[1])
+
+    for role, amount in account.roles.items():
+        add(role, amount)
+        channels = {} if amount.channels.keys() == {UNNAMED} else amount.channels
+        for channel, part in list(channels.items())[:_CHANNELS]:
+            add(f"  {shown(channel)}", part)
+        if (left := len(amount.channels) - _CHANNELS) > 0:
+            table.add_row(Text(f"  and {left} more"))
+    print_table(table)
+    print(f"tokens: {shown(tokens)}")
+    print(
+        f"plain RL discards {_percent(account.discarded_share)} of what could be learned: {account.discarded_tokens} "
+        f"of {account.learnable_tokens} tokens of action, env_output and warning"
+    )
+
+
+def _print_straddling(found: Straddling, boundaries: str) -> None:
+    print(f"\nboundaries of roles inside a token, were the text encoded at once ({shown(boundaries)}):", end=" ")
+    print(f"{found.straddling} of {found.boundaries}")
+    table = new_table("boundary", "inside", "of", "commonest tokens, split at the boundary")
+    table.columns[-1].justify = "left"
+    for pair in found.pairs:
+        examples = ", ".join(f"{_quoted(each.before)}+{_quoted(each.after)} {each.count}" for each in pair.examples)
+        names = f"{pair.first} → {pair.second}"
+        table.add_row(names, str(pair.straddling), str(pair.boundaries), Text(examples or "-"))
+    if found.pairs:
+        print_table(table)
+
+
+def _print_outputs(found: OutputSurvey) -> None:
+    print(
+        f"\noutputs: {found.without_output} of {_count(found.turns, 'turn')} printed nothing "
+        f"({_percent(found.without_output_share)}), {found.answers_without_output} of them answers; "
+        f"{found.blank} white space alone"
+    )
+    if found.emptiest:
+        print("most often empty: " + ", ".join(f"{_quoted(each.command)} {each.count}" for each in found.emptiest))
+    if found.longest:
+        table = new_table("longest outputs", "bytes", "tokens", "episode", "turn", "begins")
+        table.columns[-1].justify = "left"
+        for each in found.longest:
+            place = str(each.bytes), str(each.tokens), str(each.episode), str(each.turn)
+            table.add_row(Text(_quoted(each.command)), *place, Text(_quoted(each.text)))
+        print_table(table)
+    print(f"volatile-looking text: {_percent(found.volatile_share)} of the bytes of env_output")
+    if found.volatile:
+        table = new_table("", "count", "bytes", "share", "commonest")
+        table.columns[-1].justify = "left"
+        for kind, volatile in found.volatile.items():
+            examples = ", ".join(map(_quoted, volatile.examples))
+            table.add_row(kind, str(volatile.count), str(volatile.bytes), _percent(volatile.share), Text(examples))
+        print_table(table)
+        print("--json has their patterns, which environment.volatile takes: such text is then shown and not learned")
+
+
+def _print_duplicates(found: Duplicates) -> None:
+    table = new_table("copies of earlier ones", "copies", "share", "of", "distinct", "commonest")
+    table.columns[-1].justify = "left"
+    for name, repetition in (
+        ("(command, output) pairs", found.pairs),
+        ("outputs", found.outputs),
+        ("whole trajectories", found.trajectories),
+    ):
+        table.add_row(name, *_repetition(repetition))
+    print_table(table)
+    other = found.other_outputs
+    print(
+        f"commands that gave different outputs: {other.anywhere} of {other.commands}; within one task "
+        f"{other.same_task}; after the same commands of one task {other.same_history}"
+    )
+    if other.examples:
+        print("most often: " + ", ".join(f"{_quoted(each.command)} {each.count}" for each in other.examples))
+
+
+def _repetition(found: Repetition) -> tuple[str, str, str, str, Text]:
+    example = f"{_quoted(found.examples[0].text)} {found.examples[0].count}×" if found.examples else "-"
+    return str(found.copies), _percent(found.copies_share), str(found.total), str(found.distinct), Text(example)
+
+
+def _print_group(group: Group) -> None:
+    if group.rewards:
+        rewards = ", ".join("none" if reward is None else f"{reward:g}" for reward in group.rewards)
+        print(f"group {shown(group.group_id)}: rewards {rewards}")
+    if group.advantage is not None:
+        print(f"advantage: {group.advantage:+.3f} ({group.kind})", end="; " if group.note else "\n")
+    if group.note:
+        print(group.note)
+
+
+def _ramp() -> str:
+    """The blocks, or digits where stdout's encoding lacks them."""
+    try:
+        BLOCKS.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return DIGITS
+    return BLOCKS
+
+
+def _quoted(text: str) -> str:
+    """A text in one line: its beginning, what is not printable escaped."""
+    room = ((width_of_stdout() or _PIPED_WIDTH) - _FIGURES) // 2
+    most = min(max(room, _LEAST_CHARS), _MOST_CHARS)
+    line = shown(text[:most])
+    return f"'{line}'" if len(line) <= most and len(text) <= most else f"'{line[: most - 1]}…'"
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _count(count: int, name: str, plural: str | None = None) -> str:
+    return f"{count} {name if count == 1 else plural or f'{name}s'}"

@@ -1,0 +1,121 @@
+"""An episode as text to read: each line behind the role of its segment, and with a policy how hard it finds each token.
+
+The text is data. Every line has the gutter, so nothing that an environment or a model wrote can pass for a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich.cells import cell_len, set_cell_size
+from rich.color import ColorSystem
+from rich.style import Style
+
+from echo_cli.cli.display.tables import number, printable
+from echo_cli.cli.display.text_cells import rows_of
+from echo_cli.cli.display.token_strip import BLOCKS, shaded, strip
+from echo_cli.evaluation.heat import Heat
+from echo_cli.trace import Trace, TraceSegment
+from echo_cli.trajectory import Role, Segment, Trajectory
+
+_COLOURS = {Role.CONTEXT: "blue", Role.ACTION: "green", Role.ENV_OUTPUT: "yellow", Role.WARNING: "red"}
+_LEAST_WIDTH = 16
+"""Columns of text that a row has, however narrow the terminal."""
+_FIGURE = 8
+"""Columns of a figure in the gutter."""
+
+
+def transcript(episode: Trajectory | Trace, *, coloured: bool = False, width: int | None = None) -> str:
+    """The role-marked transcript of `episode`, behind one line on how it went.
+
+    Args:
+        coloured: whether the gutter has a colour for each role; the text itself never has one.
+        width: columns of the terminal: a longer line goes on behind the gutter. None leaves lines as they are.
+    """
+    segments: Sequence[Segment | TraceSegment] = episode.segments
+    labels = [label_of(segment) for segment in segments]
+    gutter = max(map(cell_len, labels))
+    lines = [heading(episode)]
+    for label, segment in zip(labels, segments, strict=True):
+        for place, line in enumerate(_lines(segment.text, None if width is None else _left(width, gutter))):
+            marked = _coloured(f"{set_cell_size(label if place == 0 else '', gutter)} |", segment.role, coloured)
+            lines.append(f"{marked} {line}")
+    return "\n".join(lines)
+
+
+def heat_transcript(
+    heats: Mapping[str, Sequence[Heat]], *, colours: ColorSystem | None, width: int, ramp: str = BLOCKS
+) -> str:
+    """The transcript of an episode with the nats of its tokens under one or more policies.
+
+    Each segment's label has the mean nats per token. With colours the text is shaded by the first policy; without
+    them its nats are a strip under each line. Those of the other policies are strips.
+
+    Args:
+        heats: by the policies' names; all of the same segments in the same tokens.
+        width: columns of the terminal.
+        ramp: the nine characters of a strip.
+    """
+    names, first = list(heats), next(iter(heats.values()))
+    labels = [label_of(heat.segment) for heat in first]
+    column = max(map(cell_len, labels))
+    names_width = max(_FIGURE, *(cell_len(name) + 1 for name in names))
+    gutter = column + names_width * len(names)
+    lines = [f"{'':{column}}{''.join(f'{name:>{names_width}}' for name in names)} |"]
+    for place, heat in enumerate(first):
+        role = heat.segment.role
+        values = {name: list(_per_character(heats[name][place])) for name in names}
+        means = "".join(f"{number(mean_nats(heats[name][place])):>{names_width}}" for name in names)
+        begin = f"{set_cell_size(labels[place], column)}{means}"
+        for order, row in enumerate(rows_of(heat.segment.text, _left(width, gutter) - 1)):
+            shades = values[names[0]]
+            text = shaded(row, shades, colours) if colours else "".join(cell.shown for cell in row)
+            marked = _coloured(f"{begin if order == 0 else ' ' * gutter} |", role, colours is not None)
+            lines.append(f"{marked} {text}")
+            if heat.nats is not None:
+                for name in names[1:] if colours else names:
+                    lines.append(f"{name:>{gutter}} : {strip(row, values[name], ramp)}".rstrip())
+    return "\n".join(lines)
+
+
+def heading(episode: Trajectory | Trace) -> str:
+    """How the episode went, in one line."""
+    reward = "no verifier" if episode.reward is None else f"reward {episode.reward:g}"
+    said = f"{episode.task_id}: {episode.source}, {episode.stop_reason}, {reward}"
+    return printable(said).replace("\n", " ")
+
+
+def label_of(segment: Segment | TraceSegment) -> str:
+    """Role and channel of a segment."""
+    role = segment.role.name.lower()
+    return printable(f"{role} {segment.channel}").replace("\n", " ") if segment.channel else role
+
+
+def mean_nats(heat: Heat) -> float | None:
+    """Nats per token of a segment; None where nothing was scored."""
+    return sum(heat.nats) / len(heat.nats) if heat.nats else None
+
+
+def _lines(text: str, width: int | None) -> Iterator[str]:
+    if width is None:
+        yield from printable(text).removesuffix("\n").split("\n")
+    else:
+        yield from ("".join(cell.shown for cell in row) for row in rows_of(text, width))
+
+
+def _left(width: int, gutter: int) -> int:
+    """Columns that are left for text beside the gutter and the mark after it."""
+    return max(width - gutter - len(" | "), _LEAST_WIDTH)
+
+
+def _coloured(gutter: str, role: Role, coloured: bool) -> str:
+    return Style(color=_COLOURS[role]).render(gutter, color_system=ColorSystem.STANDARD) if coloured else gutter
+
+
+def _per_character(heat: Heat) -> Iterator[float | None]:
+    """The nats of the token that each character of the text belongs to."""
+    if heat.nats is None:
+        yield from [None] * len(heat.segment.text)
+        return
+    for piece, nats in zip(heat.pieces, heat.nats, strict=True):
+        yield from [nats] * len(piece)

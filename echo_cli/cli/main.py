@@ -1,0 +1,160 @@
+"""The command line: the commands under their names, and errors mapped to exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from echo_cli.cli.commands.bench import bench
+from echo_cli.cli.commands.dream import dream
+from echo_cli.cli.commands.env import env
+from echo_cli.cli.commands.eval_heldout import eval_heldout
+from echo_cli.cli.commands.export import export
+from echo_cli.cli.commands.inspect import inspect
+from echo_cli.cli.commands.plot import plot
+from echo_cli.cli.commands.pool import pool
+from echo_cli.cli.commands.report import report
+from echo_cli.cli.commands.sweep_lambda import SweepCommand, sweep_lambda
+from echo_cli.cli.commands.traces import traces
+from echo_cli.cli.commands.train import train
+from echo_cli.errors import EchoError
+from echo_cli.files import shown
+
+app = typer.Typer(
+    name="echo-cli",
+    help="Train agents on what they write and on what their world writes back (ECHO).",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# typer carries its own copy of click; the base of all its usage errors is reached through a public one.
+_UsageProblem: Any = typer.BadParameter.__mro__[2]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"echo-cli {version('echo-cli')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train agents on what they write and on what their world writes back (ECHO)."""
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(2)
+
+
+app.command("train")(train)
+# λ may be negative to the parser, so unknown options pass as words and are refused by the command.
+app.command("sweep-lambda", cls=SweepCommand, context_settings={"ignore_unknown_options": True})(sweep_lambda)
+app.command("eval-heldout")(eval_heldout)
+app.command("inspect")(inspect)
+app.command("report")(report)
+app.command("dream")(dream)
+app.command("plot")(plot)
+app.command("export")(export)
+app.add_typer(pool, name="pool")
+app.add_typer(env, name="env")
+app.add_typer(traces, name="traces")
+app.command("bench")(bench)
+
+
+@app.command("shell-hook")
+def shell_hook_command(
+    shell: Annotated[str, typer.Argument(metavar="bash|zsh|fish", help="The shell to print it for.")],
+) -> None:
+    """Print the function behind `echo train` at a prompt."""
+    from echo_cli.cli.shell_hook import shell_hook
+
+    sys.stdout.write(shell_hook(shell))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. A traceback is only for bugs."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a λ on a terminal that is not UTF-8, a file name that is no text
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with _unwound_by_signals():
+            result = app(words, prog_name="echo-cli", standalone_mode=False, obj=words)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except EchoError as error:
+        _complain(error.message, error.tip)
+        return error.exit_code
+    except _UsageProblem as error:
+        _complain(*_usage(error))
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except OSError as error:
+        _drop_stdout()
+        if not isinstance(error, BrokenPipeError):  # of `... | head`, which has seen enough
+            _complain(f"{error.filename or 'standard output'}: {error.strerror}", None)
+        return 1
+
+
+@contextlib.contextmanager
+def _unwound_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP, where they would kill us, leave as Ctrl-C does: unfinished files go, children end.
+
+    Raises:
+        SystemExit: at such a signal, with the exit code that shells report for it.
+    """
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    ours = threading.current_thread() is threading.main_thread()
+    deadly = (signal.SIGTERM, signal.SIGHUP) if ours else ()  # no other thread may set handlers
+    caught = [number for number in deadly if signal.getsignal(number) is signal.SIG_DFL]
+    for number in caught:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _complain(message: str, tip: str | None) -> None:
+    print(f"error: {shown(' '.join(message.split()))}", file=sys.stderr)
+    if tip:
+        print(f"  tip: {shown(' '.join(tip.split()))}", file=sys.stderr)
+
+
+def _usage(error: Any) -> tuple[str, str]:
+    """Message and tip for a usage error of typer, did-you-mean in the tip."""
+    if guesses := getattr(error, "possibilities", None):
+        return error.message, f"did you mean {' or '.join(guesses)}?"
+    message, _, guess = error.format_message().partition(" Did you mean ")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "echo-cli"
+    return message, f"did you mean {guess}" if guess else f"{command} --help lists what it takes"
+
+
+def _drop_stdout() -> None:
+    """Let what could not be written go, so that Python does not try it again while it exits."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

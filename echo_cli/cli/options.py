@@ -1,0 +1,119 @@
+"""What the commands share: their options, and how an option, a path or a result is read or printed."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from echo_cli.config.schema import Config
+from echo_cli.errors import EchoError
+from echo_cli.files import shown
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY.PATH=VALUE", help="Config overrides.")]
+ConfigName = Annotated[str | None, typer.Option("--config", help="Shipped config or YAML file.", metavar="NAME|FILE")]
+Steps = Annotated[str | None, typer.Option(help="Optimizer steps.", metavar="N")]
+Seed = Annotated[str | None, typer.Option(help="Seed of the run.", metavar="N")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", metavar="DEVICE")]
+OutputDir = Annotated[str | None, typer.Option(help="Folder of the run directories.", metavar="DIR")]
+RunName = Annotated[str | None, typer.Option(help="Name of the run directory.", metavar="NAME")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan, do nothing.")]
+
+
+def command_group(purpose: str) -> typer.Typer:
+    """A group of commands; without one of them it prints its help on stderr and exits with 2."""
+    group = typer.Typer(help=purpose, rich_markup_mode=None)
+
+    @group.callback(invoke_without_command=True, help=purpose)
+    def root(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            print(context.get_help(), file=sys.stderr)
+            raise typer.Exit(2)
+
+    return group
+
+
+def print_json(value: Any) -> None:
+    """`value` as one line of strict JSON, null for what is not finite."""
+    print(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None)))
+
+
+def as_overrides(**values: str | None) -> list[str]:
+    """Command-line options as the overrides that they stand for."""
+    return [
+        f"{key}={json.dumps(value) if key in _TEXTS else value}" for key, value in values.items() if value is not None
+    ]
+
+
+_TEXTS = {"output_dir", "run_name", "device"}
+
+
+def is_step(word: str) -> bool:
+    """Whether a word is a step's number; one with more digits than a step can have is not."""
+    return word.isascii() and word.isdecimal() and len(word) <= 18
+
+
+def checkpoint_named(name: str, names: Sequence[str] = ("best", "latest")) -> str | int:
+    """The checkpoint that a word of the command line is: one of `names`, or a step.
+
+    Raises:
+        EchoError: it is neither.
+    """
+    if is_step(name):
+        return int(name)
+    if name not in names:
+        raise EchoError(f"no checkpoint '{shown(name)}'", f"--checkpoint {', '.join(names)} or a step")
+    return name
+
+
+def refuse_options(context: typer.Context, words: Sequence[str]) -> None:
+    """λ may be negative to the parser, so it lets unknown options through as words."""
+    for word in words:
+        if word.startswith("--"):
+            known = [name for parameter in context.command.params for name in parameter.opts]
+            nearest = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+            tip = f"did you mean {nearest[0]}?" if nearest else f"{context.command_path} --help lists what it takes"
+            raise EchoError(f"No such option: {word}", tip)
+
+
+def run_path(config: Config, default_name: str) -> Path:
+    name = default_name if config.run_name is None else config.run_name
+    if Path(name).name != name or name == ".." or not name.isprintable():
+        raise EchoError(f"'{name}' is not a run name", "a name without slashes; --output-dir says where")
+    return Path(config.output_dir) / name
+
+
+def print_plans(runs: Sequence[tuple[Config, Path]], as_json: bool, *, sweep: bool) -> None:
+    from echo_cli.traces.corpus import index_traces
+    from echo_cli.training.plan import plan
+    from echo_cli.training.trackers.tracking import check_trackers
+
+    for config, _ in runs:
+        check_trackers(config.track)
+    # The files once, whatever the number of runs.
+    read = {traces: index_traces(traces) for traces in {config.traces for config, _ in runs} if traces is not None}
+    plans = [
+        {
+            "config": json.loads(config.model_dump_json()),
+            "plan": plan(config, path, None if config.traces is None else read[config.traces]),
+        }
+        for config, path in runs
+    ]
+    if as_json:
+        print_json({"runs": plans} if sweep else plans[0])
+        return
+    for number, ((config, _), planned) in enumerate(zip(runs, plans, strict=True)):
+        print(*(["---"] if number else []), config.to_yaml(), sep="\n", end="")
+        for name, value in planned["plan"].items():
+            print(f"# {name}: {_listed(value)}")
+
+
+def _listed(value: Any) -> Any:
+    return ", ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else value

@@ -1,0 +1,253 @@
+"""Typed configuration: everything that defines a run, with its defaults and what values may be."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BeforeValidator, Field, model_validator
+
+from echo_cli.config.environment import (
+    EnvironmentConfig,
+    Fraction,
+    NonNegative,
+    NonNegativeFloat,
+    PathText,
+    Positive,
+    PositiveFloat,
+    Section,
+    Seed,
+    ToyTerminalConfig,
+    suggest,
+)
+from echo_cli.config.model import ConversationConfig, ModelConfig, SamplerConfig
+from echo_cli.config.objective import ObjectiveSettings
+from echo_cli.errors import EchoError
+
+
+class RolloutConfig(Section):
+    """Token counts are caps. `explorers` are scripted rollouts a step, which get the env term only."""
+
+    tasks_per_step: NonNegative = 8
+    group_size: Positive = 8
+    temperature: PositiveFloat = 1.0
+    max_action_tokens: Positive = 24
+    max_output_tokens: Positive = 256
+    max_episode_tokens: Positive = 512
+    explorers: NonNegative = 24
+    explorer_commands: Positive = 3
+
+
+class OptimConfig(Section):
+    """AdamW. `token_budget` bounds the tokens of one micro-batch, padding included; it changes no result."""
+
+    lr: PositiveFloat = 5e-4
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    grad_clip: PositiveFloat = 1.0
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: NonNegative = 0
+    token_budget: Positive = 8192
+
+
+class EvaluationConfig(Section):
+    """`every` N steps, besides the first and the last, the pools; at those that `pass_every` divides, the tasks.
+
+    Rollouts are per task, for pass@1; 0 leaves that measure out.
+    """
+
+    every: Positive = 10
+    pass_every: Positive = 30
+    validation_rollouts: NonNegative = 2
+    heldout_rollouts: NonNegative = 2
+    kept_trajectories: NonNegative = 4
+    select_by: Literal["env_ce", "pass_at_1"] = "env_ce"
+
+    @property
+    def group_size(self) -> int:
+        """The rollouts that a whole group of an evaluation has."""
+        return max(self.validation_rollouts, self.heldout_rollouts)
+
+
+class CheckpointConfig(Section):
+    """`every` N steps, besides the last and the best. The newest `keep` stay, and always `latest` and `best`."""
+
+    every: Positive = 20
+    keep: Positive = 3
+
+
+class CollapseConfig(Section):
+    """When a run counts as collapsing, and what happens then; see collapse.py.
+
+    A signal is judged by its mean over `window` steps, or as many more as it takes to hold `min_tasks` tasks. It raises
+    an alarm, once, where that mean is beyond its bound below and worse than the run's own best window by the factor
+    `change` (0: the bound alone decides).
+    """
+
+    action: Literal["warn", "stop", "lower_lambda", "off"] = "warn"
+    window: Positive = 5
+    min_tasks: NonNegative = 40
+    change: NonNegativeFloat = 2.0
+    lower_factor: Fraction = 0.5
+    min_entropy: NonNegativeFloat = 0.02
+    min_action_length: NonNegativeFloat = 3.0
+    max_action_fill: Fraction = 0.95
+    min_valid_action_fraction: Fraction = 0.5
+    max_capped_fraction: Fraction = 0.95
+    min_commands_per_task: NonNegativeFloat = 0.5
+    min_observations_per_task: NonNegativeFloat = 0.25
+    max_compression: PositiveFloat = 6.0
+    max_role_confusion: Fraction = 0.15
+    min_reward_kept: Fraction = 0.25
+    min_peak_reward: NonNegativeFloat = 0.1
+    max_ood_rise: PositiveFloat = 1.6
+
+
+TrackerName = Literal["tensorboard", "trackio", "wandb"]
+
+
+def _tracker_names(value: Any) -> Any:
+    """A name or a list of names as the names, each once; null for none."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list):
+        return names
+    for name in names:
+        if name not in get_args(TrackerName):
+            raise EchoError(f"unknown tracker '{name}'", suggest(str(name), get_args(TrackerName), "trackers"))
+    return tuple(dict.fromkeys(names)) or None
+
+
+def _listed(value: Any) -> Any:
+    """One path stands for a list of one."""
+    return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, str) else value
+
+
+class TraceSplitConfig(Section):
+    """The shares of the trajectories that are held out; the rest trains. See trace_corpus.py."""
+
+    validation: Fraction = 0.1
+    heldout: Fraction = 0.2
+
+    @model_validator(mode="after")
+    def _leaves_some(self) -> TraceSplitConfig:
+        if self.validation + self.heldout >= 1:
+            raise EchoError("traces.split: no trace is left to train on", "lower validation or heldout")
+        return self
+
+
+class TracesConfig(Section):
+    """Trajectory files to train on, beside the rollouts or alone: `per_step` of their trajectories a step.
+
+    They get the env term, and with `imitation_coeff` above 0 the cross-entropy of their action tokens, by that weight.
+    """
+
+    path: Annotated[tuple[PathText, ...], BeforeValidator(_listed), Field(min_length=1)]
+    split: TraceSplitConfig = TraceSplitConfig()
+    per_step: Positive = 16
+    max_tokens: Positive | None = None
+    """Where a longer trajectory is cut, in tokens of the policy; None: at the model's context."""
+    imitation_coeff: NonNegativeFloat = 0.0
+
+
+class Config(Section):
+    """Everything that defines a run."""
+
+    steps: Positive = 60
+    seed: Seed = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: NonNegative = 0
+    output_dir: PathText = "outputs"
+    run_name: PathText | None = None
+    track: Annotated[tuple[TrackerName, ...] | None, BeforeValidator(_tracker_names)] = None
+    preset: Literal["paper", "released", "prime", "openenv-example"] | None = None
+    environment: EnvironmentConfig = EnvironmentConfig(toy_terminal=ToyTerminalConfig())
+    model: ModelConfig = ModelConfig()
+    conversation: ConversationConfig = ConversationConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    traces: TracesConfig | None = None
+    objective: ObjectiveSettings = ObjectiveSettings()
+    optim: OptimConfig = OptimConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    probe_every: NonNegative = 0
+    collapse: CollapseConfig = CollapseConfig()
+
+    @property
+    def imitation_coeff(self) -> float:
+        """The weight of the traces' action tokens; 0 without traces."""
+        return 0.0 if self.traces is None else self.traces.imitation_coeff
+
+    @model_validator(mode="after")
+    def _plays_nothing_without_an_environment(self) -> Config:
+        if not self.environment.none:
+            return self
+        if self.traces is None:
+            raise EchoError("environment.none is true and traces is null: nothing to train on", "set traces.path")
+        for key in ("tasks_per_step", "explorers"):
+            if count := getattr(self.rollout, key):
+                tip = "without an environment: rollout.tasks_per_step=0 rollout.explorers=0 objective.use_rl=false"
+                raise EchoError(f"environment.none is true and rollout.{key} is {count}: nothing can be played", tip)
+        if self.evaluation.select_by == "pass_at_1":
+            tip = "without an environment no task is played: set evaluation.select_by=env_ce"
+            raise EchoError("environment.none is true and evaluation.select_by is pass_at_1", tip)
+        return self
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> Config:
+        if self.rollout.tasks_per_step == 0 and self.rollout.explorers == 0 and self.traces is None:
+            raise EchoError("no rollouts: rollout.tasks_per_step and rollout.explorers are both 0", "set one of them")
+        if self.objective.use_rl and self.rollout.tasks_per_step == 0:
+            raise EchoError(
+                "objective.use_rl is true and rollout.tasks_per_step is 0", "set tasks_per_step, or use_rl: false"
+            )
+        if not self.objective.use_rl and self.objective.base_coeff == 0 and self.imitation_coeff == 0:
+            tip = "set one of them" if self.traces is None else "set one of them, or traces.imitation_coeff"
+            raise EchoError("objective.use_rl is false and λ is 0: the loss is always 0", tip)
+        return self
+
+    @model_validator(mode="after")
+    def _no_key_without_effect(self) -> Config:
+        key = self.environment.without_effect()
+        if key is not None:
+            if self.environment.none:
+                raise EchoError(f"environment.{key} has no effect with none", "leave it out: there is no environment")
+            tip = "toy worlds have their own; their keys are below toy_terminal"
+            raise EchoError(f"environment.{key} has no effect with toy_terminal", tip)
+        return self
+
+    @model_validator(mode="after")
+    def _of_the_model_kind(self) -> Config:
+        if self.model.kind == "tiny":
+            for name, section in (("conversation", self.conversation), ("sampler", self.sampler)):
+                if section != type(section)():
+                    raise EchoError(f"{name} has no effect with model.kind: tiny", "it is for kind hf")
+        if self.sampler.sync == "vllm-lora" and self.model.lora is None:
+            raise EchoError("sampler.sync is vllm-lora and model.lora is null", "set model.lora, or sync: sglang")
+        if self.sampler.sync == "sglang" and self.model.lora is not None:
+            raise EchoError("sampler.sync is sglang, for whole models, and model.lora is set", "sync: vllm-lora")
+        return self
+
+    @model_validator(mode="after")
+    def _has_explorers(self) -> Config:
+        environment = self.environment
+        if self.rollout.explorers and environment.toy_worlds is None and not environment.explorer:
+            raise EchoError(
+                f"rollout.explorers is {self.rollout.explorers} and environment.explorer has no actions for them",
+                "list some there, or set rollout.explorers=0",
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """YAML that loads to an equal config."""
+        return yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False)
+
+
+def flat_config(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config's values under their dotted key paths."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flat_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,1 @@
+"""Environments, from tasks and actions to the text that comes back."""

@@ -1,0 +1,282 @@
+"""Text in: how the policy's line becomes an action, and whether the environment takes such actions.
+
+Whether a line is an action is decided here alone; what the action does is the environment's matter.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NoReturn
+
+from echo_cli.config.environment import ActionConfig, suggest
+from echo_cli.environments.action_schema import Misfit, Unknown, find_misfit
+from echo_cli.environments.client import JsonObject
+from echo_cli.errors import EchoError
+from echo_cli.files import shown
+
+TEMPLATE = "environment.action.template"
+DEPTH = 64
+"""Deepest nesting of an action; what lies deeper could not be encoded again further down the stack."""
+
+HOLE = re.compile(r"\{text(?::(\w*))?\}")
+"""Where a template is filled; its group is the cast."""
+_INT = re.compile(r"[+-]?[0-9]{1,4000}")
+_FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+CAST_TYPES = {"int": "integer", "float": "number", "bool": "boolean", "json": None}
+"""By cast, the JSON schema type of what it gives; None for any."""
+
+# An MCP environment publishes its own action class or OpenEnv's base class, which lists none of these fields; its
+# server takes them all the same (openenv.core.env_server.serialization).
+_CALL_TOOL: JsonObject = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "call_tool"},
+        "tool_name": {"type": "string"},
+        "arguments": {"type": "object"},
+        "metadata": {"type": "object"},
+    },
+    "required": ["type", "tool_name"],
+    "additionalProperties": False,
+}
+
+
+class Unparsable(Exception):
+    """The policy's line is no action; `reason` says why, in one short line of the harness's own words.
+
+    `parse` is `none` where there is no action in it at all, `malformed` where there is one that went wrong.
+    """
+
+    def __init__(self, reason: str, parse: Literal["malformed", "none"] = "malformed") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.parse = parse
+
+
+class ActionMapping:
+    """Makes actions of text, by `environment.action`.
+
+    Raises:
+        EchoError: the template is missing, has no `{text}`, or has a cast that does not exist.
+    """
+
+    def __init__(self, config: ActionConfig) -> None:
+        self._kind = config.kind
+        self._template = _template(config)
+        self._extract = re.compile(config.extract) if config.extract is not None else None
+
+    def parse(self, text: str) -> JsonObject:
+        """The action of one line, as JSON.
+
+        Raises:
+            Unparsable: the line is none.
+        """
+        text = _SURROGATE.sub("\ufffd", text)
+        if self._extract is not None:
+            text = _extracted(self._extract, text)
+        try:
+            return self._action(text)
+        except Unparsable as error:
+            if text.strip():
+                raise
+            raise Unparsable(error.reason, "none") from None
+
+    def _action(self, text: str) -> JsonObject:
+        if self._kind == "tool_call":
+            return _tool_call(text)
+        if self._kind == "json":
+            return _object(_decoded(text), "the line")
+        action: JsonObject = _filled(self._template, lambda leaf: _value(leaf, text))
+        return action
+
+
+def check_action(config: ActionConfig, schema: JsonObject) -> None:
+    """Hold the actions that `config` makes against the action schema that the environment publishes.
+
+    Raises:
+        EchoError: the environment would refuse every one of them; says which field, and what it takes.
+    """
+    template = _template(config)
+    if config.kind == "template":
+        check_payload(_filled(template, _unknown), schema, TEMPLATE)
+    if config.kind == "tool_call":
+        call = {"type": "call_tool", "tool_name": Unknown("string"), "arguments": Unknown("object")}
+        if _misfit(call, schema) is not None:
+            fields = ", ".join(shown(name) for name in _properties(schema)) or "none"
+            raise EchoError(
+                f"environment.action.kind is tool_call, but the environment takes no tool calls (fields: {fields})",
+                f"set environment.action.kind to template and fill these fields in {TEMPLATE}",
+            )
+
+
+def check_payload(payload: JsonObject, schema: JsonObject, where: str) -> None:
+    """Hold one action, in which there may be `Unknown` values, against the environment's action schema.
+
+    Raises:
+        EchoError: the environment would refuse it; names the field below `where`, a key of the config.
+    """
+    misfit = _misfit(payload, schema)
+    if misfit is not None:
+        raise EchoError(f"{where}{misfit.at} {misfit.problem}", misfit.tip)
+
+
+def _misfit(action: JsonObject, schema: JsonObject) -> Misfit | None:
+    try:
+        return find_misfit(action, _published(action, schema))
+    except RecursionError:
+        raise EchoError("the environment's action schema is nested too deep to check", "mend its /schema") from None
+
+
+def _published(action: JsonObject, schema: JsonObject) -> JsonObject:
+    """The schema to hold `action` against: that of a tool call where the environment is an MCP one."""
+    properties = _properties(schema)
+    kind = properties.get("type")
+    lists_tools = isinstance(kind, Mapping) and kind.get("const") == "list_tools"
+    is_mcp = "anyOf" not in schema and "oneOf" not in schema and (lists_tools or not set(properties) - {"metadata"})
+    return _CALL_TOOL if is_mcp and action.get("type") == "call_tool" else schema
+
+
+def _properties(schema: JsonObject) -> JsonObject:
+    properties = schema.get("properties")
+    return properties if isinstance(properties, Mapping) else {}
+
+
+def _template(config: ActionConfig) -> JsonObject:
+    """The template, empty where the kind needs none; every string of it is a good one."""
+    if config.kind != "template":
+        if config.template is not None:
+            raise EchoError(f"{TEMPLATE} has no use with kind {config.kind}", f"set {TEMPLATE} to null")
+        return {}
+    if config.template is None:
+        raise EchoError(f"{TEMPLATE} is missing", 'give the action\'s fields, for example {command: "{text}"}')
+    holes: list[str] = []
+
+    def look(leaf: str) -> None:
+        for hole in HOLE.finditer(leaf):
+            holes.append(leaf)
+            cast = hole.group(1)
+            if cast is not None and cast not in CAST_TYPES:
+                raise EchoError(f"{TEMPLATE}: no cast '{cast}' in {leaf!r}", suggest(cast, CAST_TYPES, "casts"))
+            if cast is not None and hole.group() != leaf:
+                raise EchoError(
+                    f"{TEMPLATE}: {hole.group()} gives a value and stands alone, not in {leaf!r}", "write {text}"
+                )
+
+    _filled(config.template, look)
+    if not holes:
+        raise EchoError(f"{TEMPLATE} has no {{text}}: every action would be the same", "write {text} where it goes")
+    return config.template
+
+
+def _filled(node: Any, leaf: Callable[[str], Any]) -> Any:
+    """A template with every string replaced by `leaf` of it."""
+    if isinstance(node, str):
+        return leaf(node)
+    if isinstance(node, dict):
+        return {name: _filled(value, leaf) for name, value in node.items()}
+    return [_filled(value, leaf) for value in node] if isinstance(node, list) else node
+
+
+def _value(leaf: str, text: str) -> Any:
+    hole = HOLE.fullmatch(leaf)
+    if hole is None or hole.group(1) is None:
+        return leaf.replace("{text}", text)
+    return _cast(hole.group(1), text)
+
+
+def _unknown(leaf: str) -> Any:
+    """What a string of the template gives, as far as it is known before there is a text."""
+    hole = HOLE.fullmatch(leaf)
+    if hole is None or hole.group(1) is None:
+        return Unknown("string") if "{text}" in leaf else leaf
+    return Unknown(CAST_TYPES[hole.group(1)])
+
+
+def _cast(cast: str, text: str) -> Any:
+    if cast == "json":
+        return _decoded(text)
+    word = text.strip()
+    if cast == "int" and _INT.fullmatch(word):
+        return int(word)
+    if cast == "float" and _FLOAT.fullmatch(word) and math.isfinite(number := float(word)):
+        return number
+    if cast == "bool" and word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    raise Unparsable(f"not {'an' if cast == 'int' else 'a'} {cast}")
+
+
+def _extracted(pattern: re.Pattern[str], text: str) -> str:
+    match = pattern.search(text)
+    found = match and (match.group(1) if pattern.groups else match.group())
+    if found is None:
+        raise Unparsable("no action in it", "none")
+    return found
+
+
+def _tool_call(text: str) -> JsonObject:
+    calls = text.split("<tool_call>")[1:]
+    if len(calls) > 1:
+        raise Unparsable("more than one tool call")
+    if calls:
+        body, closed, _ = calls[0].partition("</tool_call>")
+        if not closed:
+            raise Unparsable("the tool call does not end")
+    elif text.lstrip().startswith("{"):
+        body = text
+    else:
+        raise Unparsable("no tool call", "none")
+    call = _object(_decoded(body), "the tool call")
+    arguments = "parameters" if "parameters" in call else "arguments"  # the former is Llama 3's word
+    if set(call) != {"name", arguments}:
+        raise Unparsable("the tool call has not exactly name and arguments")
+    if not isinstance(call["name"], str) or not call["name"]:
+        raise Unparsable("the tool call's name is no text")
+    return {
+        "type": "call_tool",
+        "tool_name": call["name"],
+        "arguments": _object(call[arguments], arguments),
+    }
+
+
+def _object(value: Any, what: str) -> JsonObject:
+    if not isinstance(value, dict):
+        raise Unparsable(f"{what} is no JSON object")
+    return value
+
+
+def _decoded(text: str) -> Any:
+    """The value of JSON text that every JSON parser takes: finite numbers, whole characters, little nesting."""
+    try:
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    except json.JSONDecodeError as error:
+        raise Unparsable(f"not JSON: {error.msg[:1].lower()}{error.msg[1:]}") from None
+    except ValueError:
+        raise Unparsable("not JSON: a number out of range") from None
+    except RecursionError:
+        raise Unparsable("not JSON: nested too deep") from None
+    level = [value]
+    for _ in range(DEPTH):
+        level = [part for whole in level for part in _parts(whole)]
+    if level:
+        raise Unparsable("not JSON: nested too deep")
+    if _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+        raise Unparsable("not JSON: half of a character")
+    return value
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else _no_number(digits)
+
+
+def _no_number(_: str) -> NoReturn:
+    raise ValueError("not a number")

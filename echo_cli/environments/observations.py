@@ -1,0 +1,256 @@
+"""Text out: what of an environment's payloads the policy reads, and with which roles.
+
+Every character comes from a rule's value or its label, or is a newline between two of them; what no rule lists never
+enters the text. The environment's characters are env_output, context or warning, never anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from echo_cli.config.environment import EnvironmentConfig, InvalidConfig, ObservationRule
+from echo_cli.environments.client import Payload
+from echo_cli.environments.faults import SessionLost
+from echo_cli.environments.protocol import Piece
+from echo_cli.errors import EchoError
+from echo_cli.trajectory import Role
+
+ROLES = {"env_output": Role.ENV_OUTPUT, "context": Role.CONTEXT, "warning": Role.WARNING}
+
+_STEP = re.compile(r"(?:^|(?<=.)\.)([^.\[\]]+)|\[([0-9]{1,9}|\*)\]", re.DOTALL)
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_SAFE = {
+    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
+    0x7F: 0x2421,
+    **dict.fromkeys((*range(0x80, 0xA0), *range(0xD800, 0xE000)), 0xFFFD),
+}
+_ECHO = r"\s*{action}[ \t]*(?:\n|\Z)"
+
+# What a character of a text is, besides its rule's own role.
+_OWN, _VOLATILE, _BOILERPLATE = range(3)
+_RUN = re.compile(rb"\x00+|\x01+|\x02+")
+
+
+class ObservationMapping:
+    """One episode's mapping: it remembers the texts that grow, for the rules with `delta`.
+
+    Raises:
+        EchoError: a path, or a pattern of `drop_echo`, has no good form.
+    """
+
+    def __init__(self, config: EnvironmentConfig) -> None:
+        self._rules = config.observation
+        self._volatile = config.volatile
+        self._chars = config.max_observation_chars
+        self._seen: dict[str, list[str]] = {}
+        for path in (*(rule.path for rule in self._rules), config.exit_code, config.invalid and config.invalid.path):
+            if path is not None:
+                _steps(path)
+        for rule in self._rules:
+            _check_echo(rule.drop_echo)
+
+    def opening(self, payload: Payload) -> tuple[Piece, ...]:
+        """What a reset shows, context but for warnings.
+
+        Raises:
+            SessionLost: a value is nested too deep to be shown.
+        """
+        return self._pieces(payload, None)
+
+    def reply(self, payload: Payload, action: str) -> tuple[Piece, ...]:
+        """What the answer to `action`, the policy's own text, shows.
+
+        Raises:
+            SessionLost: a value is nested too deep to be shown.
+        """
+        return self._pieces(payload, safe(action))
+
+    def _pieces(self, payload: Payload, action: str | None) -> tuple[Piece, ...]:
+        now = ("both", "reset" if action is None else "step")
+        pieces: list[Piece] = []
+        latest: dict[str, list[str]] = {}
+        root = payload.root
+        for rule in self._rules:
+            if rule.on not in now and not rule.delta:
+                continue
+            values = values_at(root, rule.path)
+            texts = [_text(value, rule.path) for value in values]
+            if rule.delta:
+                latest[rule.path] = texts
+                texts = _new(texts, self._seen.get(rule.path, []))
+            if rule.on in now:
+                shown = [text for value, text in zip(values, texts, strict=True) if text and not _omits(rule, value)]
+                self._show(rule, shown, action, pieces)
+        self._seen.update(latest)
+        return merge(pieces)
+
+    def _show(self, rule: ObservationRule, texts: Sequence[str], action: str | None, pieces: list[Piece]) -> None:
+        """Append the texts of one rule, cut where together they pass the cap."""
+        harness = Role.CONTEXT if action is None else Role.WARNING
+        before, _, after = rule.label.partition("{text}")
+        left, last = self._chars, -1
+        for text in texts:
+            # At most two characters become one, so this many fill what is left and show whether more follows.
+            whole = safe(text[: 2 * left + 2])
+            if left:
+                _add(pieces, Piece(harness, line_end(pieces) + before, rule.channel))
+                first = len(pieces)
+                pieces.extend(self._spans(rule, whole[:left], action))
+                of_world = [at for at in range(first, len(pieces)) if pieces[at].role is not Role.WARNING]
+                last = max(of_world, default=len(pieces) - 1 if last < 0 else last)
+                _add(pieces, Piece(harness, after, rule.channel))
+            if len(whole) > left:
+                pieces[last] = replace(pieces[last], cut=True)
+                return
+            left -= len(whole)
+
+    def _spans(self, rule: ObservationRule, text: str, action: str | None) -> Iterator[Piece]:
+        """A value's text in pieces: the echo of the action, then boilerplate, volatile, and the rule's own."""
+        own = ROLES[rule.role]
+        if action is None and own is not Role.WARNING:
+            own = Role.CONTEXT
+        start = 0 if action is None else _echo_end(rule.drop_echo, text, action)
+        if start:
+            yield Piece(Role.WARNING, text[:start], "echo")
+        text = text[start:]
+        kinds = bytearray(len(text))
+        if own is Role.ENV_OUTPUT:
+            _paint(kinds, text, self._volatile, _VOLATILE)
+        _paint(kinds, text, rule.split, _BOILERPLATE)
+        styles = ((own, rule.channel), (Role.CONTEXT, "volatile"), (Role.WARNING, "boilerplate"))
+        for run in _RUN.finditer(kinds):
+            role, channel = styles[kinds[run.start()]]
+            yield Piece(role, text[run.start() : run.end()], channel)
+
+
+def line_end(pieces: Sequence[Piece]) -> str:
+    """The newline that the text of `pieces` lacks before something of another kind follows, or nothing.
+
+    After a cut there is none to add: the notice of it is a line.
+    """
+    return "\n" if pieces and not pieces[-1].cut and not pieces[-1].text.endswith("\n") else ""
+
+
+def merge(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+    """The same text in as few pieces as its roles and channels allow; nothing joins a piece that was cut."""
+    groups: list[list[Piece]] = []
+    for piece in pieces:
+        if not piece.text:
+            continue
+        last = groups[-1][-1] if groups else None
+        if last and not last.cut and (last.role, last.channel) == (piece.role, piece.channel):
+            groups[-1].append(piece)
+        else:
+            groups.append([piece])
+    return tuple(replace(group[-1], text="".join(piece.text for piece in group)) for group in groups)
+
+
+def values_at(root: Any, path: str) -> list[Any]:
+    """The values at a dotted path, `a.b[0].c[*].d`: none where a part is missing, many where it has `[*]`.
+
+    Raises:
+        EchoError: the path has another form.
+    """
+    values = [root]
+    for step in _steps(path):
+        if step is None:
+            values = [item for value in values if isinstance(value, list) for item in value]
+        elif isinstance(step, int):
+            values = [value[step] for value in values if isinstance(value, list) and step < len(value)]
+        else:
+            values = [value[step] for value in values if isinstance(value, Mapping) and step in value]
+    return values
+
+
+def exit_code_of(payload: Payload, path: str | None) -> int | None:
+    """The whole number at `path`; None where there is none, or no path."""
+    values = values_at(payload.root, path) if path is not None else []
+    return values[0] if len(values) == 1 and type(values[0]) is int else None
+
+
+def is_invalid(payload: Payload, invalid: InvalidConfig) -> bool:
+    """Whether the payload says that the action was none: a text at the path matches the pattern."""
+    values = values_at(payload.root, invalid.path)
+    return any(re.search(invalid.pattern, _text(value, invalid.path)) for value in values)
+
+
+def safe(text: str) -> str:
+    """`text` without what would act on a terminal or is no character.
+
+    A control character becomes its picture (U+2400 to U+2421); those of C1, and half surrogate pairs, U+FFFD. Newlines
+    and tabs stay, and CR LF is a newline.
+    """
+    text = text.replace("\r\n", "\n")
+    return text.translate(_SAFE) if _UNSAFE.search(text) else text
+
+
+@cache
+def _steps(path: str) -> tuple[str | int | None, ...]:
+    """A path's parts: names, indices, and None for `[*]`."""
+    steps: list[str | int | None] = []
+    end = 0
+    while end < len(path) or not steps:
+        match = _STEP.match(path, end)
+        if match is None or (not steps and match.group(1) is None):
+            raise EchoError(f"'{path}' is not a path of an observation", "write a.b, a[0].b or a[*].b")
+        name, index = match.groups()
+        steps.append(name if name is not None else None if index == "*" else int(index))
+        end = match.end()
+    return tuple(steps)
+
+
+def _text(value: Any, path: str) -> str:
+    """A value as text: strings as they are, null as nothing, all else as compact JSON."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    try:
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    except RecursionError:
+        raise SessionLost(f"the observation is nested too deep at '{path}'") from None
+
+
+def _omits(rule: ObservationRule, value: Any) -> bool:
+    return any(type(value) is type(omitted) and value == omitted for omitted in rule.omit)
+
+
+def _new(texts: Sequence[str], old: Sequence[str]) -> list[str]:
+    """What each text has more than the one at its place before; all of it where it did not grow from that."""
+    grown = zip(texts, old, strict=False)
+    suffixes = [text[len(before) :] if text.startswith(before) else text for text, before in grown]
+    return [*suffixes, *texts[len(old) :]]
+
+
+def _check_echo(drop_echo: bool | str) -> None:
+    if isinstance(drop_echo, str):
+        try:
+            re.compile(drop_echo.replace("{action}", "action"))
+        except re.error as error:
+            tip = "Python's syntax, module re; {action} stands for the action"
+            raise EchoError(f"drop_echo is not a regular expression: {drop_echo!r}: {error}", tip) from None
+
+
+def _echo_end(drop_echo: bool | str, text: str, action: str) -> int:
+    """Where the echo of `action` at the start of `text` ends; 0 where there is none."""
+    if drop_echo is False or (drop_echo is True and not action.strip()):
+        return 0
+    pattern, action = (_ECHO, action.strip()) if drop_echo is True else (str(drop_echo), action)
+    match = re.match(pattern.replace("{action}", re.escape(action)), text)
+    return match.end() if match else 0
+
+
+def _add(pieces: list[Piece], piece: Piece) -> None:
+    if piece.text:
+        pieces.append(piece)
+
+
+def _paint(kinds: bytearray, text: str, patterns: Iterable[str], kind: int) -> None:
+    for pattern in patterns:
+        for match in re.finditer(pattern, text):
+            kinds[match.start() : match.end()] = bytes([kind]) * (match.end() - match.start())

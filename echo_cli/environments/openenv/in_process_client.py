@@ -1,0 +1,228 @@
+"""OpenEnv environments in this process: the same payloads as over a socket, without one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from echo_cli.concurrency import WorkerThread
+from echo_cli.deadline import within
+from echo_cli.environments.client import Description, JsonObject, Payload
+from echo_cli.environments.faults import (
+    BadAction,
+    EnvironmentFault,
+    Fault,
+    SessionLost,
+    Unavailable,
+    errors_text,
+    fault_line,
+)
+from echo_cli.environments.openenv.package import require_openenv
+from echo_cli.environments.openenv.wire_message import decode, encode
+from echo_cli.errors import EchoError
+
+if TYPE_CHECKING:
+    from echo_cli.environments.openenv.in_process_session import EnvironmentClass, ObjectSession
+
+_LEAVE_SECONDS = 2.0
+
+
+class ObjectClient:
+    """One episode of one environment object, a `client.Client`.
+
+    Whatever does not answer within `step_timeout_s` is lost: its thread cannot be killed, so it is left behind as a
+    daemon. Should it ever return, it closes its environment and ends.
+
+    Args:
+        shared: the thread of all sessions, where the environment demands a single one; else each has its own.
+    """
+
+    def __init__(
+        self, environment_class: EnvironmentClass, step_timeout_s: float, shared: WorkerThread | None = None
+    ) -> None:
+        self._class = environment_class
+        self._step_timeout_s = step_timeout_s
+        self._shared = shared
+        self._thread: WorkerThread | None = None
+        self._session: ObjectSession | None = None
+        self._lock = asyncio.Lock()
+        self._begun = False
+        self._lost: str | None = None
+        """Why the session is over."""
+        self._hung = False
+        """Something may still run in the thread."""
+
+    async def reset(self, arguments: JsonObject) -> Payload:
+        """Make the environment and start the episode. Called once. Errors as in `client.Client`."""
+        payload = await self._ask("reset", arguments)
+        self._begun = True
+        return payload
+
+    async def step(self, action: JsonObject) -> Payload:
+        """Let the environment answer one action. Errors as in `client.Client`."""
+        return await self._ask("step", action)
+
+    async def close(self) -> None:
+        """Close the environment in its thread and end the thread. Raises nothing; may be called twice."""
+        self._lost = self._lost or "it is closed"
+        # Who closes in the middle of a request is leaving, and waits for no answer.
+        patience_s = min(self._step_timeout_s, _LEAVE_SECONDS) if self._lock.locked() else self._step_timeout_s
+        session, thread, self._session, self._thread = self._session, self._thread, None, None
+        if session is None or thread is None:
+            return
+        try:
+            await within(patience_s, session.close_mcp())
+        except Exception:  # as on a server, a session that cannot be closed is none the less given up
+            pass
+        finally:
+            closed = session.close_environment()
+            if self._shared is None:
+                thread.end()
+        if self._hung:
+            return
+        try:
+            await within(patience_s, _result(closed))
+        except asyncio.TimeoutError:
+            return
+        except Exception:  # likewise
+            pass
+        if self._shared is None:
+            thread.join(patience_s)
+
+    async def _ask(self, kind: str, data: JsonObject) -> Payload:
+        request = encode({"type": kind, "data": data})
+        async with self._lock:
+            if self._lost is not None:
+                raise SessionLost(self._lost)
+            try:
+                if self._session is None:
+                    await self._open()
+                assert self._session is not None
+                reply = await within(self._step_timeout_s, self._session.reply(request))
+            except asyncio.TimeoutError:
+                self._hung = True
+                raise self._broken(f"no answer within {self._step_timeout_s:g} s") from None
+            except asyncio.CancelledError:
+                self._hung = True
+                self._lost = self._line("the call was cancelled")
+                raise
+            except Fault:
+                raise
+            except Exception as error:  # what a server ends the session for
+                raise self._broken(f"{error} (SESSION_ERROR)") from error
+        return self._payload(reply)
+
+    async def _open(self) -> None:
+        from echo_cli.environments.openenv.in_process_session import ObjectSession
+
+        self._thread = self._shared or WorkerThread(self._class.import_path)
+        self._session = ObjectSession(self._class, self._thread)
+        failure: list[Exception | SystemExit] = []
+
+        async def open_session(session: ObjectSession) -> None:
+            try:  # the environment's own TimeoutError is none of ours
+                await session.open()
+            except (Exception, SystemExit) as error:
+                failure.append(error)
+
+        await within(self._step_timeout_s, open_session(self._session))
+        if failure:
+            raise self._broken(f"cannot be made: {type(failure[0]).__name__}: {failure[0]}") from failure[0]
+
+    def _payload(self, reply: str) -> Payload:
+        try:
+            kind, data = decode(reply)
+            if kind == "error":
+                if data["code"] == "VALIDATION_ERROR":
+                    raise BadAction(fault_line(errors_text(data["errors"]) or data["message"]))
+                raise EnvironmentFault(fault_line(data["message"]) or "it does not say why")
+            return Payload.from_data(data)
+        except ValueError as error:
+            self._lost = self._line(f"it sent a malformed observation: {error}")
+            raise SessionLost(self._lost) from None
+
+    def _broken(self, reason: str) -> Fault:
+        line = self._lost = self._line(reason)
+        return SessionLost(line) if self._begun else Unavailable(line)
+
+    def _line(self, reason: str) -> str:
+        return fault_line(f"{self._class.import_path}: {reason}")
+
+
+class ObjectSource:
+    """Environments of a class, a `client.EnvironmentSource`.
+
+    Sessions run in parallel, each in a thread of its own; where the class has REQUIRES_SINGLE_THREAD_EXECUTOR, all in
+    one, which lives as long as the process.
+
+    Args:
+        import_path: `pkg.module:Class`, an OpenEnv `Environment`.
+        options: arguments of its constructor.
+        step_timeout_s: for making, resetting and each step, in seconds.
+        sessions_wanted: parallel sessions that are of use, where the class has SUPPORTS_CONCURRENT_SESSIONS.
+
+    Raises:
+        EchoError: openenv is not here, there is no such class, it does not take the options, or nothing says what
+            actions it takes.
+    """
+
+    def __init__(
+        self, import_path: str, options: Mapping[str, Any], *, step_timeout_s: float = 60.0, sessions_wanted: int = 1
+    ) -> None:
+        require_openenv("environment.object")
+        from echo_cli.environments.openenv.in_process_session import EnvironmentClass
+
+        self._class = EnvironmentClass(import_path, options)
+        self._step_timeout_s = step_timeout_s
+        self._sessions_wanted = sessions_wanted
+        self._shared = WorkerThread(import_path) if self._class.one_thread else None
+
+    def describe(self) -> Description:
+        """Make one environment, ask it for its name, and close it.
+
+        Raises:
+            EchoError: it cannot be made, or cannot be asked.
+        """
+        thread = self._shared or WorkerThread(self._class.import_path)
+        asked = thread.start(self._name)
+        if self._shared is None:
+            thread.end()
+        try:
+            name = asked.result(self._step_timeout_s)
+        except FutureTimeout:
+            message = f"'{self._class.import_path}' is not made within {self._step_timeout_s:g} s"
+            raise EchoError(message, "raise environment.step_timeout_s", exit_code=1) from None
+        except Exception as error:
+            raise EchoError(
+                f"'{self._class.import_path}' cannot be made: {type(error).__name__}: {fault_line(str(error))}",
+                "environment.object_options are its constructor's arguments",
+            ) from error
+        return Description(
+            name=fault_line(name) or self._class.import_path,
+            action_schema=self._class.action.model_json_schema(),
+            observation_schema=self._class.observation.model_json_schema(),
+            sessions=self._sessions_wanted if self._class.concurrent else 1,
+        )
+
+    def client(self) -> ObjectClient:
+        """A client for one episode; it makes its environment at `reset`."""
+        return ObjectClient(self._class, self._step_timeout_s, self._shared)
+
+    def ended(self) -> str | None:
+        """None: what is in this process ends with it."""
+        return None
+
+    def _name(self) -> str:
+        environment = self._class.make()
+        try:
+            return str(environment.get_metadata().name)
+        finally:
+            with suppress(Exception):  # as at an episode's end
+                environment.close()
+
+
+async def _result(closed: Any) -> None:
+    await asyncio.wrap_future(closed)

@@ -1,0 +1,158 @@
+"""An OpenEnv `Environment` in this process, asked in the JSON text that OpenEnv's server takes and gives.
+
+What `websocket_endpoint` in `openenv.core.env_server.http_server` does between two messages is done here with the same
+functions, so the text is the same. This module imports openenv, which takes seconds: import it where it is needed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import AsyncExitStack
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, get_type_hints
+
+from openenv.core.env_server._utils import overrides_method
+from openenv.core.env_server.http_server import HTTPEnvServer
+from openenv.core.env_server.interfaces import Environment
+from openenv.core.env_server.serialization import deserialize_action, serialize_observation
+from openenv.core.env_server.types import (
+    Action,
+    Observation,
+    WSErrorCode,
+    WSErrorResponse,
+    WSObservationResponse,
+    WSResetMessage,
+    WSStepMessage,
+)
+from pydantic import ValidationError
+
+from echo_cli.concurrency import WorkerThread
+from echo_cli.environments.openenv.package import generic_arguments, load_class
+from echo_cli.errors import EchoError
+
+
+class EnvironmentClass:
+    """What is known of an environment before there is one: its class, its arguments and its models.
+
+    Raises:
+        EchoError: there is no such class, it does not take the arguments, or nothing says what actions it takes.
+    """
+
+    def __init__(self, import_path: str, options: Mapping[str, Any]) -> None:
+        found = load_class(import_path, Environment)
+        try:
+            inspect.signature(found).bind(**options)
+        except TypeError as error:
+            raise EchoError(
+                f"'{import_path}' does not take environment.object_options: {error}",
+                f"its constructor is {found.__name__}{inspect.signature(found)}",
+            ) from None
+        self.import_path = import_path
+        constructor: Callable[..., Any] = found
+        self.make = partial(constructor, **options)
+        self.action, self.observation = _models(found, import_path)
+        self.concurrent = bool(found.SUPPORTS_CONCURRENT_SESSIONS)
+        self.server = HTTPEnvServer(self.make, self.action, self.observation)
+        """Serves nothing: it is asked how a server would treat this class."""
+        self.one_thread = bool(self.server._requires_single_thread_executor)
+
+
+class ObjectSession:
+    """One environment, made and closed in its `thread`, which its synchronous methods run in too.
+
+    Asynchronous ones run in the event loop of the caller, as on a server.
+    """
+
+    def __init__(self, environment_class: EnvironmentClass, thread: WorkerThread) -> None:
+        self._class = environment_class
+        self._thread = thread
+        self._made: Future[Any] = thread.start(environment_class.make)
+        self._environment: Any = None
+        self._stack = AsyncExitStack()
+
+    async def open(self) -> None:
+        """Wait until the environment is made and, where it speaks MCP, its session is open. Raises what they raise."""
+        self._environment = await self._thread.run(self._made.result)
+        mcp_session = getattr(self._environment, "mcp_session", None)
+        if callable(mcp_session):
+            await self._stack.enter_async_context(mcp_session())
+
+    async def reply(self, request: str) -> str:
+        """The text that a server would send for `request`.
+
+        Raises:
+            PydanticSerializationError: not even the error can be written as JSON; a server ends the session then.
+        """
+        try:
+            message = json.loads(request)
+            observation = await (self._reset(message) if message["type"] == "reset" else self._step(message))
+            return _text(WSObservationResponse(data=serialize_observation(observation)))
+        except ValidationError as error:
+            refused = {"message": "Invalid message", "code": WSErrorCode.VALIDATION_ERROR, "errors": error.errors()}
+            return _text(WSErrorResponse(data=refused))
+        except (Exception, SystemExit) as error:
+            return _text(WSErrorResponse(data={"message": str(error), "code": WSErrorCode.EXECUTION_ERROR}))
+
+    async def close_mcp(self) -> None:
+        """Leave the MCP session. Raises what that raises."""
+        await self._stack.aclose()
+
+    def close_environment(self) -> Future[None]:
+        """Close the environment in its thread, after what still runs there; one that was never made needs no close."""
+        return self._thread.start(lambda: self._made.result().close())
+
+    async def _reset(self, message: Mapping[str, Any]) -> Any:
+        environment, arguments = self._environment, WSResetMessage(**message).data
+        filtered = self._class.server._get_valid_kwargs
+        if overrides_method(environment.reset_async, Environment.reset_async):
+            return await environment.reset_async(**filtered(inspect.signature(environment.reset_async), arguments))
+        taken = filtered(inspect.signature(environment.reset), arguments)
+        return await self._thread.run(partial(environment.reset, **taken))
+
+    async def _step(self, message: Mapping[str, Any]) -> Any:
+        environment = self._environment
+        action = deserialize_action(WSStepMessage(**message).data, self._class.action)
+        if overrides_method(environment.step_async, Environment.step_async):
+            return await environment.step_async(action)
+        return await self._thread.run(partial(environment.step, action))
+
+
+def _text(response: Any) -> str:
+    text: str = response.model_dump_json()
+    return text
+
+
+def _models(found: type[Any], import_path: str) -> tuple[type[Any], type[Any]]:
+    """The action and observation classes: from the type hints of `step`, or from `Environment[Act, Obs, State]`.
+
+    Where the two differ in how much they say, the more special one: a step that takes any Action still has a kind.
+    """
+    parameters = list(inspect.signature(found.step).parameters.values())
+    hint = _hint(found.step, parameters[1].annotation) if len(parameters) > 1 else None
+    action, observation, *_ = (*generic_arguments(found, Environment), None, None)
+    action_class = _most_special((hint, action), Action)
+    if action_class is None:
+        raise EchoError(
+            f"nothing says what actions '{import_path}' takes",
+            "annotate the action of its step, or inherit from Environment[YourAction, YourObservation, YourState]",
+        )
+    answer = _hint(found.step, inspect.signature(found.step).return_annotation)
+    return action_class, _most_special((answer, observation), Observation) or Observation
+
+
+def _hint(function: Any, annotation: Any) -> Any:
+    """An annotation, which may be written as text; None where its names cannot be found."""
+    names = getattr(inspect.unwrap(function), "__globals__", {})
+    try:
+        return get_type_hints(SimpleNamespace(__annotations__={"it": annotation}), globalns=names)["it"]
+    except (NameError, AttributeError, TypeError, SyntaxError):  # imported for type checkers alone
+        return None
+
+
+def _most_special(candidates: tuple[Any, ...], base: type) -> type[Any] | None:
+    classes = [each for each in candidates if isinstance(each, type) and issubclass(each, base)]
+    return next((each for each in classes if each is not base), classes[0] if classes else None)

@@ -1,0 +1,208 @@
+"""A server that we start for a run: ready when the block begins, watched in it, and gone when it ends, however.
+
+The server is held by a process of its own (`provider_host.py`), which stops it when our end of a pipe is closed: at
+the end of the block, and by the kernel when we are killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from echo_cli.config.environment import ProviderConfig, suggest
+from echo_cli.environments.faults import fault_line
+from echo_cli.environments.openenv.package import require_openenv
+from echo_cli.environments.openenv.secret import filled
+from echo_cli.errors import EchoError
+from echo_cli.files import shown
+
+_STOP_SECONDS = 30.0
+_TAIL_BYTES = 8192
+_TAIL_LINES = 2
+_SECRET_CHARS = 4
+"""Shorter values of variables are no secrets, and to hide every 1 would make messages unreadable."""
+
+_KEYS = {"process": {"command"}, "docker": {"image", "options"}, "uv": {"project_path", "app", "options"}}
+_CLASS_KEYS = {"image", "options"}
+_TIPS = {
+    "docker": "install Docker, or start the server yourself and give environment.url",
+    "uv": "install uv (https://docs.astral.sh/uv), or use kind: process",
+}
+
+
+class Provided:
+    """A server that is running, or was."""
+
+    def __init__(self, host: subprocess.Popen[bytes], log: IO[bytes], secrets: Mapping[str, str]) -> None:
+        self._host = host
+        self._log = log
+        self._secrets = secrets
+        self._lock = threading.Lock()
+        self._end: str | None = None
+        self.url = ""
+        """Its base URL."""
+
+    def ended(self) -> str | None:
+        """Why there is no server any more: how it ended and its last output, one line. None while there is one."""
+        with self._lock:
+            if self._end is None and self._said_something(0):
+                self._end = self._how_it_ended(self._message())
+            return self._end
+
+    def wait_ready(self) -> None:
+        """Wait for the server, and note its URL.
+
+        Raises:
+            EchoError: it cannot be started (exit code 2), or ended or was not ready in time (exit code 1).
+        """
+        message = self._message()
+        if "url" in message:
+            self.url = message["url"]
+        elif "error" in message:
+            text = fault_line(message["error"], self._secrets)
+            tail = self._tail() if message["exit_code"] == 1 else ""
+            raise EchoError(f"{text}{tail}", message["tip"], exit_code=message["exit_code"])
+        else:
+            raise EchoError(self._how_it_ended(message), "start it by hand to see why", exit_code=1)
+
+    def stop(self) -> None:
+        """End the server and its host, and wait for it."""
+        assert self._host.stdin is not None and self._host.stdout is not None
+        with self._lock:
+            self._end = self._end or "the server was stopped"
+            self._host.stdin.close()
+            deadline = time.monotonic() + _STOP_SECONDS
+            while (left := deadline - time.monotonic()) > 0 and self._said_something(left):
+                if not self._host.stdout.read(4096):
+                    break
+            # What is left of the host's group, if it was killed itself. Not yet waited for, it still has its number.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._host.pid, signal.SIGKILL)
+            self._host.wait()
+            self._host.stdout.close()
+
+    def _said_something(self, timeout_s: float) -> bool:
+        assert self._host.stdout is not None
+        return bool(select.select([self._host.stdout], [], [], timeout_s)[0])
+
+    def _message(self) -> dict[str, Any]:
+        """The host's next line; empty where it has ended."""
+        assert self._host.stdout is not None
+        line = self._host.stdout.readline()
+        message: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
+        return message
+
+    def _how_it_ended(self, message: Mapping[str, Any]) -> str:
+        if "ended" not in message:
+            return f"the process that holds the server has ended{self._tail()}"
+        code = message["ended"]
+        if code is None:
+            how = ""
+        elif code < 0:
+            how = f", killed by {signal.Signals(-code).name}"
+        else:
+            how = f" with exit code {code}"
+        return f"the server has ended{how}{self._tail()}"
+
+    def _tail(self) -> str:
+        """The last lines of what the server wrote, as a part of one line."""
+        size = os.fstat(self._log.fileno()).st_size
+        # Not `seek`, which would move the place where the server writes.
+        tail = os.pread(self._log.fileno(), _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode(errors="replace")
+        lines = [fault_line(line, self._secrets) for line in tail.splitlines() if line.strip()]
+        return f"; its last output: {' | '.join(lines[-_TAIL_LINES:])}" if lines else ""
+
+
+@contextmanager
+def provided(config: ProviderConfig) -> Iterator[Provided]:
+    """A server that is ready. It is stopped at the end of the block, and when this process ends in any other way.
+
+    Ctrl-C in the terminal does not reach it: the trainer still needs it for the step that it finishes.
+
+    Raises:
+        EchoError: the config is none for its kind, or what it needs is missing (exit code 2); the server ended or was
+            not ready in time (exit code 1).
+    """
+    _check(config)
+    env, secrets = _filled(config.env)
+    with tempfile.TemporaryFile("a+b") as log:
+        host = subprocess.Popen(
+            [sys.executable, "-m", "echo_cli.environments.openenv.provider_host"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            bufsize=0,
+            start_new_session=True,
+        )
+        server = Provided(host, log, secrets)
+        try:
+            assert host.stdin is not None
+            with suppress(BrokenPipeError):  # then it has ended, and the log says why
+                host.stdin.write(config.model_copy(update={"env": env}).model_dump_json().encode() + b"\n")
+            server.wait_ready()
+            yield server
+        finally:
+            server.stop()
+
+
+def _check(config: ProviderConfig) -> None:
+    kind = config.kind
+    if kind not in _KEYS and ":" not in kind:
+        raise EchoError(f"environment.provider.kind: there is no '{shown(kind)}'", suggest(kind, _KEYS, "kinds"))
+    taken = _KEYS.get(kind, _CLASS_KEYS)
+    for key in sorted({"command", "image", "project_path", "app", "options"} - taken):
+        if getattr(config, key) != ProviderConfig.model_fields[key].default:
+            raise EchoError(f"environment.provider.{key} means nothing to kind {shown(kind)}", "drop it")
+    for key in sorted(taken - {"options"} if kind in _KEYS else ()):
+        if not getattr(config, key):
+            raise EchoError(f"environment.provider of kind {kind} has no {key}", f"add environment.provider.{key}")
+    if kind == "process" and config.port is None and not any("{port}" in word for word in config.command):
+        raise EchoError(
+            "environment.provider.command does not say where the port goes",
+            "write {port} where the server takes it, or give environment.provider.port",
+        )
+    if kind == "uv" and not (str(config.project_path).startswith("git+") or Path(str(config.project_path)).is_dir()):
+        path = shown(str(config.project_path))
+        raise EchoError(f"there is no folder {path}", "environment.provider.project_path is a uv project")
+    if kind != "process":
+        require_openenv(f"environment.provider of kind {shown(kind)}")
+    if kind in _TIPS and shutil.which(kind) is None:
+        raise EchoError(f"{kind} is not installed", _TIPS[kind])
+    if config.port is not None:
+        _check_port(config.port)
+
+
+def _check_port(port: int) -> None:
+    """Another server on the port would answer in the place of ours."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise EchoError(
+                f"environment.provider.port {port}: {reason}", "leave it out, and a free one is chosen"
+            ) from None
+
+
+def _filled(env: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """`env` with `${NAME}` filled from our environment, and what to show in place of each value."""
+    values: dict[str, str] = {}
+    secrets: dict[str, str] = {}
+    for name, template in env.items():
+        values[name], taken = filled(template, "environment.provider.env", empty=True)
+        secrets |= {value: placeholder for value, placeholder in taken.items() if len(value) >= _SECRET_CHARS}
+    return values, secrets

@@ -1,0 +1,81 @@
+"""One websocket to a server: how it is opened, and why it closed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+
+from echo_cli.environments.faults import Unavailable
+from echo_cli.environments.openenv.address import WireAddress
+
+CLOSE_TIMEOUT_S = 5.0
+
+_REFUSALS = {
+    1002: "it broke the websocket protocol",
+    1007: "it sent text that is not UTF-8",
+    1009: "it sent a longer message than environment.max_message_mb allows",
+}
+"""Codes with which websockets closes what it cannot take."""
+
+_LOGGER = logging.Logger(
+    "echo_cli.environments.openenv.websocket", logging.WARNING
+)  # below it, websockets logs the headers
+
+
+async def open_connection(address: WireAddress, timeout_s: float, max_message_mb: float) -> ClientConnection:
+    """A new connection to the `/ws` of `address`; a message may have `max_message_mb` MiB.
+
+    Raises:
+        Unavailable: there is none to be had now.
+    """
+    try:
+        return await _Direct(
+            address.websocket,
+            additional_headers=dict(address.headers),
+            compression=None,  # costs more time than it saves on a loopback or a fast network
+            proxy=None if address.loopback else True,
+            open_timeout=timeout_s,
+            # No pings: a trainer may keep the GIL from its event loop for longer than a ping may take, and an answer
+            # that does not come is noticed by the step timeout.
+            ping_interval=None,
+            close_timeout=CLOSE_TIMEOUT_S,
+            max_size=int(max_message_mb * 2**20),
+            logger=_LOGGER,
+        )
+    except InvalidStatus as error:
+        reason = f"it refuses the connection with HTTP {error.response.status_code}"
+    except asyncio.TimeoutError:
+        reason = f"no connection within {timeout_s:g} s"
+    except ConnectionError as error:  # asyncio says "Connect call failed", whatever the reason
+        reason = os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+    except (WebSocketException, ImportError) as error:  # a SOCKS proxy needs python-socks
+        reason = str(error) or type(error).__name__
+    raise Unavailable(reason)
+
+
+def is_refused(closed: ConnectionClosed) -> bool:
+    """It was closed from our side, because of what the server sent."""
+    return closed.sent is not None and closed.sent.code in _REFUSALS and not closed.rcvd_then_sent
+
+
+def why_closed(closed: ConnectionClosed) -> str:
+    """The reason, in words that follow the server's name."""
+    if closed.sent is not None and is_refused(closed):
+        return _REFUSALS[closed.sent.code]
+    if closed.rcvd is not None:
+        reason = f" ({closed.rcvd.reason})" if closed.rcvd.reason else ""
+        return f"it closed the connection with code {closed.rcvd.code}{reason}"
+    return "the connection broke off"
+
+
+class _Direct(connect):
+    """A connection to the very server that was named: a redirect could carry the headers to another one."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc

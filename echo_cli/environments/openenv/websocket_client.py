@@ -1,0 +1,275 @@
+"""Environments behind a URL: OpenEnv's wire protocol, JSON text over one websocket for each episode.
+
+    → {"type": "reset" | "step" | "state" | "close", "data": {…}}
+    ← {"type": "observation" | "state" | "error", "data": {…}}
+
+Strictly one request and one reply, and no ids: a reply that comes late would be taken for the next one's. So whatever
+goes wrong with a connection is its end, and it is never opened again: behind a new one is another environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from echo_cli.environments.client import Description, JsonObject, Payload
+from echo_cli.environments.faults import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable, errors_text
+from echo_cli.environments.openenv.address import WireAddress, wire_address
+from echo_cli.environments.openenv.server_info import ask_server
+from echo_cli.environments.openenv.websocket import CLOSE_TIMEOUT_S, is_refused, open_connection, why_closed
+from echo_cli.environments.openenv.wire_message import NO_SESSION, decode, encode
+from echo_cli.event_loop import EventLoop
+
+_CANCELLED = "the call was cancelled"
+
+
+class WireClient:
+    """One episode on one connection, a `client.Client`. Both timeouts are in seconds.
+
+    Before the first observation, a connection that breaks or is refused is Unavailable, since nothing has begun; after
+    it, SessionLost. What is no reply by the protocol is SessionLost always. A call that is cancelled costs the session.
+    """
+
+    def __init__(
+        self, address: WireAddress, *, connect_timeout_s: float, step_timeout_s: float, max_message_mb: float
+    ) -> None:
+        self._address = address
+        self._connect_timeout_s = connect_timeout_s
+        self._step_timeout_s = step_timeout_s
+        self._max_message_mb = max_message_mb
+        self._connection: ClientConnection | None = None
+        self._lock = asyncio.Lock()  # two requests at once would shift every later reply by one
+        self._begun = False
+        self._lost: str | None = None
+        """Why the session is over."""
+
+    async def reset(self, arguments: JsonObject) -> Payload:
+        """Open the session and start the episode. Called once. Errors as in `client.Client`."""
+        payload = self._payload(await self._ask("reset", "observation", arguments))
+        self._begun = True
+        return payload
+
+    async def step(self, action: JsonObject) -> Payload:
+        """Let the environment answer one action. Errors as in `client.Client`."""
+        return self._payload(await self._ask("step", "observation", action))
+
+    async def state(self) -> JsonObject:
+        """The environment's state; opens the session where it is not open, as `reset` does. Errors as of `reset`."""
+        return await self._ask("state", "state", None)
+
+    async def close(self) -> None:
+        """Give the session back, whatever its state. Raises nothing; may be called twice."""
+        connection, lost = self._connection, self._lost
+        self._lost = lost or "the session is closed"
+        if connection is None or lost is not None:
+            return
+        if self._lock.locked():  # whoever waits for an answer is told at once
+            connection.transport.abort()
+            return
+        timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, connection.transport.abort)
+        try:
+            # The server frees the session and then closes. Were we to close first, it could still be held when the
+            # next episode asks for one.
+            await connection.send('{"type":"close"}')
+            while True:
+                await connection.recv()
+        except ConnectionClosed:
+            pass
+        finally:
+            timer.cancel()
+            connection.transport.abort()
+
+    async def _ask(self, kind: str, answer: str, data: JsonObject | None) -> dict[str, Any]:
+        """The `data` of the reply of type `answer` to a request of type `kind`."""
+        async with self._lock:
+            if self._lost is not None:
+                raise SessionLost(self._lost)
+            request = encode({"type": kind} if data is None else {"type": kind, "data": data})
+            if self._connection is None:
+                assert kind != "step", "reset comes first"
+                self._connection = await self._open()
+                if self._lost is not None:  # by `close` in the meantime
+                    self._connection.transport.abort()
+                    raise SessionLost(self._lost)
+            reply, why_unsent = await self._exchange(self._connection, request)
+            return self._data(reply, answer, why_unsent)
+
+    async def _open(self) -> ClientConnection:
+        try:
+            return await open_connection(self._address, self._connect_timeout_s, self._max_message_mb)
+        except Unavailable as error:
+            raise self._broken(str(error)) from None
+        except asyncio.CancelledError:
+            self._lose(_CANCELLED)
+            raise
+
+    async def _exchange(self, connection: ClientConnection, request: str) -> tuple[str | bytes, str | None]:
+        """The next message after `request` is sent, and why it could not be sent."""
+        expired = False
+
+        def expire() -> None:  # a timer costs less than the task of `asyncio.wait_for`, for every step
+            nonlocal expired
+            expired = True
+            connection.transport.abort()
+
+        timer = asyncio.get_running_loop().call_later(self._step_timeout_s, expire)
+        why_unsent = None
+        try:
+            try:
+                await connection.send(request)
+            except ConnectionClosed as closed:
+                # A server that has no session says so and closes, perhaps before we have sent anything.
+                why_unsent = why_closed(closed)
+            return await connection.recv(), why_unsent
+        except ConnectionClosed as closed:
+            if self._lost is not None:
+                raise SessionLost(self._lost) from None  # by `close` in the meantime
+            if expired:
+                raise self._broken(f"no answer within {self._step_timeout_s:g} s") from None
+            raise (self._nonsense if is_refused(closed) else self._broken)(why_closed(closed)) from None
+        except asyncio.CancelledError:
+            self._lose(_CANCELLED)
+            raise
+        finally:
+            timer.cancel()
+
+    def _data(self, reply: str | bytes, answer: str, why_unsent: str | None) -> dict[str, Any]:
+        try:
+            kind, data = decode(reply)
+        except ValueError as error:
+            raise self._nonsense(f"it sent {error}") from None
+        if kind == "error":
+            raise self._fault(data)
+        if why_unsent is not None:
+            raise self._broken(why_unsent)
+        if kind != answer:
+            raise self._nonsense(f"it sent a message of type {json.dumps(kind)} where {answer} was due")
+        return data
+
+    def _payload(self, data: dict[str, Any]) -> Payload:
+        try:
+            return Payload.from_data(data)
+        except ValueError as error:
+            raise self._nonsense(f"it sent a malformed observation: {error}") from None
+
+    def _fault(self, data: JsonObject) -> Fault:
+        """What an error message means. The session lives on after the first two."""
+        code, message = data.get("code"), data.get("message")
+        text = message if isinstance(message, str) and message.strip() else "it does not say why"
+        if code == "VALIDATION_ERROR":
+            return BadAction(self._address.line(errors_text(data.get("errors")) or text))
+        if code == "EXECUTION_ERROR":
+            return EnvironmentFault(self._address.line(text))
+        if code in NO_SESSION:
+            return self._broken(f"{text} ({code})")
+        return self._nonsense(f"{text} ({json.dumps(code)})")
+
+    def _broken(self, reason: str) -> Fault:
+        """The connection is gone, or was never had."""
+        line = self._lose(reason)
+        return SessionLost(line) if self._begun else Unavailable(line)
+
+    def _nonsense(self, reason: str) -> SessionLost:
+        """What came is no reply by the protocol."""
+        return SessionLost(self._lose(reason))
+
+    def _lose(self, reason: str) -> str:
+        line = self._lost = self._address.line(f"{self._address.http}: {reason}")
+        if self._connection is not None:
+            self._connection.transport.abort()
+        return line
+
+
+class WireSource:
+    """Environments of the server at a base URL, a `client.EnvironmentSource`.
+
+    Args:
+        url: http, https, ws or wss; its path is kept, with the websocket at `{url}/ws`.
+        headers: names to templates, in which `${NAME}` is filled from the environment variables.
+        connect_timeout_s: for a connection and for each GET, in seconds.
+        step_timeout_s: for an answer, in seconds.
+        max_message_mb: largest message that is taken, in MiB.
+        sessions_wanted: how many parallel sessions are worth knowing of: where the server does not publish its
+            capacity, `describe` opens sessions up to this number to see. 0: it does not try.
+        ended: why no session will ever be had again, where somebody watches the server.
+
+    Raises:
+        EchoError: the URL or a header is none, or an environment variable is not set.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        connect_timeout_s: float = 10.0,
+        step_timeout_s: float = 60.0,
+        max_message_mb: float = 100.0,
+        sessions_wanted: int = 0,
+        ended: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._address = wire_address(url, headers)
+        self._connect_timeout_s = connect_timeout_s
+        self._step_timeout_s = step_timeout_s
+        self._max_message_mb = max_message_mb
+        self._sessions_wanted = sessions_wanted
+        self._ended = ended
+
+    def describe(self) -> Description:
+        """Ask the server who it is. Not for use inside an event loop.
+
+        Raises:
+            EchoError: it cannot be reached or refuses to answer (exit code 1), or does not speak OpenEnv.
+        """
+        description = ask_server(self._address, self._connect_timeout_s)
+        if description.sessions is not None or self._sessions_wanted == 0:
+            return description
+        with EventLoop() as loop:
+            return replace(description, sessions=loop.run(self.free_sessions(self._sessions_wanted)))
+
+    def client(self) -> WireClient:
+        """A client for one episode; it opens its session at `reset`."""
+        return WireClient(
+            self._address,
+            connect_timeout_s=self._connect_timeout_s,
+            step_timeout_s=self._step_timeout_s,
+            max_message_mb=self._max_message_mb,
+        )
+
+    def ended(self) -> str | None:
+        """Why no session will ever be had again, where that is known."""
+        return self._ended()
+
+    async def free_sessions(self, wanted: int) -> int | None:
+        """How many sessions, up to `wanted`, can be had at once now; None if not even one.
+
+        A server tells its capacity only to those it refuses, and makes an environment for everybody else. So sessions
+        are opened, twice as many each time, until one is refused, and given back: never more than `wanted`, which the
+        caller would open anyway, and for a server of one session two.
+        """
+        opened: list[WireClient] = []
+        granted = 0
+        try:
+            while granted == len(opened) < wanted:
+                more = [self.client() for _ in range(min(max(1, granted), wanted - granted))]
+                opened += more
+                granted += sum(await asyncio.gather(*(_has_session(client) for client in more)))
+        finally:
+            await asyncio.gather(*(client.close() for client in opened))
+        return granted or None
+
+
+async def _has_session(client: WireClient) -> bool:
+    try:
+        await client.state()
+    except (BadAction, EnvironmentFault):  # there is an environment, which has no state before its reset
+        return True
+    except (Unavailable, SessionLost):
+        return False
+    return True

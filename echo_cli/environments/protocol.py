@@ -1,0 +1,119 @@
+"""What answers: the environment protocol, in text with roles.
+
+An environment turns the policy's text into role-tagged text. It decides the roles, because only it knows which
+bytes came from the world and which are the harness's own.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from echo_cli.environments.client import Description
+from echo_cli.environments.faults import FaultCounts
+from echo_cli.environments.task import Task, TaskSplits
+from echo_cli.trajectory import Parse, Role
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text of one role. `channel` names where it came from (stdout, stderr, exit_status).
+
+    `cut` says that text after it was left out, which the transcript then tells.
+    """
+
+    role: Role
+    text: str
+    channel: str | None = None
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An environment's answer to one action; `exit_code` is None where the action ran no command."""
+
+    pieces: tuple[Piece, ...]
+    done: bool = False
+    exit_code: int | None = None
+    valid_action: bool = True
+    """The environment could run the action."""
+    parse: Parse = "valid"
+    """Whether the text was an action."""
+    capped: bool = False
+    """The episode is done because its turns are used up."""
+    penalty: float = 0.0
+    """What training takes off the episode's reward for this action."""
+    reward: float | None = None
+    """What the environment gave for this action; None where it gave none. `verify` has the episode's."""
+
+    @property
+    def clean_parse(self) -> bool:
+        """The text was an action."""
+        return self.parse == "valid"
+
+
+class Environment(Protocol):
+    """One episode. The text of an action is what the policy wrote, without its stop token.
+
+    Every method but `close` raises SessionLost where the episode cannot go on, and EchoError (exit code 1) where no
+    episode will ever begin.
+    """
+
+    async def reset(self, task: Task) -> tuple[Piece, ...]:
+        """Start the episode of `task` and return its opening context."""
+        ...
+
+    async def step(self, action: str, problem: str | None = None) -> Reply:
+        """Let the world answer `action`; one with a `problem` is none, and is refused for that reason."""
+        ...
+
+    async def verify(self) -> float | None:
+        """Call the verifier: the reward of the episode as it stands; None where there is none."""
+        ...
+
+    async def close(self) -> None:
+        """Release what the episode holds."""
+        ...
+
+
+@dataclass(frozen=True)
+class Hosting:
+    """How many episodes there may be at once, and what is counted of their faults."""
+
+    sessions: int | None = None
+    """Episodes at a time; None for any number."""
+    batch_wait_s: float = 2.0
+    """How long a batch waits for the environments that have not answered, before it samples without them.
+
+    While all answer within it, which rollout is in which batch does not depend on the clock.
+    """
+    attempts: int = 3
+    """How often an episode whose session is lost is begun in all."""
+    faults: FaultCounts = field(default_factory=FaultCounts)
+
+
+class Worlds(Protocol):
+    """What a run needs of its environment: episodes, tasks and scripted actors."""
+
+    tasks: TaskSplits
+    hosting: Hosting
+    description: Description
+    replayable: bool
+    """Every task has an expert, and the same actions give the same answers: a pool can be played again at any time."""
+
+    def environment(self) -> Environment:
+        """A new environment for one episode."""
+        ...
+
+    def expert(self, task: Task) -> list[str] | None:
+        """The actions that solve `task`, where they are known."""
+        ...
+
+    def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
+        """`count` exploring actions in the world of `task`, none of which solves a validation or held-out task."""
+        ...
+
+    def out_of_distribution(self) -> Worlds:
+        """The same kind of tasks where training has never been."""
+        ...

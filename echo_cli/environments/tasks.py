@@ -1,0 +1,222 @@
+"""Tasks as a user lists them: reset arguments from a file, from the config or by seed, put into disjoint splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+import yaml
+
+from echo_cli.config.environment import TasksConfig, suggest
+from echo_cli.config.loader import key_lines, read_yaml
+from echo_cli.environments.task import Split, Task, TaskSplits
+from echo_cli.errors import EchoError
+from echo_cli.files import shown
+
+OOD = "ood"
+_SPLITS = (*get_args(Split), OOD)
+_KEYS = ("reset", "id", "split", "family", "actions")
+_LONGEST_ID = 64
+_WORD = re.compile(r"(?!(?:true|false|null)$)[A-Za-z_][\w./-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class TaskList:
+    """Tasks in their splits, with what is known of some."""
+
+    splits: TaskSplits
+    actions: Mapping[str, tuple[str, ...]]
+    """By task id: lines that solve the task."""
+    ood: tuple[Task, ...]
+    """Tasks that are unlike those of training; their `Task.split` is heldout."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A task as listed, at `place`: a file and line, or the key of the config. `split` is None where it names none."""
+
+    place: str
+    task_id: str
+    split: str | None
+    family: str
+    arguments: Mapping[str, Any]
+    actions: tuple[str, ...]
+
+
+def load_tasks(config: TasksConfig) -> TaskList:
+    """The tasks of `file`, `items` or `seeds`. A relative path is one from the working directory.
+
+    What names no split gets one by the SHA-256 of its reset arguments, so tasks keep their split when others are added.
+
+    Raises:
+        EchoError: the file cannot be read, an entry is no task, an id occurs twice, the same reset arguments are in two
+            splits, or no task is left to train on. Names the file and the line.
+    """
+    entries = list(_entries(config))
+    if not entries:
+        raise EchoError(f"{shown(config.file or 'environment.tasks')} has no tasks", "list one a line")
+    _refuse_double_ids(entries)
+    split_of: dict[str, tuple[str, _Entry]] = {}
+    found: dict[str, list[Task]] = {name: [] for name in _SPLITS}
+    for entry in entries:
+        canonical = _canonical(entry.arguments)
+        name = entry.split or split_by_hash(canonical, config.validation, config.heldout)
+        before, first = split_of.setdefault(canonical, (name, entry))
+        if before != name:
+            raise EchoError(
+                f"the same reset arguments are in {before} ({first.place}) and in {name} ({entry.place})",
+                "a task belongs to one split: what is trained on cannot be held out",
+            )
+        split: Split = next((known for known in get_args(Split) if known == name), "heldout")
+        found[name].append(Task(entry.task_id, split, entry.family, entry.arguments))
+    if not found["train"]:
+        counts = ", ".join(f"{len(found[name])} {name}" for name in _SPLITS if found[name])
+        raise EchoError(
+            f"no task is left to train on: of {len(entries)}, {counts}",
+            "list more tasks, lower environment.tasks.validation and heldout, or give entries a split of their own",
+        )
+    splits = TaskSplits(*(tuple(found[name]) for name in get_args(Split)))
+    return TaskList(splits, {entry.task_id: entry.actions for entry in entries if entry.actions}, tuple(found[OOD]))
+
+
+def split_by_hash(canonical: str, validation: float, heldout: float) -> Split:
+    """The split of a task: its hash, as a number from 0 to 1, against the fractions."""
+    number = int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:8], "big") / 2**64
+    if number < validation:
+        return "validation"
+    return "heldout" if number < validation + heldout else "train"
+
+
+def _entries(config: TasksConfig) -> Iterator[_Entry]:
+    if config.seeds is not None:
+        for seed in range(config.seeds):
+            yield _entry({"seed": seed}, f"environment.tasks.seeds: {seed}")
+    elif config.file is not None:
+        path = Path(config.file)
+        read = {".jsonl": _read_jsonl, ".yaml": _read_list, ".yml": _read_list}.get(path.suffix)
+        if read is None:
+            raise EchoError(f"tasks are not read from '{shown(path)}'", "a file of tasks ends in .yaml or .jsonl")
+        for line, value in read(path):
+            yield _entry(value, f"{shown(path)}:{line}")
+    else:
+        for number, value in enumerate(config.items):
+            yield _entry(value, f"environment.tasks.items.{number}")
+
+
+def _read_list(path: Path) -> Iterator[tuple[int, Any]]:
+    node, values = read_yaml(path, "tasks", "environment.tasks.file is a path from the working directory")
+    if node is None:
+        return
+    if not isinstance(node, yaml.SequenceNode):
+        _refuse("not a list of tasks", f"{shown(path)}:1", "start every task with '- '")
+    lines = [line for keys, line in key_lines(node, path) if len(keys) == 1]
+    yield from zip(lines, values, strict=True)
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        tip = "environment.tasks.file is a path from the working directory"
+        raise EchoError(f"cannot read tasks {shown(path)}: {error}", tip) from None
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line, object_pairs_hook=_once, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            _refuse(f"not JSON: {error}", f"{shown(path)}:{number}", "one JSON object a line")
+        yield number, value
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise ValueError(f"key '{twice}' is given twice")
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _entry(value: Any, place: str) -> _Entry:
+    if not isinstance(value, dict):
+        _refuse("a task is not a mapping of reset arguments", place, "write key: value pairs, such as seed: 3")
+    arguments, given = (value["reset"], value) if "reset" in value else (value, {})
+    unknown = next((key for key in given if key not in _KEYS), None)
+    if unknown is not None:
+        _refuse(f"unknown key '{unknown}' beside reset", place, suggest(str(unknown), _KEYS, "keys beside reset"))
+    if not isinstance(arguments, dict):
+        _refuse("reset is not a mapping", place, "it holds the reset arguments: reset: {seed: 3}")
+    _check_json(arguments, place)
+    task_id = _text(given.get("id", default_id(arguments)), "id", place)
+    family = _text(given.get("family", "task"), "family", place)
+    split = given.get("split")
+    if split is not None and split not in _SPLITS:
+        _refuse(f"no split '{split}'", place, suggest(str(split), _SPLITS, "one of"))
+    actions = given.get("actions", [])
+    if not isinstance(actions, list) or not all(isinstance(line, str) and "\n" not in line for line in actions):
+        _refuse("actions is not a list of lines", place, "one action a line of text: actions: [ls, cat notes]")
+    return _Entry(place, task_id, split, family, arguments, tuple(actions))
+
+
+def default_id(arguments: Mapping[str, Any]) -> str:
+    """A readable name of reset arguments, `seed=3,level=easy`; where it would be long, its start and a hash."""
+    if not arguments:
+        return "default"
+    name = ",".join(f"{key}={_short(arguments[key])}" for key in sorted(arguments))
+    if len(name) <= _LONGEST_ID and name.isprintable():
+        return name
+    digest = hashlib.sha256(_canonical(arguments).encode()).hexdigest()[:8]
+    return f"{shown(name)[: _LONGEST_ID - 9]}~{digest}"
+
+
+def _short(value: Any) -> str:
+    plain = isinstance(value, str) and _WORD.fullmatch(value)
+    return value if plain else json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _text(value: Any, key: str, place: str) -> str:
+    if not isinstance(value, str) or not value or "\n" in value:
+        _refuse(f"{key} is {json.dumps(value, default=str)}", place, "a line of text is expected: quote a number")
+    return value
+
+
+def _check_json(value: Any, place: str) -> None:
+    """Refuse what would not arrive at the environment as it is written: NaN, and keys that are no text."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            if not isinstance(key, str):
+                _refuse(f"the key {key} is not text", place, "quote it: reset arguments are JSON")
+            _check_json(entry, place)
+    elif isinstance(value, list):
+        for entry in value:
+            _check_json(entry, place)
+    elif isinstance(value, float) and not math.isfinite(value):
+        _refuse(f"{value} is not a number of JSON", place, "reset arguments are JSON: null, or a finite number")
+
+
+def _canonical(arguments: Mapping[str, Any]) -> str:
+    """Reset arguments as one text, whatever the order of their keys."""
+    return json.dumps(arguments, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _refuse_double_ids(entries: Sequence[_Entry]) -> None:
+    first: dict[str, _Entry] = {}
+    for entry in entries:
+        before = first.setdefault(entry.task_id, entry)
+        if before is not entry:
+            message = f"the task id '{shown(entry.task_id)}' is that of {before.place} too"
+            _refuse(message, entry.place, "list every task once, or give each an id of its own")
+
+
+def _refuse(message: str, place: str, tip: str) -> NoReturn:
+    raise EchoError(f"{message} ({place})", tip)

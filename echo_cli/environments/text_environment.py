@@ -1,0 +1,194 @@
+"""Any source of environments behind the environment protocol: text to actions, payloads to text with roles."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from echo_cli.config.environment import EnvironmentConfig
+from echo_cli.environments.actions import ActionMapping, Unparsable
+from echo_cli.environments.client import Client, Description, EnvironmentSource, JsonObject, Payload
+from echo_cli.environments.faults import BadAction, EnvironmentFault, Unavailable
+from echo_cli.environments.observations import ObservationMapping, exit_code_of, is_invalid, line_end, safe
+from echo_cli.environments.protocol import Hosting, Piece, Reply
+from echo_cli.environments.task import Task
+from echo_cli.errors import EchoError
+from echo_cli.trajectory import Parse, Role
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+_NOTICE_CHARS = 200
+
+
+class TextEnvironment:
+    """One episode of `source`, with the mapping of `settings`."""
+
+    def __init__(self, source: EnvironmentSource, settings: EnvironmentConfig, hosting: Hosting) -> None:
+        self._source = source
+        self._settings = settings
+        self._faults = hosting.faults
+        self._actions = ActionMapping(settings.action)
+        self._observations = ObservationMapping(settings)
+        self._client: Client | None = None
+        self._rewards: list[float | None] = []
+        self._turns = 0
+        self._done = False
+
+    async def reset(self, task: Task) -> tuple[Piece, ...]:
+        """Start the episode, trying again while the environment is not available.
+
+        Raises:
+            EchoError: it was not for `retry_s`, it never will be, or it refused this task's reset (exit code 1).
+        """
+        payload = await self._begin(task)
+        return self._prompted(self._observations.opening(payload))
+
+    async def step(self, action: str, problem: str | None = None) -> Reply:
+        """Parse `action`, send it, and map the answer; what goes wrong with the action alone is a warning."""
+        self._turns += 1
+        try:
+            if problem is not None:
+                raise Unparsable(problem)
+            payload = await self._open_client.step(self._actions.parse(action))
+        except (Unparsable, BadAction) as error:
+            self._faults.count("bad_actions")
+            parse = error.parse if isinstance(error, Unparsable) else "malformed"
+            return self._refused(f"not an action: {error}", parse, self._settings.action.penalty)
+        except EnvironmentFault as error:
+            self._faults.count("errors")
+            return self._refused(f"the environment failed: {error}", "valid", 0.0)
+        self._rewards.append(payload.reward)
+        self._done = payload.done
+        settings = self._settings
+        exit_code = exit_code_of(payload, settings.exit_code)
+        # An action that ran on the last turn ends the episode, whoever says so; an answer there is an answer.
+        capped = self._turns >= settings.max_turns and (not payload.done or exit_code is not None)
+        done = payload.done or capped
+        pieces = self._observations.reply(payload, action)
+        return Reply(
+            pieces if done else self._prompted(pieces),
+            done,
+            exit_code,
+            valid_action=bool(action.strip()) and not (settings.invalid and is_invalid(payload, settings.invalid)),
+            capped=capped,
+            reward=payload.reward,
+        )
+
+    async def verify(self) -> float | None:
+        """Send the final actions, then the episode's reward by the rules of `settings.reward`.
+
+        Where one that counts fails, the reward is not known.
+        """
+        rules, known = self._settings.reward, True
+        final: list[float | None] = []
+        for last in rules.final:
+            if last.unless_done and self._done:
+                continue
+            try:
+                payload = await self._open_client.step(last.action)
+            except (BadAction, EnvironmentFault) as error:
+                self._faults.count("bad_actions" if isinstance(error, BadAction) else "errors")
+                known = known and not last.counts
+                continue
+            self._done = self._done or payload.done
+            if last.counts:
+                final.append(payload.reward)
+        if not known:
+            return None
+        return episode_reward(final if rules.mode == "final" else [*self._rewards, *final], rules.mode, rules.none)
+
+    async def close(self) -> None:
+        """Give the session back."""
+        if self._client is not None:
+            await self._client.close()
+
+    @property
+    def _open_client(self) -> Client:
+        assert self._client is not None, "reset comes first"
+        return self._client
+
+    async def _begin(self, task: Task) -> Payload:
+        deadline = time.monotonic() + self._settings.retry_s
+        pause, refusals = _FIRST_PAUSE_S, 0
+        while True:
+            self._client = self._source.client()
+            try:
+                payload = await self._client.reset(task.reset_arguments)
+                if not payload.done:
+                    return payload
+                refusals, reason = refusals + 1, f"done at once: {_summary(payload.metadata)}"
+            except (BadAction, EnvironmentFault) as error:
+                refusals, reason = refusals + 1, str(error)
+            except Unavailable as error:
+                reason = str(error)
+            self._faults.count("unavailable")
+            await self._client.close()
+            if refusals >= self._settings.attempts:
+                raise EchoError(
+                    f"the environment does not start task {task.task_id}: {reason}",
+                    "check the reset arguments of environment.tasks with `echo-cli env check`",
+                    exit_code=1,
+                )
+            ended = self._source.ended()
+            if ended or time.monotonic() + pause > deadline:
+                raise EchoError(
+                    f"the environment is not available: {ended or reason}",
+                    "start it again, or ask for fewer environment.sessions where it is full; --resume continues a run",
+                    exit_code=1,
+                )
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _refused(self, reason: str, parse: Parse, penalty: float) -> Reply:
+        """The reply to an action that did not run."""
+        line = " ".join(safe(reason).split())
+        notice = Piece(Role.WARNING, f"[{line[:_NOTICE_CHARS]}]\n", "notice")
+        capped = self._turns >= self._settings.max_turns
+        return Reply(
+            (notice,) if capped else self._prompted((notice,)),
+            done=capped,
+            valid_action=False,
+            parse=parse,
+            capped=capped,
+            penalty=penalty,
+        )
+
+    def _prompted(self, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+        """`pieces` and the prompt of the next action, on a line of its own."""
+        prompt = self._settings.prompt
+        return (*pieces, Piece(Role.CONTEXT, line_end(pieces) + prompt)) if prompt else pieces
+
+
+@dataclass(frozen=True)
+class EnvironmentFactory:
+    """Makes the environments of a run: where they come from, and how they become text."""
+
+    source: EnvironmentSource
+    settings: EnvironmentConfig
+    hosting: Hosting
+    description: Description
+
+    def environment(self) -> TextEnvironment:
+        """An environment for one episode."""
+        return TextEnvironment(self.source, self.settings, self.hosting)
+
+
+def episode_reward(rewards: list[float | None], mode: str, none: str) -> float | None:
+    """The reward of an episode from those of its steps; None where it has none (null is not zero).
+
+    Args:
+        mode: `last` takes the last of them, `sum` and `final` add them up.
+        none: `zero` counts a null as 0, `skip` leaves it out.
+    """
+    if none == "zero":
+        known = [reward or 0.0 for reward in rewards] or [0.0]
+    else:
+        known = [reward for reward in rewards if reward is not None]
+    if not known:
+        return None
+    return known[-1] if mode == "last" else sum(known)
+
+
+def _summary(metadata: JsonObject | None) -> str:
+    text = ", ".join(f"{key} {value}" for key, value in (metadata or {}).items()) or "no reason given"
+    return text[:_NOTICE_CHARS]

@@ -1,0 +1,100 @@
+"""The toy terminal's tasks and scripted actors, whoever runs the terminal."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+
+from echo_cli.config.environment import EnvironmentConfig
+from echo_cli.config.loader import environment_preset
+from echo_cli.environments.protocol import Environment, Hosting
+from echo_cli.environments.task import Split, Task, TaskSplits
+from echo_cli.environments.text_environment import EnvironmentFactory
+from echo_cli.environments.toy_source import ToySource
+from echo_cli.errors import EchoError
+from toy_terminal_env.environment import world_and_tasks
+from toy_terminal_env.scripted import expert_actions, explorer_actions, explorer_commands, solving_commands
+from toy_terminal_env.tasks import ToyTask
+
+
+class ToyWorlds:
+    """Tasks and scripted actors of one or more toy worlds.
+
+    Args:
+        families: the tasks' kinds; empty means all. What explorers may type does not depend on it.
+        factory: makes the terminals; those of this process by default.
+
+    Raises:
+        EchoError: no world has a training task of these families.
+    """
+
+    replayable = True
+
+    def __init__(
+        self,
+        world_seeds: Sequence[int],
+        ood_world_seeds: Sequence[int],
+        max_turns: int,
+        families: Sequence[str] = (),
+        factory: EnvironmentFactory | None = None,
+    ) -> None:
+        self._world_seeds = tuple(world_seeds)
+        self._ood_world_seeds = tuple(ood_world_seeds)
+        self._max_turns = max_turns
+        self._families = tuple(families)
+        self._factory = factory or toy_factory(max_turns, Hosting())
+        self.hosting = self._factory.hosting
+        self.description = self._factory.description
+        self._toy_tasks: dict[str, ToyTask] = {}
+        splits: dict[Split, list[Task]] = {"train": [], "validation": [], "heldout": []}
+        self._explorer_kinds = {}
+        for seed in self._world_seeds:
+            world, tasks = world_and_tasks(seed)
+            self._toy_tasks |= tasks
+            for task in tasks.values():
+                if families and task.family not in families:
+                    continue
+                arguments = {"seed": seed, "task_id": task.task_id, "max_turns": max_turns}
+                splits[task.split].append(Task(task.task_id, task.split, task.family, arguments))
+            forbidden = solving_commands(task for task in tasks.values() if task.split != "train")
+            self._explorer_kinds[seed] = explorer_commands(world, forbidden)
+        if world_seeds and not splits["train"]:
+            raise EchoError(
+                f"no training task of the families {list(families)} in worlds {list(self._world_seeds)}",
+                "name more families, or other world_seeds",
+            )
+        self.tasks = TaskSplits(**splits)
+
+    def made_by(self, factory: EnvironmentFactory) -> ToyWorlds:
+        """The same worlds, with the terminals of `factory`; the turns stay those of the tasks."""
+        settings = factory.settings.model_copy(update={"max_turns": self._max_turns})
+        factory = replace(factory, settings=settings)
+        return ToyWorlds(self._world_seeds, self._ood_world_seeds, self._max_turns, self._families, factory)
+
+    def environment(self) -> Environment:
+        return self._factory.environment()
+
+    def expert(self, task: Task) -> list[str]:
+        return expert_actions(self._toy_tasks[task.task_id])
+
+    def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
+        return explorer_actions(self._explorer_kinds[task.reset_arguments["seed"]], count, rng)
+
+    def out_of_distribution(self) -> ToyWorlds:
+        return ToyWorlds(self._ood_world_seeds, (), self._max_turns, self._families, self._factory)
+
+
+def toy_factory(max_turns: int, hosting: Hosting) -> EnvironmentFactory:
+    """Makes toy terminals in this process."""
+    source = ToySource()
+    return EnvironmentFactory(source, toy_settings(max_turns), hosting, source.describe())
+
+
+@cache
+def toy_settings(max_turns: int) -> EnvironmentConfig:
+    """What of a toy terminal in this process is text, and with which roles."""
+    values = {**environment_preset("toy_terminal"), "toy_terminal": {}, "max_turns": max_turns}
+    return EnvironmentConfig.model_validate_json(json.dumps(values), strict=True)

@@ -1,0 +1,119 @@
+"""From a config to what answers: the source of environments, opened for as long as it is needed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from functools import partial
+
+from echo_cli.config.environment import EnvironmentConfig
+from echo_cli.config.schema import Config
+from echo_cli.environments.actions import check_action, check_payload
+from echo_cli.environments.client import EnvironmentSource
+from echo_cli.environments.no_worlds import NoWorlds
+from echo_cli.environments.protocol import Hosting, Worlds
+from echo_cli.environments.task import TaskSplits
+from echo_cli.environments.task_worlds import TaskWorlds
+from echo_cli.environments.tasks import load_tasks
+from echo_cli.environments.text_environment import EnvironmentFactory
+from echo_cli.environments.toy import ToyWorlds, toy_factory, toy_settings
+
+
+@contextmanager
+def open_worlds(config: Config) -> Iterator[Worlds]:
+    """The worlds of `config`, for a `with` block: a server that we start for it ends with it.
+
+    Raises:
+        EchoError: the environment cannot be reached or started (exit code 1), does not speak OpenEnv, takes other
+            actions than the config's, or the tasks cannot be read.
+    """
+    environment, toy = config.environment, config.environment.toy_worlds
+    worlds_of: Callable[[EnvironmentFactory], Worlds]
+    if environment.none:
+        yield NoWorlds()
+        return
+    if toy is not None:
+        here = toy_factory(toy.max_turns, _hosting(environment, environment.sessions))
+        worlds = ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns, toy.families, here)
+        if environment.toy_terminal is not None:
+            yield worlds
+            return
+        splits, worlds_of = worlds.tasks, worlds.made_by
+    else:
+        assert environment.tasks is not None
+        tasks = load_tasks(environment.tasks)
+        splits, worlds_of = tasks.splits, partial(TaskWorlds, tasks)
+    with open_source(environment, rollouts_at_once(config, splits)) as source:
+        description = source.describe()
+        check_action(environment.action, description.action_schema)
+        for number, final in enumerate(environment.reward.final):
+            check_payload(final.action, description.action_schema, f"environment.reward.final[{number}].action")
+        hosting = _hosting(environment, environment.sessions or description.sessions or 1)
+        yield worlds_of(EnvironmentFactory(source, environment, hosting, description))
+
+
+def text_settings(environment: EnvironmentConfig) -> EnvironmentConfig:
+    """The settings by which payloads become text: the config's, or a toy terminal's own."""
+    toy = environment.toy_terminal
+    return environment if toy is None else toy_settings(toy.max_turns)
+
+
+def _hosting(environment: EnvironmentConfig, sessions: int | None) -> Hosting:
+    return Hosting(sessions, environment.batch_wait_s, environment.attempts)
+
+
+def rollouts_at_once(config: Config, splits: TaskSplits) -> int:
+    """The most rollouts that a run wants to play at once: more sessions than that are of no use to it."""
+    rollout, evaluation = config.rollout, config.evaluation
+    return max(
+        rollout.tasks_per_step * rollout.group_size,
+        rollout.explorers,
+        len(splits.validation) * max(evaluation.validation_rollouts, 1),
+        len(splits.heldout) * max(evaluation.heldout_rollouts, 1),
+    )
+
+
+@contextmanager
+def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterator[EnvironmentSource]:
+    """The source that `environment` names; it is imported and opened only here."""
+    if environment.object is not None:
+        from echo_cli.environments.openenv.in_process_client import ObjectSource
+
+        with redirect_stdout(sys.stderr):  # what it prints is no part of our output, which may be JSON
+            yield ObjectSource(
+                environment.object,
+                environment.object_options,
+                step_timeout_s=environment.step_timeout_s,
+                sessions_wanted=wanted_sessions,
+            )
+    elif environment.url is not None:
+        yield _server(environment, environment.url, wanted_sessions, lambda: None)
+    else:
+        from echo_cli.environments.openenv.provider import provided
+
+        assert environment.provider is not None
+        with provided(environment.provider) as server:
+            yield _server(environment, server.url, wanted_sessions, server.ended)
+
+
+def _server(
+    environment: EnvironmentConfig, url: str, wanted_sessions: int, ended: Callable[[], str | None]
+) -> EnvironmentSource:
+    """A server at `url`, through our client or a typed one."""
+    from echo_cli.environments.openenv.websocket_client import WireSource
+
+    limits = {
+        "connect_timeout_s": environment.connect_timeout_s,
+        "step_timeout_s": environment.step_timeout_s,
+        "max_message_mb": environment.max_message_mb,
+    }
+    probed = 0 if environment.sessions else wanted_sessions
+    wire = WireSource(url, environment.headers, **limits, sessions_wanted=probed, ended=ended)
+    if environment.client is None:
+        return wire
+    from echo_cli.environments.openenv.address import wire_address
+    from echo_cli.environments.openenv.typed_client import TypedSource
+
+    address = wire_address(url, environment.headers)
+    return TypedSource(environment.client, url, wire, headers=address.headers, secrets=address.secrets, **limits)

@@ -1,0 +1,1 @@
+"""Held-out evaluation of checkpoints and models on pools and tasks."""

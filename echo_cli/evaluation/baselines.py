@@ -1,0 +1,194 @@
+"""What a held-out figure is to be read against: n-gram models, copying, and general-purpose compressors.
+
+All are fitted on what training has observed: the distinct (command, output) pairs that it executed; of copying, how
+often a match goes on is counted on validation. They predict the same tokens as the policy. A *novel* pair need not have
+a novel text: what one command has printed, an n-gram model knows under any other. Without observations the n-gram
+models are uniform and the compressors have no dictionary.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from echo_cli.evaluation.match import Ints
+from echo_cli.evaluation.measures import Bools, Measures, Predictions, Tokens, predictions_from
+from echo_cli.models.tokenizer import Tokenizer
+from echo_cli.runs.pools import Pair, Pool
+from echo_cli.statistics import Floats, ratio
+
+ORDER = 5
+"""Of the n-gram model: it looks at up to `ORDER` - 1 tokens."""
+MATCH_BUCKETS = (1, 2, 4, 8, 16)
+"""First match length of each bucket of the copy model."""
+
+_ZSTD_LEVEL = 19
+
+
+@dataclass(frozen=True)
+class NGram:
+    """An interpolated n-gram model with Witten-Bell smoothing over a uniform base.
+
+    With c(h) the tokens seen after a context h and t(h) how many different ones (Witten and Bell 1991, method C):
+    p(w | h) = (c(h w) + t(h) · p(w | h')) / (c(h) + t(h)), where h' is h without its first token; below the empty
+    context p is 1 / V. A context that was never seen leaves p as it is.
+    """
+
+    order: int
+    vocab_size: int
+    counts: Mapping[tuple[int, ...], tuple[Ints, Ints]]
+    """For each context the tokens that followed it, and how often."""
+
+    def distribution(self, context: Sequence[int]) -> Floats:
+        """p(w | context) for all V tokens."""
+        probability_V = np.full(self.vocab_size, 1 / self.vocab_size)
+        for length in range(min(self.order - 1, len(context)) + 1):
+            found = self.counts.get(tuple(context[len(context) - length :]))
+            if found is None:
+                break  # a longer context that was seen would have this one within it
+            token_ids, times = found
+            total = times.sum() + len(times)
+            probability_V *= len(times) / total
+            probability_V[token_ids] += times / total
+        return probability_V
+
+
+def fit_ngram(exchanges: Iterable[tuple[Sequence[int], Sequence[int]]], order: int, vocab_size: int) -> NGram:
+    """Fit on exchanges: the tokens of a command with its newline, which are context only, and those of its output."""
+    counted: defaultdict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
+    for command_ids, output_ids in exchanges:
+        sequence = [*command_ids, *output_ids]
+        for place in range(len(command_ids), len(sequence)):
+            for length in range(min(order - 1, place) + 1):
+                counted[tuple(sequence[place - length : place])][sequence[place]] += 1
+    return NGram(
+        order,
+        vocab_size,
+        {
+            context: (np.array(list(counter), dtype=np.int64), np.array(list(counter.values()), dtype=np.int64))
+            for context, counter in counted.items()
+        },
+    )
+
+
+def exchange_tokens(pairs: Iterable[Pair], tokenizer: Tokenizer) -> list[tuple[list[int], list[int]]]:
+    """Pairs as a transcript has them: the command with its newline, and the output, each tokenised alone."""
+    return [(tokenizer.encode(command + "\n"), tokenizer.encode(output)) for command, output in pairs]
+
+
+def ngram_predictions(model: NGram, pool: Pool, tokens: Tokens) -> Predictions:
+    """The model's predictions from the exchange so far: command, newline and output up to the token."""
+    sequences = [trajectory.token_ids for trajectory in pool.trajectories]
+
+    def distribution(row: int) -> Floats:
+        begin, index = tokens.begin[row], tokens.index[row]
+        return model.distribution(sequences[tokens.trajectory[row]][max(begin, index - model.order + 1) : index])
+
+    return predictions_from(distribution, tokens)
+
+
+def fit_copying(tokens: Tokens) -> Floats:
+    """For each of `MATCH_BUCKETS` the probability that the token after a longest match continues it.
+
+    Counted over the environment's tokens of a pool that no figure is reported on (validation), with half a success and
+    half a failure added (Krichevsky and Trofimov 1981).
+    """
+    output = tokens.role == "env_output"
+    bucket, hit = _match_bucket(tokens), tokens.match_token == tokens.token_id
+    inside = [output & (bucket == number) for number in range(len(MATCH_BUCKETS))]
+    return np.array([((mask & hit).sum() + 0.5) / (mask.sum() + 1) for mask in inside])
+
+
+def copy_predictions(mass: Floats, unigram: NGram, tokens: Tokens) -> Predictions:
+    """The fitted `mass` on the token that continues the longest match in the trajectory, the rest on the unigram.
+
+    The match may be of any role and length; without one the unigram has all. The rest is shared among the other tokens
+    in proportion to their unigram probabilities.
+    """
+    unigram_V, bucket = unigram.distribution(()), _match_bucket(tokens)
+
+    def distribution(row: int) -> Floats:
+        if bucket[row] < 0:
+            return unigram_V
+        copied = tokens.match_token[row]
+        probability_V: Floats = unigram_V * ((1 - mass[bucket[row]]) / (1 - unigram_V[copied]))
+        probability_V[copied] = mass[bucket[row]]
+        return probability_V
+
+    return predictions_from(distribution, tokens)
+
+
+def compressors(observed: bytes | None) -> dict[str, Callable[[bytes], int]]:
+    """The size in bytes of what a compressor makes of a text, by name, alone and with `observed` known to it.
+
+    None leaves those out that know something.
+
+    Raw streams, without headers and checksums: deflate at level 9 (what gzip holds; it looks back 32 KiB at most) and,
+    if `zstandard` is installed, zstd at level 19 with the observations as its raw dictionary. Less the size of an empty
+    text, 2 and 5 bytes: that is framing, a good part of an output of 60 bytes, and says nothing of the text.
+    """
+    kinds = {"gzip": _deflate} | ({"zstd": _zstd} if has_zstd() else {})
+    streams = {}
+    for name, kind in kinds.items():
+        streams[name] = kind(b"")
+        if observed is not None:
+            streams[f"{name} + observations"] = kind(observed)
+    return {name: _beyond_nothing(size) for name, size in streams.items()}
+
+
+def has_zstd() -> bool:
+    """Whether the extra `zstd` is installed."""
+    return importlib.util.find_spec("zstandard") is not None
+
+
+def compress(size: Callable[[bytes], int], tokens: Tokens, chosen: Bools, tokenizer: Tokenizer) -> Measures | None:
+    """Bits per byte over the `chosen` tokens' text, each trajectory's outputs as one stream; None over nothing."""
+    numbers = sorted(set(tokens.trajectory[chosen].tolist()))
+    texts = []
+    for number in numbers:
+        inside = chosen & (tokens.trajectory == number)
+        spans = dict.fromkeys(tokens.span[inside].tolist())
+        outputs = (tokenizer.decode(tokens.token_id[inside & (tokens.span == span)].tolist()) for span in spans)
+        texts.append("".join(outputs).encode())
+    estimate = ratio([8 * size(text) for text in texts], [len(text) for text in texts])
+    if estimate is None:
+        return None
+    return Measures({"env_bits_per_byte": estimate}, int(chosen.sum()), sum(map(len, texts)), len(texts))
+
+
+def _beyond_nothing(size: Callable[[bytes], int]) -> Callable[[bytes], int]:
+    framing = size(b"")
+    return lambda text: size(text) - framing
+
+
+def _deflate(dictionary: bytes) -> Callable[[bytes], int]:
+    def size(text: bytes) -> int:
+        compressor = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zdict=dictionary)
+        return len(compressor.compress(text) + compressor.flush())
+
+    return size
+
+
+def _zstd(dictionary: bytes) -> Callable[[bytes], int]:
+    import zstandard
+
+    known = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if dictionary else None
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        _ZSTD_LEVEL,
+        format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+        write_checksum=False,
+        write_content_size=False,
+        write_dict_id=False,
+    )
+    compressor = zstandard.ZstdCompressor(dict_data=known, compression_params=parameters)
+    return lambda text: len(compressor.compress(text))
+
+
+def _match_bucket(tokens: Tokens) -> Ints:
+    """Index into `MATCH_BUCKETS`; -1 without a match."""
+    return np.searchsorted(MATCH_BUCKETS, tokens.match_length, side="right") - 1

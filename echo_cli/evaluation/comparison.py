@@ -1,0 +1,113 @@
+"""Two runs on the same frozen pools: over the pairs that neither has executed, and over the same tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from echo_cli.config.schema import flat_config
+from echo_cli.errors import EchoError
+from echo_cli.evaluation.loaded_run import Subject, checkpoint_steps, executed_by, load_step, open_subject, play_tasks
+from echo_cli.evaluation.measures import env_ce_difference, tokens_of
+from echo_cli.evaluation.pass_at_k import compare_outcomes
+from echo_cli.evaluation.records import HELDOUT, Comparison, Difference
+from echo_cli.evaluation.run_evaluation import cut_notes, novel_pairs, predict_pools, report_policy
+from echo_cli.files import shown
+from echo_cli.models.policy import TorchPolicy
+from echo_cli.runs.pools import Pair
+from echo_cli.traces.training_data import POOL
+from echo_cli.training.session import build_policy
+
+# What makes the built-in pools and their tasks, and how a task is played.
+_POOL_KEYS = ("environment.", "rollout.temperature", "rollout.max_")
+
+
+def compare_runs(
+    paths: tuple[Path, Path],
+    *,
+    checkpoint: str | int,
+    rollouts: int,
+    pass_k: Sequence[int],
+    pool_folders: Sequence[Path],
+    device: str | None,
+) -> Comparison:
+    """Compare a checkpoint of run A with one of run B.
+
+    Args:
+        checkpoint: "best" or "latest" of each run, or the same step of both.
+        rollouts, pass_k, pool_folders: as in `evaluate_run`.
+
+    Raises:
+        EchoError: no such run, checkpoint or pool, or the runs' pools, tasks or tokenizers are not the same.
+    """
+    with ExitStack() as opened:
+        first, second = (opened.enter_context(open_subject(path, pool_folders, device)) for path in paths)
+        return _compare(first, second, checkpoint, rollouts, pass_k)
+
+
+def _compare(
+    first: Subject, second: Subject, checkpoint: str | int, rollouts: int, pass_k: Sequence[int]
+) -> Comparison:
+    _check_same_pools(first, second)
+    policy_a, step_a, executed_a = _checkpoint(first, checkpoint)
+    policy_b, step_b, executed_b = _checkpoint(second, checkpoint)
+    executed = executed_a | executed_b
+    tokens = {name: tokens_of(pool, executed, first.initial.tokenizer) for name, pool in first.pools.items()}
+    predictions_a, predictions_b = (predict_pools(first.pools, policy, tokens) for policy in (policy_a, policy_b))
+    played_a, played_b = (play_tasks(first, policy, rollouts) for policy in (policy_a, policy_b))
+    labels = f"A: {shown(first.name)}", f"B: {shown(second.name)}"
+    return Comparison(
+        labels=labels,
+        steps=(step_a, step_b),
+        reports=(
+            report_policy(first.name, labels[0], step_a, predictions_a, tokens, played_a, pass_k),
+            report_policy(second.name, labels[1], step_b, predictions_b, tokens, played_b, pass_k),
+        ),
+        differences=[
+            Difference(
+                name,
+                novel_pairs(of),
+                env_ce_difference(of, predictions_a[name], predictions_b[name], of.headline),
+                compare_outcomes(played_a[name], played_b[name]) if name in played_a else None,
+            )
+            for name, of in tokens.items()
+        ],
+        notes=[*cut_notes(first.pools, first.initial.model.max_length), *first.notes],
+    )
+
+
+def _checkpoint(subject: Subject, which: str | int) -> tuple[TorchPolicy, int, frozenset[Pair]]:
+    """The policy of a checkpoint, its step, and the pairs that training had executed by then."""
+    (step,) = checkpoint_steps(subject.run, [which])
+    policy, _ = build_policy(subject.config, quiet=True)
+    load_step(subject, policy, step)
+    return policy, step, frozenset(executed_by(subject, step))
+
+
+def _check_same_pools(first: Subject, second: Subject) -> None:
+    before, now = (flat_config(subject.config.model_dump(mode="json")) for subject in (first, second))
+    for key in sorted(before.keys() | now.keys()):
+        if key.startswith(_POOL_KEYS) and before.get(key) != now.get(key):
+            raise EchoError(
+                f"the runs do not share their pools and tasks: {key} is {before.get(key)} in A and {now.get(key)} in B",
+                "compare runs of the same environment and limits",
+            )
+    if first.config.traces is not None and second.config.traces is not None:
+        held = [subject.pools[POOL if POOL in subject.pools else HELDOUT] for subject in (first, second)]
+        if held[0].trajectories != held[1].trajectories:
+            raise EchoError(
+                "the runs hold out other traces: their files, split or cut differ", "compare runs on the same traces"
+            )
+    if first.initial.tokenizer.to_json() != second.initial.tokenizer.to_json():
+        raise EchoError(
+            "the runs have different tokenizers: model.path is "
+            f"{shown(first.config.model.path)} in A and {shown(second.config.model.path)} in B",
+            "nats per token are not comparable over tokenizers; evaluate each run alone and compare bits per byte",
+        )
+    contexts = [subject.initial.model.max_length for subject in (first, second)]
+    if contexts[0] != contexts[1] and any(pool.cut for subject in (first, second) for pool in subject.pools.values()):
+        raise EchoError(
+            f"a pool does not fit the models, which take {contexts[0]} tokens in A and {contexts[1]} in B",
+            "it would be cut at two places; compare on pools of shorter trajectories",
+        )

@@ -1,0 +1,324 @@
+"""Generated replies against the true ones: exact match, edit similarity and exit status, on held-out pairs of a run.
+
+A pair is (command, output), as everywhere. A reply is generated greedily after the true transcript up to the end of its
+command, and compared with the one in the pool: the whole of it, without the line that tells the exit status, and with
+what the environment calls volatile counted as equal.
+
+- exact match: the two texts are the same.
+- edit similarity: 1 - Levenshtein distance / the longer length, in characters.
+- exit status: the one that the generated reply tells is the true one. A reply that never ends tells none by silence.
+- ended: the reply came to its end (see reply.py) before the cap.
+- exact match, edit similarity and exit status at the true length: of as many tokens as the true reply has. The env term
+  trains what an environment says and not where it stops, so this is what training can be seen in where replies do not
+  end.
+
+Each is a mean over replies, with a bootstrap over trajectories: replies of one transcript are not independent.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from echo_cli.config.loader import load_config
+from echo_cli.config.schema import Config
+from echo_cli.environments.worlds import open_worlds, text_settings
+from echo_cli.errors import EchoError
+from echo_cli.evaluation.dream.edit import edit_similarity
+from echo_cli.evaluation.dream.generation import Exchange, dream, exchanges
+from echo_cli.evaluation.dream.replies import Generated, ReplyForm, reply_form
+from echo_cli.evaluation.evaluator import limits_for
+from echo_cli.models.policy import TorchPolicy
+from echo_cli.runs.directory import RunDirectory, open_run
+from echo_cli.runs.observation import pairs_of
+from echo_cli.runs.pool_folder import load_pool
+from echo_cli.runs.pools import Pair, Pool, pair_of, pool_of
+from echo_cli.seeds import generator
+from echo_cli.statistics import Estimate, ratio, ratio_difference
+from echo_cli.training.session import build_policy, frozen_pools
+from echo_cli.trajectory import read_trajectories
+
+AT_LENGTH = ("exact_match_at_length", "edit_similarity_at_length", "exit_status_at_length")
+MEASURES = ("exact_match", "edit_similarity", "exit_status", "ended", *AT_LENGTH)
+ALL, COMMAND, SEEN = "all", "command", "seen"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A pair to be dreamt, and the trajectory of the pool that it is in."""
+
+    pair: Pair
+    trajectory: int
+    novel: bool
+    """Training has not executed it."""
+    exchange: Exchange
+
+
+@dataclass(frozen=True)
+class ReplyScore:
+    """One generated reply."""
+
+    text: str
+    exact_match: bool | None
+    """This and the next three are None where nothing in a transcript marks the end of a reply."""
+    edit_similarity: float | None
+    exit_status: bool | None
+    """Whether it tells the true one; None also where the environment gave none."""
+    ended: bool | None
+    text_at_length: str
+    exact_match_at_length: bool
+    edit_similarity_at_length: float
+    exit_status_at_length: bool | None
+    """None where the environment gave none."""
+
+
+@dataclass(frozen=True)
+class DreamGroup:
+    """The measures of one group of replies, by name, under the two policies, and their paired difference."""
+
+    group: str
+    key: str
+    replies: int
+    trajectories: int
+    before: Mapping[str, Estimate]
+    after: Mapping[str, Estimate]
+    difference: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
+class DreamReport:
+    """What `dream --score` found. `groups` are all novel replies, those of each command, and the seen ones."""
+
+    run: str
+    step: int
+    pool: str
+    seed: int
+    requested: int
+    novel_pairs: int
+    """In the pool."""
+    seen_pairs: int
+    max_tokens: int
+    questions: Sequence[Question]
+    before: Sequence[ReplyScore]
+    after: Sequence[ReplyScore]
+    groups: Sequence[DreamGroup]
+    notes: Sequence[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object: measures with intervals, and every reply."""
+        return {
+            **{name: getattr(self, name) for name in ("run", "step", "pool", "seed", "requested", "max_tokens")},
+            **{"novel_pairs": self.novel_pairs, "seen_pairs": self.seen_pairs},
+            "scored": {
+                "novel": sum(question.novel for question in self.questions),
+                "seen": sum(not question.novel for question in self.questions),
+            },
+            "groups": [asdict(group) for group in self.groups],
+            "replies": [
+                {
+                    **{"command": question.pair[0], "novel": question.novel, "trajectory": question.trajectory},
+                    **{"exit_code": question.exchange.exit_code, "actual": question.exchange.reply},
+                    **{"before": asdict(before), "after": asdict(after)},
+                }
+                for question, before, after in zip(self.questions, self.before, self.after, strict=True)
+            ],
+            "notes": list(self.notes),
+        }
+
+
+def score_dreams(
+    path: Path,
+    *,
+    checkpoint: str | int,
+    number: int,
+    pool_folder: Path | None,
+    seed: int,
+    max_tokens: int | None,
+    device: str | None,
+) -> DreamReport:
+    """Score a checkpoint of the run at `path`, and the policy that it started from, on `number` pairs of a pool.
+
+    Scored are the first `number` novel pairs in the order that `seed` draws; as many of those that training has
+    executed are scored apart.
+
+    Args:
+        checkpoint: "best", "latest" or a step.
+        pool_folder: instead of the run's own held-out pool; no environment is then needed.
+        max_tokens: of a generated reply; by default what the longest one in these transcripts may have.
+
+    Raises:
+        EchoError: no such run, checkpoint or pool, the pool is empty, or it has to be played and the environment is
+            not available (exit code 1).
+    """
+    run = open_run(path)
+    config = load_config(run.config_path, [f"device={device}"] if device else [])
+    folder, meta = run.load_checkpoint(checkpoint)
+    step = int(meta["step"])
+    executed = pairs_of(run.read_observations(step))
+    policy, _ = build_policy(config, quiet=True)
+    pool = _heldout_pool(run, config, policy) if pool_folder is None else _pool_at(pool_folder, config, policy)
+    form = reply_form(policy.renderer, text_settings(config.environment))
+    usable = _questions(pool, policy, form, executed)
+    if not usable:
+        raise EchoError("the pool has no (command, output) pair", "the environment needs held-out tasks")
+    questions = _chosen(usable, number, seed)
+    longest = most_tokens(config, policy, form) if max_tokens is None else max_tokens
+    batch = max(config.rollout.tasks_per_step * config.rollout.group_size, 1)
+    before = _answers(policy, form, questions, longest, batch)
+    policy.load(folder)
+    after = _answers(policy, form, questions, longest, batch)
+    return DreamReport(
+        run=path.resolve().name,
+        step=step,
+        pool="heldout" if pool_folder is None else pool_folder.resolve().name,
+        seed=seed,
+        requested=number,
+        novel_pairs=len(pool.pairs - executed),
+        seen_pairs=len(pool.pairs & executed),
+        max_tokens=longest,
+        questions=questions,
+        before=before,
+        after=after,
+        groups=_groups(questions, before, after),
+        notes=_notes(questions, form, pool, len(pool.pairs) - len(usable)),
+    )
+
+
+def most_tokens(config: Config, policy: TorchPolicy, form: ReplyForm) -> int:
+    """The cap of a generated reply: an output as long as the run lets one be, its exit status and its end."""
+    return limits_for(config, policy).output_tokens + form.longest_end
+
+
+def score_reply(generated: Generated, exchange: Exchange, form: ReplyForm) -> ReplyScore:
+    """Compare a generated reply with the true one."""
+    true = form.masked(form.exit_status(exchange.reply)[0])
+    said, status = form.exit_status(generated.text, ended=generated.ended)
+    cut = form.cut(generated, exchange.reply_tokens).text
+    at_length, status_at_length = form.exit_status(cut)
+    said, at_length = form.masked(said), form.masked(at_length)
+    known = form.status is not None and exchange.exit_code is not None
+    return ReplyScore(
+        text=generated.text,
+        exact_match=said == true if form.marked else None,
+        edit_similarity=edit_similarity(said, true) if form.marked else None,
+        exit_status=status == exchange.exit_code if form.marked and known else None,
+        ended=generated.ended if form.marked else None,
+        text_at_length=cut,
+        exact_match_at_length=at_length == true,
+        edit_similarity_at_length=edit_similarity(at_length, true),
+        exit_status_at_length=status_at_length == exchange.exit_code if known else None,
+    )
+
+
+def _heldout_pool(run: RunDirectory, config: Config, policy: TorchPolicy) -> Pool:
+    kept = run.pool_paths.get("heldout")
+    if kept is not None:
+        return pool_of(read_trajectories(kept))
+    with open_worlds(config) as worlds:
+        pools = frozen_pools(run, config, worlds, policy)
+    if "heldout" not in pools:
+        raise EchoError(f"{run.path.name} has kept no held-out pool", "--pool DIR; `echo-cli pool build DIR` makes one")
+    return pools["heldout"]
+
+
+def _pool_at(folder: Path, config: Config, policy: TorchPolicy) -> Pool:
+    return load_pool(folder, policy.renderer, policy.model.max_length, cut=config.model.kind == "hf")
+
+
+def _questions(pool: Pool, policy: TorchPolicy, form: ReplyForm, executed: set[Pair]) -> list[Question]:
+    """The pairs of the pool, but for those whose reply the model's context cut."""
+    found = []
+    for place, (trajectory, spans) in enumerate(zip(pool.trajectories, pool.spans, strict=True)):
+        turns = zip(trajectory.turns, exchanges(trajectory, policy.renderer, form), strict=True)
+        first: dict[Pair, Exchange] = {}
+        for turn, exchange in turns:
+            first.setdefault(pair_of(turn), exchange)
+        found += [
+            Question(span.pair, place, span.pair not in executed, first[span.pair])
+            for span in spans
+            if first[span.pair].output == span.pair[1]
+        ]
+    return found
+
+
+def _chosen(questions: Sequence[Question], number: int, seed: int) -> list[Question]:
+    """The first `number` novel ones in the order that `seed` draws, then as many seen ones."""
+    order = generator(seed, "dream/pairs").sample(questions, len(questions))
+    return [question for novel in (True, False) for question in [q for q in order if q.novel is novel][:number]]
+
+
+def _answers(
+    policy: TorchPolicy, form: ReplyForm, questions: Sequence[Question], longest: int, batch: int
+) -> list[ReplyScore]:
+    """Greedy replies to `questions`, `batch` at a time, those of like length together."""
+    order = sorted(range(len(questions)), key=lambda place: len(questions[place].exchange.context))
+    scores: dict[int, ReplyScore] = {}
+    for first in range(0, len(order), batch):
+        places = order[first : first + batch]
+        asked = [questions[place].exchange for place in places]
+        # Without a mark no reply could end itself: only the true length is of interest.
+        most = [longest if form.marked else max(min(longest, exchange.reply_tokens), 1) for exchange in asked]
+        replies = dream(policy, form, [exchange.context for exchange in asked], most)
+        for place, reply in zip(places, replies, strict=True):
+            scores[place] = score_reply(reply, questions[place].exchange, form)
+    return [scores[place] for place in range(len(questions))]
+
+
+def _groups(
+    questions: Sequence[Question], before: Sequence[ReplyScore], after: Sequence[ReplyScore]
+) -> list[DreamGroup]:
+    novel = [place for place, question in enumerate(questions) if question.novel]
+    words = Counter(command_word(questions[place]) for place in novel)
+    chosen = [(ALL, "", novel)]
+    for word, _ in words.most_common():
+        chosen.append((COMMAND, word, [place for place in novel if command_word(questions[place]) == word]))
+    chosen.append((SEEN, "", [place for place, question in enumerate(questions) if not question.novel]))
+    groups = []
+    for group, key, places in chosen:
+        if not places:
+            continue
+        owners = [questions[place].trajectory for place in places]
+        first, last = ([scores[place] for place in places] for scores in (before, after))
+        columns = {name: (_summed(first, owners, name), _summed(last, owners, name)) for name in MEASURES}
+        measured = [
+            {name: found for name, of in columns.items() if (found := ratio(*of[which])) is not None}
+            for which in range(2)
+        ]
+        difference = {
+            name: found
+            for name, ((start, count), (end, _)) in columns.items()
+            if (found := ratio_difference(start, end, count)) is not None
+        }
+        groups.append(DreamGroup(group, key, len(places), len(set(owners)), measured[0], measured[1], difference))
+    return groups
+
+
+def command_word(question: Question) -> str:
+    """The first word of the command."""
+    return question.pair[0].partition(" ")[0]
+
+
+def _summed(scores: Sequence[ReplyScore], owners: Sequence[int], name: str) -> tuple[list[float], list[float]]:
+    """By trajectory, the sum of a measure and how many replies have it."""
+    total, count = defaultdict[int, float](float), defaultdict[int, float](float)
+    for owner, score in zip(owners, scores, strict=True):
+        value = getattr(score, name)
+        total[owner] += 0.0 if value is None else float(value)
+        count[owner] += value is not None
+    return list(total.values()), list(count.values())
+
+
+def _notes(questions: Sequence[Question], form: ReplyForm, pool: Pool, missing: int) -> list[str]:
+    notes = []
+    if not form.marked:
+        notes.append("nothing in these transcripts marks the end of a reply: replies are read at the true length")
+    if pool.cut:
+        notes.append(f"trajectories cut at the tokens that the model takes: {pool.cut}; their cut pairs: {missing}")
+    statuses = Counter(question.exchange.exit_code for question in questions if question.novel)
+    if statuses and form.status is not None:
+        listed = ", ".join(f"{code} in {count}" for code, count in statuses.most_common())
+        notes.append(f"exit statuses of the true novel replies: {listed}")
+    return notes

@@ -1,0 +1,196 @@
+"""Commands typed into an episode, each answered twice: by the policy in the environment's place, and by it.
+
+The environment answers first, and the policy, which does not see that answer, then writes its own after the transcript
+up to the end of the command. That transcript is the real one; in a closed loop it holds the policy's own replies, and
+the environment answers the same commands for comparison alone.
+
+A policy that does not say where a reply ends (see reply.py) is cut where the real one ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+
+from echo_cli.environments.faults import SessionLost
+from echo_cli.environments.protocol import Worlds
+from echo_cli.environments.task import Task
+from echo_cli.errors import EchoError
+from echo_cli.evaluation.dream.edit import edit_similarity
+from echo_cli.evaluation.dream.generation import dream
+from echo_cli.evaluation.dream.replies import ReplyForm
+from echo_cli.event_loop import EventLoop
+from echo_cli.models.policy import TorchPolicy
+from echo_cli.rollouts.episode import Episode, Limits
+from echo_cli.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What an episode begins with."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A command, the reply that the policy predicts, and the real one."""
+
+    command: str
+    predicted: str
+    actual: str
+    ended: bool
+    """The predicted reply came to its end."""
+    exact_match: bool
+    edit_similarity: float
+    predicted_exit_code: int | None
+    exit_code: int | None
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A line about the episode: it is over, its session is lost, a command does not fit."""
+
+    text: str
+
+
+Event = Opening | Answer | Notice
+
+
+class DreamPlay:
+    """One task, played again and again.
+
+    Args:
+        max_tokens: of a predicted reply; None for as many as the real one has, and its end.
+        temperature: 0 takes the most probable token each time.
+    """
+
+    def __init__(
+        self,
+        policy: TorchPolicy,
+        worlds: Worlds,
+        task: Task,
+        limits: Limits,
+        form: ReplyForm,
+        loop: EventLoop,
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+        closed_loop: bool = False,
+    ) -> None:
+        self._policy = policy
+        self._worlds = worlds
+        self._task = task
+        self._limits = limits
+        self._form = form
+        self._loop = loop
+        self._max_tokens = max_tokens
+        self._temperature = temperature
+        self._seed = seed
+        self._closed_loop = closed_loop
+        self._asked = 0
+        self._transcript: list[int] = []
+        self._episode: Episode | None = None
+
+    def converse(self, commands: Iterator[str]) -> Generator[Event, None, None]:
+        """What happens as `commands` come. An episode that ended is begun again for the next of them.
+
+        Raises:
+            EchoError: the environment is not available, or loses the session of every attempt to begin (exit code 1).
+        """
+        try:
+            yield self._begin()
+            for command in commands:
+                if self._episode is None:
+                    yield self._begin()
+                yield from self._ask(command)
+        finally:
+            self._close()
+
+    def _begin(self) -> Opening:
+        reason = ""
+        for _ in range(self._worlds.hosting.attempts):
+            group_id = self._task.task_id
+            environment = self._worlds.environment()
+            episode = Episode(self._policy.renderer, environment, self._task, group_id, self._limits)
+            try:
+                following = self._loop.run(episode.reset())
+            except SessionLost as error:
+                reason = str(error)
+                continue
+            self._episode, self._transcript = episode, following.token_ids
+            return Opening(self._form.text(self._form.segments(episode.segments)))
+        message = f"the environment lost the session of task {group_id} {self._worlds.hosting.attempts} times: {reason}"
+        raise EchoError(message, "look at the server's own log", exit_code=1)
+
+    def _ask(self, command: str) -> Iterator[Event]:
+        episode, form, renderer = self._episode, self._form, self._policy.renderer
+        assert episode is not None
+        action = renderer.script(command)
+        if not episode.has_room(action):
+            limits = self._limits
+            most = max(limits.action_tokens, limits.episode_tokens - episode.length)
+            yield Notice(f"the command has {len(action)} tokens, and here it may have {most}")
+            return
+        frame = renderer.reply(action)
+        context = [*self._transcript, *action, *(token for part in frame.before for token in part.token_ids)]
+        if len(context) >= self._policy.model.max_length:  # only replies of the policy's own can be so long
+            self._close()
+            yield Notice("the transcript fills the model's context; the next command begins the episode again")
+            return
+        before = len(episode.segments) + 1
+        try:
+            following = self._loop.run(episode.act(action, None))
+        except SessionLost as error:
+            self._episode = None
+            yield Notice(f"the environment lost the session: {error}; the next command begins the episode again")
+            return
+        said = form.segments(episode.segments[before:])
+        size = sum(len(segment.token_ids) for segment in said)
+        most = size + form.longest_end if self._max_tokens is None else self._max_tokens
+        seed = derive_seed(self._seed, "dream/reply", self._asked)
+        self._asked += 1
+        (reply,) = dream(self._policy, form, [context], [most], temperature=self._temperature, seed=seed)
+        ended = reply.ended
+        if not ended and self._max_tokens is None:
+            reply = form.cut(reply, max(size, 1))  # where the real one is empty, how another would begin
+        actual = form.text(said)
+        turn = episode.turns[-1]
+        bare, status = form.exit_status(reply.text, ended=ended)
+        true, _ = form.exit_status(actual)
+        yield Answer(
+            command,
+            reply.text,
+            actual,
+            ended,
+            form.masked(bare) == form.masked(true),
+            edit_similarity(form.masked(bare), form.masked(true)),
+            status,
+            turn.exit_code,
+        )
+        if self._closed_loop:
+            after = [token for part in frame.after for token in part.token_ids]
+            encode = renderer.tokenizer.encode
+            self._transcript = [*context, *encode(reply.text), *encode(form.prompt), *after]
+        else:
+            transcript = [*self._transcript, *action]
+            del transcript[len(transcript) - following.rewind :]
+            self._transcript = [*transcript, *following.token_ids]
+        if episode.stop_reason is not None:
+            yield self._finished(episode)
+
+    def _close(self) -> None:
+        episode, self._episode = self._episode, None
+        if episode is not None:
+            self._loop.run(episode.environment.close())
+
+    def _finished(self, episode: Episode) -> Notice:
+        """Ask for the reward of an episode that has ended, and close it."""
+        self._episode = None
+        try:
+            played = self._loop.run(episode.finish("trace", verify=True, world_model_only=True))
+        except SessionLost as error:
+            return Notice(f"the episode is over: {episode.stop_reason}; the environment lost its session: {error}")
+        reward = "no reward" if played.reward is None else f"reward {played.reward:g}"
+        return Notice(f"the episode is over: {episode.stop_reason}, {reward}; the next command begins it again")

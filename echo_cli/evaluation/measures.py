@@ -1,0 +1,300 @@
+"""What a model makes of a pool's tokens: env-CE, bits per byte, accuracy and calibration, with intervals, by group.
+
+The tokens of a pool are columns, one entry a token, and so are a model's predictions of them: any two models are
+measured over the same tokens. Intervals come from resampling whole trajectories.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echo_cli.evaluation.match import Ints, longest_matches
+from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.tokenizer import Tokenizer
+from echo_cli.runs.pools import Pair, Pool, pair_of
+from echo_cli.statistics import Estimate, Floats, absolute_ratio, ratio, ratio_difference
+from echo_cli.trajectory import Role, Segment, Trajectory
+
+Bools = NDArray[np.bool_]
+Texts = NDArray[np.object_]
+
+MIN_MATCH = 2
+"""Tokens that a match needs for its continuation to count as copyable; a single newline matches nearly everywhere."""
+CALIBRATION_BINS = 15
+POSITIONS = (("0", 0), ("1-3", 1), ("4-15", 4), ("16-63", 16), ("64+", 64))
+"""Buckets of the position in an output, with the first index of each."""
+
+_MEASURED = (Role.ENV_OUTPUT, Role.WARNING)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The measured tokens of a pool, as columns of N entries: those of its spans, and all warning tokens."""
+
+    trajectory: Ints
+    """Index in the pool."""
+    index: Ints
+    """Position in the trajectory."""
+    begin: Ints
+    """Where the exchange begins: the position of its command's first token."""
+    token_id: Ints
+    byte_count: Ints
+    """Bytes of text that the token stands for; over a span they are its `output_bytes`."""
+    role: Texts
+    """env_output or warning."""
+    channel: Texts
+    command: Texts
+    """First word of the command."""
+    exit_status: Texts
+    novel: Bools
+    """Training has not executed the (command, output) pair; for a warning, that of its turn."""
+    span: Ints
+    """Which of the pool's spans; -1 for warnings."""
+    position: Ints
+    """Index within the output; for a warning, within its segment."""
+    match_length: Ints
+    """Tokens of the longest match in the trajectory up to here, see `longest_matches`."""
+    match_token: Ints
+    """What followed that match; -1 without one."""
+
+    def __len__(self) -> int:
+        return len(self.trajectory)
+
+    @property
+    def headline(self) -> Bools:
+        """Which tokens the headline is over: the environment's, of novel pairs."""
+        return np.asarray((self.role == "env_output") & self.novel)
+
+    @property
+    def copyable(self) -> Bools:
+        """Whether the token continues the latest longest match of at least `MIN_MATCH` tokens.
+
+        The match is that of the tokens just before it, of any role, within everything that precedes them in its own
+        trajectory. A token after a shorter match, or after one that was continued otherwise, is not copyable.
+        """
+        return np.asarray((self.match_length >= MIN_MATCH) & (self.match_token == self.token_id))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of N tokens at temperature 1, each predicted from the true tokens before it."""
+
+    nats: Floats
+    """-log p(token)."""
+    correct: Bools
+    """The token is the most probable one."""
+    confidence: Floats
+    """The probability of the most probable one."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Some tokens under one model. Compressors have bits per byte only."""
+
+    estimates: Mapping[str, Estimate]
+    """By name: env_ce (nats/token), env_bits_per_byte, token_accuracy, calibration_error."""
+    tokens: int
+    bytes: int
+    trajectories: int
+
+
+def tokens_of(pool: Pool, seen: Collection[Pair], tokenizer: Tokenizer) -> Tokens:
+    """The measured tokens of `pool`, each pair once; `seen` are the pairs that training has executed."""
+    rows: list[tuple[Any, ...]] = []
+    spans_before = 0
+    for number, (trajectory, spans) in enumerate(zip(pool.trajectories, pool.spans, strict=True)):
+        span_of = {
+            place: (spans_before + order, place - span.start)
+            for order, span in enumerate(spans)
+            for place in range(span.start, span.start + span.count)
+        }
+        spans_before += len(spans)
+        rows += _rows(number, trajectory, span_of, seen, tokenizer)
+    types = {"role": object, "channel": object, "command": object, "exit_status": object, "novel": np.bool_}
+    columns = zip(*rows, strict=True) if rows else ([] for _ in fields(Tokens))
+    return Tokens(
+        *(
+            np.array(list(column), dtype=types.get(field.name, np.int64))
+            for field, column in zip(fields(Tokens), columns, strict=True)
+        )
+    )
+
+
+def predict(policy: TorchPolicy, pool: Pool, tokens: Tokens) -> Predictions:
+    """The policy's predictions of a pool's tokens, teacher-forced."""
+    nats, confidence = np.zeros(len(tokens)), np.zeros(len(tokens))
+    correct = np.zeros(len(tokens), dtype=np.bool_)
+    for number, scores in enumerate(policy.score(pool.trajectories, _MEASURED)):
+        places = np.flatnonzero(np.isin(pool.trajectories[number].roles, _MEASURED))
+        rows = np.flatnonzero(tokens.trajectory == number)
+        at = np.searchsorted(places, tokens.index[rows])
+        nats[rows] = -scores.logprobs.double().numpy()[at]
+        correct[rows] = scores.correct.numpy()[at]
+        confidence[rows] = scores.confidence.double().numpy()[at]
+    return Predictions(nats, correct, confidence)
+
+
+def measure(tokens: Tokens, predictions: Predictions, chosen: Bools) -> Measures | None:
+    """The measures over the `chosen` tokens; None over nothing."""
+    count = _per_trajectory(tokens, chosen, chosen)
+    if not count.any():
+        return None
+    size = _per_trajectory(tokens, tokens.byte_count, chosen)
+    nats = _per_trajectory(tokens, predictions.nats, chosen)
+    gaps = [
+        _per_trajectory(tokens, predictions.confidence - predictions.correct, chosen & (_bins(predictions) == number))
+        for number in range(CALIBRATION_BINS)
+    ]
+    estimates = {
+        "env_ce": ratio(nats, count),
+        "env_bits_per_byte": ratio(nats / math.log(2), size),
+        "token_accuracy": ratio(_per_trajectory(tokens, predictions.correct, chosen), count),
+        "calibration_error": absolute_ratio(gaps, count),
+    }
+    return Measures(
+        {name: estimate for name, estimate in estimates.items() if estimate is not None},
+        int(count.sum()),
+        int(size.sum()),
+        int((count > 0).sum()),
+    )
+
+
+def env_ce_difference(tokens: Tokens, first: Predictions, second: Predictions, chosen: Bools) -> Estimate | None:
+    """env-CE of `second` less that of `first` over the same tokens, paired by trajectory; None over nothing."""
+    return ratio_difference(
+        _per_trajectory(tokens, first.nats, chosen),
+        _per_trajectory(tokens, second.nats, chosen),
+        _per_trajectory(tokens, chosen, chosen),
+    )
+
+
+def bits_per_byte_difference(
+    first_tokens: Tokens, first: Predictions, second_tokens: Tokens, second: Predictions
+) -> Estimate | None:
+    """Bits per byte of `second` less those of `first` over the headline of one pool, paired by trajectory.
+
+    Each model has the pool in its own tokens; the bytes are the same. None over nothing.
+    """
+    size = _per_trajectory(first_tokens, first_tokens.byte_count, first_tokens.headline)
+    nats = _per_trajectory(first_tokens, first.nats, first_tokens.headline)
+    other_nats = _per_trajectory(second_tokens, second.nats, second_tokens.headline)
+    return ratio_difference(nats / math.log(2), other_nats / math.log(2), size)
+
+
+def reliability(predictions: Predictions, chosen: Bools) -> list[tuple[float, float, int]]:
+    """The calibration bins that hold something: mean confidence, accuracy, tokens."""
+    found = []
+    for number in range(CALIBRATION_BINS):
+        inside = chosen & (_bins(predictions) == number)
+        if inside.any():
+            confidence, correct = predictions.confidence[inside], predictions.correct[inside]
+            found.append((float(confidence.mean()), float(correct.mean()), int(inside.sum())))
+    return found
+
+
+def groups(tokens: Tokens) -> Iterator[tuple[str, str, Bools]]:
+    """The groups that measures are broken down by: group, key, which tokens.
+
+    All are over the headline's tokens, except: `role` has the warnings too, and `pair` the seen pairs.
+    """
+    headline, warning = tokens.headline, tokens.role == "warning"
+    measured = headline | warning
+    for role, channel in sorted(Counter(zip(tokens.role[measured], tokens.channel[measured], strict=True))):
+        name = f"{role} {channel}".strip()
+        yield "role", name, measured & (tokens.role == role) & (tokens.channel == channel)
+    for command, _ in Counter(tokens.command[headline]).most_common():
+        yield "command", command, headline & (tokens.command == command)
+    for status in sorted(set(tokens.exit_status[headline]), key=lambda text: (not text.isdigit(), len(text), text)):
+        yield "exit_status", status, headline & (tokens.exit_status == status)
+    output = tokens.role == "env_output"
+    for key, chosen in (("novel", headline), ("seen", output & ~tokens.novel)):
+        if chosen.any():
+            yield "pair", key, chosen
+    bucket = np.searchsorted([first for _, first in POSITIONS], tokens.position, side="right") - 1
+    for number, (name, _) in enumerate(POSITIONS):
+        if (chosen := headline & (bucket == number)).any():
+            yield "position", name, chosen
+    for key, mask in (("copyable", tokens.copyable), ("not copyable", ~tokens.copyable)):
+        if (chosen := headline & mask).any():
+            yield "copyable", key, chosen
+
+
+def predictions_from(distribution: Callable[[int], Floats], tokens: Tokens) -> Predictions:
+    """The predictions of a model that gives row by row the probabilities of all V tokens."""
+    nats, confidence = np.zeros(len(tokens)), np.zeros(len(tokens))
+    correct = np.zeros(len(tokens), dtype=np.bool_)
+    for row, token_id in enumerate(tokens.token_id):
+        probability_V = distribution(row)
+        likeliest = int(probability_V.argmax())
+        nats[row] = -math.log(probability_V[token_id])
+        correct[row], confidence[row] = likeliest == token_id, probability_V[likeliest]
+    return Predictions(nats, correct, confidence)
+
+
+def _rows(
+    number: int,
+    trajectory: Trajectory,
+    span_of: Mapping[int, tuple[int, int]],
+    seen: Collection[Pair],
+    tokenizer: Tokenizer,
+) -> Iterator[tuple[Any, ...]]:
+    """The entries of one trajectory, in the order of the fields of `Tokens`.
+
+    `span_of` maps a count of env_output tokens to the span that the token is in, and its position there.
+    """
+    length_T, following_T = longest_matches(trajectory.token_ids)
+    index = outputs = begin = 0
+    turn = -1
+    for segment in trajectory.segments:
+        if segment.role is Role.ACTION:
+            turn, begin = turn + 1, index
+        if segment.role in _MEASURED:
+            sizes = _sizes(segment, tokenizer)
+            for place, (token_id, size) in enumerate(zip(segment.token_ids, sizes, strict=True)):
+                span, position = -1, place
+                if segment.role is Role.ENV_OUTPUT:
+                    span, position = span_of.get(outputs, (-1, -1))
+                    outputs += 1
+                if span >= 0 or segment.role is Role.WARNING:
+                    yield (
+                        *(number, index + place, begin, token_id, size),
+                        *(segment.role.name.lower(), segment.channel or ""),
+                        *_turn_columns(trajectory, turn, seen),
+                        *(span, position, length_T[index + place], following_T[index + place]),
+                    )
+        index += len(segment.token_ids)
+
+
+def _turn_columns(trajectory: Trajectory, turn: int, seen: Collection[Pair]) -> tuple[str, str, bool]:
+    """Command word, exit status and novelty; a notice before the first action belongs to no command."""
+    if turn < 0:
+        return "", "none", False
+    exchange = trajectory.turns[turn]
+    words = exchange.command.split(maxsplit=1)
+    status = "none" if exchange.exit_code is None else str(exchange.exit_code)
+    return words[0] if words else "", status, pair_of(exchange) not in seen
+
+
+def _sizes(segment: Segment, tokenizer: Tokenizer) -> list[int]:
+    sizes = tokenizer.byte_counts(segment.token_ids)
+    if sizes:
+        # An output cut within a character shows a replacement for it, which has bytes of its own.
+        sizes[-1] += len(segment.text.encode()) - sum(sizes)
+    return sizes
+
+
+def _per_trajectory(tokens: Tokens, values: NDArray[Any], chosen: Bools) -> Floats:
+    clusters = int(tokens.trajectory.max(initial=-1)) + 1
+    weights = np.asarray(values[chosen], dtype=np.float64)
+    return np.bincount(tokens.trajectory[chosen], weights, clusters).astype(np.float64)
+
+
+def _bins(predictions: Predictions) -> Ints:
+    return np.minimum((predictions.confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)

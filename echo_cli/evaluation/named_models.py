@@ -1,0 +1,121 @@
+"""Models named on the command line: what kind each is, how it is called, and the config that loads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from echo_cli.config.loader import find_config, load_config, parse_override
+from echo_cli.config.model import RANDOM_QWEN3, ConversationConfig, ModelConfig, SamplerConfig
+from echo_cli.config.schema import Config
+from echo_cli.errors import EchoError
+from echo_cli.files import read_json, shown
+from echo_cli.models.tiny_folder import TINY_BASE
+from echo_cli.runs.checkpoints import Checkpoints
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_ANY_KIND = ("device", "threads", "optim.token_budget")
+_HF_MODEL = ("revision", "trust_remote_code", "dtype", "attention", "compile", "chat_template")
+_NAMES = f"{TINY_BASE}, a folder with config.json and weights, or a hub id such as Qwen/Qwen3-0.6B"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model to be measured."""
+
+    label: str
+    path: str
+    """A `model.path`."""
+    kind: Literal["tiny", "hf"]
+
+    def config(self, base: Config) -> Config:
+        """`base` with this model in it: as it is, without adapters to be trained."""
+        if self.kind == "tiny":
+            model, conversation = ModelConfig(path=self.path), ConversationConfig()
+        else:
+            changes = {"kind": "hf", "path": self.path, "init": "pretrained", "lora": None}
+            model, conversation = base.model.model_copy(update=changes), base.conversation
+        changed = {"model": model, "conversation": conversation, "sampler": SamplerConfig()}
+        return base.model_copy(update=changed)
+
+
+def contenders(paths: Sequence[str], taken: Collection[str]) -> list[Contender]:
+    """The models of `paths`, each with a label that none of the others has and that is not `taken`.
+
+    Raises:
+        EchoError: a path is no model, or is given twice.
+    """
+    kinds = [kind_of(path) for path in paths]
+    places = [_parts(path) for path in paths]
+    for number, (path, place) in enumerate(zip(paths, places, strict=True)):
+        if place in places[:number]:
+            raise EchoError(f"--model {shown(path)} is given twice", "give each model once")
+    labels = [_label(place, [other for other in places if other != place], taken) for place in places]
+    return [Contender(label, path, kind) for label, path, kind in zip(labels, paths, kinds, strict=True)]
+
+
+def kind_of(path: str) -> Literal["tiny", "hf"]:
+    """Whether `path` is a model of the built-in form or of Hugging Face's; a hub is not asked.
+
+    Raises:
+        EchoError: it is neither.
+    """
+    if path in (TINY_BASE, RANDOM_QWEN3):
+        return "tiny" if path == TINY_BASE else "hf"
+    folder = Path(path)
+    if not folder.is_dir():
+        if _HUB_ID.fullmatch(path) and not folder.exists() and not Path(path.split("/")[0]).exists():
+            return "hf"
+        raise EchoError(f"no model {shown(path)}: {'not a folder' if folder.exists() else 'it does not exist'}", _NAMES)
+    if (folder / "adapter_config.json").is_file():
+        return "hf"
+    if (folder / "config.json").is_file():
+        return "hf" if "model_type" in read_json(folder / "config.json") else "tiny"
+    checkpoints = Checkpoints(folder / "checkpoints")
+    if steps := checkpoints.steps():
+        newest = checkpoints.path / f"step_{steps[-1]:06d}"
+        tip = f"--model {shown(newest)} is one of its checkpoints; without --model, RUN measures the run"
+        raise EchoError(f"{shown(path)} is a run, not a model", tip)
+    raise EchoError(f"{shown(path)} is not a model: it has no config.json", _NAMES)
+
+
+def loading_config(name: str | None, overrides: Sequence[str], chosen: Sequence[Contender]) -> Config:
+    """The config that says how the `chosen` models are loaded and how conversations are written for them.
+
+    Args:
+        name: a shipped config or a YAML file; None for `toy`.
+
+    Raises:
+        EchoError: as `load_config`, or an override changes nothing in a measurement of these models.
+    """
+    hf = [contender for contender in chosen if contender.kind == "hf"]
+    for word in overrides:
+        keys, _ = parse_override(word)
+        key = ".".join(keys)
+        of_hf = keys[0] == "conversation" or (len(keys) == 2 and keys[0] == "model" and keys[1] in _HF_MODEL)
+        if not of_hf and key not in _ANY_KIND:
+            known = ", ".join([*(f"model.{each}" for each in _HF_MODEL), "conversation.*", *_ANY_KIND])
+            raise EchoError(f"{shown(key)} has no effect with --model", f"what has: {known}")
+        if of_hf and not hf:
+            raise EchoError(f"{shown(key)} has no effect: no --model is of Hugging Face", "leave it away")
+    # The keys of Hugging Face's models are refused in a config of the other kind.
+    kind = ["model.kind=hf", f"model.path={json.dumps(hf[0].path)}"] if hf else []
+    return load_config(find_config("toy" if name is None else name), [*overrides, *kind])
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    return Path(os.path.abspath(path)).parts if Path(path).is_dir() and path != TINY_BASE else tuple(path.split("/"))
+
+
+def _label(place: Sequence[str], others: Sequence[Sequence[str]], taken: Collection[str]) -> str:
+    """The shortest end of a path that no other has; the folder's name where that is enough."""
+    for length in range(1, len(place) + 1):
+        label = shown("/".join(place[-length:]))
+        if label not in taken and all(tuple(other[-length:]) != tuple(place[-length:]) for other in others):
+            return label
+    return f"{shown('/'.join(place))} (model)"

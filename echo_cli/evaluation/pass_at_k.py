@@ -1,0 +1,69 @@
+"""Tasks played: which rollouts solved them, pass@k with its interval, and two policies on the same tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from echo_cli.environments.task import Task
+from echo_cli.statistics import Estimate, mcnemar, pass_at_k, ratio, ratio_difference
+from echo_cli.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One task's rollouts; solved are those with a reward of 1."""
+
+    task_id: str
+    family: str
+    rollouts: int
+    solved: int
+    first_solved: bool
+    """The first rollout solved it."""
+
+
+@dataclass(frozen=True)
+class OutcomeComparison:
+    """Two policies on the same tasks. A task's outcome in the table of four is that of its first rollout."""
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+    p_value: float
+    """Exact two-sided McNemar test of `only_a` against `only_b`."""
+    difference: Estimate
+    """pass@1 of B less that of A over all rollouts, paired by task."""
+
+
+def outcomes_of(tasks: Sequence[Task], trajectories: Sequence[Trajectory]) -> list[Outcome]:
+    """The outcomes of `tasks`, from as many verified rollouts of each, task by task in the same order."""
+    rollouts = len(trajectories) // max(len(tasks), 1)
+    outcomes = []
+    for number, task in enumerate(tasks):
+        solved = [(t.reward or 0.0) >= 1 for t in trajectories[number * rollouts : (number + 1) * rollouts]]
+        outcomes.append(Outcome(task.task_id, task.family, rollouts, sum(solved), solved[0]))
+    return outcomes
+
+
+def pass_at(outcomes: Sequence[Outcome], k: int) -> Estimate | None:
+    """The mean over tasks of the unbiased estimate of pass@k, resampled over tasks; None without tasks.
+
+    Raises:
+        ValueError: a task has fewer than k rollouts.
+    """
+    values = [pass_at_k(outcome.rollouts, outcome.solved, k) for outcome in outcomes]
+    return ratio(values, [1] * len(values))
+
+
+def compare_outcomes(first: Sequence[Outcome], second: Sequence[Outcome]) -> OutcomeComparison | None:
+    """Policy A (`first`) and policy B on the same tasks with as many rollouts; None without tasks."""
+    difference = ratio_difference(
+        [a.solved for a in first], [b.solved for b in second], [outcome.rollouts for outcome in first]
+    )
+    if difference is None:
+        return None
+    pairs = [(a.first_solved, b.first_solved) for a, b in zip(first, second, strict=True)]
+    only_a, only_b = pairs.count((True, False)), pairs.count((False, True))
+    both, neither = pairs.count((True, True)), pairs.count((False, False))
+    return OutcomeComparison(both, only_a, only_b, neither, mcnemar(only_a, only_b), difference)

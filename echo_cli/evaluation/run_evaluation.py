@@ -1,0 +1,231 @@
+"""Checkpoints of a run on frozen pools, beside the policy it started from and the baselines, over the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from echo_cli.evaluation.baselines import (
+    ORDER,
+    compress,
+    compressors,
+    copy_predictions,
+    exchange_tokens,
+    fit_copying,
+    fit_ngram,
+    has_zstd,
+    ngram_predictions,
+)
+from echo_cli.evaluation.loaded_run import Subject, checkpoint_steps, executed_by, load_step, open_subject, play_tasks
+from echo_cli.evaluation.measures import (
+    Bools,
+    Measures,
+    Predictions,
+    Tokens,
+    groups,
+    measure,
+    predict,
+    reliability,
+    tokens_of,
+)
+from echo_cli.evaluation.pass_at_k import Outcome, pass_at
+from echo_cli.evaluation.records import (
+    HEADLINE,
+    HELDOUT,
+    INITIAL,
+    POLICY,
+    Evaluation,
+    Measured,
+    Passed,
+    PolicyReport,
+    Reliability,
+    TaskRow,
+    pool_title,
+)
+from echo_cli.evaluation.token_losses import find_output, read_out
+from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.tokenizer import Tokenizer
+from echo_cli.runs.pools import Pair, Pool
+from echo_cli.training.session import build_policy
+
+
+def evaluate_run(
+    path: Path,
+    *,
+    checkpoints: Sequence[str | int],
+    rollouts: int,
+    pass_k: Sequence[int],
+    command: str | None,
+    pool_folders: Sequence[Path],
+    device: str | None,
+) -> Evaluation:
+    """Measure checkpoints of the run at `path`.
+
+    The headline is over pairs that training had not executed by the last of the checkpoints, for all of them and for
+    the policy that training started from: everything is over the same tokens.
+
+    Args:
+        checkpoints: "best", "latest", "all" or steps.
+        rollouts: per held-out task; 0 plays none.
+        pass_k: the k of pass@k, each at most `rollouts`.
+        command: the held-out command to read out; None takes the first novel `grep` of the pool.
+
+    Raises:
+        EchoError: no such run, checkpoint or pool, or `command` is not in the held-out pool.
+    """
+    with open_subject(path, pool_folders, device) as subject:
+        return _evaluate(subject, checkpoints, rollouts, pass_k, command)
+
+
+def _evaluate(
+    subject: Subject,
+    checkpoints: Sequence[str | int],
+    rollouts: int,
+    pass_k: Sequence[int],
+    command: str | None,
+) -> Evaluation:
+    steps = checkpoint_steps(subject.run, checkpoints)
+    policy, _ = build_policy(subject.config, quiet=True)
+    executed = executed_by(subject, steps[-1])
+    load_step(subject, policy, steps[-1])
+    output = find_output(subject.pools[HELDOUT], command, executed, "held-out")
+    readout = read_out(output, subject.initial, policy)
+
+    tokens = {name: tokens_of(pool, set(executed), policy.tokenizer) for name, pool in subject.pools.items()}
+    played = play_tasks(subject, subject.initial, rollouts)
+    predictions = predict_pools(subject.pools, subject.initial, tokens)
+    before = report_policy(subject.name, INITIAL, 0, predictions, tokens, played, pass_k)
+    after, played_after = [], played
+    for step in steps:
+        load_step(subject, policy, step)
+        played_after = play_tasks(subject, policy, rollouts)
+        predictions = predict_pools(subject.pools, policy, tokens)
+        detailed = step == steps[-1]
+        after.append(
+            report_policy(subject.name, POLICY, step, predictions, tokens, played_after, pass_k, detailed=detailed)
+        )
+    validation = tokens_of(subject.validation, (), policy.tokenizer)
+    return Evaluation(
+        run=subject.name,
+        step=steps[-1],
+        steps=steps,
+        novel_pairs={name: novel_pairs(of) for name, of in tokens.items()},
+        before=before,
+        after=after,
+        baselines=measure_baselines(subject.name, subject.pools, tokens, policy.tokenizer, executed, validation),
+        tasks=[row for pool in played for row in _task_rows(pool, played[pool], played_after[pool])],
+        notes=[*cut_notes(subject.pools, policy.model.max_length), *subject.notes, *_notes(executed, steps[-1])],
+        readout=readout,
+    )
+
+
+def predict_pools(
+    pools: Mapping[str, Pool], policy: TorchPolicy, tokens: Mapping[str, Tokens]
+) -> dict[str, Predictions]:
+    """The policy's predictions of every pool's tokens."""
+    return {name: predict(policy, pools[name], of) for name, of in tokens.items()}
+
+
+def cut_notes(pools: Mapping[str, Pool], context: int) -> list[str]:
+    """What was cut of the pools for a model that takes `context` tokens, a sentence for each that is not whole."""
+    return [
+        f"{pool_title(name)}: trajectories cut at the {context} tokens that the model takes: {pool.cut}"
+        for name, pool in pools.items()
+        if pool.cut
+    ]
+
+
+def novel_pairs(tokens: Tokens) -> int:
+    """Spans that the headline is over."""
+    return len(set(tokens.span[tokens.headline].tolist()))
+
+
+def report_policy(
+    run: str,
+    model: str,
+    step: int | None,
+    predictions: Mapping[str, Predictions],
+    tokens: Mapping[str, Tokens],
+    played: Mapping[str, Sequence[Outcome]],
+    pass_k: Sequence[int],
+    *,
+    detailed: bool = True,
+) -> PolicyReport:
+    """All measures of one policy, by pool; without `detailed` the headlines and pass@k alone.
+
+    Args:
+        run, model, step: what the records say of it.
+    """
+    measured, bins = [], []
+    for pool, of in tokens.items():
+        chosen: list[tuple[str, str, Bools]] = [(HEADLINE, "", of.headline)]
+        if detailed:
+            chosen += groups(of)
+            bins.append(Reliability(run, step, pool, model, reliability(predictions[pool], of.headline)))
+        for group, key, mask in chosen:
+            if (found := measure(of, predictions[pool], mask)) is not None:
+                measured.append(Measured(run, step, pool, model, group, key, found))
+    passed = [
+        Passed(run, step, pool, model, k, estimate, len(outcomes), outcomes[0].rollouts)
+        for pool, outcomes in played.items()
+        for k in pass_k
+        if (estimate := pass_at(outcomes, k)) is not None
+    ]
+    return PolicyReport(measured, passed, bins)
+
+
+def measure_baselines(
+    run: str,
+    pools: Mapping[str, Pool],
+    tokens: Mapping[str, Tokens],
+    tokenizer: Tokenizer,
+    observed: Sequence[Pair] | None,
+    validation: Tokens,
+) -> list[Measured]:
+    """The headlines of every baseline, by pool.
+
+    Args:
+        tokens: of `pools`, in the ids of `tokenizer`; so is `validation`, which copying is fitted on.
+        observed: what the others are fitted on; None leaves those that need something out.
+    """
+    exchanges = exchange_tokens(observed or (), tokenizer)
+    orders = {"uniform": 1} if observed is None else {f"{ORDER}-gram": ORDER, "unigram": 1}
+    ngrams = {name: fit_ngram(exchanges, order, tokenizer.vocab_size) for name, order in orders.items()}
+    *_, unigram = ngrams.values()
+    mass = fit_copying(validation)
+    transcript = None if observed is None else "".join(f"{command}\n{output}" for command, output in observed).encode()
+    measured = []
+    for name, of in tokens.items():
+        pool, chosen = pools[name], of.headline
+        found: dict[str, Measures | None] = {
+            **{label: measure(of, ngram_predictions(model, pool, of), chosen) for label, model in ngrams.items()},
+            "copying": measure(of, copy_predictions(mass, unigram, of), chosen),
+            **{label: compress(size, of, chosen, tokenizer) for label, size in compressors(transcript).items()},
+        }
+        measured += [
+            Measured(run, None, name, model, HEADLINE, "", measures)
+            for model, measures in found.items()
+            if measures is not None
+        ]
+    return measured
+
+
+def missing_baselines() -> list[str]:
+    """Notes on the baselines that are not installed."""
+    return [] if has_zstd() else ["zstd is left out: pip install 'echo-cli[zstd]'"]
+
+
+def _task_rows(pool: str, before: Sequence[Outcome], after: Sequence[Outcome]) -> list[TaskRow]:
+    return [
+        TaskRow(pool, first.task_id, first.family, first.rollouts, first.solved, second.solved)
+        for first, second in zip(before, after, strict=True)
+    ]
+
+
+def _notes(executed: Sequence[Pair], step: int) -> list[str]:
+    notes = []
+    if not executed:
+        notes.append(
+            f"no training observations by step {step}: the n-gram models are uniform and the compressors know no more"
+        )
+    return [*notes, *missing_baselines()]

@@ -1,0 +1,189 @@
+"""Conversations as chat models were trained on them: turns between marks, by the families of chat templates.
+
+The opening is what the model's own template writes. From there on a conversation only grows, by the family's own form
+of a turn: the marks are scaffold, the environment's text between them is encoded alone, sampled ids stay as sampled.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from echo_cli.errors import EchoError
+from echo_cli.files import shown
+from echo_cli.models.renderer import SCAFFOLD, Frame, Message
+from echo_cli.models.tokenizer import Tokenizer
+from echo_cli.trajectory import Role, Segment
+
+THINK, END_THINK = "<think>", "</think>"
+EMPTY_THINKING = f"{THINK}\n\n{END_THINK}\n\n"
+
+Thinking = Literal["keep", "drop", "forbid"]
+
+# What an assistant writes with tokens of its own, where the tokenizer has them.
+_MARKS = ("<tool_call>", "</tool_call>", THINK, END_THINK)
+
+
+@dataclass(frozen=True)
+class ChatFamily:
+    """How templates of one family write a turn: `header`, the text, `turn_end`, `separator`."""
+
+    name: str
+    header: str
+    """With {role} in it."""
+    turn_end: str
+    """The token that ends a turn, and so an action."""
+    separator: str
+    tool: tuple[str, str]
+    """A tool's reply: its header with what opens the reply, and what closes it before `turn_end`."""
+
+    def turn(self, role: str) -> str:
+        """The header of a turn."""
+        return self.header.format(role=role)
+
+
+CHATML = ChatFamily(
+    name="chatml",
+    header="<|im_start|>{role}\n",
+    turn_end="<|im_end|>",
+    separator="\n",
+    tool=("<|im_start|>user\n<tool_response>\n", "\n</tool_response>"),
+)
+LLAMA3 = ChatFamily(
+    name="llama3",
+    header="<|start_header_id|>{role}<|end_header_id|>\n\n",
+    turn_end="<|eot_id|>",
+    separator="",
+    tool=("<|start_header_id|>ipython<|end_header_id|>\n\n", ""),
+)
+FAMILIES = (CHATML, LLAMA3)
+
+
+class ChatRenderer:
+    """A `renderer.Renderer` of one family.
+
+    Args:
+        tokenizer: has the family's tokens.
+        opening: what stands before the task: BOS, a system message, the header of the user's turn.
+        primer: what stands after the header of each assistant turn: thinking that it opens, or an empty block.
+        reply_as: whose turn the environment's answers are.
+        thinking: `keep` leaves thinking in the transcript; `drop` makes it transient; `forbid` makes it a problem.
+
+    Raises:
+        EchoError: the tokenizer lacks the token that ends a turn, or thinking that the primer opens is to be dropped.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        family: ChatFamily,
+        opening: str,
+        primer: str,
+        reply_as: Literal["tool", "user"],
+        thinking: Thinking,
+    ) -> None:
+        turn_end_id = tokenizer.token_id(family.turn_end)
+        if turn_end_id is None:
+            raise EchoError(
+                f"the tokenizer has no token {family.turn_end}, which ends a turn of {family.name}",
+                "take the tokenizer and the chat template of the same model, or conversation.renderer=plain",
+            )
+        self.tokenizer = tokenizer
+        self.family = family
+        self.start_ids: tuple[int, ...] = ()
+        self.stop_ids = tuple(dict.fromkeys((turn_end_id, *tokenizer.eos_ids)))
+        self._turn_end_id = turn_end_id
+        self._thinking = thinking
+        self._opened = primer.rstrip().endswith(THINK)
+        if self._opened and thinking == "drop":
+            raise EchoError(
+                "conversation.thinking is drop, and the chat template opens the thinking of every turn itself, in "
+                "tokens that are not the policy's to take back",
+                "conversation.thinking=keep, or forbid",
+            )
+        before, after = family.tool if reply_as == "tool" else (family.turn("user"), "")
+        prompt = family.turn_end + family.separator + family.turn("assistant") + primer
+        self._opening = Frame(self._scaffold(opening), self._scaffold(prompt))
+        self._reply = Frame(self._scaffold(family.separator + before), self._scaffold(after + prompt))
+        # After another end than the turn's own, or none, the turn is ended here.
+        cut = self._scaffold(family.turn_end + family.separator + before)
+        self._reply_to_cut = Frame(cut, self._reply.after)
+        self.overhead = sum(
+            len(segment.token_ids)
+            for frame in (self._opening, self._reply_to_cut)
+            for segment in (*frame.before, *frame.after)
+        )
+        self._script_start = tokenizer.encode_scaffold(f"\n{END_THINK}\n\n") if self._opened else []
+        marks = [re.escape(mark) for mark in _MARKS if tokenizer.token_id(mark) is not None]
+        self._marks = re.compile(f"({'|'.join(marks)})") if marks else None
+
+    def opening(self) -> Frame:
+        """The conversation up to the task, and from the task to where the policy writes."""
+        return self._opening
+
+    def reply(self, action_ids: Sequence[int]) -> Frame:
+        """The turn of an answer; the action's turn is ended first where the action did not end it."""
+        ended = bool(action_ids) and action_ids[-1] == self._turn_end_id
+        return self._reply if ended else self._reply_to_cut
+
+    def message(self, action_ids: Sequence[int]) -> Message:
+        """What an assistant's turn says besides its thinking, white space around it removed.
+
+        A thinking block stands at the start. One that never ends leaves nothing to say.
+        """
+        ids = list(action_ids)
+        complete = bool(ids) and ids[-1] in self.stop_ids
+        said = ids[:-1] if complete else ids
+        text = self.tokenizer.decode(said)
+        thinks = self._opened or text.lstrip().startswith(THINK)
+        ended = END_THINK in text
+        problem = None
+        if self._thinking == "forbid" and (THINK in text or ended):
+            problem = "thinking is not allowed: write the action alone"
+        elif thinks and not ended:
+            problem = "the thinking did not end, and no action came after it"
+        transient = self._thinking_tokens(said) if thinks and self._thinking == "drop" else 0
+        if thinks:
+            text = text.partition(END_THINK)[2]
+        return Message(text.strip(), complete, problem, transient)
+
+    def script(self, text: str) -> list[int]:
+        """The tokens of an assistant turn that says `text`, the end of the turn included."""
+        parts = [text] if self._marks is None else self._marks.split(text)
+        ids = list(self._script_start)
+        for part in parts:
+            mark = self.tokenizer.token_id(part) if self._marks and self._marks.fullmatch(part) else None
+            ids += self.tokenizer.encode(part) if mark is None else [mark]
+        return [*ids, self._turn_end_id]
+
+    def _thinking_tokens(self, ids: list[int]) -> int:
+        """The leading tokens that hold the thinking, its end, and the white space after that; all, without an end."""
+        decode = self.tokenizer.decode
+        count = bisect_left(range(len(ids)), True, key=lambda index: END_THINK in decode(ids[: index + 1])) + 1
+        while count < len(ids) and decode([ids[count]]).isspace():
+            count += 1
+        return min(count, len(ids))
+
+    def _scaffold(self, text: str) -> tuple[Segment, ...]:
+        ids = tuple(self.tokenizer.encode_scaffold(text))
+        return (Segment(Role.CONTEXT, text, ids, channel=SCAFFOLD),) if ids else ()
+
+
+def family_of(name: str, template: str) -> ChatFamily:
+    """The family of that name; with `auto`, the one whose marks the text of a chat template has.
+
+    Raises:
+        EchoError: none has.
+    """
+    for family in FAMILIES:
+        mark = family.header.partition("{role}")[0]
+        if family.name == name or (name == "auto" and mark in template):
+            return family
+    known = ", ".join(f"{family.name} ({family.header.partition('{role}')[0]})" for family in FAMILIES)
+    raise EchoError(
+        f"the chat template is of no known family: it has no mark of {known}; it begins '{shown(template[:60])}'",
+        "conversation.renderer=plain writes no turns; model.chat_template=FILE replaces the template",
+    )

@@ -1,0 +1,134 @@
+"""Tokens asked of an endpoint's /v1/completions, by ids, and the check of what it answers.
+
+What is asked, and read, is the same for vLLM and SGLang, by their sources of 2026: a prompt of ids, `logprobs: 0` for
+the chosen token's alone, `return_token_ids`. Every setting that would change the distribution is sent, as a server
+takes those that are missing from the model's generation_config.json. Both return a stop token as the last id.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from echo_cli.errors import EchoError
+from echo_cli.models.endpoint.endpoint import Endpoint
+from echo_cli.models.sampler import Sample
+from echo_cli.seeds import derive_seed
+
+_NEWER = "vLLM and SGLang do in newer versions: see docs/endpoint.md"
+
+
+@dataclass(frozen=True)
+class Completions:
+    """A model at an endpoint, and how its tokens are drawn.
+
+    `version` is what the endpoint calls the model's weights, where it says so. `ignore_eos`: `stop_ids` alone end a
+    sample; for vLLM, as SGLang would ignore these with it.
+    """
+
+    endpoint: Endpoint
+    model: str
+    version: str
+    temperature: float
+    stop_ids: frozenset[int]
+    vocab_size: int
+    ignore_eos: bool
+
+    async def sample(self, prompt_ids: Sequence[int], max_tokens: int, seed: int) -> Sample:
+        """Token ids after `prompt_ids`, up to and including a stop token, or `max_tokens` of them, and their logprobs.
+
+        Raises:
+            EchoError: the endpoint is not available, or its answer is not what was sampled (exit code 1).
+        """
+        token_ids: list[int] = []
+        logprobs: list[float] = []
+        while True:
+            left = max_tokens - len(token_ids)
+            body = self._body([*prompt_ids, *token_ids], left, derive_seed(seed, "request", len(token_ids)))
+            choice = self._choice(await self.endpoint.post("/v1/completions", body))
+            ids, values = self._ids(choice, left), self._logprobs(choice)
+            if len(ids) != len(values):
+                self._refuse(f"returns {len(ids)} token ids and {len(values)} logprobs", "it is of no use for training")
+            token_ids += ids
+            logprobs += values
+            if ids[-1] in self.stop_ids or len(ids) == left:
+                return token_ids, logprobs
+            # A token that only the server stops at, such as a second end of text: the policy would have gone on.
+            self._check_stopped_early(choice, ids[-1])
+
+    def _body(self, prompt_ids: Sequence[int], max_tokens: int, seed: int) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "prompt": list(prompt_ids),
+            "max_tokens": max_tokens,
+            "temperature": self.temperature,
+            "top_p": 1,
+            "top_k": -1,
+            "min_p": 0,
+            "repetition_penalty": 1,
+            "presence_penalty": 0,
+            "frequency_penalty": 0,
+            "seed": seed >> 32,  # of 31 bits, which every server can hold
+            "stop_token_ids": sorted(self.stop_ids),
+            "ignore_eos": self.ignore_eos,
+            "logprobs": 0,
+            "return_token_ids": True,
+        }
+
+    def _choice(self, text: str) -> dict[str, Any]:
+        try:
+            answer = json.loads(text)
+            choice, metadata = answer["choices"][0], answer.get("metadata")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            choice = metadata = None
+        if not isinstance(choice, dict):
+            self._refuse(f"answers with what is no completion: {text}", "does sampler.url name a vLLM or SGLang?")
+        version = metadata.get("weight_version", self.version) if isinstance(metadata, dict) else self.version
+        if version != self.version:
+            self._refuse(
+                f"sampled with the weights '{version}', not with the policy's: the rollout would be off-policy",
+                "one run at a time can use an endpoint; continue with --resume",
+            )
+        return choice
+
+    def _ids(self, choice: dict[str, Any], most: int) -> list[int]:
+        ids = choice.get("token_ids")
+        if not isinstance(ids, list):
+            self._refuse("returns no token ids, and text does not say which were sampled", _NEWER)
+        if not 1 <= len(ids) <= most:
+            self._refuse(f"returns {len(ids)} tokens where 1 to {most} were asked for", "look at its log")
+        if not all(isinstance(token, int) and 0 <= token < self.vocab_size for token in ids):
+            self._refuse(f"returns ids outside the policy's {self.vocab_size} tokens", "it must serve model.path")
+        if not self.stop_ids.isdisjoint(ids[:-1]):
+            self._refuse("samples past a stop token", "it has to know stop_token_ids: " + _NEWER)
+        return ids
+
+    def _logprobs(self, choice: dict[str, Any]) -> list[float]:
+        logprobs = choice.get("logprobs")
+        values = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
+        if not isinstance(values, list):
+            self._refuse("returns no logprobs of the tokens it sampled", _NEWER)
+        if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+            self._refuse("returns logprobs that are no numbers", "look at its log")
+        return [float(value) for value in values]
+
+    def _check_stopped_early(self, choice: dict[str, Any], last: int) -> None:
+        """Raise an EchoError unless the endpoint says that `last`, which it returned, is what it stopped at."""
+        reason = choice.get("finish_reason")
+        if reason == "length":
+            tip = "start it with a larger --max-model-len (vLLM) or --context-length (SGLang)"
+            self._refuse("cuts an action short: an episode does not fit its context", tip)
+        if reason != "stop":
+            self._refuse(f"ends an action with finish_reason {json.dumps(reason)}", "look at its log")
+        if choice.get("stop_reason", choice.get("matched_stop")) != last:  # vLLM's key, SGLang's
+            self._refuse(
+                "stops without returning the token it stopped at, which is a part of what was sampled",
+                "it must not trim stop tokens, nor stop at texts of its own",
+            )
+
+    def _refuse(self, what: str, tip: str) -> NoReturn:
+        line = self.endpoint.line(f"the endpoint at {self.endpoint.url} {what}")
+        raise EchoError(line, tip, exit_code=1)

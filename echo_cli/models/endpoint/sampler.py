@@ -1,0 +1,99 @@
+"""A sampler whose sequences are drawn by an endpoint: their ids are kept here, and sent whole with each request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+
+from echo_cli.models.endpoint.client import Completions
+from echo_cli.models.sampler import Sample
+from echo_cli.seeds import derive_seed
+
+
+@dataclass
+class _Row:
+    """A growing sequence, and the request for its next tokens while that runs."""
+
+    number: int
+    """In the order of joining, which does not depend on who finishes first."""
+    token_ids: list[int] = field(default_factory=list)
+    turn: int = 0
+    request: Future[Sample] | None = None
+
+
+class EndpointSampler:
+    """Growing sequences, each sampled by requests of its own: one that takes long holds up no other.
+
+    A request's seed comes from `seed`, its row and its turn, so that no two are alike. A server that batches by load
+    does not promise the same tokens for the same seed.
+
+    Args:
+        batch: sequences to begin with.
+    """
+
+    def __init__(self, completions: Completions, batch: int, seed: int) -> None:
+        self._completions = completions
+        self._seed = seed
+        self._joined = 0
+        self._rows: list[_Row] = []
+        self.add(batch)
+
+    def append(self, token_lists: Sequence[Sequence[int]]) -> None:
+        """Add tokens that the policy did not sample, one list a sequence."""
+        for row, token_ids in zip(self._rows, token_lists, strict=True):
+            row.token_ids.extend(token_ids)
+
+    def rewind(self, row: int, count: int) -> None:
+        """Take the last `count` tokens of a sequence back."""
+        token_ids = self._rows[row].token_ids
+        del token_ids[max(len(token_ids) - count, 0) :]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with the sequences `rows` only."""
+        kept = [self._rows[row] for row in rows]
+        left, self._rows = self._rows, kept
+        _cancel([row for row in left if row not in kept])
+
+    def add(self, count: int) -> None:
+        """Go on with `count` empty sequences after the others."""
+        self._rows += [_Row(self._joined + number) for number in range(count)]
+        self._joined += count
+
+    def sample(self, max_tokens: int, rows: Sequence[int] | None = None) -> list[Sample | None]:
+        """Sample the sequences `rows` up to and including a stop token, or `max_tokens` tokens: (token ids, logprobs).
+
+        Returns as soon as one has finished. None stands for one that has not: it goes on meanwhile, and is to be among
+        `rows` again.
+
+        Raises:
+            EchoError: the endpoint is not available, or its answer is not what was sampled (exit code 1).
+        """
+        chosen = self._rows if rows is None else [self._rows[row] for row in rows]
+        requests = [row.request or self._ask(row, max_tokens) for row in chosen]
+        samples: list[Sample | None] = []
+        try:
+            wait(requests, return_when=FIRST_COMPLETED)
+            for row, request in zip(chosen, requests, strict=True):
+                sample = request.result() if request.done() else None
+                if sample is not None:
+                    row.request = None
+                    row.token_ids.extend(sample[0])
+                    row.turn += 1
+                samples.append(sample)
+        except BaseException:
+            _cancel(self._rows)
+            raise
+        return samples
+
+    def _ask(self, row: _Row, max_tokens: int) -> Future[Sample]:
+        seed = derive_seed(self._seed, f"endpoint/{row.number}", row.turn)
+        asked = self._completions.sample(list(row.token_ids), max_tokens, seed)
+        row.request = self._completions.endpoint.start(asked)
+        return row.request
+
+
+def _cancel(rows: Sequence[_Row]) -> None:
+    for row in rows:
+        if row.request is not None:
+            row.request.cancel()

@@ -1,0 +1,260 @@
+"""A causal LM of Hugging Face behind the seam of `language_model`, trained whole or through a LoRA adapter.
+
+Shapes: B sequences, T tokens, N positions or heads, H hidden, V vocabulary, C cache slots.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from echo_cli.config.model import ModelConfig
+from echo_cli.errors import EchoError
+from echo_cli.files import shown
+from echo_cli.models.hf.kv_cache import PassingCache, RowCache
+from echo_cli.models.hf.lora import load_adapter, save_adapter
+from echo_cli.models.hf.weights import read_causal_lm, save_whole
+
+
+class HfModel(nn.Module):
+    """A decoder of transformers; what is trained is float32.
+
+    Rows are right-padded and come without an attention mask: causality keeps padding from what is before it, and
+    attention stays the fused causal one.
+
+    Args:
+        model: a causal LM without dropout, or one with a LoRA adapter in it.
+        settings: how it is run; where it comes from has no effect here.
+        dtype: of matrix products and of the KV cache. With bfloat16 they run under autocast.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel, settings: ModelConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+        self.max_length = max_length_of(self.causal_lm)
+        self._settings = settings
+        self._hidden = torch.compile(self._run, dynamic=True) if settings.compile else self._run
+        if settings.gradient_checkpointing:
+            _checkpoint_layers(self.causal_lm)
+        self.eval()
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The causal LM, with the adapter in it where there is one."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the width of the head; a tokenizer may have fewer tokens."""
+        return int(self.causal_lm.get_output_embeddings().weight.shape[0])
+
+    def __call__(self, token_ids_BT: Tensor) -> Tensor:
+        hidden_BTH: Tensor = super().__call__(token_ids_BT)
+        return hidden_BTH
+
+    def forward(self, token_ids_BT: Tensor) -> Tensor:
+        """Final hidden states [B, T, H] of right-padded sequences. Padding changes no state before it."""
+        training = torch.is_grad_enabled()
+        self._set_mode(training)
+        with self._computing():
+            return self._hidden(token_ids_BT) if training else self._run(token_ids_BT)
+
+    def head(self, hidden_NH: Tensor) -> Tensor:
+        """Logits [N, V] of final hidden states."""
+        with self._computing():
+            logits_NV: Tensor = self.causal_lm.get_output_embeddings()(hidden_NH)
+        return logits_NV
+
+    def new_cache(self, batch: int) -> RowCache:
+        """An empty cache for `batch` sequences, for `extend`."""
+        return RowCache(self._layers, batch, self.dtype)
+
+    def extend(self, token_ids_BT: Tensor, starts_B: Tensor, cache: RowCache, rows_B: Tensor | None = None) -> Tensor:
+        """Final hidden states [B, T, H] of new tokens, sequence b's first at position `starts_B[b]`; fills `cache`.
+
+        Padding may reach past `max_length`; tokens that count may not.
+
+        Args:
+            rows_B: which rows of the cache the sequences are; None for all of them, in order.
+        """
+        T, limit = token_ids_BT.shape[1], self.max_length
+        ends_BT = starts_B[:, None] + torch.arange(T, device=starts_B.device)
+        # Padding past the last position has a slot of its own, which no mask ever shows.
+        slots_BT, positions_BT = ends_BT.clamp(max=limit), ends_BT.clamp(max=limit - 1)
+        latest, length = torch.stack([starts_B.max(), slots_BT.max() + 1]).tolist()
+        cache.place(slots_BT, rows_B, length)
+        self._set_mode(False)
+        with self._computing():
+            if latest == 0 and limit >= T:  # nothing comes before: the fused causal attention
+                return self._run(token_ids_BT, cache, positions_BT)
+            visible_B1TC = torch.arange(length, device=starts_B.device) <= positions_BT[:, None, :, None]
+            with self._masked_attention():
+                return self._run(token_ids_BT, cache, positions_BT, self._mask(visible_B1TC))
+
+    def holding_weights(self) -> AbstractContextManager[Any]:
+        """Around calls without gradients between which no weight changes: autocast casts each weight once."""
+        return self._autocast()
+
+    def reference(self) -> HfModel:
+        """The model as it is at the start of training, frozen.
+
+        With a fresh adapter, the base without it, which costs no memory. Else a copy of what is trained.
+        """
+        if self._settings.lora is not None:
+            return _Base(self.model, self._plain_settings, self.dtype)
+        shared = {id(parameter): parameter for parameter in self.model.parameters() if not parameter.requires_grad}
+        frozen = copy.deepcopy(self.model, shared).requires_grad_(False)
+        embeddings = {id(module.weight) for module in frozen.modules() if isinstance(module, nn.Embedding)}
+        for module in frozen.modules():
+            # What autocast would make of it at each call; a weight that is an embedding too is read in full.
+            if isinstance(module, nn.Linear) and id(module.weight) not in embeddings:
+                module.weight.data = module.weight.data.to(self.dtype)
+        return HfModel(frozen, self._plain_settings, self.dtype)
+
+    def save(self, folder: Path) -> None:
+        """Write what `from_pretrained` loads: the whole model, or the adapter alone."""
+        if isinstance(self.model, PeftModel):
+            save_adapter(self.model, folder)
+        else:
+            save_whole(self.model, folder)
+
+    def load(self, folder: Path) -> None:
+        """Take the weights of a folder that `save` wrote.
+
+        Raises:
+            EchoError: a file is damaged or belongs to another architecture.
+        """
+        if isinstance(self.model, PeftModel):
+            load_adapter(folder, self.model)
+            return
+        saved = read_causal_lm(folder, self._plain_settings, torch.float32)
+        try:
+            self.model.load_state_dict(saved.state_dict())
+        except RuntimeError as error:
+            raise EchoError(
+                f"{shown(folder)} is of another architecture: {' '.join(str(error).split())[:200]}",
+                "take the model.path that it was made with",
+            ) from error
+
+    def _run(
+        self,
+        token_ids_BT: Tensor,
+        cache: RowCache | None = None,
+        positions_BT: Tensor | None = None,
+        mask_B1TC: Tensor | None = None,
+    ) -> Tensor:
+        output = self.causal_lm.base_model(
+            input_ids=token_ids_BT,
+            attention_mask=mask_B1TC,
+            position_ids=positions_BT,
+            past_key_values=PassingCache(self._layers) if cache is None else cache,
+            use_cache=cache is not None,
+        )
+        hidden_BTH: Tensor = output.last_hidden_state
+        return hidden_BTH
+
+    def _mask(self, visible_B1TC: Tensor) -> Tensor:
+        if self._attention != "eager":
+            return visible_B1TC
+        # transformers' own attention adds its mask.
+        return torch.zeros_like(visible_B1TC, dtype=self.dtype).masked_fill(~visible_B1TC, torch.finfo(self.dtype).min)
+
+    @contextmanager
+    def _masked_attention(self) -> Iterator[None]:
+        """flash_attention_2 takes no mask of ours: over a ragged cache, attention is torch's."""
+        config, before = self.causal_lm.base_model.config, self._attention
+        if before in ("sdpa", "eager"):
+            yield
+            return
+        config._attn_implementation = "sdpa"
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+
+    def _set_mode(self, training: bool) -> None:
+        """transformers checkpoints activations in train mode only, where it cannot use a cache."""
+        wanted = training and self._settings.gradient_checkpointing
+        if self.model.training != wanted:
+            self.model.train(wanted)
+
+    def _computing(self) -> AbstractContextManager[Any]:
+        return self._autocast()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.causal_lm.get_output_embeddings().weight.device.type, dtype=self.dtype)
+
+    @property
+    def _attention(self) -> str:
+        return str(self.causal_lm.base_model.config._attn_implementation)
+
+    @property
+    def _layers(self) -> int:
+        return int(self.causal_lm.config.get_text_config().num_hidden_layers)
+
+    @property
+    def _plain_settings(self) -> ModelConfig:
+        return self._settings.model_copy(update={"gradient_checkpointing": False, "compile": False})
+
+
+class _Base(HfModel):
+    """The frozen weights under an adapter, which it shares with the model that is trained."""
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with self.model.disable_adapter(), self._autocast():
+            yield
+
+
+def _checkpoint_layers(causal_lm: PreTrainedModel) -> None:
+    """Recompute each layer in the backward pass instead of keeping what is inside of it.
+
+    Raises:
+        EchoError: the architecture cannot.
+    """
+    # Without dropout there is no random state to replay.
+    kwargs = {"use_reentrant": False, "preserve_rng_state": False}
+    enable = getattr(causal_lm, "activation_checkpointing_enable", None)  # the name since transformers 5.20
+    try:
+        causal_lm.gradient_checkpointing_enable(kwargs) if enable is None else enable(kwargs)
+    except ValueError as error:
+        name = type(causal_lm).__name__
+        tip = "set model.gradient_checkpointing=false"
+        raise EchoError(f"{name} has no layers to checkpoint", tip) from error
+    # For reentrant checkpoints: it would make gradients of embeddings that nobody trains.
+    causal_lm.disable_input_require_grads()
+
+
+def max_length_of(causal_lm: PreTrainedModel) -> int:
+    """The most tokens of a sequence: the architecture's positions, or fewer where what is before them would change.
+
+    Within the window that a layer attends to, it is one of full attention. Up to the original positions of LongRoPE
+    (arXiv 2402.13753) a token has one rotation; past them the longest sequence of a batch changes that of every token.
+
+    Raises:
+        EchoError: the architecture does not say.
+    """
+    config = causal_lm.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        raise EchoError("the model's config.json has no max_position_embeddings", "name another model")
+    kinds = getattr(config, "layer_types", None)
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    windowed = kinds is None or any(kind != "full_attention" for kind in kinds)
+    most = [window for window in windows if windowed and isinstance(window, int)]
+    rope = getattr(config, "rope_parameters", None) or {}
+    for part in (rope, *rope.values()):  # of the model, or one by kind of layer
+        if isinstance(part, dict) and part.get("rope_type") == "longrope":
+            most.append(int(part["original_max_position_embeddings"]))
+    return min([positions, *most])

@@ -1,0 +1,177 @@
+"""A small Qwen3 of random weights in a folder of its own: a real Hugging Face model without a download.
+
+The tokenizer is fitted on what the toy terminal prints. It has Qwen's form: its pre-tokenizer, its special and added
+tokens, and a chat template that writes conversations as Qwen3's does. Needs the extra `hf`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import torch
+from safetensors.torch import save as safetensors_bytes
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from echo_cli.errors import EchoError
+from toy_terminal_env.environment import world_and_tasks
+from toy_terminal_env.scripted import explorer_actions, explorer_commands
+from toy_terminal_env.shell import run
+
+MAX_VOCAB_SIZE = 1536
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+ADDED_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
+
+# The pattern of Qwen2Tokenizer, which transformers builds anew whatever tokenizer.json says.
+_PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# Worlds that nothing else uses, and the same for every seed: two models of this kind read text alike.
+_WORLD_SEEDS = range(2_000_000, 2_000_003)
+_COMMANDS = 300
+
+_TEMPLATE = """\
+{%- if messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- set ns = namespace(last_query=0) %}
+{%- for message in messages %}
+    {%- if message.role == 'user' and not message.content.startswith('<tool_response>') %}
+        {%- set ns.last_query = loop.index0 %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}
+        {{- '<|im_start|>user\\n' + message.content + '<|im_end|>\\n' }}
+    {%- elif message.role == 'assistant' %}
+        {%- set content = message.content.split('</think>')[-1].lstrip('\\n') %}
+        {{- '<|im_start|>assistant\\n' }}
+        {%- if '</think>' in message.content and loop.index0 > ns.last_query %}
+            {%- set thinking = message.content.split('</think>')[0].split('<think>')[-1].strip('\\n') %}
+            {{- '<think>\\n' + thinking + '\\n</think>\\n\\n' }}
+        {%- endif %}
+        {{- content + '<|im_end|>\\n' }}
+    {%- elif message.role == 'tool' %}
+        {%- if loop.first or loop.previtem.role != 'tool' %}
+            {{- '<|im_start|>user' }}
+        {%- endif %}
+        {{- '\\n<tool_response>\\n' + message.content + '\\n</tool_response>' }}
+        {%- if loop.last or loop.nextitem.role != 'tool' %}
+            {{- '<|im_end|>\\n' }}
+        {%- endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}
+"""
+
+
+def make_random_qwen3(folder: Path, seed: int) -> None:
+    """Write a model folder that `from_pretrained` loads; the same seed writes the same bytes.
+
+    Raises:
+        EchoError: transformers is not installed.
+    """
+    try:
+        from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+    except ImportError as error:
+        raise EchoError("model.path: random-qwen3 needs transformers", "pip install 'echo-cli[hf]'") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer()
+    _write_tokenizer(tokenizer, folder)
+    end_of_text, _, end_of_turn = (tokenizer.token_to_id(token) for token in SPECIAL_TOKENS)
+    config = Qwen3Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        eos_token_id=end_of_turn,
+        pad_token_id=end_of_text,
+        bos_token_id=None,
+        architectures=["Qwen3ForCausalLM"],
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(config)
+    # What `model.save_pretrained` writes, less its progress bar. The head is the embedding, and is not written twice.
+    config.save_pretrained(folder)
+    generation = GenerationConfig(eos_token_id=[end_of_turn, end_of_text], pad_token_id=end_of_text)
+    generation.save_pretrained(folder)
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors, metadata={"format": "pt"}))
+
+
+def _tokenizer() -> Tokenizer:
+    """A byte-level BPE of Qwen's form, fitted on the toy terminal's output."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=MAX_VOCAB_SIZE - len(SPECIAL_TOKENS) - len(ADDED_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts(), trainer)
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ADDED_TOKENS])
+    return tokenizer
+
+
+def _texts() -> list[str]:
+    """Questions, commands and outputs of a few worlds, and the words of a turn's header, each to be one token."""
+    texts = ["system\nuser\nassistant\n"] * _COMMANDS
+    for world_seed in _WORLD_SEEDS:
+        world, tasks = world_and_tasks(world_seed)
+        texts += [f"{task.question}\n" for task in tasks.values()]
+        kinds = explorer_commands(world, frozenset())
+        for command in explorer_actions(kinds, _COMMANDS, random.Random(world_seed)):
+            result = run(world.files, command)
+            texts.append(f"$ {command}\n{result.stdout}{result.stderr}")
+    return texts
+
+
+def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    added = {
+        tokenizer.token_to_id(token): {
+            "content": token,
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": token in SPECIAL_TOKENS,
+        }
+        for token in (*SPECIAL_TOKENS, *ADDED_TOKENS)
+    }
+    settings = {
+        "add_prefix_space": False,
+        "added_tokens_decoder": added,
+        "bos_token": None,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|im_end|>",
+        "model_max_length": 2048,
+        "pad_token": "<|endoftext|>",
+        "tokenizer_class": "Qwen2Tokenizer",
+        "unk_token": None,
+    }
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(_TEMPLATE, encoding="utf-8")

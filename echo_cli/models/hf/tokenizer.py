@@ -1,0 +1,140 @@
+"""The tokenizer of a Hugging Face model folder, refused where it would quietly be another one.
+
+Needs the extra `hf`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from echo_cli.config.model import ModelConfig
+from echo_cli.errors import EchoError, first_line
+from echo_cli.files import read_json, shown
+from echo_cli.models.tokenizer import Tokenizer
+
+TOKENIZER_CONFIG_FILE, TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
+GENERATION_FILE = "generation_config.json"
+
+# Every file that a tokenizer may be read from.
+_PATTERNS = (
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
+    *("*.model", "*.tiktoken", "tekken.json", "chat_template.json*", "chat_template.jinja"),
+    *("additional_chat_templates/*.jinja", "tokenization_*.py"),
+)
+
+# What ends a text in models that have no BOS.
+_END_OF_TEXT = "<|endoftext|>"
+
+_SAMPLES = (
+    *(
+        "ls -la /srv\n",
+        " a  b\n\n\tc \r\n",
+        "12:40 WARN 8080 == x[0]; rm 'q'",
+        "\x1b[31mé日本🚀\u200d",
+        "e\u0301 ﬁ \u00a0",
+    ),
+    *("$ ", "\n", " ", "don't"),
+)
+
+
+def load_hf_tokenizer(folder: Path, model: ModelConfig) -> tuple[Any, Tokenizer]:
+    """The `transformers` tokenizer of a local folder, with the chat template of the config, and ours of the same.
+
+    Raises:
+        EchoError: the extra is not installed, a file is missing or damaged, config.json among them, there is no eos, or
+            text is not kept.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise EchoError("model.kind: hf needs transformers", "pip install 'echo-cli[hf]'") from error
+    where = shown(folder)
+    restore = "a tokenizer is tokenizer.json and tokenizer_config.json at least: copy the model's own into the folder"
+    if not (folder / TOKENIZER_CONFIG_FILE).is_file():
+        raise EchoError(f"{where} has no {TOKENIZER_CONFIG_FILE}", restore)
+    try:
+        theirs = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=model.trust_remote_code
+        )
+    except Exception as error:  # the files may be anything: OSError, ValueError, KeyError, or Rust's bare Exception
+        from echo_cli.models.hf.weights import CONFIG_FILE, read_config
+
+        if (folder / CONFIG_FILE).is_file():  # transformers looks into it first, and its damage is not the tokenizer's
+            read_config(folder, trust_remote_code=model.trust_remote_code)
+        raise EchoError(f"the tokenizer of {where} does not load: {shown(first_line(error))}", restore) from error
+    if not theirs.is_fast:
+        raise EchoError(f"the tokenizer of {where} is not a fast one", "convert it: model folders need tokenizer.json")
+    # What transformers makes of a folder without a vocabulary, and says nothing: added tokens and at most one other.
+    if theirs.backend_tokenizer.get_vocab_size(with_added_tokens=False) < 2:
+        raise EchoError(f"the tokenizer of {where} is empty: its vocabulary is missing", restore)
+    found = (path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file())
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in found}
+    if model.chat_template is not None:
+        theirs.chat_template, files = _with_template(Path(model.chat_template), files)
+    tokenizer = _tokenizer(theirs, _eos_ids(theirs, folder), files)
+    check_text(tokenizer, where)
+    return theirs, tokenizer
+
+
+def check_text(tokenizer: Tokenizer, where: str) -> None:
+    """See that texts come back as they went in, each byte of them counted, and turn into no special token.
+
+    Raises:
+        EchoError: one does not; names it.
+    """
+    special = {tokenizer.token_id(name) for name in tokenizer.added_tokens}
+    for text in (*_SAMPLES, *tokenizer.added_tokens):
+        ids = tokenizer.encode(text)
+        back = tokenizer.decode(ids)
+        if special & set(ids) or back != text or sum(tokenizer.byte_counts(ids)) != len(text.encode()):
+            what = "a special token" if special & set(ids) else f"'{shown(back)}'"
+            raise EchoError(
+                f"the tokenizer of {where} does not keep text: '{shown(text)}' becomes {what}",
+                "take a model with a byte-level vocabulary, or one with byte fallback",
+            )
+
+
+def _tokenizer(theirs: Any, eos_ids: tuple[int, ...], files: Mapping[str, bytes]) -> Tokenizer:
+    bos_id: int | None = theirs.bos_token_id
+    end_of_text = next((i for i, token in theirs.added_tokens_decoder.items() if token.content == _END_OF_TEXT), None)
+    start_id = next(token_id for token_id in (bos_id, end_of_text, eos_ids[0]) if token_id is not None)
+    pad_id = start_id if theirs.pad_token_id is None else theirs.pad_token_id
+    return Tokenizer(
+        theirs.backend_tokenizer, bos_id=bos_id, start_id=start_id, pad_id=pad_id, eos_ids=eos_ids, files=files
+    )
+
+
+def _eos_ids(theirs: Any, folder: Path) -> tuple[int, ...]:
+    """The tokenizer's eos, and those of generation_config.json after it."""
+    path = folder / GENERATION_FILE
+    named = read_json(path).get("eos_token_id") if path.is_file() else None
+    others = named if isinstance(named, list) else [named]
+    ids = tuple(dict.fromkeys(i for i in (theirs.eos_token_id, *others) if i is not None))
+    if not ids:
+        raise EchoError(
+            f"the tokenizer of {shown(folder)} has no eos token", f"name it in {TOKENIZER_CONFIG_FILE}: eos_token"
+        )
+    if any(not isinstance(i, int) or not 0 <= i < len(theirs) for i in ids):
+        raise EchoError(
+            f"{shown(path)} ends an answer with {shown(str(named))}, and the tokenizer has {len(theirs)} tokens",
+            "take all files from the same source",
+        )
+    return ids
+
+
+def _with_template(path: Path, files: Mapping[str, bytes]) -> tuple[str, dict[str, bytes]]:
+    """A Jinja file, and the tokenizer's files with it in place of the templates that they came with."""
+    try:
+        data = path.read_bytes()
+        template = data.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise EchoError(f"cannot read model.chat_template {shown(path)}: {reason}", "name a Jinja file") from error
+    settings = json.loads(files[TOKENIZER_CONFIG_FILE])
+    settings.pop("chat_template", None)
+    kept = {name: content for name, content in files.items() if "chat_template" not in name}
+    config = json.dumps(settings, indent=2, ensure_ascii=False).encode()
+    return template, {**kept, TOKENIZER_CONFIG_FILE: config, TEMPLATE_FILE: data}

@@ -1,0 +1,198 @@
+"""What a run needs of the device's memory at its peak, predicted from the model's shape and the config.
+
+A step has two phases, and the peak is that of the larger. Bytes of each part, with P parameters, of which P_t are
+trained, c bytes of the compute dtype, L layers, H, Q, K, I and V the widths of hidden state, queries, keys, MLP and
+vocabulary, n tokens of a micro-batch, R rollouts at a time of T tokens each:
+
+| part             | full fine-tuning               | LoRA                  | phase   |
+|------------------|--------------------------------|-----------------------|---------|
+| weights          | 4 P                            | c P + 4 P_t           | both    |
+| compute copies   | 2 · linear layers, in bfloat16 | 2 P_t, in bfloat16    | both    |
+| optimizer        | 8 P_t                          | 8 P_t                 | both    |
+| KL reference     | c · linear + 4 · the rest      | 0                     | both    |
+| gradients        | 4 P_t + c V H                  | 4 P_t                 | update  |
+| activations      | n · what L layers save         | the same              | update  |
+| logits           | 20 V · rows of a chunk + c V H | 20 V · rows           | update  |
+| layer            | n · what one has in work       | the same              | update  |
+| KV cache         | 2 c K · R · T · L + one layer with its keys repeated for all heads | the same | rollout |
+| prefill          | the widest forward pass over openings and answers                  | the same | rollout |
+| sampling         | (24 + 2 c) V · R                                                   | the same | rollout |
+
+The compute copies are what autocast casts the trained float32 weights to. A probe of the two gradients holds three
+sets of them. The c V H are the head's gradient in flight: the sum over chunks, and that of one. Logits and a layer
+are never in work at the same time: the larger counts. Activations are what autograd saves, counted with
+`saved_tensors_hooks` on transformers' Qwen3 with fused attention; with gradient checkpointing a layer saves its input,
+and the rest while it is in work. Other models of the Llama form save somewhat less.
+
+Over an update's tensors this is 1.0 to 1.25 times what lives at once on a CPU (tests/test_memory.py).
+
+Left out: the libraries and the device's context, fragmentation, the eighth by which a KV cache may be larger than what
+is in it, evaluations that play more rollouts at a time than
+training does, and the copies in the host's memory while a checkpoint is written. Rollouts are taken to reach their
+caps, and to be played at the same time up to `environment.sessions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from echo_cli.config.schema import Config
+from echo_cli.models.architecture import Shape
+
+Dtype = Literal["float32", "bfloat16"]
+
+# Logits of one chunk of the LM head, by device: 2^25 values are 128 MB in float32. On a CUDA device each chunk costs a
+# pass over the head's gradient [V, H] as well, which small ones would spend most of their time on.
+_CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}
+
+_SAVED: Mapping[tuple[Dtype, bool], tuple[int, int, int, int]] = {
+    ("float32", False): (24, 16, 16, 16),
+    ("bfloat16", False): (26, 10, 10, 8),
+    ("float32", True): (16, 12, 12, 16),
+    ("bfloat16", True): (18, 10, 8, 8),
+}
+"""Bytes that a layer saves for the backward pass by (dtype, LoRA): times H, Q, K and I, per token."""
+
+
+@dataclass(frozen=True)
+class MemoryPrediction:
+    """Bytes of each part, by phase."""
+
+    rollout: Mapping[str, int]
+    update: Mapping[str, int]
+
+    @property
+    def phase(self) -> Literal["rollout", "update"]:
+        """The phase with the peak."""
+        return "rollout" if sum(self.rollout.values()) > sum(self.update.values()) else "update"
+
+    @property
+    def parts(self) -> Mapping[str, int]:
+        """The parts of the peak."""
+        return self.rollout if self.phase == "rollout" else self.update
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the peak."""
+        return sum(self.parts.values())
+
+
+def chunk_rows(vocab_size: int, device: str) -> int:
+    """Rows of hidden states that the LM head turns into logits at once, on a `torch.device`'s type."""
+    return max(256, _CHUNK_LOGITS[device] // vocab_size)
+
+
+def longest_episode(config: Config) -> int:
+    """Tokens of the longest rollout: an action ends by the episode's cap, and an answer has two outputs at most."""
+    return config.rollout.max_episode_tokens + 2 * config.rollout.max_output_tokens
+
+
+def longest_trace(shape: Shape, config: Config) -> int:
+    """Tokens of the longest trace, which is cut where the context ends; 0 without traces."""
+    return 0 if config.traces is None else min(config.traces.max_tokens or shape.max_length, shape.max_length)
+
+
+def longest_update(shape: Shape, config: Config) -> int:
+    """Tokens of the longest sequence of an update: of a rollout or a trace."""
+    played = 0 if config.environment.none else longest_episode(config)
+    return max(played, longest_trace(shape, config))
+
+
+def trained_parameters(shape: Shape, config: Config) -> int:
+    """Parameters that the optimizer changes."""
+    lora = config.model.lora
+    return shape.parameters if lora is None else shape.lora_parameters(lora.rank, lora.targets)
+
+
+def predict_memory(shape: Shape, config: Config, dtype: Dtype, device: str) -> MemoryPrediction:
+    """The predicted memory of a run of a Hugging Face model.
+
+    Args:
+        dtype: what matrix products are computed in.
+        device: cpu or cuda.
+    """
+    standing = _standing(shape, config, dtype)
+    return MemoryPrediction(
+        rollout={**standing, **_rollout(shape, config, dtype)},
+        update={**standing, **_update(shape, config, dtype, device)},
+    )
+
+
+def _standing(shape: Shape, config: Config, dtype: Dtype) -> dict[str, int]:
+    """What is held in both phases."""
+    c, trained = _bytes(dtype), trained_parameters(shape, config)
+    linear = shape.linear_parameters + (0 if shape.tied else shape.embedding_parameters)
+    rest = shape.parameters - linear
+    if config.model.lora is not None:
+        weights, cast, reference = c * shape.parameters + 4 * trained, trained, 0
+    else:
+        # A tied head is cast as a whole, though the embedding is not.
+        weights, cast = 4 * trained, shape.linear_parameters + shape.embedding_parameters
+        reference = c * linear + 4 * rest if config.objective.kl_coeff > 0 else 0
+    return {
+        "weights": weights,
+        "compute copies": 2 * cast if dtype == "bfloat16" else 0,
+        "optimizer": 8 * trained,
+        "KL reference": reference,
+    }
+
+
+def _update(shape: Shape, config: Config, dtype: Dtype, device: str) -> dict[str, int]:
+    c, trained = _bytes(dtype), trained_parameters(shape, config)
+    probing = config.probe_every > 0 or config.objective.schedule == "gradient_ratio"
+    whole = config.model.lora is None
+    in_flight = c * shape.embedding_parameters if whole else 0
+    tokens = max(longest_update(shape, config), config.optim.token_budget)
+    saved = saved_by_layer(shape, config, dtype)
+    # The gradients that a layer's backward pass makes.
+    working = 8 * (shape.intermediate + shape.hidden)
+    if config.model.gradient_checkpointing:
+        saved, working = (4 if whole else c) * shape.hidden, working + saved
+    logits = 20 * shape.vocab * min(chunk_rows(shape.vocab, device), tokens) + in_flight
+    layer = tokens * working
+    return {
+        "gradients": 4 * trained * (3 if probing else 1) + in_flight,
+        # The last norm and the gathered states are 16 H.
+        "activations": tokens * (shape.layers * saved + 16 * shape.hidden),
+        **({"logits": logits} if logits > layer else {"layer": layer}),
+    }
+
+
+def saved_by_layer(shape: Shape, config: Config, dtype: Dtype) -> int:
+    """Bytes per token that one layer saves for the backward pass."""
+    lora, c = config.model.lora, _bytes(dtype)
+    widths = (shape.hidden, shape.query_width, shape.key_width, shape.intermediate)
+    saved = sum(factor * width for factor, width in zip(_SAVED[dtype, lora is not None], widths, strict=True))
+    # The norms' and the softmax's one number each.
+    saved += 8 + 8 * shape.heads + 4 * shape.kv_heads
+    if lora is not None:
+        saved += c * lora.rank * len(lora.targets or shape.linear)
+    if config.model.attention == "eager":
+        saved += (4 + c) * shape.heads * longest_update(shape, config)
+    return saved
+
+
+def _rollout(shape: Shape, config: Config, dtype: Dtype) -> dict[str, int]:
+    """Nothing where an endpoint samples."""
+    if config.sampler.kind != "torch":
+        return {"KV cache": 0, "prefill": 0, "sampling": 0}
+    c, longest = _bytes(dtype), longest_episode(config)
+    rollouts = config.rollout.tasks_per_step * config.rollout.group_size
+    rollouts = min(rollouts, config.environment.sessions or rollouts)
+    H, I, Q, K = shape.hidden, shape.intermediate, shape.query_width, shape.key_width  # noqa: E741
+    layer = 2 * c * K * rollouts * longest
+    repeated = 2 * c * Q * rollouts * longest if Q > K else 0
+    cells = min(max(config.sampler.prefill_tokens, longest), rollouts * longest)
+    # A mask, boolean and as numbers, over what a token may look back on; attention and MLP of one layer.
+    prefill = cells * ((1 + c) * longest + 8 * (I + 2 * H) + 2 * c * (Q + 2 * K))
+    return {
+        "KV cache": layer * (shape.layers + 1) + repeated,
+        "prefill": prefill,
+        "sampling": (24 + 2 * c) * shape.vocab * rollouts,
+    }
+
+
+def _bytes(dtype: Dtype) -> int:
+    return 4 if dtype == "float32" else 2

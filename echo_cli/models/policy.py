@@ -1,0 +1,365 @@
+"""Who acts: the model and tokenizer on a device, and the four primitives that the loop needs of any backend.
+
+`sampler` plays, `forward_backward` accumulates the step's gradient, `optim_step` applies it, `save` and `load` carry it
+across processes. The loop owns the data and the order of calls; the policy owns the weights and the hardware.
+
+Shapes: B rollouts of the step, R rows of a micro-batch, T tokens, N targets, H hidden.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from echo_cli.config.model import SamplerConfig
+from echo_cli.config.objective import ObjectiveSettings
+from echo_cli.config.schema import Config, OptimConfig
+from echo_cli.errors import EchoError, first_line
+from echo_cli.metrics import Metric, Metrics, merge_metrics
+from echo_cli.models.endpoint.sampler import EndpointSampler
+from echo_cli.models.endpoint.served_policy import ServedPolicy
+from echo_cli.models.language_model import LanguageModel
+from echo_cli.models.memory import chunk_rows
+from echo_cli.models.out_of_memory import naming_memory
+from echo_cli.models.renderer import PlainRenderer, Renderer
+from echo_cli.models.sampler import CachedSampler
+from echo_cli.models.tiny_folder import load_model, model_folder
+from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
+from echo_cli.objective.batch import Targets, bucket, collate, targets
+from echo_cli.objective.logprobs import Scores, selected_logprobs, target_logprobs
+from echo_cli.objective.loss import GradientComparison, StepWeights, echo_loss, env_loss, gradient_comparison, rl_loss
+from echo_cli.trajectory import Role, Trajectory
+from echo_cli.view import Views, expand, views, visible
+
+TRAINER_FILE = "trainer.pt"
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What the policy says of one trajectory's tokens of some roles, in order, at temperature 1; on the CPU."""
+
+    logprobs: Tensor
+    """log p(token), nats, float32."""
+    correct: Tensor
+    """Whether the token is the most probable one, bool."""
+    confidence: Tensor
+    """The probability of the most probable token, float32."""
+
+
+class TorchPolicy:
+    """A model with AdamW, in one process; with `sampling` of kind openai, an endpoint samples for it.
+
+    Without `sampling`, a batch is sampled until all of it has finished.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        renderer: Renderer,
+        optim: OptimConfig,
+        device: torch.device,
+        sampling: SamplerConfig | None = None,
+    ) -> None:
+        self.model = model.to(device)
+        self.renderer = renderer
+        self.tokenizer = renderer.tokenizer
+        self.device = device
+        self._optim = optim
+        self._refill = 1.0 if sampling is None else sampling.refill
+        self._prefill_tokens = None if sampling is None else sampling.prefill_tokens
+        self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            self._parameters,
+            lr=optim.lr,
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            fused=True,
+        )
+        self._reference: LanguageModel | None = None
+        self._updates = 0  # how often the weights have changed
+        self._served: ServedPolicy | None = None
+        if sampling is not None and sampling.kind == "openai":
+            self._served = ServedPolicy(sampling, self.model, renderer, device)
+
+    def keep_reference(self) -> None:
+        """Make the present weights the reference of the KL penalty."""
+        self._reference = self.model.reference()
+
+    def sampler(self, temperature: float, seed: int) -> Callable[[int], CachedSampler | EndpointSampler]:
+        """Makes samplers for a number of sequences. The same seed samples the same tokens, but for an endpoint."""
+
+        def new(batch: int) -> CachedSampler | EndpointSampler:
+            if self._served is not None:
+                return self._served.sampler(self._updates, batch, temperature, seed)
+            generator = torch.Generator(self.device).manual_seed(seed)
+            stop_ids = self.renderer.stop_ids
+            return CachedSampler(
+                self.model, batch, temperature, stop_ids, generator, self._refill, self._prefill_tokens
+            )
+
+        return new
+
+    def own_sampler(self, batch: int, temperature: float, seed: int, stop_ids: Sequence[int]) -> CachedSampler:
+        """A sampler of `batch` sequences in this process, wherever actions are sampled, that stops at `stop_ids`.
+
+        It samples until all have finished. At temperature 0 it takes the most probable token.
+        """
+        generator = torch.Generator(self.device).manual_seed(seed)
+        cells = self._prefill_tokens
+        return CachedSampler(self.model, batch, temperature, stop_ids, generator, prefill_cells=cells)
+
+    @naming_memory("update")
+    def forward_backward(
+        self,
+        trajectories: Sequence[Trajectory],
+        advantages_B: Tensor | None,
+        weights: StepWeights,
+        settings: ObjectiveSettings,
+        coeff: float,
+        temperature: float,
+        imitation_coeff: float | None = None,
+    ) -> Metrics:
+        """Accumulate the gradient of the step's loss over micro-batches, from one forward pass each.
+
+        Args:
+            imitation_coeff: the weight of the imitation term; None also leaves its metrics out.
+        """
+        parts, step = [], expand(trajectories, use_rl=settings.use_rl)
+        imitated = (weights.imitation_weight_B > 0).tolist() if imitation_coeff else [False] * len(trajectories)
+        imitated_V = [imitated[owner] for owner in step.owners]
+        for indices in self._micro_batches(step.trajectories, imitated_V):
+            imitating = imitated_V[indices[0]]
+            wanted, scores, reference_logprobs_N = self._forward(
+                step, indices, settings, temperature, env_gradient=coeff > 0, imitating=imitating
+            )
+            loss, metrics = echo_loss(
+                scores.logprobs_N, wanted, advantages_B, weights, settings, coeff, reference_logprobs_N, imitation_coeff
+            )
+            loss.backward()  # type: ignore[no-untyped-call]
+            lengths = [len(step.trajectories[index]) for index in indices]
+            cells = len(lengths) * max(lengths)
+            # An imitated action is not the policy's own.
+            entropy_n = scores.entropy_N[: 0 if imitating else wanted.action_count]
+            metrics["entropy"] = Metric(float(entropy_n.sum()), len(entropy_n))
+            metrics["padding_fraction"] = Metric(cells - sum(lengths), cells)
+            # A micro-batch never mixes the policy's own rollouts with scripted ones.
+            on_policy = not step.trajectories[indices[0]].world_model_only
+            metrics["policy_env_ce"] = metrics["env_ce"] if on_policy else Metric(0.0, 0)
+            parts.append(metrics)
+        merged = merge_metrics(parts)
+        if len(step.owners) > len(trajectories) and advantages_B is not None:
+            # A rollout whose views are in several micro-batches was counted in each of them.
+            actions_B = torch.tensor([trajectory.count(Role.ACTION) for trajectory in trajectories])
+            learned_n = advantages_B.cpu()[(weights.rl_weight_B.cpu() > 0) & (actions_B > 0)]
+            merged["zero_advantage_fraction"] = Metric(float((learned_n == 0).sum()), len(learned_n))
+        return merged
+
+    @naming_memory("update")
+    def probe(
+        self,
+        trajectories: Sequence[Trajectory],
+        advantages_B: Tensor | None,
+        weights: StepWeights,
+        settings: ObjectiveSettings,
+        temperature: float,
+    ) -> GradientComparison:
+        """The gradients of the two terms alone, λ left out; the accumulated gradient is not touched.
+
+        Imitation is neither of them.
+        """
+        rl_grads = [torch.zeros_like(parameter) for parameter in self._parameters]
+        env_grads = [torch.zeros_like(parameter) for parameter in self._parameters]
+        step = expand(trajectories, use_rl=settings.use_rl)
+        for indices in self._micro_batches(step.trajectories, [False] * len(step.owners)):
+            wanted, scores, reference_logprobs_N = self._forward(step, indices, settings, temperature)
+            rl = rl_loss(scores.logprobs_N, wanted, advantages_B, weights, settings, reference_logprobs_N)
+            env = env_loss(scores.logprobs_N, wanted, weights)
+            for grads, term, keep in ((rl_grads, rl, True), (env_grads, env, False)):
+                for total, grad in zip(
+                    grads, torch.autograd.grad(term, self._parameters, retain_graph=keep), strict=True
+                ):
+                    total += grad
+        return gradient_comparison(rl_grads, env_grads)
+
+    @naming_memory("update")
+    def optim_step(self, lr: float) -> float:
+        """Clip the accumulated gradient, apply AdamW and clear it. Returns the norm before clipping.
+
+        A gradient that is not finite is not applied.
+        """
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._optim.grad_clip))
+        if norm == norm and norm != float("inf"):
+            self._optimizer.param_groups[0]["lr"] = lr
+            self._optimizer.step()
+            self._updates += 1
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    @naming_memory("scoring")
+    @torch.inference_mode()
+    def score(self, trajectories: Sequence[Trajectory], roles: Collection[Role]) -> list[TokenScores]:
+        """Teacher-forced scores of each trajectory's tokens of `roles`.
+
+        Those of an action that lost its thinking are left out: that action is in one of the trajectory's `views`.
+        """
+        results: dict[int, TokenScores] = {}
+        seen = [views(trajectory)[0] for trajectory in trajectories]
+        for indices in bucket(seen, self._optim.token_budget):
+            micro = collate(seen, indices, self.tokenizer.pad_id).to(self.device)
+            wanted = targets(micro, roles)
+            with self.model.holding_weights():
+                hidden_NH = wanted.gather(self.model(micro.token_ids_RT))
+                scores = target_logprobs(hidden_NH, self.model.head, wanted, 1.0, chunk_rows=self._chunk_rows)
+            order = torch.argsort(wanted.position_N, stable=True)
+            for index in indices:
+                chosen = order[wanted.rollout_N[order] == index]
+                parts = (scores.logprobs_N, scores.correct_N, scores.confidence_N)
+                results[index] = TokenScores(*(part[chosen].cpu() for part in parts))
+        return [results[index] for index in range(len(trajectories))]
+
+    @naming_memory("scoring")
+    @torch.inference_mode()
+    def predict(self, trajectory: Trajectory) -> list[int]:
+        """The most probable next token after each `visible` token of the trajectory, teacher-forced."""
+        ids_1T = torch.tensor([visible(trajectory).token_ids], device=self.device)
+        chunks = self.model(ids_1T)[0].split(self._chunk_rows)
+        return [token for hidden_nH in chunks for token in self.model.head(hidden_nH).argmax(dim=-1).tolist()]
+
+    def save(self, folder: Path) -> None:
+        """Write weights, architecture, tokenizer and optimizer state into `folder`."""
+        self.model.save(folder)
+        self.tokenizer.save(folder)
+        state = io.BytesIO()
+        torch.save(self._optimizer.state_dict(), state)
+        (folder / TRAINER_FILE).write_bytes(state.getbuffer())
+
+    def load(self, folder: Path) -> None:
+        """Take weights and optimizer state from a folder that `save` wrote.
+
+        Raises:
+            EchoError: a file is damaged or belongs to another architecture.
+        """
+        self.model.load(folder)
+        self._updates += 1
+        try:
+            state = torch.load(folder / TRAINER_FILE, map_location=self.device, weights_only=True)
+            self._optimizer.load_state_dict(state)
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+            raise EchoError(
+                f"{folder / TRAINER_FILE} is not this run's trainer state: {first_line(error)}",
+                "resume from another checkpoint",
+            ) from error
+
+    def _micro_batches(self, trajectories: Sequence[Trajectory], imitated: Sequence[bool]) -> list[list[int]]:
+        """Buckets in which either all rollouts learn from their actions, in one way, or none does: those cost less."""
+        kinds = [
+            (trajectory.world_model_only, copied) for trajectory, copied in zip(trajectories, imitated, strict=True)
+        ]
+        groups = [
+            [index for index, found in enumerate(kinds) if found == kind]
+            for kind in ((False, False), (True, False), (True, True))
+        ]
+        return [
+            [group[member] for member in members]
+            for group in groups
+            for members in bucket([trajectories[index] for index in group], self._optim.token_budget)
+        ]
+
+    def _forward(
+        self,
+        step: Views,
+        indices: Sequence[int],
+        settings: ObjectiveSettings,
+        temperature: float,
+        env_gradient: bool = True,
+        imitating: bool = False,
+    ) -> tuple[Targets, Scores, Tensor | None]:
+        """Scores of a micro-batch's targets; `imitating` adds the actions of rollouts without RL, at temperature 1."""
+        micro = collate(step.trajectories, indices, self.tokenizer.pad_id).to(self.device)
+        observing = step.trajectories[indices[0]].world_model_only
+        roles = settings.selected_roles if observing else settings.target_roles
+        if imitating:
+            roles, temperature = roles | {Role.ACTION}, 1.0
+        wanted = targets(micro, roles).of_rollouts(step.owners)
+        hidden_NH = wanted.gather(self.model(micro.token_ids_RT))
+        scores = target_logprobs(
+            hidden_NH,
+            self.model.head,
+            wanted,
+            temperature,
+            env_gradient=env_gradient,
+            correct=False,
+            chunk_rows=self._chunk_rows,
+        )
+        if settings.kl_coeff == 0 or self._reference is None:
+            return wanted, scores, None
+        if observing:  # no action target of the RL term, so nothing that the KL could be taken on
+            return wanted, scores, scores.logprobs_N.detach()
+        actions = wanted.action_count  # the KL is on these; what stands for the others is never read
+        with torch.no_grad():
+            reference = self._reference
+            reference_NH = wanted.gather(reference(micro.token_ids_RT))
+            reference_scores = selected_logprobs(
+                reference_NH[:actions],
+                reference.head,
+                wanted.token_ids_N[:actions],
+                temperature,
+                self._chunk_rows,
+                entropy=False,
+                correct=False,
+            )
+        return wanted, scores, torch.cat([reference_scores.logprobs_N, scores.logprobs_N[actions:].detach()])
+
+    @property
+    def _chunk_rows(self) -> int:
+        return chunk_rows(self.model.vocab_size, self.device.type)
+
+
+def load_renderer(config: Config) -> Renderer:
+    """How the config's model writes conversations, without its weights.
+
+    Raises:
+        EchoError: a file of the tokenizer is missing or is not what it should be.
+    """
+    if config.model.kind == "hf":
+        from echo_cli.models.hf.loading import hf_folder
+
+        with hf_folder(config.model, config.seed, weights=False) as folder:
+            return _hf_renderer(folder, config)
+    return PlainRenderer(Tokenizer.load(model_folder(config.model.path) / TOKENIZER_FILE))
+
+
+@naming_memory("loading")
+def load_policy(config: Config, device: torch.device, dtype: torch.dtype = torch.float32) -> TorchPolicy:
+    """The policy at the start of a run: the weights of the config's model, or random ones with `init: scratch`.
+
+    Args:
+        dtype: what a Hugging Face model's matrix products are computed in; the built-in one's are float32.
+
+    Raises:
+        EchoError: the model is missing or a file of it is not what it should be.
+    """
+    if config.model.kind == "hf":
+        from echo_cli.models.hf.loading import hf_folder, load_hf_model
+
+        with hf_folder(config.model, config.seed) as folder:
+            renderer = _hf_renderer(folder, config)
+            size = renderer.tokenizer.vocab_size
+            model = load_hf_model(folder, config.model, device, dtype, config.seed, size)
+        return TorchPolicy(model, renderer, config.optim, device, config.sampler)
+    tiny, tokenizer = load_model(model_folder(config.model.path))
+    if config.model.init == "scratch":
+        tiny.init_weights(torch.Generator().manual_seed(config.seed))
+    return TorchPolicy(tiny, PlainRenderer(tokenizer), config.optim, device)
+
+
+def _hf_renderer(folder: Path, config: Config) -> Renderer:
+    from echo_cli.models.hf.renderer import load_hf_renderer
+
+    return load_hf_renderer(folder, config.model, config.conversation)

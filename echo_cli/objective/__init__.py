@@ -1,0 +1,1 @@
+"""The ECHO objective as pure functions on tensors."""

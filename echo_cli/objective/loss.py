@@ -1,0 +1,389 @@
+"""The ECHO objective as pure functions on tensors: L = L_RL(actions) + λ · CE(observations).
+
+Where traces are imitated, their own weight times the mean CE of their action tokens is added.
+
+Source: ECHO, arXiv 2605.24517, Eq. 3, and OpenEnv RFC 010.
+
+Every denominator is a count over the whole optimizer step, all micro-batches and ranks. So each rollout gets two
+weights once per step, and the loss of any micro-batch is
+
+    Σ rl_weight · surrogate  +  λ · Σ env_weight · CE
+
+The losses and gradients of micro-batches and ranks *add up* to the step's. Nothing about micro-batching, packing,
+padding or ranks can change it. (A data-parallel wrapper that averages gradients needs the loss times the world size.)
+
+In ten lines:
+
+    counts = count_rollouts(trajectories, settings.selected_roles, use_rl=settings.use_rl)
+    weights = step_weights(counts, step_totals(counts), settings)
+    advantages_B = step_advantages(trajectories, settings.advantage)
+    for indices in bucket(trajectories, token_budget=16_384):
+        micro = collate(trajectories, indices, pad_id)
+        wanted = targets(micro, settings.target_roles)
+        hidden_NH = wanted.gather(model(micro))
+        scores = target_logprobs(hidden_NH, model.lm_head, wanted, temperature, env_gradient=coeff > 0)
+        loss, metrics = echo_loss(scores.logprobs_N, wanted, advantages_B, weights, settings, coeff)
+        loss.backward()
+
+Shape suffixes: B rollouts of the step (on this rank), N targets of the micro-batch, n some of those targets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from echo_cli.config.objective import PRESETS, ObjectiveSettings, Preset
+from echo_cli.errors import EchoError
+from echo_cli.metrics import Metric, Metrics
+from echo_cli.objective.batch import RolloutCounts, Targets
+from echo_cli.trajectory import Role
+
+__all__ = [
+    "PRESETS",
+    "GradientComparison",
+    "ObjectiveSettings",
+    "Preset",
+    "StepTotals",
+    "StepWeights",
+    "check_first_step",
+    "echo_loss",
+    "env_loss",
+    "gradient_comparison",
+    "imitation_loss",
+    "loss_metrics",
+    "portable_lambda",
+    "rl_loss",
+    "step_totals",
+    "step_weights",
+]
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """The denominators' counts over the whole step. Totals of ranks add: `+`, or all-reduce `astuple(totals)`."""
+
+    rl_rollouts: int
+    """Rollouts with an RL term, those without action tokens included."""
+    action_tokens: int
+    """Action tokens of those rollouts."""
+    env_rollouts: int
+    """B of the env term: every rollout kept in it, those without observations included."""
+    selected_tokens: int
+    """Σ |O'_i| over those rollouts."""
+    imitation_tokens: int = 0
+    """Action tokens of the rollouts that are imitated."""
+
+    def __add__(self, other: StepTotals) -> StepTotals:
+        return StepTotals(
+            self.rl_rollouts + other.rl_rollouts,
+            self.action_tokens + other.action_tokens,
+            self.env_rollouts + other.env_rollouts,
+            self.selected_tokens + other.selected_tokens,
+            self.imitation_tokens + other.imitation_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class StepWeights:
+    """The weight of each target of rollout i in each sum, float64; 0 for a rollout that is not in the term."""
+
+    rl_weight_B: Tensor
+    env_weight_B: Tensor
+    imitation_weight_B: Tensor
+
+
+def step_totals(counts: RolloutCounts) -> StepTotals:
+    """The totals of one rank's rollouts."""
+    return StepTotals(
+        rl_rollouts=int(counts.in_rl_B.sum()),
+        action_tokens=int(counts.actions_B[counts.in_rl_B].sum()),
+        env_rollouts=int(counts.in_env_B.sum()),
+        selected_tokens=int(counts.selected_B[counts.in_env_B].sum()),
+        imitation_tokens=int(counts.actions_B[counts.in_imitation_B].sum()),
+    )
+
+
+def step_weights(counts: RolloutCounts, totals: StepTotals, settings: ObjectiveSettings) -> StepWeights:
+    """The weights of one rank's rollouts, under the totals of all ranks.
+
+    RL denominators count the rollouts with an RL term, env denominators those with an env term:
+
+    | rl_normalization  | weight of an action token | env_normalization  | weight of a selected token      |
+    |-------------------|---------------------------|--------------------|---------------------------------|
+    | token_mean        | 1 / Σ_i |A_i|             | token_mean         | 1 / Σ_i |O'_i|                  |
+    | sequence_mean     | 1 / (B |A_i|)             | observation_tokens | 1 / (B |O_i|)  (paper, Eq. 3)   |
+    | fixed_length      | 1 / (B max_length)        | selected_tokens    | 1 / (B |O'_i|)                  |
+    |                   |                           | fixed_length       | 1 / (B max_length)              |
+
+    An action token that is imitated has the weight 1 / Σ_i |A_i| over the rollouts that are.
+    """
+    denominators_rl = {
+        "token_mean": torch.full_like(counts.actions_B, totals.action_tokens),
+        "sequence_mean": totals.rl_rollouts * counts.actions_B,
+        "fixed_length": torch.full_like(counts.actions_B, totals.rl_rollouts * (settings.max_length or 0)),
+    }
+    denominators_env = {
+        "token_mean": torch.full_like(counts.selected_B, totals.selected_tokens),
+        "observation_tokens": totals.env_rollouts * counts.observations_B,
+        "selected_tokens": totals.env_rollouts * counts.selected_B,
+        "fixed_length": torch.full_like(counts.selected_B, totals.env_rollouts * (settings.max_length or 0)),
+    }
+    return StepWeights(
+        rl_weight_B=_reciprocal(denominators_rl[settings.rl_normalization], counts.in_rl_B),
+        env_weight_B=_reciprocal(denominators_env[settings.env_normalization], counts.in_env_B),
+        imitation_weight_B=_reciprocal(
+            torch.full_like(counts.actions_B, totals.imitation_tokens), counts.in_imitation_B
+        ),
+    )
+
+
+def _reciprocal(denominators_B: Tensor, included_B: Tensor) -> Tensor:
+    # A denominator of 0 means that the rollout has no such target, so any finite weight would do.
+    weights_B = torch.zeros(denominators_B.shape, dtype=torch.float64)
+    usable_B = included_B & (denominators_B > 0)
+    weights_B[usable_B] = 1 / denominators_B[usable_B].double()
+    return weights_B
+
+
+def rl_loss(
+    logprobs_N: Tensor,
+    targets: Targets,
+    advantages_B: Tensor | None,
+    weights: StepWeights,
+    settings: ObjectiveSettings,
+    reference_logprobs_N: Tensor | None = None,
+) -> Tensor:
+    """The RL term of a micro-batch: clipped surrogate or REINFORCE, with the KL to a reference if asked for.
+
+    With ρ = exp(logp - behaviour logp): -min(ρ A, clip(ρ, 1 - ε_low, 1 + ε_high) A), or -A logp. The KL is the
+    non-negative estimate exp(d) - d - 1 with d = reference logp - logp.
+
+    Args:
+        logprobs_N: at the sampling temperature, as are the behaviour and reference logprobs.
+        advantages_B: None only with `use_rl` false.
+
+    Returns:
+        A scalar connected to the graph of `logprobs_N`; 0 with zero gradients if there is no such target.
+
+    Raises:
+        ValueError: `advantages_B` or `reference_logprobs_N` is missing.
+    """
+    # Targets are picked by index, never multiplied by a zero mask: 0 · inf would be NaN.
+    n = _rl_targets(targets, weights)
+    logprobs_n = logprobs_N[n]
+    if not settings.use_rl:
+        return logprobs_n.sum()
+    if advantages_B is None:
+        raise ValueError("the RL term needs advantages_B")
+    advantages_n = _per_target(advantages_B, targets, n, like=logprobs_n)
+    if settings.surrogate == "reinforce":
+        losses_n = -advantages_n * logprobs_n
+    else:
+        ratio_n = (logprobs_n - targets.behaviour_logprobs_N[n].to(logprobs_n.dtype)).exp()
+        clipped_n = ratio_n.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+        losses_n = -torch.minimum(ratio_n * advantages_n, clipped_n * advantages_n)
+    if settings.kl_coeff > 0:
+        if reference_logprobs_N is None:
+            raise ValueError("kl_coeff > 0 needs reference_logprobs_N")
+        difference_n = reference_logprobs_N[n] - logprobs_n
+        losses_n = losses_n + settings.kl_coeff * (difference_n.exp() - difference_n - 1)
+    return (_per_target(weights.rl_weight_B, targets, n, like=logprobs_n) * losses_n).sum()
+
+
+def env_loss(logprobs_N: Tensor, targets: Targets, weights: StepWeights) -> Tensor:
+    """The env term of a micro-batch, before λ: the weighted cross-entropy of the selected observation targets.
+
+    Args:
+        logprobs_N: at temperature 1 for observations.
+
+    Returns:
+        A scalar, nats; 0 if there is no such target.
+    """
+    n = _env_targets(targets, weights)
+    return -(_per_target(weights.env_weight_B, targets, n, like=logprobs_N) * logprobs_N[n]).sum()
+
+
+def imitation_loss(logprobs_N: Tensor, targets: Targets, weights: StepWeights) -> Tensor:
+    """The imitation term of a micro-batch, before its weight: the weighted cross-entropy of imitated action targets.
+
+    Args:
+        logprobs_N: at temperature 1 for those targets.
+
+    Returns:
+        A scalar, nats; 0 if there is no such target.
+    """
+    n = _imitation_targets(targets, weights)
+    return -(_per_target(weights.imitation_weight_B, targets, n, like=logprobs_N) * logprobs_N[n]).sum()
+
+
+def echo_loss(
+    logprobs_N: Tensor,
+    targets: Targets,
+    advantages_B: Tensor | None,
+    weights: StepWeights,
+    settings: ObjectiveSettings,
+    coeff: float,
+    reference_logprobs_N: Tensor | None = None,
+    imitation_coeff: float | None = None,
+) -> tuple[Tensor, Metrics]:
+    """The loss of a micro-batch, RL term + `coeff` · env term, and its metrics. Arguments as in `rl_loss`.
+
+    At `coeff` 0 the env term stays out of the graph, so the gradient is bitwise that of plain GRPO. With an
+    `imitation_coeff` its term is added, out of the graph at 0 likewise, and measured: `imitation_loss`, before its
+    weight, the token mean in nats, and `imitation_tokens`.
+    """
+    rl = rl_loss(logprobs_N, targets, advantages_B, weights, settings, reference_logprobs_N)
+    env = env_loss(logprobs_N, targets, weights)
+    loss = rl + coeff * env if coeff > 0 else rl
+    if imitation_coeff:
+        loss = loss + imitation_coeff * imitation_loss(logprobs_N, targets, weights)
+    metrics = loss_metrics(loss, rl, env, logprobs_N, targets, advantages_B, weights, settings)
+    if imitation_coeff is not None:
+        n = _imitation_targets(targets, weights)
+        metrics["imitation_loss"] = Metric(-float(logprobs_N.detach()[n].sum()), len(n))
+        metrics["imitation_tokens"] = Metric(len(n), 1)
+    return loss, metrics
+
+
+def _rl_targets(targets: Targets, weights: StepWeights) -> Tensor:
+    weighted_N = (weights.rl_weight_B > 0).to(targets.rollout_N.device)[targets.rollout_N]
+    return ((targets.roles_N == Role.ACTION) & weighted_N).nonzero().squeeze(-1)
+
+
+def _env_targets(targets: Targets, weights: StepWeights) -> Tensor:
+    weighted_N = (weights.env_weight_B > 0).to(targets.rollout_N.device)[targets.rollout_N]
+    return ((targets.roles_N != Role.ACTION) & weighted_N).nonzero().squeeze(-1)
+
+
+def _imitation_targets(targets: Targets, weights: StepWeights) -> Tensor:
+    weighted_N = (weights.imitation_weight_B > 0).to(targets.rollout_N.device)[targets.rollout_N]
+    return ((targets.roles_N == Role.ACTION) & weighted_N).nonzero().squeeze(-1)
+
+
+def _per_target(values_B: Tensor, targets: Targets, n: Tensor, like: Tensor) -> Tensor:
+    # The dtype first: not every device has float64.
+    return values_B.to(like.dtype).to(like.device)[targets.rollout_N[n]]
+
+
+def loss_metrics(
+    loss: Tensor,
+    rl: Tensor,
+    env: Tensor,
+    logprobs_N: Tensor,
+    targets: Targets,
+    advantages_B: Tensor | None,
+    weights: StepWeights,
+    settings: ObjectiveSettings,
+) -> Metrics:
+    """The metrics of a micro-batch; the keys are always the same.
+
+    - `loss`, `rl_loss`, `env_loss`: totals; `env_loss` is before λ.
+    - `env_ce`: nats per token, the token mean over all env_output targets, filtered rollouts included.
+    - `action_tokens`, `env_tokens`: targets in the RL and the env term.
+    - `ratio`, `clip_fraction`: over RL action tokens; clipped means that the clip removes the token's gradient.
+    - `zero_advantage_fraction`: of the rollouts with RL action tokens.
+    """
+    with torch.no_grad():
+        n = _rl_targets(targets, weights)
+        ratio_n = (logprobs_N[n] - targets.behaviour_logprobs_N[n].to(logprobs_N.dtype)).exp()
+        advantages_B = torch.zeros_like(weights.rl_weight_B) if advantages_B is None else advantages_B
+        advantages_n = _per_target(advantages_B, targets, n, like=logprobs_N)
+        clipped_n = ((advantages_n > 0) & (ratio_n > 1 + settings.clip_high)) | (
+            (advantages_n < 0) & (ratio_n < 1 - settings.clip_low)
+        )
+        clipped = clipped_n.sum() if settings.surrogate == "clipped" else 0.0
+        present_B = torch.zeros(len(advantages_B), dtype=torch.bool)
+        present_B[targets.rollout_N[n].cpu()] = True
+        zero_advantages = (advantages_B.cpu()[present_B] == 0).sum()
+        ce_n = -logprobs_N[targets.roles_N == Role.ENV_OUTPUT]
+        sums: dict[str, tuple[Tensor | float, float]] = {
+            "loss": (loss.detach(), 1),
+            "rl_loss": (rl.detach(), 1),
+            "env_loss": (env.detach(), 1),
+            "env_ce": (ce_n.sum(), len(ce_n)),
+            "action_tokens": (len(n), 1),
+            "env_tokens": (len(_env_targets(targets, weights)), 1),
+            "ratio": (ratio_n.sum(), len(n)),
+            "clip_fraction": (clipped, len(n)),
+            "zero_advantage_fraction": (zero_advantages, float(present_B.sum())),
+        }
+        return {name: Metric(float(total), count) for name, (total, count) in sums.items()}
+
+
+def portable_lambda(
+    coeff: float, counts: RolloutCounts, weights: StepWeights, advantages_B: Tensor | None
+) -> float | None:
+    """What λ means here: r = (env weight per observation token) / (RL weight per action token · mean |advantage|).
+
+    Weights are means over the tokens of their term, the advantage over the rollouts of the RL term, λ is in the env
+    weight. Comparable across normalisations and batch shapes, as λ is not. None where it is undefined: no RL term, no
+    tokens of either kind, or no reward variance. With several ranks it describes this one's rollouts.
+    """
+    if advantages_B is None:
+        return None
+    action_tokens = counts.actions_B[counts.in_rl_B].sum().double()
+    env_tokens = counts.selected_B[counts.in_env_B].sum().double()
+    rl_weight = (weights.rl_weight_B * counts.actions_B).sum() / action_tokens
+    env_weight = coeff * (weights.env_weight_B * counts.selected_B).sum() / env_tokens
+    ratio = float(env_weight / (rl_weight * advantages_B[counts.in_rl_B].abs().double().mean()))
+    return ratio if math.isfinite(ratio) else None
+
+
+@dataclass(frozen=True)
+class GradientComparison:
+    """The gradients of the two terms alone: L2 norms, env / rl, and the cosine; None where a norm is 0."""
+
+    rl_norm: float
+    env_norm: float
+    ratio: float | None
+    cosine: float | None
+
+
+def gradient_comparison(rl_grads: Iterable[Tensor | None], env_grads: Iterable[Tensor | None]) -> GradientComparison:
+    """Compare two gradients, parameter by parameter in the same order; None stands for zeros (`allow_unused`)."""
+    rl_square = env_square = product = 0.0
+    for rl_grad, env_grad in zip(rl_grads, env_grads, strict=True):
+        if rl_grad is not None:
+            rl_square += float(rl_grad.float().square().sum())
+        if env_grad is not None:
+            env_square += float(env_grad.float().square().sum())
+        if rl_grad is not None and env_grad is not None:
+            product += float((rl_grad.float() * env_grad.float()).sum())
+    rl_norm, env_norm = math.sqrt(rl_square), math.sqrt(env_square)
+    return GradientComparison(
+        rl_norm=rl_norm,
+        env_norm=env_norm,
+        ratio=env_norm / rl_norm if rl_norm > 0 else None,
+        cosine=product / (rl_norm * env_norm) if rl_norm > 0 and env_norm > 0 else None,
+    )
+
+
+def check_first_step(coeff: float, env_loss: float, env_tokens: float) -> None:
+    """Stop a run whose env term is on but does nothing, before it costs a night.
+
+    Args:
+        coeff: λ at step 0.
+        env_loss, env_tokens: the step's metrics of these names.
+
+    Raises:
+        EchoError: λ > 0 and there are selected observation tokens, but their loss is not finite or not positive.
+    """
+    if coeff == 0 or env_tokens == 0:
+        return
+    if not math.isfinite(env_loss):
+        raise EchoError(
+            f"the env term is {env_loss} at step 0 over {env_tokens:.0f} observation tokens",
+            "the model's logits are not finite there: check its weights and dtype, or try float32",
+            exit_code=1,
+        )
+    if env_loss <= 0:
+        raise EchoError(
+            f"the env term is {env_loss} at step 0, with λ = {coeff} and {env_tokens:.0f} observation tokens",
+            "a cross-entropy is positive unless every token is certain: check that targets are shifted by one position",
+            exit_code=1,
+        )

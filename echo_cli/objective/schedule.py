@@ -1,0 +1,78 @@
+"""What changes over the steps of a run: λ and the learning rate."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from echo_cli.config.objective import ObjectiveSettings
+from echo_cli.config.schema import OptimConfig
+
+
+@dataclass(frozen=True)
+class GradientNorms:
+    """The state of the `gradient_ratio` schedule: exponential moving averages of the two terms' gradient norms.
+
+    Both start at 0 and have seen the same steps, so the bias of that start is the same factor in both and cancels in
+    their ratio, the only thing that is read. The norms are averaged and not their logarithms: where a step has hardly
+    any RL gradient, the average falls by the factor `smoothing` at most, the logarithmic one by orders of magnitude.
+    """
+
+    rl: float = 0.0
+    env: float = 0.0
+
+    def updated(self, rl_norm: float, env_norm: float, smoothing: float) -> GradientNorms:
+        """The averages after another measurement, of which the old ones keep the share `smoothing`.
+
+        A measurement with a norm of 0 (no reward contrast, no observations) or one that is not finite changes nothing,
+        so λ stays where it was. Letting λ follow the RL gradient to zero would not protect the policy in such steps:
+        alone in the loss, the env term takes a full-size step at any λ, as Adam divides by the gradient's own running
+        size. It would only let Adam's second moments shrink with λ, and apply the next RL gradient oversized.
+        """
+        if not (0 < rl_norm < math.inf and 0 < env_norm < math.inf):
+            return self
+        return GradientNorms(
+            smoothing * self.rl + (1 - smoothing) * rl_norm, smoothing * self.env + (1 - smoothing) * env_norm
+        )
+
+
+def world_model_coeff_at(
+    settings: ObjectiveSettings, step: int, total_steps: int, norms: GradientNorms | None = None
+) -> float:
+    """λ at the 0-based optimizer `step` of a run of `total_steps`.
+
+    `linear` reaches `world_model_coeff_end` at the last step, `total_steps - 1`, and stays there. `gradient_ratio` is
+    the λ at which λ · env norm / RL norm is `gradient_ratio_target`, within its bounds; before the first measurement in
+    `norms` it is `base_coeff`, as given. An unknown schedule cannot get here: ObjectiveSettings refuses it.
+    """
+    if settings.schedule == "gradient_ratio" and norms is not None and norms.env > 0:
+        low, high = settings.gradient_ratio_bounds
+        return min(max(settings.gradient_ratio_target * norms.rl / norms.env, low), high)
+    if settings.schedule == "step":
+        return settings.schedule_values[bisect_right(settings.schedule_steps, step)]
+    if settings.schedule == "linear" and settings.world_model_coeff_end is not None:
+        # A convex combination, not start + share · (end - start), so that both ends are exact.
+        share = min(step / (total_steps - 1), 1.0) if total_steps > 1 else 1.0
+        return (1 - share) * settings.base_coeff + share * settings.world_model_coeff_end
+    return settings.base_coeff
+
+
+def measures_gradients(settings: ObjectiveSettings, step: int) -> bool:
+    """Whether the schedule of λ needs the gradient norms of the 0-based `step`."""
+    return settings.schedule == "gradient_ratio" and step % settings.gradient_ratio_every == 0
+
+
+def learning_rate_at(optim: OptimConfig, step: int, total_steps: int) -> float:
+    """The learning rate at the 0-based optimizer `step`: linear warm-up, then constant, linear or cosine to zero.
+
+    `linear` and `cosine` would reach zero at the step after the last.
+    """
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    share = (step - optim.warmup_steps) / max(total_steps - optim.warmup_steps, 1)
+    if optim.lr_schedule == "linear":
+        return optim.lr * (1 - share)
+    if optim.lr_schedule == "cosine":
+        return optim.lr * 0.5 * (1 + math.cos(math.pi * share))
+    return optim.lr

@@ -1,0 +1,117 @@
+"""How pictures look and how they are written: a figure as PNG and SVG, with the numbers behind it as CSV.
+
+Text in a picture is data: it is shown as it is, without markup and without control characters.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from echo_cli.errors import EchoError
+from echo_cli.files import shown, write_atomic, writing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart with the common kinds of colour blindness; its yellow is too faint on white.
+# Every run has its own marker as well, for grey paper.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+INK = "#333333"
+WIDTH = 10.0
+"""Of a figure, inches."""
+
+_DPI = 160
+_STYLE: Any = {  # matplotlib types the keys as literals
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#E6E6E6",
+    "legend.fontsize": 11,
+    "legend.frameon": False,
+    "legend.handlelength": 1.8,
+    "legend.columnspacing": 1.4,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "text.parse_math": False,  # a $ in a run's name is a dollar
+    "text.usetex": False,
+    "svg.fonttype": "none",  # text stays text, to be searched and copied
+    "svg.hashsalt": "echo-cli",  # the same points give the same bytes
+}
+
+
+@dataclass(frozen=True)
+class Plotted:
+    """The files that were written."""
+
+    png: Path
+    svg: Path
+    csv: Path
+
+
+def picture_stem(output: Path | None, folder: Path, name: str) -> Path:
+    """The path of a picture's files without their ending: `output`, or `name` in it, or `name` in `folder`.
+
+    Raises:
+        EchoError: `output` is a file of a kind that is not written.
+    """
+    if output is None or output.is_dir():
+        return (output or folder) / name
+    if output.suffix.lower() in (".png", ".svg", ".csv"):
+        return output.with_suffix("")
+    if output.suffix.lower() in (".pdf", ".jpg", ".jpeg", ".eps", ".webp", ".html"):
+        raise EchoError(f"cannot write {shown(output)}: not a .png, .svg or .csv", "all three are written together")
+    return output / name
+
+
+def write_picture(
+    stem: Path,
+    draw: Callable[[Figure], None],
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    height: float,
+) -> Plotted:
+    """Draw a figure of `WIDTH` × `height` inches and write it as PNG and SVG, with what is behind it as CSV.
+
+    Raises:
+        EchoError: the place cannot be written.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    table, png, svg = io.StringIO(), io.BytesIO(), io.BytesIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes in the PNG; the SVG and the CSV have it as text.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches
+        figure = Figure(figsize=(WIDTH, height), dpi=_DPI, layout=layout, facecolor="white")
+        FigureCanvasAgg(figure)
+        draw(figure)
+        figure.savefig(png, format="png", dpi=_DPI, metadata={"Software": None})
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    plotted = Plotted(*(Path(f"{stem}{ending}") for ending in (".png", ".svg", ".csv")))
+    with writing(stem.parent):
+        stem.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(plotted.csv, table.getvalue().encode())
+    write_atomic(plotted.svg, svg.getvalue())
+    write_atomic(plotted.png, png.getvalue())
+    return plotted

@@ -1,0 +1,94 @@
+"""Runs to report.html: where it goes, and what is true of the runs together."""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from echo_cli.errors import EchoError
+from echo_cli.files import check_writable, write_atomic, writing
+from echo_cli.reports.content import Report, RunReport
+from echo_cli.reports.page import Page, page
+from echo_cli.reports.report_chart import METRICS
+from echo_cli.reports.run_content import read_run
+from echo_cli.reports.run_figure import run_names
+from echo_cli.runs.curves import read_curve
+from echo_cli.runs.directory import open_run
+
+_NAME = "report.html"
+
+
+@dataclass(frozen=True)
+class Written:
+    """The file, what it shows, and what has become of the episodes."""
+
+    path: Path
+    report: Report
+    page: Page
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        episodes = {"shown": self.page.shown, "cut": self.page.cut, "left_out": self.page.left_out}
+        size = len(self.page.html.encode())
+        return {"file": str(self.path), "bytes": size, "episodes": episodes, **self.report.to_json()}
+
+
+def write_report(
+    runs: Sequence[Path],
+    output: Path | None,
+    *,
+    checkpoint: str | int | None,
+    most_episodes: int,
+    device: str | None,
+    announce: Callable[[str], None],
+) -> Written:
+    """Write the report of `runs`.
+
+    Args:
+        output: a file name that ends in .html or .htm, or a folder. By default the run's folder; for several runs the
+            folder that they share.
+        checkpoint, most_episodes, device: as in `read_run`.
+        announce: called with the name of each run before it is read, which takes as long as its model does.
+
+    Raises:
+        EchoError: as `read_run`; the runs are in several folders and there is no `output`, or it cannot be written.
+    """
+    paths = list(dict.fromkeys(Path(os.path.abspath(run)) for run in runs))
+    if not paths:
+        raise EchoError("no run to report on", "name one or more run directories")
+    if output is None and len({path.parent for path in paths}) > 1:
+        raise EchoError("the runs are in different folders", "say where the report goes with --output")
+    for path in paths:
+        open_run(path)
+    names = run_names(paths)
+    curves = [read_curve(path, name, METRICS) for path, name in zip(paths, names, strict=True)]
+    file = _file(output or (runs[0] if len(paths) == 1 else paths[0].parent))
+    check_writable(file.parent)
+    found = []
+    for path, name in zip(paths, names, strict=True):
+        announce(name)
+        found.append(read_run(path, name, checkpoint=checkpoint, most_episodes=most_episodes, device=device))
+    report = Report(tuple(found), tuple(curves), tuple(_notes(found)))
+    html = page(report)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, html.html.encode())
+    return Written(file, report, html)
+
+
+def _file(place: Path) -> Path:
+    return place if place.suffix.lower() in (".html", ".htm") and not place.is_dir() else place / _NAME
+
+
+def _notes(runs: Sequence[RunReport]) -> list[str]:
+    models = {
+        tuple((key, value) for key, value in run.config.items() if key in ("model.kind", "model.path")) for run in runs
+    }
+    if len(models) > 1:
+        return [
+            "the runs have different models: nats per token compare over one tokenizer only, bits per byte over all"
+        ]
+    return []

@@ -1,0 +1,206 @@
+"""A run directory, read for a report: its logs, its config, and what it was made with. Nothing in it changes."""
+
+from __future__ import annotations
+
+import shlex
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from echo_cli.config.loader import configs_folder, find_config, load_config
+from echo_cli.config.schema import Config, flat_config
+from echo_cli.errors import EchoError
+from echo_cli.files import Row, read_json, shown
+from echo_cli.objective.advantages import advantages
+from echo_cli.reports.content import RunReport, plain_columns
+from echo_cli.reports.measurements import KeptRollout, measured
+from echo_cli.runs.directory import RunDirectory, open_run
+from echo_cli.runs.recordings import step_of
+from echo_cli.runs.summary import summarize_run, warnings_of
+from echo_cli.trace import Trace, read_traces, trajectory_of
+from echo_cli.traces.inspection.role_account import RoleAccount, RoleCount
+from echo_cli.training.collapse import alarms
+from echo_cli.trajectory import Trajectory
+
+_SHIPPED_DEFAULT = "toy"  # what `train` takes without --config
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """trajectories.jsonl: some rollouts of it, and counts over all."""
+
+    rollouts: Sequence[KeptRollout]
+    there: int
+    roles: RoleAccount | None
+
+
+def read_run(
+    path: Path, name: str, *, checkpoint: str | int | None, most_episodes: int, device: str | None
+) -> RunReport:
+    """Read the run at `path` and measure its checkpoints.
+
+    Args:
+        name: what the report calls it.
+        checkpoint: "best", "latest" or a step, which the heat maps are of. None takes the best, or the latest where
+            none is marked as the best, and does without a model that cannot be loaded here.
+        most_episodes: as many as are read and scored at most.
+        device: where the policy runs; None takes the config's.
+
+    Raises:
+        EchoError: no such run, or a file of it is damaged; there is no checkpoint of that step.
+    """
+    run = open_run(path)
+    config = load_config(run.config_path, [f"device={device}"] if device else [])
+    rows = run.read_metrics()
+    summary = run.read_summary() or _so_far(rows, config)
+    record = read_json(run.path / "environment.json") if (run.path / "environment.json").is_file() else {}
+    kept = _kept(run, config, most_episodes)
+    found = measured(run, config, kept.rollouts, checkpoint, most_episodes)
+    notes = list(found.notes)
+    if not run.trajectories_path.is_file():
+        notes.append("it has no trajectories.jsonl: no evaluation rollouts to show, no role shares")
+    if found.columns is None:
+        notes.append("the summary has the plain figures of summary.json, without intervals")
+    return RunReport(
+        name=name,
+        facts=_facts(summary, record),
+        columns=plain_columns(summary) if found.columns is None else found.columns,
+        measured=found.columns is not None,
+        pairs=found.pairs,
+        config=_told(config),
+        base=_base(record),
+        roles=kept.roles,
+        trained_on=(_total(rows, "train/action_tokens"), _total(rows, "train/env_tokens")),
+        alarms=tuple(_alarms(rows, config)),
+        notes=tuple(notes),
+        checkpoint=found.checkpoint,
+        episodes=found.episodes,
+        episodes_there=kept.there + found.pool_episodes,
+        observations=found.observations,
+    )
+
+
+def _kept(run: RunDirectory, config: Config, most: int) -> _Kept:
+    """Read trajectories.jsonl once, in bounded memory: of its rollouts some of the first evaluation, and the newest."""
+    count = RoleCount()
+    groups: dict[tuple[int | None, str], list[float | None]] = {}
+    first: list[tuple[Trace, int | None, int]] = []
+    newest: deque[tuple[Trace, int | None, int]] = deque(maxlen=most)
+    there, first_step = 0, None
+    for trace in read_traces(run.trajectories_path, growing=True) if run.trajectories_path.is_file() else ():
+        there += 1
+        count.add(trace.segments, [len(segment.token_ids or ()) for segment in trace.segments])
+        step = step_of(trace)
+        group = groups.setdefault((step, trace.group_id), [])
+        entry = (trace, step, len(group))
+        group.append(trace.reward)
+        first_step = step if there == 1 else first_step
+        if step == first_step and len(first) < most // 4:
+            first.append(entry)
+        else:
+            newest.append(entry)
+    chosen = [*first, *list(newest)[max(len(newest) - most + len(first), 0) :]]
+    whole = config.evaluation.group_size
+    rollouts = [
+        KeptRollout(_played(trace, run), step, _advantage(groups[step, trace.group_id], place, whole, config))
+        for trace, step, place in chosen
+    ]
+    return _Kept(rollouts, there, count.result() if there else None)
+
+
+def _played(trace: Trace, run: RunDirectory) -> Trajectory:
+    try:
+        return trajectory_of(trace)
+    except ValueError as error:
+        raise EchoError(
+            f"{shown(run.trajectories_path)}: {shown(trace.task_id)} is not a rollout of a run: {shown(str(error))}",
+            "the file was changed or damaged after it was written",
+        ) from error
+
+
+def _advantage(rewards: Sequence[float | None], place: int, whole: int, config: Config) -> float | None:
+    """The advantage that training would give a rollout, from the rewards of its group.
+
+    None without an RL term, and unless all of the group were kept.
+    """
+    if not config.objective.use_rl:
+        return None
+    known = [reward for reward in rewards if reward is not None]
+    if len(known) != len(rewards) or len(known) < 2 or len(known) != whole:
+        return None
+    rewards_B = torch.tensor(known, dtype=torch.float64)
+    return float(advantages(rewards_B, [""] * len(known), config.objective.advantage)[place])
+
+
+def _so_far(rows: Sequence[Row], config: Config) -> Row:
+    """The summary of a run that has none: it was killed, or is still going."""
+    return summarize_run(
+        rows,
+        status="not finished",
+        seconds=0.0,
+        seed=config.seed,
+        coeff=config.objective.base_coeff,
+        select_by=config.evaluation.select_by,
+        versions={},
+    )
+
+
+def _alarms(rows: Sequence[Row], config: Config) -> Iterator[str]:
+    """The alarms that training raised; those that it would have, where an earlier version wrote the rows."""
+    if any("warnings" in row for row in rows):
+        for warning in warnings_of(rows):
+            yield f"step {warning['step']}: {warning['signal']}: {warning['reason']}"
+    else:
+        for alarm in alarms(rows, config.collapse, config.rollout):
+            yield f"step {alarm.step}: {alarm.signal}: {alarm.reason}"
+    for key in sorted({key for row in rows for key in row if key.startswith("environment/")}):
+        if count := _total(rows, key):
+            yield f"environment: {key.removeprefix('environment/').replace('_', ' ')}: {count}"
+
+
+def _total(rows: Sequence[Row], key: str) -> int:
+    return int(sum(row[key] for row in rows if row.get(key) is not None))
+
+
+def _told(config: Config) -> dict[str, Any]:
+    """The config's keys, as they may be shown to others: without where the run lies, and no folder of this machine."""
+    flat = flat_config(config.model_dump(mode="json"))
+    return {
+        key: Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
+        for key, value in flat.items()
+        if key not in ("output_dir", "run_name")
+    }
+
+
+def _base(record: Row) -> tuple[str, dict[str, Any]]:
+    """The shipped config that the command line named, or that `train` takes; the defaults under a file of the user."""
+    words = [str(word) for word in record.get("argv", [])]
+    named = [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    named += [words[place + 1] for place, word in enumerate(words[:-1]) if word == "--config"]
+    name = named[-1] if named else _SHIPPED_DEFAULT
+    if name in {path.stem for path in configs_folder().glob("*.yaml")}:
+        return f"shipped config {name}", _told(load_config(find_config(name)))
+    return "defaults", _told(Config())
+
+
+def _facts(summary: Row, record: Row) -> dict[str, str]:
+    versions = record.get("versions") or {}
+    seconds = summary.get("seconds")
+    facts = {
+        "status": f"{summary.get('status')} at step {summary.get('steps')}",
+        "λ": f"{summary['lambda']:g}" if isinstance(summary.get("lambda"), (int, float)) else None,
+        "best step chosen by": summary.get("selected_by"),
+        "wall clock": f"{seconds:g} s" if isinstance(seconds, (int, float)) and seconds else None,
+        "seed": record.get("seed", summary.get("seed")),
+        "command line": shlex.join(map(str, record["argv"])) if record.get("argv") else None,
+        "device": f"{record['device']}, {record.get('threads')} threads" if "device" in record else None,
+        "platform": record.get("platform"),
+        "python": record.get("python"),
+        "versions": ", ".join(f"{package} {version}" for package, version in versions.items() if version) or None,
+        "git commit": record.get("git_commit"),
+    }
+    return {name: str(value) for name, value in facts.items() if value is not None}

@@ -1,0 +1,278 @@
+"""Reads run directories, writes pictures: env-CE and tasks solved over the steps, as PNG, SVG and the points as CSV.
+
+Text from a run (its name, a label) is data: it is shown as it is, without markup and without control characters.
+"""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from echo_cli.errors import EchoError
+from echo_cli.files import shown
+from echo_cli.reports.figure import COLOURS, INK, MARKERS, Plotted, picture_stem, write_picture
+from echo_cli.runs.curves import Band, Curve, band, read_curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_CSV_COLUMNS = ("run", "step", "series", "value")  # run or label
+
+
+@dataclass(frozen=True)
+class _Series:
+    metric: str
+    label: str
+    style: dict[str, Any]
+    marked: bool = False
+    """Few points, each with a marker."""
+
+
+@dataclass(frozen=True)
+class _Panel:
+    title: str
+    sweep_title: str
+    unit: str
+    held_out: _Series
+    """What the panel is about."""
+    around: tuple[_Series, ...]
+    limits: tuple[float, float] | None = None
+    nothing: str = "no held-out evaluation yet"
+
+    @property
+    def series(self) -> tuple[_Series, ...]:
+        return (self.held_out, *self.around)
+
+
+_THICK: dict[str, Any] = {"linewidth": 2.2, "markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.8}
+_THIN: dict[str, Any] = {"linewidth": 1.0, "alpha": 0.55}
+_DASHED: dict[str, Any] = {"linewidth": 1.5, "linestyle": (0, (4, 2))}
+_STAR: dict[str, Any] = {
+    "marker": "*",
+    "markersize": 16,
+    "markeredgecolor": "black",
+    "markeredgewidth": 0.8,
+    "linestyle": "none",
+    "zorder": 5,
+}
+_PANELS = (
+    _Panel(
+        title="held-out env-CE, nats/token (novel pairs)",
+        sweep_title="held-out env-CE, nats/token (novel pairs)",
+        unit="env-CE, nats/token",
+        held_out=_Series("heldout/env_ce", "held-out", {**_THICK, "zorder": 4}, marked=True),
+        around=(
+            _Series("ood/env_ce", "OOD worlds", {**_DASHED, "zorder": 3}),
+            _Series("train/env_ce", "train", {**_THIN, "zorder": 2}),
+        ),
+    ),
+    _Panel(
+        title="tasks solved: held-out pass@1, train reward",
+        sweep_title="tasks solved: held-out pass@1",
+        unit="fraction solved",
+        held_out=_Series("heldout/pass_at_1", "held-out pass@1", {**_THICK, "zorder": 4}, marked=True),
+        around=(_Series("train/reward", "train reward", {**_THIN, "zorder": 2}),),
+        limits=(-0.03, 1.03),
+        nothing="no held-out tasks played",
+    ),
+)
+
+_HEIGHT, _LEGEND_ROW = 4.8, 0.24  # inches
+_NAME_LENGTH = 40
+_BEST = "best on validation"
+
+
+def plot_run(runs: Sequence[Path], output: Path | None = None) -> Plotted:
+    """Draw one run, or several over each other: env-CE on the left, train reward and pass@1 on the right.
+
+    Args:
+        output: a file name (.png, .svg or .csv; all three are written) or a folder. By default the run's folder, as
+            heldout_env_ce.*; for several runs the folder that they share, as comparison.*.
+
+    Raises:
+        EchoError: no runs, a folder without metrics, runs from several folders and no `output`, or a place that
+            cannot be written.
+    """
+    paths = list(dict.fromkeys(Path(os.path.abspath(run)) for run in runs))
+    if not paths:
+        raise EchoError("no run to plot", "name one or more run directories")
+    metrics = [series.metric for panel in _PANELS for series in panel.series]
+    curves = [read_curve(path, name, metrics) for path, name in zip(paths, run_names(paths), strict=True)]
+    if output is None and len({path.parent for path in paths}) > 1:
+        raise EchoError("the runs are in different folders", "say where the picture goes with --output")
+    stem = (
+        picture_stem(output, runs[0], "heldout_env_ce")
+        if len(paths) == 1
+        else picture_stem(output, runs[0].parent, "comparison")
+    )
+    points = (
+        (curve.name, step, metric, value)
+        for curve in curves
+        for metric in metrics
+        for step, value in curve.series[metric]
+    )
+    return write_picture(stem, partial(_draw_runs, curves), _CSV_COLUMNS, points, height=_HEIGHT)
+
+
+def plot_sweep(groups: Sequence[tuple[str, Sequence[Path]]], output: Path) -> Plotted:
+    """Draw the held-out measures of a sweep: for every label the mean over its runs, and a band from min to max.
+
+    A step is drawn where all runs of the label that were evaluated have a value, so that a run that ends early does
+    not bend the mean; the legend says so.
+
+    Args:
+        groups: a label (such as "λ = 0.05") and its runs, one a seed; groups of the same label are one.
+        output: as in `plot_run`; in a folder the files are comparison.*.
+
+    Raises:
+        EchoError: no groups, a group without runs, a folder without metrics, or a place that cannot be written.
+    """
+    runs_of: dict[str, list[Path]] = {}
+    for label, runs in groups:
+        runs_of.setdefault(shown(label), []).extend(runs)
+    if not runs_of or not all(runs_of.values()):
+        raise EchoError("no run to plot", "name at least one run for every label of the sweep")
+    metrics = [panel.held_out.metric for panel in _PANELS]
+    labels = list(runs_of)
+    curves = [[read_curve(path, path.name, metrics) for path in runs] for runs in runs_of.values()]
+    bands = [{metric: band(group, metric) for metric in metrics} for group in curves]
+    points = (
+        (label, step, f"{metric}/{statistic}", value)
+        for label, by_metric in zip(labels, bands, strict=True)
+        for metric, of in by_metric.items()
+        for statistic, values in (("mean", of.mean), ("min", of.low), ("max", of.high))
+        for step, value in zip(of.steps, values, strict=True)
+    )
+    draw = partial(_draw_sweep, labels, bands, [len(group) for group in curves])
+    return write_picture(picture_stem(output, output, "comparison"), draw, _CSV_COLUMNS, points, height=_HEIGHT)
+
+
+def _draw_runs(curves: Sequence[Curve], figure: Figure) -> None:
+    alone = len(curves) == 1
+    for axes, panel in _axes(figure):
+        for index, curve in enumerate(curves):
+            for series in panel.series:
+                if points := curve.series[series.metric]:
+                    look = _look(index, marked=series.marked or len(points) == 1)
+                    axes.plot(*zip(*points, strict=True), **look, **series.style, label=series.label)
+            if star := _best_point(curve, panel.held_out.metric):
+                # A star on the held-out curve; its value stands in the legend, where it hides no point.
+                best = f"{_BEST}:\n{star[1]:.3f} at step {star[0]}" if alone else _BEST
+                axes.plot([star[0]], [star[1]], **{**_look(index), **_STAR}, label=best)
+        _finish(axes, panel, any(curve.series[panel.held_out.metric] for curve in curves))
+        handles, labels = axes.get_legend_handles_labels()
+        drawn = dict(zip(labels, handles, strict=True))
+        # The best point comes last, after the series as the panel lists them.
+        order = [series.label for series in panel.series if series.label in drawn]
+        order += [label for label in drawn if label.startswith(_BEST)]
+        # Below the panel, where it hides no points.
+        axes.legend(
+            [drawn[label] if alone else _in_ink(drawn[label]) for label in order],
+            order,
+            loc="upper left",
+            bbox_to_anchor=(-0.02, -0.15),
+            ncols=2,
+        )
+    if alone:
+        figure.suptitle(_title(curves[0]), x=0.012, ha="left", fontsize=13, fontweight="bold")
+    else:
+        _figure_legend(figure, [_title(curve) + _best(curve) for curve in curves])
+
+
+def _draw_sweep(labels: Sequence[str], bands: Sequence[dict[str, Band]], runs: Sequence[int], figure: Figure) -> None:
+    for axes, panel in _axes(figure):
+        for index, by_metric in enumerate(bands):
+            of = by_metric[panel.held_out.metric]
+            if of.steps:
+                axes.fill_between(of.steps, of.low, of.high, color=_look(index)["color"], alpha=0.15, linewidth=0)
+                axes.plot(of.steps, of.mean, **_look(index), **panel.held_out.style)
+        _finish(axes, panel, any(by_metric[panel.held_out.metric].steps for by_metric in bands))
+        axes.set_title(panel.sweep_title)
+    _figure_legend(
+        figure, [_band_title(*entry) for entry in zip(labels, [list(of.values()) for of in bands], runs, strict=True)]
+    )
+
+
+def _axes(figure: Figure) -> list[tuple[Axes, _Panel]]:
+    return list(zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True))
+
+
+def _finish(axes: Axes, panel: _Panel, has_held_out: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(panel.title)
+    axes.set_xlabel("step")
+    axes.set_ylabel(panel.unit)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    if panel.limits is not None:
+        axes.set_ylim(*panel.limits)
+    if not has_held_out:
+        axes.text(0.5, 0.5, panel.nothing, transform=axes.transAxes, ha="center", fontsize=12)
+
+
+def _look(index: int, *, marked: bool = True) -> dict[str, Any]:
+    marker = MARKERS[index % len(MARKERS)] if marked else "None"
+    return {"color": COLOURS[index % len(COLOURS)], "marker": marker}
+
+
+def _in_ink(handle: Any) -> Any:
+    """A legend's handle for what a line style means, whichever run's colour it was drawn in."""
+    from matplotlib.lines import Line2D
+
+    same = Line2D([], [])
+    same.update_from(handle)
+    same.set(color=INK, marker="*" if handle.get_marker() == "*" else "None")
+    return same
+
+
+def _figure_legend(figure: Figure, labels: Sequence[str]) -> None:
+    """One line a run or label, below the panels."""
+    from matplotlib.lines import Line2D
+
+    figure.set_figheight(_HEIGHT + _LEGEND_ROW * len(labels))
+    handles = [Line2D([], [], **_look(index), **_THICK) for index in range(len(labels))]
+    figure.legend(handles, labels, loc="outside lower left", ncols=1, borderaxespad=0.2)
+
+
+def _title(curve: Curve) -> str:
+    # In front of the name, also because matplotlib leaves labels that begin with an underscore out of legends.
+    name = _short(curve.name)
+    return f"run {name}" if curve.coefficient is None else f"λ = {curve.coefficient:g}: {name}"
+
+
+def _best(curve: Curve) -> str:
+    star = _best_point(curve, "heldout/env_ce")
+    return "" if star is None else f" (best: {star[1]:.3f} nats/token at step {star[0]})"
+
+
+def _best_point(curve: Curve, metric: str) -> tuple[int, float] | None:
+    """The point of `metric` at the step that was chosen on the validation split."""
+    return next((point for point in curve.series[metric] if point[0] == curve.best_step), None)
+
+
+def _band_title(label: str, bands: Sequence[Band], runs: int) -> str:
+    seeds = "1 run" if runs == 1 else f"mean and min–max of {runs} runs"
+    # A measure that no run has is missing from all labels alike, and its panel says so.
+    missing = runs - min((of.runs for of in bands if of.runs), default=0)
+    notes = [f"{missing} without evaluation"] if missing else []
+    notes += ["at the steps that all have"] if any(of.uneven for of in bands) else []
+    return f"{' ' if label.startswith('_') else ''}{_short(label)} ({'; '.join([seeds, *notes])})"
+
+
+def run_names(paths: Sequence[Path]) -> list[str]:
+    """The runs' names, with the folders that tell them apart where two have the same."""
+    names = [shown(path.name) for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    shared = os.path.commonpath(paths)
+    return [shown(path.relative_to(shared)) for path in paths]
+
+
+def _short(name: str) -> str:
+    half = _NAME_LENGTH // 2
+    return name if len(name) <= _NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"

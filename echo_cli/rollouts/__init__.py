@@ -1,0 +1,1 @@
+"""Rollouts: a policy or a script plays episodes in an environment."""

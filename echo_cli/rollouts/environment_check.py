@@ -1,0 +1,126 @@
+"""A first look at an environment: one episode played twice and once on another task, and what in it will hurt.
+
+Episodes are played as training plays scripts, so the transcript, the roles and the token counts are those of a run.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from echo_cli.config.environment import EnvironmentConfig
+from echo_cli.environments.client import Description
+from echo_cli.environments.protocol import Worlds
+from echo_cli.environments.task import Task
+from echo_cli.errors import EchoError
+from echo_cli.models.renderer import Renderer
+from echo_cli.rollouts.environment_findings import Finding, find_problems
+from echo_cli.rollouts.episode import Limits
+from echo_cli.rollouts.random_actions import random_line
+from echo_cli.rollouts.watched_episode import play_watched
+from echo_cli.trajectory import Role, Source, Trajectory
+
+_MOST_LINES = 8
+"""Of an episode without a script that solves its task."""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check found. Times are in seconds, of the environment alone."""
+
+    description: Description
+    sessions: int | None
+    """Episodes that training will hold at once; None for any number."""
+    tasks: Mapping[str, int]
+    """Tasks by split."""
+    script: str
+    """Where the actions came from: `actions` of the task, `explorer` lines, or `random` ones."""
+    trajectory: Trajectory
+    step_rewards: tuple[float | None, ...]
+    reset_seconds: float
+    step_seconds: float | None
+    """The median; None where no action was answered."""
+    faults: Mapping[str, int]
+    findings: tuple[Finding, ...]
+
+    @property
+    def tokens(self) -> dict[tuple[Role, str | None], int]:
+        """Tokens of the episode by role and channel, in the order of their first."""
+        counts: Counter[tuple[Role, str | None]] = Counter()
+        for segment in self.trajectory.segments:
+            counts[segment.role, segment.channel] += len(segment.token_ids)
+        return dict(counts)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {
+            "environment": vars(self.description),
+            "sessions": self.sessions,
+            "tasks": dict(self.tasks),
+            "script": self.script,
+            "trajectory": self.trajectory.to_json(),
+            "tokens": [
+                {"role": role.name.lower(), "channel": channel, "tokens": count}
+                for (role, channel), count in self.tokens.items()
+            ],
+            "reward": self.trajectory.reward,
+            "step_rewards": list(self.step_rewards),
+            "reset_seconds": self.reset_seconds,
+            "step_seconds": self.step_seconds,
+            "faults": dict(self.faults),
+            "warnings": [vars(finding) for finding in self.findings],
+        }
+
+
+def check_environment(
+    worlds: Worlds, renderer: Renderer, limits: Limits, settings: EnvironmentConfig, seed: int = 0
+) -> CheckReport:
+    """Play one episode of `worlds` twice, the same actions on another task, and report. Nothing is written.
+
+    The actions are those that solve a task, where some are known; else `settings.explorer` lines; else random ones.
+
+    Args:
+        settings: how actions are made, which text is volatile, and the turn cap.
+        seed: of what is drawn.
+
+    Raises:
+        EchoError: there is none, it cannot be reached, or does not play an episode to its end (exit code 1).
+    """
+    if settings.none:
+        raise EchoError("environment.none is true: there is no environment to check", "name one in the config")
+    tasks = (*worlds.tasks.train, *worlds.tasks.validation, *worlds.tasks.heldout)
+    task = next((task for task in tasks if worlds.expert(task) is not None), tasks[0])
+    script, lines = _script(worlds, task, settings, random.Random(seed))
+    source: Source = "expert" if script == "actions" else "explorer"
+    first = play_watched(worlds, renderer, limits, task, lines, source)
+    second = play_watched(worlds, renderer, limits, task, lines, source)
+    others = [other for other in tasks if other.reset_arguments != task.reset_arguments]
+    elsewhere = play_watched(worlds, renderer, limits, others[0], lines, source) if others else None
+    times = [seconds for play in (first, second) for seconds in play.step_seconds]
+    counts = {"train": worlds.tasks.train, "validation": worlds.tasks.validation, "heldout": worlds.tasks.heldout}
+    return CheckReport(
+        description=worlds.description,
+        sessions=worlds.hosting.sessions,
+        tasks={split: len(of_split) for split, of_split in counts.items()},
+        script=script,
+        trajectory=first.trajectory,
+        step_rewards=tuple(reply.reward for reply in first.replies),
+        reset_seconds=first.reset_seconds,
+        step_seconds=median(times) if times else None,
+        faults=worlds.hosting.faults.take(),
+        findings=find_problems(first, second, elsewhere, worlds, settings, limits),
+    )
+
+
+def _script(worlds: Worlds, task: Task, settings: EnvironmentConfig, rng: random.Random) -> tuple[str, list[str]]:
+    known = worlds.expert(task)
+    if known is not None:
+        return "actions", known
+    count = min(settings.max_turns, _MOST_LINES)
+    if settings.explorer:
+        return "explorer", worlds.explorer(task, count, rng)
+    return "random", [random_line(settings.action, worlds.description.action_schema, rng) for _ in range(count)]

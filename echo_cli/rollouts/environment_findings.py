@@ -1,0 +1,202 @@
+"""What in an environment will hurt training, judged by a few episodes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from echo_cli.config.environment import EnvironmentConfig
+from echo_cli.environments.client import Description
+from echo_cli.environments.protocol import Worlds
+from echo_cli.rollouts.episode import CUT_OUTPUT, Limits
+from echo_cli.rollouts.watched_episode import Play, text_of
+from echo_cli.trajectory import Role
+
+_TOKENS = re.compile(r"\d+|\w+|\W")
+_SHOWN_CHARS = 80
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that will hurt: a name for programs, one line for people, and what to do about it."""
+
+    name: str
+    message: str
+    tip: str
+
+
+def find_problems(
+    first: Play, second: Play, elsewhere: Play | None, worlds: Worlds, settings: EnvironmentConfig, limits: Limits
+) -> tuple[Finding, ...]:
+    """What will hurt, the worst first.
+
+    Args:
+        second: the same actions on the same task as `first`.
+        elsewhere: the same actions on another task, where there is one.
+    """
+    return (
+        *_about_text(first, worlds, settings),
+        *_about_actions(first, limits),
+        *_about_the_end(first),
+        *_about_repetition(first, second),
+        *_about_tasks(first, elsewhere, worlds),
+    )
+
+
+def _about_text(play: Play, worlds: Worlds, settings: EnvironmentConfig) -> Iterator[Finding]:
+    named = ", ".join(_fields(worlds.description)) or "no fields that its schema lists"
+    replies = [piece for reply in play.replies for piece in reply.pieces]
+    shown = "".join(piece.text for piece in replies).replace(settings.prompt, "").strip()
+    if not shown and settings.toy_worlds is None and not settings.observation:
+        tip = f"list the observation's fields under environment.observation; it has {named}"
+        yield Finding("no_text", "no text is mapped: the policy sees nothing of what the environment answers", tip)
+    elif not any(play.outputs):
+        yield Finding(
+            "no_env_output",
+            "nothing was env_output: the env term has nothing to learn from",
+            f"give the environment's own text a rule with role env_output; the observation has {named}",
+        )
+    if not text_of(play.opening, Role.CONTEXT).replace(settings.prompt, "").strip():
+        yield Finding(
+            "no_opening", "reset shows no text: the policy is not told its task", "add a rule with on: reset, or both"
+        )
+    segments = play.trajectory.segments
+    if any(piece.cut for piece in replies) or any(segment.text == CUT_OUTPUT for segment in segments):
+        yield Finding(
+            "cut",
+            "an observation was cut at its cap",
+            "raise rollout.max_output_tokens (environment.max_observation_chars for very long ones), or map less text",
+        )
+
+
+def _about_actions(play: Play, limits: Limits) -> Iterator[Finding]:
+    turns = play.trajectory.turns
+    if turns and not any(turn.clean_parse and turn.valid_action for turn in turns):
+        warning = next((text_of(reply.pieces, Role.WARNING).strip() for reply in play.replies), "")
+        yield Finding(
+            "refused",
+            f"every action was refused: {warning}" if warning else "every action was refused",
+            "compare environment.action with the action schema; list lines that mean something as environment.explorer",
+        )
+    actions = [len(segment.token_ids) for segment in play.trajectory.segments if segment.role is Role.ACTION]
+    if actions and max(actions) > limits.action_tokens:
+        yield Finding(
+            "long_action",
+            f"an action has {max(actions)} tokens, and the policy may write {limits.action_tokens}",
+            "raise rollout.max_action_tokens",
+        )
+
+
+def _about_the_end(play: Play) -> Iterator[Finding]:
+    trajectory = play.trajectory
+    if trajectory.stop_reason == "length_cap":
+        yield Finding(
+            "length_cap",
+            f"the episode was ended by its length, after {len(trajectory)} tokens",
+            "raise rollout.max_episode_tokens, or map less text",
+        )
+    elif not any(reply.done and not reply.capped for reply in play.replies):
+        ending = "the turn cap ended it" if trajectory.stop_reason == "turn_cap" else "the script ran out"
+        yield Finding(
+            "never_done",
+            f"the environment did not say done in {len(play.replies)} actions: {ending}",
+            "no harm where an action ends the episode; else environment.max_turns decides how long episodes are",
+        )
+    if trajectory.reward is None:
+        yield Finding(
+            "no_reward",
+            "no reward: every one was null, so the RL term has nothing to learn from",
+            "set environment.reward: final actions that make the environment score, or none: zero",
+        )
+    elif trajectory.source == "expert" and trajectory.reward <= 0:
+        yield Finding(
+            "unsolved",
+            f"the actions that solve task {trajectory.task_id} got reward {trajectory.reward:g}",
+            "mend the task's actions, or environment.reward",
+        )
+
+
+def _about_repetition(first: Play, second: Play) -> Iterator[Finding]:
+    if text_of(first.opening, Role.CONTEXT) != text_of(second.opening, Role.CONTEXT):
+        yield Finding(
+            "other_opening",
+            f"task {first.task.task_id} opens with another text the second time",
+            "give reset all that decides the episode, a seed for example: a group's rollouts must be of one task",
+        )
+    different = _first_difference(first.outputs, second.outputs)
+    if different is not None:
+        turn, one, other = different
+        patterns = volatile_patterns(one, other)
+        listed = ", ".join("'{}'".format(pattern.replace("'", "''")) for pattern in patterns)
+        yield Finding(
+            "nondeterministic",
+            f"the same actions gave other text the second time, at action {turn}: {_shown(one)}, then {_shown(other)}",
+            f"what cannot be known should not be learned: environment.volatile: [{listed}]"
+            if patterns
+            else "what cannot be known should not be learned: give it a pattern under environment.volatile",
+        )
+
+
+def _first_difference(first: Sequence[str], second: Sequence[str]) -> tuple[int, str, str] | None:
+    """The number of the first reply that differs, from 1, and the first line in which it does, of both."""
+    for turn in range(max(len(first), len(second))):
+        one, other = (texts[turn].split("\n") if turn < len(texts) else [] for texts in (first, second))
+        for number in range(max(len(one), len(other))):
+            lines = [of[number] if number < len(of) else "" for of in (one, other)]
+            if lines[0] != lines[1]:
+                return turn + 1, lines[0], lines[1]
+    return None
+
+
+def volatile_patterns(first: str, second: str) -> list[str]:
+    """Patterns whose matches are all that two lines differ in; none where no simple ones are."""
+    one, other = _TOKENS.findall(first), _TOKENS.findall(second)
+    if len(one) != len(other):
+        return []
+    patterns: list[str] = []
+    for number, (left, right) in enumerate(zip(one, other, strict=True)):
+        if left != right:
+            if not re.fullmatch(r"\w+", left + right):
+                return []
+            kind = r"\d+" if (left + right).isdecimal() else r"\w+"
+            before = "".join(_shared_end(one[:number], other[:number]))
+            patterns.append(f"(?<={re.escape(before)}){kind}" if before else rf"\b{kind}")
+    masked = re.compile("|".join(patterns))
+    return patterns if masked.sub("", first) == masked.sub("", second) else []
+
+
+def _shared_end(first: Sequence[str], second: Sequence[str]) -> Sequence[str]:
+    """The last two tokens, or fewer, that both have."""
+    count = next((number for number in (0, 1) if first[-number - 1 :] != second[-number - 1 :]), 2)
+    return first[len(first) - min(count, len(first)) :]
+
+
+def _about_tasks(play: Play, elsewhere: Play | None, worlds: Worlds) -> Iterator[Finding]:
+    if worlds.hosting.sessions == 1:
+        yield Finding(
+            "one_session",
+            "one session at a time: rollouts are played one after another",
+            "let the server take more (max_concurrent_envs); where it does not say how many, set environment.sessions",
+        )
+    tip = "list more tasks, or give some a split of their own"
+    if not worlds.tasks.validation:
+        yield Finding("no_validation", "there is no validation task: no best step can be chosen", tip)
+    if not worlds.tasks.heldout:
+        yield Finding("no_heldout", "there is no held-out task: nothing to measure the run on", tip)
+    if elsewhere is not None and (play.opening, play.outputs) == (elsewhere.opening, elsewhere.outputs):
+        yield Finding(
+            "same_tasks",
+            f"tasks {play.task.task_id} and {elsewhere.task.task_id} look the same: same opening, same answers",
+            "OpenEnv drops reset arguments that the environment does not take: check their names",
+        )
+
+
+def _fields(description: Description) -> list[str]:
+    """The names of an observation's own fields."""
+    fields = description.observation_schema.get("properties")
+    return [name for name in fields if name not in ("done", "reward", "metadata")] if isinstance(fields, dict) else []
+
+
+def _shown(line: str) -> str:
+    return repr(line if len(line) <= _SHOWN_CHARS else f"{line[:_SHOWN_CHARS]}…")

@@ -1,0 +1,267 @@
+"""One episode in the making: text in, tokens with their roles out, and at its end a trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from echo_cli.environments.protocol import Environment, Piece, Reply
+from echo_cli.environments.task import Task
+from echo_cli.errors import EchoError
+from echo_cli.models.renderer import SCAFFOLD, Frame, Renderer
+from echo_cli.models.tokenizer import Tokenizer
+from echo_cli.trajectory import Role, Segment, Source, StopReason, Trajectory, Turn
+
+T = TypeVar("T")
+
+CUT_ACTION = "\n[action cut]\n"
+CUT_OUTPUT = "[output cut]\n"
+CUT_NOTICE = "notice"
+"""The channel of the warnings that say so."""
+_LONGEST_TOKEN_CHARS = 64
+_PROMPT_TOKENS = 25
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Caps of an episode, in tokens: one action, one reply of the environment, the whole episode."""
+
+    action_tokens: int
+    output_tokens: int
+    episode_tokens: int
+
+    def longest(self, scaffold: int) -> int:
+        """The most tokens that an episode can have, by any tokenizer of bytes.
+
+        Args:
+            scaffold: `Renderer.overhead`.
+
+        An action ends by `episode_tokens`, unless even a cut opening leaves it no room. What follows is at most what
+        `Episode._add_pieces` lets through: two outputs, a notice after each and after a last scrap, and a prompt.
+        """
+        return (
+            max(self.episode_tokens, self._first_action(scaffold)) + 2 * self.output_tokens + _around_outputs(scaffold)
+        )
+
+    def within(self, context: int, scaffold: int) -> Limits:
+        """These caps, brought down until no episode is longer than `context` tokens.
+
+        The episode's gives way first, to half of the context; then that of outputs.
+
+        Raises:
+            EchoError: there is no room for one action and the first token of its answer.
+        """
+        if self.longest(scaffold) <= context:
+            return self
+        room = context - _around_outputs(scaffold)
+        until_last_action = max(self._first_action(scaffold), min(self.episode_tokens, context // 2, room - 2))
+        output_tokens = min(self.output_tokens, (room - until_last_action) // 2)
+        if output_tokens < 1:
+            least = _around_outputs(scaffold) + self._first_action(scaffold) + 2
+            has = f"it has {least}, {self.action_tokens} of them an action"
+            tip = "choose a model with a longer context"
+            if least - self.action_tokens < context:
+                tip = f"lower rollout.max_action_tokens, or {tip}"
+            raise EchoError(f"not even one turn fits the model's {context} tokens: {has}", tip)
+        return Limits(self.action_tokens, output_tokens, min(self.episode_tokens, room - 2 * output_tokens))
+
+    def _first_action(self, scaffold: int) -> int:
+        """Tokens until the end of the first action, where the opening is cut to its least."""
+        return 1 + len(CUT_OUTPUT) + _PROMPT_TOKENS + scaffold + self.action_tokens
+
+
+def _around_outputs(scaffold: int) -> int:
+    """The most tokens that the last reply has beside its outputs."""
+    return 3 * len(CUT_OUTPUT) + _PROMPT_TOKENS + scaffold - 1
+
+
+@dataclass(frozen=True)
+class Following:
+    """The tokens that follow in a policy's sequence, once its last `rewind` tokens are taken back."""
+
+    token_ids: list[int]
+    rewind: int = 0
+
+
+class Episode:
+    """A trajectory in the making.
+
+    Each of its coroutines lets go of the environment when it fails, so that a session is never left behind.
+    """
+
+    def __init__(self, renderer: Renderer, environment: Environment, task: Task, group_id: str, limits: Limits):
+        self.renderer = renderer
+        self.tokenizer = renderer.tokenizer
+        self.environment = environment
+        self.task = task
+        self.group_id = group_id
+        self.limits = limits
+        self.segments: list[Segment] = []
+        self.turns: list[Turn] = []
+        self.penalty = 0.0
+        self.stop_reason: StopReason | None = None
+        self.length = 0
+
+    async def reset(self) -> Following:
+        """Start the episode; returns its first tokens."""
+        opening = await self._or_close(self.environment.reset(self.task))
+        frame = self.renderer.opening()
+        if not frame.before and (not opening or opening[0].role is not Role.CONTEXT):  # BOS is nobody's text
+            opening = (Piece(Role.CONTEXT, ""), *opening)
+        return Following(_ids(self._add_pieces(opening, frame, first=True)))
+
+    async def act(self, token_ids: Sequence[int], logprobs: Sequence[float] | None) -> Following:
+        """Let the environment answer an action, given as sampled; returns the tokens that follow it.
+
+        An action without its stop token was cut at the cap: the environment never sees it.
+        """
+        ids = list(token_ids)
+        said, frame = self.renderer.message(ids), self.renderer.reply(ids)
+        self._add(
+            Segment(
+                Role.ACTION,
+                self.tokenizer.decode(ids),
+                tuple(ids),
+                None if logprobs is None else tuple(logprobs),
+                transient=said.transient,
+            )
+        )
+        self.length -= said.transient
+        if not said.complete:
+            self.turns.append(Turn(said.text, "", None, valid_action=False, clean_parse=False, parse="malformed"))
+            notice = Reply((Piece(Role.WARNING, CUT_ACTION, CUT_NOTICE),), done=True)
+            return self._following(ids, 0, notice, frame, "length_cap")
+        reply = await self._or_close(self.environment.step(said.text, said.problem))
+        before = len(self.segments)
+        following = self._following(ids, said.transient, reply, frame, "turn_cap" if reply.capped else "answered")
+        output = "".join(segment.text for segment in self.segments[before:] if segment.role is Role.ENV_OUTPUT)
+        self.turns.append(Turn(said.text, output, reply.exit_code, reply.valid_action, reply.clean_parse, reply.parse))
+        self.penalty += reply.penalty
+        return following
+
+    def has_room(self, action_ids: Sequence[int]) -> bool:
+        """Whether an action leaves the episode within `Limits.longest`; one that a policy samples always does."""
+        limits = self.limits
+        return len(action_ids) <= max(limits.action_tokens, limits.episode_tokens - self.length)
+
+    async def finish(
+        self, source: Source, *, verify: bool, penalize: bool = False, world_model_only: bool = False
+    ) -> Trajectory:
+        """The finished trajectory, with the verifier's reward if asked for, less the penalties with `penalize`.
+
+        A script that ran out before the episode ended stops with `script_end`.
+        """
+        reward = await self._or_close(self.environment.verify()) if verify else None
+        await self.environment.close()
+        if reward is not None and penalize:
+            reward -= self.penalty
+        return self._trajectory(self.stop_reason or "script_end", source, reward, world_model_only)
+
+    def aborted(self, source: Source) -> Trajectory | None:
+        """What was observed before the session was lost, for the env term alone; None if that is nothing."""
+        while self.segments and self.segments[-1].role is not Role.ENV_OUTPUT:
+            self.segments.pop()
+        return self._trajectory("aborted", source, None, world_model_only=True) if self.segments else None
+
+    def _trajectory(
+        self, stop_reason: StopReason, source: Source, reward: float | None, world_model_only: bool
+    ) -> Trajectory:
+        while len(self.segments) > 1 and self.segments[-1].channel == SCAFFOLD:
+            self.segments.pop()  # it opens a turn that nobody took
+        return Trajectory(
+            task_id=self.task.task_id,
+            group_id=self.group_id,
+            segments=tuple(self.segments),
+            turns=tuple(self.turns),
+            reward=reward,
+            stop_reason=stop_reason,
+            source=source,
+            world_model_only=world_model_only,
+        )
+
+    async def _or_close(self, answer: Coroutine[Any, Any, T]) -> T:
+        try:
+            return await answer
+        except BaseException:
+            await self.environment.close()
+            raise
+
+    def _following(
+        self, action_ids: list[int], transient: int, reply: Reply, frame: Frame, ending: StopReason
+    ) -> Following:
+        """Add the answer to an action; an action that lost its thinking is read again without it."""
+        added = _ids(self._add_pieces(reply.pieces, replace(frame, after=()) if reply.done else frame))
+        if reply.done:
+            self.stop_reason = ending
+        elif self.length + self.limits.action_tokens > self.limits.episode_tokens:
+            self.stop_reason = "length_cap"
+        return Following([*action_ids[transient:], *added], len(action_ids)) if transient else Following(added)
+
+    def _add_pieces(self, pieces: Sequence[Piece], frame: Frame, first: bool = False) -> list[Segment]:
+        """Tokenise each piece alone, so that no token straddles two roles; cut long ones, with a notice.
+
+        A piece of a reply has at most `output_tokens`, all of them together twice that. An opening leaves room for an
+        action. What is cut is never the prompt, a short piece of context at the end, nor the scaffold of `frame`.
+        """
+        if not pieces and not frame.after:
+            return []
+        limits, notice = self.limits, tuple(self.tokenizer.encode(CUT_OUTPUT))
+        ending = self._prompt_ids(pieces)
+        if first:
+            scaffold = len(self.renderer.start_ids) + len(_ids((*frame.before, *frame.after)))
+            left = max(limits.episode_tokens - limits.action_tokens - scaffold - len(notice) - len(ending), 1)
+        else:
+            left = 2 * (limits.output_tokens + len(notice))
+        start = self.renderer.start_ids if first else ()
+        added = [self._add(segment) for segment in frame.before]
+        for piece in pieces[:-1] if ending else pieces:
+            if left <= 0:
+                break
+            cap = left if first else min(left, limits.output_tokens)
+            # A text far beyond the cap is not tokenised to its end first.
+            text = piece.text[: cap * _LONGEST_TOKEN_CHARS]
+            ids = self.tokenizer.encode(text)
+            cut = piece.cut or len(text) < len(piece.text) or len(ids) > cap
+            if cut:
+                ids, text = cut_tokens(self.tokenizer, ids, min(cap, len(ids)))
+            left -= len(ids)
+            added.append(self._add(Segment(piece.role, text, (*start, *ids), channel=piece.channel)))
+            start = ()
+            if cut:
+                left -= len(notice)
+                added.append(self._add(Segment(Role.WARNING, CUT_OUTPUT, notice, channel=CUT_NOTICE)))
+        if ending:
+            added.append(self._add(Segment(Role.CONTEXT, pieces[-1].text, tuple(ending), channel=pieces[-1].channel)))
+        return [*added, *(self._add(segment) for segment in frame.after)]
+
+    def _prompt_ids(self, pieces: Sequence[Piece]) -> list[int]:
+        """The tokens of the prompt that ends `pieces`; none where it is all there is, and so not cut anyway."""
+        longest = _PROMPT_TOKENS * _LONGEST_TOKEN_CHARS
+        if len(pieces) < 2 or pieces[-1].role is not Role.CONTEXT or len(pieces[-1].text) > longest:
+            return []
+        ids = self.tokenizer.encode(pieces[-1].text)
+        return ids if len(ids) <= _PROMPT_TOKENS else []
+
+    def _add(self, segment: Segment) -> Segment:
+        self.segments.append(segment)
+        self.length += len(segment.token_ids)
+        return segment
+
+
+def _ids(segments: Sequence[Segment]) -> list[int]:
+    return [token for segment in segments for token in segment.token_ids]
+
+
+def cut_tokens(tokenizer: Tokenizer, ids: list[int], count: int) -> tuple[list[int], str]:
+    """The first `count` tokens and their text; a few less where a character would be cut in two."""
+    while tokenizer.encode(text := tokenizer.decode(ids[:count])) != ids[:count]:
+        count -= 1
+    return ids[:count], text
+
+
+def cut_pieces(trajectories: Iterable[Trajectory]) -> int:
+    """Pieces of text that were cut at a cap: the notices that say so."""
+    segments = (segment for trajectory in trajectories for segment in trajectory.segments)
+    notice = (Role.WARNING, CUT_NOTICE, CUT_OUTPUT)
+    return sum((segment.role, segment.channel, segment.text) == notice for segment in segments)

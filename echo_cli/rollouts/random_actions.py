@@ -1,0 +1,111 @@
+"""Lines of chance that fit an action mapping and the environment's action schema, for a first look at an environment.
+
+They are well-formed and mean nothing: numbers within their bounds, one of an enumeration, else a word.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from echo_cli.config.environment import ActionConfig
+from echo_cli.environments.actions import CAST_TYPES, HOLE
+from echo_cli.environments.client import JsonObject
+
+_WORDS = ("help", "list", "look", "open", "status", "test")
+_SPAN = 9
+"""How far from its only bound, or from 0, a number is drawn."""
+_DEPTH = 8
+
+
+def random_line(config: ActionConfig, schema: JsonObject, rng: random.Random) -> str:
+    """A line that `config` makes an action of which `schema` takes, as far as the two can tell.
+
+    `extract` is not inverted: a pattern that wants more than the bare value refuses the line.
+    """
+    if config.kind == "tool_call":
+        return f'<tool_call>{{"name": "{rng.choice(_WORDS)}", "arguments": {{}}}}</tool_call>'
+    if config.kind == "json":
+        return json.dumps(_value(schema, schema, rng, 0))
+    hole = _hole(config.template or {}, schema)
+    value = "" if hole is None else _value(_typed(*hole), schema, rng, 0)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _hole(template: Any, schema: Any) -> tuple[str, Any] | None:
+    """The first string of a template that the line fills, and the part of the schema that is about it."""
+    if isinstance(template, str):
+        return (template, schema) if HOLE.search(template) else None
+    named = (
+        template.items() if isinstance(template, dict) else enumerate(template) if isinstance(template, list) else ()
+    )
+    for name, entry in named:
+        inner = _part(schema, "properties").get(name, {}) if isinstance(name, str) else _part(schema, "items")
+        if (found := _hole(entry, inner)) is not None:
+            return found
+    return None
+
+
+def _typed(leaf: str, schema: Any) -> Any:
+    """The schema of a filled string; where it says nothing of the type, the type of the cast."""
+    if isinstance(schema, Mapping) and schema:
+        return schema
+    hole = HOLE.search(leaf)
+    return {"type": (hole and CAST_TYPES.get(hole.group(1))) or "string"}
+
+
+def _value(schema: Any, root: JsonObject, rng: random.Random, depth: int) -> Any:
+    """A value of a JSON schema, as far as pydantic writes them."""
+    if not isinstance(schema, Mapping) or depth > _DEPTH:
+        return rng.choice(_WORDS)
+    if isinstance(reference := schema.get("$ref"), str):
+        return _value(_resolved(reference, root), root, rng, depth + 1)
+    if "const" in schema:
+        return schema["const"]
+    if isinstance(values := schema.get("enum"), list) and values:
+        return rng.choice(values)
+    for key in ("anyOf", "oneOf", "allOf"):
+        if isinstance(forms := schema.get(key), list) and forms:
+            known = [form for form in forms if isinstance(form, Mapping) and form.get("type") != "null"]
+            return _value((known or forms)[0], root, rng, depth + 1)
+    kind = schema.get("type")
+    if kind in ("integer", "number"):
+        low, high = _bounds(schema)
+        return rng.randint(low, high) if kind == "integer" else round(rng.uniform(low, high), 2)
+    if kind == "boolean":
+        return rng.random() < 0.5
+    if kind == "array":
+        return [_value(schema.get("items"), root, rng, depth + 1)]
+    if kind == "object" or "properties" in schema:
+        fields, wanted = _part(schema, "properties"), schema.get("required", [])
+        return {name: _value(fields.get(name), root, rng, depth + 1) for name in wanted}
+    return rng.choice(_WORDS)
+
+
+def _bounds(schema: Mapping[str, Any]) -> tuple[int, int]:
+    """The whole numbers to draw between, both included."""
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if low is None and "exclusiveMinimum" in schema:
+        low = schema["exclusiveMinimum"] + 1
+    if high is None and "exclusiveMaximum" in schema:
+        high = schema["exclusiveMaximum"] - 1
+    if low is None:
+        low = 0 if high is None or high >= 0 else high - _SPAN
+    if high is None:
+        high = low + _SPAN
+    return int(low), max(int(low), int(high))
+
+
+def _part(schema: Any, key: str) -> Mapping[str, Any]:
+    part = schema.get(key) if isinstance(schema, Mapping) else None
+    return part if isinstance(part, Mapping) else {}
+
+
+def _resolved(reference: str, root: JsonObject) -> Any:
+    """What a reference within the document, `#/$defs/Move`, points to."""
+    found: Any = root
+    for name in reference.removeprefix("#/").split("/"):
+        found = _part(found, name)
+    return found

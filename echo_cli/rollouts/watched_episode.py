@@ -1,0 +1,84 @@
+"""One episode of an environment, played as training plays scripts, and kept to be looked at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from echo_cli.environments.protocol import Environment, Piece, Reply, Worlds
+from echo_cli.environments.task import Task
+from echo_cli.models.renderer import Renderer
+from echo_cli.rollouts.episode import Limits
+from echo_cli.rollouts.rollout import play_scripts
+from echo_cli.trajectory import Role, Source, Trajectory
+
+
+@dataclass
+class Play:
+    """One episode: what the environment answered, and the trajectory that training would make of it."""
+
+    environment: Environment
+    task: Task
+    opening: tuple[Piece, ...] = ()
+    replies: list[Reply] = field(default_factory=list)
+    reset_seconds: float = 0.0
+    step_seconds: list[float] = field(default_factory=list)
+    trajectory: Trajectory = field(init=False)
+
+    async def reset(self, task: Task) -> tuple[Piece, ...]:
+        start = time.perf_counter()
+        self.opening = await self.environment.reset(task)
+        self.reset_seconds = time.perf_counter() - start
+        return self.opening
+
+    async def step(self, action: str, problem: str | None = None) -> Reply:
+        start = time.perf_counter()
+        reply = await self.environment.step(action, problem)
+        self.step_seconds.append(time.perf_counter() - start)
+        self.replies.append(reply)
+        return reply
+
+    async def verify(self) -> float | None:
+        return await self.environment.verify()
+
+    async def close(self) -> None:
+        await self.environment.close()
+
+    @property
+    def outputs(self) -> list[str]:
+        """What could be learned of each reply: its env_output, in which nothing is volatile."""
+        return [text_of(reply.pieces, Role.ENV_OUTPUT) for reply in self.replies]
+
+
+class _WatchedWorlds:
+    """Worlds whose episodes are kept to be looked at. An episode whose session is lost is followed by another."""
+
+    def __init__(self, worlds: Worlds, task: Task) -> None:
+        self.tasks, self.hosting, self.description = worlds.tasks, worlds.hosting, worlds.description
+        self.replayable = worlds.replayable
+        self.expert, self.explorer = worlds.expert, worlds.explorer
+        self.out_of_distribution = worlds.out_of_distribution
+        self._worlds, self._task = worlds, task
+
+    def environment(self) -> Environment:
+        self.last = Play(self._worlds.environment(), self._task)
+        return self.last
+
+
+def play_watched(
+    worlds: Worlds, renderer: Renderer, limits: Limits, task: Task, actions: Sequence[str], source: Source
+) -> Play:
+    """Play one script and call the verifier.
+
+    Raises:
+        EchoError: as `play_scripts`.
+    """
+    watched = _WatchedWorlds(worlds, task)
+    (watched.last.trajectory,) = play_scripts(renderer, watched, [(task, actions)], limits, source, verify=True)
+    return watched.last
+
+
+def text_of(pieces: Sequence[Piece], role: Role) -> str:
+    """The text of one role."""
+    return "".join(piece.text for piece in pieces if piece.role is role)

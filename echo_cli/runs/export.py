@@ -1,0 +1,99 @@
+"""A checkpoint as a model folder of its own, for use outside of its run."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from echo_cli.config.loader import load_config
+from echo_cli.config.model import RANDOM_QWEN3
+from echo_cli.config.schema import Config
+from echo_cli.errors import EchoError
+from echo_cli.files import TEMPORARY, delete, shown, writing
+from echo_cli.models.policy import TRAINER_FILE
+from echo_cli.runs.directory import open_run
+
+_OF_THE_RUN = {TRAINER_FILE, "meta.json"}
+
+# peft's name, kept here as well: a whole model is exported without peft.
+_ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written."""
+
+    folder: Path
+    step: int
+    kind: Literal["model", "adapter", "merged"]
+    files: tuple[str, ...]
+
+
+def export_checkpoint(run_path: Path, which: str | int, folder: Path, *, merge: bool = False) -> Export:
+    """Write the model of a run's checkpoint ("best", "latest" or a step), with its tokenizer, to `folder`.
+
+    What it was trained as: a whole model, or a LoRA adapter that names its base. With `merge`, the adapter is added to
+    the base's weights, and both are one model in float32.
+
+    Raises:
+        EchoError: the run or the checkpoint is not there or damaged, `folder` is in use, there is no adapter to merge,
+            or an adapter's base is nowhere to be loaded from; the disk is full (exit code 1).
+    """
+    run = open_run(run_path)
+    config = load_config(run.config_path)
+    checkpoint, meta = run.load_checkpoint(which)
+    # Also of a run without model.lora, whose model.path was an adapter that it trained further.
+    adapted = (checkpoint / _ADAPTER_CONFIG).is_file()
+    if merge and not adapted:
+        raise EchoError(f"--merge has no effect: {shown(run_path)} trained a whole model", "leave it out")
+    if adapted and not merge:
+        made = config.model.path == RANDOM_QWEN3 or config.model.init == "scratch"
+        if made:
+            message = f"the base of the adapter of {shown(run_path)} is random weights that only the run can make"
+            raise EchoError(message, "export one model of both with --merge")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise EchoError(f"{shown(folder)} is in use", "choose another --output")
+    unfinished = folder.with_name(TEMPORARY + folder.name)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        delete(unfinished)
+        unfinished.mkdir()
+        try:
+            if merge:
+                _write_merged(config, checkpoint, unfinished)
+            else:
+                _copy(checkpoint, unfinished, leave_out=_OF_THE_RUN)
+            if folder.is_dir():
+                folder.rmdir()
+            unfinished.rename(folder)
+        except BaseException:
+            delete(unfinished)
+            raise
+    kind: Literal["model", "adapter", "merged"] = "merged" if merge else "adapter" if adapted else "model"
+    return Export(folder, meta["step"], kind, tuple(sorted(entry.name for entry in folder.iterdir())))
+
+
+def _copy(checkpoint: Path, folder: Path, leave_out: set[str]) -> None:
+    for entry in checkpoint.iterdir():
+        if entry.name not in leave_out:
+            (shutil.copytree if entry.is_dir() else shutil.copyfile)(entry, folder / entry.name)
+
+
+def _write_merged(config: Config, checkpoint: Path, folder: Path) -> None:
+    from echo_cli.models.hf.loading import hf_folder, load_hf_model
+
+    # An adapter that was trained further needs its base, and not the adapter that it was before.
+    path = {} if config.model.lora is not None else {"path": str(checkpoint), "revision": None}
+    plain = {"compile": False, "gradient_checkpointing": False, "attention": "sdpa"}
+    model = config.model.model_copy(update={**plain, **path})
+    with hf_folder(model, config.seed) as base:
+        adapted = load_hf_model(base, model, torch.device("cpu"), torch.float32, config.seed, tokenizer_size=0)
+    from echo_cli.models.hf.lora import ADAPTER_FILE, save_merged
+
+    adapted.load(checkpoint)
+    save_merged(adapted.model, folder)
+    _copy(checkpoint, folder, leave_out={*_OF_THE_RUN, _ADAPTER_CONFIG, ADAPTER_FILE})

@@ -1,0 +1,302 @@
+"""Frozen pools as files: a folder of trajectories.jsonl and of manifest.json, which says what they are.
+
+    heldout-expert/
+      trajectories.jsonl   one `Trajectory.to_json` object a line
+      manifest.json        SHA-256 of that file, what is in it, and where it comes from
+
+A pool is text with roles. Its token ids are those of the actor that played it, and serve nobody else: `load_pool`
+encodes the text anew, so that every policy is measured in its own tokens, and bytes compare over tokenizers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from echo_cli.environments.task import Split
+from echo_cli.errors import EchoError
+from echo_cli.files import TEMPORARY, append_jsonl, delete, fsync, read_json, sha256_of, shown, write_json, writing
+from echo_cli.models.renderer import Renderer
+from echo_cli.models.tokenizer import Tokenizer
+from echo_cli.rollouts.episode import Limits
+from echo_cli.runs.pools import Pool, pool_of
+from echo_cli.traces.retokenize import rerender
+from echo_cli.traces.truncate import truncated
+from echo_cli.trajectory import Role, Trajectory, read_trajectories
+
+FORMAT: Literal["echo-cli pool 1"] = "echo-cli pool 1"
+MANIFEST, TRAJECTORIES = "manifest.json", "trajectories.jsonl"
+_REPLACED = ".old-"
+_REBUILD = "restore the folder from its source, or build the pool again with `echo-cli pool build`"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Actor(_Record):
+    """Who played: a script, or the checkpoint of `run` at `step` with the SHA-256 of its model.safetensors."""
+
+    kind: Literal["expert", "explorer", "checkpoint"]
+    run: str | None = None
+    step: int | None = None
+    model_sha256: str | None = None
+
+
+class Provenance(_Record):
+    """How the trajectories were made; with the same code and checkpoint it is enough to make them again.
+
+    `temperature` and `seed` are None where nothing was sampled or drawn. Holds no host name, user name or path.
+    """
+
+    actor: Actor
+    split: Split
+    out_of_distribution: bool
+    world_seeds: tuple[int, ...]
+    rollouts_per_task: int
+    only_solved: bool
+    temperature: float | None
+    seed: int | None
+    limits: Limits
+    """Caps in tokens of the actor's tokenizer: an output in the pool is cut where they cut it."""
+    environment: dict[str, Any]
+    """The resolved environment section of the config."""
+    echo_cli: str
+    git_commit: str | None
+
+
+class Contents(_Record):
+    """What can be counted in trajectories.jsonl: bytes in UTF-8 by role and, of env_output, by channel."""
+
+    trajectories: int
+    pairs: int
+    """Distinct (command, output), each of which is scored once."""
+    bytes: dict[str, int]
+    env_output_bytes: dict[str, int]
+    tokens: dict[str, int]
+    """By role, as played: under the actor's tokenizer."""
+
+
+class TokenizerRecord(_Record):
+    """The actor's tokenizer: SHA-256 of its tokenizer.json, and its size."""
+
+    sha256: str
+    vocab_size: int
+
+
+class Manifest(_Record):
+    """What manifest.json says of a pool."""
+
+    format: Literal["echo-cli pool 1"]
+    name: str
+    sha256: str
+    """Of the bytes of trajectories.jsonl."""
+    contents: Contents
+    tokenizer: TokenizerRecord
+    provenance: Provenance
+
+
+def contents_of(trajectories: Sequence[Trajectory]) -> Contents:
+    """Count what `trajectories` hold."""
+    segments = [segment for trajectory in trajectories for segment in trajectory.segments]
+    bytes_by_role, tokens_by_role, channels = Counter[str](), Counter[str](), Counter[str]()
+    for segment in segments:
+        size, role = len(segment.text.encode()), segment.role.name.lower()
+        bytes_by_role[role] += size
+        tokens_by_role[role] += len(segment.token_ids)
+        if segment.role is Role.ENV_OUTPUT:
+            channels[segment.channel or "unnamed"] += size
+    roles = [role.name.lower() for role in Role if role is not Role.PAD]
+    return Contents(
+        trajectories=len(trajectories),
+        pairs=len(pool_of(trajectories).pairs),
+        bytes={role: bytes_by_role[role] for role in roles},
+        env_output_bytes=dict(sorted(channels.items())),
+        tokens={role: tokens_by_role[role] for role in roles},
+    )
+
+
+def write_pool(
+    folder: Path,
+    trajectories: Sequence[Trajectory],
+    tokenizer: Tokenizer,
+    provenance: Provenance,
+    *,
+    overwrite: bool = False,
+) -> Manifest:
+    """Write the pool `folder`, complete and on disk or not there.
+
+    Args:
+        tokenizer: the one that `trajectories` were played with.
+        overwrite: replace a pool that is there.
+
+    Raises:
+        EchoError: as `check_free`; no trajectory has an output to predict, or the folder cannot be written.
+    """
+    contents = contents_of(trajectories)
+    if contents.pairs == 0:
+        tip = "another --split, --actor or environment"
+        raise EchoError(f"nothing to measure: no command of {contents.trajectories} trajectories printed anything", tip)
+    check_free(folder, overwrite)
+    final = folder.resolve()
+    temporary = final.with_name(f"{TEMPORARY}{final.name}-{os.getpid()}")
+    with writing(folder):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        try:
+            append_jsonl(temporary / TRAJECTORIES, (trajectory.to_json() for trajectory in trajectories))
+            fsync(temporary / TRAJECTORIES)
+            manifest = Manifest(
+                format=FORMAT,
+                name=final.name,
+                sha256=sha256_of(temporary / TRAJECTORIES),
+                contents=contents,
+                tokenizer=TokenizerRecord(
+                    sha256=hashlib.sha256(tokenizer.to_json().encode()).hexdigest(), vocab_size=tokenizer.vocab_size
+                ),
+                provenance=provenance,
+            )
+            write_json(temporary / MANIFEST, manifest.model_dump(mode="json"))
+            _move(temporary, final)
+        except BaseException:
+            delete(temporary)
+            raise
+    return manifest
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that `write_pool` may not write.
+
+    Raises:
+        EchoError: it is a file, or has something in it; with `overwrite`, something that is not a pool's.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise EchoError(f"{shown(folder)} is not a folder", "choose another OUT")
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    if not names:
+        return
+    if MANIFEST not in names or read_json(folder / MANIFEST).get("format") != FORMAT:
+        raise EchoError(f"{shown(folder)} is in use and not a pool", "choose another OUT")
+    if not overwrite:
+        raise EchoError(f"{shown(folder)} holds a pool already", "replace it with --overwrite, or choose another OUT")
+    if foreign := sorted(names - {MANIFEST, TRAJECTORIES}):
+        raise EchoError(f"{shown(folder)} holds {shown(foreign[0])} beside its pool", "move it, or choose another OUT")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the pool `folder`; whether it is that of the trajectories there, `read_pool` verifies.
+
+    Raises:
+        EchoError: there is no such folder, it is not a pool, or its manifest is damaged or of another format.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        what = f"is not a pool: it has no {MANIFEST}" if folder.exists() else "does not exist"
+        raise EchoError(f"{shown(folder)} {what}", "name a folder that `echo-cli pool build` made")
+    found = read_json(path).get("format")
+    if found != FORMAT:
+        raise EchoError(f"{shown(path)}: its format is {found!r}, this version reads {FORMAT!r}", _REBUILD)
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        details = error.errors()[0]
+        where = ".".join(str(part) for part in details["loc"])
+        raise EchoError(f"{shown(path)}: not a manifest: {shown(where)}: {details['msg']}", _REBUILD) from error
+
+
+def verified(folder: Path) -> tuple[Manifest, Path]:
+    """The manifest of a pool and the file of its trajectories, once its bytes are known to be those that it is of.
+
+    Raises:
+        EchoError: as `read_manifest`; there is no such file, or it was changed.
+    """
+    manifest, path = read_manifest(folder), folder / TRAJECTORIES
+    if not path.is_file():
+        raise EchoError(f"{shown(folder)} has no {TRAJECTORIES}", _REBUILD)
+    found = sha256_of(path)
+    if found != manifest.sha256:
+        said = f"its SHA-256 is {found[:12]}…, the manifest says {shown(manifest.sha256[:12])}…"
+        raise EchoError(f"{shown(path)} was changed after the pool was built: {said}", _REBUILD)
+    return manifest, path
+
+
+def read_pool(folder: Path) -> tuple[Manifest, list[Trajectory]]:
+    """The manifest of a pool and its trajectories as they were played, once they are verified to be what it says.
+
+    Raises:
+        EchoError: as `verified`; the trajectories are not those of the manifest, or there is nothing in them.
+    """
+    manifest, path = verified(folder)
+    trajectories = list(read_trajectories(path))
+    for number, trajectory in enumerate(trajectories, start=1):
+        actions = sum(segment.role is Role.ACTION for segment in trajectory.segments)
+        if actions != len(trajectory.turns):
+            problem = f"{actions} actions and {len(trajectory.turns)} turns"
+            raise EchoError(f"{shown(path)}:{number}: not a trajectory of a pool: {problem}", _REBUILD)
+    contents = contents_of(trajectories)
+    if contents.pairs == 0:
+        raise EchoError(f"{shown(folder)} has nothing to measure: {contents.trajectories} trajectories", _REBUILD)
+    if contents != manifest.contents:
+        raise EchoError(f"{shown(folder / MANIFEST)}: its contents are not those of {TRAJECTORIES}", _REBUILD)
+    return manifest, trajectories
+
+
+def load_pool(folder: Path, renderer: Renderer, max_tokens: int | None = None, *, cut: bool = False) -> Pool:
+    """The pool `folder` as `renderer` writes it, whatever it was played with (see `rerender`).
+
+    Args:
+        max_tokens: the longest trajectory that the policy to be measured can take; None for any.
+        cut: cut a longer trajectory there (`truncated`).
+
+    Raises:
+        EchoError: as `read_pool`; a trajectory is longer than `max_tokens`, or with `cut` nothing is left to measure.
+    """
+    _, played = read_pool(folder)
+    trajectories = [rerender(trajectory, renderer) for trajectory in played]
+    pool = pool_of(trajectories)
+    longest = max(map(len, pool.trajectories), default=0)
+    if max_tokens is None or longest <= max_tokens:
+        return pool
+    if not cut:
+        message = f"a trajectory of {shown(folder)} has {longest} tokens, the model takes {max_tokens}"
+        raise EchoError(message, "build the pool with a lower rollout.max_episode_tokens")
+    fitting = [truncated(trajectory, renderer.tokenizer, max_tokens) for trajectory in trajectories]
+    left = pool_of(trajectory for trajectory in fitting if trajectory is not None)
+    if not left.trajectories:
+        message = f"{shown(folder)} shows no output within the {max_tokens} tokens that the model takes"
+        raise EchoError(message, "choose a model with a longer context, or build the pool with shorter episodes")
+    return replace(left, cut=sum(len(trajectory) > max_tokens for trajectory in trajectories))
+
+
+def pool_columns(folders: Sequence[Path], taken: Collection[str] = ()) -> dict[str, Path]:
+    """The folders of pools by the names of their columns, which are the folders' own.
+
+    Raises:
+        EchoError: two have one name, or a name is `taken`.
+    """
+    columns: dict[str, Path] = {}
+    for folder in folders:
+        name = shown(folder.resolve().name)
+        if name in columns or name in taken:
+            raise EchoError(f"two pools are named {name}", "rename one of the folders; a column has the folder's name")
+        columns[name] = folder
+    return columns
+
+
+def _move(temporary: Path, final: Path) -> None:
+    """Give the finished folder its name, in the place of a pool that is there."""
+    fsync(temporary)
+    replaced = final.with_name(_REPLACED + final.name)
+    if final.exists():
+        delete(replaced)
+        final.rename(replaced)
+    temporary.rename(final)
+    fsync(final.parent)
+    delete(replaced)

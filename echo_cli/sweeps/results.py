@@ -1,0 +1,225 @@
+"""What a sweep came to: each cell's figures; per λ their mean over the seeds, differences to λ = 0 and a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from echo_cli.files import Row
+from echo_cli.runs.directory import is_run, open_run
+from echo_cli.statistics import Estimate, mean_over_seeds, spread
+from echo_cli.sweeps.plan import BROKEN, Cell, Summary
+from echo_cli.sweeps.runner import Outcome
+from echo_cli.sweeps.verdict import Evidence, Verdict, judge
+
+Figures = Mapping[str, float | None]
+"""One cell's figures, by the names in `FIGURES`."""
+
+FIGURES: Mapping[str, str] = {
+    "env_ce_start_best": "held-out env-CE before training, over the pairs still novel at the best step, nats/token",
+    "env_ce_best": "held-out env-CE at the best step, which validation chose, nats/token",
+    "best_step": "the best step",
+    "env_ce_start_last": "held-out env-CE before training, over the pairs still novel at the last step, nats/token",
+    "env_ce_last": "held-out env-CE at the last step, nats/token",
+    "env_ce_change_best": "(best - start) / start of held-out env-CE, over the same pairs",
+    "env_ce_change_last": "(last - start) / start of held-out env-CE, over the same pairs",
+    "env_ce_rise": "env_ce_change_last - env_ce_change_best: how far the end lies above the best step",
+    "ood_env_ce_start_last": "env-CE before training in worlds never trained in, over the pairs novel at the last step",
+    "ood_env_ce_last": "env-CE at the last step in worlds never trained in, nats/token",
+    "ood_env_ce_change_last": "(last - start) / start of it",
+    "pass_at_1_before": "held-out pass@1 before training",
+    "pass_at_1_last": "held-out pass@1 at the last step",
+    "pass_at_1_change": "last - before of held-out pass@1",
+    "steps_to_baseline_pass": "first evaluated step with held-out pass@1 at least the highest of λ = 0 at that seed; "
+    "none where λ = 0 solves nothing",
+    "portable_lambda": "r: env weight per observation token / (RL weight per action token · mean |advantage|)",
+    "gradient_ratio": "norm of the env term's gradient, λ included, over that of the RL term; mean over probed steps",
+    "gradient_cosine": "cosine between the gradients of the two terms, mean over probed steps",
+    "seconds": "wall clock of the run",
+    "probe_share_of_seconds": "share of the seconds that went into gradient probes",
+}
+
+DIFFERENCES: Mapping[str, str] = {
+    "env_ce_last": "held-out env-CE at the last step, nats/token; which pairs are still novel may differ with λ",
+    "env_ce_change_last": "relative change of held-out env-CE, each over its own run's pairs",
+    "pass_at_1_last": "held-out pass@1 at the last step",
+}
+"""Figures whose paired difference to λ = 0 at the same seeds is reported, as `<name>_difference`."""
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A cell, how it ended, and what its run holds."""
+
+    name: str
+    coeff: float
+    seed: int
+    outcome: Outcome
+    summary: Summary | None
+    rows: Sequence[Row]
+
+    @property
+    def finished(self) -> bool:
+        return self.outcome.status == "finished"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure over the seeds that have it: its mean with interval, sample standard deviation and count."""
+
+    estimate: Estimate
+    spread: float | None
+    seeds: int
+
+    def to_json(self) -> dict[str, float | None]:
+        return {**self.estimate.to_json(), "spread": self.spread, "seeds": self.seeds}
+
+
+@dataclass(frozen=True)
+class LambdaResult:
+    """A row of a sweep's table."""
+
+    coeff: float
+    statuses: Sequence[str]
+    """How its cells ended, one a seed."""
+    measures: Mapping[str, Measure | None]
+    """By the names in `FIGURES`, then `<name>_difference` for those in `DIFFERENCES`."""
+    verdict: Verdict
+
+    def to_json(self) -> dict[str, Any]:
+        counts = {status: self.statuses.count(status) for status in ("finished", *BROKEN, "failed")}
+        return {
+            "lambda": self.coeff,
+            "verdict": self.verdict.name,
+            "reason": self.verdict.reason,
+            "runs": len(self.statuses),
+            **counts,
+            **{name: None if found is None else found.to_json() for name, found in self.measures.items()},
+        }
+
+
+def read_cell(cell: Cell, outcome: Outcome) -> CellResult:
+    """What the cell's run holds; the rows are those of a finished run, as a failed one may have failed over them.
+
+    Raises:
+        EchoError: a file of the run is damaged.
+    """
+    run = open_run(cell.path) if is_run(cell.path) else None
+    summary = None if run is None else run.read_summary()
+    rows = run.read_metrics() if run is not None and outcome.status == "finished" else []
+    return CellResult(cell.name, cell.coeff, cell.seed, outcome, summary, rows)
+
+
+def figures_of(cells: Sequence[CellResult]) -> list[Figures]:
+    """The figures of each cell; all None for a cell that did not finish."""
+    curves = {(cell.coeff, cell.seed): _pass_curve(cell.rows) for cell in cells if cell.finished}
+    figures: list[Figures] = []
+    for cell in cells:
+        if not cell.finished or cell.summary is None:
+            figures.append(dict.fromkeys(FIGURES))
+            continue
+        baseline = curves.get((0.0, cell.seed))
+        reached = None if baseline is None else _first_at_least(curves[cell.coeff, cell.seed], baseline)
+        figures.append({**_summary_figures(cell.summary, cell.rows), "steps_to_baseline_pass": reached})
+    return figures
+
+
+def results_of(cells: Sequence[CellResult], figures: Sequence[Figures]) -> list[LambdaResult]:
+    """A row for each λ, in the order in which they come."""
+    pairs = list(zip(cells, figures, strict=True))
+    baseline = {cell.seed: values for cell, values in pairs if cell.coeff == 0 and cell.finished}
+    results = []
+    for coeff in dict.fromkeys(cell.coeff for cell in cells):
+        ours = {cell.seed: values for cell, values in pairs if cell.coeff == coeff and cell.finished}
+        measures = {name: _measure([values[name] for values in ours.values()]) for name in FIGURES}
+        for name in DIFFERENCES:
+            both = [] if coeff == 0 else sorted(ours.keys() & baseline.keys())
+            differences = [_minus(ours[seed][name], baseline[seed][name]) for seed in both]
+            measures[f"{name}_difference"] = _measure(differences)
+        statuses = [cell.outcome.status for cell in cells if cell.coeff == coeff]
+        results.append(LambdaResult(coeff, statuses, measures, judge(_evidence(statuses, measures))))
+    return results
+
+
+def _evidence(statuses: Sequence[str], measures: Mapping[str, Measure | None]) -> Evidence:
+    def estimate(name: str) -> Estimate | None:
+        found = measures[name]
+        return None if found is None else found.estimate
+
+    before = estimate("pass_at_1_before")
+    return Evidence(
+        finished=statuses.count("finished"),
+        broken=sum(statuses.count(status) for status in BROKEN),
+        change=estimate("env_ce_change_last"),
+        rise=estimate("env_ce_rise"),
+        pass_before=None if before is None else before.value,
+        pass_change=estimate("pass_at_1_change"),
+    )
+
+
+def _summary_figures(summary: Summary, rows: Sequence[Row]) -> dict[str, float | None]:
+    held, ood = summary["heldout"], summary["ood"]
+    best, last, before = held["best"] or {}, held["last"] or {}, held["before"] or {}
+    ood_last = ood["last"] or {}
+    change_best = _change(best.get("env_ce"), best.get("env_ce_start"))
+    change_last = _change(last.get("env_ce"), last.get("env_ce_start"))
+    ratios = [_times(row.get("train/probe_ratio"), row.get("train/lambda")) for row in rows]
+    probing = [row["time/probe_s"] for row in rows if row.get("time/probe_s") is not None]
+    return {
+        "env_ce_start_best": best.get("env_ce_start"),
+        "env_ce_best": best.get("env_ce"),
+        "best_step": best.get("step"),
+        "env_ce_start_last": last.get("env_ce_start"),
+        "env_ce_last": last.get("env_ce"),
+        "env_ce_change_best": change_best,
+        "env_ce_change_last": change_last,
+        "env_ce_rise": _minus(change_last, change_best),
+        "ood_env_ce_start_last": ood_last.get("env_ce_start"),
+        "ood_env_ce_last": ood_last.get("env_ce"),
+        "ood_env_ce_change_last": _change(ood_last.get("env_ce"), ood_last.get("env_ce_start")),
+        "pass_at_1_before": before.get("pass_at_1"),
+        "pass_at_1_last": last.get("pass_at_1"),
+        "pass_at_1_change": _minus(last.get("pass_at_1"), before.get("pass_at_1")),
+        "portable_lambda": summary["portable_lambda"],
+        "gradient_ratio": _mean(ratios),
+        "gradient_cosine": _mean([row.get("train/probe_cosine") for row in rows]),
+        "seconds": summary["seconds"],
+        "probe_share_of_seconds": sum(probing) / summary["seconds"] if probing and summary["seconds"] else None,
+    }
+
+
+def _pass_curve(rows: Sequence[Row]) -> list[tuple[int, float]]:
+    key = "heldout/pass_at_1"
+    return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+
+
+def _first_at_least(curve: Sequence[tuple[int, float]], baseline: Sequence[tuple[int, float]]) -> float | None:
+    """The first step of training at which `curve` has the highest value of `baseline`; None if it never does.
+
+    None too where that value is 0, which every curve has from its first evaluation on.
+    """
+    highest = max((value for _, value in baseline), default=0.0)
+    return next((step for step, value in curve if step > 0 and value >= highest > 0), None)
+
+
+def _measure(values: Sequence[float | None]) -> Measure | None:
+    present = [value for value in values if value is not None]
+    return Measure(mean_over_seeds(present), spread(present), len(present)) if present else None
+
+
+def _change(after: float | None, before: float | None) -> float | None:
+    return (after - before) / before if after is not None and before else None
+
+
+def _minus(after: float | None, before: float | None) -> float | None:
+    return after - before if after is not None and before is not None else None
+
+
+def _times(value: float | None, factor: float | None) -> float | None:
+    return value * factor if value is not None and factor is not None else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None

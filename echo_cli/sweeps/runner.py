@@ -1,0 +1,147 @@
+"""Runs the cells of a sweep, each in a process of its own, some at a time; a cell that fails costs only itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from echo_cli.files import shown, write_atomic, writing
+from echo_cli.runs.directory import is_run, open_run
+from echo_cli.sweeps.plan import BROKEN, Cell, ended_summary
+
+Status = Literal["waiting", "running", "stopping", "finished", "diverged", "collapsed", "failed", "stopped"]
+
+_POLL_SECONDS = 0.2
+_LOG_TAIL = 65536  # bytes; an error's last line is in them
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How far a cell is, or how it ended."""
+
+    status: Status
+    error: str | None = None
+    """The last error line of a cell that failed, diverged or collapsed."""
+
+
+def log_path(cell: Cell) -> Path:
+    """What the cell's process wrote on stderr.
+
+    Beside the run and not in it: the process makes the run's folder itself, and that may be what fails.
+    """
+    return _beside(cell, ".log")
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    *,
+    jobs: int,
+    overwrite: bool,
+    should_stop: Callable[[], bool],
+    show: Callable[[Mapping[str, Outcome]], None],
+) -> dict[str, Outcome]:
+    """Train the cells that are not done, at most `jobs` at once, in the order given.
+
+    Once `should_stop()` is true no cell is started, and those that run are asked to finish their step and save; the
+    ones without an end are then `stopped` (they ran) or `waiting`. An exception, the second Ctrl-C's among them, kills
+    the processes. One whose parent is killed notices, saves and stops (`train --parent`).
+
+    Args:
+        show: called several times a second with the outcomes so far, by name of the cell.
+
+    Raises:
+        EchoError: the sweep's folder cannot be written.
+    """
+    outcomes = {cell.name: Outcome("waiting") for cell in cells}
+    waiting: list[Cell] = []
+    for cell in cells:
+        summary = None if overwrite else ended_summary(cell)
+        if summary is None:
+            waiting.append(cell)
+        else:
+            error = _logged_error(cell) if summary["status"] in BROKEN else None
+            outcomes[cell.name] = Outcome(summary["status"], error)
+    running: list[tuple[Cell, subprocess.Popen[bytes]]] = []
+    asked = False
+    try:
+        while running or (waiting and not asked):
+            if should_stop() and not asked:
+                asked = True
+                for cell, process in running:
+                    process.terminate()
+                    outcomes[cell.name] = Outcome("stopping")
+            while waiting and not asked and len(running) < jobs:
+                cell = waiting.pop(0)
+                running.append((cell, _start(cell, overwrite)))
+                outcomes[cell.name] = Outcome("running")
+            show(outcomes)
+            time.sleep(_POLL_SECONDS)
+            for cell, process in list(running):
+                if (code := process.poll()) is not None:
+                    running.remove((cell, process))
+                    outcomes[cell.name] = _outcome(cell, code, asked)
+        show(outcomes)
+    finally:
+        for _, process in running:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return outcomes
+
+
+def _start(cell: Cell, overwrite: bool) -> subprocess.Popen[bytes]:
+    config, log = _beside(cell, ".yaml"), log_path(cell)
+    with writing(log.parent):
+        log.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(config, cell.config.to_yaml().encode())
+    words = ["train", "--config", str(config), "--output-dir", str(cell.path.parent), "--run-name", cell.name]
+    words += ["--json", "--parent", str(os.getpid()), "--group", cell.path.parent.name]
+    if is_run(cell.path):
+        words.append("--overwrite" if overwrite else "--resume")
+    with writing(log), log.open("wb") as stderr:
+        return subprocess.Popen(
+            [sys.executable, "-m", "echo_cli", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,  # the terminal's Ctrl-C reaches the sweep alone, which asks once
+        )
+
+
+def _outcome(cell: Cell, code: int, asked: bool) -> Outcome:
+    summary = open_run(cell.path).read_summary() if is_run(cell.path) else None
+    status = None if summary is None else summary.get("status")
+    if code == 0 and ended_summary(cell) is not None:
+        return Outcome("finished")
+    if code == 3 and status in BROKEN:
+        return Outcome(status, _last_error(cell, code))
+    return Outcome("stopped") if asked else Outcome("failed", _last_error(cell, code))
+
+
+def _last_error(cell: Cell, code: int) -> str:
+    """The error line of the cell's log; without one the last line, of a traceback, or what ended the process."""
+    if code < 0:
+        hint = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{hint}"
+    return _logged_error(cell) or f"exit code {code}"
+
+
+def _logged_error(cell: Cell) -> str | None:
+    if not log_path(cell).is_file():
+        return None
+    with log_path(cell).open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_TAIL))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return shown((errors or lines)[-1]) if lines else None
+
+
+def _beside(cell: Cell, ending: str) -> Path:
+    return cell.path.parent / "cells" / f"{cell.name}{ending}"

@@ -1,0 +1,101 @@
+"""The tables of a sweep as text, the same on a terminal and in the report: a line a λ, intervals in brackets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from echo_cli.sweeps.plan import shown_coeff
+from echo_cli.sweeps.results import LambdaResult, Measure
+
+Text = Callable[[LambdaResult], str]
+
+
+@dataclass(frozen=True)
+class SweepTable:
+    """A title, the columns' names (lines apart by a newline) and the cells."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+NOTES = (
+    "In brackets: 95 % intervals over the seeds (Student's t). env-CE is over novel pairs, which the run's training "
+    "has not executed; before and change are over the pairs of last. Best is by validation.",
+    "vs λ = 0: the mean difference at the same seeds. Steps to GRPO: the first evaluated step with λ = 0's highest "
+    "held-out pass@1 of the same seed, and how many seeds got there.",
+    "r: env weight per observation token over RL weight per action token times mean |advantage|. "
+    "λ·env/RL and cosine: of the gradients of the two terms, λ included, at the probed steps.",
+)
+
+
+def sweep_tables(results: Sequence[LambdaResult]) -> list[SweepTable]:
+    """env-CE, then tasks and what λ amounts to. At most 100 characters wide on a terminal."""
+    return [
+        _table("held-out env-CE, nats/token", _CE_COLUMNS, results),
+        _table("held-out tasks, and λ in portable units", _TASK_COLUMNS, results),
+    ]
+
+
+def _table(title: str, columns: Sequence[tuple[str, Text]], results: Sequence[LambdaResult]) -> SweepTable:
+    return SweepTable(title, [name for name, _ in columns], [[text(row) for _, text in columns] for row in results])
+
+
+def _value(name: str, form: str = ".3f") -> Text:
+    def text(result: LambdaResult) -> str:
+        found = result.measures[name]
+        return "-" if found is None else format(found.estimate.value, form)
+
+    return text
+
+
+def _interval(name: str, form: str, *, scale: float = 1.0) -> Text:
+    def text(result: LambdaResult) -> str:
+        found = result.measures[name]
+        return "-" if found is None else _with_interval(found, form, scale)
+
+    return text
+
+
+def _with_interval(found: Measure, form: str, scale: float) -> str:
+    value, low, high = found.estimate.value, found.estimate.low, found.estimate.high
+    shown = format(scale * value, form)
+    if low is None or high is None:
+        return shown
+    return f"{shown} [{format(scale * low, form)}, {format(scale * high, form)}]"
+
+
+def _runs(result: LambdaResult) -> str:
+    return f"{result.statuses.count('finished')}/{len(result.statuses)}"
+
+
+def _steps(result: LambdaResult) -> str:
+    finished, found = result.statuses.count("finished"), result.measures["steps_to_baseline_pass"]
+    return f"- (0/{finished})" if found is None else f"{found.estimate.value:.0f} ({found.seeds}/{finished})"
+
+
+_CE_COLUMNS: Sequence[tuple[str, Text]] = (
+    ("λ", lambda result: shown_coeff(result.coeff)),
+    ("runs", _runs),
+    ("verdict", lambda result: result.verdict.name),
+    ("before", _value("env_ce_start_last")),
+    ("best", _value("env_ce_best")),
+    ("last", _value("env_ce_last")),
+    ("change, %", _interval("env_ce_change_last", "+.0f", scale=100)),
+    ("last vs λ = 0", _interval("env_ce_last_difference", "+.2f")),
+    ("OOD\nlast", _value("ood_env_ce_last")),
+)
+
+_TASK_COLUMNS: Sequence[tuple[str, Text]] = (
+    ("λ", lambda result: shown_coeff(result.coeff)),
+    ("pass@1\nbefore", _value("pass_at_1_before")),
+    ("pass@1\nlast", _value("pass_at_1_last")),
+    ("last vs λ = 0", _interval("pass_at_1_last_difference", "+.2f")),
+    ("steps to\nGRPO", _steps),
+    ("r", _value("portable_lambda")),
+    ("λ·env\n/RL", _value("gradient_ratio", ".2f")),
+    ("cosine", _value("gradient_cosine", "+.2f")),
+    ("seconds", _value("seconds", ".1f")),
+    ("probes'\nshare", _value("probe_share_of_seconds", ".1%")),
+)

@@ -1,0 +1,1 @@
+"""Traces: recorded episodes, imported, inspected, exported and trained on."""

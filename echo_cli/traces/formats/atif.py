@@ -1,0 +1,286 @@
+"""Trajectories in ATIF, the Agent Trajectory Interchange Format that Harbor writes: `agent/trajectory.json` of a trial.
+
+Source: Harbor's RFC 0001 (rfcs/0001-trajectory-format.md), versions 1.0 to 1.7, and its validator's rules.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from echo_cli.trace import Trace
+from echo_cli.traces.builder import (
+    TOOL_RESULT,
+    TOOLS,
+    WRAPPER,
+    ImportOptions,
+    Refusal,
+    TraceBuilder,
+    UnplacedError,
+    observed,
+    said,
+    tool_call,
+    tool_list,
+    wrapped,
+)
+from echo_cli.traces.formats.terminus import is_terminus, terminal_text
+from echo_cli.traces.json_records import Record, at, conversations, json_records, parse_json, read_each, reward_of
+
+COPIED, DISPATCHED, SYSTEM_EVENT = "copied", "dispatched", "system_event"
+"""Channels of context: steps of an earlier trajectory, steps that no model wrote, what the system did on its own."""
+
+ROLES = """\
+input       ATIF-v1.0 to ATIF-v1.7: one trajectory, an array of them, or JSONL; each embedded subagent trajectory is a
+            trace of its own. Reward and task are those of extra (reward, verifier_result; task_id, task_name) or
+            final_metrics.extra, or else of the trial's result.json, one folder above agent/
+context     system and user messages, a newline behind each; tool_definitions; <tool_response> wrappers; the newline
+            behind an observation of no tool; steps copied from an earlier trajectory (is_copied_context); what an agent
+            step without a model (llm_call_count 0) says; what a system step observes of no tool call
+action      each agent step: its message, a newline, then each tool call as <tool_call> JSON </tool_call> with sorted
+            keys
+env_output  the contents of observation results, byte for byte; text parts are joined with nothing between them. Results
+            of a step with tool calls stand in <tool_response> wrappers
+warning     of agents named terminus…: "Previous response had …" with its list, "Current terminal state:", "New Terminal
+            Output:", "Current Terminal Screen:", the notices of a command that timed out and of a response that was too
+            long, the line where output was cut, the question whether the task is complete. The echo of what was typed
+            is as the terminal shows it: env_output. Of any agent: what --warning matches in an observation
+left out    reasoning_content; token ids and logprobs: they are of whole completions, with reasoning, a model's own form
+            of tool calls and its stop token, so they are not the tokens of the action's text
+refused     other versions; steps that are not numbered 1, 2, …; images; a result of no known tool call; a result with
+            nothing but a subagent's trajectory, which does not say what the agent read"""
+
+_VERSION = re.compile(r"ATIF-v1\.[0-7]")
+_KEPT = ("schema_version", "session_id", "trajectory_id", "continued_trajectory_ref")
+"""What of a document goes to the trace's meta."""
+
+
+def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
+    """The trajectories of a file."""
+    return read_each(_documents(conversations(json_records(path))), partial(_trace, path=path, options=options))
+
+
+def _documents(records: Iterable[Record | Refusal]) -> Iterator[Record | Refusal]:
+    """`records`, each followed by the subagents' trajectories embedded in it."""
+    for entry in records:
+        waiting = [entry]
+        while waiting:
+            document = waiting.pop()
+            yield document
+            if not isinstance(document, Refusal):
+                waiting += reversed(_embedded(*document))
+
+
+def _embedded(where: str, record: Any) -> list[Record | Refusal]:
+    embedded, where = _member(record, "subagent_trajectories"), f"{where}: subagent_trajectories"
+    if embedded is None:
+        return []
+    if not isinstance(embedded, list):
+        return [Refusal(where, "not a list of trajectories")]
+    return [(f"{where}[{number}]", trajectory) for number, trajectory in enumerate(embedded)]
+
+
+@dataclass
+class _Trajectory:
+    terminus: bool
+    options: ImportOptions
+    builder: TraceBuilder = field(default_factory=TraceBuilder)
+    known_calls: set[str] = field(default_factory=set)
+    calls: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    """The ids of the calls in actions, and of the answers to them, in order."""
+    subagents: int = 0
+    """References to trajectories of subagents."""
+    left_out: int = 0
+    """Steps whose token ids are left out."""
+
+    def add(self, step: Mapping[str, Any]) -> None:
+        """Place one step.
+
+        Raises:
+            UnplacedError: it has no place.
+        """
+        source, copied = step.get("source"), step.get("is_copied_context") is True
+        if source not in ("system", "user", "agent"):
+            raise UnplacedError(f"no step of a known source: {source!r}")
+        text = _text(step.get("message"), "message")
+        calls = self._calls(step.get("tool_calls"), source)
+        if source != "agent":
+            self.builder.context(f"{text}\n", COPIED if copied else source)
+        elif copied or step.get("llm_call_count") == 0:
+            self.builder.context(said(text, calls.values()), COPIED if copied else DISPATCHED)
+        else:
+            self.builder.act(said(text, calls.values()))
+            self.calls += calls
+            metrics = step.get("metrics")
+            self.left_out += isinstance(metrics, dict) and metrics.get("completion_token_ids") is not None
+        for number, result in enumerate(_results(step.get("observation"))):
+            with at(f"observation.results[{number}]"):
+                self._observe(result, source, copied, in_tools=bool(calls))
+
+    def _calls(self, calls: Any, source: str) -> dict[str, str]:
+        """The text of each tool call of a step, by its id."""
+        if not calls:
+            return {}
+        if source != "agent" or not isinstance(calls, list):
+            raise UnplacedError("tool_calls are a list, of an agent")
+        texts: dict[str, str] = {}
+        for number, call in enumerate(calls):
+            with at(f"tool_calls[{number}]"):
+                call_id, name, arguments = (
+                    _member(call, key) for key in ("tool_call_id", "function_name", "arguments")
+                )
+                if not isinstance(call_id, str) or not isinstance(name, str):
+                    raise UnplacedError("a tool call without tool_call_id or function_name")
+                if not isinstance(arguments, dict):
+                    raise UnplacedError("the arguments of a tool call are not a JSON object")
+                if call_id in texts:
+                    raise UnplacedError(f"two tool calls of a step have the id {call_id!r}")
+                texts[call_id] = tool_call(name, arguments)
+        self.known_calls |= texts.keys()
+        return texts
+
+    def _observe(self, result: Any, source: str, copied: bool, *, in_tools: bool) -> None:
+        call_id, content = _member(result, "source_call_id"), _member(result, "content")
+        references = _member(result, "subagent_trajectory_ref")
+        if call_id is not None and call_id not in self.known_calls:
+            raise UnplacedError("a result of no known tool call")
+        if call_id is None and source == "user":
+            raise UnplacedError("an observation of a user, of no tool call")
+        self.subagents += len(references) if isinstance(references, list) else 0
+        if content is None:
+            if references and source == "agent" and not copied:
+                raise UnplacedError("a subagent's result without content: its own trajectory is elsewhere")
+            if not references:
+                raise UnplacedError("a result with neither content nor a subagent's trajectory")
+            return
+        text = _text(content, "content")
+        if copied or (call_id is None and source == "system"):
+            self.builder.context(f"{text}\n", COPIED if copied else SYSTEM_EVENT)
+            return
+        segments = terminal_text(text, self.options) if self.terminus else observed(text, TOOL_RESULT, self.options)
+        if in_tools or call_id is not None:
+            self.builder.observe(wrapped(segments))
+            self.answers += [] if call_id is None else [call_id]
+        else:
+            self.builder.observe(segments)
+            self.builder.context("\n", WRAPPER)
+
+
+def _trace(record: Any, where: str, path: Path, options: ImportOptions) -> Trace:
+    version = _member(record, "schema_version")
+    if not isinstance(version, str) or not _VERSION.fullmatch(version):
+        raise UnplacedError(f"not ATIF-v1.0 to ATIF-v1.7: {version!r}", "schema_version")
+    agent, steps = _member(record, "agent"), record.get("steps")
+    name = _member(agent, "name")
+    if not isinstance(name, str):
+        raise UnplacedError("no agent with a name", "agent")
+    if not isinstance(steps, list) or not steps:
+        raise UnplacedError("no steps", "steps")
+    trajectory = _Trajectory(is_terminus(name), options)
+    tools = _tools(_member(agent, "tool_definitions"))
+    for number, step in enumerate(steps, start=1):
+        with at(f"steps[{number - 1}]"):
+            if _member(step, "step_id") != number:
+                raise UnplacedError(f"step {_member(step, 'step_id')!r} where step {number} is expected")
+            if tools and step.get("source") != "system":
+                trajectory.builder.context(tool_list(tools), TOOLS)
+                tools = []
+            trajectory.add(step)
+    task, reward, rewards = _outcome(record, where, path)
+    kept = {key: record[key] for key in _KEPT if record.get(key) is not None}
+    known = {
+        "agent": name,
+        "model_name": _member(agent, "model_name"),
+        "rewards": rewards,
+        "tool_calls": trajectory.calls,
+        "tool_responses": trajectory.answers,
+        "subagent_references": trajectory.subagents,
+        "token_ids_left_out": trajectory.left_out,
+    }
+    meta = kept | {key: value for key, value in known.items() if value}
+    return trajectory.builder.trace(task, reward=reward, meta=meta)
+
+
+def _outcome(record: Mapping[str, Any], where: str, path: Path) -> tuple[str, float | None, Any]:
+    """Task, reward and all rewards by name: of the document, or else of the trial that it is the agent's part of.
+
+    A trial's verdict is on the whole run, not on what a subagent of it did.
+    """
+    told = [record.get("extra"), _member(record.get("final_metrics"), "extra")]
+    told += [] if "subagent_trajectories[" in where.removeprefix(str(path)) else [_trial(path)]
+    sources = [source for source in told if isinstance(source, dict)]
+    tasks = (source.get(name) for source in sources for name in ("task_id", "task_name"))
+    task = next((name for name in tasks if isinstance(name, str)), None) or _run(record, path)
+    verdicts = [_member(source, "verifier_result") for source in sources]
+    rewards = next((found for verdict in verdicts if (found := _member(verdict, "rewards"))), None)
+    for holder in (*sources, rewards, *verdicts):
+        if isinstance(holder, dict) and (reward := reward_of(holder, "reward")) is not None:
+            return task, reward, rewards
+    return task, None, rewards
+
+
+def _run(record: Mapping[str, Any], path: Path) -> str:
+    """The id of a run whose task nobody names."""
+    ids = (record.get(name) for name in ("trajectory_id", "session_id"))
+    return next((value for value in ids if isinstance(value, str)), path.name)
+
+
+def _trial(path: Path) -> Mapping[str, Any]:
+    """What Harbor says of the trial whose `agent/` folder `path` lies in.
+
+    Raises:
+        UnplacedError: it is not a JSON object.
+    """
+    result = path.absolute().parent.parent / "result.json"
+    if path.absolute().parent.name != "agent" or not result.is_file():
+        return {}
+    try:
+        found = parse_json(result.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnplacedError(f"its trial's result.json is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UnplacedError("its trial's result.json is not a JSON object")
+    return found
+
+
+def _tools(tools: Any) -> list[str]:
+    if tools is None:
+        return []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise UnplacedError("not a list of tools", "agent.tool_definitions")
+    return [json.dumps(tool, sort_keys=True) for tool in tools]
+
+
+def _results(observation: Any) -> list[Any]:
+    if observation is None:
+        return []
+    results = _member(observation, "results")
+    if not isinstance(results, list):
+        raise UnplacedError("an observation without results", "observation")
+    return results
+
+
+def _text(content: Any, name: str) -> str:
+    """A message or content as text.
+
+    Raises:
+        UnplacedError: it is neither text nor parts of text.
+    """
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise UnplacedError(f"no text: {name} is neither text nor parts")
+    for part in content:
+        if _member(part, "type") != "text" or not isinstance(_member(part, "text"), str):
+            raise UnplacedError(f"a part of {name} that is not text: {_member(part, 'type')!r}")
+    return "".join(part["text"] for part in content)
+
+
+def _member(value: Any, name: str) -> Any:
+    """What an object has under `name`; None where it has not, or is none."""
+    return value.get(name) if isinstance(value, dict) else None

@@ -1,0 +1,31 @@
+"""Trajectory files of echo-cli itself: every line validated, and written anew in the present version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from echo_cli.errors import EchoError
+from echo_cli.trace import Trace, parse_trace
+from echo_cli.traces.builder import ImportOptions, Refusal
+
+ROLES = """\
+input       trajectory files of any version: of runs, of pools, imported
+roles       as the lines say them; nothing is decided anew, so --warning is not taken
+refused     a line that is not a trajectory"""
+
+
+def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
+    """The traces of a trajectory file.
+
+    Raises:
+        EchoError: `options.warning` is given.
+    """
+    if options.warning is not None:
+        raise EchoError("--warning has no effect on echo", "the lines of a trajectory file say their roles already")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield parse_trace(line)
+            except ValueError as error:
+                yield Refusal(f"{path}:{number}", f"not a trajectory: {error}")

@@ -1,0 +1,136 @@
+"""The traces of others as a trajectory file, and the account of what was taken and what was refused."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from echo_cli.errors import EchoError
+from echo_cli.files import output_file, shown
+from echo_cli.trace import Trace, trace_line
+from echo_cli.traces.builder import FORMATS, ImportOptions, Refusal, format_named
+from echo_cli.trajectory import Role
+
+PROMPTED = "asciinema"
+"""The one format that reads `ImportOptions.prompt`."""
+
+
+@dataclass
+class ImportResult:
+    """What an import came to."""
+
+    traces: int = 0
+    segments: int = 0
+    bytes: dict[str, int] = field(
+        default_factory=lambda: {role.name.lower(): 0 for role in Role if role is not Role.PAD}
+    )
+    """Of text, in UTF-8, by role."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+    first_refused: dict[str, str] = field(default_factory=dict)
+    """Where each reason first occurred."""
+
+    def add(self, trace: Trace) -> None:
+        """Count a trace."""
+        self.traces += 1
+        self.segments += len(trace.segments)
+        for segment in trace.segments:
+            self.bytes[segment.role.name.lower()] += len(segment.text.encode())
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Count a refusal."""
+        self.refused[refusal.reason] += 1
+        self.first_refused.setdefault(refusal.reason, refusal.where)
+
+
+def import_traces(
+    name: str,
+    files: Sequence[Path],
+    output: Path | None,
+    options: ImportOptions,
+    *,
+    skip_bad: bool = False,
+    overwrite: bool = False,
+) -> ImportResult:
+    """Write the traces of `files`, which are in the format `name`, to the trajectory file `output`.
+
+    Memory holds one trace at a time, and a JSON document whole. `output` is there once all of it is written.
+
+    Args:
+        output: None for stdout.
+        skip_bad: count what cannot be placed and go on; without it the first is an error.
+        overwrite: replace `output` where it is there.
+
+    Raises:
+        EchoError: there is no such format; an option or a file is not what it should be; something cannot be placed;
+            nothing is left; `output` cannot be written.
+    """
+    check_format(name)
+    _check_options(name, options)
+    for path in files:
+        _check_file(path)
+    result = ImportResult()
+    with output_file(output, overwrite=overwrite) as file:
+        for path in files:
+            for found in _read(name, path, options):
+                if isinstance(found, Trace):
+                    result.add(found)
+                    file.write(trace_line(found))
+                elif skip_bad:
+                    result.refuse(found)
+                else:
+                    raise EchoError(f"{found.where}: {found.reason}", "--skip-bad leaves such records out, counted")
+        if not result.traces:
+            raise EchoError(*_nothing(files, result))
+    return result
+
+
+def check_format(name: str) -> None:
+    """See that `name` is a format.
+
+    Raises:
+        EchoError: it is not.
+    """
+    if name not in FORMATS:
+        nearest = difflib.get_close_matches(name, FORMATS, n=1)
+        tip = f"did you mean {nearest[0]}?" if nearest else f"one of {', '.join(FORMATS)}"
+        raise EchoError(f"no format '{name}'", tip)
+
+
+def _check_options(name: str, options: ImportOptions) -> None:
+    if options.prompt is not None and name != PROMPTED:
+        raise EchoError(f"--prompt has no effect on {name}", f"it is for {PROMPTED}")
+    for option, pattern in (("--prompt", options.prompt), ("--warning", options.warning)):
+        try:
+            re.compile(pattern or "")
+        except (re.error, RecursionError, OverflowError) as error:
+            raise EchoError(
+                f"{option}: not a regular expression: {error}", "the syntax is that of Python's re"
+            ) from error
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise EchoError(f"{shown(path)} is a folder", f"name its files: {shown(path)}/*")
+    if not path.exists():
+        raise EchoError(f"{shown(path)} does not exist", "name the files to import")
+
+
+def _read(name: str, path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
+    try:
+        yield from format_named(name).read(path, options)
+    except OSError as error:
+        raise EchoError(f"cannot read {shown(path)}: {error.strerror}", "see that it can be read") from error
+
+
+def _nothing(files: Sequence[Path], result: ImportResult) -> tuple[str, str]:
+    what = shown(files[0]) if len(files) == 1 else f"{len(files)} files"
+    if not result.refused:
+        return f"nothing to import: {what} has no record", "name a file with traces"
+    reason, count = result.refused.most_common(1)[0]
+    message = f"nothing to import: all {result.refused.total()} records of {what} are refused"
+    return message, f"{count}: {reason}, first at {result.first_refused[reason]}"

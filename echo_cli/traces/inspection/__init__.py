@@ -1,0 +1,1 @@
+"""What recorded episodes hold: counts by role, boundaries, outputs and duplicates."""

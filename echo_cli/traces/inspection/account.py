@@ -1,0 +1,97 @@
+"""What recorded episodes hold: an account by role, boundaries, outputs and duplicates, counted in one pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from echo_cli.models.renderer import SCAFFOLD
+from echo_cli.models.tokenizer import Tokenizer
+from echo_cli.trace import Trace, TraceSegment
+from echo_cli.traces.inspection.boundaries import Straddling, StraddlingCount
+from echo_cli.traces.inspection.duplicates import DuplicateCount, Duplicates
+from echo_cli.traces.inspection.outputs import OutputCount, OutputSurvey, turn_outputs
+from echo_cli.traces.inspection.role_account import RoleAccount, RoleCount
+from echo_cli.trajectory import Role
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Of the episodes that a verifier scored."""
+
+    scored: int
+    unscored: int
+    mean: float | None
+    lowest: float | None
+    highest: float | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in a file of trajectories."""
+
+    trajectories: int
+    world_model_only: int
+    """Those with no RL term, of whose actions nothing is learned."""
+    rewards: Rewards
+    stop_reasons: Mapping[str, int]
+    sources: Mapping[str, int]
+    account: RoleAccount
+    straddling: Straddling
+    outputs: OutputSurvey
+    duplicates: Duplicates
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return asdict(self)
+
+
+def inspect(traces: Iterable[Trace], tokenizer: Tokenizer, *, own_ids: bool) -> Inspection:
+    """Count what is in `traces`, which are read once; memory grows by digests alone.
+
+    Args:
+        tokenizer: what boundaries are looked at with, and without `own_ids` what tokens are counted with.
+        own_ids: count the tokens that the traces say; all of them must (`Trace.has_token_ids`).
+    """
+    roles, boundaries, outputs, duplicates = RoleCount(), StraddlingCount(tokenizer), OutputCount(), DuplicateCount()
+    stop_reasons, sources, world_model_only = Counter[str](), Counter[str](), 0
+    scored, total, lowest, highest = 0, 0.0, float("inf"), float("-inf")
+    number = 0
+    for number, trace in enumerate(traces, start=1):
+        tokens = [token_count(segment, tokenizer, own_ids=own_ids) for segment in trace.segments]
+        turns = turn_outputs(trace, tokens)
+        roles.add(trace.segments, tokens)
+        boundaries.add(trace.segments)
+        outputs.add(trace, turns, number)
+        duplicates.add(trace, turns, number)
+        stop_reasons[trace.stop_reason] += 1
+        sources[trace.source] += 1
+        world_model_only += trace.world_model_only
+        if trace.reward is not None:
+            scored, total = scored + 1, total + trace.reward
+            lowest, highest = min(lowest, trace.reward), max(highest, trace.reward)
+    span = (total / scored, lowest, highest) if scored else (None, None, None)
+    return Inspection(
+        trajectories=number,
+        world_model_only=world_model_only,
+        rewards=Rewards(scored, number - scored, *span),
+        stop_reasons=dict(stop_reasons.most_common()),
+        sources=dict(sources.most_common()),
+        account=roles.result(),
+        straddling=boundaries.result(),
+        outputs=outputs.result(),
+        duplicates=duplicates.result(),
+    )
+
+
+def token_count(segment: TraceSegment, tokenizer: Tokenizer, *, own_ids: bool) -> int:
+    """Tokens of a segment: those that it says, or those of its text, encoded alone.
+
+    The names of special tokens stand for the tokens where a model or a renderer wrote them, and are text elsewhere.
+    """
+    if own_ids:
+        return len(segment.token_ids or ())
+    marks = segment.role is Role.ACTION or segment.channel == SCAFFOLD
+    return len(tokenizer.encode_scaffold(segment.text) if marks else tokenizer.encode(segment.text))

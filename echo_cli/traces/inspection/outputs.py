@@ -1,0 +1,181 @@
+"""What commands print: the longest outputs, those that are empty, and what in them looks volatile."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from echo_cli.trace import Trace
+from echo_cli.traces.inspection.tally import Tally, clipped, share
+from echo_cli.traces.inspection.volatile import PATTERNS, find_volatile
+from echo_cli.trajectory import Role, Turn
+
+LONGEST = 5
+_EMPTIEST = 5
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class TurnOutput:
+    """A turn and what the world returned: the text of all env_output up to the next action, whatever its channel."""
+
+    turn: Turn
+    number: int
+    """Of the turn in its episode, from 1."""
+    command: str
+    """Without the spaces that a shell ignores, as in `pool.pair_of`."""
+    output: str
+    tokens: int
+
+    @property
+    def executed(self) -> bool:
+        """Whether something ran; answers and actions cut at their cap have neither output nor exit code."""
+        return bool(self.output) or self.turn.exit_code is not None
+
+
+@dataclass(frozen=True)
+class LongOutput:
+    """One of the longest outputs, and where it is."""
+
+    episode: int
+    turn: int
+    command: str
+    bytes: int
+    tokens: int
+    text: str
+    """Its beginning."""
+
+
+@dataclass(frozen=True)
+class CommandCount:
+    """A command and how often something happened to it."""
+
+    command: str
+    count: int
+
+
+@dataclass(frozen=True)
+class VolatileText:
+    """What matches one of the patterns that look volatile."""
+
+    count: int
+    bytes: int
+    share: float | None
+    """Of all bytes of env_output."""
+    examples: tuple[str, ...]
+    """The commonest."""
+    pattern: str
+
+
+@dataclass(frozen=True)
+class OutputSurvey:
+    """Of all turns: how many printed nothing, the longest outputs, what looks volatile in them."""
+
+    turns: int
+    without_output: int
+    without_output_share: float | None
+    answers_without_output: int
+    """Those of them that ended their episode as its answer: no output was to be expected."""
+    blank: int
+    """Outputs of white space alone."""
+    emptiest: tuple[CommandCount, ...]
+    """The commands that printed nothing most often, answers left out."""
+    longest: tuple[LongOutput, ...]
+    volatile: Mapping[str, VolatileText]
+    """By kind, those that came up."""
+    volatile_share: float | None
+    """Bytes that look volatile, of all bytes of env_output."""
+
+
+def turn_outputs(trace: Trace, tokens: Sequence[int]) -> list[TurnOutput]:
+    """The turns of an episode with what they gave, in order.
+
+    Args:
+        tokens: of each segment.
+    """
+    outputs, counts = [""] * len(trace.turns), [0] * len(trace.turns)
+    number = -1
+    for segment, count in zip(trace.segments, tokens, strict=True):
+        if segment.role is Role.ACTION:
+            number += 1
+        elif segment.role is Role.ENV_OUTPUT and number >= 0:
+            outputs[number] += segment.text
+            counts[number] += count
+    return [
+        TurnOutput(turn, place, " ".join(turn.command.split()), outputs[place - 1], counts[place - 1])
+        for place, turn in enumerate(trace.turns, start=1)
+    ]
+
+
+class OutputCount:
+    """Surveys the outputs of many episodes, in bounded memory."""
+
+    def __init__(self) -> None:
+        self._turns = self._without = self._answers = self._blank = self._bytes = 0
+        self._emptiest: Tally[str] = Tally()
+        self._longest: list[tuple[int, int, int, LongOutput]] = []
+        self._count: Counter[str] = Counter()
+        self._volatile_bytes: Counter[str] = Counter()
+        self._examples: dict[str, Tally[str]] = {}
+
+    def add(self, trace: Trace, turns: Sequence[TurnOutput], episode: int) -> None:
+        """Count the outputs of an episode, which is the `episode`th."""
+        for turn in turns:
+            self._turns += 1
+            if turn.output:
+                self._blank += turn.output.isspace()
+                self._keep_longest(turn, episode)
+            else:
+                self._without += 1
+                if trace.stop_reason == "answered" and turn.number == len(turns):
+                    self._answers += 1
+                else:
+                    self._emptiest.add(clipped(turn.command))
+        for text in _outputs(trace):
+            self._bytes += len(text.encode())
+            for volatile in find_volatile(text):
+                self._count[volatile.kind] += 1
+                self._volatile_bytes[volatile.kind] += len(volatile.text.encode())
+                self._examples.setdefault(volatile.kind, Tally()).add(clipped(volatile.text))
+
+    def result(self) -> OutputSurvey:
+        """What was counted."""
+        volatile = {
+            kind: VolatileText(
+                count=self._count[kind],
+                bytes=self._volatile_bytes[kind],
+                share=share(self._volatile_bytes[kind], self._bytes),
+                examples=tuple(text for text, _ in self._examples[kind].commonest(_EXAMPLES)),
+                pattern=PATTERNS[kind],
+            )
+            for kind, _ in self._volatile_bytes.most_common()
+        }
+        return OutputSurvey(
+            turns=self._turns,
+            without_output=self._without,
+            without_output_share=share(self._without, self._turns),
+            answers_without_output=self._answers,
+            blank=self._blank,
+            emptiest=tuple(CommandCount(*each) for each in self._emptiest.commonest(_EMPTIEST)),
+            longest=tuple(entry[-1] for entry in sorted(self._longest, key=lambda entry: entry[:3], reverse=True)),
+            volatile=volatile,
+            volatile_share=share(self._volatile_bytes.total(), self._bytes),
+        )
+
+    def _keep_longest(self, turn: TurnOutput, episode: int) -> None:
+        size = len(turn.output.encode())
+        if len(self._longest) == LONGEST and size <= self._longest[0][0]:
+            return
+        found = LongOutput(*(episode, turn.number, clipped(turn.command)), size, turn.tokens, clipped(turn.output))
+        entry = (size, -episode, -turn.number, found)  # of equal ones the earliest stays; no two have one place
+        if len(self._longest) < LONGEST:
+            heapq.heappush(self._longest, entry)
+        else:
+            heapq.heapreplace(self._longest, entry)
+
+
+def _outputs(trace: Trace) -> Iterator[str]:
+    """The texts of env_output, each whole, though warnings or masked text may stand between its segments."""
+    return (segment.text for segment in trace.segments if segment.role is Role.ENV_OUTPUT)

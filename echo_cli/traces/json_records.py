@@ -1,0 +1,166 @@
+"""Files of JSON from elsewhere, record by record: what is no record, or has no place in a trace, becomes a refusal."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from echo_cli.trace import Trace
+from echo_cli.traces.builder import Refusal, UnplacedError
+
+Record = tuple[str, Any]
+"""Where a JSON value is, and the value."""
+
+_LINES = {".jsonl", ".ndjson"}
+_TOO_DEEP = "it is nested too deeply"
+
+
+def json_records(path: Path) -> Iterator[Record | Refusal]:
+    """Each JSON value of a file with where it is: the lines of JSONL one at a time, or one document, loaded whole.
+
+    JSONL is what is named so, and what has a whole value in its first line.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        if path.suffix in _LINES:
+            yield from _records(enumerate(file, start=1), path)
+            return
+        # Read once: what has a name need not be a file that can be read again.
+        lines = enumerate(file, start=1)
+        number, first = next(((number, line) for number, line in lines if line.strip()), (1, b""))
+        if isinstance(_value(first, ""), Refusal):
+            value = _value(b"\n" * (number - 1) + first + file.read(), str(path), document=True)
+            yield value if isinstance(value, Refusal) else (str(path), value[0])
+        else:
+            yield from _records(chain([(number, first)], lines), path)
+
+
+def read_each(records: Iterable[Record | Refusal], read: Callable[[Any, str], Trace]) -> Iterator[Trace | Refusal]:
+    """`read` each record, given where it is, to a trace; where it raises UnplacedError or ValueError, a refusal."""
+    for entry in records:
+        if isinstance(entry, Refusal):
+            yield entry
+            continue
+        where, value = entry
+        try:
+            yield read(value, where)
+        except UnplacedError as error:
+            yield Refusal(f"{where}: {error.place}" if error.place else where, error.reason)
+        except ValueError as error:
+            yield Refusal(where, str(error))
+        except RecursionError:
+            yield Refusal(where, _TOO_DEEP)
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """Say where in its record the body is, in the UnplacedError that it raises, before what place that has."""
+    try:
+        yield
+    except UnplacedError as error:
+        raise UnplacedError(error.reason, f"{place}.{error.place}" if error.place else place) from error
+
+
+def parse_json(text: str) -> Any:
+    """A value of strict JSON.
+
+    Raises:
+        ValueError: it is none; or it has a number that no float holds, or brackets a thousand deep.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+
+
+def reward_of(record: Mapping[str, Any], *names: str) -> float | None:
+    """The first number among `names`; None where there is none.
+
+    Raises:
+        UnplacedError: there is something else under a name.
+    """
+    for name in names:
+        value = record.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise UnplacedError(f"{name} is not a number", name)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise UnplacedError(f"{name} is too large", name) from error
+    return None
+
+
+def task_of(record: Mapping[str, Any], where: str) -> str:
+    """The id of the task that a record says it is of, or else the record's own place."""
+    for name in ("task_id", "instance_id", "id"):
+        value = record.get(name)
+        if isinstance(value, (str, int)) and not isinstance(value, bool):
+            return str(value)
+    return Path(where).name
+
+
+def conversations(records: Iterable[Record | Refusal]) -> Iterator[Record | Refusal]:
+    """`records`, with each of a list of records in its list's place; a list of messages is one record."""
+    for entry in records:
+        if isinstance(entry, Refusal) or not isinstance(entry[1], list) or _are_messages(entry[1]):
+            yield entry
+        else:
+            where, values = entry
+            yield from ((f"{where}[{number}]", value) for number, value in enumerate(values))
+
+
+def messages_of(record: Any) -> tuple[Mapping[str, Any], list[Any]]:
+    """A conversation's record, `{"messages": […]}` or a list of messages alone, and its messages.
+
+    Raises:
+        UnplacedError: there are none.
+    """
+    whole = {"messages": record} if isinstance(record, list) else record
+    messages = whole.get("messages") if isinstance(whole, dict) else None
+    if not isinstance(messages, list) or not messages:
+        raise UnplacedError("no messages")
+    return whole, messages
+
+
+def _are_messages(values: list[Any]) -> bool:
+    return not values or (isinstance(values[0], dict) and "role" in values[0])
+
+
+def _records(lines: Iterable[tuple[int, bytes]], path: Path) -> Iterator[Record | Refusal]:
+    for number, line in lines:
+        if line.strip():
+            where = f"{path}:{number}"
+            value = _value(line, where)
+            yield value if isinstance(value, Refusal) else (where, value[0])
+
+
+def _value(data: bytes, where: str, *, document: bool = False) -> tuple[Any] | Refusal:
+    """A JSON value, in a tuple: null is one."""
+    try:
+        return (parse_json(data.decode("utf-8-sig")),)
+    except UnicodeDecodeError:
+        return Refusal(where, "not UTF-8")
+    except json.JSONDecodeError as error:
+        return Refusal(f"{where}:{error.lineno}" if document else where, f"not JSON: {error.msg}")
+    except ValueError as error:
+        return Refusal(where, f"not JSON: {error}")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError("a number is too large")
+    return value

@@ -1,0 +1,156 @@
+"""Traces as OpenAI-style messages: the way back from importers/openai.py, for any trace."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from echo_cli.models.renderer import SCAFFOLD
+from echo_cli.trace import Trace, TraceSegment
+from echo_cli.traces.builder import CLOSE, OPEN, TOOLS, WRAPPER, tool_call, tool_list
+from echo_cli.traces.formats.openai import CONTEXT_ROLES
+from echo_cli.traces.json_records import parse_json
+from echo_cli.trajectory import Role
+
+_START, _END = "<tool_call>\n", "\n</tool_call>\n"
+
+
+def openai_record(trace: Trace) -> dict[str, Any]:
+    """A trace as {"messages": […]}, with `tools` and `reward` where they are known.
+
+    Canonical tool calls at the end of an action become `tool_calls`, and what their tools answered `tool` messages.
+    Text that no channel names a message for, as in a transcript of a terminal, is the user's. A chat model's scaffold
+    is left out: its template writes it again.
+    """
+    writer = _Writer()
+    for segment in trace.segments:
+        writer.add(segment)
+    writer.end_message()
+    writer.name_calls(trace.meta.get("tool_calls"), trace.meta.get("tool_responses"))
+    record: dict[str, Any] = {"messages": writer.messages}
+    if writer.tools:
+        record["tools"] = writer.tools
+    return record if trace.reward is None else {**record, "reward": trace.reward}
+
+
+def calls_of(action: str) -> tuple[str, list[tuple[str, Any]]]:
+    """The words of an action, and name and arguments of the canonical calls at its end: `importer.said` undone.
+
+    The newline that ends the words is no part of them.
+    """
+    calls: list[tuple[str, Any]] = []
+    while action.endswith(_END):
+        start = action.rfind(_START)
+        call = _call(action[start:]) if start == 0 or action[start - 1 : start] == "\n" else None
+        if call is None:
+            break
+        calls.append(call)
+        action = action[:start]
+    return action.removesuffix("\n"), calls[::-1]
+
+
+class _Writer:
+    """Messages in the making."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.tools: list[Any] = []
+        self._pending: list[str] = []
+        """Text of a user's message that has not ended."""
+        self._answer: list[str] | None = None
+        """Text of a tool's answer that has not ended."""
+        self._calls: list[dict[str, Any]] = []
+        self._answers: list[dict[str, Any]] = []
+        """Tool calls and tool messages among `messages`."""
+
+    def add(self, segment: TraceSegment) -> None:
+        """Place one segment."""
+        context, text = segment.role is Role.CONTEXT, segment.text
+        wrapper = context and segment.channel == WRAPPER
+        if context and segment.channel == SCAFFOLD:
+            return
+        if segment.role is Role.ACTION:
+            self._act(text)
+        elif wrapper and text == OPEN and self._answer is None:
+            self._answer = []
+        elif wrapper and text == CLOSE and self._answer is not None:
+            self._end_answer(self._answer)
+        elif self._answer is not None:
+            self._answer.append(text)
+        elif context and segment.channel == TOOLS and (tools := _tools(text)):
+            self.tools += tools
+        elif context and segment.channel in CONTEXT_ROLES:
+            self.end_message()
+            self.messages.append({"role": segment.channel, "content": text.removesuffix("\n")})
+        else:
+            self._pending.append(text)
+
+    def end_message(self) -> None:
+        """End the user's message that has not ended."""
+        if self._answer is not None:
+            self._pending += [OPEN, *self._answer]
+            self._answer = None
+        if self._pending:
+            self.messages.append({"role": "user", "content": "".join(self._pending)})
+            self._pending = []
+
+    def name_calls(self, calls: Any, answers: Any) -> None:
+        """Give calls and answers the ids that an importer kept, where they are those of the text."""
+        if not isinstance(calls, list) or not isinstance(answers or [], list):
+            return
+        answers = answers or []
+        if (len(calls), len(answers)) != (len(self._calls), len(self._answers)):
+            return
+        if all(isinstance(name, str) for name in calls) and all(name in calls for name in answers):
+            for call, name in zip(self._calls, calls, strict=True):
+                call["id"] = name
+            for answer, name in zip(self._answers, answers, strict=True):
+                answer["tool_call_id"] = name
+
+    def _act(self, action: str) -> None:
+        self.end_message()
+        text, found = calls_of(action)
+        calls = [
+            {
+                "id": f"call_{number}",
+                "type": "function",
+                "function": {"name": name, "arguments": json.dumps(arguments, sort_keys=True)},
+            }
+            for number, (name, arguments) in enumerate(found, start=len(self._calls))
+        ]
+        self._calls += calls
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        self.messages.append({**message, "content": text or None, "tool_calls": calls} if calls else message)
+
+    def _end_answer(self, parts: list[str]) -> None:
+        self._answer = None
+        if len(self._answers) == len(self._calls):  # it answers something that is no call
+            self._pending += [OPEN, *parts, CLOSE]
+            return
+        self.end_message()
+        call = self._calls[len(self._answers)]
+        message = {"role": "tool", "tool_call_id": call["id"], "content": "".join(parts)}
+        self._answers.append(message)
+        self.messages.append(message)
+
+
+def _call(block: str) -> tuple[str, Any] | None:
+    """Name and arguments of a block; None where it is not canonical."""
+    try:
+        value = parse_json(block.removeprefix(_START).removesuffix(_END))
+        name, arguments = value["name"], value["arguments"]
+        return (name, arguments) if isinstance(name, str) and tool_call(name, arguments) == block else None
+    except (ValueError, RecursionError, TypeError, KeyError):  # what a model wrote need not be a call
+        return None
+
+
+def _tools(text: str) -> list[Any]:
+    """The tools of a list that was made of JSON objects; none of another text."""
+    lines = text.split("\n")[1:-2]
+    if tool_list(lines) != text:
+        return []
+    try:
+        tools = [parse_json(line) for line in lines]
+    except ValueError:  # names, one a line
+        return []
+    return tools if all(isinstance(tool, dict) for tool in tools) else []

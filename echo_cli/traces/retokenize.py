@@ -1,0 +1,101 @@
+"""An episode in other tokens: a trajectory, or a trace that has none yet, as a renderer writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
+
+from echo_cli.models.renderer import SCAFFOLD, Frame, PlainRenderer, Renderer
+from echo_cli.trace import Trace
+from echo_cli.traces.builder import CLOSE, OPEN, WRAPPER
+from echo_cli.trajectory import Role, Segment, Trajectory, Turn
+
+
+def rerender(trajectory: Trajectory, renderer: Renderer) -> Trajectory:
+    """The same episode as `renderer` writes it: each segment's text encoded alone, as in an `Episode`.
+
+    The renderer that a scripted episode was played with gives its ids again. A policy samples ids that need not be
+    the encoding of their text, so those of its actions may differ; its behaviour logprobs belong to the sampled ids
+    and are dropped, which leaves a rollout that RL cannot learn from (`world_model_only`).
+    """
+    world_model_only = trajectory.world_model_only or trajectory.source == "policy"
+    segments = _rendered(trajectory.segments, trajectory.turns, renderer)
+    return replace(trajectory, segments=segments, world_model_only=world_model_only)
+
+
+def rendered(trace: Trace, renderer: Renderer) -> Trajectory:
+    """`trace` in the tokens of `renderer`, whatever tokens it has itself; for the env term only.
+
+    What each segment says is encoded alone, as in an `Episode`; an action is its turn's command, as the policy would
+    write it. Where the renderer's own scaffold marks a reply as a tool's, the wrappers of an importer do not mark it a
+    second time: they are left out at both ends, and are scaffold between the answers of several tools.
+    """
+    played = [Segment(segment.role, segment.text, (), channel=segment.channel) for segment in trace.segments]
+    return Trajectory(
+        task_id=trace.task_id,
+        group_id=trace.group_id,
+        segments=_rendered(played, trace.turns, renderer),
+        turns=trace.turns,
+        reward=trace.reward,
+        stop_reason=trace.stop_reason,
+        source=trace.source,
+        world_model_only=True,
+        meta=trace.meta,
+    )
+
+
+def _rendered(played: Sequence[Segment], turns: Sequence[Turn], renderer: Renderer) -> tuple[Segment, ...]:
+    scaffolded = any(segment.channel == SCAFFOLD for segment in played)
+    as_written = isinstance(renderer, PlainRenderer) and not scaffolded
+    played = [segment for segment in played if segment.channel != SCAFFOLD]
+    commands = iter(turns)
+    segments: list[Segment] = []
+    frame, start = renderer.opening(), renderer.start_ids
+    open_frame = False
+
+    def begin() -> None:
+        nonlocal open_frame
+        if not open_frame:
+            segments.extend(frame.before)
+            open_frame = True
+
+    for segment, following in zip_longest(played, played[1:]):
+        if segment.role is Role.ACTION:
+            begin()
+            if start:  # BOS precedes an action that nothing precedes
+                segments.append(Segment(Role.CONTEXT, "", start))
+                start = ()
+            segments.extend(frame.after)
+            command = next(commands).command
+            # A line without its end was cut, or ended with a token of one vocabulary, which is no text in another. One
+            # that is not its command is how a terminal showed it: with mistakes, sequences and a carriage return.
+            line = segment.text.removesuffix("\n")
+            if as_written and (command in (line, segment.text) or "\n" in line):
+                ids = renderer.tokenizer.encode(segment.text)
+            else:
+                ids = renderer.script(command)
+            segments.append(Segment(Role.ACTION, renderer.tokenizer.decode(ids), tuple(ids)))
+            frame, open_frame = renderer.reply(ids), False
+        else:
+            first, last = not open_frame, following is None or following.role is Role.ACTION
+            begin()
+            wrapper = segment.channel == WRAPPER and segment.text in (OPEN, CLOSE) and _wraps(frame)
+            if wrapper and ((first and segment.text == OPEN) or (last and segment.text == CLOSE)):
+                continue
+            if start and segment.role is not Role.CONTEXT:  # BOS is nobody's text
+                segments.append(Segment(Role.CONTEXT, "", start))
+                start = ()
+            encode = renderer.tokenizer.encode_scaffold if wrapper else renderer.tokenizer.encode
+            ids = [*start, *encode(segment.text)]
+            segments.append(replace(segment, token_ids=tuple(ids)))
+            start = ()
+    if not segments or segments[0].role is not Role.CONTEXT:
+        segments.insert(0, Segment(Role.CONTEXT, "", start))
+    return tuple(segments)
+
+
+def _wraps(frame: Frame) -> bool:
+    """Whether the scaffold around a reply says itself that a tool wrote it."""
+    before, after = ("".join(segment.text for segment in part) for part in (frame.before, frame.after))
+    return before.endswith(OPEN) and after.startswith(CLOSE.removesuffix("\n"))

@@ -1,0 +1,110 @@
+"""Traces in the policy's tokens: a step's rollouts of them, and the held-out pools that they are measured on.
+
+A trace is rendered anew (`rerender.rendered`), so it is one sequence whoever recorded it: thinking that its recorder
+dropped from later turns is not in it, and an action is the command that its turn says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from echo_cli.config.schema import TracesConfig
+from echo_cli.environments.task import Split
+from echo_cli.files import Row
+from echo_cli.models.renderer import Renderer
+from echo_cli.seeds import drawn
+from echo_cli.trace import Trace
+from echo_cli.traces.corpus import TraceCorpus, observations, overlap_line
+from echo_cli.traces.retokenize import rendered
+from echo_cli.traces.truncate import truncated
+from echo_cli.trajectory import Role, Trajectory
+
+POOL = "traces"
+"""The pool of held-out traces beside those of an environment."""
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What a run trains on beside its rollouts, and how long a trace may be, in tokens of its policy."""
+
+    corpus: TraceCorpus
+    settings: TracesConfig
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Traces as rollouts that get no RL term, and of how many of them something did not fit."""
+
+    trajectories: tuple[Trajectory, ...]
+    cut: int
+    """Traces that were cut; where not even the first segment fits, the trace is not among the trajectories."""
+
+
+def fitted(traces: Iterable[Trace], renderer: Renderer, max_tokens: int) -> Fitted:
+    """`traces` in the tokens of `renderer`, each in at most `max_tokens`, whoever acted: `source` is `trace`."""
+    whole = [replace(rendered(trace, renderer), source="trace") for trace in traces]
+    found = [truncated(trajectory, renderer.tokenizer, max_tokens) for trajectory in whole]
+    kept = tuple(trajectory for trajectory in found if trajectory is not None)
+    return Fitted(kept, sum(len(trajectory) > max_tokens for trajectory in whole))
+
+
+def traces_of_step(traces: Traces, renderer: Renderer, seed: int, step: int) -> Fitted:
+    """The traces of the 0-based `step`, in shuffled epochs of the training split.
+
+    Raises:
+        EchoError: as `TraceCorpus.read`.
+    """
+    entries = drawn(traces.corpus.of("train"), traces.settings.per_step, seed, "traces", step)
+    return fitted(traces.corpus.read(entries), renderer, traces.max_tokens)
+
+
+def held_out(traces: Traces, renderer: Renderer, split: Split) -> Fitted:
+    """The traces of a held-out split, in which observations that training sees are context: not measured.
+
+    Raises:
+        EchoError: as `TraceCorpus.read`.
+    """
+    corpus, kept, cut = traces.corpus, [], 0
+    for trace in corpus.read(corpus.of(split)):
+        found = fitted([trace], renderer, traces.max_tokens)
+        cut += found.cut
+        # By turn: of what is cut, the text here is not what the hash is of.
+        seen = {turn for turn, hashes in observations(trace) if corpus.sees(hashes)}
+        kept += [_without(trajectory, seen) for trajectory in found.trajectories]
+    return Fitted(tuple(kept), cut)
+
+
+def pool_splits(*, alone: bool) -> dict[str, Split]:
+    """The pools of held-out traces by name, each with its split: all that a run has, or one beside an environment's."""
+    return {"validation": "validation", "heldout": "heldout"} if alone else {POOL: "heldout"}
+
+
+def traces_record(traces: Traces, pools: Mapping[str, Fitted]) -> Row:
+    """What environment.json says of a run's traces: files, splits, overlap, and what was cut of each pool."""
+    cut = {name: pool.cut for name, pool in pools.items()}
+    return {**traces.corpus.to_json(), "max_tokens": traces.max_tokens, "cut": cut}
+
+
+def trace_notices(record: Row, splits: Mapping[str, Split]) -> list[str]:
+    """What a run's traces are, from its record, line by line: counts, and what of its pools is not measured."""
+    repeated = f"; {record['repeated']} repeat another" if record["repeated"] else ""
+    held = (record[name]["traces"] for name in ("validation", "heldout"))
+    lines = ["traces: {} to train on, {} for validation, {} held out{}".format(record["train"], *held, repeated)]
+    for pool, split in splits.items():
+        name = "held-out" if split == "heldout" else split
+        lines.append(f"{name} traces: {overlap_line(record[split])}")
+        if cut := record["cut"][pool]:
+            lines.append(f"{name} traces: cut at {record['max_tokens']} tokens: {cut}")
+    return lines
+
+
+def _without(trajectory: Trajectory, turns: set[int]) -> Trajectory:
+    """`trajectory` with the observations of these turns as context."""
+    segments, turn = [], -1
+    for segment in trajectory.segments:
+        turn += segment.role is Role.ACTION
+        seen = segment.role is Role.ENV_OUTPUT and turn in turns
+        segments.append(replace(segment, role=Role.CONTEXT) if seen else segment)
+    return replace(trajectory, segments=tuple(segments))

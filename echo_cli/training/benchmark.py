@@ -1,0 +1,329 @@
+"""What the env term costs: one optimizer step's update with it and without it, side by side on the same rollouts.
+
+Each repeat plays fresh on-policy rollouts once, then times the update of every variant on them, in an order drawn anew,
+so that a machine whose speed drifts is as fast for one as for another. An update is what the loop does with rollouts:
+advantages, weights, forward and backward passes, and the optimizer step. Its learning rate is 0: it does all its work
+and leaves the weights as they are, so every variant and every repeat sees the same policy.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from statistics import median as middle
+from typing import Any
+
+import torch
+
+from echo_cli.config.objective import ObjectiveSettings
+from echo_cli.config.schema import Config
+from echo_cli.environments.protocol import Worlds
+from echo_cli.environments.worlds import open_worlds
+from echo_cli.errors import EchoError
+from echo_cli.models.policy import TorchPolicy
+from echo_cli.objective.advantages import step_advantages
+from echo_cli.objective.batch import count_rollouts
+from echo_cli.objective.filters import filter_env_rollouts
+from echo_cli.objective.loss import step_totals, step_weights
+from echo_cli.objective.schedule import world_model_coeff_at
+from echo_cli.seeds import generator
+from echo_cli.statistics import median
+from echo_cli.training.loop import play_explorers, play_tasks
+from echo_cli.training.session import build_policy
+from echo_cli.trajectory import Role, Trajectory
+
+Result = dict[str, Any]
+
+BASELINE = "lambda_zero"
+
+# The λ that stands for λ > 0 where the config has none: the paper's. What it is makes no difference to the cost.
+_SOME_COEFF = 0.05
+
+# λ is the variant's, and a schedule that follows the RL gradient is none for the env term alone.
+_NO_SCHEDULE: Mapping[str, Any] = {
+    field.name: field.default
+    for field in fields(ObjectiveSettings)
+    if field.name.startswith(("schedule", "gradient_ratio_", "world_model_coeff_end"))
+}
+
+_CUDA_MEMORY = "peak of torch's CUDA allocator during the update, the largest of all repeats"
+_CPU_MEMORY = "peak resident set of a process of its own per variant, which plays a step's rollouts and updates twice"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to compute the update."""
+
+    name: str
+    label: str
+    coeff: float
+    scores_observations: bool = True
+    """False: observation targets never meet the head, so there is no env-CE to log either."""
+    second_pass: bool = False
+    """Whether the env term has a forward and a backward pass of its own."""
+    explorers: int = 0
+    """Scripted rollouts beside the on-policy ones."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One update, and the rollouts before it."""
+
+    rollout_s: float
+    update_s: float
+    rollouts: int
+    tokens: int
+    """All tokens of the batch, context included, each counted once."""
+    peak_bytes: int | None = None
+    """On CUDA."""
+
+    @property
+    def step_s(self) -> float:
+        return self.rollout_s + self.update_s
+
+
+def env_coeff(config: Config) -> tuple[float, bool]:
+    """The λ of the variants with an env term, and whether it is the config's: at step 0, if that is above 0."""
+    coeff = world_model_coeff_at(config.objective, 0, config.steps)
+    return (coeff, True) if coeff > 0 else (_SOME_COEFF, False)
+
+
+def variants(config: Config) -> list[Variant]:
+    """What to compare.
+
+    Raises:
+        EchoError: the config has no RL term.
+    """
+    if not config.objective.use_rl:
+        tip = "add objective.use_rl=true, or choose another --config"
+        raise EchoError(
+            "objective.use_rl is false: bench compares with plain GRPO, and there is none",
+            "choose a --config with an environment" if config.environment.none else tip,
+        )
+    coeff, explorers = env_coeff(config)[0], config.rollout.explorers
+    found = [
+        Variant("actions_only", "λ = 0, observations not scored", 0.0, scores_observations=False),
+        Variant(BASELINE, "λ = 0, observations scored for the log", 0.0),
+        Variant("one_pass", f"λ = {coeff:g}, the same forward pass", coeff),
+        Variant("second_pass", f"λ = {coeff:g}, a second pass for the env term", coeff, second_pass=True),
+    ]
+    if explorers:
+        found.append(Variant("explorers", f"λ = {coeff:g} and {explorers} explorers", coeff, explorers=explorers))
+    return found
+
+
+def bench(config: Config, repeats: int, on_progress: Callable[[str], None] = lambda _: None) -> Result:
+    """Measure every variant, `repeats` times each after a warm-up. Progress is told in words.
+
+    Raises:
+        EchoError: the config has no RL term, the policy cannot be built, or a gradient is not finite.
+    """
+    compared = variants(config)
+    policy, choice = build_policy(config)
+    on_progress(f"{len(compared)} variants on {choice.reason}")
+    timings: list[dict[str, Timing]] = []
+    with open_worlds(config) as worlds:
+        for number in range(repeats + 1):  # the first is the warm-up
+            played = _play(config, policy, worlds, max(variant.explorers for variant in compared), number)
+            order = generator(config.seed, "bench", number).sample(compared, len(compared))
+            timings.append({variant.name: _update(config, policy, played, variant) for variant in order})
+            if number and (number % 5 == 0 or number == repeats):
+                on_progress(f"repeat {number}/{repeats}")
+    coeff, configured = env_coeff(config)
+    result: Result = {
+        "device": choice.reason,
+        "threads": torch.get_num_threads(),
+        "repeats": repeats,
+        "lambda": coeff,
+        "lambda_from_config": configured,
+        "traces_left_out": config.traces is not None,
+        "variants": summarize(compared, timings[1:]),
+    }
+    cuda = choice.device.type == "cuda"
+    if not cuda:
+        on_progress("peak memory, one process per variant")
+        for row, variant in zip(result["variants"], compared, strict=True):
+            row["peak_memory_bytes"] = _peak_of_own_process(config, variant)
+    return result | {"memory": _CUDA_MEMORY if cuda else _CPU_MEMORY, "sentence": sentence(result)}
+
+
+def summarize(compared: Sequence[Variant], repeats: Sequence[Mapping[str, Timing]]) -> list[Result]:
+    """One row a variant over the repeats: medians and ranges, and ratios to λ = 0 paired within each repeat."""
+    rows = []
+    for variant in compared:
+        own, base = ([repeat[name] for repeat in repeats] for name in (variant.name, BASELINE))
+        pairs = list(zip(own, base, strict=True))
+        rows.append(
+            {
+                "name": variant.name,
+                "label": variant.label,
+                "lambda": variant.coeff,
+                "rollouts": own[0].rollouts,
+                "tokens": middle(timing.tokens for timing in own),
+                "rollout_seconds": _range([timing.rollout_s for timing in own]),
+                "update_seconds": _range([timing.update_s for timing in own]),
+                "step_seconds": _range([timing.step_s for timing in own]),
+                "update_tokens_per_second": middle(timing.tokens / timing.update_s for timing in own),
+                "step_tokens_per_second": middle(timing.tokens / timing.step_s for timing in own),
+                "update_ratio": _ratio([timing.update_s / zero.update_s for timing, zero in pairs]),
+                "step_ratio": _ratio([timing.step_s / zero.step_s for timing, zero in pairs]),
+                "peak_memory_bytes": max(timing.peak_bytes or 0 for timing in own) or None,
+            }
+        )
+    return rows
+
+
+def sentence(result: Result) -> str:
+    """What λ > 0 costs, in one sentence."""
+    rows = {row["name"]: row for row in result["variants"]}
+    one, second = rows["one_pass"], rows["second_pass"]
+    low, high = one["update_ratio"]["low"], one["update_ratio"]["high"]
+    interval = "" if low is None else f" (95 % interval {_percent(low)} to {_percent(high)})"
+    return (
+        f"λ = {result['lambda']:g} costs {_percent(one['update_ratio']['median'])} over λ = 0 in an update{interval} "
+        f"and {_percent(one['step_ratio']['median'])} in a whole step; a second pass would cost "
+        f"{_percent(second['update_ratio']['median'])} and {_percent(second['step_ratio']['median'])}."
+    )
+
+
+def accumulate(
+    policy: TorchPolicy,
+    trajectories: Sequence[Trajectory],
+    settings: ObjectiveSettings,
+    variant: Variant,
+    temperature: float,
+) -> None:
+    """Weigh the rollouts and add the gradient of the variant's loss to the policy's.
+
+    The second pass runs on observation targets alone and the first, then, on action targets alone: nothing is scored
+    twice. Both take the weights of the whole batch, so their gradients add up to that of the one pass.
+    """
+    advantages_B = step_advantages(trajectories, settings.advantage)
+    kept = filter_env_rollouts(trajectories, settings).kept
+    counts = count_rollouts(trajectories, settings.selected_roles, kept=kept)
+    weights = step_weights(counts, step_totals(counts), settings)
+    blind = variant.second_pass or not variant.scores_observations
+    first = [_without_observations(t, settings) for t in trajectories] if blind else trajectories
+    first_coeff = 0.0 if variant.second_pass else variant.coeff
+    policy.forward_backward(first, advantages_B, weights, settings, first_coeff, temperature)
+    if variant.second_pass:
+        env_only = replace(settings, use_rl=False, kl_coeff=0.0, **_NO_SCHEDULE)
+        policy.forward_backward(trajectories, None, weights, env_only, variant.coeff, temperature)
+
+
+def _without_observations(trajectory: Trajectory, settings: ObjectiveSettings) -> Trajectory:
+    """The same tokens, none of which is a target of the env term."""
+    segments = tuple(
+        replace(segment, role=Role.CONTEXT) if segment.role in settings.selected_roles else segment
+        for segment in trajectory.segments
+    )
+    return replace(trajectory, segments=segments)
+
+
+@dataclass(frozen=True)
+class _Rollouts:
+    """The rollouts of one step, and the seconds that they took."""
+
+    on_policy: Sequence[Trajectory]
+    explorers: Sequence[Trajectory]
+    on_policy_s: float
+    explorers_s: float
+
+
+def _play(config: Config, policy: TorchPolicy, worlds: Worlds, explorers: int, step: int) -> _Rollouts:
+    started = _now(policy)
+    on_policy = play_tasks(config, policy, worlds, step)
+    played = _now(policy)
+    scripted = play_explorers(config, policy, worlds, step, explorers)
+    return _Rollouts(on_policy, scripted, played - started, _now(policy) - played)
+
+
+def _update(config: Config, policy: TorchPolicy, played: _Rollouts, variant: Variant) -> Timing:
+    exploring = variant.explorers > 0
+    trajectories = [*played.on_policy, *(played.explorers if exploring else ())]
+    cuda = policy.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(policy.device)
+    begun = _now(policy)
+    accumulate(policy, trajectories, config.objective, variant, config.rollout.temperature)
+    norm = policy.optim_step(lr=0.0)
+    ended = _now(policy)
+    if not math.isfinite(norm):
+        raise EchoError(f"the gradient norm is {norm}: no step to time", "check the weights in model.path", exit_code=1)
+    return Timing(
+        rollout_s=played.on_policy_s + (played.explorers_s if exploring else 0.0),
+        update_s=ended - begun,
+        rollouts=len(trajectories),
+        tokens=sum(map(len, trajectories)),
+        peak_bytes=torch.cuda.max_memory_allocated(policy.device) if cuda else None,
+    )
+
+
+def _now(policy: TorchPolicy) -> float:
+    """The clock, once the device has done what it was given."""
+    if policy.device.type == "cuda":
+        torch.cuda.synchronize(policy.device)
+    return time.perf_counter()
+
+
+def _range(values: Sequence[float]) -> dict[str, float]:
+    return {"median": middle(values), "min": min(values), "max": max(values)}
+
+
+def _ratio(values: Sequence[float]) -> dict[str, float | None]:
+    estimate = median(values)
+    interval = {"low": estimate.low, "high": estimate.high}
+    return {"median": estimate.value, **interval, "min": min(values), "max": max(values)}
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.1f} %"
+
+
+def _peak_of_own_process(config: Config, variant: Variant) -> int:
+    """Bytes that a new process needs at most for a warm-up and a step of `variant`.
+
+    A process of its own, because memory that one variant's allocations leave behind would hide the next one's peak.
+    """
+    code = "import sys, echo_cli.training.benchmark as b; b.print_peak(sys.argv[1], sys.stdin.read())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, variant.name],
+        input=config.model_dump_json(),
+        capture_output=True,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches this process, which then ends the other
+    )
+    if done.returncode != 0:
+        reason = f"signal {-done.returncode}" if done.returncode < 0 else (done.stderr.strip().splitlines() or [""])[-1]
+        raise EchoError(
+            f"the process that measures the memory of '{variant.label}' failed: {reason}",
+            "if there is too little memory, lower optim.token_budget",
+            exit_code=1,
+        )
+    return int(done.stdout)
+
+
+def print_peak(name: str, config_json: str) -> None:
+    """Warm up, update once, and print this process's peak resident set in bytes; run by `bench` in a new process."""
+    config = Config.model_validate_json(config_json)
+    (variant,) = (variant for variant in variants(config) if variant.name == name)
+    policy, _ = build_policy(config, quiet=True)
+    with open_worlds(config) as worlds:
+        played = _play(config, policy, worlds, variant.explorers, step=0)
+    for _ in range(2):  # the first makes the optimizer's state
+        _update(config, policy, played, variant)
+    print(_peak_resident_bytes())
+
+
+def _peak_resident_bytes() -> int:
+    if sys.platform == "linux":
+        # Not ru_maxrss, which on Linux also counts the process that this one was forked from.
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return 1024 * int(status["VmHWM"].removesuffix("kB"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS

@@ -1,0 +1,258 @@
+"""Collapse, early: alarms from a run's metric rows, which are all the state there is, so that a resumed run agrees.
+
+Most signals are levels of the on-policy rollouts (behaviour.py). The mean of the last `window` steps raises an alarm
+where it is beyond an absolute bound *and* worse than the run's own best window by the factor `change`: a run that
+starts low is not collapsing, and one that learns first is measured against what it had learned. A level with a ceiling
+is compared by the room below it: the best window must have had that much more of it than the bound leaves, for closer
+to the ceiling a few rollouts make a factor. A window holds `min_tasks` tasks at least, however many steps that
+takes: over five steps of one task each, which tasks came up decides, and not what the policy has become.
+
+Two signals need more than a level:
+
+- `easy_rollouts`: of the best reward less than `min_reward_kept` is left, and since then the env-CE of on-policy
+  observations has fallen by `change`: rollouts easy to predict and useless (λ = 0.2 in ECHO, arXiv 2605.24517).
+- `ood`: out-of-distribution env-CE has risen by `max_ood_rise` over its start on the same pairs, while held-out env-CE
+  is no better than its own start. While held-out improves, a rise out of distribution is the price of learning a world.
+
+Each signal raises one alarm in a run. A signal without values, as in verifier-free runs on scripts, is silent. The
+signals of diversity count within a step and see little where it has few tasks: one action is `commands` enough for two
+tasks, one output `observations` enough for four, and a short text does not compress. The other signals watch such runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from echo_cli.config.schema import CollapseConfig, RolloutConfig
+from echo_cli.errors import EchoError
+
+Row = Mapping[str, Any]
+
+_TIP = (
+    "its checkpoint is kept: to go on from it, --resume with collapse.action=warn; "
+    "or try a lower objective.world_model_coeff or optim.lr"
+)
+
+
+class CollapseError(EchoError):
+    """A run that `collapse.action: stop` has ended; exit code 3."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A signal that says the run is collapsing, the step after which it does, and why, in one line."""
+
+    signal: str
+    step: int
+    reason: str
+
+    def to_json(self) -> dict[str, str]:
+        """As it stands in the `warnings` of its step's row."""
+        return {"signal": self.signal, "reason": self.reason}
+
+
+def alarms(rows: Sequence[Row], settings: CollapseConfig, rollout: RolloutConfig) -> list[Alarm]:
+    """Every alarm of a run, in order, from its rows alone; what the rows say of earlier alarms is not read."""
+    found: list[Alarm] = []
+    for count in range(1, len(rows) + 1):
+        found += new_alarms(rows[:count], settings, rollout, {alarm.signal for alarm in found})
+    return found
+
+
+def new_alarms(
+    rows: Sequence[Row], settings: CollapseConfig, rollout: RolloutConfig, raised: Collection[str]
+) -> list[Alarm]:
+    """The alarms that the last of `rows` raises, apart from signals `raised` before.
+
+    Args:
+        rollout: the cap of an action, the ceiling of its mean length; the group size, which the compression ratio
+            grows with, as rollouts of one task come to agree in a healthy run; and the tasks of a step.
+    """
+    if settings.action == "off" or not rows:
+        return []
+    window = max(settings.window, math.ceil(settings.min_tasks / max(rollout.tasks_per_step, 1)))
+    settings = settings.model_copy(update={"window": window})
+    reasons = {level.signal: _level_reason(level, rows, settings) for level in _levels(settings, rollout)}
+    reasons |= {"easy_rollouts": _easy_rollouts(rows, settings), "ood": _ood(rows[-1], settings)}
+    step = int(rows[-1]["step"])
+    return [Alarm(signal, step, reason) for signal, reason in reasons.items() if reason and signal not in raised]
+
+
+def lambda_factor(rows: Sequence[Row], settings: CollapseConfig) -> float:
+    """What `lower_lambda` multiplies λ by after `rows`: `lower_factor` for each step with an alarm, else 1.
+
+    Once a step, whatever the number of its alarms: one collapse shows in several signals.
+    """
+    if settings.action != "lower_lambda":
+        return 1.0
+    return float(settings.lower_factor ** sum(bool(row.get("warnings")) for row in rows))
+
+
+def stop_if_collapsed(rows: Sequence[Row], settings: CollapseConfig) -> None:
+    """Raise a CollapseError with the reasons of the first step with an alarm, if alarms are to stop the run."""
+    first = next((row for row in rows if row.get("warnings")), None)
+    if first is not None and settings.action == "stop":
+        reasons = "; ".join(f"{warning['signal']}: {warning['reason']}" for warning in first["warnings"])
+        raise CollapseError(f"collapsed at step {first['step']}: {reasons}", _TIP, exit_code=3)
+
+
+@dataclass(frozen=True)
+class _Level:
+    """A metric with a lower or an upper bound; `what` it is and the `figure` are for the reason."""
+
+    signal: str
+    key: str
+    what: str
+    figure: str
+    low: float | None = None
+    high: float | None = None
+    ceiling: float | None = None
+
+    def is_beyond(self, value: float) -> bool:
+        return value < self.low if self.low is not None else self.high is not None and value > self.high
+
+    def is_worse(self, now: float, best: float, change: float) -> bool:
+        """Whether `now`, which is beyond the bound, is worse than `best` by the factor `change`."""
+        if self.low is not None:
+            return now * change < best
+        if self.ceiling is not None and self.high is not None:
+            return (self.ceiling - self.high) * change < self.ceiling - best
+        return now > best * change
+
+
+def _levels(settings: CollapseConfig, rollout: RolloutConfig) -> list[_Level]:
+    length, longest = "train/action_length", float(rollout.max_action_tokens)
+    repetitive = settings.max_compression * rollout.group_size
+    return [
+        _Level("entropy", "train/entropy", "action entropy", "{:.3g} nats", settings.min_entropy),
+        _Level("short_actions", length, "mean action", "{:.3g} tokens", settings.min_action_length),
+        _Level(
+            "long_actions",
+            length,
+            "mean action",
+            "{:.3g} tokens",
+            high=settings.max_action_fill * longest,
+            ceiling=longest,
+        ),
+        _Level(
+            "valid_actions",
+            "train/valid_action_fraction",
+            "valid actions",
+            "{:.0%}",
+            settings.min_valid_action_fraction,
+        ),
+        _Level(
+            "capped",
+            "train/capped_fraction",
+            "rollouts that end at a cap",
+            "{:.0%}",
+            high=settings.max_capped_fraction,
+            ceiling=1.0,
+        ),
+        _Level(
+            "commands",
+            "train/commands_per_task",
+            "distinct commands",
+            "{:.3g} a task",
+            settings.min_commands_per_task,
+        ),
+        _Level(
+            "observations",
+            "train/observations_per_task",
+            "distinct observations",
+            "{:.3g} a task",
+            settings.min_observations_per_task,
+        ),
+        _Level(
+            "command_compression",
+            "train/command_compression",
+            "compression ratio of commands",
+            "{:.3g}",
+            high=repetitive,
+        ),
+        _Level(
+            "observation_compression",
+            "train/observation_compression",
+            "compression ratio of observations",
+            "{:.3g}",
+            high=repetitive,
+        ),
+        _Level(
+            "role_confusion",
+            "train/role_confusion",
+            "turns that imitate the environment",
+            "{:.0%}",
+            high=settings.max_role_confusion,
+        ),
+    ]
+
+
+def _level_reason(level: _Level, rows: Sequence[Row], settings: CollapseConfig) -> str | None:
+    # The bound first: it takes the last rows only, and hardly any step is beyond it.
+    last = list(islice((row[level.key] for row in reversed(rows) if _is_number(row.get(level.key))), settings.window))
+    if len(last) < settings.window or not level.is_beyond(math.fsum(last) / len(last)):
+        return None
+    kept, (means,) = _window_means(rows, settings.window, level.key)
+    if len(means) < 2:
+        return None
+    best = int(means[:-1].argmax() if level.low is not None else means[:-1].argmin())
+    if settings.change > 0 and not level.is_worse(means[-1], means[best], settings.change):
+        return None
+    now, before = (level.figure.format(means[at]) for at in (-1, best))
+    return f"{level.what} {now} {_span(kept, -1, settings)}, {before} {_span(kept, best, settings)}"
+
+
+def _easy_rollouts(rows: Sequence[Row], settings: CollapseConfig) -> str | None:
+    kept, (rewards, env_ces) = _window_means(rows, settings.window, "train/reward", "train/policy_env_ce")
+    if len(rewards) < 2:
+        return None
+    peak = int(rewards[:-1].argmax())
+    lost = rewards[peak] >= settings.min_peak_reward and rewards[-1] < settings.min_reward_kept * rewards[peak]
+    if not lost or not (env_ces[-1] * settings.change < env_ces[peak]):
+        return None
+    return (
+        f"reward {rewards[-1]:.3g} and on-policy env-CE {env_ces[-1]:.3g} {_span(kept, -1, settings)}, "
+        f"{rewards[peak]:.3g} and {env_ces[peak]:.3g} {_span(kept, peak, settings)}"
+    )
+
+
+def _ood(row: Row, settings: CollapseConfig) -> str | None:
+    ood, ood_start, heldout, heldout_start = (
+        row.get(key) for key in ("ood/env_ce", "ood/env_ce_start", "heldout/env_ce", "heldout/env_ce_start")
+    )
+    if ood is None or ood_start is None or heldout is None or heldout_start is None:
+        return None
+    if not ood > settings.max_ood_rise * ood_start or heldout < heldout_start:
+        return None
+    return (
+        f"out-of-distribution env-CE {ood:.3g} nats, {ood_start:.3g} at the start, "
+        f"and held-out {heldout:.3g}, {heldout_start:.3g} at the start"
+    )
+
+
+def _window_means(rows: Sequence[Row], window: int, *keys: str) -> tuple[list[Row], tuple[NDArray[np.float64], ...]]:
+    """The rows that have all of `keys`, and the means of each over every `window` successive ones of those."""
+    kept = [row for row in rows if all(_is_number(row.get(key)) for key in keys)]
+    if len(kept) < window:
+        return kept, tuple(np.empty(0) for _ in keys)
+    series = (np.array([row[key] for row in kept], dtype=np.float64) for key in keys)
+    return kept, tuple(sliding_window_view(values, window).mean(axis=1) for values in series)
+
+
+def _is_number(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _span(kept: Sequence[Row], number: int, settings: CollapseConfig) -> str:
+    """The steps of a window, by its number among those of `_window_means`; -1 is the last."""
+    begin = number if number >= 0 else len(kept) - settings.window
+    first, last = kept[begin]["step"], kept[begin + settings.window - 1]["step"]
+    return f"at step {last}" if first == last else f"over steps {first}-{last}"

@@ -1,0 +1,239 @@
+"""What a run would do, and what it will cost, before it does it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from echo_cli.config.objective import ObjectiveSettings
+from echo_cli.config.schema import Config
+from echo_cli.errors import EchoError
+from echo_cli.models.architecture import shape_of
+from echo_cli.models.memory import (
+    Dtype,
+    MemoryPrediction,
+    longest_episode,
+    longest_trace,
+    predict_memory,
+    trained_parameters,
+)
+from echo_cli.objective.schedule import GradientNorms, world_model_coeff_at
+from echo_cli.traces.corpus import TraceCorpus, overlap_line
+
+if TYPE_CHECKING:
+    from echo_cli.models.device import DeviceChoice
+    from echo_cli.models.device_memory import DeviceMemory
+
+
+def plan(config: Config, path: Path, corpus: TraceCorpus | None = None) -> dict[str, Any]:
+    """The plan of `--dry-run`: what is played, learned and held in memory. Token counts have context in them.
+
+    Args:
+        corpus: the traces of a config that has some.
+    """
+    evaluation = config.evaluation
+    policy_rollouts, explorers = rollouts_of_step(config)
+    return {
+        "run directory": str(path),
+        "environment": config.environment.source,
+        **_of_model(config),
+        "λ": first_coeff(config),
+        "λ in portable units, estimated": portable_estimate(config),
+        "policy rollouts per step": policy_rollouts,
+        "explorer rollouts per step": explorers,
+        **_of_traces(config, corpus),
+        "tokens per step, at most": _most_tokens(config),
+        "evaluations": 1 + -(-config.steps // evaluation.every),
+        "rollouts per held-out task and evaluation": evaluation.heldout_rollouts,
+        "steps between held-out rollouts": evaluation.pass_every,
+        "steps between gradient probes, 0 for none": config.probe_every,
+        **({"tracked by": ", ".join(config.track)} if config.track else {}),
+        **_of_memory(config),
+    }
+
+
+def rollouts_of_step(config: Config) -> tuple[int, int]:
+    """Rollouts of the policy and of explorers. At λ = 0 explorers are not played."""
+    explorers = config.rollout.explorers if first_coeff(config) > 0 else 0
+    return config.rollout.tasks_per_step * config.rollout.group_size, explorers
+
+
+def traces_of_step(config: Config) -> int:
+    """Traces of a step. Where nothing would be learned from them beside the RL term, they are not read."""
+    if config.traces is None:
+        return 0
+    useful = first_coeff(config) > 0 or config.imitation_coeff > 0 or config.rollout.tasks_per_step == 0
+    return config.traces.per_step if useful else 0
+
+
+def _most_tokens(config: Config) -> int | str:
+    tokens, traces = sum(rollouts_of_step(config)) * longest_episode(config), traces_of_step(config)
+    if traces == 0:
+        return tokens
+    shape = shape_of(config.model)
+    if shape is None:
+        return f"{tokens}, and {traces} traces of the model's context, which is not known here"
+    return tokens + traces * longest_trace(shape, config)
+
+
+def _of_traces(config: Config, corpus: TraceCorpus | None) -> dict[str, Any]:
+    """Of a run on traces: how many a step and in all, and what training sees of those that are held out."""
+    if corpus is None:
+        return {}
+    found = corpus.to_json()
+    held = {name: found[split] for name, split in (("validation", "validation"), ("held-out", "heldout"))}
+    return {
+        "traces per step": traces_of_step(config),
+        "traces": {"train": found["train"], **{name: overlap["traces"] for name, overlap in held.items()}},
+        "traces that repeat another": found["repeated"],
+        **{f"{name} traces": overlap_line(overlap) for name, overlap in held.items()},
+        "epochs over the training traces": round(traces_of_step(config) * config.steps / found["train"], 2),
+        "weight of imitation": config.imitation_coeff,
+    }
+
+
+def first_coeff(config: Config) -> float:
+    """λ at the first step."""
+    return world_model_coeff_at(config.objective, 0, config.steps, GradientNorms())
+
+
+def portable_estimate(config: Config) -> str:
+    """What λ means under the config's normalisations: `objective.portable_lambda`, before anything is played.
+
+    It depends on how many tokens a rollout acts and observes, and on the rewards. So the ratio of the tokens is left
+    as a factor, beside its value where every text reaches its cap, and mean |advantage| is what is expected of it.
+    """
+    settings, rollout = config.objective, config.rollout
+    if not settings.use_rl:
+        return "none: there is no RL term"
+    rl_rollouts, explorers = rollouts_of_step(config)
+    others = explorers + traces_of_step(config)
+    expected = expected_advantage(settings, rollout.group_size)
+    if expected == 0:
+        return "none: a group of one has no advantage"
+    factor = first_coeff(config) * rl_rollouts / (rl_rollouts + others) / expected
+    # With tokens a and o of a rollout's actions and observations, the weights are 1 / (rollouts · a) and
+    # 1 / (rollouts · o), whichever mean is taken; with fixed_length, max_length stands for a or o.
+    fixed = str(settings.max_length)
+    actions, most_actions = "action tokens", float(rollout.max_action_tokens)
+    observations, most_observations = "observation tokens", float(rollout.max_output_tokens)
+    if settings.rl_normalization == "fixed_length":
+        actions, most_actions = fixed, float(fixed)
+    if settings.env_normalization == "fixed_length":
+        observations, most_observations = fixed, float(fixed)
+    assumed = f"at mean |advantage| {expected:.2g}"
+    if actions == observations:
+        return f"r = {factor:.3g}, {assumed}"
+    at_caps = factor * most_actions / most_observations
+    return f"r = {factor:.3g} × {actions} / {observations}, which is {at_caps:.2g} at their caps, {assumed}"
+
+
+def expected_advantage(settings: ObjectiveSettings, group_size: int) -> float:
+    """Mean |advantage| where rewards vary in every group: √(2/π) of normal ones, divided by their deviation.
+
+    Without that division it has the rewards' unit: 0.5 of rewards 0 and 1 at even odds, in large groups.
+    """
+    if group_size == 1:
+        return 0.0
+    if settings.advantage == "group_norm":
+        return math.sqrt(2 / math.pi)
+    return 0.5 * (group_size / (group_size - 1) if settings.advantage == "rloo" else 1.0)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Where a run computes and what it needs there."""
+
+    dtype: Dtype
+    memory: DeviceMemory | None
+    """None where the device is not on this machine."""
+    predicted: MemoryPrediction | None
+    """None where the shape is not known."""
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether more is predicted than there is."""
+        usable = None if self.memory is None else self.memory.usable
+        return self.predicted is not None and usable is not None and self.predicted.peak > usable
+
+    @property
+    def line(self) -> str:
+        """The prediction in one line."""
+        if self.predicted is None:
+            return _UNKNOWN
+        usable = None if self.memory is None else self.memory.usable
+        there = "" if usable is None else f" of {_gb(usable)} usable"
+        parts = ", ".join(f"{name} {_gb(size)}" for name, size in self.predicted.parts.items() if size > 0)
+        return f"predicted peak {_gb(self.predicted.peak)} GB{there}, in the {self.predicted.phase}: {parts}"
+
+
+_UNKNOWN = "unknown: only decoders of the Llama form whose config.json is on this machine are counted"
+
+
+def cost_on(choice: DeviceChoice, config: Config) -> Cost:
+    """What a run of a Hugging Face model needs on a device."""
+    from echo_cli.models.device_memory import device_memory
+
+    dtype: Dtype = "bfloat16" if "bfloat16" in str(choice.dtype) else "float32"
+    return _cost(config, dtype, choice.device.type, device_memory(choice.device))
+
+
+def _cost(config: Config, dtype: Dtype, device: str, memory: DeviceMemory | None) -> Cost:
+    shape = shape_of(config.model)
+    return Cost(dtype, memory, None if shape is None else predict_memory(shape, config, dtype, device))
+
+
+def memory_notice(config: Config, choice: DeviceChoice) -> list[str]:
+    """What the start of a run says of its memory, line by line; nothing of the built-in model's few megabytes."""
+    if config.model.kind == "tiny":
+        return []
+    found = cost_on(choice, config)
+    lines = [f"memory: {found.line}"]
+    if found.exceeds:
+        lines.append("warning: more memory is predicted than there is; lower optim.token_budget or rollout.group_size")
+    return lines
+
+
+def _of_model(config: Config) -> dict[str, Any]:
+    model, shape = config.model, shape_of(config.model)
+    if shape is None:
+        return {"model": f"{model.path}, of unknown size: its config.json is not on this machine, or of another form"}
+    trained = trained_parameters(shape, config)
+    share = "all" if model.lora is None else f"{trained / shape.parameters:.2%}, of a LoRA of rank {model.lora.rank}"
+    return {
+        "model": f"{model.path}, {shape.layers} layers of {shape.hidden}, {shape.max_length} tokens of context",
+        "parameters": shape.parameters,
+        "parameters trained": f"{trained} ({share})",
+    }
+
+
+def _of_memory(config: Config) -> dict[str, Any]:
+    """Of a Hugging Face model: its device and dtype, and the memory of both phases."""
+    if config.model.kind == "tiny":
+        return {}
+    from echo_cli.models.device import choose_device
+
+    try:
+        choice = choose_device(config.device, config.model.dtype)
+    except EchoError as error:
+        dtype: Dtype = "float32" if config.model.dtype == "float32" else "bfloat16"
+        found, where = _cost(config, dtype, "cuda", None), f"{error.message}; planned for one that is"
+    else:
+        found, where = cost_on(choice, config), choice.reason
+    planned: dict[str, Any] = {"device": where, "dtype": found.dtype}
+    if found.predicted is None:
+        return {**planned, "peak memory, GB, predicted": _UNKNOWN}
+    if found.memory is not None:
+        planned["memory of the device, GB"] = _gb(found.memory.total)
+    return {
+        **planned,
+        "peak memory, GB, predicted": _gb(found.predicted.peak),
+        "memory of a rollout phase, GB": {name: _gb(size) for name, size in found.predicted.rollout.items()},
+        "memory of an update, GB": {name: _gb(size) for name, size in found.predicted.update.items()},
+    }
+
+
+def _gb(size: int) -> float:
+    return round(size / 1e9, 2)

@@ -1,0 +1,101 @@
+"""The process of one tracker: `python -m echo_cli.trackers.host`, for `tracker.py`.
+
+It reads a `TrackedRun` from the first line of stdin, then `{"row": …}` lines, and at last `{"end": summary}`. To stdout
+it writes one line: `{"done": true}`, or `{"error": …}` where the tracker failed. Stdin ends without `end` when the run
+was killed: what was recorded by then is written out.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from echo_cli.errors import EchoError, first_line
+from echo_cli.files import read_jsonl, shown
+from echo_cli.pipe import say, take_pipes
+from echo_cli.training.trackers.tracking import FINISH_SECONDS, Row, TrackedRun, Tracker
+
+_SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD|_URL")  # of the names of environment variables
+
+
+def main() -> None:
+    """Track until the run ends. Never returns: what a tracker has left running cannot keep the process alive."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the run's, which says when it ends
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
+    orders, report = take_pipes()
+    try:
+        _track(orders)
+    except Exception as error:  # whatever a tracker raises, the run goes on and says so
+        say(report, {"error": _reason(error)})
+        os._exit(1)
+    say(report, {"done": True})
+    os._exit(0)
+
+
+def values_of(row: Row) -> dict[str, float | str]:
+    """What trackers get of a row of metrics.jsonl: its numbers that are finite, and its `warnings` as lines of text."""
+    values: dict[str, float | str] = {}
+    for name, value in row.items():
+        if isinstance(value, int | float) and math.isfinite(value) and name != "step":
+            values[name] = value
+    if row.get("warnings"):
+        values["warnings"] = "\n".join(f"{warning['signal']}: {warning['reason']}" for warning in row["warnings"])
+    return values
+
+
+def _track(orders: BinaryIO) -> None:
+    run = TrackedRun(**json.loads(orders.readline()))
+    tracker: Tracker = importlib.import_module(f"echo_cli.training.trackers.{run.tracker}").open_tracker(run)
+    for row in _rows_before(run):
+        if row["step"] >= tracker.first_step:
+            tracker.log(row["step"], values_of(row))
+    summary: Mapping[str, Any] | None = None
+    for line in orders:
+        message = json.loads(line)
+        if "row" not in message:
+            summary = message["end"]
+            break
+        row = message["row"]
+        if row["step"] >= tracker.first_step:
+            tracker.log(row["step"], values_of(row))
+    tracker.finish(summary)
+
+
+def _rows_before(run: TrackedRun) -> Iterator[Row]:
+    """The rows of metrics.jsonl that a resumed run goes on from: a tracker that is new to the run lacks them."""
+    if run.last_step is None:
+        return
+    for row in read_jsonl(Path(run.folder) / "metrics.jsonl"):
+        if row["step"] <= run.last_step:
+            yield row
+
+
+def _reason(error: Exception) -> str:
+    """One line, with the name of an environment variable in place of its value where that may be a secret."""
+    text = error.message if isinstance(error, EchoError) else f"{type(error).__name__}: {first_line(error)}"
+    for name, value in os.environ.items():
+        if _SECRET.search(name) and len(value) >= 8:
+            text = text.replace(value, f"${{{name}}}")
+    return shown(text)
+
+
+def _end_after(parent: int) -> None:
+    """Nobody is left to end a tracker that hangs when its run was killed."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    time.sleep(FINISH_SECONDS)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

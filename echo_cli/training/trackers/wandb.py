@@ -1,0 +1,94 @@
+"""Weights & Biases, in `wandb/` of the run directory: offline, unless WANDB_MODE says otherwise or there is an API key.
+
+Look at an offline run: `wandb sync outputs/RUN/wandb/offline-run-*`, which uploads it.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from echo_cli.files import delete
+from echo_cli.training.trackers.tracking import TrackedRun
+
+
+class WandbRun:
+    """A run of the project `echo-cli`, or WANDB_PROJECT, with the rows of metrics.jsonl and nothing else.
+
+    No code, console, machine or system statistics are recorded, and no crash is reported to its makers.
+    """
+
+    def __init__(self, run: TrackedRun) -> None:
+        folder = Path(run.folder) / "wandb"
+        folder.mkdir(exist_ok=True)
+        for name, value in {
+            "WANDB_ERROR_REPORTING": "false",
+            "WANDB_CACHE_DIR": str(folder / "cache"),
+            "WANDB_DATA_DIR": str(folder / "data"),
+        }.items():
+            os.environ.setdefault(name, value)
+        import wandb
+
+        self._wandb = wandb
+        settings = wandb.setup().settings
+        asked = os.environ.get("WANDB_MODE") or has_key(settings.base_url, settings.api_key)
+        id_file = folder / "run-id"
+        resumed = run.last_step is not None and id_file.exists()
+        run_id = id_file.read_text() if resumed else secrets.token_hex(4)
+        id_file.write_text(run_id)
+        # An offline run is uploaded folder by folder, each from its first row: the new one holds all of them.
+        for path in folder.glob(f"offline-run-*-{run_id}"):
+            delete(path)
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT") or "echo-cli",
+            id=run_id,
+            name=run.name,
+            group=run.group,
+            dir=run.folder,
+            config=run.config,
+            mode=None if asked else "offline",
+            resume="allow" if resumed else None,
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                symlink=False,
+                host="localhost",
+                save_code=False,
+                disable_code=True,
+                disable_git=True,
+                disable_job_creation=True,
+                x_disable_meta=True,
+                x_disable_stats=True,
+                x_save_requirements=False,
+            ),
+        )
+        self.first_step = 0 if self._run.offline or self._run.disabled else self._run.starting_step
+
+    def log(self, step: int, values: Mapping[str, float | str]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def finish(self, summary: Mapping[str, Any] | None) -> None:
+        if summary is not None:
+            self._run.summary.update(dict(summary))
+        ended_well = summary is not None and summary["status"] in ("finished", "stopped")
+        self._run.finish(exit_code=0 if ended_well else 1)
+        self._wandb.teardown()
+
+
+def open_tracker(run: TrackedRun) -> WandbRun:
+    return WandbRun(run)
+
+
+def has_key(base_url: str, in_settings: str | None) -> bool:
+    """Whether the user has an API key where wandb looks for one: its variables, its settings or .netrc."""
+    if in_settings or os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(base_url).netloc
+    named = os.environ.get("NETRC")
+    files = [Path(named).expanduser()] if named else [Path.home() / name for name in (".netrc", "_netrc")]
+    return any(path.is_file() and netrc.netrc(path).authenticators(host) is not None for path in files)

@@ -1,0 +1,276 @@
+"""Config files and overrides: what is wrong is named with its key, its line, and what was probably meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from echo_cli.config.environment import EnvironmentConfig, Section, ToyTerminalConfig
+from echo_cli.config.loader import configs_folder, find_config, key_paths, load_config, parse_override
+from echo_cli.config.model import ConversationConfig, ModelConfig, SamplerConfig
+from echo_cli.config.schema import Config
+from echo_cli.errors import EchoError
+
+SHIPPED = sorted(configs_folder().glob("*.yaml"))
+
+
+def _file(folder: Path, text: str | bytes) -> Path:
+    path = folder / "my.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def _refused(path: Path, *overrides: str) -> EchoError:
+    with pytest.raises(EchoError) as caught:
+        load_config(path, overrides)
+    assert caught.value.exit_code == 2
+    assert caught.value.tip
+    return caught.value
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_config_loads_and_survives_being_written(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    assert load_config(_file(tmp_path, config.to_yaml())) == config
+    assert find_config(path.stem) == path
+
+
+def test_the_shipped_configs_are_what_their_names_say() -> None:
+    objective = {path.stem: load_config(path).objective for path in SHIPPED}
+    assert objective["toy"].use_rl and objective["toy"].base_coeff > 0
+    assert objective["toy-grpo"].use_rl and objective["toy-grpo"].base_coeff == 0
+    assert not objective["toy-world-model"].use_rl
+    assert objective["toy-sparse"].use_rl and objective["toy-sparse"].base_coeff > 0
+
+
+def test_the_paper_config_is_the_papers_recipe() -> None:
+    config = load_config(find_config("paper-qwen3-8b"))
+    assert (config.preset, config.objective.base_coeff, config.model.path) == ("paper", 0.05, "Qwen/Qwen3-8B")
+    assert (config.objective.clip_low, config.objective.clip_high) == (0.2, 0.28)
+    assert (config.objective.rl_normalization, config.objective.env_normalization) == (
+        "token_mean",
+        "observation_tokens",
+    )
+    assert (config.optim.lr, config.optim.betas, config.optim.grad_clip) == (1e-6, (0.9, 0.95), 0.2)
+    rollout = config.rollout
+    assert (rollout.tasks_per_step, rollout.group_size, rollout.temperature) == (16, 16, 0.8)
+    assert config.environment.max_turns == 16
+    assert rollout.max_episode_tokens + 2 * rollout.max_output_tokens == 16_384
+
+
+def _keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _sections(model: type[Section]) -> Iterator[type[Section]]:
+    """`model` and the sections within it, those that may be left out and those in lists too."""
+    yield model
+    for field in model.model_fields.values():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                yield from _sections(kind)
+
+
+@pytest.mark.parametrize("name", ["toy", "toy-grpo", "toy-world-model", "toy-sparse"])
+def test_a_toy_config_has_every_key_that_matters_to_the_toy_terminal(name: str) -> None:
+    foreign = {f"model.{key}" for key in ModelConfig.model_fields} - {"model.path", "model.init"}
+    known = {key for key in key_paths() if not key.startswith("environment.")} - foreign
+    known = {key for key in known if key.partition(".")[0] not in ("conversation", "sampler")}
+    known -= {key for key in known if key.startswith(("model.lora.", "traces."))}
+    known |= {f"environment.toy_terminal.{key}" for key in ToyTerminalConfig.model_fields}
+    assert known <= set(_keys(yaml.safe_load(find_config(name).read_text())))
+
+
+def test_the_hf_smoke_config_explains_every_key_about_the_policy() -> None:
+    text = find_config("hf-smoke").read_text()
+    values = yaml.safe_load(text)
+    for name, section in (("model", ModelConfig), ("conversation", ConversationConfig), ("sampler", SamplerConfig)):
+        assert values[name].keys() == section.model_fields.keys()
+        lines = re.search(rf"^{name}:\n((?:  .+\n)+)", text, re.MULTILINE)
+        assert lines is not None and all("  # " in line for line in lines[1].splitlines())
+
+
+def test_the_sandbox_config_explains_every_key_of_an_environment() -> None:
+    text = find_config("sandbox").read_text()
+    section = text.partition("\nenvironment:\n")[2].partition("\nmodel:\n")[0]
+    assert yaml.safe_load(text)["environment"].keys() == EnvironmentConfig.model_fields.keys()
+    keys = {key for model in _sections(EnvironmentConfig) for key in model.model_fields}
+    assert {key for key in keys if not re.search(rf"\b{key}:", section)} == set()
+
+
+def _documented() -> list[str]:
+    """The configs of docs/environments.md."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "environments.md").read_text()
+    return re.findall(r"^```yaml\n(environment:\n.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("text", _documented())
+def test_a_documented_config_is_one(text: str, tmp_path: Path) -> None:
+    assert load_config(_file(tmp_path, text)).environment.url == "http://127.0.0.1:8000"
+
+
+@pytest.mark.parametrize("number", ["1e-5", "1E-5", "1.0e-5", "0.00001", ".1e-4", "+1e-5"])
+def test_a_number_is_a_number_in_a_file_and_on_the_command_line(number: str, tmp_path: Path) -> None:
+    path = _file(tmp_path, f"optim: {{lr: {number}}}")
+    assert load_config(path).optim.lr == 1e-5
+    assert load_config(path, [f"optim.lr={number}"]).optim.lr == 1e-5
+
+
+def test_a_quoted_number_is_an_error_that_says_so(tmp_path: Path) -> None:
+    error = _refused(_file(tmp_path, "seed: 0\noptim:\n  lr: '1e-5'\n"))
+    assert "'optim.lr' is \"1e-5\"" in error.message and "my.yaml:3" in error.message
+    assert error.tip == "write the number without quotes"
+    assert "command line: optim.lr='1e-5'" in _refused(_file(tmp_path, "seed: 0"), "optim.lr='1e-5'").message
+    section = _refused(_file(tmp_path, "optim:\n  lr: 1e-3"), "optim={lr: '1e-5'}")
+    assert "command line: optim={lr: '1e-5'}" in section.message
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "tip"),
+    [
+        ("sede: 1", "unknown key 'sede' (", "did you mean 'seed'?"),
+        ("seed: 1\noptim:\n  lrr: 1", "unknown key 'optim.lrr' (", "did you mean 'optim.lr'?"),
+        ("lr: 1", "unknown key 'lr' (", "did you mean 'optim.lr'?"),
+        ("rollout:\n  use_rl: true", "unknown key 'rollout.use_rl' (", "did you mean 'objective.use_rl'?"),
+        ("objective:\n  lamda: 1", "unknown key 'objective.lamda' (", ""),
+        ("steps: many", "'steps' is \"many\"", "a number is expected here"),
+        ("steps: 1e2", "'steps' is 100.0", "whole number"),
+        ("steps: -1", "'steps' is -1", ""),
+        ("steps: true", "'steps' is true", ""),
+        ("seed: 2020-13-45", "'seed' is \"2020-13-45\"", ""),
+        ("optim: 3", "'optim' is 3", "this is a section"),
+        ("optim:", "'optim' is null", "this is a section"),
+        ("optim: {lr: .inf}", "'optim.lr' is Infinity", ""),
+        ("optim: {lr: .nan}", "'optim.lr' is NaN", ""),
+        ("optim: {betas: [0.9]}", "'optim.betas.1' is missing", ""),
+        ("objective: {world_model_coeff: -1}", "negative", "λ is 0 or more"),
+        ("objective: {world_model_coeff: .inf}", "'objective.world_model_coeff' is Infinity", ""),
+        ("objective: {world_model_coeff: '0.1'}", "'objective.world_model_coeff' is \"0.1\"", "without quotes"),
+        ("objective: {use_rl: false, world_model_coeff: 0}", "the loss is always 0", ""),
+        ("rollout: {explorers: 0, tasks_per_step: 0}", "no rollouts", ""),
+        ("environment: {toy_terminal: {world_seeds: [0, 0]}}", "a world occurs twice", ""),
+        (
+            "environment: {url: 'http://h:1', tasks: {seeds: 2}, observation: [{path: x, rolle: warning}]}",
+            "unknown key 'environment.observation.0.rolle'",
+            "did you mean 'environment.observation.0.role'?",
+        ),
+        (
+            "environment: {toy_terminal: {world_seds: [3]}}",
+            "unknown key 'environment.toy_terminal.world_seds'",
+            "did you mean 'environment.toy_terminal.world_seeds'?",
+        ),
+        ("environment: {toy_terminal: {}, prompt: '# '}", "environment.prompt has no effect with toy_terminal", ""),
+        (
+            "environment: {url: 'http://h:1', tasks: {toy_terminal: {}}, max_turns: 3}",
+            "environment.max_turns has no effect with toy_terminal",
+            "below toy_terminal",
+        ),
+        ("environment: {toy_terminal: {}, url: 'http://h:1', tasks: {seeds: 2}}", "toy_terminal and url", ""),
+        ("environment: {url: 'http://h:1', batch_wait_s: 1e12}", "'environment.batch_wait_s' is 1000000000000.0", ""),
+        ("environment: {toy_terminal: {world_seeds: [101]}}", "a world occurs twice", ""),
+        ("environment: {toy_terminal: {world_seeds: []}}", "world_seeds' is []", ""),
+        ('run_name: "a\\0b"', "'run_name' is", ""),
+        ("seed: 1\nseed: 2", "key 'seed' is given twice", "keep one"),
+        ("1: 2", "unknown key '1'", "top-level keys: steps, seed"),
+        ("", "is empty", "start from a shipped one"),
+        ("# nothing\n", "is empty", "start from a shipped one"),
+        ("- seed", "is not a mapping", "seed: 0"),
+        ("seed: [1", "not valid YAML", ""),
+        ("seed: 1\n\tsteps: 2", "not valid YAML", ""),
+        ("seed: 1\n---\nseed: 2", "not valid YAML", ""),
+        ("? [a, b]\n: 2", "not valid YAML", ""),
+        ("a: &a [*a]", "aliases", ""),
+        ("[" * 600, "not valid YAML", ""),
+        ("seed: !!int x", "not valid YAML", ""),
+        ("seed: !!binary aGk=", "not valid YAML", ""),
+        ("seed: !!python/object/apply:os.system ['false']", "not valid YAML", ""),
+        (b"\xff\xfe\x00", "cannot read config", ""),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_place(text: str | bytes, message: str, tip: str, tmp_path: Path) -> None:
+    error = _refused(_file(tmp_path, text))
+    assert message in error.message
+    assert "my.yaml" in error.message
+    assert tip in (error.tip or "")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("optim.lr", "'optim.lr' is not an override"),
+        ("=1", "is not an override"),
+        ("optim..lr=1", "is not an override"),
+        ("optim.lr=[1", "is not YAML"),
+        ("optim.lr=&a [*a]", "is not YAML"),
+        ("optim.lr=\udcff", "is not YAML"),
+        ("optim.lr.x=1", "'optim.lr' is a value, not a section"),
+        ("optim.lr=", "'optim.lr' is null"),
+        ("environment.toy_terminal.families=[kye]", "unknown task family 'kye'"),
+        ("objective.world_model_coeff=-0.1", "negative (command line: objective.world_model_coeff=-0.1"),
+    ],
+)
+def test_a_wrong_override_is_refused(word: str, message: str, tmp_path: Path) -> None:
+    assert message in _refused(_file(tmp_path, "optim: {lr: 1e-3}"), word).message
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "environment.headers={Key: hunter2}",
+        "environment.headers.Key=hunter2",
+        "environment.headers={Key: hunter2: }",
+        "environment={url: 'http://h:1', tasks: {seeds: 2}, headers: {Key: hunter2}}",
+    ],
+)
+def test_a_header_that_is_a_secret_is_not_repeated(word: str, tmp_path: Path) -> None:
+    file = _file(tmp_path, "environment: {url: 'http://h:1', tasks: {seeds: 2}}")
+    for more in ((), ("environment.reward.mode=final", "environment.headers.X=${X}")):
+        assert "hunter2" not in str(vars(_refused(file, word, *more)))
+
+
+def test_what_is_of_one_source_has_no_place_with_another(tmp_path: Path) -> None:
+    text = "environment: {url: 'http://h:1', tasks: {seeds: 2}, explorer: [a], client: a.b:C, headers: {X: '${X}'}}"
+    assert "environment.object_options has no effect with url" in (
+        _refused(_file(tmp_path, text), "environment.object_options={a: 1}").message
+    )
+    moved = load_config(_file(tmp_path, text), ["environment.object=a.b:D"]).environment
+    assert (moved.object, moved.client, moved.headers) == ("a.b:D", None, {})
+    both = ["environment.client=a.b:E", "environment.object=a.b:D"]
+    assert "environment.client has no effect with object" in _refused(_file(tmp_path, text), *both).message
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EchoError, match=r"no config file .*nothing\.yaml"):
+        find_config(str(tmp_path / "nothing.yaml"))
+
+
+def test_an_unknown_name_gets_the_nearest_one() -> None:
+    with pytest.raises(EchoError, match="no config named 'toy-world'") as caught:
+        find_config("toy-world")
+    assert caught.value.tip == "did you mean 'toy-world-model'?"
+
+
+def test_the_last_of_two_overrides_counts_and_values_are_yaml(tmp_path: Path) -> None:
+    config = load_config(_file(tmp_path, "seed: 1"), ["seed=2", "seed=3", "optim.betas=[0.5, 0.6]", "run_name=null"])
+    assert (config.seed, config.optim.betas, config.run_name) == (3, (0.5, 0.6), None)
+    assert parse_override("a.b=2020-01-01") == (("a", "b"), "2020-01-01")
+
+
+def test_keys_win_over_their_preset_and_the_command_line_over_the_file(tmp_path: Path) -> None:
+    path = _file(tmp_path, "preset: paper\noptim: {grad_clip: 0.5}")
+    assert load_config(path).objective.clip_high == 0.28
+    assert load_config(path).optim.grad_clip == 0.5
+    assert load_config(path, ["preset=released"]).objective.clip_high == 0.2
+    assert load_config(path, ["preset=released", "objective.clip_high=0.3"]).objective.clip_high == 0.3
+
+
+def test_the_defaults_are_a_config() -> None:
+    assert Config().steps == 60

@@ -1,0 +1,377 @@
+"""Servers that we start: once, on loopback, watched, and gone in every ending of the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loopback import ROOT, answers, environment, free_port
+
+from echo_cli.config.environment import ProviderConfig
+from echo_cli.environments.openenv.provider import provided
+from echo_cli.environments.openenv.provider_kinds import RuntimeServer, end_process, make_server
+from echo_cli.errors import EchoError
+
+pytestmark = pytest.mark.timeout(60)
+
+TINY = str(ROOT / "tests" / "tiny_server.py")
+
+
+@pytest.fixture(autouse=True)
+def where_modules_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+
+
+def _process(*options: str, **more: Any) -> ProviderConfig:
+    return ProviderConfig(kind="process", command=(sys.executable, TINY, "{port}", *options), **more)
+
+
+def _known(url: str) -> dict[str, Any]:
+    """What a tiny server knows of itself."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=5) as reply:
+        known: dict[str, Any] = json.load(reply)
+        return known
+
+
+def _group(group: int) -> list[str]:
+    """The processes of a group that still run."""
+    listed = subprocess.run(["ps", "-eo", "pgid=,stat=,command="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()]
+    return [row[2] for row in rows if row[0] == str(group) and not row[1].startswith("Z")]
+
+
+def _until(true: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_server_is_started_once_and_is_gone_after_the_block() -> None:
+    with provided(_process("--child")) as server:
+        known = _known(server.url)
+        assert known["argv"][1:] == [server.url.rpartition(":")[2], "--child"]
+        assert server.url.startswith("http://127.0.0.1:")
+        assert server.ended() is None
+        assert known["group"] != os.getpgrp()
+        assert len(_group(known["group"])) == 3  # the host, the server and its child
+    assert not answers(server.url)
+    assert _group(known["group"]) == []
+    assert server.ended() == "the server was stopped"
+
+
+def test_a_server_is_gone_after_an_exception() -> None:
+    with pytest.raises(KeyError), provided(_process()) as server:
+        known = _known(server.url)
+        raise KeyError
+    assert not answers(server.url) and _group(known["group"]) == []
+
+
+def test_a_process_that_heeds_no_request_to_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("echo_cli.environments.openenv.provider_kinds.STOP_SECONDS", 0.1)
+    deaf = subprocess.Popen([sys.executable, TINY, "0", "--deaf"], stdout=subprocess.PIPE)
+    assert deaf.stdout is not None
+    with deaf.stdout:
+        assert deaf.stdout.readline()
+        end_process(deaf)
+    assert deaf.returncode == -signal.SIGKILL
+
+
+def test_the_death_of_a_server_is_noticed() -> None:
+    with provided(_process()) as server:
+        known = _known(server.url)
+        os.kill(known["pid"], signal.SIGKILL)
+        _until(lambda: server.ended() is not None)
+        assert server.ended() == (
+            "the server has ended, killed by SIGKILL; its last output: \\x1b[1mlistening\\x1b[0m for None"
+        )
+    assert str(server.ended()).startswith("the server has ended")
+    assert _group(known["group"]) == []
+
+
+def test_the_death_of_the_host_is_noticed_and_nothing_is_left() -> None:
+    with provided(_process("--child")) as server:
+        known = _known(server.url)
+        os.kill(known["group"], signal.SIGKILL)  # its leader is the host
+        _until(lambda: server.ended() is not None)
+        assert str(server.ended()).startswith("the process that holds the server has ended")
+    assert _group(known["group"]) == []
+    assert not answers(server.url)
+
+
+RUN = """
+import signal, sys, threading
+from echo_cli.config.environment import ProviderConfig
+from echo_cli.environments.openenv.provider import provided
+ending, *command = sys.argv[1:]
+if ending == "asked":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+with provided(ProviderConfig(kind="process", command=tuple(command))) as server:
+    print(server.url, flush=True)
+    if ending != "end":
+        threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "number", "code"),
+    [
+        ("end", None, 0),
+        ("asked", signal.SIGTERM, 7),
+        ("default", signal.SIGTERM, -signal.SIGTERM),
+        ("default", signal.SIGINT, -signal.SIGINT),
+        ("default", signal.SIGKILL, -signal.SIGKILL),
+    ],
+)
+def test_no_ending_of_the_run_leaves_a_server(ending: str, number: signal.Signals | None, code: int) -> None:
+    command = [sys.executable, "-c", RUN, ending, sys.executable, TINY, "{port}", "--child"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment())
+    assert run.stdout is not None
+    url = run.stdout.readline().strip()
+    if number is not None:
+        group = _known(url)["group"]
+        run.send_signal(number)
+        assert run.wait(30) == code
+        _until(lambda: _group(group) == [])
+    assert run.wait(30) == code
+    run.stdout.close()
+    assert not answers(url)
+
+
+def test_ctrl_c_in_the_terminal_reaches_the_run_alone() -> None:
+    """The signal goes to the run's whole process group; the server must last until the step is finished."""
+    with provided(_process()) as server:
+        assert os.getsid(_known(server.url)["pid"]) != os.getsid(0)
+
+
+def test_a_server_that_ends_before_it_is_ready() -> None:
+    with pytest.raises(EchoError) as error, provided(_process("--end", "3")):
+        raise AssertionError("it has ended")
+    assert error.value.message == (
+        "the server has ended with exit code 3; its last output: \\x1b[1mlistening\\x1b[0m for None | no licence"
+    )
+    assert error.value.exit_code == 1 and "by hand" in str(error.value.tip)
+
+
+def test_a_server_that_is_not_ready_in_time() -> None:
+    message = r"not ready within 0\.7 s; its last output: .*listening"
+    with pytest.raises(EchoError, match=message) as error, provided(_process("--sick", start_timeout_s=0.7)):
+        raise AssertionError("it is never ready")
+    assert error.value.exit_code == 1 and "start_timeout_s" in str(error.value.tip)
+
+
+def test_variables_reach_the_server_and_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "s3cret")
+    with provided(_process(env={"TOKEN": "Bearer ${MY_TOKEN}", "MODE": "fast"})) as server:
+        known = _known(server.url)
+        assert (known["env"]["TOKEN"], known["env"]["MODE"]) == ("Bearer s3cret", "fast")
+        os.kill(known["pid"], signal.SIGKILL)
+        _until(lambda: server.ended() is not None)
+        assert "for Bearer ${MY_TOKEN}" in str(server.ended()) and "s3cret" not in str(server.ended())
+
+
+def test_a_port_of_ones_own() -> None:
+    port = free_port()
+    with provided(_process(port=port)) as server:
+        assert server.url == f"http://127.0.0.1:{port}"
+
+
+def test_a_process_needs_no_openenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "openenv.py").write_text("raise AssertionError('imported')\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]]))
+    with provided(_process()) as server:
+        assert answers(server.url)
+
+
+@contextmanager
+def _taken_port() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("config", "message", "tip"),
+    [
+        ({"kind": "dokcer"}, "there is no 'dokcer'", "did you mean 'docker'?"),
+        ({"kind": "process"}, "has no command", "add environment.provider.command"),
+        ({"kind": "process", "command": ("serve",)}, "where the port goes", "write {port}"),
+        (
+            {"kind": "process", "command": ("no-such-program", "{port}")},
+            "cannot start 'no-such-program': No such",
+            "words",
+        ),
+        (
+            {"kind": "process", "command": ("a", "{port}"), "image": "b"},
+            "image means nothing to kind proc",
+            "drop it",
+        ),
+        ({"kind": "docker"}, "has no image", "add environment.provider.image"),
+        ({"kind": "docker", "image": "a"}, "docker is not installed", "install Docker"),
+        ({"kind": "uv"}, "has no project_path", "add environment.provider.project_path"),
+        ({"kind": "uv", "project_path": "no/such"}, "there is no folder no/such", "uv project"),
+        ({"kind": "uv", "project_path": "."}, "uv is not installed", "install uv"),
+        (
+            {"kind": "process", "command": ("a", "{port}"), "env": {"A": "${NO_SUCH}"}},
+            "NO_SUCH is not set",
+            "export NO_SUCH",
+        ),
+    ],
+)
+def test_what_cannot_be_started_is_one_line_with_a_tip(
+    config: dict[str, Any], message: str, tip: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EchoError) as error, provided(ProviderConfig(**config)):
+        raise AssertionError("nothing is started")
+    assert message in error.value.message and tip in str(error.value.tip)
+    assert error.value.exit_code == 2 and "\n" not in error.value.message
+
+
+def test_python_is_the_one_that_runs_us_without_an_activated_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", os.defpath)
+    ours_alone = f"import pydantic, runpy; runpy.run_path({str(TINY)!r}, run_name='__main__')"
+    config = ProviderConfig(kind="process", command=("python", "-c", ours_alone, "{port}"))
+    with provided(config) as server:
+        assert answers(server.url)
+
+
+def test_a_port_that_another_server_has_is_refused() -> None:
+    message = "Address already in use"
+    with _taken_port() as port, pytest.raises(EchoError, match=message), provided(_process(port=port)):
+        raise AssertionError("the other would answer")
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in front of PATH, with stand-ins for docker and uv."""
+    docker, uv = tmp_path / "docker", tmp_path / "uv"
+    python, tiny = shlex.quote(sys.executable), shlex.quote(str(TINY))
+    for script in (ROOT / "tests" / "stand_in_docker.py", TINY):
+        shutil.copy(script, tmp_path)
+    docker.write_text(f'#!/bin/sh\nexec {python} {shlex.quote(str(tmp_path))}/stand_in_docker.py "$@"\n')
+    uv.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n[ "$1" = --version ] && exit\n'
+        # uv run --isolated --project PATH -- uvicorn APP --host HOST --port PORT --workers 1
+        f'shift 7\n[ "$1 $2" = "--host 127.0.0.1" ] && {python} {tiny} "$4"\nexit 9\n'
+    )
+    for program in (docker, uv):
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    return tmp_path
+
+
+def _asked(programs: Path) -> list[list[str]]:
+    return [json.loads(line) for line in (programs / "asked").read_text().splitlines()]
+
+
+def test_docker_publishes_on_loopback_alone_and_its_death_is_noticed(programs: Path) -> None:
+    with provided(ProviderConfig(kind="docker", image="org/echo-env:latest", env={"MODE": "fast"})) as server:
+        assert answers(server.url)
+        port = server.url.rpartition(":")[2]
+        run = next(words for words in _asked(programs) if words[0] == "run")
+        assert run[:3] == ["run", "-d", "--name"] and run[4:] == [
+            *("-p", f"127.0.0.1:{port}:8000", "-e", "MODE=fast"),
+            "org/echo-env:latest",
+        ]
+        os.kill(int((programs / "pid").read_text()), signal.SIGKILL)
+        _until(lambda: server.ended() is not None)
+        assert server.ended() == "the server has ended with exit code 247; its last output: from the container"
+    assert not answers(server.url)
+    verbs = [words[0] for words in _asked(programs)]
+    assert verbs[:2] == ["version", "run"] and verbs.index("stop") < verbs.index("rm")
+    assert ["rm", "--force", run[3]] in _asked(programs)
+
+
+def test_what_docker_refuses_is_told_without_its_command(programs: Path) -> None:
+    """OpenEnv's error holds the whole command, in which the variables are."""
+    server = make_server(ProviderConfig(kind="docker", image="missing", env={"TOKEN": "s3cret"}))
+    with pytest.raises(EchoError) as error:
+        server.start()
+    assert error.value.message == "docker cannot run image 'missing': Unable to find image 'missing:latest' locally"
+    assert error.value.tip == "docker pull missing, or build it" and error.value.exit_code == 2
+    server.stop()
+
+    (programs / "asleep").touch()
+    with pytest.raises(EchoError, match="Docker does not answer"):
+        make_server(ProviderConfig(kind="docker", image="a"))
+    with pytest.raises(EchoError, match=r"environment\.provider\.options: .*unexpected keyword argument 'gpus'"):
+        make_server(ProviderConfig(kind="docker", image="a", options={"gpus": 1}))
+
+
+def test_uv_runs_the_app_on_loopback(programs: Path, tmp_path: Path) -> None:
+    server = make_server(ProviderConfig(kind="uv", project_path=str(tmp_path), app="mine:app", env={"MODE": "fast"}))
+    url = server.start()
+    server.wait_ready(url, 20.0)
+    known = _known(url)
+    assert known["env"]["MODE"] == "fast"
+    assert (programs / "asked").read_text().splitlines() == [
+        "--version",
+        f"run --isolated --project {tmp_path} -- "
+        f"uvicorn mine:app --host 127.0.0.1 --port {url.rpartition(':')[2]} --workers 1",
+    ]
+    os.kill(known["pid"], signal.SIGKILL)
+    assert server.wait() == 9
+    server.stop()
+
+
+class Own:
+    """A provider as users write them."""
+
+    def __init__(self, mode: str) -> None:
+        self._mode = mode
+
+    def start(self, port: int | None = None, env_vars: dict[str, str] | None = None) -> str:
+        port = port or free_port()
+        command = [sys.executable, TINY, str(port), self._mode]
+        self._process = subprocess.Popen(command, env=os.environ | (env_vars or {}))
+        return f"http://127.0.0.1:{port}"
+
+    def wait_for_ready(self, timeout_s: float = 30.0) -> None:
+        self.waited_s = timeout_s
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def test_a_provider_class_of_ones_own() -> None:
+    server = RuntimeServer(ProviderConfig(kind=f"{__name__}:Own", options={"mode": "fast"}, env={"MODE": "x"}))
+    url = server.start()
+    server.wait_ready(url, 5.0)
+    _until(lambda: answers(url))
+    known = _known(url)
+    assert known["argv"][2] == "fast" and known["env"]["MODE"] == "x"
+    server.stop()
+    assert not answers(url)
+    assert server.wait() == -signal.SIGTERM
+    provider = server._provider
+    assert provider.stopped and provider.waited_s == 5.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("openenv.core.containers.runtime.providers:DockerSwarmProvider", "starts containers, and there is no image"),
+        ("pathlib:Path", "is no provider: it has no start"),
+        (f"{__name__}:Own", "environment.provider.options: .*missing 1 required positional argument: 'mode'"),
+    ],
+)
+def test_what_is_no_provider_is_refused(kind: str, message: str) -> None:
+    with pytest.raises(EchoError, match=message):
+        make_server(ProviderConfig(kind=kind))

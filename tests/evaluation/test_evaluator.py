@@ -1,0 +1,331 @@
+"""Held-out measures: hand-computed cross-entropy and bits per byte, each pair once, novel and seen apart."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import echo_cli
+from echo_cli.config.schema import Config, EvaluationConfig, OptimConfig
+from echo_cli.environments.client import Description
+from echo_cli.environments.protocol import Environment, Hosting, Piece, Reply, Worlds
+from echo_cli.environments.task import Task, TaskSplits
+from echo_cli.environments.toy import ToyWorlds
+from echo_cli.evaluation.evaluator import (
+    Evaluator,
+    PairScore,
+    expert_pools,
+    pass_at_1,
+    rollout_tasks,
+    score_pool,
+    summarize,
+)
+from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.renderer import PlainRenderer
+from echo_cli.models.tiny import TinyConfig, TinyModel
+from echo_cli.models.tokenizer import Tokenizer
+from echo_cli.rollouts.episode import Limits
+from echo_cli.rollouts.rollout import play_scripts
+from echo_cli.runs.observation import ObservationLog, pairs_of
+from echo_cli.runs.pools import Pair, expert_pool
+from echo_cli.trajectory import Role, Trajectory
+
+torch.set_num_threads(1)
+
+TOKENIZER = Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json")
+PLAIN = PlainRenderer(TOKENIZER)
+V = TOKENIZER.vocab_size
+WIDE = Limits(action_tokens=50, output_tokens=1000, episode_tokens=10_000)
+
+
+def policy(*, uniform: bool = False) -> TorchPolicy:
+    model = TinyModel(TinyConfig(V, hidden=32, layers=2, heads=4, max_length=1024))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    if uniform:
+        torch.nn.init.zeros_(model.embedding.weight)
+    return TorchPolicy(model, PlainRenderer(TOKENIZER), OptimConfig(), torch.device("cpu"))
+
+
+class CannedTerminal:
+    """Answers each command with the (text, channel) parts given for it, five turns at most."""
+
+    def __init__(self, answers: Mapping[str, Sequence[tuple[str, str]]], opening: tuple[Piece, ...]) -> None:
+        self._answers = answers
+        self._opening = opening
+
+    async def reset(self, task: Task) -> tuple[Piece, ...]:
+        return self._opening
+
+    async def step(self, action: str, problem: str | None = None) -> Reply:
+        if action.startswith("answer"):
+            return Reply((), done=True)
+        parts = tuple(Piece(Role.ENV_OUTPUT, text, channel) for text, channel in self._answers[action])
+        return Reply((*parts, Piece(Role.CONTEXT, "$ ")), exit_code=0)
+
+    async def verify(self) -> float:
+        raise AssertionError("nothing here may call the verifier")
+
+    async def close(self) -> None: ...
+
+
+class CannedWorlds:
+    """One task for each list of expert commands."""
+
+    replayable = True
+    description = Description("canned", {}, {})
+
+    def __init__(
+        self,
+        answers: Mapping[str, Sequence[tuple[str, str]]],
+        scripts: Sequence[Sequence[str]],
+        opening: tuple[Piece, ...] = (Piece(Role.CONTEXT, "task: q\n$ "),),
+    ) -> None:
+        self._answers, self._opening = answers, opening
+        self._scripts = {f"t{i}": list(script) for i, script in enumerate(scripts)}
+        self.hosting = Hosting()
+        self.tasks = TaskSplits((), (), [Task(name, "heldout", "f", {}) for name in self._scripts])
+
+    def environment(self) -> Environment:
+        return CannedTerminal(self._answers, self._opening)
+
+    def expert(self, task: Task) -> list[str]:
+        return [*self._scripts[task.task_id], "answer: x"]
+
+    def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
+        raise AssertionError("an evaluation never explores")
+
+    def out_of_distribution(self) -> Worlds:
+        return self
+
+
+ANSWERS = {
+    "a": [("alpha\n", "stdout")],
+    "b": [("日本\n", "stdout")],
+    "both": [("out\n", "stdout"), ("cat: no\n", "stderr")],
+    "silent": [],
+    "empty": [("", "stdout")],
+    "twin": [("alpha\n", "stdout")],
+}
+
+
+def count(text: str) -> int:
+    return len(TOKENIZER.encode(text))
+
+
+# --- Pools -----------------------------------------------------------------------------------------------------------
+
+
+def test_each_pair_is_in_the_pool_once() -> None:
+    worlds = CannedWorlds(ANSWERS, [["a"], ["a", "b"], ["b", "a"], ["twin"], ["a", "a", "both"]])
+    pool = expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE)
+    pairs = [[span.pair for span in spans] for spans in pool.spans]
+    # "a" first comes up in t0; t2 shows nothing new; the same output of another command is another pair.
+    assert [trajectory.task_id for trajectory in pool.trajectories] == ["t0", "t1", "t3", "t4"]
+    assert pairs == [[("a", "alpha\n")], [("b", "日本\n")], [("twin", "alpha\n")], [("both", "out\ncat: no\n")]]
+    assert len(pool.pairs) == 4
+
+
+def test_a_pair_twice_in_one_trajectory_is_counted_once() -> None:
+    worlds = CannedWorlds(ANSWERS, [["a", "b", "a"]])
+    pool = expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE)
+    assert pool.spans[0][0].start == 0
+    scores = score_pool(policy(), pool)
+    assert [score.pair[0] for score in scores] == ["a", "b"]
+
+
+def test_stdout_and_stderr_of_a_command_are_one_span() -> None:
+    worlds = CannedWorlds(ANSWERS, [["a", "both", "b"]])
+    pool = expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE)
+    ((first, both, last),) = pool.spans
+    assert (both.start, both.count) == (first.count, count("out\n") + count("cat: no\n"))
+    assert (last.start, last.count) == (both.start + both.count, count("日本\n"))
+    assert [span.output_bytes for span in (first, both, last)] == [6, 12, 7]
+
+
+@pytest.mark.parametrize("command", ["silent", "empty"])
+def test_a_command_without_output_has_no_span(command: str) -> None:
+    worlds = CannedWorlds(ANSWERS, [[command], [command, "a"]])
+    pool = expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE)
+    assert [trajectory.task_id for trajectory in pool.trajectories] == ["t1"]
+    assert pool.spans[0][0].pair == ("a", "alpha\n")
+
+
+def test_output_before_the_first_action_belongs_to_no_command() -> None:
+    banner = (Piece(Role.CONTEXT, "task: q\n"), Piece(Role.ENV_OUTPUT, "welcome\n"), Piece(Role.CONTEXT, "$ "))
+    worlds = CannedWorlds(ANSWERS, [["a"]], banner)
+    pool = expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE)
+    ((span,),) = pool.spans
+    assert (span.pair, span.start, span.count) == (("a", "alpha\n"), count("welcome\n"), count("alpha\n"))
+
+
+# --- Scores ----------------------------------------------------------------------------------------------------------
+
+
+def test_uniform_logits_cost_ln_v_a_token() -> None:
+    worlds = CannedWorlds(ANSWERS, [["a", "both"], ["b"]])
+    scores = score_pool(policy(uniform=True), expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE))
+    tokens = count("alpha\n") + count("out\n") + count("cat: no\n") + count("日本\n")
+    assert sum(score.tokens for score in scores) == tokens
+    found = summarize(scores, "heldout")
+    assert found["heldout/env_ce"] == pytest.approx(math.log(V), abs=1e-5)
+    assert found["heldout/env_bits_per_byte"] == pytest.approx(tokens * math.log2(V) / (6 + 12 + 7), rel=1e-6)
+
+
+def test_a_score_is_the_teacher_forced_cross_entropy_of_the_output() -> None:
+    worlds = CannedWorlds(ANSWERS, [["a", "both"]])
+    pool, scorer = expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE), policy()
+    (trajectory,) = pool.trajectories
+    ids = trajectory.token_ids
+    with torch.no_grad():
+        logits_TV = scorer.model(torch.tensor([ids]))[0] @ scorer.model.lm_head_VH.T
+    logprobs_TV = torch.log_softmax(logits_TV.double(), dim=-1)
+    expected: dict[str, tuple[float, int]] = {"a": (0.0, 0), "both": (0.0, 0)}
+    turn, position = -1, 0
+    for segment in trajectory.segments:
+        turn += segment.role is Role.ACTION
+        for token in segment.token_ids:
+            if segment.role is Role.ENV_OUTPUT:
+                name = trajectory.turns[turn].command
+                nats, correct = expected[name]
+                hit = int(logits_TV[position - 1].argmax()) == token
+                expected[name] = (nats - float(logprobs_TV[position - 1, token]), correct + hit)
+            position += 1
+    for score in score_pool(scorer, pool):
+        assert (score.nats, score.correct) == pytest.approx(expected[score.pair[0]], rel=1e-4)
+
+
+def test_an_output_cut_at_its_cap_is_scored_over_the_bytes_that_were_shown() -> None:
+    worlds = CannedWorlds({"long": [("0123456789" * 3, "stdout")]}, [["long"]])
+    limits = Limits(action_tokens=50, output_tokens=12, episode_tokens=10_000)
+    (score,) = score_pool(policy(uniform=True), expert_pool(worlds, worlds.tasks.heldout, PLAIN, limits))
+    assert (score.tokens, score.output_bytes) == (12, 12)
+    assert summarize([score], "x")["x/env_bits_per_byte"] == pytest.approx(math.log2(V), rel=1e-6)
+
+
+def test_summaries_by_hand() -> None:
+    scores = [
+        PairScore(("a", ""), nats=3.0, correct=1, tokens=4, output_bytes=10),
+        PairScore(("b", ""), nats=1.0, correct=2, tokens=1 + 3, output_bytes=6),
+    ]
+    assert summarize(scores, "p") == {
+        "p/env_ce": 0.5,
+        "p/env_bits_per_byte": pytest.approx(4.0 / math.log(2) / 16),
+        "p/token_accuracy": 3 / 8,
+    }
+    assert summarize([], "p") == {"p/env_ce": None, "p/env_bits_per_byte": None, "p/token_accuracy": None}
+
+
+def rewarded(reward: float | None) -> Trajectory:
+    worlds = CannedWorlds(ANSWERS, [["a"]])
+    (trajectory,) = play_scripts(PLAIN, worlds, [(worlds.tasks.heldout[0], ["a"])], WIDE, "expert")
+    return replace(trajectory, reward=reward)
+
+
+def test_pass_at_1_is_the_mean_reward() -> None:
+    assert pass_at_1([rewarded(1.0), rewarded(0.0), rewarded(0.0), rewarded(1.0), rewarded(1.0)]) == 0.6
+    assert pass_at_1([rewarded(None)]) is None
+    assert pass_at_1([]) is None
+
+
+# --- The evaluator ---------------------------------------------------------------------------------------------------
+
+
+def executed_pairs(trajectories: Sequence[Trajectory]) -> set[Pair]:
+    return pairs_of(ObservationLog().add(trajectories, 1))
+
+
+def quiet_config(**fields: object) -> Config:
+    evaluation = EvaluationConfig(validation_rollouts=0, heldout_rollouts=0)
+    return Config(evaluation=evaluation, **fields)  # type: ignore[arg-type]
+
+
+def evaluator_of(worlds: Worlds, config: Config) -> Evaluator:
+    return Evaluator(config, worlds, expert_pools(config, worlds, policy()))
+
+
+@pytest.fixture(scope="module")
+def toy() -> tuple[ToyWorlds, Config]:
+    return ToyWorlds((0,), (101,), 5), quiet_config()
+
+
+def test_pools_are_frozen_and_share_no_pair(toy: tuple[ToyWorlds, Config]) -> None:
+    worlds, config = toy
+    one, two = (evaluator_of(worlds, config) for _ in range(2))
+    assert {name: pool.trajectories for name, pool in one.pools.items()} == {
+        name: pool.trajectories for name, pool in two.pools.items()
+    }
+    assert not one.pools["validation"].pairs & one.pools["heldout"].pairs
+    # Every world has as many services, so one line count is the same everywhere.
+    assert one.pools["ood"].pairs & one.pools["heldout"].pairs <= {("wc -l /srv/registry.csv", "5 /srv/registry.csv\n")}
+    assert len(one.pools["heldout"].pairs) >= 40
+
+
+def test_executed_pairs_are_no_longer_novel(toy: tuple[ToyWorlds, Config]) -> None:
+    worlds, config = toy
+    evaluator, scorer = evaluator_of(worlds, config), policy()
+    before = evaluator.evaluate(scorer, 0).metrics
+    pool = evaluator.pools["heldout"]
+    assert before["heldout/novel_pairs"] == len(pool.pairs)
+    assert before["heldout/env_ce_seen"] is None
+    executed = pool.trajectories[:3]
+    evaluator.observe(executed_pairs([*executed, *executed]))
+    assert evaluator.seen == executed_pairs(executed) & pool.pairs
+    after = evaluator.evaluate(scorer, 0).metrics
+    scores = score_pool(scorer, pool)
+    novel = [score for score in scores if score.pair not in evaluator.seen]
+    seen = [score for score in scores if score.pair in evaluator.seen]
+    assert seen and len(novel) + len(seen) == len(pool.pairs)
+    assert after["heldout/novel_pairs"] == len(novel)
+    assert after["heldout/env_ce"] == summarize(novel, "h")["h/env_ce"]
+    assert after["heldout/env_ce_seen"] == summarize(seen, "h")["h/env_ce"]
+    assert after["ood/env_ce"] == before["ood/env_ce"]
+    assert after.keys() == before.keys()
+
+
+def test_the_same_command_with_another_output_is_another_pair(toy: tuple[ToyWorlds, Config]) -> None:
+    worlds, config = toy
+    evaluator = evaluator_of(worlds, config)
+    trajectory = evaluator.pools["heldout"].trajectories[0]
+    changed = replace(trajectory, turns=tuple(replace(turn, output=turn.output + "x") for turn in trajectory.turns))
+    evaluator.observe(executed_pairs([changed]))
+    assert evaluator.seen == set()
+
+
+def test_explorers_never_make_a_heldout_pair_seen(toy: tuple[ToyWorlds, Config]) -> None:
+    worlds, config = toy
+    evaluator, rng = evaluator_of(worlds, config), random.Random(0)
+    task = worlds.tasks.train[0]
+    for _ in range(60):
+        actions = worlds.explorer(task, 4, rng)
+        evaluator.observe(executed_pairs(play_scripts(PLAIN, worlds, [(task, actions)], WIDE, "explorer")))
+    assert evaluator.seen == set()
+
+
+def test_playing_keeps_the_training_temperature_and_is_repeatable(toy: tuple[ToyWorlds, Config]) -> None:
+    worlds, _ = toy
+    config = Config()
+    tasks = worlds.tasks.heldout[:2]
+    one, two, three = (rollout_tasks(policy(), worlds, tasks, 2, config, seed) for seed in (1, 1, 2))
+    assert [trajectory.task_id for trajectory in one] == [task.task_id for task in tasks for _ in range(2)]
+    assert [t.token_ids for t in one] == [t.token_ids for t in two] != [t.token_ids for t in three]
+    assert all(trajectory.reward is not None for trajectory in one)
+
+
+def test_predictions_do_not_depend_on_how_many_positions_get_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    worlds, scorer = CannedWorlds(ANSWERS, [["a", "both"]]), policy()
+    (trajectory, *_) = expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE).trajectories
+    whole = scorer.predict(trajectory)
+    sizes: list[int] = []
+    head = scorer.model.head
+    monkeypatch.setattr(type(scorer), "_chunk_rows", 3)
+    monkeypatch.setattr(scorer.model, "head", lambda hidden: (sizes.append(len(hidden)), head(hidden))[1])
+    assert scorer.predict(trajectory) == whole and len(whole) == len(trajectory)
+    assert max(sizes) == 3 and sum(sizes) == len(trajectory)

@@ -1,0 +1,278 @@
+"""Measures over tokens: columns as the pool has them, worked examples of each measure, groups that add up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import echo_cli
+from echo_cli.config.schema import OptimConfig
+from echo_cli.evaluation.evaluator import score_pool, summarize
+from echo_cli.evaluation.match import longest_matches
+from echo_cli.evaluation.measures import (
+    POSITIONS,
+    Predictions,
+    Tokens,
+    env_ce_difference,
+    groups,
+    measure,
+    predict,
+    predictions_from,
+    reliability,
+    tokens_of,
+)
+from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.renderer import PlainRenderer
+from echo_cli.models.tiny import TinyConfig, TinyModel
+from echo_cli.models.tokenizer import Tokenizer
+from echo_cli.runs.pools import Pool, pool_of
+from echo_cli.trajectory import Role, Segment, Trajectory, Turn
+
+torch.set_num_threads(1)
+
+TOKENIZER = Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json")
+V = TOKENIZER.vocab_size
+
+
+def transcript(*exchanges: tuple[str, str, str, int]) -> Trajectory:
+    """One episode of (command, stdout, stderr, exit code), with the harness's warning after a failure."""
+    segments, turns = [_segment(Role.CONTEXT, "task: q\n$ ")], []
+    for command, stdout, stderr, status in exchanges:
+        segments.append(_segment(Role.ACTION, command + "\n"))
+        segments += [
+            _segment(Role.ENV_OUTPUT, text, channel)
+            for text, channel in ((stdout, "stdout"), (stderr, "stderr"))
+            if text
+        ]
+        if status:
+            segments.append(_segment(Role.WARNING, f"[exit {status}]\n", "exit_status"))
+        segments.append(_segment(Role.CONTEXT, "$ "))
+        turns.append(Turn(command, stdout + stderr, status, True, True))
+    return Trajectory("t", "t", tuple(segments), tuple(turns), None, "script_end", "expert")
+
+
+def _segment(role: Role, text: str, channel: str | None = None) -> Segment:
+    return Segment(role, text, tuple(TOKENIZER.encode(text)), channel=channel)
+
+
+def policy(*, uniform: bool = False) -> TorchPolicy:
+    model = TinyModel(TinyConfig(V, hidden=32, layers=1, heads=4, max_length=512))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    if uniform:
+        torch.nn.init.zeros_(model.embedding.weight)
+    return TorchPolicy(model, PlainRenderer(TOKENIZER), OptimConfig(), torch.device("cpu"))
+
+
+POOL = pool_of(
+    [
+        transcript(("cat a", "alpha: 12\n日本\n", "", 0), ("cat b", "", "cat: b: no such file\n", 1)),
+        transcript(("cat a", "alpha: 12\n日本\n", "", 0), ("grep x a", "x: 7\n", "warn\n", 0), ("ls", "", "", 2)),
+    ]
+)
+
+
+def columns(pool: Pool = POOL, *seen: tuple[str, str]) -> Tokens:
+    return tokens_of(pool, set(seen), TOKENIZER)
+
+
+def by_hand(nats: list[float], correct: list[int], confidence: list[float]) -> Predictions:
+    return Predictions(np.array(nats), np.array(correct, dtype=np.bool_), np.array(confidence))
+
+
+def plain(trajectories: list[int], byte_counts: list[int]) -> Tokens:
+    """Columns of so many environment tokens, of which nothing else matters."""
+    count = len(trajectories)
+    zeros, texts = np.zeros(count, dtype=np.int64), np.array([""] * count, dtype=object)
+    return Tokens(
+        trajectory=np.array(trajectories),
+        index=zeros,
+        begin=zeros,
+        token_id=zeros,
+        byte_count=np.array(byte_counts),
+        role=np.array(["env_output"] * count, dtype=object),
+        channel=texts,
+        command=texts,
+        exit_status=texts,
+        novel=np.ones(count, dtype=np.bool_),
+        span=zeros,
+        position=zeros,
+        match_length=zeros,
+        match_token=zeros,
+    )
+
+
+# --- Columns ---------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_those_of_the_spans_and_all_warnings() -> None:
+    tokens = columns()
+    output, warning = tokens.role == "env_output", tokens.role == "warning"
+    assert output.sum() == sum(span.count for spans in POOL.spans for span in spans)
+    assert warning.sum() == sum(trajectory.count(Role.WARNING) for trajectory in POOL.trajectories)
+    ids = [trajectory.token_ids for trajectory in POOL.trajectories]
+    assert all(ids[t][i] == token for t, i, token in zip(tokens.trajectory, tokens.index, tokens.token_id, strict=True))
+    # The repeated pair of the second trajectory is nowhere.
+    assert set(tokens.command[output & (tokens.trajectory == 1)]) == {"grep"}
+    assert set(zip(tokens.command[warning], tokens.exit_status[warning], strict=True)) == {("cat", "1"), ("ls", "2")}
+
+
+def test_the_bytes_of_a_span_are_those_of_its_output() -> None:
+    tokens = columns()
+    spans = [span for spans in POOL.spans for span in spans]
+    found = np.bincount(tokens.span[tokens.span >= 0], tokens.byte_count[tokens.span >= 0])
+    assert found.tolist() == [span.output_bytes for span in spans]
+    # Positions run over stdout and stderr of a command alike.
+    assert [tokens.position[tokens.span == n].tolist() for n in range(3)] == [list(range(s.count)) for s in spans]
+
+
+def test_an_output_cut_within_a_character_has_the_bytes_that_were_shown() -> None:
+    whole = transcript(("cat a", "日本\n", "", 0))
+    (cut_ids,) = (TOKENIZER.encode("日")[:1],)
+    text = TOKENIZER.decode(cut_ids)
+    segments = [replace(s, text=text, token_ids=tuple(cut_ids)) if s.channel else s for s in whole.segments]
+    pool = pool_of([replace(whole, segments=tuple(segments))])
+    tokens = tokens_of(pool, (), TOKENIZER)
+    assert tokens.byte_count.sum() == len(text.encode()) == pool.spans[0][0].output_bytes
+
+
+def test_executed_pairs_are_seen_and_leave_the_headline() -> None:
+    tokens = columns(POOL, ("cat b", "cat: b: no such file\n"))
+    assert set(tokens.span[tokens.headline].tolist()) == {0, 2}
+    found = {(group, key): int(mask.sum()) for group, key, mask in groups(tokens)}
+    assert found["pair", "novel"] == tokens.headline.sum()
+    assert found["pair", "seen"] == (tokens.span == 1).sum()
+    assert ("role", "warning exit_status") in found
+
+
+@pytest.mark.parametrize("group", ["command", "exit_status", "position", "copyable"])
+def test_groups_part_the_headline(group: str) -> None:
+    tokens = columns()
+    masks = [mask for name, _, mask in groups(tokens) if name == group]
+    assert (np.sum(masks, axis=0) == tokens.headline).all()
+
+
+def test_positions_fall_into_their_buckets() -> None:
+    long = tokens_of(pool_of([transcript(("cat", "1" * 70 + "\n", "", 0))]), (), TOKENIZER)
+    found = {key: sorted(long.position[mask].tolist()) for name, key, mask in groups(long) if name == "position"}
+    assert [found[name][0] for name, _ in POSITIONS] == [first for _, first in POSITIONS] == [0, 1, 4, 16, 64]
+    assert found["1-3"] == [1, 2, 3]
+
+
+def test_longest_matches_by_hand() -> None:
+    #                                     0  1  2  3  4  5  6  7  8
+    length, following = longest_matches([5, 6, 7, 5, 6, 8, 5, 6, 7])
+    # At 5 the suffix "5 6" stood at 0-1, then 7; at 8 its latest place is 3-4, then 8.
+    assert length.tolist() == [0, 0, 0, 0, 1, 2, 0, 1, 2]
+    assert following.tolist() == [-1, -1, -1, -1, 6, 7, -1, 6, 8]
+    # A match may overlap what it continues; the longest wins over the latest.
+    assert longest_matches([1, 1, 1])[0].tolist() == [0, 0, 1]
+    length, following = longest_matches([9, 1, 2, 3, 1, 4, 9, 1, 2])
+    assert (length[8], following[8]) == (2, 2)
+    assert [part.tolist() for part in longest_matches([])] == [[], []]
+
+
+def test_copyable_by_hand() -> None:
+    tokens = plain([0] * 4, [1] * 4)
+    tokens = replace(
+        tokens,
+        token_id=np.array([7, 7, 7, 7]),
+        match_length=np.array([1, 2, 2, 9]),
+        match_token=np.array([7, 7, 8, 7]),
+    )
+    # Too short a match; continued; continued otherwise; continued.
+    assert tokens.copyable.tolist() == [False, True, False, True]
+    pool = pool_of([transcript(("cat a", "12 34\n", "", 0), ("cat b", "12 39\n", "", 0))])
+    found = tokens_of(pool, (), TOKENIZER)
+    second = found.span == 1
+    text = [TOKENIZER.decode([token]) for token in found.token_id[second]]
+    copyable = dict(zip(text, found.copyable[second], strict=True))
+    assert text[-2:] == ["9", "\n"] and not copyable["9"] and not copyable["\n"]
+    assert found.copyable[second][text.index("2")]
+
+
+# --- Measures --------------------------------------------------------------------------------------------------------
+
+
+def test_measures_by_hand() -> None:
+    tokens = plain([0, 0, 1, 1], [1, 3, 2, 2])
+    predictions = by_hand([1.0, 2.0, 0.5, 0.5], [1, 0, 1, 1], [0.95, 0.5, 0.95, 0.5])
+    found = measure(tokens, predictions, tokens.headline)
+    assert found is not None and (found.tokens, found.bytes, found.trajectories) == (4, 8, 2)
+    values = {name: estimate.value for name, estimate in found.estimates.items()}
+    assert values == pytest.approx(
+        {
+            "env_ce": 1.0,
+            "env_bits_per_byte": 4.0 / math.log(2) / 8,
+            "token_accuracy": 0.75,
+            # The last of 15 bins: 2 · |0.95 - 1|; the bin of 0.5: 2 · |0.5 - 0.5|.
+            "calibration_error": 0.1 / 4,
+        }
+    )
+    assert reliability(predictions, tokens.headline) == [(0.5, 0.5, 2), (pytest.approx(0.95), 1.0, 2)]
+    assert measure(tokens, predictions, ~tokens.headline) is None
+
+
+def test_the_interval_holds_the_value_and_is_a_point_for_equal_trajectories() -> None:
+    rng = np.random.default_rng(0)
+    tokens = plain([n // 5 for n in range(100)], [1] * 100)
+    nats, confidence = rng.exponential(size=100), rng.uniform(size=100)
+    varied = measure(tokens, Predictions(nats, rng.uniform(size=100) < confidence, confidence), tokens.headline)
+    same = measure(tokens, by_hand([1.0, 2, 3, 4, 5] * 20, [0, 1, 0, 1, 0] * 20, [0.3] * 100), tokens.headline)
+    assert varied is not None and same is not None
+    for estimate in varied.estimates.values():
+        assert estimate.low is not None and estimate.high is not None
+        assert estimate.low <= estimate.value <= estimate.high and estimate.low < estimate.high
+    for estimate in same.estimates.values():
+        assert (estimate.low, estimate.high) == pytest.approx((estimate.value, estimate.value))
+
+
+def test_a_uniform_model_costs_log_v() -> None:
+    tokens = columns()
+    for predictions in (
+        predict(policy(uniform=True), POOL, tokens),
+        predictions_from(lambda row: np.full(V, 1 / V), tokens),
+    ):
+        found = measure(tokens, predictions, tokens.headline)
+        assert found is not None
+        assert found.estimates["env_ce"].value == pytest.approx(math.log(V), abs=1e-5)
+        size = sum(span.output_bytes for spans in POOL.spans for span in spans)
+        expected = tokens.headline.sum() * math.log2(V) / size
+        assert found.estimates["env_bits_per_byte"].value == pytest.approx(expected, rel=1e-6)
+
+
+def test_it_agrees_with_what_training_measures() -> None:
+    scorer, seen = policy(), ("cat b", "cat: b: no such file\n")
+    tokens = columns(POOL, seen)
+    found = measure(tokens, predict(scorer, POOL, tokens), tokens.headline)
+    expected = summarize([score for score in score_pool(scorer, POOL) if score.pair != seen], "x")
+    assert found is not None
+    for name in ("env_ce", "env_bits_per_byte", "token_accuracy"):
+        assert found.estimates[name].value == pytest.approx(expected[f"x/{name}"], rel=1e-5)
+
+
+def test_confidence_is_the_probability_of_the_most_probable_token() -> None:
+    tokens, scorer = columns(), policy()
+    predictions = predict(scorer, POOL, tokens)
+    with torch.no_grad():
+        for row in range(0, len(tokens), 7):
+            ids = POOL.trajectories[tokens.trajectory[row]].token_ids
+            hidden = scorer.model(torch.tensor([ids]))[0, tokens.index[row] - 1]
+            probability_V = torch.softmax(hidden @ scorer.model.lm_head_VH.T, dim=-1)
+            assert predictions.confidence[row] == pytest.approx(float(probability_V.max()), rel=1e-4)
+            assert predictions.nats[row] == pytest.approx(-math.log(probability_V[tokens.token_id[row]]), rel=1e-4)
+            assert predictions.correct[row] == (int(probability_V.argmax()) == tokens.token_id[row])
+
+
+def test_a_difference_is_paired_by_trajectory() -> None:
+    tokens = plain([0, 1, 2], [1, 1, 1])
+    first, second = (by_hand(nats, [0] * 3, [0.5] * 3) for nats in ([1.0, 10.0, 100.0], [0.5, 9.5, 99.5]))
+    found = env_ce_difference(tokens, first, second, tokens.headline)
+    assert found is not None and (found.value, found.low, found.high) == (-0.5, -0.5, -0.5)
+    assert env_ce_difference(tokens, first, second, ~tokens.headline) is None

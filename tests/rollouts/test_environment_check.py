@@ -1,0 +1,394 @@
+"""The first look at an environment: what it shows, and what it warns about, one flaw at a time."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from tiny_run import error_of
+
+from echo_cli.cli.display.environment import print_check, schema_lines
+from echo_cli.cli.main import main
+from echo_cli.config.environment import ActionConfig, EnvironmentConfig, ObservationRule, TasksConfig
+from echo_cli.environments.client import Description
+from echo_cli.environments.faults import SessionLost
+from echo_cli.environments.protocol import Environment, Hosting, Piece, Reply
+from echo_cli.environments.task import Task, TaskSplits
+from echo_cli.errors import EchoError
+from echo_cli.models.renderer import PlainRenderer
+from echo_cli.models.tiny_folder import model_folder
+from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
+from echo_cli.rollouts.environment_check import CheckReport, check_environment
+from echo_cli.rollouts.environment_findings import volatile_patterns
+from echo_cli.rollouts.episode import Limits
+from echo_cli.rollouts.random_actions import random_line
+from echo_cli.trajectory import Role
+
+LIMITS = Limits(action_tokens=16, output_tokens=64, episode_tokens=512)
+SETTINGS = EnvironmentConfig(
+    url="http://127.0.0.1:1",
+    tasks=TasksConfig(seeds=1),
+    observation=(ObservationRule(path="stdout"),),
+    explorer=("ls", "cat notes"),
+    max_turns=4,
+    prompt="$ ",
+)
+PROMPT = Piece(Role.CONTEXT, "$ ")
+STRING = {"type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]}
+Answer = Callable[[Task, str, int], Reply]
+
+
+@dataclass
+class _Fake:
+    """One episode: `answer` gives the reply to (task, action, number of the episode)."""
+
+    answer: Answer
+    opening: str
+    reward: float | None
+    number: int
+
+    async def reset(self, task: Task) -> tuple[Piece, ...]:
+        self.task = task
+        text = self.opening.format(seed=task.reset_arguments["seed"], number=self.number)
+        return (Piece(Role.CONTEXT, text), PROMPT) if text else (PROMPT,)
+
+    async def step(self, action: str, problem: str | None = None) -> Reply:
+        return self.answer(self.task, action, self.number)
+
+    async def verify(self) -> float | None:
+        return self.reward
+
+    async def close(self) -> None:
+        pass
+
+
+def _answer(task: Task, action: str, number: int) -> Reply:
+    if action == "answer":
+        return Reply((), done=True, reward=1.0)
+    return Reply((Piece(Role.ENV_OUTPUT, f"{action} of {task.task_id}\n", "stdout"), PROMPT), exit_code=0)
+
+
+@dataclass
+class _FakeWorlds:
+    """A good environment, but for what a test changes."""
+
+    answer: Answer = _answer
+    opening: str = "task {seed}\n"
+    reward: float | None = 1.0
+    actions: Sequence[str] | None = ("ls", "answer")
+    tasks: TaskSplits = field(
+        default_factory=lambda: TaskSplits(
+            [Task("a", "train", "task", {"seed": 1}), Task("b", "train", "task", {"seed": 2})],
+            [Task("c", "validation", "task", {"seed": 3})],
+            [Task("d", "heldout", "task", {"seed": 4})],
+        )
+    )
+    hosting: Hosting = field(default_factory=lambda: Hosting(sessions=4))
+    description: Description = field(default_factory=lambda: Description("fake", STRING, {}, 4))
+    replayable: bool = False
+    episodes: int = 0
+
+    def environment(self) -> Environment:
+        self.episodes += 1
+        return _Fake(self.answer, self.opening, self.reward, self.episodes)
+
+    def expert(self, task: Task) -> list[str] | None:
+        return None if self.actions is None else list(self.actions)
+
+    def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
+        return rng.choices(SETTINGS.explorer, k=count)
+
+    def out_of_distribution(self) -> _FakeWorlds:
+        raise AssertionError("no check plays there")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.load(model_folder("tiny-base") / TOKENIZER_FILE)
+
+
+def _warnings(report: CheckReport) -> list[str]:
+    return [finding.name for finding in report.findings]
+
+
+def _settings(**changes: Any) -> EnvironmentConfig:
+    return SETTINGS.model_copy(update=changes)
+
+
+def test_a_good_environment_has_no_warning(tokenizer: Tokenizer) -> None:
+    report = check_environment(_FakeWorlds(), PlainRenderer(tokenizer), LIMITS, SETTINGS)
+    assert _warnings(report) == []
+    assert report.script == "actions"
+    assert report.tasks == {"train": 2, "validation": 1, "heldout": 1}
+    assert (report.step_rewards, report.trajectory.reward) == ((None, 1.0), 1.0)
+    assert (report.trajectory.task_id, report.trajectory.stop_reason) == ("a", "answered")
+    assert report.sessions == 4
+
+
+def test_tokens_are_counted_by_role_and_channel(tokenizer: Tokenizer) -> None:
+    report = check_environment(_FakeWorlds(), PlainRenderer(tokenizer), LIMITS, SETTINGS)
+    assert report.tokens == {
+        (Role.CONTEXT, None): 1 + sum(len(tokenizer.encode(text)) for text in ("task 1\n", "$ ", "$ ")),  # 1: BOS
+        (Role.ACTION, None): sum(len(tokenizer.encode(text)) for text in ("ls\n", "answer\n")),
+        (Role.ENV_OUTPUT, "stdout"): len(tokenizer.encode("ls of a\n")),
+    }
+
+
+def test_without_a_solution_explorer_lines_are_played_and_else_random_ones(tokenizer: Tokenizer) -> None:
+    explored = check_environment(_FakeWorlds(actions=None), PlainRenderer(tokenizer), LIMITS, SETTINGS)
+    assert explored.script == "explorer"
+    assert {turn.command for turn in explored.trajectory.turns} <= set(SETTINGS.explorer)
+    assert len(explored.trajectory.turns) == SETTINGS.max_turns
+    settings = _settings(explorer=(), action=ActionConfig(template={"command": "{text}"}))
+    drawn = [check_environment(_FakeWorlds(actions=None), PlainRenderer(tokenizer), LIMITS, settings) for _ in range(2)]
+    assert drawn[0].script == "random"
+    assert drawn[0].trajectory == drawn[1].trajectory
+
+
+def _pieces(*pieces: Piece, **reply: Any) -> Answer:
+    return lambda task, action, number: Reply((*pieces, PROMPT), **reply)
+
+
+def _warning(text: str) -> Piece:
+    return Piece(Role.WARNING, text, "notice")
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "name"),
+    [
+        ({"answer": _pieces()}, {"observation": ()}, "no_text"),
+        ({"answer": _pieces()}, {}, "no_env_output"),
+        ({"answer": _pieces(_warning("note\n"))}, {}, "no_env_output"),
+        ({"opening": ""}, {}, "no_opening"),
+        ({"answer": _pieces(Piece(Role.ENV_OUTPUT, "1 2 3 4 5 " * 40))}, {}, "cut"),
+        ({"answer": _pieces(Piece(Role.ENV_OUTPUT, "long", cut=True))}, {}, "cut"),
+        ({"answer": _pieces(_warning("[bad]\n"), parse="malformed", valid_action=False)}, {}, "refused"),
+        ({"answer": _pieces(Piece(Role.ENV_OUTPUT, "sh: bad\n"), valid_action=False)}, {}, "refused"),
+        ({"actions": ("1" * 40, "answer")}, {}, "long_action"),
+        ({"actions": ("ls",) * 200}, {}, "length_cap"),
+        ({"actions": ("ls",)}, {}, "never_done"),
+        ({"reward": None}, {}, "no_reward"),
+        ({"reward": 0.0}, {}, "unsolved"),
+        ({"opening": "task {seed} at {number}\n"}, {}, "other_opening"),
+        ({"hosting": Hosting(sessions=1)}, {}, "one_session"),
+        ({"answer": _pieces(Piece(Role.ENV_OUTPUT, "same\n")), "opening": "task\n"}, {}, "same_tasks"),
+        ({"tasks": TaskSplits([Task("a", "train", "task", {"seed": 1})], [], [])}, {}, "no_validation"),
+        ({"tasks": TaskSplits([Task("a", "train", "task", {"seed": 1})], [], [])}, {}, "no_heldout"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_flaw_has_its_warning(
+    changes: Mapping[str, Any], settings: Mapping[str, Any], name: str, tokenizer: Tokenizer
+) -> None:
+    report = check_environment(_FakeWorlds(**changes), PlainRenderer(tokenizer), LIMITS, _settings(**settings))
+    assert name in _warnings(report)
+    assert all(finding.message and finding.tip and "\n" not in finding.message for finding in report.findings)
+
+
+def test_other_text_the_second_time_is_shown_with_a_pattern_that_masks_it(tokenizer: Tokenizer) -> None:
+    def answer(task: Task, action: str, number: int) -> Reply:
+        return Reply((Piece(Role.ENV_OUTPUT, f"{task.task_id} ok\npid {100 + number} ok\n"), PROMPT))
+
+    report = check_environment(_FakeWorlds(answer=answer), PlainRenderer(tokenizer), LIMITS, SETTINGS)
+    (finding,) = (finding for finding in report.findings if finding.name == "nondeterministic")
+    assert "at action 1: 'pid 101 ok', then 'pid 102 ok'" in finding.message
+    assert r"environment.volatile: ['(?<=pid\ )\d+']" in finding.tip
+
+
+def test_what_is_volatile_already_is_no_difference(tokenizer: Tokenizer) -> None:
+    def answer(task: Task, action: str, number: int) -> Reply:
+        known, unknown = Piece(Role.ENV_OUTPUT, f"{task.task_id} "), Piece(Role.CONTEXT, f"{number}", "volatile")
+        return Reply((known, unknown, PROMPT))
+
+    assert "nondeterministic" not in _warnings(
+        check_environment(_FakeWorlds(answer=answer), PlainRenderer(tokenizer), LIMITS, SETTINGS)
+    )
+
+
+def test_an_episode_that_is_shorter_the_second_time_is_a_difference(tokenizer: Tokenizer) -> None:
+    def answer(task: Task, action: str, number: int) -> Reply:
+        return Reply((Piece(Role.ENV_OUTPUT, "on\n"), PROMPT), done=number == 2, reward=1.0)
+
+    report = check_environment(_FakeWorlds(answer=answer), PlainRenderer(tokenizer), LIMITS, SETTINGS)
+    (finding,) = (finding for finding in report.findings if finding.name == "nondeterministic")
+    assert "at action 2: 'on', then ''" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "count"),
+    [
+        ("pid 123 ok", "pid 4567 ok", 1),
+        ("at 12:30:01", "at 13:31:02", 3),
+        ("/tmp/sandbox-ab_1/x", "/tmp/sandbox-zz9/x", 1),
+        ("12 done", "7 done", 1),
+        ("took 0.25 s, id f00d", "took 1.5 s, id beef", 3),
+        ("one", "two words", 0),
+        ("a+b", "a-b", 0),
+        ("{1, 2}", "{2, 1}", 2),
+    ],
+)
+def test_patterns_mask_all_that_two_lines_differ_in(first: str, second: str, count: int) -> None:
+    patterns = volatile_patterns(first, second)
+    assert len(patterns) == count
+    if patterns:
+        masked = re.compile("|".join(patterns))
+        assert masked.sub("", first) == masked.sub("", second)
+
+
+def test_a_lost_session_is_tried_again_and_counted(tokenizer: Tokenizer) -> None:
+    def answer(task: Task, action: str, number: int) -> Reply:
+        if number == 1:
+            raise SessionLost("closed")
+        return _answer(task, action, number)
+
+    report = check_environment(_FakeWorlds(answer=answer), PlainRenderer(tokenizer), LIMITS, SETTINGS)
+    assert report.faults["sessions_lost"] == 1
+    assert report.trajectory.stop_reason == "answered"
+
+
+def test_an_environment_that_loses_every_session_ends_the_check(tokenizer: Tokenizer) -> None:
+    def answer(task: Task, action: str, number: int) -> Reply:
+        raise SessionLost("closed")
+
+    with pytest.raises(EchoError, match="closed") as caught:
+        check_environment(_FakeWorlds(answer=answer), PlainRenderer(tokenizer), LIMITS, SETTINGS)
+    assert caught.value.exit_code == 1
+
+
+def _object(**fields: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": fields, "required": list(fields)}
+
+
+@pytest.mark.parametrize(
+    ("template", "field", "fits"),
+    [
+        ("{text:int}", {"type": "integer", "minimum": 3, "maximum": 5}, lambda line: 3 <= int(line) <= 5),
+        ("{text:int}", {"type": "integer", "exclusiveMinimum": 3, "exclusiveMaximum": 5}, lambda line: line == "4"),
+        ("{text:int}", {"type": "integer", "maximum": -1}, lambda line: -10 <= int(line) <= -1),
+        ("{text:int}", {}, lambda line: 0 <= int(line) <= 9),
+        ("{text:float}", {"type": "number"}, lambda line: 0 <= float(line) <= 9),
+        ("{text:bool}", {"type": "boolean"}, lambda line: line in ("true", "false")),
+        ("{text}", {"enum": ["UP", "DOWN"]}, lambda line: line in ("UP", "DOWN")),
+        ("{text}", {"anyOf": [{"type": "null"}, {"const": "go"}]}, lambda line: line == "go"),
+        ("{text}", {"$ref": "#/$defs/Move"}, lambda line: line in ("A", "B")),
+        ("{text}", {"type": "string"}, lambda line: line.isalpha()),
+        ("move {text}", {"type": "string"}, lambda line: line.isalpha()),
+        ("{text:json}", {"type": "array", "items": {"const": 1}}, lambda line: json.loads(line) == [1]),
+        ("{text}", "garbage", lambda line: line.isalpha()),
+        ("{text}", {"$ref": "#/nowhere"}, lambda line: line.isalpha()),
+        ("{text}", {"$ref": "#/properties/x"}, lambda line: line.isalpha()),
+    ],
+)
+def test_a_random_line_fits_the_schema(template: str, field: Any, fits: Callable[[str], bool]) -> None:
+    schema = {**_object(x=field), "$defs": {"Move": {"enum": ["A", "B"]}}}
+    config = ActionConfig(template={"kind": "fixed", "x": template})
+    for seed in range(20):
+        assert fits(random_line(config, schema, random.Random(seed)))
+
+
+def test_a_random_json_action_has_what_is_required() -> None:
+    schema = {**_object(move=_object(x={"type": "integer"}), why={"type": "string"})}
+    action = json.loads(random_line(ActionConfig(kind="json"), schema, random.Random(0)))
+    assert isinstance(action["move"]["x"], int) and isinstance(action["why"], str)
+
+
+def test_a_random_tool_call_has_the_form_of_one() -> None:
+    line = random_line(ActionConfig(kind="tool_call"), {}, random.Random(0))
+    call = json.loads(line.removeprefix("<tool_call>").removesuffix("</tool_call>"))
+    assert call.keys() == {"name", "arguments"}
+
+
+def test_a_schema_is_one_line_a_field() -> None:
+    schema = {
+        "properties": {
+            "move": {"type": "integer", "minimum": 0, "maximum": 6},
+            "kind": {"enum": ["a", "b"], "default": "a"},
+            "note": {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None},
+            "path": {"type": "array", "items": {"$ref": "#/$defs/Step"}},
+            "any": True,
+        },
+        "required": ["move"],
+    }
+    assert list(schema_lines(schema)) == [
+        "move: integer ≥ 0 ≤ 6, required",
+        'kind: "a" | "b" = "a"',
+        "note: string | null = null",
+        "path: list of Step",
+        "any: anything",
+    ]
+    assert list(schema_lines({})) == ["no fields listed"]
+
+
+def _escaping(task: Task, action: str, number: int) -> Reply:
+    return Reply((Piece(Role.ENV_OUTPUT, f"\x1b[31mred {number}\n", "\x1b[0m"), PROMPT))
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("no_color", [False, True])
+def test_roles_have_colours_on_a_terminal_alone(
+    no_color: bool, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = check_environment(_FakeWorlds(answer=_escaping), PlainRenderer(tokenizer), LIMITS, SETTINGS)
+    for variable in ("FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", "1")
+    printed = {}
+    for name, stream in (("terminal", _Terminal()), ("file", io.StringIO())):
+        monkeypatch.setattr(sys, "stdout", stream)
+        print_check(report)
+        printed[name] = stream.getvalue()
+    monkeypatch.undo()
+    assert "\x1b" not in printed["file"]
+    assert r"env_output \u001b[0m | \u001b[31mred 1" in printed["file"]
+    assert ("\x1b[33menv_output" in printed["terminal"]) is not no_color
+    assert "\x1b[31mred" not in printed["terminal"]
+
+
+def test_the_check_of_the_toy_terminal_prints_or_gives_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env", "check", "toy"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "nothing that will hurt was found" in printed.out
+    assert re.search(r"^action +\| answer: ", printed.out, re.MULTILINE)
+    assert main(["env", "check", "toy", "--json", "environment.toy_terminal.families=[key]"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["warnings"] == [] and report["reward"] == 1.0
+    assert {entry["role"] for entry in report["tokens"]} >= {"context", "action", "env_output"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["env", "check"], "Missing argument 'CONFIG'."),
+        (["env", "check", "toyy"], "no config named 'toyy'"),
+        (["env", "check", "toy", "environment.maxturns=1"], "unknown key 'environment.maxturns'"),
+        (["env", "check", "sandbox", "environment.tasks.validation=2"], "'environment.tasks.validation' is 2"),
+    ],
+)
+def test_a_mistake_is_a_config_error(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert message in error_of(capsys.readouterr().err)[0]
+
+
+@pytest.mark.slow
+def test_the_sandbox_is_started_checked_and_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("openenv")
+    assert main(["env", "check", "sandbox", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["environment"]["name"] == "Sandbox"
+    assert report["script"] == "explorer"
+    # Exploring answers nothing, so that nothing ends the episode.
+    assert [warning["name"] for warning in report["warnings"]] in (["never_done"], ["never_done", "cut"])

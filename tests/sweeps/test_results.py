@@ -1,0 +1,204 @@
+"""From the cells of a sweep to its rows, tables, files and page: figures computed by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from echo_cli.cli.display.tables import print_sweep
+from echo_cli.config.schema import Config
+from echo_cli.reports.sweep_figure import plot_lambda_axis
+from echo_cli.reports.sweep_page import write_report
+from echo_cli.sweeps.files import sweep_object, write_tables
+from echo_cli.sweeps.results import CellResult, figures_of, results_of
+from echo_cli.sweeps.runner import Outcome
+from echo_cli.sweeps.tables import NOTES, sweep_tables
+from echo_cli.sweeps.verdict import RULE
+
+
+def _cell(coeff: float, seed: int, passes: list[float], last: float = 1.0, **changes: Any) -> CellResult:
+    """A finished cell, evaluated at steps 0, 10, ...; env-CE starts at 2 and is best, 0.05 below the last."""
+    steps = [10 * index for index in range(len(passes))]
+    rows = [
+        {
+            "step": step,
+            "heldout/pass_at_1": value,
+            "train/probe_ratio": 4.0 if step else None,
+            "train/probe_cosine": 0.5 if step == 10 else None,
+            "train/lambda": coeff if step else None,
+            "time/probe_s": 0.5 if step else None,
+        }
+        for step, value in zip(steps, passes, strict=True)
+    ]
+    summary = {
+        "status": "finished",
+        "steps": steps[-1],
+        "seconds": 10.0,
+        "portable_lambda": 2 * coeff,
+        "heldout": {
+            "before": {"step": 0, "pass_at_1": passes[0], "env_ce": 2.0, "env_ce_start": 2.0},
+            "best": {"step": 10, "pass_at_1": passes[1], "env_ce": last - 0.05, "env_ce_start": 2.0},
+            "last": {"step": steps[-1], "pass_at_1": passes[-1], "env_ce": last, "env_ce_start": 2.0},
+        },
+        "ood": {"before": None, "best": None, "last": {"step": steps[-1], "env_ce": 3.0, "env_ce_start": 2.5}},
+    }
+    whole = {"name": f"lambda-{coeff:g}-seed{seed}", "outcome": Outcome("finished"), "summary": summary, "rows": rows}
+    return CellResult(coeff=coeff, seed=seed, **{**whole, **changes})
+
+
+def _failed(coeff: float, seed: int, status: Any = "failed", error: str = "the disk is full") -> CellResult:
+    return _cell(coeff, seed, [0.0, 0.0], outcome=Outcome(status, error), summary=None, rows=[])
+
+
+CELLS = [
+    _cell(0.0, 0, [0.2, 0.4, 0.3], last=1.9),
+    _cell(0.0, 1, [0.2, 0.3, 0.3], last=2.1),
+    _cell(0.0, 2, [0.5, 0.3, 0.3], last=2.0),
+    _cell(0.5, 0, [0.2, 0.3, 0.5], last=1.0),
+    _cell(0.5, 1, [0.2, 0.3, 0.6], last=1.1),
+    _cell(0.5, 2, [0.5, 0.3, 0.4], last=1.2),
+    _failed(0.5, 3),
+    _failed(9.0, 0, "diverged"),
+]
+FIGURES = figures_of(CELLS)
+RESULTS = results_of(CELLS, FIGURES)
+
+
+def test_a_cell_says_how_far_it_came_from_the_start_over_the_same_pairs() -> None:
+    figures = FIGURES[3]
+    assert figures["env_ce_change_last"] == pytest.approx((1.0 - 2.0) / 2.0)
+    assert figures["env_ce_change_best"] == pytest.approx((0.95 - 2.0) / 2.0)
+    assert figures["env_ce_rise"] == pytest.approx(0.05 / 2.0)
+    assert figures["ood_env_ce_change_last"] == pytest.approx(0.2)
+    assert figures["pass_at_1_change"] == pytest.approx(0.3)
+    assert figures["best_step"] == 10
+
+
+def test_the_gradient_ratio_has_lambda_in_it_and_the_probe_its_share_of_the_seconds() -> None:
+    figures = FIGURES[3]
+    assert figures["gradient_ratio"] == pytest.approx(0.5 * 4.0)
+    assert figures["gradient_cosine"] == 0.5
+    assert figures["portable_lambda"] == 1.0
+    assert figures["probe_share_of_seconds"] == pytest.approx(2 * 0.5 / 10.0)
+
+
+def test_the_steps_to_the_baseline_count_from_the_first_step_of_training() -> None:
+    # λ = 0 has its best at step 10 for seeds 0 and 1, and before training for seed 2, which it never reaches again.
+    assert [figures["steps_to_baseline_pass"] for figures in FIGURES[:6]] == [10, 10, None, 20, 10, None]
+    reached = RESULTS[1].measures["steps_to_baseline_pass"]
+    assert reached is not None and reached.estimate.value == 15 and reached.seeds == 2
+    assert sweep_tables(RESULTS)[1].rows[1][4] == "15 (2/3)"
+
+
+def test_where_the_baseline_solves_nothing_there_is_nothing_to_reach() -> None:
+    cells = [_cell(0.0, 0, [0.0, 0.0, 0.0]), _cell(0.5, 0, [0.0, 0.0, 0.1])]
+    assert [figures["steps_to_baseline_pass"] for figures in figures_of(cells)] == [None, None]
+
+
+def test_a_row_has_mean_interval_and_spread_over_the_finished_seeds() -> None:
+    last = RESULTS[1].measures["env_ce_last"]
+    assert last is not None and last.seeds == 3
+    assert last.estimate.value == pytest.approx(1.1)
+    assert last.spread == pytest.approx(0.1)
+    half = 4.302652729911275 * 0.1 / 3**0.5  # t(0.975, 2)
+    assert last.estimate.low == pytest.approx(1.1 - half) and last.estimate.high == pytest.approx(1.1 + half)
+
+
+def test_differences_are_paired_by_seed() -> None:
+    difference = RESULTS[1].measures["env_ce_last_difference"]
+    assert difference is not None and difference.seeds == 3
+    assert difference.estimate.value == pytest.approx((-0.9 - 1.0 - 0.8) / 3)
+    assert difference.spread == pytest.approx(0.1)
+    assert RESULTS[0].measures["env_ce_last_difference"] is None
+    alone = results_of(CELLS[3:6], figures_of(CELLS[3:6]))[0]
+    assert alone.measures["env_ce_last_difference"] is None
+    assert alone.measures["steps_to_baseline_pass"] is None
+    only_other_seeds = [_cell(0.0, 7, [0.2, 0.2]), *CELLS[3:6]]
+    assert results_of(only_other_seeds, figures_of(only_other_seeds))[1].measures["env_ce_last_difference"] is None
+
+
+def test_every_lambda_has_a_verdict_and_counts_of_its_runs() -> None:
+    rows = [result.to_json() for result in RESULTS]
+    assert [row["verdict"] for row in rows] == ["inconclusive", "learns", "collapsed"]
+    assert [(row["runs"], row["finished"], row["diverged"], row["failed"]) for row in rows] == [
+        (3, 3, 0, 0),
+        (4, 3, 0, 1),
+        (1, 0, 1, 0),
+    ]
+    assert rows[2]["env_ce_last"] is None
+
+
+def test_the_printed_tables_fit_a_hundred_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [
+        _cell(coeff, seed, [0.2, 0.3, 0.1 * seed], last=1 + 0.3 * seed) for coeff in (0, 0.005) for seed in range(9)
+    ]
+    print_sweep(sweep_tables(results_of(cells, figures_of(cells))), NOTES, RULE, "outputs/sweep/report.html")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 100
+    assert sum(line.strip().startswith("0.005 ") for line in lines) == 2
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_files_hold_rows_cells_and_the_rule(tmp_path: Path) -> None:
+    write_tables(tmp_path, sweep_object(Config(), CELLS, FIGURES, RESULTS))
+    sweep = json.loads((tmp_path / "sweep.json").read_text())
+    assert [row["lambda"] for row in sweep["rows"]] == [0.0, 0.5, 9.0]
+    assert sweep["rows"][1]["env_ce_last"].keys() == {"value", "low", "high", "spread", "seeds"}
+    assert sweep["rule"] == list(RULE)
+    assert [cell["error"] for cell in sweep["cells"][-2:]] == ["the disk is full"] * 2
+    assert "world_model_coeff" not in sweep["config"]["objective"]
+    rows = _table(tmp_path / "sweep.csv")
+    assert [row["verdict"] for row in rows] == ["inconclusive", "learns", "collapsed"]
+    assert float(rows[1]["env_ce_last"]) == pytest.approx(1.1) and rows[2]["env_ce_last_low"] == ""
+    cells = _table(tmp_path / "cells.csv")
+    assert [row["status"] for row in cells] == ["finished"] * 6 + ["failed", "diverged"]
+    assert float(cells[3]["gradient_ratio"]) == 2.0
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+def test_the_report_is_one_page_that_loads_nothing_and_escapes_text(tmp_path: Path) -> None:
+    cells = [*CELLS, _failed(0.5, 4, error="<script>alert(1)</script>\x1b[31m")]
+    figures = figures_of(cells)
+    results = results_of(cells, figures)
+    picture = plot_lambda_axis(results, cells, figures, tmp_path).png
+    sweep = sweep_object(Config(), cells, figures, results)
+    report = write_report(tmp_path, sweep, results, command="echo-cli sweep-lambda <0>", pictures=[("A & B", picture)])
+    text = report.read_text()
+    page = _Page()
+    page.feed(text)
+    assert "script" not in page.tags and "link" not in page.tags
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources) and len(page.sources) == 1
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;\\u001b[31m" in text
+    assert "sweep-lambda &lt;0&gt;" in text
+    assert "learns" in text and "diverged" in text and "explorer_commands" in text
+
+
+def test_the_axis_is_drawn_with_gaps_one_seed_or_nothing_measured(tmp_path: Path) -> None:
+    for cells in (CELLS, CELLS[:1], [_failed(0.0, 0)]):
+        figures = figures_of(cells)
+        plotted = plot_lambda_axis(results_of(cells, figures), cells, figures, tmp_path)
+        assert plotted.png.stat().st_size > 0
+    assert _table(plotted.csv) == []
+    plotted = plot_lambda_axis(RESULTS, CELLS, FIGURES, tmp_path)
+    points = {(row["run"], row["series"], row["step"]): float(row["value"]) for row in _table(plotted.csv)}
+    assert points["lambda-0.5-seed1", "pass_at_1_last", "20"] == 0.6
+    assert points["lambda-0.5-seed1", "env_ce_start_last", "0"] == 2.0

@@ -1,0 +1,448 @@
+"""`sweep-lambda`: λ × seeds, each cell a process; none of them twice, and none that fails costs the others."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tiny_run import TINY, error_of, rows, start, train
+
+from echo_cli.cli.display.sweep_progress import Followed, live_table
+from echo_cli.cli.main import main
+from echo_cli.config.loader import find_config, load_config
+from echo_cli.config.schema import Config
+from echo_cli.runs.directory import create_run
+from echo_cli.sweeps.plan import ended_summary, join_seeds, parse_seeds, parse_words, plan_cells, sweep_config
+from echo_cli.sweeps.runner import Outcome, log_path, run_cells
+
+NAMES = ["lambda-0-seed0", "lambda-0-seed1", "lambda-0.05-seed0", "lambda-0.05-seed1"]
+
+
+def _words(folder: Path, *words: str) -> list[str]:
+    return ["sweep-lambda", "--output-dir", str(folder), "--run-name", "s", "--steps", "2", *TINY, *words]
+
+
+def _two_by_two(folder: Path, *words: str, jobs: int = 2) -> list[str]:
+    return _words(folder, *words, "0", "0.05", "--seeds", "0", "1", "--jobs", str(jobs), "checkpoint.keep=8")
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweeps")
+    assert main(_two_by_two(folder)) == 0
+    return folder / "s"
+
+
+def _without_clock(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_clock(entry) for key, entry in value.items() if "seconds" not in key}
+    return [_without_clock(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _sweep(folder: Path) -> Any:
+    return json.loads((folder / "sweep.json").read_text())
+
+
+def _copy(swept: Path, folder: Path, *dropped: str) -> Path:
+    """The sweep again, without some of its cells."""
+    again = shutil.copytree(swept, folder / "s")
+    for name in dropped:
+        shutil.rmtree(again / name)
+    return again
+
+
+def test_a_sweep_is_a_run_a_cell_tables_pictures_and_a_report(swept: Path) -> None:
+    assert sorted(path.name for path in swept.glob("lambda-*/")) == NAMES
+    assert {
+        *("comparison.png", "comparison.svg", "comparison.csv", "lambda_axis.png", "lambda_axis.svg"),
+        *("sweep.json", "sweep.csv", "cells.csv", "report.html"),
+    } <= {path.name for path in swept.iterdir()}
+    sweep = _sweep(swept)
+    assert [row["lambda"] for row in sweep["rows"]] == [0.0, 0.05]
+    assert [cell["name"] for cell in sweep["cells"]] == NAMES
+    with (swept / "cells.csv").open() as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["finished"] * 4
+    starts = {rows(swept / name)[0]["heldout/env_ce"] for name in NAMES}
+    assert len(starts) == 1
+    assert starts.pop() == pytest.approx(sweep["rows"][0]["env_ce_start_best"]["value"])
+    assert rows(swept / NAMES[0])[1:] != rows(swept / NAMES[1])[1:]
+
+
+def test_a_cell_probes_the_gradients(swept: Path) -> None:
+    assert [row["train/probe_env_grad_norm"] is not None for row in rows(swept / NAMES[2])] == [False, True, False]
+
+
+def test_a_finished_sweep_is_only_read(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in swept.glob("lambda-*/**/*")}
+    assert main(_two_by_two(swept.parent, "--json")) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    printed = json.loads(captured.out)
+    assert [row["lambda"] for row in printed["rows"]] == [0.0, 0.05]
+    assert Path(printed["report"]).is_file() and all(Path(picture).is_file() for picture in printed["pictures"])
+    assert {path: path.stat().st_mtime_ns for path in swept.glob("lambda-*/**/*")} == before
+
+
+def test_an_unfinished_cell_is_resumed_and_its_neighbours_left(swept: Path, tmp_path: Path) -> None:
+    again = _copy(swept, tmp_path)
+    cut, whole = again / NAMES[3], again / NAMES[0]
+    (cut / "summary.json").unlink()
+    shutil.rmtree(cut / "checkpoints" / "step_000002")
+    first = (cut / "checkpoints" / "step_000001" / "meta.json").stat().st_mtime_ns
+    before = (whole / "summary.json").stat().st_mtime_ns
+    assert main(_two_by_two(tmp_path)) == 0
+    assert rows(cut) == rows(swept / NAMES[3])
+    assert (cut / "checkpoints" / "step_000001" / "meta.json").stat().st_mtime_ns == first
+    assert (whole / "summary.json").stat().st_mtime_ns == before
+
+
+def test_another_config_is_refused_before_anything_is_trained(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(_words(swept.parent, "0.7", "0.05", "optim.lr=0.1")) == 2
+    assert "optim.lr was" in error_of(capsys.readouterr().err)[0]
+    assert not (swept / "lambda-0.7-seed0").exists()
+
+
+def test_a_finished_cell_is_not_passed_off_as_one_with_a_lowered_lambda(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _copy(swept, tmp_path)
+    assert main(_two_by_two(tmp_path, "collapse.action=lower_lambda")) == 2
+    message, tip = error_of(capsys.readouterr().err)
+    assert "another collapse section" in message and "--overwrite" in tip
+    assert main(_two_by_two(tmp_path, "collapse.action=stop")) == 0
+
+
+@pytest.mark.slow
+def test_a_failed_cell_costs_only_itself_and_is_done_the_next_time(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = _copy(swept, tmp_path, NAMES[0], NAMES[3])
+    (again / NAMES[0]).write_text("in the way")
+    assert main(_two_by_two(tmp_path)) == 1
+    captured = capsys.readouterr()
+    message, tip = error_of(captured.err)
+    assert message.startswith("1 of 4 runs failed, the first: λ = 0, seed 0: ") and "is not a folder" in message
+    assert "error: " in Path(tip.split()[1].rstrip(";")).read_text()
+    assert [cell["status"] for cell in _sweep(again)["cells"]] == ["failed", "finished", "finished", "finished"]
+    assert "is not a folder" in (again / "report.html").read_text()
+    assert rows(again / NAMES[3]) == rows(swept / NAMES[3])
+    (again / NAMES[0]).unlink()
+    before = (again / NAMES[3] / "summary.json").stat().st_mtime_ns
+    assert main(_two_by_two(tmp_path)) == 0
+    assert (again / NAMES[3] / "summary.json").stat().st_mtime_ns == before
+    assert _without_clock(_sweep(again)) == _without_clock(_sweep(swept))
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _gone(pid: int) -> bool:
+    """Whether a process has ended; one that its new parent has not taken note of yet has too."""
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def _wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + 60
+    while not _gone(pid):
+        assert time.monotonic() < deadline, f"process {pid} goes on"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_killed_cell_is_a_failed_one(swept: Path, tmp_path: Path) -> None:
+    again = _copy(swept, tmp_path, NAMES[3])
+    process = start(*_two_by_two(tmp_path))
+    assert process.stderr is not None
+    assert any("λ = 0.05, seed 1: running" in line for line in process.stderr)
+    (child,) = _children(process.pid)
+    os.kill(child, signal.SIGKILL)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "killed by SIGKILL" in error_of(rest)[0]
+    assert _sweep(again)["cells"][3]["error"].startswith("killed by SIGKILL")
+
+
+@pytest.mark.slow
+def test_a_cell_with_a_damaged_file_fails_alone_and_can_be_replaced(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = _copy(swept, tmp_path)
+    (again / NAMES[1] / "summary.json").unlink()
+    (again / NAMES[1] / "metrics.jsonl").open("a").write("damaged\n")
+    assert main(_words(tmp_path, "0", "--seeds", "0", "1", "checkpoint.keep=8")) == 1
+    assert "metrics.jsonl:4: not JSON" in error_of(capsys.readouterr().err)[0]
+    assert [cell["status"] for cell in _sweep(again)["cells"]] == ["finished", "failed"]
+    assert main(_words(tmp_path, "0", "--seeds", "1", "checkpoint.keep=8", "--overwrite")) == 0
+
+
+def _wait_for_a_row(cell: Path) -> None:
+    """Wait for the first row of a run that replaces a finished one; watched closely, as its steps are short."""
+    deadline = time.monotonic() + 60
+    metrics = cell / "metrics.jsonl"
+    while (cell / "summary.json").exists() or not metrics.exists() or metrics.stat().st_size == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_goes_on_to_the_same_result(swept: Path, tmp_path: Path) -> None:
+    again = _copy(swept, tmp_path)
+    before = (again / NAMES[1] / "summary.json").stat().st_mtime_ns
+    process = start(*_two_by_two(tmp_path, "--overwrite", jobs=1))
+    _wait_for_a_row(again / NAMES[0])
+    process.send_signal(signal.SIGINT)
+    out, rest = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    command = shlex.split(rest.splitlines()[-1].partition("to continue: ")[2])
+    assert command[:2] == ["echo-cli", "sweep-lambda"] and "--overwrite" not in command
+    # Two steps are short: the cell may have been through with them before it was asked to stop.
+    assert json.loads((again / NAMES[0] / "summary.json").read_text())["status"] in ("stopped", "finished")
+    assert main(command[1:]) == 0
+    assert (again / NAMES[1] / "summary.json").stat().st_mtime_ns == before
+    assert _without_clock(_sweep(again)) == _without_clock(_sweep(swept))
+    assert [rows(again / name) for name in NAMES] == [rows(swept / name) for name in NAMES]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_stops_the_cells_now(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(*_words(tmp_path, "0.05", "--steps", "400"))
+    assert process.stderr is not None
+    assert any("running" in line for line in process.stderr)
+    (child,) = _children(process.pid)
+    os.kill(child, signal.SIGSTOP)  # it will not answer the first request
+    process.send_signal(number)
+    assert any("once more to stop now" in line for line in process.stderr)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    _wait_until_gone(child)
+
+
+@pytest.mark.slow
+def test_the_cells_of_a_killed_sweep_save_and_stop(tmp_path: Path) -> None:
+    process = start(*_words(tmp_path, "0.05", "--steps", "400", "checkpoint.every=400"))
+    assert process.stderr is not None
+    assert any("step 2/400" in line for line in process.stderr)
+    (child,) = _children(process.pid)
+    process.kill()
+    process.communicate(timeout=60)
+    _wait_until_gone(child)
+    cell = tmp_path / "s" / "lambda-0.05-seed0"
+    summary = json.loads((cell / "summary.json").read_text())
+    assert summary["status"] == "stopped"
+    assert (cell / "checkpoints" / f"step_{summary['steps']:06d}").is_dir()
+
+
+@pytest.mark.slow
+def test_a_diverged_cell_does_not_cost_the_others_and_is_not_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # λ = 1e38 overflows the loss; λ = 0.05 does not.
+    words = _words(tmp_path, "1e38", "0.05", "--steps", "1", "--jobs", "2")
+    assert main(words) == 3
+    assert error_of(capsys.readouterr().err)[0] == "λ = 1e+38, seed 0 diverged"
+    sweep = _sweep(tmp_path / "s")
+    assert [cell["status"] for cell in sweep["cells"]] == ["diverged", "finished"]
+    assert [row["verdict"] for row in sweep["rows"]] == ["collapsed", "inconclusive"]
+    assert main(words) == 3
+    assert "running" not in capsys.readouterr().err
+
+
+def test_a_collapsed_cell_is_done_as_long_as_the_config_stops_it(tmp_path: Path) -> None:
+    stopping, warning = (load_config(find_config("toy"), [f"collapse.action={action}"]) for action in ("stop", "warn"))
+    (stopped,) = plan_cells([stopping], [0], tmp_path, jobs=1, cores=1)
+    (warned,) = plan_cells([warning], [0], tmp_path, jobs=1, cores=1)
+    create_run(stopped.path, config_yaml=stopping.to_yaml(), environment={}).write_summary(
+        {"status": "collapsed", "steps": 5}
+    )
+    assert ended_summary(stopped) is not None
+    assert ended_summary(warned) is None
+    log_path(stopped).parent.mkdir()
+    log_path(stopped).write_text("train: step 5\nerror: collapsed at step 5: entropy\n  tip: go on\n")
+    found = run_cells([stopped], jobs=1, overwrite=False, should_stop=lambda: False, show=lambda _: None)
+    assert found[stopped.name] == Outcome("collapsed", "collapsed at step 5: entropy")
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (45, 12), (100, 40)])
+def test_the_live_table_fits_its_terminal_and_shows_the_cells_that_run(width: int, height: int, tmp_path: Path) -> None:
+    cells = plan_cells([_of(0.0), _of(0.005), _of(0.05), _of(1.0)], range(8), tmp_path, jobs=2, cores=2)
+    outcomes = {cell.name: Outcome("finished") for cell in cells} | {
+        cell.name: Outcome("running") for cell in cells[30:]
+    }
+    console = Console(file=io.StringIO(), width=width, height=height)
+    console.print(live_table(console, [Followed(cell) for cell in cells], outcomes))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) <= height
+    assert all(len(line) <= width for line in lines) and not any("…" in line for line in lines)
+    assert sum("running" in line for line in lines) == 2
+    shown = sum("finished" in line for line in lines)
+    assert shown == 30 or f"and {30 - (shown - 1)} finished" in lines[-1]
+
+
+@pytest.mark.slow
+def test_probes_and_played_tasks_change_nothing_in_the_training(tmp_path: Path) -> None:
+    words = ("evaluation.every=1", "evaluation.validation_rollouts=1")
+    assert train(tmp_path / "plain", *words, "evaluation.pass_every=2") == 0
+    assert train(tmp_path / "probed", *words, "evaluation.pass_every=1", "probe_every=1") == 0
+    plain, probed = rows(tmp_path / "plain"), rows(tmp_path / "probed")
+    assert [row["validation/pass_at_1"] is None for row in plain] == [False, True, False]
+    assert [row["validation/pass_at_1"] is None for row in probed] == [False, False, False]
+    ours = {"train/probe_rl_grad_norm", "train/probe_env_grad_norm", "train/probe_ratio", "train/probe_cosine"}
+    for a, b in zip(plain, probed, strict=True):
+        extra = ours if a["validation/pass_at_1"] is not None else ours | {"validation/pass_at_1"}
+        assert {key for key in a if a[key] != b[key]} <= extra
+
+
+def _differences(a: Any, b: Any, prefix: str = "") -> set[str]:
+    if not isinstance(a, dict):
+        return {prefix} if a != b else set()
+    return set().union(*(_differences(a[key], b[key], f"{prefix}.{key}") for key in a))
+
+
+@pytest.mark.parametrize(
+    ("words", "changed", "probe", "played"),
+    [
+        ((), {".probe_every", ".evaluation.pass_every"}, 10, 10),
+        (("evaluation.every=3",), {".probe_every", ".evaluation.pass_every"}, 10, 3),
+        (("probe_every=0", "evaluation.pass_every=20"), set(), 0, 20),
+        (("probe_every=7",), {".evaluation.pass_every"}, 7, 10),
+    ],
+)
+def test_a_cell_is_its_config_with_probes_and_more_plays(
+    words: tuple[str, ...], changed: set[str], probe: int, played: int
+) -> None:
+    source = find_config("toy")
+    plain, config = load_config(source, words), sweep_config(source, words)
+    assert _differences(plain.model_dump(mode="json"), config.model_dump(mode="json")) == changed
+    assert (config.probe_every, config.evaluation.pass_every) == (probe, played)
+
+
+def test_a_probe_in_the_config_file_stays(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("probe_every: 4\n")
+    assert sweep_config(file, []).probe_every == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no λ values"),
+        (["steps=3"], "no λ values"),
+        (["--seeds", "0", "1"], "no λ values"),
+        (["0", "high"], "'high' is not a λ value"),
+        (["-1"], "λ is -1"),
+        (["0", "inf"], "λ is inf"),
+        (["nan"], "λ is nan"),
+        (["0", "seed=-1"], "'seed' is -1"),
+        (["0", "--seeds"], "--seeds has no value"),
+        (["0", "--seeds", "steps=2"], "--seeds has no value"),
+        (["0", "--seeds", "0", "0.05"], "'0.05' is not a seed"),
+        (["0", "--seeds=0,x"], "'x' is not a seed"),
+        (["0", "--seeds", "9" * 30], f"'{'9' * 30}' is not a seed"),
+        (["0", "--seeds", "9" * 5000], "is not a seed"),
+        (["0", "objective.world_model_coeff=1"], "is what a sweep sets"),
+        (["0.1", "0.10000000000000001", "0.1000000000000001"], "are the same to 12 digits"),
+        (["0", "--seeds", "0", "--seed", "1"], "--seeds and a seed exclude each other"),
+        (["0", "--seeds", "0", "seed=1"], "--seeds and a seed exclude each other"),
+        (["0", "--jobs", "0"], "Invalid value for '--jobs'"),
+        (["0", "--jobs", "many"], "Invalid value for '--jobs'"),
+        (["0", "objective.use_rl=false"], "the loss is always 0"),
+        (["0", "objective.schedule=step", "objective.schedule_values=[0.1]"], "no effect with objective.schedule"),
+        (["0.1", "objective.schedule=gradient_ratio"], "no effect with objective.schedule: gradient_ratio"),
+    ],
+)
+def test_a_wrong_word_is_refused(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep-lambda", "--output-dir", str(tmp_path / "o"), *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in error_of(captured.err)[0]
+    assert not (tmp_path / "o").exists()
+
+
+def _planned(capsys: pytest.CaptureFixture[str], *words: str) -> list[tuple[float, int]]:
+    assert main(["sweep-lambda", "--dry-run", "--json", *words]) == 0
+    configs = [run["config"] for run in json.loads(capsys.readouterr().out)["runs"]]
+    return [(config["objective"]["world_model_coeff"], config["seed"]) for config in configs]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("0", "0.05", "--seeds", "3", "1", "--jobs", "2", "steps=2"),
+        ("0", "0.05", "--seeds", "3", "1", "steps=2"),
+        ("--seeds", "3", "1", "1", "--jobs", "2", "0", "0.05", "0.050"),
+        ("--seeds", "3,1", "--", "0", "0.05"),
+        ("--seeds=3,1", "0", "0.05"),
+        ("0", "--seeds", "3", "--json", "0.05", "--seeds", "1"),
+    ],
+    ids=" ".join,
+)
+def test_the_words_after_seeds_are_seeds(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert _planned(capsys, *words) == [(0.0, 3), (0.0, 1), (0.05, 3), (0.05, 1)]
+
+
+def test_one_seed_is_that_of_the_config_or_the_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _planned(capsys, "0") == [(0.0, 0)]
+    assert _planned(capsys, "0", "--seed", "4") == [(0.0, 4)]
+    assert _planned(capsys, "0", "seed=5") == [(0.0, 5)]
+
+
+def test_the_plan_says_what_a_sweep_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep-lambda", "0", "--dry-run", "--output-dir", str(tmp_path / "o")]) == 0
+    plan = capsys.readouterr().out
+    assert "# steps between gradient probes, 0 for none: 10" in plan
+    assert "# steps between held-out rollouts: 10" in plan
+    assert not (tmp_path / "o").exists()
+    assert main(["sweep-lambda", "--help"]) == 0
+    told = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "probe_every" in told and "evaluation.pass_every" in told and "up to the next option" in told
+
+
+def test_words_are_values_or_overrides_and_a_value_counts_once() -> None:
+    assert parse_words(["0", "5e-3", "a.b=1", "0.005", "-0"]) == ([0.0, 0.005], ["a.b=1"])
+
+
+def test_seeds_end_at_an_option_or_an_override() -> None:
+    assert join_seeds(["0", "--seeds", "1", "2", "a=b", "3", "-h"]) == ["0", "--seeds=1,2", "a=b", "3", "-h"]
+    assert join_seeds(["--seeds", "1", "--seeds", "--jobs", "2"]) == ["--seeds=1", "--seeds=", "--jobs", "2"]
+    assert parse_seeds(["2,0", "2", "1"]) == [2, 0, 1]
+
+
+def _of(coeff: float, threads: int = 0) -> Config:
+    overrides = [f"threads={threads}", f"objective.world_model_coeff={coeff!r}"]
+    return load_config(find_config("toy"), overrides)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "cores", "threads", "each"),
+    [(1, 8, 0, 8), (2, 8, 0, 4), (3, 8, 0, 2), (64, 8, 0, 2), (4, 2, 0, 1), (4, 8, 5, 5)],
+)
+def test_the_processes_share_the_cores_unless_the_config_says_otherwise(
+    jobs: int, cores: int, threads: int, each: int, tmp_path: Path
+) -> None:
+    planned = plan_cells([_of(0.0, threads), _of(1.0, threads)], [0, 1], tmp_path, jobs=jobs, cores=cores)
+    assert {cell.config.threads for cell in planned} == {each}
+
+
+def test_close_values_have_folders_of_their_own(tmp_path: Path) -> None:
+    planned = plan_cells([_of(0.1234567), _of(0.1234568)], [0], tmp_path, jobs=1, cores=1)
+    assert len({cell.path for cell in planned}) == len({cell.title for cell in planned}) == 2

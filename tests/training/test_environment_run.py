@@ -1,0 +1,271 @@
+"""Whole runs against a server on loopback that is killed, restarted, full, slow or gone: nothing learned is lost."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import yaml
+from loopback_server import CONNECT, Behaviour, Counting, Incident, LoopbackServer, loopback_server
+from tiny_run import error_of, observations, rows, start, weights
+
+from echo_cli.cli.main import main
+from echo_cli.runs.directory import open_run
+from echo_cli.trajectory import read_trajectories
+
+CONFIG = {
+    "steps": 3,
+    "threads": 1,
+    "environment": {
+        "tasks": {"items": [{"instruction": word, "steps": 2} for word in "oak elm ash yew fir fig bay box".split()]},
+        "action": {"template": {"command": "{text}"}},
+        "observation": [{"path": "output", "channel": "stdout"}],
+        "explorer": ["look", "count again", "what now"],
+        "reward": {"none": "zero"},
+        "retry_s": 3.0,
+        "step_timeout_s": 2.0,
+    },
+    "rollout": {"tasks_per_step": 2, "group_size": 2, "explorers": 2, "explorer_commands": 2},
+    "optim": {"lr": 1e-3},
+    "evaluation": {"every": 3, "pass_every": 3, "heldout_rollouts": 1, "validation_rollouts": 1},
+    "checkpoint": {"every": 1, "keep": 9},
+}
+
+
+class Another(Counting):
+    """The same, under another name."""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "counting.yaml"
+    path.write_text(yaml.safe_dump({**CONFIG, "environment": {"url": "http://127.0.0.1:1", **CONFIG["environment"]}}))
+    return path
+
+
+def words(config: Path, run: Path, server: LoopbackServer, *more: str) -> list[str]:
+    return [
+        *("train", "--config", str(config), "--output-dir", str(run.parent), "--run-name", run.name),
+        f"environment.url={server.url}",
+        *more,
+    ]
+
+
+def train(config: Path, run: Path, server: LoopbackServer, *more: str) -> int:
+    return main(words(config, run, server, *more))
+
+
+def total(run: Path, key: str) -> int:
+    return sum(row[f"environment/{key}"] for row in rows(run))
+
+
+def test_a_run_on_a_server_learns_from_its_observations(config: Path, tmp_path: Path) -> None:
+    with loopback_server(Behaviour(capacity=4)) as server:
+        assert train(config, tmp_path / "run", server) == 0
+        assert server.episodes == len({event["connection"] for event in server.events("reset")})
+    metrics = rows(tmp_path / "run")
+    assert [row["step"] for row in metrics] == [0, 1, 2, 3]
+    assert metrics[3]["heldout/env_ce"] < metrics[0]["heldout/env_ce"]
+    assert all(row["train/reward"] is not None and row["train/env_tokens"] > 0 for row in metrics[1:])
+    record = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert record["environment"] == {"name": "Counting", "sessions": 4}
+    (heldout,) = (tmp_path / "run").glob("pool_heldout.jsonl")
+    shown = [s.text for t in read_trajectories(heldout) for s in t.segments if s.role.name == "ENV_OUTPUT"]
+    assert shown and all(text.startswith(("1: ", "2: ")) for text in shown)
+
+
+def test_two_runs_are_the_same_and_so_is_a_resumed_one(config: Path, tmp_path: Path) -> None:
+    with loopback_server(Behaviour(capacity=4)) as server:
+        for name in ("one", "two"):
+            assert train(config, tmp_path / name, server) == 0
+        assert train(config, tmp_path / "three", server, "--steps", "1") == 0
+        pool = (tmp_path / "three" / "pool_heldout.jsonl").read_bytes()
+        assert train(config, tmp_path / "three", server, "--resume") == 0
+    assert rows(tmp_path / "one") == rows(tmp_path / "two")
+    assert weights(tmp_path / "one", 3) == weights(tmp_path / "two", 3) == weights(tmp_path / "three", 3)
+    assert observations(tmp_path / "one") == observations(tmp_path / "three")
+    assert (tmp_path / "three" / "pool_heldout.jsonl").read_bytes() == pool
+
+
+@pytest.mark.parametrize(
+    ("incident", "counter"),
+    [
+        (Incident("close", at=1, value=1011, connections=(14, 15)), "sessions_lost"),
+        (Incident("drop", connections=(14,)), "sessions_lost"),
+        (Incident("hang", at=2, connections=(14,)), "sessions_lost"),
+        (Incident("text", value="garbage", connections=(14,)), "sessions_lost"),
+        (Incident("error", CONNECT, {"code": "CAPACITY_REACHED", "message": "full"}, (14,)), "unavailable"),
+        (Incident("error", 1, {"code": "EXECUTION_ERROR", "message": "boom"}, (14,)), "errors"),
+        (Incident("error", 1, {"code": "VALIDATION_ERROR", "message": "no"}, (14,)), "bad_actions"),
+        (Incident("flood", value=20_000_000, connections=(14,)), None),
+        (Incident("slow", value=0.5, connections=(14,)), None),
+    ],
+    ids=lambda value: value.kind + str(value.value)[:24] if isinstance(value, Incident) else "",
+)
+def test_a_run_survives_what_befalls_one_session(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], incident: Incident, counter: str | None
+) -> None:
+    with loopback_server(Behaviour(capacity=4, incidents=(incident,))) as server:
+        assert train(config, tmp_path / "run", server) == 0
+    metrics = rows(tmp_path / "run")
+    assert [row["step"] for row in metrics] == [0, 1, 2, 3]
+    if counter is None:
+        assert all(total(tmp_path / "run", key) == 0 for key in ("sessions_lost", "unavailable", "groups_dropped"))
+        return
+    assert total(tmp_path / "run", counter) >= 1 and total(tmp_path / "run", "groups_dropped") == 0
+    said = capsys.readouterr().err
+    assert ("environment at step" in said) == (counter in ("sessions_lost", "unavailable"))
+
+
+@pytest.mark.parametrize("kill", [True, False], ids=["killed", "stopped"])
+def test_a_run_survives_a_restart_of_its_server_and_says_so(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kill: bool
+) -> None:
+    open_session = Incident("hang", connections=(20,))  # which the server's end is sure to find open
+    with loopback_server(Behaviour(capacity=4, incidents=(open_session,))) as server:
+
+        def interrupt() -> None:
+            server.wait_for("step", 1, connection=20)
+            server.kill() if kill else server.stop()
+            server.restart()
+
+        interruption = Thread(target=interrupt)
+        interruption.start()
+        assert train(config, tmp_path / "run", server) == 0
+        interruption.join()
+    metrics = rows(tmp_path / "run")
+    assert [row["step"] for row in metrics] == [0, 1, 2, 3]
+    assert total(tmp_path / "run", "sessions_lost") + total(tmp_path / "run", "unavailable") >= 1
+    assert total(tmp_path / "run", "groups_dropped") == 0
+    assert "environment at step" in capsys.readouterr().err
+
+
+def test_a_server_that_never_returns_ends_the_run_with_a_checkpoint(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    dies = Behaviour(capacity=4, incidents=(Incident("die", at=1, connections=(20,)),))
+    with loopback_server(dies) as server:
+        assert train(config, run, server, "environment.retry_s=0.5", "checkpoint.every=99") == 1
+        message, tip = error_of(capsys.readouterr().err.split("\n", 1)[1])
+        assert message.startswith("the environment is not available: ") and "--resume" in tip
+        last = rows(run)[-1]["step"]
+        assert 0 < last < 3 and (run / "checkpoints" / f"step_{last:06d}").is_dir()
+        assert not (run / "summary.json").exists()
+        server.restart()
+        assert train(config, run, server, "--resume", "environment.retry_s=0.5", "checkpoint.every=99") == 0
+    assert [row["step"] for row in rows(run)] == [0, 1, 2, 3]
+
+
+def test_an_evaluation_that_the_server_did_not_live_to_see_is_made_up_for(config: Path, tmp_path: Path) -> None:
+    with loopback_server(Behaviour(capacity=4)) as server:
+        assert train(config, tmp_path / "whole", server) == 0
+        last = server.connections - 1
+    run = tmp_path / "run"
+    with loopback_server(Behaviour(capacity=4, incidents=(Incident("die", connections=(last,)),))) as server:
+        assert train(config, run, server, "environment.retry_s=0.5", "checkpoint.every=99") == 1
+        assert [row["step"] for row in rows(run)] == [0, 1, 2] and (run / "checkpoints" / "step_000003").is_dir()
+        server.restart()
+        for _ in range(2):  # the second finds nothing left to do
+            assert train(config, run, server, "--resume", "environment.retry_s=0.5", "checkpoint.every=99") == 0
+    assert rows(run) == rows(tmp_path / "whole")
+    assert (run / "checkpoints" / "best").read_text() == (tmp_path / "whole" / "checkpoints" / "best").read_text()
+    assert (run / "trajectories.jsonl").read_bytes() == (tmp_path / "whole" / "trajectories.jsonl").read_bytes()
+
+
+def test_a_step_that_loses_every_session_ends_the_run_with_a_checkpoint(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closes = Incident("close", at=1, value=1011, connections=tuple(range(14, 200)))
+    with loopback_server(Behaviour(capacity=4, incidents=(closes,))) as server:
+        assert train(config, tmp_path / "run", server, "rollout.explorers=0", "checkpoint.every=99") == 1
+    message, _ = error_of(capsys.readouterr().err.split("\n", 1)[1])
+    last = rows(tmp_path / "run")[-1]["step"]
+    assert message == f"the environment lost every session of step {last + 1}"
+    assert (tmp_path / "run" / "checkpoints" / f"step_{last:06d}").is_dir()
+
+
+def test_without_validation_tasks_no_step_is_the_best(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with loopback_server(Behaviour(capacity=4)) as server:
+        overrides = ("environment.tasks.validation=0", "environment.tasks.heldout=0.5")
+        assert train(config, tmp_path / "run", server, *overrides) == 0
+        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+        assert summary["checkpoint"] is summary["heldout"]["best"] is None
+        capsys.readouterr()
+        assert main(["eval-heldout", str(tmp_path / "run")]) == 2
+        message, tip = error_of(capsys.readouterr().err)
+        assert message.endswith("has no best checkpoint") and tip == "the latest is that of step 3"
+        assert main(["eval-heldout", str(tmp_path / "run"), "--checkpoint", "latest"]) == 0
+
+
+def test_an_unreachable_server_is_one_line_and_leaves_no_run(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with loopback_server(Behaviour()) as server:
+        server.kill()
+        assert train(config, tmp_path / "run", server) == 1
+    message, _ = error_of(capsys.readouterr().err)
+    assert server.url in message and not (tmp_path / "run").exists()
+
+
+def test_a_run_that_may_not_be_written_or_continued_here_is_refused_before_anything_is_played(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+
+    def refusal(*more: str) -> str:
+        assert train(config, run, server, *more) == 2
+        return error_of(capsys.readouterr().err)[0]
+
+    with loopback_server(Behaviour(capacity=4)) as server:
+        assert train(config, run, server, "--steps", "1") == 0
+        capsys.readouterr()
+        before = len(server.events("http")), server.connections
+        assert "holds a run already" in refusal()
+        with open_run(run).lock():
+            for option in ("--resume", "--overwrite"):
+                assert "is held by another process" in refusal(option)
+        assert (len(server.events("http")), server.connections) == before
+        server.restart(Behaviour(capacity=4, world=Another))
+        assert "was trained in Counting, and this environment is Another" in refusal("--resume")
+    assert [row["step"] for row in rows(run)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("environment.action.template={cmd: '{text}'}", "command"),
+        ("environment.observation=[{path: 'output['}]", "output["),
+        ("environment.tasks.items=[]", "tasks"),
+        ("environment.explorer=[]", "environment.explorer has no actions"),
+        ("environment.volatile=['(']", "not a regular expression"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
+    with loopback_server(Behaviour(capacity=4)) as server:
+        assert train(config, tmp_path / "run", server, override) == 2
+    error, tip = error_of(capsys.readouterr().err)
+    assert message in f"{error} {tip}" and tip
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_during_a_run_on_a_server_saves_and_resumes(config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with loopback_server(Behaviour(capacity=4)) as server:
+        assert train(config, tmp_path / "whole", server, "--steps", "6") == 0
+        before = server.steps
+        process = start(*words(config, run, server, "--steps", "6"))
+        server.wait_for("step", before + 30)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode in (0, 130), said
+        assert train(config, run, server, "--steps", "6", "--resume") == 0
+    assert rows(run) == rows(tmp_path / "whole")

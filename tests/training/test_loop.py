@@ -1,0 +1,199 @@
+"""A tiny run through the command: what it writes, that it repeats itself, and how it ends when something breaks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_run import error_of, rows, train, train_words, weights
+
+from echo_cli.cli.main import main
+from echo_cli.config.loader import load_config
+from echo_cli.environments.text_environment import TextEnvironment
+from echo_cli.models.tiny_folder import model_folder
+from echo_cli.runs.directory import open_run
+from echo_cli.training.loop import roll_out
+from echo_cli.training.session import Session
+from echo_cli.trajectory import Trajectory
+
+FILES = (
+    "config.yaml environment.json metrics.jsonl observations.jsonl trajectories.jsonl summary.json heldout_env_ce.png "
+    "heldout_env_ce.csv"
+)
+
+
+def _fails(capsys: pytest.CaptureFixture[str], run: Path, *words: str, code: int) -> tuple[str, str]:
+    capsys.readouterr()
+    assert train(run, *words) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return error_of(captured.err)
+
+
+def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
+    assert {*FILES.split(), "checkpoints"} <= {entry.name for entry in finished.iterdir()}
+    assert open_run(finished).checkpoints.steps() == [0, 1, 2, 3, 4]
+    assert load_config(finished / "config.yaml").steps == 4
+
+
+def test_every_row_has_the_same_keys_in_strict_json(finished: Path) -> None:
+    metrics = rows(finished)
+    assert [row["step"] for row in metrics] == [0, 1, 2, 3, 4]
+    assert len({tuple(row) for row in metrics}) == 1
+    evaluated = [row["step"] for row in metrics if row["heldout/env_ce"] is not None]
+    assert evaluated == [0, 2, 4]
+
+
+def test_what_training_observed_is_logged_once_where_it_first_came_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played = []
+
+    def recorded(session: Session, step: int, explorers: int) -> list[Trajectory]:
+        trajectories = roll_out(session, step, explorers)
+        played.extend((step + 1, trajectory) for trajectory in trajectories)
+        return trajectories
+
+    monkeypatch.setattr("echo_cli.training.loop.roll_out", recorded)
+    assert train(tmp_path / "run") == 0
+    expected: dict[tuple[str, str, int], int] = {}
+    for step, trajectory in played:
+        for turn in trajectory.turns:
+            if turn.exit_code is not None:
+                expected.setdefault((" ".join(turn.command.split()), turn.output, turn.exit_code), step)
+    found = [
+        (row["command"], row["output"], row["exit_code"], row["step"])
+        for row in open_run(tmp_path / "run").read_observations()
+    ]
+    assert found == [(*observation, step) for observation, step in expected.items()]
+    assert {trajectory.source for _, trajectory in played} == {"policy", "explorer"} and len(found) > 2
+    _, meta = open_run(tmp_path / "run").load_checkpoint()
+    assert set(meta) == {"step", "seconds", "gradient_norms"}
+
+
+def test_the_summary_is_the_one_object_on_stdout(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(finished, "--steps", "4", "--resume", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((finished / "summary.json").read_text())
+    assert (printed["status"], printed["steps"], printed["seed"], printed["lambda"]) == ("finished", 4, 0, 1.0)
+    assert printed["checkpoint"].startswith("checkpoints/step_")
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(finished: Path, tmp_path: Path) -> None:
+    assert train(tmp_path / "again", "--steps", "4") == 0
+    assert rows(tmp_path / "again") == rows(finished)
+    assert weights(tmp_path / "again", 4) == weights(finished, 4)
+    assert train(tmp_path / "other", "--seed", "1") == 0
+    assert rows(tmp_path / "other")[1] != rows(finished)[1]
+
+
+def test_lambda_decides_what_is_learned(finished: Path, tmp_path: Path) -> None:
+    assert train(tmp_path / "grpo", "--lambda", "0", "objective.advantage=group_mean") == 0
+    plain, echo = rows(tmp_path / "grpo"), rows(finished)
+    assert plain[0]["heldout/env_ce"] == echo[0]["heldout/env_ce"]
+    assert plain[2]["heldout/env_ce"] != echo[2]["heldout/env_ce"]
+    assert (plain[1]["train/lambda"], echo[1]["train/lambda"]) == (0.0, 1.0)
+
+
+def test_without_rl_the_verifier_is_never_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def called(self: TextEnvironment) -> float:
+        raise AssertionError("the verifier was called")
+
+    monkeypatch.setattr(TextEnvironment, "verify", called)
+    assert train(tmp_path / "world-model", "objective.use_rl=false") == 0
+    metrics = rows(tmp_path / "world-model")
+    assert all(row["train/reward"] is None and row["train/rl_loss"] in (None, 0.0) for row in metrics)
+    assert metrics[2]["heldout/env_ce"] != metrics[0]["heldout/env_ce"]
+
+
+def test_a_used_run_directory_is_refused_and_left_alone(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    message, tip = _fails(capsys, finished, code=2)
+    assert "finished holds a run already" in message
+    assert all(way in tip for way in ("--resume", "--overwrite", "--run-name"))
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_overwrite_replaces_a_run(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "notes.txt").write_text("mine")
+    assert train(run, "--overwrite", "--steps", "1") == 0
+    assert [row["step"] for row in rows(run)] == [0, 1]
+    assert (run / "notes.txt").read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("x")
+    message, tip = _fails(capsys, tmp_path / "file" / "run", code=2)
+    assert "file" in message and "--output-dir" in tip
+
+
+def test_cuda_where_there_is_none_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    message, tip = _fails(capsys, tmp_path / "run", "--device", "cuda", code=2)
+    assert "cuda" in message and "--device cpu" in tip
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_is_not_there_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no model folder" in _fails(capsys, tmp_path / "run", "model.path=/nowhere", code=2)[0]
+    assert "does not fit" in _fails(capsys, tmp_path / "run", "rollout.max_episode_tokens=99999", code=2)[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", [["optim.lr=1e30", "--steps", "3"], ["optim.lr=1e39", "--steps", "3"]], ids=" ".join)
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_good_checkpoint(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    _, tip = _fails(capsys, run, *words, "objective.advantage=group_mean", "checkpoint.every=9", code=3)
+    assert "the last checkpoint is intact" in tip
+    assert json.loads((run / "summary.json").read_text())["status"] == "diverged"
+    folder, meta = open_run(run).load_checkpoint("best")
+    assert meta["step"] == 0
+    assert all(bool(tensor.isfinite().all()) for tensor in load_file(folder / "model.safetensors").values())
+
+
+def test_weights_that_are_not_finite_end_the_run_before_any_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(model_folder("tiny-base"), tmp_path / "model")
+    tensors = {
+        name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(model / "model.safetensors").items()
+    }
+    save_file(tensors, model / "model.safetensors")
+    for words in ([], ["evaluation.validation_rollouts=1"]):
+        run = tmp_path / f"run{len(words)}"
+        assert "nan" in " ".join(_fails(capsys, run, f"model.path={model}", *words, code=3)) or words
+        assert open_run(run).checkpoints.steps() == []
+        assert json.loads((run / "summary.json").read_text())["status"] == "diverged"
+
+
+_LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+from echo_cli.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = train_words(run)
+    done = subprocess.run([sys.executable, "-c", _LIMITED, *words], capture_output=True, text=True)
+    assert done.returncode == 1
+    message, tip = error_of(done.stderr)
+    assert "cannot write" in message or "full" in message, message
+    assert tip
+    assert main([*words, "--resume"]) == 0
+    assert [row["step"] for row in rows(run)] == [0, 1, 2]
