@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, BinaryIO, TypeVar
 
 T = TypeVar("T")
 
@@ -58,3 +62,82 @@ def _answer(future: Future[T], function: Callable[[], T]) -> None:
         future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
     else:
         future.set_result(result)
+
+
+class EventLoop:
+    """An asyncio loop in a thread of its own, for a `with` block; what still runs at its end is cancelled.
+
+    A thread of its own also answers the keepalive of a connection while the caller computes.
+    """
+
+    def __init__(self, name: str = "environments") -> None:
+        self._name = name
+
+    def __enter__(self) -> EventLoop:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=self._name, daemon=True)
+        self._thread.start()
+        return self
+
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run `coroutine` in the thread; the future has its result."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run `coroutine` in the thread and wait for its result."""
+        return self.start(coroutine).result()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.run(_cancel_others())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+async def within(seconds: float, answer: Coroutine[Any, Any, T]) -> T:
+    """The result of `answer`, which is cancelled at the end of the time but, unlike by `wait_for`, not waited for.
+
+    Raises:
+        asyncio.TimeoutError: there is none within `seconds`.
+    """
+    task = asyncio.ensure_future(answer)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+    except asyncio.CancelledError:
+        _abandon(task)
+        raise
+    if not done:
+        _abandon(task)
+        raise asyncio.TimeoutError
+    return task.result()
+
+
+def _abandon(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    # How it ends is nobody's business now, and asyncio would complain that nobody asked.
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+
+
+def take_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Our stdin and stdout, under numbers that no child inherits; children read nothing and write to stderr."""
+    orders, report = os.fdopen(os.dup(0), "rb", 0), os.fdopen(os.dup(1), "wb", 0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    os.close(nothing)
+    return orders, report
+
+
+def say(report: BinaryIO, message: dict[str, Any]) -> None:
+    """Write one line, if anybody is there to hear it."""
+    with suppress(BrokenPipeError):
+        report.write(json.dumps(message).encode() + b"\n")

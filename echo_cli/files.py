@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from echo_cli.errors import EchoError
+from echo_cli.text import shown
 
 Row = dict[str, Any]
 """A JSON object."""
@@ -230,11 +231,6 @@ def sha256_of(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def shown(text: Path | str) -> str:
-    """A path or name for a one-line message: what is not printable is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Row, bytes]]:

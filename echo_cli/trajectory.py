@@ -7,8 +7,8 @@ from token ids, padding or the text itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, ConfigDict, PlainSerializer, TypeAdapter, ValidationError, WithJsonSchema
 
 from echo_cli.errors import EchoError
-from echo_cli.files import shown
+from echo_cli.text import shown
 
 
 class Role(IntEnum):
@@ -223,3 +223,66 @@ def read_trajectories(path: Path) -> Iterator[Trajectory]:
                 yield Trajectory.from_json(record)
             except (ValueError, RecursionError) as error:
                 raise bad_line(path, number, error) from error
+
+
+def visible(trajectory: Trajectory) -> Trajectory:
+    """`trajectory` without transient tokens: the transcript as its last turn saw it. Texts stay what they were."""
+    if not any(segment.transient for segment in trajectory.segments):
+        return trajectory
+    return replace(trajectory, segments=tuple(map(_visible, trajectory.segments)))
+
+
+def views(trajectory: Trajectory) -> list[Trajectory]:
+    """The sequences in which the targets of `trajectory` are scored; the trajectory alone without transient tokens.
+
+    First the visible transcript, whose targets are the observations and the actions that were seen whole. Then, for
+    each action with transient tokens, what was visible before it and the action: its tokens alone are targets.
+    """
+    base = visible(trajectory)
+    if base is trajectory:
+        return [trajectory]
+    context = tuple(replace(segment, role=Role.CONTEXT, logprobs=None) for segment in base.segments)
+    played = trajectory.segments
+    seen = tuple(context[n] if played[n].transient else segment for n, segment in enumerate(base.segments))
+    actions = [(*context[:n], replace(segment, transient=0)) for n, segment in enumerate(played) if segment.transient]
+    return [replace(trajectory, segments=segments) for segments in (seen, *actions)]
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of a step's rollouts, and of each the index of its rollout."""
+
+    trajectories: tuple[Trajectory, ...]
+    owners: tuple[int, ...]
+
+
+def expand(trajectories: Sequence[Trajectory], *, use_rl: bool) -> Views:
+    """The views of `trajectories`, in order.
+
+    Those of actions are left out where actions are no targets: without RL, and of `world_model_only` rollouts.
+    """
+    found = [
+        (view, owner)
+        for owner, trajectory in enumerate(trajectories)
+        for view in views(trajectory)[: None if use_rl and not trajectory.world_model_only else 1]
+    ]
+    return Views(tuple(view for view, _ in found), tuple(owner for _, owner in found))
+
+
+def _visible(segment: Segment) -> Segment:
+    first = segment.transient
+    logprobs = None if segment.logprobs is None else segment.logprobs[first:]
+    return replace(segment, token_ids=segment.token_ids[first:], logprobs=logprobs, transient=0)
+
+
+SCAFFOLD = "scaffold"
+"""The channel of the segments that a renderer adds; what is rendered again leaves them out."""
+
+CUT_ACTION = "\n[action cut]\n"
+CUT_OUTPUT = "[output cut]\n"
+CUT_NOTICE = "notice"
+"""The channel of the warnings that say so."""
+
+WRAPPER, TOOL_RESULT, TOOLS = "wrapper", "tool_result", "tools"
+"""Channels of what stands around a tool's answer, of the answer, and of the list of tools."""
+OPEN, CLOSE = "<tool_response>\n", "\n</tool_response>\n"

@@ -25,16 +25,15 @@ from torch.nn import functional as F
 
 from echo_cli.config.model import ModelConfig
 from echo_cli.config.schema import Config
-from echo_cli.environments.task import Task
+from echo_cli.environments.tasks import Task
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.evaluation.evaluator import rollout_tasks
+from echo_cli.evaluation.loaded_run import build_policy
 from echo_cli.models.renderer import PlainRenderer
-from echo_cli.models.tiny import TinyConfig, TinyModel
-from echo_cli.models.tiny_folder import load_model, save_model
+from echo_cli.models.tiny import TinyConfig, TinyModel, load_model, save_model
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.rollouts.episode import Limits
+from echo_cli.rollouts.limits import Limits
 from echo_cli.rollouts.rollout import play_scripts
-from echo_cli.training.session import build_policy
 from echo_cli.trajectory import Role, Trajectory
 from toy_terminal_env.environment import world_and_tasks
 from toy_terminal_env.scripted import (

@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from echo_cli.environments.client import Description
-from echo_cli.environments.protocol import Environment, Hosting, Worlds
-from echo_cli.environments.task import Task, TaskSplits
+from echo_cli.environments.protocol import Description, Environment, Hosting, Worlds
+from echo_cli.environments.tasks import Task, TaskSplits
 
 
 class CannedWorlds:

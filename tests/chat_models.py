@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from echo_cli.environments.protocol import Piece, Reply
-from echo_cli.environments.task import Task
+from echo_cli.environments.tasks import Task
 from echo_cli.trajectory import Role
 
 LLAMA3_SPECIAL = (

@@ -14,7 +14,7 @@ from echo_cli.models.architecture import Shape
 from echo_cli.models.hf.loading import load_hf_model
 from echo_cli.models.hf.model import HfModel
 from echo_cli.models.renderer import PlainRenderer
-from echo_cli.models.tiny_folder import model_folder
+from echo_cli.models.tiny import model_folder
 from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
 
 TOKENIZER = Tokenizer.load(model_folder("tiny-base") / TOKENIZER_FILE)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from echo_cli.environments.task import Task
+from echo_cli.environments.tasks import Task
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.models.renderer import PlainRenderer
-from echo_cli.models.tiny_folder import model_folder
+from echo_cli.models.tiny import model_folder
 from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
-from echo_cli.rollouts.episode import Limits
+from echo_cli.rollouts.limits import Limits
 from echo_cli.rollouts.rollout import play_policy
 from echo_cli.trajectory import Trajectory
 

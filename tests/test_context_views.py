@@ -18,7 +18,7 @@ import echo_cli
 from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.config.schema import OptimConfig
 from echo_cli.environments.protocol import Piece, Reply
-from echo_cli.environments.task import Task
+from echo_cli.environments.tasks import Task
 from echo_cli.evaluation.evaluator import score_pool
 from echo_cli.evaluation.measures import predict, tokens_of
 from echo_cli.metrics import reduce_metrics
@@ -29,11 +29,10 @@ from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.objective.advantages import step_advantages
 from echo_cli.objective.batch import count_rollouts
 from echo_cli.objective.loss import StepWeights, step_totals, step_weights
-from echo_cli.rollouts.episode import Limits
+from echo_cli.rollouts.limits import Limits
 from echo_cli.rollouts.rollout import play_policy
 from echo_cli.runs.pools import pool_of
-from echo_cli.trajectory import Role, Segment, Trajectory, Turn
-from echo_cli.view import expand, views, visible
+from echo_cli.trajectory import Role, Segment, Trajectory, Turn, expand, views, visible
 
 torch.set_num_threads(1)
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from echo_cli.errors import EchoError
-from echo_cli.files import append_jsonl, locked, read_json, read_jsonl, shown, truncate_jsonl, write_atomic, write_json
+from echo_cli.files import append_jsonl, locked, read_json, read_jsonl, truncate_jsonl, write_atomic, write_json
+from echo_cli.text import shown
 
 ROWS = [{"step": step, "train/env_ce": 1.0 / (step + 3), "note": "naïve\u2028line"} for step in range(5)]
 

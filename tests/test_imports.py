@@ -1,7 +1,7 @@
-"""The direction of imports: data flows down one list, and a module imports only what comes before it.
+"""The rooms of the house: which imports which, which may load a heavy library, and that no room overflows.
 
-Imports are read from the source with `ast`, those inside functions and `if TYPE_CHECKING` included, so a lazy
-import does not hide an arrow that points the wrong way.
+Imports are read from the source with `ast`, those inside functions and `if TYPE_CHECKING` included, so that a lazy
+import cannot hide an arrow in the wrong direction.
 """
 
 from __future__ import annotations
@@ -14,250 +14,49 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "echo_cli"
 TOY_TERMINAL_ENV = ROOT / "envs" / "toy_terminal_env"
 
-# The data's way, after the few words that every step shares (error to config). Where an arrow and the story
-# differ, the arrow counts: a policy takes its own gradient step, so it stands below batch and objective.
-# A new module takes its place here, below everything it imports.
-ORDER = (
-    "config",
-    "environments",
-    "objective",
-    "models",
-    "models.hf",
-    "models.endpoint",
-    "rollouts",
-    "runs",
-    "traces",
-    "traces.inspection",
-    "evaluation",
-    "evaluation.dream",
-    "training",
-    "sweeps",
-    "reports",
-    "cli",
-    "cli.display",
-    "errors",
-    "files",
-    "seeds",
-    "metrics",
-    "statistics",
-    "sweeps.verdict",
-    "trajectory",
-    "view",
-    "rollouts.behaviour",
-    "config.objective",
-    "config.environment",
-    "config.model",
-    "config.schema",
-    "config.loader",
-    "training.collapse",
-    "environments.task",
-    "environments.faults",
-    "environments.client",
-    "environments.protocol",
-    "event_loop",
-    "environments.action_schema",
-    "environments.actions",
-    "environments.observations",
-    "environments.tasks",
-    "environments.text_environment",
-    "pipe",
-    "environments.openenv",
-    "environments.toy_source",
-    "environments.toy",
-    "environments.task_worlds",
-    "environments.no_worlds",
-    "environments.openenv.secret",
-    "environments.openenv.address",
-    "concurrency",
-    "environments.openenv.server_info",
-    "environments.openenv.websocket",
-    "environments.openenv.wire_message",
-    "environments.openenv.websocket_client",
-    "deadline",
-    "environments.openenv.package",
-    "environments.openenv.in_process_session",
-    "environments.openenv.in_process_client",
-    "environments.openenv.typed_client",
-    "environments.openenv.provider_kinds",
-    "environments.openenv.provider_host",
-    "environments.openenv.provider",
-    "environments.worlds",
-    "models.tokenizer",
-    "models.renderer",
-    "models.chat_renderer",
-    "models.language_model",
-    "models.tiny",
-    "models.tiny_folder",
-    "models.hf.hf_package",
-    "models.hf.random_qwen3",
-    "models.hf.weights",
-    "models.hf.tokenizer",
-    "models.hf.renderer",
-    "models.hf.kv_cache",
-    "models.hf.lora",
-    "models.hf.model",
-    "models.hf.loading",
-    "models.device",
-    "models.device_memory",
-    "models.out_of_memory",
-    "models.architecture",
-    "models.memory",
-    "objective.batch",
-    "models.sampler",
-    "models.endpoint.endpoint",
-    "models.endpoint.client",
-    "models.endpoint.sampler",
-    "models.endpoint.weight_sync",
-    "models.endpoint.served_policy",
-    "objective.advantages",
-    "objective.schedule",
-    "objective.filters",
-    "objective.logprobs",
-    "objective.loss",
-    "models.policy",
-    "rollouts.episode",
-    "traces.truncate",
-    "traces.inspection.tally",
-    "traces.inspection.volatile",
-    "trace",
-    "traces.inspection.role_account",
-    "traces.inspection.boundaries",
-    "traces.inspection.outputs",
-    "traces.inspection.duplicates",
-    "traces.inspection.account",
-    "traces.corpus",
-    "traces.builder",
-    "traces.json_records",
-    "traces.formats",
-    "traces.formats.openai",
-    "traces.formats.anthropic",
-    "traces.formats.awm",
-    "traces.formats.openenv",
-    "traces.formats.terminus",
-    "traces.formats.atif",
-    "traces.formats.terminal_line",
-    "traces.formats.asciicast",
-    "traces.formats.asciinema",
-    "traces.formats.echo",
-    "traces.importing",
-    "traces.retokenize",
-    "traces.openai_export",
-    "traces.trace_mask",
-    "traces.training_data",
-    "evaluation.heat",
-    "evaluation.dream.edit",
-    "evaluation.dream.replies",
-    "evaluation.dream.generation",
-    "rollouts.rollout",
-    "rollouts.random_actions",
-    "rollouts.watched_episode",
-    "rollouts.environment_findings",
-    "rollouts.environment_check",
-    "runs.pools",
-    "runs.pool_folder",
-    "runs.observation",
-    "evaluation.evaluator",
-    "runs.checkpoints",
-    "runs.directory",
-    "runs.summary",
-    "training.session",
-    "training.trackers.tracking",
-    "training.trackers",
-    "training.trackers.tensorboard",
-    "training.trackers.trackio",
-    "training.trackers.wandb",
-    "training.trackers.host",
-    "evaluation.pool_building",
-    "runs.export",
-    "training.loop",
-    "training.benchmark",
-    "runs.curves",
-    "reports.figure",
-    "reports.run_figure",
-    "training.plan",
-    "training.experiment",
-    "sweeps.plan",
-    "sweeps.runner",
-    "sweeps.results",
-    "sweeps.tables",
-    "reports.sweep_figure",
-    "sweeps.files",
-    "evaluation.match",
-    "evaluation.measures",
-    "evaluation.baselines",
-    "evaluation.pass_at_k",
-    "evaluation.token_losses",
-    "evaluation.records",
-    "evaluation.dream.scoring",
-    "evaluation.dream.session",
-    "evaluation.dream.dream_session",
-    "evaluation.loaded_run",
-    "evaluation.run_evaluation",
-    "evaluation.comparison",
-    "evaluation.named_models",
-    "evaluation.model_evaluation",
-    "runs.recordings",
-    "traces.exporting",
-    "reports.episode_view",
-    "cli.display.tables",
-    "cli.display.text_cells",
-    "cli.display.token_strip",
-    "cli.display.transcript",
-    "cli.display.inspection",
-    "reports.report_chart",
-    "reports.content",
-    "reports.measurements",
-    "reports.run_content",
-    "reports.charts",
-    "reports.html",
-    "reports.page_episodes",
-    "reports.page",
-    "reports.report",
-    "cli.display.environment",
-    "reports.sweep_page",
-    "cli.display.evaluation",
-    "cli.display.dream",
-    "reports.evaluation_figure",
-    "cli.display.progress",
-    "cli.display.sweep_progress",
-    "cli.interrupt",
-    "cli.shell_hook",
-    "cli.commands",
-    "cli.options",
-    "cli.commands.train",
-    "cli.commands.sweep_lambda",
-    "cli.commands.eval_heldout",
-    "cli.commands.dream",
-    "cli.commands.plot",
-    "cli.commands.report",
-    "cli.commands.pool",
-    "cli.commands.export",
-    "cli.commands.traces",
-    "cli.commands.env",
-    "cli.commands.bench",
-    "cli.commands.inspect",
-    "cli.main",
-    "__main__",
-)
+WORDS = "words"
+"""The modules at the top of the package, which every room may import."""
 
-# `echo-cli --help` answers at once: these load none of the heavy libraries until a command needs them.
-LIGHT = (
-    "cli.main",
-    "config.schema",
-    "environments.task",
-    "runs.directory",
-    "reports.run_figure",
-    "sweeps.plan",
-    "sweeps.runner",
-    "training.trackers.tracking",
-    "training.trackers.host",
+# The way of the data. A file imports the words, files of its own room, and rooms to its left.
+ROOMS = (
+    WORDS,
+    *"config environments objective models rollouts runs traces evaluation training sweeps reports cli".split(),
 )
-HEAVY = {"torch", "matplotlib", "tokenizers", "safetensors", "numpy", "scipy", "openenv", "websockets", "httpx"}
-HEAVY |= {"tensorboard", "trackio", "wandb"}
+STRANGERS = {("environments", "objective"), ("objective", "environments")}
+"""Pairs of rooms that do not know each other."""
+
+# A heavy library belongs to the rooms, folders or files named here; nothing else imports it, lazily or not.
+OWNERS = {
+    "typer": ("cli",),
+    "matplotlib": ("reports",),
+    "openenv": ("environments/openenv",),
+    "websockets": ("environments/openenv",),
+    "transformers": ("models/hf",),
+    "peft": ("models/hf",),
+    "tensorboard": ("training/trackers",),
+    "trackio": ("training/trackers",),
+    "wandb": ("training/trackers",),
+}
+
+# What loads no torch when it is imported. `echo-cli --help` answers at once: cli.main loads no heavy library at all.
+WITHOUT_TORCH = (
+    "config",
+    *(f"runs.{name}" for name in ("directory", "checkpoints", "summary", "curves")),
+    "sweeps",
+    "training.trackers",
+    "cli.main",
+    "cli.commands",
+)
+HEAVY = {"torch", "matplotlib", "tokenizers", "safetensors", "numpy", "scipy", "httpx", *OWNERS} - {"typer"}
+LIGHT = ("cli.main", "config.schema", "runs.directory", "sweeps.plan", "sweeps.runner", "training.trackers.host")
+
+MOST_FILES = 15
+MOST_LINES = 370
+MOST_MODULES = 180
 
 WEB_STACK = {"aiohttp", "fastapi", "flask", "http", "httpx", "openenv", "requests", "socket", "starlette"}
 WEB_STACK |= {"urllib", "uvicorn", "websockets"}
@@ -270,7 +69,7 @@ PURE_PATH_FUNCTIONS = {"basename", "dirname", "isabs", "join", "normpath", "spli
 
 
 def _modules() -> dict[str, Path]:
-    """Module name below echo_cli -> source file. The package's own `__init__` has the name ''."""
+    """Module name below echo_cli -> source file. A package has the name of its folder, the root's is ''."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -279,6 +78,11 @@ def _modules() -> dict[str, Path]:
 
 
 MODULES = _modules()
+
+
+def _room(name: str) -> str:
+    room = name.partition(".")[0]
+    return room if room in ROOMS else WORDS
 
 
 def _imports(path: Path, package: str) -> set[str]:
@@ -305,19 +109,73 @@ def _own_imports(name: str) -> set[str]:
     return {imported for imported in below if imported in MODULES and imported}
 
 
-def test_every_module_has_its_place_in_the_order() -> None:
-    unknown = sorted(set(MODULES) - {""} - set(ORDER))
-    assert not unknown, f"add {unknown} to ORDER in {Path(__file__).name}, below everything they import"
+def test_every_folder_of_the_package_is_a_room() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == set(ROOMS) - {WORDS}
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name in ORDER])
-def test_imports_only_go_down_the_list(name: str) -> None:
-    allowed = set(ORDER[: ORDER.index(name)])
-    assert _own_imports(name) <= allowed, f"echo_cli.{name} comes before what it imports"
+# The entry of `python -m echo_cli` stands above the rooms, the lazy exports of the package beside them.
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in ("", "__main__")])
+def test_a_file_imports_the_words_its_own_room_and_rooms_before_it(name: str) -> None:
+    room = _room(name)
+    for imported in sorted(_own_imports(name)):
+        other = _room(imported)
+        assert ROOMS.index(other) <= ROOMS.index(room), f"{room} comes before {other}: echo_cli.{imported}"
+        assert (room, other) not in STRANGERS, f"{room} does not know {other}: echo_cli.{imported}"
+
+
+def test_no_two_files_import_each_other() -> None:
+    arrows = {name: _own_imports(name) for name in MODULES if name}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path[path.index(name) :], name))
+        if name not in done:
+            for other in arrows[name]:
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in arrows:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_a_heavy_library_is_imported_where_it_belongs(library: str) -> None:
+    folders = tuple(PACKAGE / folder for folder in OWNERS[library])
+    for path in MODULES.values():
+        if library in {name.partition(".")[0] for name in _imports(path, "echo_cli")}:
+            assert any(folder in path.parents for folder in folders), f"{path.relative_to(PACKAGE)} imports {library}"
+
+
+def _loaded_by(name: str) -> set[str]:
+    """The top-level packages in memory after `import echo_cli.NAME` in a fresh interpreter."""
+    code = f"import sys, echo_cli.{name}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    path = os.pathsep.join([str(ROOT), str(TOY_TERMINAL_ENV.parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def _below(name: str) -> list[str]:
+    return [module for module in MODULES if module == name or module.startswith(f"{name}.")]
+
+
+def test_what_needs_no_torch_loads_none() -> None:
+    names = [module for name in WITHOUT_TORCH for module in _below(name)]
+    assert "torch" not in _loaded_by(", echo_cli.".join(names))
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_modules_load_no_heavy_library(name: str) -> None:
+    assert not HEAVY & _loaded_by(name)
 
 
 def test_importing_the_package_runs_none_of_its_modules() -> None:
-    assert _own_imports("") == set()
+    code = "import sys, echo_cli; print(*(name for name in sys.modules if name.startswith('echo_cli.')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == []
 
 
 def test_no_module_is_a_bag_of_leftovers() -> None:
@@ -325,15 +183,13 @@ def test_no_module_is_a_bag_of_leftovers() -> None:
     assert names.isdisjoint({"utils", "util", "common", "base", "helpers", "misc"})
 
 
-@pytest.mark.parametrize("name", [name for name in LIGHT if name in MODULES])
-def test_light_modules_load_no_heavy_library(name: str) -> None:
-    code = f"import sys, echo_cli.{name}; print(*sorted({HEAVY!r} & set(sys.modules)))"
-    path = os.pathsep.join([str(ROOT), str(TOY_TERMINAL_ENV.parent)])
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == []
+def test_folders_and_files_stay_small() -> None:
+    modules = [path for path in MODULES.values() if path.name != "__init__.py"]
+    assert len(modules) <= MOST_MODULES
+    for folder in {path.parent for path in modules}:
+        assert len([path for path in modules if path.parent == folder]) <= MOST_FILES, folder.relative_to(ROOT)
+    for path in modules:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES, path.relative_to(ROOT)
 
 
 def _toy_files() -> list[Path]:

@@ -27,7 +27,7 @@ from echo_cli.cli.commands.sweep_lambda import SweepCommand, sweep_lambda
 from echo_cli.cli.commands.traces import traces
 from echo_cli.cli.commands.train import train
 from echo_cli.errors import EchoError
-from echo_cli.files import shown
+from echo_cli.text import shown
 
 app = typer.Typer(
     name="echo-cli",

@@ -13,7 +13,7 @@ import typer
 
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
-from echo_cli.files import shown
+from echo_cli.text import shown
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY.PATH=VALUE", help="Config overrides.")]
 ConfigName = Annotated[str | None, typer.Option("--config", help="Shipped config or YAML file.", metavar="NAME|FILE")]

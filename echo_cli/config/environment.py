@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from echo_cli.errors import EchoError
+from echo_cli.text import suggest
 from toy_terminal_env.tasks import FAMILIES
 
 Positive = Annotated[int, Field(gt=0)]
@@ -302,11 +303,3 @@ class EnvironmentConfig(Section):
     def toy_worlds(self) -> ToyTerminalConfig | None:
         """The toy worlds that are played, in this process or anywhere."""
         return self.toy_terminal or (self.tasks.toy_terminal if self.tasks else None)
-
-
-def suggest(word: str, known: Any, noun: str) -> str:
-    """A tip for an unknown `word`: the nearest of `known`, or all of them."""
-    import difflib
-
-    nearest = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean '{nearest[0]}'?" if nearest else f"{noun}: {', '.join(known)}"

@@ -19,11 +19,11 @@ from echo_cli.config.environment import (
     Section,
     Seed,
     ToyTerminalConfig,
-    suggest,
 )
 from echo_cli.config.model import ConversationConfig, ModelConfig, SamplerConfig
 from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.errors import EchoError
+from echo_cli.text import suggest
 
 
 class RolloutConfig(Section):

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from echo_cli.config.environment import suggest
-from echo_cli.files import shown
+from echo_cli.text import shown, suggest
 
 CASTS = {"integer": "int", "number": "float", "boolean": "bool", "object": "json", "array": "json"}
 

@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NoReturn
 
-from echo_cli.config.environment import ActionConfig, suggest
+from echo_cli.config.environment import ActionConfig
 from echo_cli.environments.action_schema import Misfit, Unknown, find_misfit
-from echo_cli.environments.client import JsonObject
+from echo_cli.environments.protocol import JsonObject
 from echo_cli.errors import EchoError
-from echo_cli.files import shown
+from echo_cli.text import shown, suggest
 
 TEMPLATE = "environment.action.template"
 DEPTH = 64

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from echo_cli.files import shown
+from echo_cli.text import shown
 
 FAULT_KEYS = ("unavailable", "bad_actions", "errors", "sessions_lost", "unrewarded", "topped_up", "groups_dropped")
 """What is counted: one for each attempt, action, error, session, unrewarded episode, replacement, and group."""

@@ -14,9 +14,8 @@ from functools import cache
 from typing import Any
 
 from echo_cli.config.environment import EnvironmentConfig, InvalidConfig, ObservationRule
-from echo_cli.environments.client import Payload
 from echo_cli.environments.faults import SessionLost
-from echo_cli.environments.protocol import Piece
+from echo_cli.environments.protocol import Payload, Piece
 from echo_cli.errors import EchoError
 from echo_cli.trajectory import Role
 

@@ -9,21 +9,48 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import yaml
 
-from echo_cli.config.environment import TasksConfig, suggest
+from echo_cli.config.environment import TasksConfig
 from echo_cli.config.loader import key_lines, read_yaml
-from echo_cli.environments.task import Split, Task, TaskSplits
 from echo_cli.errors import EchoError
-from echo_cli.files import shown
+from echo_cli.text import shown, suggest
 
+Split = Literal["train", "validation", "heldout"]
 OOD = "ood"
 _SPLITS = (*get_args(Split), OOD)
 _KEYS = ("reset", "id", "split", "family", "actions")
 _LONGEST_ID = 64
 _WORD = re.compile(r"(?!(?:true|false|null)$)[A-Za-z_][\w./-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One problem: `reset_arguments` start its episode in the environment."""
+
+    task_id: str
+    split: Split
+    family: str
+    reset_arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TaskSplits:
+    """The tasks of a run. Training sees `train`, choices are made on `validation`, figures come from `heldout`."""
+
+    train: Sequence[Task]
+    validation: Sequence[Task]
+    heldout: Sequence[Task]
+
+    def __post_init__(self) -> None:
+        for name, tasks in (("train", self.train), ("validation", self.validation), ("heldout", self.heldout)):
+            if any(task.split != name for task in tasks):
+                raise ValueError(f"a task of another split is among the {name} tasks")
+        ids = [task.task_id for task in (*self.train, *self.validation, *self.heldout)]
+        if len(set(ids)) != len(ids):
+            raise ValueError("task ids must be unique over the splits")
 
 
 @dataclass(frozen=True)

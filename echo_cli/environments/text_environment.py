@@ -8,11 +8,19 @@ from dataclasses import dataclass
 
 from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.environments.actions import ActionMapping, Unparsable
-from echo_cli.environments.client import Client, Description, EnvironmentSource, JsonObject, Payload
 from echo_cli.environments.faults import BadAction, EnvironmentFault, Unavailable
 from echo_cli.environments.observations import ObservationMapping, exit_code_of, is_invalid, line_end, safe
-from echo_cli.environments.protocol import Hosting, Piece, Reply
-from echo_cli.environments.task import Task
+from echo_cli.environments.protocol import (
+    Client,
+    Description,
+    EnvironmentSource,
+    Hosting,
+    JsonObject,
+    Payload,
+    Piece,
+    Reply,
+)
+from echo_cli.environments.tasks import Task
 from echo_cli.errors import EchoError
 from echo_cli.trajectory import Parse, Role
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import cache
+from typing import Any
 
 from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.config.loader import environment_preset
-from echo_cli.environments.protocol import Environment, Hosting
-from echo_cli.environments.task import Split, Task, TaskSplits
+from echo_cli.environments.protocol import Client, Description, Environment, Hosting, JsonObject, Payload
+from echo_cli.environments.tasks import Split, Task, TaskSplits
 from echo_cli.environments.text_environment import EnvironmentFactory
-from echo_cli.environments.toy_source import ToySource
 from echo_cli.errors import EchoError
-from toy_terminal_env.environment import world_and_tasks
+from toy_terminal_env.environment import ToyTerminalEnvironment, world_and_tasks
+from toy_terminal_env.models import ToyTerminalAction, ToyTerminalObservation
 from toy_terminal_env.scripted import expert_actions, explorer_actions, explorer_commands, solving_commands
 from toy_terminal_env.tasks import ToyTask
 
@@ -98,3 +99,40 @@ def toy_settings(max_turns: int) -> EnvironmentConfig:
     """What of a toy terminal in this process is text, and with which roles."""
     values = {**environment_preset("toy_terminal"), "toy_terminal": {}, "max_turns": max_turns}
     return EnvironmentConfig.model_validate_json(json.dumps(values), strict=True)
+
+
+_TEXT: Mapping[str, str] = {"type": "string"}
+
+
+class ToySource:
+    """Toy terminals that live and die with their episodes."""
+
+    def describe(self) -> Description:
+        action = {"type": "object", "properties": {"command": _TEXT}, "required": ["command"]}
+        fields: dict[str, Any] = {name: {} for name in ToyTerminalObservation.__dataclass_fields__}
+        return Description("toy_terminal_env", action, {"type": "object", "properties": fields})
+
+    def client(self) -> Client:
+        return _ToyClient()
+
+    def ended(self) -> str | None:
+        return None
+
+
+class _ToyClient:
+    def __init__(self) -> None:
+        self._environment = ToyTerminalEnvironment()
+
+    async def reset(self, arguments: JsonObject) -> Payload:
+        return _payload(self._environment.reset(**arguments))
+
+    async def step(self, action: JsonObject) -> Payload:
+        return _payload(self._environment.step(ToyTerminalAction(**action)))
+
+    async def close(self) -> None:
+        self._environment.close()
+
+
+def _payload(observation: ToyTerminalObservation) -> Payload:
+    fields: dict[str, Any] = asdict(observation)
+    return Payload(fields, fields.pop("reward"), fields.pop("done"))

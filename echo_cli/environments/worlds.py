@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -10,14 +11,11 @@ from functools import partial
 from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.config.schema import Config
 from echo_cli.environments.actions import check_action, check_payload
-from echo_cli.environments.client import EnvironmentSource
-from echo_cli.environments.no_worlds import NoWorlds
-from echo_cli.environments.protocol import Hosting, Worlds
-from echo_cli.environments.task import TaskSplits
-from echo_cli.environments.task_worlds import TaskWorlds
-from echo_cli.environments.tasks import load_tasks
+from echo_cli.environments.protocol import Description, Environment, EnvironmentSource, Hosting, Worlds
+from echo_cli.environments.tasks import Task, TaskList, TaskSplits, load_tasks
 from echo_cli.environments.text_environment import EnvironmentFactory
 from echo_cli.environments.toy import ToyWorlds, toy_factory, toy_settings
+from echo_cli.errors import EchoError
 
 
 @contextmanager
@@ -117,3 +115,53 @@ def _server(
 
     address = wire_address(url, environment.headers)
     return TypedSource(environment.client, url, wire, headers=address.headers, secrets=address.secrets, **limits)
+
+
+class TaskWorlds:
+    """What a run needs of an environment that is not ours."""
+
+    replayable = False
+
+    def __init__(self, tasks: TaskList, factory: EnvironmentFactory) -> None:
+        self._list = tasks
+        self._factory = factory
+        self.tasks = tasks.splits
+        self.hosting = factory.hosting
+        self.description = factory.description
+
+    def environment(self) -> Environment:
+        return self._factory.environment()
+
+    def expert(self, task: Task) -> list[str] | None:
+        actions = self._list.actions.get(task.task_id)
+        return None if actions is None else list(actions)
+
+    def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
+        return rng.choices(self._factory.settings.explorer, k=count)
+
+    def out_of_distribution(self) -> TaskWorlds:
+        elsewhere = TaskList(TaskSplits((), (), self._list.ood), self._list.actions, ())
+        return TaskWorlds(elsewhere, self._factory)
+
+
+class NoWorlds:
+    """Worlds without a task."""
+
+    replayable = False
+
+    def __init__(self) -> None:
+        self.tasks = TaskSplits((), (), ())
+        self.hosting = Hosting()
+        self.description = Description("none", {}, {})
+
+    def environment(self) -> Environment:
+        raise EchoError("environment.none is true: there is no environment to play in", "name one in the config")
+
+    def expert(self, task: Task) -> list[str] | None:
+        return None
+
+    def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
+        return []
+
+    def out_of_distribution(self) -> NoWorlds:
+        return self

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from echo_cli.evaluation.match import Ints
-from echo_cli.evaluation.measures import Bools, Measures, Predictions, Tokens, predictions_from
+from echo_cli.evaluation.measures import Bools, Ints, Measures, Predictions, Tokens, predictions_from
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.runs.pools import Pair, Pool
 from echo_cli.statistics import Floats, ratio

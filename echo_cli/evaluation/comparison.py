@@ -8,16 +8,23 @@ from pathlib import Path
 
 from echo_cli.config.schema import flat_config
 from echo_cli.errors import EchoError
-from echo_cli.evaluation.loaded_run import Subject, checkpoint_steps, executed_by, load_step, open_subject, play_tasks
+from echo_cli.evaluation.loaded_run import (
+    Subject,
+    build_policy,
+    checkpoint_steps,
+    executed_by,
+    load_step,
+    open_subject,
+    play_tasks,
+)
 from echo_cli.evaluation.measures import env_ce_difference, tokens_of
 from echo_cli.evaluation.pass_at_k import compare_outcomes
 from echo_cli.evaluation.records import HELDOUT, Comparison, Difference
 from echo_cli.evaluation.run_evaluation import cut_notes, novel_pairs, predict_pools, report_policy
-from echo_cli.files import shown
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.runs.pools import Pair
+from echo_cli.text import shown
 from echo_cli.traces.training_data import POOL
-from echo_cli.training.session import build_policy
 
 # What makes the built-in pools and their tasks, and how a task is played.
 _POOL_KEYS = ("environment.", "rollout.temperature", "rollout.max_")

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import Worlds
-from echo_cli.environments.task import Task
+from echo_cli.environments.tasks import Task
 from echo_cli.models.policy import TorchPolicy
-from echo_cli.rollouts.episode import Limits
+from echo_cli.models.renderer import Renderer
+from echo_cli.rollouts.limits import Limits, limits_for
 from echo_cli.rollouts.rollout import play_policy, play_scripts, without_fragments
-from echo_cli.runs.pools import Pair, Pool, expert_pool, expert_scripts
+from echo_cli.runs.pools import Pair, Pool, pool_of
 from echo_cli.seeds import derive_seed
 from echo_cli.trajectory import Role, Trajectory
 
@@ -55,21 +56,6 @@ def summarize(scores: Sequence[PairScore], prefix: str) -> dict[str, float | Non
         f"{prefix}/env_bits_per_byte": nats / math.log(2) / sum(score.output_bytes for score in scores),
         f"{prefix}/token_accuracy": sum(score.correct for score in scores) / tokens,
     }
-
-
-def limits_of(config: Config) -> Limits:
-    """The caps of an episode as configured."""
-    rollout = config.rollout
-    return Limits(rollout.max_action_tokens, rollout.max_output_tokens, rollout.max_episode_tokens)
-
-
-def limits_for(config: Config, policy: TorchPolicy) -> Limits:
-    """The caps of an episode of `policy`: those of the config, as far as the context of its model goes.
-
-    Raises:
-        EchoError: not even one turn fits it.
-    """
-    return limits_of(config).within(policy.model.max_length, policy.renderer.overhead)
 
 
 def rollout_tasks(
@@ -181,3 +167,13 @@ class Evaluator:
             metrics[f"{name}/pass_at_1"] = pass_at_1(played)
             kept += played[: settings.kept_trajectories]
         return Evaluation(metrics, kept)
+
+
+def expert_pool(worlds: Worlds, tasks: Sequence[Task], renderer: Renderer, limits: Limits) -> Pool:
+    """Expert trajectories on `tasks`; a task whose solution is not known is left out."""
+    return pool_of(play_scripts(renderer, worlds, expert_scripts(worlds, tasks), limits, "expert"))
+
+
+def expert_scripts(worlds: Worlds, tasks: Sequence[Task]) -> list[tuple[Task, list[str]]]:
+    """Those of `tasks` whose solution is known, each with the actions that solve it."""
+    return [(task, actions) for task in tasks if (actions := worlds.expert(task)) is not None]

@@ -16,6 +16,7 @@ import numpy as np
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.baselines import ORDER
+from echo_cli.evaluation.loaded_run import load_pool, pool_columns
 from echo_cli.evaluation.measures import Predictions, Tokens, bits_per_byte_difference, env_ce_difference, tokens_of
 from echo_cli.evaluation.named_models import Contender, contenders, loading_config
 from echo_cli.evaluation.records import INITIAL, POLICY, ModelDifference, ModelEntry, ModelEvaluation
@@ -28,12 +29,12 @@ from echo_cli.evaluation.run_evaluation import (
     report_policy,
 )
 from echo_cli.evaluation.token_losses import find_output, read
-from echo_cli.files import shown
+from echo_cli.models.loading import open_policy
 from echo_cli.models.renderer import Renderer
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.runs.pool_folder import load_pool, pool_columns, read_pool
+from echo_cli.runs.pool_folder import read_pool
 from echo_cli.runs.pools import Pair, Pool, pool_of
-from echo_cli.training.session import open_policy
+from echo_cli.text import shown
 from echo_cli.trajectory import Role
 
 _COMPRESSORS = [name + known for name in ("gzip", "zstd") for known in ("", " + observations")]

@@ -14,9 +14,10 @@ from echo_cli.config.loader import find_config, load_config, parse_override
 from echo_cli.config.model import RANDOM_QWEN3, ConversationConfig, ModelConfig, SamplerConfig
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
-from echo_cli.files import read_json, shown
-from echo_cli.models.tiny_folder import TINY_BASE
+from echo_cli.files import read_json
+from echo_cli.models.tiny import TINY_BASE
 from echo_cli.runs.checkpoints import Checkpoints
+from echo_cli.text import shown
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _ANY_KIND = ("device", "threads", "optim.token_budget")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from echo_cli.environments.task import Task
+from echo_cli.environments.tasks import Task
 from echo_cli.statistics import Estimate, mcnemar, pass_at_k, ratio, ratio_difference
 from echo_cli.trajectory import Trajectory
 

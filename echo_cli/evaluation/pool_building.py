@@ -14,20 +14,21 @@ from pathlib import Path
 from echo_cli.config.loader import load_config
 from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import Worlds
-from echo_cli.environments.task import Split, Task
+from echo_cli.environments.tasks import Split, Task
 from echo_cli.environments.worlds import open_worlds
 from echo_cli.errors import EchoError
-from echo_cli.evaluation.evaluator import limits_for, limits_of
+from echo_cli.evaluation.evaluator import expert_scripts
+from echo_cli.evaluation.loaded_run import build_policy
 from echo_cli.files import sha256_of
-from echo_cli.models.policy import TorchPolicy, load_renderer
+from echo_cli.models.loading import load_renderer
+from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import Renderer
-from echo_cli.rollouts.episode import Limits
+from echo_cli.rollouts.limits import Limits, limits_for, limits_of
 from echo_cli.rollouts.rollout import play_policy, play_scripts, without_fragments
-from echo_cli.runs.directory import git_commit, open_run
+from echo_cli.runs.directory import open_run
 from echo_cli.runs.pool_folder import Actor, Manifest, Provenance, check_free, write_pool
-from echo_cli.runs.pools import expert_scripts
+from echo_cli.runs.provenance import git_commit
 from echo_cli.seeds import derive_seed, generator
-from echo_cli.training.session import build_policy
 from echo_cli.trajectory import Trajectory
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from echo_cli.evaluation.measures import Measures
 from echo_cli.evaluation.pass_at_k import OutcomeComparison
-from echo_cli.files import shown
 from echo_cli.statistics import Estimate
+from echo_cli.text import shown
 
 HELDOUT, OOD = "heldout", "ood"
 INITIAL, POLICY = "initial", "policy"

@@ -16,7 +16,15 @@ from echo_cli.evaluation.baselines import (
     has_zstd,
     ngram_predictions,
 )
-from echo_cli.evaluation.loaded_run import Subject, checkpoint_steps, executed_by, load_step, open_subject, play_tasks
+from echo_cli.evaluation.loaded_run import (
+    Subject,
+    build_policy,
+    checkpoint_steps,
+    executed_by,
+    load_step,
+    open_subject,
+    play_tasks,
+)
 from echo_cli.evaluation.measures import (
     Bools,
     Measures,
@@ -46,7 +54,6 @@ from echo_cli.evaluation.token_losses import find_output, read_out
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.runs.pools import Pair, Pool
-from echo_cli.training.session import build_policy
 
 
 def evaluate_run(

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from echo_cli.errors import EchoError
-from echo_cli.files import shown
-from echo_cli.models.renderer import SCAFFOLD, Frame, Message
+from echo_cli.models.renderer import Frame, Message
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.trajectory import Role, Segment
+from echo_cli.text import shown
+from echo_cli.trajectory import SCAFFOLD, Role, Segment
 
 THINK, END_THINK = "<think>", "</think>"
 EMPTY_THINKING = f"{THINK}\n\n{END_THINK}\n\n"

@@ -18,23 +18,21 @@ from torch import Tensor
 
 from echo_cli.config.model import SamplerConfig
 from echo_cli.config.objective import ObjectiveSettings
-from echo_cli.config.schema import Config, OptimConfig
+from echo_cli.config.schema import OptimConfig
 from echo_cli.errors import EchoError, first_line
 from echo_cli.metrics import Metric, Metrics, merge_metrics
+from echo_cli.models.device import naming_memory
 from echo_cli.models.endpoint.sampler import EndpointSampler
 from echo_cli.models.endpoint.served_policy import ServedPolicy
 from echo_cli.models.language_model import LanguageModel
 from echo_cli.models.memory import chunk_rows
-from echo_cli.models.out_of_memory import naming_memory
-from echo_cli.models.renderer import PlainRenderer, Renderer
+from echo_cli.models.renderer import Renderer
 from echo_cli.models.sampler import CachedSampler
-from echo_cli.models.tiny_folder import load_model, model_folder
-from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
 from echo_cli.objective.batch import Targets, bucket, collate, targets
+from echo_cli.objective.diagnostics import GradientComparison, gradient_comparison
 from echo_cli.objective.logprobs import Scores, selected_logprobs, target_logprobs
-from echo_cli.objective.loss import GradientComparison, StepWeights, echo_loss, env_loss, gradient_comparison, rl_loss
-from echo_cli.trajectory import Role, Trajectory
-from echo_cli.view import Views, expand, views, visible
+from echo_cli.objective.loss import StepWeights, echo_loss, env_loss, rl_loss
+from echo_cli.trajectory import Role, Trajectory, Views, expand, views, visible
 
 TRAINER_FILE = "trainer.pt"
 
@@ -319,47 +317,3 @@ class TorchPolicy:
     @property
     def _chunk_rows(self) -> int:
         return chunk_rows(self.model.vocab_size, self.device.type)
-
-
-def load_renderer(config: Config) -> Renderer:
-    """How the config's model writes conversations, without its weights.
-
-    Raises:
-        EchoError: a file of the tokenizer is missing or is not what it should be.
-    """
-    if config.model.kind == "hf":
-        from echo_cli.models.hf.loading import hf_folder
-
-        with hf_folder(config.model, config.seed, weights=False) as folder:
-            return _hf_renderer(folder, config)
-    return PlainRenderer(Tokenizer.load(model_folder(config.model.path) / TOKENIZER_FILE))
-
-
-@naming_memory("loading")
-def load_policy(config: Config, device: torch.device, dtype: torch.dtype = torch.float32) -> TorchPolicy:
-    """The policy at the start of a run: the weights of the config's model, or random ones with `init: scratch`.
-
-    Args:
-        dtype: what a Hugging Face model's matrix products are computed in; the built-in one's are float32.
-
-    Raises:
-        EchoError: the model is missing or a file of it is not what it should be.
-    """
-    if config.model.kind == "hf":
-        from echo_cli.models.hf.loading import hf_folder, load_hf_model
-
-        with hf_folder(config.model, config.seed) as folder:
-            renderer = _hf_renderer(folder, config)
-            size = renderer.tokenizer.vocab_size
-            model = load_hf_model(folder, config.model, device, dtype, config.seed, size)
-        return TorchPolicy(model, renderer, config.optim, device, config.sampler)
-    tiny, tokenizer = load_model(model_folder(config.model.path))
-    if config.model.init == "scratch":
-        tiny.init_weights(torch.Generator().manual_seed(config.seed))
-    return TorchPolicy(tiny, PlainRenderer(tokenizer), config.optim, device)
-
-
-def _hf_renderer(folder: Path, config: Config) -> Renderer:
-    from echo_cli.models.hf.renderer import load_hf_renderer
-
-    return load_hf_renderer(folder, config.model, config.conversation)

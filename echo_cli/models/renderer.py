@@ -13,9 +13,6 @@ from typing import Protocol
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.trajectory import Segment
 
-SCAFFOLD = "scaffold"
-"""The channel of the segments that a renderer adds; what is rendered again leaves them out."""
-
 
 @dataclass(frozen=True)
 class Frame:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from echo_cli.errors import EchoError
+from echo_cli.models.device import naming_memory
 from echo_cli.models.language_model import LanguageModel
-from echo_cli.models.out_of_memory import naming_memory
 from echo_cli.objective.batch import cheapest_cut
 
 Sample = tuple[list[int], list[float]]

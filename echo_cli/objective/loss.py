@@ -30,33 +30,26 @@ Shape suffixes: B rollouts of the step (on this rank), N targets of the micro-ba
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from echo_cli.config.objective import PRESETS, ObjectiveSettings, Preset
-from echo_cli.errors import EchoError
 from echo_cli.metrics import Metric, Metrics
 from echo_cli.objective.batch import RolloutCounts, Targets
 from echo_cli.trajectory import Role
 
 __all__ = [
     "PRESETS",
-    "GradientComparison",
     "ObjectiveSettings",
     "Preset",
     "StepTotals",
     "StepWeights",
-    "check_first_step",
     "echo_loss",
     "env_loss",
-    "gradient_comparison",
     "imitation_loss",
     "loss_metrics",
-    "portable_lambda",
     "rl_loss",
     "step_totals",
     "step_weights",
@@ -313,77 +306,3 @@ def loss_metrics(
             "zero_advantage_fraction": (zero_advantages, float(present_B.sum())),
         }
         return {name: Metric(float(total), count) for name, (total, count) in sums.items()}
-
-
-def portable_lambda(
-    coeff: float, counts: RolloutCounts, weights: StepWeights, advantages_B: Tensor | None
-) -> float | None:
-    """What λ means here: r = (env weight per observation token) / (RL weight per action token · mean |advantage|).
-
-    Weights are means over the tokens of their term, the advantage over the rollouts of the RL term, λ is in the env
-    weight. Comparable across normalisations and batch shapes, as λ is not. None where it is undefined: no RL term, no
-    tokens of either kind, or no reward variance. With several ranks it describes this one's rollouts.
-    """
-    if advantages_B is None:
-        return None
-    action_tokens = counts.actions_B[counts.in_rl_B].sum().double()
-    env_tokens = counts.selected_B[counts.in_env_B].sum().double()
-    rl_weight = (weights.rl_weight_B * counts.actions_B).sum() / action_tokens
-    env_weight = coeff * (weights.env_weight_B * counts.selected_B).sum() / env_tokens
-    ratio = float(env_weight / (rl_weight * advantages_B[counts.in_rl_B].abs().double().mean()))
-    return ratio if math.isfinite(ratio) else None
-
-
-@dataclass(frozen=True)
-class GradientComparison:
-    """The gradients of the two terms alone: L2 norms, env / rl, and the cosine; None where a norm is 0."""
-
-    rl_norm: float
-    env_norm: float
-    ratio: float | None
-    cosine: float | None
-
-
-def gradient_comparison(rl_grads: Iterable[Tensor | None], env_grads: Iterable[Tensor | None]) -> GradientComparison:
-    """Compare two gradients, parameter by parameter in the same order; None stands for zeros (`allow_unused`)."""
-    rl_square = env_square = product = 0.0
-    for rl_grad, env_grad in zip(rl_grads, env_grads, strict=True):
-        if rl_grad is not None:
-            rl_square += float(rl_grad.float().square().sum())
-        if env_grad is not None:
-            env_square += float(env_grad.float().square().sum())
-        if rl_grad is not None and env_grad is not None:
-            product += float((rl_grad.float() * env_grad.float()).sum())
-    rl_norm, env_norm = math.sqrt(rl_square), math.sqrt(env_square)
-    return GradientComparison(
-        rl_norm=rl_norm,
-        env_norm=env_norm,
-        ratio=env_norm / rl_norm if rl_norm > 0 else None,
-        cosine=product / (rl_norm * env_norm) if rl_norm > 0 and env_norm > 0 else None,
-    )
-
-
-def check_first_step(coeff: float, env_loss: float, env_tokens: float) -> None:
-    """Stop a run whose env term is on but does nothing, before it costs a night.
-
-    Args:
-        coeff: λ at step 0.
-        env_loss, env_tokens: the step's metrics of these names.
-
-    Raises:
-        EchoError: λ > 0 and there are selected observation tokens, but their loss is not finite or not positive.
-    """
-    if coeff == 0 or env_tokens == 0:
-        return
-    if not math.isfinite(env_loss):
-        raise EchoError(
-            f"the env term is {env_loss} at step 0 over {env_tokens:.0f} observation tokens",
-            "the model's logits are not finite there: check its weights and dtype, or try float32",
-            exit_code=1,
-        )
-    if env_loss <= 0:
-        raise EchoError(
-            f"the env term is {env_loss} at step 0, with λ = {coeff} and {env_tokens:.0f} observation tokens",
-            "a cross-entropy is positive unless every token is certain: check that targets are shifted by one position",
-            exit_code=1,
-        )

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from echo_cli.runs.curves import Curve
 from echo_cli.statistics import Estimate
-from echo_cli.traces.inspection.role_account import RoleAccount
+from echo_cli.traces.inspection.account import RoleAccount
 
 MEASURES: Mapping[str, str] = {
     "heldout/env_ce": "held-out env-CE, nats/token",

@@ -13,16 +13,16 @@ from echo_cli.config.model import SamplerConfig
 from echo_cli.config.objective import AdvantageKind, ObjectiveSettings
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
-from echo_cli.evaluation.heat import Heat, heat_of, pieces_of
-from echo_cli.files import shown
+from echo_cli.evaluation.token_losses import Heat, heat_of, pieces_of
+from echo_cli.models.loading import open_policy
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.objective.advantages import advantages
 from echo_cli.runs.directory import RunDirectory
 from echo_cli.runs.recordings import Recording, step_of
+from echo_cli.text import shown
 from echo_cli.trace import Trace, trajectory_of
 from echo_cli.traces.retokenize import rendered
-from echo_cli.training.session import open_policy
 from echo_cli.trajectory import Role, Segment, Trajectory
 
 INITIAL = "initial"

@@ -22,9 +22,9 @@ from echo_cli.evaluation.records import (
     model_title,
     pool_title,
 )
-from echo_cli.files import shown
 from echo_cli.reports.figure import COLOURS, INK, MARKERS, Plotted, picture_stem, write_picture
 from echo_cli.statistics import Estimate
+from echo_cli.text import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

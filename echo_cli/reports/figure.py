@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echo_cli.errors import EchoError
-from echo_cli.files import shown, write_atomic, writing
+from echo_cli.files import write_atomic, writing
+from echo_cli.text import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

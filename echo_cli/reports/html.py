@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from echo_cli.cli.display.tables import printable
 from echo_cli.statistics import Estimate
+from echo_cli.text import printable
 
 NAME, VALUE = 80, 300
 """Characters of a name and of a value that are shown."""

@@ -16,21 +16,22 @@ from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import Worlds
 from echo_cli.environments.worlds import open_worlds
 from echo_cli.errors import EchoError
-from echo_cli.evaluation.evaluator import limits_of, rollout_tasks
-from echo_cli.evaluation.heat import Heat, heat_of
+from echo_cli.evaluation.evaluator import expert_pool, rollout_tasks
+from echo_cli.evaluation.loaded_run import frozen_pools
 from echo_cli.evaluation.measures import Predictions, Tokens, measure, predict, tokens_of
 from echo_cli.evaluation.pass_at_k import outcomes_of, pass_at
 from echo_cli.evaluation.records import HELDOUT, OOD, pool_title
-from echo_cli.files import shown
-from echo_cli.models.policy import TorchPolicy, load_renderer
+from echo_cli.evaluation.token_losses import Heat, heat_of
+from echo_cli.models.loading import load_renderer, open_policy
+from echo_cli.models.policy import TorchPolicy
 from echo_cli.reports.content import Column, Episode, ObservationHeat, Text
+from echo_cli.rollouts.limits import limits_of
 from echo_cli.runs.directory import RunDirectory
-from echo_cli.runs.observation import pairs_of
-from echo_cli.runs.pools import Pool, expert_pool, pool_of
+from echo_cli.runs.pools import Pool, pairs_of, pool_of
 from echo_cli.seeds import derive_seed
 from echo_cli.statistics import Estimate
+from echo_cli.text import shown
 from echo_cli.traces.training_data import POOL
-from echo_cli.training.session import frozen_pools, open_policy
 from echo_cli.trajectory import Role, Trajectory, read_trajectories
 
 _MOST_CHOICES = 3

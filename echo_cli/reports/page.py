@@ -14,9 +14,18 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from echo_cli.cli.display.tables import printable
 from echo_cli.errors import EchoError
-from echo_cli.reports.charts import chart_json, chart_svg, dash, definitions, script_json, swatch
+from echo_cli.reports.charts import (
+    Chart,
+    chart_json,
+    chart_svg,
+    charts,
+    dash,
+    definitions,
+    script_json,
+    swatch,
+    undrawn,
+)
 from echo_cli.reports.content import (
     MEASURES,
     ObservationHeat,
@@ -40,8 +49,8 @@ from echo_cli.reports.html import (
     word_table,
 )
 from echo_cli.reports.page_episodes import episodes, fitting
-from echo_cli.reports.report_chart import Chart, charts, undrawn
-from echo_cli.traces.inspection.role_account import Amount
+from echo_cli.text import printable
+from echo_cli.traces.inspection.account import Amount
 
 MOST_BYTES = 2_000_000
 _WITHOUT_EPISODES = 1_500_000  # so that some have room

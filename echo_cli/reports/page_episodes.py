@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from echo_cli.cli.display.tables import printable
 from echo_cli.reports.content import Episode, Report, Text, in_turn, mean_nats, shortened
 from echo_cli.reports.html import VALUE, name, section, text
+from echo_cli.text import printable
 
 _SEGMENT_CHARACTERS, _EPISODE_CHARACTERS = 20_000, 60_000
 _FULL_HEAT = "4"  # nats of the strongest colour

@@ -10,9 +10,9 @@ from typing import Any
 
 from echo_cli.errors import EchoError
 from echo_cli.files import check_writable, write_atomic, writing
+from echo_cli.reports.charts import METRICS
 from echo_cli.reports.content import Report, RunReport
 from echo_cli.reports.page import Page, page
-from echo_cli.reports.report_chart import METRICS
 from echo_cli.reports.run_content import read_run
 from echo_cli.reports.run_figure import run_names
 from echo_cli.runs.curves import read_curve

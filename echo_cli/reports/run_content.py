@@ -14,15 +14,16 @@ import torch
 from echo_cli.config.loader import configs_folder, find_config, load_config
 from echo_cli.config.schema import Config, flat_config
 from echo_cli.errors import EchoError
-from echo_cli.files import Row, read_json, shown
+from echo_cli.files import Row, read_json
 from echo_cli.objective.advantages import advantages
 from echo_cli.reports.content import RunReport, plain_columns
 from echo_cli.reports.measurements import KeptRollout, measured
 from echo_cli.runs.directory import RunDirectory, open_run
 from echo_cli.runs.recordings import step_of
 from echo_cli.runs.summary import summarize_run, warnings_of
+from echo_cli.text import shown
 from echo_cli.trace import Trace, read_traces, trajectory_of
-from echo_cli.traces.inspection.role_account import RoleAccount, RoleCount
+from echo_cli.traces.inspection.account import RoleAccount, RoleCount
 from echo_cli.training.collapse import alarms
 from echo_cli.trajectory import Trajectory
 

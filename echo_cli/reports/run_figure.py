@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echo_cli.errors import EchoError
-from echo_cli.files import shown
 from echo_cli.reports.figure import COLOURS, INK, MARKERS, Plotted, picture_stem, write_picture
 from echo_cli.runs.curves import Band, Curve, band, read_curve
+from echo_cli.text import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from echo_cli.cli.display.tables import printable
 from echo_cli.files import write_atomic
 from echo_cli.sweeps.results import LambdaResult
 from echo_cli.sweeps.tables import NOTES, SweepTable, sweep_tables
 from echo_cli.sweeps.verdict import RULE
+from echo_cli.text import printable
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --quiet: #666; --line: #ddd; --page: #fff; }

@@ -13,13 +13,12 @@ from statistics import median
 from typing import Any
 
 from echo_cli.config.environment import EnvironmentConfig
-from echo_cli.environments.client import Description
-from echo_cli.environments.protocol import Worlds
-from echo_cli.environments.task import Task
+from echo_cli.environments.protocol import Description, Worlds
+from echo_cli.environments.tasks import Task
 from echo_cli.errors import EchoError
 from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.environment_findings import Finding, find_problems
-from echo_cli.rollouts.episode import Limits
+from echo_cli.rollouts.limits import Limits
 from echo_cli.rollouts.random_actions import random_line
 from echo_cli.rollouts.watched_episode import play_watched
 from echo_cli.trajectory import Role, Source, Trajectory

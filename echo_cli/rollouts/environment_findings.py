@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from echo_cli.config.environment import EnvironmentConfig
-from echo_cli.environments.client import Description
-from echo_cli.environments.protocol import Worlds
-from echo_cli.rollouts.episode import CUT_OUTPUT, Limits
+from echo_cli.environments.protocol import Description, Worlds
+from echo_cli.rollouts.limits import Limits
 from echo_cli.rollouts.watched_episode import Play, text_of
-from echo_cli.trajectory import Role
+from echo_cli.trajectory import CUT_OUTPUT, Role
 
 _TOKENS = re.compile(r"\d+|\w+|\W")
 _SHOWN_CHARS = 80

@@ -7,73 +7,25 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from echo_cli.environments.protocol import Environment, Piece, Reply
-from echo_cli.environments.task import Task
-from echo_cli.errors import EchoError
-from echo_cli.models.renderer import SCAFFOLD, Frame, Renderer
+from echo_cli.environments.tasks import Task
+from echo_cli.models.renderer import Frame, Renderer
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.trajectory import Role, Segment, Source, StopReason, Trajectory, Turn
+from echo_cli.rollouts.limits import _PROMPT_TOKENS, Limits
+from echo_cli.trajectory import (
+    CUT_ACTION,
+    CUT_NOTICE,
+    CUT_OUTPUT,
+    SCAFFOLD,
+    Role,
+    Segment,
+    Source,
+    StopReason,
+    Trajectory,
+    Turn,
+)
 
 T = TypeVar("T")
-
-CUT_ACTION = "\n[action cut]\n"
-CUT_OUTPUT = "[output cut]\n"
-CUT_NOTICE = "notice"
-"""The channel of the warnings that say so."""
 _LONGEST_TOKEN_CHARS = 64
-_PROMPT_TOKENS = 25
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Caps of an episode, in tokens: one action, one reply of the environment, the whole episode."""
-
-    action_tokens: int
-    output_tokens: int
-    episode_tokens: int
-
-    def longest(self, scaffold: int) -> int:
-        """The most tokens that an episode can have, by any tokenizer of bytes.
-
-        Args:
-            scaffold: `Renderer.overhead`.
-
-        An action ends by `episode_tokens`, unless even a cut opening leaves it no room. What follows is at most what
-        `Episode._add_pieces` lets through: two outputs, a notice after each and after a last scrap, and a prompt.
-        """
-        return (
-            max(self.episode_tokens, self._first_action(scaffold)) + 2 * self.output_tokens + _around_outputs(scaffold)
-        )
-
-    def within(self, context: int, scaffold: int) -> Limits:
-        """These caps, brought down until no episode is longer than `context` tokens.
-
-        The episode's gives way first, to half of the context; then that of outputs.
-
-        Raises:
-            EchoError: there is no room for one action and the first token of its answer.
-        """
-        if self.longest(scaffold) <= context:
-            return self
-        room = context - _around_outputs(scaffold)
-        until_last_action = max(self._first_action(scaffold), min(self.episode_tokens, context // 2, room - 2))
-        output_tokens = min(self.output_tokens, (room - until_last_action) // 2)
-        if output_tokens < 1:
-            least = _around_outputs(scaffold) + self._first_action(scaffold) + 2
-            has = f"it has {least}, {self.action_tokens} of them an action"
-            tip = "choose a model with a longer context"
-            if least - self.action_tokens < context:
-                tip = f"lower rollout.max_action_tokens, or {tip}"
-            raise EchoError(f"not even one turn fits the model's {context} tokens: {has}", tip)
-        return Limits(self.action_tokens, output_tokens, min(self.episode_tokens, room - 2 * output_tokens))
-
-    def _first_action(self, scaffold: int) -> int:
-        """Tokens until the end of the first action, where the opening is cut to its least."""
-        return 1 + len(CUT_OUTPUT) + _PROMPT_TOKENS + scaffold + self.action_tokens
-
-
-def _around_outputs(scaffold: int) -> int:
-    """The most tokens that the last reply has beside its outputs."""
-    return 3 * len(CUT_OUTPUT) + _PROMPT_TOKENS + scaffold - 1
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from echo_cli.config.environment import ActionConfig
 from echo_cli.environments.actions import CAST_TYPES, HOLE
-from echo_cli.environments.client import JsonObject
+from echo_cli.environments.protocol import JsonObject
 
 _WORDS = ("help", "list", "look", "open", "status", "test")
 _SPAN = 9

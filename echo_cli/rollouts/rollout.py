@@ -9,13 +9,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from echo_cli.concurrency import EventLoop
 from echo_cli.environments.faults import SessionLost
 from echo_cli.environments.protocol import Hosting, Worlds
-from echo_cli.environments.task import Task
+from echo_cli.environments.tasks import Task
 from echo_cli.errors import EchoError
-from echo_cli.event_loop import EventLoop
 from echo_cli.models.renderer import Renderer
-from echo_cli.rollouts.episode import Episode, Following, Limits
+from echo_cli.rollouts.episode import Episode, Following
+from echo_cli.rollouts.limits import Limits
 from echo_cli.trajectory import Source, Trajectory
 
 

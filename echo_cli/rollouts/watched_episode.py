@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from echo_cli.environments.protocol import Environment, Piece, Reply, Worlds
-from echo_cli.environments.task import Task
+from echo_cli.environments.tasks import Task
 from echo_cli.models.renderer import Renderer
-from echo_cli.rollouts.episode import Limits
+from echo_cli.rollouts.limits import Limits
 from echo_cli.rollouts.rollout import play_scripts
 from echo_cli.trajectory import Role, Source, Trajectory
 

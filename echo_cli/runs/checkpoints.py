@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.errors import EchoError
-from echo_cli.files import TEMPORARY, Row, delete, fsync, read_json, sha256_of, shown, write_atomic, write_json, writing
+from echo_cli.files import TEMPORARY, Row, delete, fsync, read_json, sha256_of, write_atomic, write_json, writing
+from echo_cli.text import shown
 
 _FORMAT = "echo-cli checkpoint 1"
 _REPLACED = ".old-"

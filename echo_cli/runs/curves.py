@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.errors import EchoError
-from echo_cli.files import Row, shown
+from echo_cli.files import Row
 from echo_cli.runs.directory import RunDirectory
+from echo_cli.text import shown
 
 Points = list[tuple[int, float]]
 """(step, value); a step without a value has no point."""

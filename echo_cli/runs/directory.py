@@ -16,10 +16,7 @@ Readers never change a run. A writer holds `RunDirectory.lock`, which also clear
 from __future__ import annotations
 
 import difflib
-import importlib.metadata
-import platform
-import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -37,13 +34,13 @@ from echo_cli.files import (
     locked,
     read_json,
     read_jsonl,
-    shown,
     truncate_jsonl,
     write_atomic,
     write_json,
     writing,
 )
 from echo_cli.runs.checkpoints import Checkpoints
+from echo_cli.text import shown
 
 _FORMAT = "echo-cli run 1"
 # What --overwrite deletes. Anything else that a person has put into the folder stays.
@@ -52,7 +49,6 @@ _POOLS = "pool_*.jsonl"
 _PICTURES = ("heldout_env_ce.*", "heldout_evaluation.*")
 _TRACKED = ("tensorboard", "trackio", "wandb")
 _OWN = ("config.yaml", *_LOGS, _POOLS, "checkpoints", "summary.json", *_PICTURES, *_TRACKED)
-_VERSIONED = ("torch", "numpy", "tokenizers", "safetensors", "transformers", "peft", "pydantic", "echo-cli")
 
 
 @dataclass(frozen=True)
@@ -286,23 +282,6 @@ def is_run(path: Path) -> bool:
     return (path / "config.yaml").is_file() and (path / "metrics.jsonl").is_file()
 
 
-def environment_record(seed: int, argv: Sequence[str], device: str, threads: int) -> Row:
-    """What a result depends on beside its config, for environment.json.
-
-    Holds no host name, user name or absolute path: of a path in `argv` only the last part is kept.
-    """
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "versions": {package: _version(package) for package in _VERSIONED},
-        "git_commit": git_commit(),
-        "device": device,
-        "threads": threads,
-        "seed": seed,
-        "argv": [Path(argv[0]).name, *map(_without_folder, argv[1:])],
-    }
-
-
 def _check_free(path: Path, overwrite: bool) -> None:
     """Refuse a folder with anything in it, except a half-made run, and (with `overwrite`) a run."""
     if path.exists() and not path.is_dir():
@@ -335,32 +314,3 @@ def _is_ours(path: Path) -> bool:
 def _is_observation(row: Row) -> bool:
     texts = isinstance(row.get("command"), str) and isinstance(row.get("output"), str)
     return texts and isinstance(row.get("step"), int) and isinstance(row.get("exit_code", ""), int | None)
-
-
-def _without_folder(argument: str) -> str:
-    option, equals, value = argument.rpartition("=")
-    return f"{option}{equals}{Path(value).name if value.startswith(('/', '~')) else value}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def git_commit() -> str | None:
-    """The commit of this checkout, `-dirty` with changed files; None where it is not the top of a git repository."""
-    checkout = Path(__file__).resolve().parents[2]
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(checkout), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
-
-    try:
-        # Installed in a virtual environment inside somebody's repository, the commit would be that repository's.
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != checkout:
-            return None
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -13,9 +13,10 @@ from echo_cli.config.loader import load_config
 from echo_cli.config.model import RANDOM_QWEN3
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
-from echo_cli.files import TEMPORARY, delete, shown, writing
+from echo_cli.files import TEMPORARY, delete, writing
 from echo_cli.models.policy import TRAINER_FILE
 from echo_cli.runs.directory import open_run
+from echo_cli.text import shown
 
 _OF_THE_RUN = {TRAINER_FILE, "meta.json"}
 

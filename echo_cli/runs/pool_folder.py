@@ -13,22 +13,19 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from echo_cli.environments.task import Split
+from echo_cli.environments.tasks import Split
 from echo_cli.errors import EchoError
-from echo_cli.files import TEMPORARY, append_jsonl, delete, fsync, read_json, sha256_of, shown, write_json, writing
-from echo_cli.models.renderer import Renderer
+from echo_cli.files import TEMPORARY, append_jsonl, delete, fsync, read_json, sha256_of, write_json, writing
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.rollouts.episode import Limits
-from echo_cli.runs.pools import Pool, pool_of
-from echo_cli.traces.retokenize import rerender
-from echo_cli.traces.truncate import truncated
+from echo_cli.rollouts.limits import Limits
+from echo_cli.runs.pools import pool_of
+from echo_cli.text import shown
 from echo_cli.trajectory import Role, Trajectory, read_trajectories
 
 FORMAT: Literal["echo-cli pool 1"] = "echo-cli pool 1"
@@ -246,48 +243,6 @@ def read_pool(folder: Path) -> tuple[Manifest, list[Trajectory]]:
     if contents != manifest.contents:
         raise EchoError(f"{shown(folder / MANIFEST)}: its contents are not those of {TRAJECTORIES}", _REBUILD)
     return manifest, trajectories
-
-
-def load_pool(folder: Path, renderer: Renderer, max_tokens: int | None = None, *, cut: bool = False) -> Pool:
-    """The pool `folder` as `renderer` writes it, whatever it was played with (see `rerender`).
-
-    Args:
-        max_tokens: the longest trajectory that the policy to be measured can take; None for any.
-        cut: cut a longer trajectory there (`truncated`).
-
-    Raises:
-        EchoError: as `read_pool`; a trajectory is longer than `max_tokens`, or with `cut` nothing is left to measure.
-    """
-    _, played = read_pool(folder)
-    trajectories = [rerender(trajectory, renderer) for trajectory in played]
-    pool = pool_of(trajectories)
-    longest = max(map(len, pool.trajectories), default=0)
-    if max_tokens is None or longest <= max_tokens:
-        return pool
-    if not cut:
-        message = f"a trajectory of {shown(folder)} has {longest} tokens, the model takes {max_tokens}"
-        raise EchoError(message, "build the pool with a lower rollout.max_episode_tokens")
-    fitting = [truncated(trajectory, renderer.tokenizer, max_tokens) for trajectory in trajectories]
-    left = pool_of(trajectory for trajectory in fitting if trajectory is not None)
-    if not left.trajectories:
-        message = f"{shown(folder)} shows no output within the {max_tokens} tokens that the model takes"
-        raise EchoError(message, "choose a model with a longer context, or build the pool with shorter episodes")
-    return replace(left, cut=sum(len(trajectory) > max_tokens for trajectory in trajectories))
-
-
-def pool_columns(folders: Sequence[Path], taken: Collection[str] = ()) -> dict[str, Path]:
-    """The folders of pools by the names of their columns, which are the folders' own.
-
-    Raises:
-        EchoError: two have one name, or a name is `taken`.
-    """
-    columns: dict[str, Path] = {}
-    for folder in folders:
-        name = shown(folder.resolve().name)
-        if name in columns or name in taken:
-            raise EchoError(f"two pools are named {name}", "rename one of the folders; a column has the folder's name")
-        columns[name] = folder
-    return columns
 
 
 def _move(temporary: Path, final: Path) -> None:

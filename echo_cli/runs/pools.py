@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from echo_cli.environments.protocol import Worlds
-from echo_cli.environments.task import Task
-from echo_cli.models.renderer import Renderer
-from echo_cli.rollouts.episode import Limits
-from echo_cli.rollouts.rollout import play_scripts
-from echo_cli.trajectory import Role, Trajectory, Turn
-from echo_cli.view import visible
+from echo_cli.files import Row
+from echo_cli.trajectory import Role, Trajectory, Turn, visible
 
 Pair = tuple[str, str]
 """A command and the output it gave, as the policy met it: an output cut at its cap is the part that was shown."""
@@ -58,16 +53,6 @@ def pool_of(trajectories: Iterable[Trajectory]) -> Pool:
     return Pool(tuple(kept), tuple(all_spans))
 
 
-def expert_pool(worlds: Worlds, tasks: Sequence[Task], renderer: Renderer, limits: Limits) -> Pool:
-    """Expert trajectories on `tasks`; a task whose solution is not known is left out."""
-    return pool_of(play_scripts(renderer, worlds, expert_scripts(worlds, tasks), limits, "expert"))
-
-
-def expert_scripts(worlds: Worlds, tasks: Sequence[Task]) -> list[tuple[Task, list[str]]]:
-    """Those of `tasks` whose solution is known, each with the actions that solve it."""
-    return [(task, actions) for task in tasks if (actions := worlds.expert(task)) is not None]
-
-
 def _spans(trajectory: Trajectory) -> list[Span]:
     """The outputs of a trajectory, one span a turn; empty ones are left out, as they have no token to predict.
 
@@ -92,3 +77,40 @@ def _spans(trajectory: Trajectory) -> list[Span]:
 def pair_of(turn: Turn) -> Pair:
     """The pair of a turn; spaces that a shell ignores do not make a command another one."""
     return " ".join(turn.command.split()), turn.output
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A command, its spaces normalised as in `pool.pair_of`, and what the world returned."""
+
+    command: str
+    output: str
+    exit_code: int | None
+
+
+def observations(trajectories: Iterable[Trajectory]) -> list[Observation]:
+    """The observations of rollouts, in their order. Answers and actions cut at their cap ran nothing and have none."""
+    return [
+        Observation(*pair_of(turn), turn.exit_code)
+        for trajectory in trajectories
+        for turn in trajectory.turns
+        if turn.exit_code is not None or turn.output
+    ]
+
+
+class ObservationLog:
+    """Tells which observations are new to a run; `rows` are those of its observations.jsonl so far."""
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self._known = {Observation(row["command"], row["output"], row["exit_code"]) for row in rows}
+
+    def add(self, trajectories: Sequence[Trajectory], step: int) -> list[Row]:
+        """The rows of what these rollouts observed for the first time, in order of occurrence."""
+        new = [seen for seen in dict.fromkeys(observations(trajectories)) if seen not in self._known]
+        self._known.update(new)
+        return [{"step": step, **vars(seen)} for seen in new]
+
+
+def pairs_of(rows: Iterable[Row]) -> set[Pair]:
+    """The (command, output) pairs of rows of observations.jsonl."""
+    return {(row["command"], row["output"]) for row in rows}

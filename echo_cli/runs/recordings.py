@@ -9,9 +9,9 @@ from pathlib import Path
 from echo_cli.config.loader import load_config
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
-from echo_cli.files import shown
 from echo_cli.runs.directory import RunDirectory, is_run, open_run
 from echo_cli.runs.pool_folder import MANIFEST, verified
+from echo_cli.text import shown
 from echo_cli.trace import Trace, read_traces
 
 _TIP = "name a run directory, a pool's folder, or a trajectory file (docs/trajectory-format.md)"

@@ -11,9 +11,9 @@ from typing import Any
 from echo_cli.config.loader import load_config
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
-from echo_cli.files import shown
 from echo_cli.runs.directory import is_run, open_run
 from echo_cli.runs.summary import is_finished
+from echo_cli.text import shown
 
 Summary = Mapping[str, Any]
 
@@ -171,7 +171,7 @@ def check_cells(cells: Sequence[Cell]) -> None:
     found = [cell for cell in cells if is_run(cell.path)]
     if found:
         from echo_cli.traces.corpus import index_traces
-        from echo_cli.training.session import check_same_config, check_same_traces  # loads torch
+        from echo_cli.training.resume import check_same_config, check_same_traces  # loads torch
 
         unfinished, corpus = any(ended_summary(cell) is None for cell in cells), None
         for cell in found:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from echo_cli.files import shown, write_atomic, writing
+from echo_cli.files import write_atomic, writing
 from echo_cli.runs.directory import is_run, open_run
 from echo_cli.sweeps.plan import BROKEN, Cell, ended_summary
+from echo_cli.text import shown
 
 Status = Literal["waiting", "running", "stopping", "finished", "diverged", "collapsed", "failed", "stopped"]
 

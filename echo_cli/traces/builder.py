@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.trajectory import Role, Turn
+from echo_cli.trajectory import CLOSE, OPEN, WRAPPER, Role, Turn
 
 FORMATS: Mapping[str, str] = MappingProxyType(
     {
@@ -30,10 +30,6 @@ FORMATS: Mapping[str, str] = MappingProxyType(
     }
 )
 """The module of each format. It has `read: Importer` and `ROLES: str`, its role rules in a few lines."""
-
-WRAPPER, TOOL_RESULT, TOOLS = "wrapper", "tool_result", "tools"
-"""Channels of what stands around a tool's answer, of the answer, and of the list of tools."""
-OPEN, CLOSE = "<tool_response>\n", "\n</tool_response>\n"
 
 
 @dataclass(frozen=True)

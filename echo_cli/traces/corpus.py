@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 
 from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.config.schema import TracesConfig, TraceSplitConfig
-from echo_cli.environments.task import Split
+from echo_cli.environments.tasks import Split
 from echo_cli.errors import EchoError
-from echo_cli.files import shown
+from echo_cli.text import shown
 from echo_cli.trace import Trace, parse_trace
 from echo_cli.trajectory import Role, bad_line
 

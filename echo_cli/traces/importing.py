@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from echo_cli.errors import EchoError
-from echo_cli.files import output_file, shown
+from echo_cli.files import output_file
+from echo_cli.text import shown
 from echo_cli.trace import Trace, trace_line
 from echo_cli.traces.builder import FORMATS, ImportOptions, Refusal, format_named
 from echo_cli.trajectory import Role

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from echo_cli.models.renderer import SCAFFOLD
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.traces.builder import CLOSE, OPEN, TOOLS, WRAPPER, tool_call, tool_list
+from echo_cli.traces.builder import tool_call, tool_list
 from echo_cli.traces.formats.openai import CONTEXT_ROLES
 from echo_cli.traces.json_records import parse_json
-from echo_cli.trajectory import Role
+from echo_cli.trajectory import CLOSE, OPEN, SCAFFOLD, TOOLS, WRAPPER, Role
 
 _START, _END = "<tool_call>\n", "\n</tool_call>\n"
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 
-from echo_cli.models.renderer import SCAFFOLD, Frame, PlainRenderer, Renderer
+from echo_cli.models.renderer import Frame, PlainRenderer, Renderer
+from echo_cli.models.tokenizer import Tokenizer
+from echo_cli.rollouts.episode import cut_tokens
 from echo_cli.trace import Trace
-from echo_cli.traces.builder import CLOSE, OPEN, WRAPPER
-from echo_cli.trajectory import Role, Segment, Trajectory, Turn
+from echo_cli.trajectory import CLOSE, CUT_NOTICE, CUT_OUTPUT, OPEN, SCAFFOLD, WRAPPER, Role, Segment, Trajectory, Turn
 
 
 def rerender(trajectory: Trajectory, renderer: Renderer) -> Trajectory:
@@ -99,3 +100,28 @@ def _wraps(frame: Frame) -> bool:
     """Whether the scaffold around a reply says itself that a tool wrote it."""
     before, after = ("".join(segment.text for segment in part) for part in (frame.before, frame.after))
     return before.endswith(OPEN) and after.startswith(CLOSE.removesuffix("\n"))
+
+
+def truncated(trajectory: Trajectory, tokenizer: Tokenizer, max_tokens: int) -> Trajectory | None:
+    """`trajectory` in at most `max_tokens`: cut within an output or before a segment of another role, with a notice.
+
+    Turns whose action is gone go too. The others keep their output whole: a (command, output) pair is known to
+    training by what the command gave, whatever of it fits here. None where not even the first segment fits.
+    """
+    if len(trajectory) <= max_tokens:
+        return trajectory
+    notice = Segment(Role.WARNING, CUT_OUTPUT, tuple(tokenizer.encode(CUT_OUTPUT)), channel=CUT_NOTICE)
+    left = max_tokens - len(notice.token_ids)
+    kept: list[Segment] = []
+    for segment in trajectory.segments:
+        if len(segment.token_ids) > left:
+            if segment.role is Role.ENV_OUTPUT:
+                ids, text = cut_tokens(tokenizer, list(segment.token_ids), left)
+                kept += [replace(segment, text=text, token_ids=tuple(ids))] if ids else []
+            break
+        kept.append(segment)
+        left -= len(segment.token_ids)
+    if not kept:
+        return None
+    actions = sum(segment.role is Role.ACTION for segment in kept)
+    return replace(trajectory, segments=(*kept, notice), turns=trajectory.turns[:actions], stop_reason="length_cap")

@@ -10,14 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from echo_cli.config.schema import TracesConfig
-from echo_cli.environments.task import Split
+from echo_cli.environments.tasks import Split
 from echo_cli.files import Row
 from echo_cli.models.renderer import Renderer
 from echo_cli.seeds import drawn
 from echo_cli.trace import Trace
 from echo_cli.traces.corpus import TraceCorpus, observations, overlap_line
-from echo_cli.traces.retokenize import rendered
-from echo_cli.traces.truncate import truncated
+from echo_cli.traces.retokenize import rendered, truncated
 from echo_cli.trajectory import Role, Trajectory
 
 POOL = "traces"

@@ -26,6 +26,7 @@ from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import Worlds
 from echo_cli.environments.worlds import open_worlds
 from echo_cli.errors import EchoError
+from echo_cli.evaluation.loaded_run import build_policy
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.objective.advantages import step_advantages
 from echo_cli.objective.batch import count_rollouts
@@ -35,7 +36,6 @@ from echo_cli.objective.schedule import world_model_coeff_at
 from echo_cli.seeds import generator
 from echo_cli.statistics import median
 from echo_cli.training.loop import play_explorers, play_tasks
-from echo_cli.training.session import build_policy
 from echo_cli.trajectory import Role, Trajectory
 
 Result = dict[str, Any]

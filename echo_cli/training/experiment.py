@@ -1,4 +1,4 @@
-"""One run from config to summary: train, then write summary.json and the curve, whatever the ending."""
+"""One run from config to summary: train, then write summary.json, whatever the ending."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
+from echo_cli.evaluation.loaded_run import run_notices
 from echo_cli.files import Row, read_json
-from echo_cli.models.out_of_memory import OutOfMemory
-from echo_cli.reports.run_figure import plot_run
+from echo_cli.models.device import OutOfMemory
 from echo_cli.runs.directory import RunDirectory, is_half_made, open_run
 from echo_cli.runs.summary import is_finished, summarize_run
 from echo_cli.training.collapse import CollapseError
 from echo_cli.training.loop import train
 from echo_cli.training.plan import memory_notice
-from echo_cli.training.session import Session, check_same_config, open_session, run_notices
+from echo_cli.training.resume import check_same_config
+from echo_cli.training.session import Session, open_session
 from echo_cli.training.trackers.tracking import Trackers, check_trackers, tracking
 
 
@@ -112,6 +113,4 @@ def _finish(run: RunDirectory, config: Config, status: str, seconds: float) -> d
     best = run.checkpoints.best_step()
     summary["checkpoint"] = f"checkpoints/step_{best:06d}" if best is not None else None
     run.write_summary(summary)
-    if rows:
-        plot_run([run.path])
     return summary

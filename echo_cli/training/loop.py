@@ -10,45 +10,32 @@ from dataclasses import asdict
 from typing import Any
 
 from echo_cli.config.schema import Config
-from echo_cli.environments.faults import FAULT_KEYS
 from echo_cli.environments.protocol import Worlds
-from echo_cli.environments.task import Task
+from echo_cli.environments.tasks import Task
 from echo_cli.errors import EchoError
-from echo_cli.evaluation.evaluator import limits_for
 from echo_cli.files import Row
 from echo_cli.metrics import reduce_metrics
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.objective.advantages import step_advantages
 from echo_cli.objective.batch import count_rollouts
+from echo_cli.objective.diagnostics import check_first_step, portable_lambda
 from echo_cli.objective.filters import filter_env_rollouts
-from echo_cli.objective.loss import GradientComparison, check_first_step, portable_lambda, step_totals, step_weights
+from echo_cli.objective.loss import step_totals, step_weights
 from echo_cli.objective.schedule import GradientNorms, learning_rate_at, measures_gradients, world_model_coeff_at
-from echo_cli.rollouts.behaviour import BEHAVIOUR_KEYS, behaviour_metrics
+from echo_cli.rollouts.behaviour import behaviour_metrics
 from echo_cli.rollouts.episode import cut_pieces
+from echo_cli.rollouts.limits import limits_for
 from echo_cli.rollouts.rollout import play_policy, play_scripts
-from echo_cli.runs.observation import pairs_of
+from echo_cli.runs.pools import pairs_of
 from echo_cli.runs.summary import best_step, warnings_of
 from echo_cli.seeds import derive_seed, drawn, generator
-from echo_cli.traces.training_data import POOL, Fitted, traces_of_step
+from echo_cli.traces.training_data import Fitted, traces_of_step
 from echo_cli.training.collapse import lambda_factor, new_alarms, stop_if_collapsed
+from echo_cli.training.rows import _faults, _mean, _probe_row, _trace_row, row_keys
 from echo_cli.training.session import Session
 from echo_cli.trajectory import Trajectory
 
 _DIVERGED_TIP = "the last checkpoint is intact; try a lower optim.lr or objective.world_model_coeff"
-
-TRAIN_KEYS = [
-    *(
-        "loss rl_loss env_loss env_ce policy_env_ce reward grad_norm action_tokens env_tokens zero_advantage_fraction "
-        "clip_fraction ratio entropy lambda portable_lambda lr padding_fraction cut_pieces env_dropped_valid_action "
-        "env_dropped_clean_parse env_dropped_correct probe_rl_grad_norm probe_env_grad_norm probe_ratio probe_cosine"
-    ).split(),
-    *BEHAVIOUR_KEYS,
-]
-TRACE_KEYS = "traces traces_cut imitation_loss imitation_tokens".split()
-POOL_KEYS = "env_ce env_bits_per_byte token_accuracy novel_pairs env_ce_start env_ce_seen".split()
-PASS_KEYS = ("validation/pass_at_1", "heldout/pass_at_1")
-ENVIRONMENT_KEYS = [f"environment/{name}" for name in FAULT_KEYS]
-TIME_KEYS = ("time/rollout_s", "time/probe_s", "time/update_s", "time/eval_s")
 
 
 def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Row]:
@@ -166,24 +153,6 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
             return
 
 
-def _trace_row(config: Config, traces: Fitted) -> Row:
-    """The columns of a step's traces, in runs that have some."""
-    if config.traces is None:
-        return {}
-    return {"train/traces": len(traces.trajectories), "train/traces_cut": traces.cut}
-
-
-def _probe_row(compared: GradientComparison | None, seconds: float) -> Row:
-    """The columns of a probe; None in all of them without one."""
-    return {
-        "train/probe_rl_grad_norm": compared and compared.rl_norm,
-        "train/probe_env_grad_norm": compared and compared.env_norm,
-        "train/probe_ratio": compared and compared.ratio,
-        "train/probe_cosine": compared and compared.cosine,
-        "time/probe_s": seconds if compared else None,
-    }
-
-
 @contextmanager
 def _kept(session: Session, step: int, norms: GradientNorms, row: Row | None = None) -> Iterator[None]:
     """Keep what `step` optimizer steps have learned where the environment ends the run (exit code 1).
@@ -298,27 +267,3 @@ def _record(session: Session, rows: Sequence[Row], row: Row, *, evaluate: bool) 
     if broken:
         raise EchoError(f"step {step}: {broken[0]} is {measured[broken[0]]}", _DIVERGED_TIP, exit_code=3)
     return full
-
-
-def row_keys(config: Config) -> list[str]:
-    """The keys of a row beside `step` and `warnings`; those of traces are in the rows of runs that have some."""
-    pools, train = ["validation", "heldout", "ood"], TRAIN_KEYS
-    if config.traces is not None:
-        train = [*train, *TRACE_KEYS]
-        pools += [] if config.environment.none else [POOL]
-    return [
-        *(f"train/{name}" for name in train),
-        *(f"{pool}/{name}" for pool in pools for name in POOL_KEYS),
-        *PASS_KEYS,
-        *ENVIRONMENT_KEYS,
-        *TIME_KEYS,
-    ]
-
-
-def _faults(session: Session) -> Row:
-    """What is counted since the last time, by the names of `ENVIRONMENT_KEYS`."""
-    return {f"environment/{name}": count for name, count in session.worlds.hosting.faults.take().items()}
-
-
-def _mean(values: list[Any]) -> float | None:
-    return sum(values) / len(values) if values else None

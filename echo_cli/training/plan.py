@@ -23,8 +23,7 @@ from echo_cli.objective.schedule import GradientNorms, world_model_coeff_at
 from echo_cli.traces.corpus import TraceCorpus, overlap_line
 
 if TYPE_CHECKING:
-    from echo_cli.models.device import DeviceChoice
-    from echo_cli.models.device_memory import DeviceMemory
+    from echo_cli.models.device import DeviceChoice, DeviceMemory
 
 
 def plan(config: Config, path: Path, corpus: TraceCorpus | None = None) -> dict[str, Any]:
@@ -174,7 +173,7 @@ _UNKNOWN = "unknown: only decoders of the Llama form whose config.json is on thi
 
 def cost_on(choice: DeviceChoice, config: Config) -> Cost:
     """What a run of a Hugging Face model needs on a device."""
-    from echo_cli.models.device_memory import device_memory
+    from echo_cli.models.device import device_memory
 
     dtype: Dtype = "bfloat16" if "bfloat16" in str(choice.dtype) else "float32"
     return _cost(config, dtype, choice.device.type, device_memory(choice.device))

@@ -23,13 +23,13 @@ from echo_cli.cli.display.dream import lines_beside, print_event
 from echo_cli.cli.main import main
 from echo_cli.config.loader import load_config
 from echo_cli.environments.worlds import open_worlds
-from echo_cli.evaluation.dream.edit import edit_similarity
+from echo_cli.evaluation.dream.scoring import edit_similarity
 from echo_cli.evaluation.dream.session import Answer
 from echo_cli.evaluation.evaluator import expert_pools
+from echo_cli.evaluation.loaded_run import build_policy
 from echo_cli.runs.directory import open_run
 from echo_cli.runs.pools import Pool
 from echo_cli.statistics import ratio, ratio_difference
-from echo_cli.training.session import build_policy
 from echo_cli.trajectory import write_trajectories
 
 Dream = Callable[..., tuple[int, str, str]]

@@ -18,20 +18,19 @@ import pytest
 from tiny_run import error_of, rows, train
 
 from echo_cli.cli.display.evaluation import print_evaluation
-from echo_cli.cli.display.tables import printable
 from echo_cli.cli.main import main
 from echo_cli.config.loader import load_config
 from echo_cli.environments.toy import ToyWorlds
-from echo_cli.evaluation.evaluator import limits_of
+from echo_cli.evaluation.evaluator import expert_pool
 from echo_cli.evaluation.measures import Measures
 from echo_cli.evaluation.records import CSV_COLUMNS, MEASURES, Evaluation, Measured, PolicyReport, Reliability, TaskRow
-from echo_cli.files import shown
 from echo_cli.models.renderer import PlainRenderer
-from echo_cli.models.tiny_folder import load_model, model_folder
+from echo_cli.models.tiny import load_model, model_folder
 from echo_cli.reports.evaluation_figure import plot_evaluation
+from echo_cli.rollouts.limits import limits_of
 from echo_cli.runs.directory import open_run
-from echo_cli.runs.pools import expert_pool
 from echo_cli.statistics import Estimate, mcnemar, pass_at_k
+from echo_cli.text import printable, shown
 
 Evaluate = Callable[..., dict[str, Any]]
 

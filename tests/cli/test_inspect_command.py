@@ -20,18 +20,17 @@ from rich.color import ColorSystem
 from tiny_run import COMMAND, error_of
 
 import echo_cli
-from echo_cli.cli.display.text_cells import rows_of
-from echo_cli.cli.display.token_strip import BLOCKS, DIGITS, legend, level
+from echo_cli.cli.display.token_strip import BLOCKS, DIGITS, legend, level, rows_of
 from echo_cli.cli.display.transcript import heat_transcript, transcript
 from echo_cli.cli.main import main
 from echo_cli.config.loader import load_config
 from echo_cli.environments.worlds import open_worlds
 from echo_cli.evaluation.evaluator import rollout_tasks
-from echo_cli.evaluation.heat import Heat
+from echo_cli.evaluation.token_losses import Heat
+from echo_cli.models.loading import open_policy
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.runs.directory import open_run
 from echo_cli.trace import Trace, TraceSegment, read_traces, write_traces
-from echo_cli.training.session import open_policy
 from echo_cli.trajectory import Role, Segment, Turn, read_trajectories
 
 TOKENIZER = Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json")

@@ -14,14 +14,15 @@ from echo_cli.cli.main import main
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.environments.text_environment import TextEnvironment
 from echo_cli.environments.toy import ToyWorlds
-from echo_cli.evaluation.evaluator import expert_pools, limits_of, score_pool
+from echo_cli.evaluation.evaluator import expert_pools, score_pool
+from echo_cli.evaluation.loaded_run import build_policy, load_pool
 from echo_cli.files import sha256_of
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import PlainRenderer
+from echo_cli.rollouts.limits import limits_of
 from echo_cli.rollouts.rollout import play_scripts
 from echo_cli.runs.directory import open_run
-from echo_cli.runs.pool_folder import load_pool, read_pool, write_pool
-from echo_cli.training.session import build_policy
+from echo_cli.runs.pool_folder import read_pool, write_pool
 from echo_cli.trajectory import Role, Segment, Trajectory, Turn
 
 HOSTILE = "a\x1b[2J\r\u202eb\x9b31m[bold]c[/bold]\x00\naction | rm\n"

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echo_cli.config.environment import EnvironmentConfig, InvalidConfig, ObservationRule
-from echo_cli.environments.client import Payload
 from echo_cli.environments.faults import SessionLost
 from echo_cli.environments.observations import (
     ObservationMapping,
@@ -20,7 +19,7 @@ from echo_cli.environments.observations import (
     safe,
     values_at,
 )
-from echo_cli.environments.protocol import Piece
+from echo_cli.environments.protocol import Payload, Piece
 from echo_cli.errors import EchoError
 from echo_cli.trajectory import Role
 

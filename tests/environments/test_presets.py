@@ -11,8 +11,8 @@ import pytest
 from echo_cli.config.environment import PRESETS, EnvironmentConfig
 from echo_cli.config.loader import configs_folder, load_config
 from echo_cli.environments.actions import ActionMapping, Unparsable, check_action, check_payload
-from echo_cli.environments.client import Payload
 from echo_cli.environments.observations import ObservationMapping, exit_code_of, is_invalid
+from echo_cli.environments.protocol import Payload
 from echo_cli.trajectory import Role
 
 C, E, W = Role.CONTEXT, Role.ENV_OUTPUT, Role.WARNING

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from echo_cli.config.environment import EnvironmentConfig
-from echo_cli.environments.client import Client, Description, JsonObject, Payload
 from echo_cli.environments.faults import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable
-from echo_cli.environments.protocol import Hosting, Piece, Reply
-from echo_cli.environments.task import Task
+from echo_cli.environments.protocol import Client, Description, Hosting, JsonObject, Payload, Piece, Reply
+from echo_cli.environments.tasks import Task
 from echo_cli.environments.text_environment import TextEnvironment, episode_reward
 from echo_cli.errors import EchoError
 from echo_cli.trajectory import Role

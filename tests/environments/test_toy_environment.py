@@ -14,7 +14,7 @@ import yaml
 
 import toy_terminal_env
 from echo_cli.environments.protocol import Environment, Piece, Reply
-from echo_cli.environments.task import Task
+from echo_cli.environments.tasks import Task
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.trajectory import Role
 from toy_terminal_env.environment import ToyTerminalEnvironment, world_and_tasks

@@ -13,13 +13,13 @@ import torch
 
 import echo_cli
 from echo_cli.config.schema import Config, EvaluationConfig, OptimConfig
-from echo_cli.environments.client import Description
-from echo_cli.environments.protocol import Environment, Hosting, Piece, Reply, Worlds
-from echo_cli.environments.task import Task, TaskSplits
+from echo_cli.environments.protocol import Description, Environment, Hosting, Piece, Reply, Worlds
+from echo_cli.environments.tasks import Task, TaskSplits
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.evaluation.evaluator import (
     Evaluator,
     PairScore,
+    expert_pool,
     expert_pools,
     pass_at_1,
     rollout_tasks,
@@ -30,10 +30,9 @@ from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tiny import TinyConfig, TinyModel
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.rollouts.episode import Limits
+from echo_cli.rollouts.limits import Limits
 from echo_cli.rollouts.rollout import play_scripts
-from echo_cli.runs.observation import ObservationLog, pairs_of
-from echo_cli.runs.pools import Pair, expert_pool
+from echo_cli.runs.pools import ObservationLog, Pair, pairs_of
 from echo_cli.trajectory import Role, Trajectory
 
 torch.set_num_threads(1)

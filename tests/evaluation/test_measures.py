@@ -13,13 +13,13 @@ import torch
 import echo_cli
 from echo_cli.config.schema import OptimConfig
 from echo_cli.evaluation.evaluator import score_pool, summarize
-from echo_cli.evaluation.match import longest_matches
 from echo_cli.evaluation.measures import (
     POSITIONS,
     Predictions,
     Tokens,
     env_ce_difference,
     groups,
+    longest_matches,
     measure,
     predict,
     predictions_from,

@@ -25,20 +25,21 @@ from echo_cli.config.model import RANDOM_QWEN3, ConversationConfig, ModelConfig
 from echo_cli.config.schema import OptimConfig
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.baselines import ORDER, exchange_tokens, fit_ngram, has_zstd, ngram_predictions
+from echo_cli.evaluation.loaded_run import load_pool
 from echo_cli.evaluation.measures import measure, predict, tokens_of
 from echo_cli.evaluation.model_evaluation import ScoredModel, check_same_outputs
 from echo_cli.evaluation.named_models import Contender, contenders, kind_of, loading_config
 from echo_cli.evaluation.records import CSV_COLUMNS, MEASURES
 from echo_cli.evaluation.run_evaluation import novel_pairs
 from echo_cli.models.hf.random_qwen3 import make_random_qwen3
-from echo_cli.models.policy import TorchPolicy, load_renderer
-from echo_cli.models.renderer import SCAFFOLD, Frame, PlainRenderer, Renderer
-from echo_cli.models.tiny import TinyConfig, TinyModel
-from echo_cli.models.tiny_folder import load_model, save_model
+from echo_cli.models.loading import load_renderer
+from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.renderer import Frame, PlainRenderer, Renderer
+from echo_cli.models.tiny import TinyConfig, TinyModel, load_model, save_model
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.runs.pool_folder import load_pool, write_pool
+from echo_cli.runs.pool_folder import write_pool
 from echo_cli.runs.pools import Pool
-from echo_cli.trajectory import Role, Segment
+from echo_cli.trajectory import SCAFFOLD, Role, Segment
 
 torch.set_num_threads(1)
 

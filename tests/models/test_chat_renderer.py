@@ -14,20 +14,21 @@ from chat_models import CHATML_TEMPLATE, Canned, make_llama3
 import echo_cli
 from echo_cli.config.model import ConversationConfig, ModelConfig
 from echo_cli.environments.protocol import Piece, Reply
-from echo_cli.environments.task import Task
+from echo_cli.environments.tasks import Task
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.errors import EchoError
 from echo_cli.models.chat_renderer import CHATML, ChatRenderer
 from echo_cli.models.hf.random_qwen3 import make_random_qwen3
 from echo_cli.models.hf.renderer import load_hf_renderer
-from echo_cli.models.renderer import SCAFFOLD, PlainRenderer, Renderer
+from echo_cli.models.renderer import PlainRenderer, Renderer
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.rollouts.episode import Episode, Limits
+from echo_cli.rollouts.episode import Episode
+from echo_cli.rollouts.limits import Limits
 from echo_cli.rollouts.rollout import play_scripts
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.builder import wrapped
 from echo_cli.traces.retokenize import rendered, rerender
-from echo_cli.trajectory import Role, Segment, Trajectory, Turn
+from echo_cli.trajectory import SCAFFOLD, Role, Segment, Trajectory, Turn
 
 C, A, E, W = Role.CONTEXT, Role.ACTION, Role.ENV_OUTPUT, Role.WARNING
 HF = ModelConfig(kind="hf", path="here")

@@ -11,7 +11,7 @@ import torch
 from tiny_run import error_of, rows, train
 
 from echo_cli.errors import EchoError
-from echo_cli.models.out_of_memory import OutOfMemory, is_out_of_memory, naming_memory
+from echo_cli.models.device import OutOfMemory, is_out_of_memory, naming_memory
 from echo_cli.models.tiny import TinyModel
 
 HUGE = 2**50

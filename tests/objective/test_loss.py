@@ -21,19 +21,10 @@ from echo_cli.errors import EchoError
 from echo_cli.metrics import Metric, reduce_metrics
 from echo_cli.objective.advantages import advantages, step_advantages
 from echo_cli.objective.batch import MicroBatch, Targets, collate, count_rollouts, pack, targets
+from echo_cli.objective.diagnostics import check_first_step, gradient_comparison, portable_lambda
 from echo_cli.objective.filters import filter_env_rollouts
 from echo_cli.objective.logprobs import selected_logprobs, target_logprobs
-from echo_cli.objective.loss import (
-    StepTotals,
-    check_first_step,
-    echo_loss,
-    env_loss,
-    gradient_comparison,
-    portable_lambda,
-    rl_loss,
-    step_totals,
-    step_weights,
-)
+from echo_cli.objective.loss import StepTotals, echo_loss, env_loss, rl_loss, step_totals, step_weights
 from echo_cli.objective.schedule import world_model_coeff_at
 from echo_cli.trajectory import Trajectory, Turn
 

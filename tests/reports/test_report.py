@@ -15,6 +15,7 @@ from trace_files import store, trace_file
 
 from echo_cli.cli.main import main
 from echo_cli.files import append_jsonl, read_jsonl
+from echo_cli.reports.charts import METRICS, charts, thinned
 from echo_cli.reports.content import (
     Episode,
     ObservationHeat,
@@ -29,7 +30,6 @@ from echo_cli.reports.content import (
     shortened,
 )
 from echo_cli.reports.page import MOST_BYTES, page
-from echo_cli.reports.report_chart import METRICS, charts, thinned
 from echo_cli.reports.run_content import read_run
 from echo_cli.runs.checkpoints import Checkpoints
 from echo_cli.runs.curves import Curve, read_curve

@@ -17,17 +17,16 @@ from tiny_run import error_of
 from echo_cli.cli.display.environment import print_check, schema_lines
 from echo_cli.cli.main import main
 from echo_cli.config.environment import ActionConfig, EnvironmentConfig, ObservationRule, TasksConfig
-from echo_cli.environments.client import Description
 from echo_cli.environments.faults import SessionLost
-from echo_cli.environments.protocol import Environment, Hosting, Piece, Reply
-from echo_cli.environments.task import Task, TaskSplits
+from echo_cli.environments.protocol import Description, Environment, Hosting, Piece, Reply
+from echo_cli.environments.tasks import Task, TaskSplits
 from echo_cli.errors import EchoError
 from echo_cli.models.renderer import PlainRenderer
-from echo_cli.models.tiny_folder import model_folder
+from echo_cli.models.tiny import model_folder
 from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
 from echo_cli.rollouts.environment_check import CheckReport, check_environment
 from echo_cli.rollouts.environment_findings import volatile_patterns
-from echo_cli.rollouts.episode import Limits
+from echo_cli.rollouts.limits import Limits
 from echo_cli.rollouts.random_actions import random_line
 from echo_cli.trajectory import Role
 

@@ -19,16 +19,15 @@ from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.errors import EchoError
-from echo_cli.evaluation.evaluator import limits_for, limits_of
+from echo_cli.evaluation.loaded_run import build_policy, load_pool
 from echo_cli.models.policy import TorchPolicy
-from echo_cli.models.tiny import TinyConfig, TinyModel
-from echo_cli.models.tiny_folder import load_model, model_folder
-from echo_cli.rollouts.episode import CUT_OUTPUT, cut_pieces
-from echo_cli.runs.pool_folder import load_pool, read_pool, write_pool
-from echo_cli.traces.truncate import truncated
+from echo_cli.models.tiny import TinyConfig, TinyModel, load_model, model_folder
+from echo_cli.rollouts.episode import cut_pieces
+from echo_cli.rollouts.limits import limits_for, limits_of
+from echo_cli.runs.pool_folder import read_pool, write_pool
+from echo_cli.traces.retokenize import truncated
 from echo_cli.training.loop import play_explorers, play_tasks
-from echo_cli.training.session import build_policy
-from echo_cli.trajectory import Role, Segment, Trajectory, Turn
+from echo_cli.trajectory import CUT_OUTPUT, Role, Segment, Trajectory, Turn
 
 torch.set_num_threads(1)
 
@@ -113,7 +112,7 @@ def config(kind: str, *words: str) -> Config:
 
 @pytest.fixture
 def context(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr("echo_cli.training.session.load_policy", lambda *_: shortened(300))
+    monkeypatch.setattr("echo_cli.models.loading.load_policy", lambda *_: shortened(300))
     return 300
 
 

@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 
 import echo_cli
 from echo_cli.environments.protocol import Piece, Reply
-from echo_cli.environments.task import Task
+from echo_cli.environments.tasks import Task
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.errors import EchoError
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.rollouts.episode import CUT_ACTION, CUT_OUTPUT, Episode, Following, Limits, cut_pieces
+from echo_cli.rollouts.episode import Episode, Following, cut_pieces
+from echo_cli.rollouts.limits import Limits
 from echo_cli.rollouts.rollout import play_policy, play_scripts
-from echo_cli.trajectory import Role, Trajectory
+from echo_cli.trajectory import CUT_ACTION, CUT_OUTPUT, Role, Trajectory
 
 C, A, E, W = Role.CONTEXT, Role.ACTION, Role.ENV_OUTPUT, Role.WARNING
 TOKENIZER = Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json")

@@ -14,16 +14,16 @@ import torch
 from canned_worlds import CannedWorlds
 
 import echo_cli
+from echo_cli.concurrency import EventLoop
 from echo_cli.environments.faults import FAULT_KEYS, SessionLost
 from echo_cli.environments.protocol import Hosting, Piece, Reply
-from echo_cli.environments.task import Task
+from echo_cli.environments.tasks import Task
 from echo_cli.errors import EchoError
-from echo_cli.event_loop import EventLoop
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.sampler import CachedSampler
 from echo_cli.models.tiny import TinyConfig, TinyModel
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.rollouts.episode import Limits
+from echo_cli.rollouts.limits import Limits
 from echo_cli.rollouts.rollout import play_policy, play_scripts, without_fragments
 from echo_cli.trajectory import Role, Trajectory
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from echo_cli.errors import EchoError
-from echo_cli.runs.directory import RunDirectory, create_run, environment_record, open_run
+from echo_cli.runs.directory import RunDirectory, create_run, open_run
+from echo_cli.runs.provenance import environment_record
 
 
 def _create(path: Path, *, overwrite: bool = False) -> RunDirectory:

@@ -17,18 +17,20 @@ from canned_worlds import CannedWorlds
 import echo_cli
 from echo_cli.config.schema import OptimConfig
 from echo_cli.environments.protocol import Piece, Reply
-from echo_cli.environments.task import Task
+from echo_cli.environments.tasks import Task
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.errors import EchoError
-from echo_cli.evaluation.evaluator import score_pool
+from echo_cli.evaluation.evaluator import expert_pool, score_pool
+from echo_cli.evaluation.loaded_run import load_pool
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tiny import TinyConfig, TinyModel
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.rollouts.episode import Episode, Limits
+from echo_cli.rollouts.episode import Episode
+from echo_cli.rollouts.limits import Limits
 from echo_cli.rollouts.rollout import play_scripts
-from echo_cli.runs.pool_folder import Actor, Provenance, contents_of, load_pool, read_manifest, read_pool, write_pool
-from echo_cli.runs.pools import expert_pool, pool_of
+from echo_cli.runs.pool_folder import Actor, Provenance, contents_of, read_manifest, read_pool, write_pool
+from echo_cli.runs.pools import pool_of
 from echo_cli.traces.retokenize import rerender
 from echo_cli.trajectory import Role, Trajectory
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from echo_cli.runs.observation import Observation, ObservationLog, observations, pairs_of
+from echo_cli.runs.pools import Observation, ObservationLog, observations, pairs_of
 from echo_cli.trajectory import Role, Segment, Trajectory, Turn
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from echo_cli.cli.display.tables import print_run
+from echo_cli.cli.display.results import print_run
 from echo_cli.runs.summary import best_step, is_finished, summarize_run
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from echo_cli.cli.display.tables import print_sweep
+from echo_cli.cli.display.results import print_sweep
 from echo_cli.config.schema import Config
 from echo_cli.reports.sweep_figure import plot_lambda_axis
 from echo_cli.reports.sweep_page import write_report

@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 from tiny_run import TINY, error_of, rows, start, train
 
-from echo_cli.cli.display.sweep_progress import Followed, live_table
+from echo_cli.cli.display.progress import Followed, live_table
 from echo_cli.cli.main import main
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config

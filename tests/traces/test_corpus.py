@@ -16,7 +16,7 @@ from trace_files import episode, store, trace_file, turn
 
 from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.config.schema import TracesConfig, TraceSplitConfig
-from echo_cli.environments.task import Split
+from echo_cli.environments.tasks import Split
 from echo_cli.errors import EchoError
 from echo_cli.seeds import drawn
 from echo_cli.trace import Trace, TraceSegment, read_traces

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import echo_cli
-from echo_cli.models.renderer import SCAFFOLD, PlainRenderer
+from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.builder import ImportOptions, format_named, said, tool_call
+from echo_cli.traces.exporting import MASKS, made_masks, own_masks
 from echo_cli.traces.openai_export import calls_of, openai_record
-from echo_cli.traces.trace_mask import MASKS, made_masks, own_masks
-from echo_cli.trajectory import Role, Turn
+from echo_cli.trajectory import SCAFFOLD, Role, Turn
 
 RENDERER = PlainRenderer(Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json"))
 

@@ -19,6 +19,7 @@ from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.errors import EchoError
+from echo_cli.evaluation.loaded_run import build_policy
 from echo_cli.models.device import DeviceChoice
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.objective.advantages import step_advantages
@@ -26,7 +27,6 @@ from echo_cli.objective.batch import bucket, collate, targets
 from echo_cli.training import benchmark as bench
 from echo_cli.training.benchmark import Timing, Variant
 from echo_cli.training.loop import play_explorers, play_tasks
-from echo_cli.training.session import build_policy
 from echo_cli.trajectory import Role, Trajectory
 
 

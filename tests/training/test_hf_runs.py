@@ -24,7 +24,7 @@ from echo_cli.config.schema import Config
 from echo_cli.evaluation.pool_building import CheckpointActor, _load, _weights_sha256
 from echo_cli.files import sha256_of
 from echo_cli.models.hf.loading import hf_folder, load_hf_model
-from echo_cli.models.tiny_folder import load_model
+from echo_cli.models.tiny import load_model
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.runs.directory import open_run
 

@@ -13,10 +13,10 @@ from tiny_run import rows
 
 from echo_cli.cli.main import main
 from echo_cli.config.loader import load_config
+from echo_cli.evaluation.loaded_run import build_policy
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.tiny import MODEL_FILE
 from echo_cli.runs.directory import open_run
-from echo_cli.training.session import build_policy
 from echo_cli.trajectory import Trajectory, read_trajectories
 
 pytestmark = pytest.mark.slow

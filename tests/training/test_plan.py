@@ -15,12 +15,12 @@ from echo_cli.cli.main import main
 from echo_cli.config.loader import configs_folder, find_config, load_config
 from echo_cli.config.schema import Config
 from echo_cli.models.architecture import NAMED
-from echo_cli.models.device import DeviceChoice
-from echo_cli.models.device_memory import device_memory
+from echo_cli.models.device import DeviceChoice, device_memory
 from echo_cli.models.memory import predict_memory
 from echo_cli.objective.advantages import step_advantages
 from echo_cli.objective.batch import count_rollouts
-from echo_cli.objective.loss import portable_lambda, step_totals, step_weights
+from echo_cli.objective.diagnostics import portable_lambda
+from echo_cli.objective.loss import step_totals, step_weights
 from echo_cli.training.plan import expected_advantage, memory_notice, plan, portable_estimate
 from echo_cli.trajectory import Role, Segment, Trajectory
 

@@ -310,7 +310,7 @@ def test_a_trace_that_is_cut_before_its_first_action_stops_no_filter(name: str, 
 def test_thinking_that_was_dropped_is_not_in_a_trace_and_there_is_one_view() -> None:
     from test_trace import RENDERER
 
-    from echo_cli.view import views
+    from echo_cli.trajectory import views
 
     ids = tuple(RENDERER.tokenizer.encode("hm, hm ls\n"))
     segments = (

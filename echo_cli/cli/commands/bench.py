@@ -31,6 +31,6 @@ def bench(
     if as_json:
         print_json(result)
     else:
-        from echo_cli.cli.display.tables import print_bench
+        from echo_cli.cli.display.results import print_bench
 
         print_bench(result)

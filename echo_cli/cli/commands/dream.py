@@ -74,8 +74,7 @@ def dream(
     _refuse({"--pool": pool, "--breakdown": breakdown}, "without --score", "--score N")
 
     from echo_cli.cli.display.dream import print_event, print_tasks
-    from echo_cli.evaluation.dream.dream_session import open_dream, tasks_of
-    from echo_cli.evaluation.dream.session import Answer, Notice, Opening
+    from echo_cli.evaluation.dream.session import Answer, Notice, Opening, open_dream, tasks_of
 
     if list_tasks:
         _refuse({**of_play, "--max-tokens": max_tokens}, "with --list-tasks", "leave --list-tasks away to play")

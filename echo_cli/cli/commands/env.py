@@ -25,9 +25,9 @@ def check(
     loaded = load_config(find_config(config), overrides or [])
 
     from echo_cli.environments.worlds import open_worlds
-    from echo_cli.evaluation.evaluator import limits_of
-    from echo_cli.models.policy import load_renderer
+    from echo_cli.models.loading import load_renderer
     from echo_cli.rollouts.environment_check import check_environment
+    from echo_cli.rollouts.limits import limits_of
 
     renderer = load_renderer(loaded)
     with open_worlds(loaded) as worlds:

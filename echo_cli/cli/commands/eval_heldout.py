@@ -11,7 +11,7 @@ import typer
 
 from echo_cli.cli.options import AsJson, ConfigName, Device, as_overrides, checkpoint_named, print_json
 from echo_cli.errors import EchoError
-from echo_cli.files import shown
+from echo_cli.text import shown
 
 if TYPE_CHECKING:
     from echo_cli.evaluation.records import Found

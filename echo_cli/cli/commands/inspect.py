@@ -10,7 +10,7 @@ import typer
 
 from echo_cli.cli.options import AsJson, ConfigName, Device, as_overrides, checkpoint_named, print_json
 from echo_cli.errors import EchoError
-from echo_cli.files import shown
+from echo_cli.text import shown
 
 if TYPE_CHECKING:
     from echo_cli.config.schema import Config
@@ -122,8 +122,8 @@ def _model(path: str, config: str | None, overrides: list[str]) -> tuple[str, Co
 
 def _renderer(recording: Recording, chosen: tuple[str, Config] | None) -> tuple[str, Renderer]:
     """Whose tokenizer counts: the model's that was chosen, the run's, or the built-in one's; with its name."""
-    from echo_cli.models.policy import load_renderer
-    from echo_cli.models.tiny_folder import TINY_BASE
+    from echo_cli.models.loading import load_renderer
+    from echo_cli.models.tiny import TINY_BASE
 
     if chosen is None and recording.config is not None:
         chosen = shown(recording.config.model.path), recording.config

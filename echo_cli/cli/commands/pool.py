@@ -22,9 +22,9 @@ from echo_cli.cli.options import (
 )
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config
-from echo_cli.environments.task import Split
+from echo_cli.environments.tasks import Split
 from echo_cli.errors import EchoError
-from echo_cli.files import shown
+from echo_cli.text import shown
 
 if TYPE_CHECKING:
     from echo_cli.evaluation.pool_building import CheckpointActor
@@ -91,7 +91,7 @@ def build(
     if as_json:
         print_json({"pool": str(out), "manifest": manifest.model_dump(mode="json")})
     else:
-        from echo_cli.cli.display.tables import print_pool
+        from echo_cli.cli.display.results import print_pool
 
         print_pool(manifest)
 
@@ -115,7 +115,7 @@ def show(
         trajectory = {} if chosen is None else {"trajectory": chosen.to_json()}
         print_json({"pool": str(folder), "manifest": manifest.model_dump(mode="json"), **trajectory})
         return
-    from echo_cli.cli.display.tables import print_pool
+    from echo_cli.cli.display.results import print_pool
     from echo_cli.cli.display.transcript import transcript
 
     print_pool(manifest)

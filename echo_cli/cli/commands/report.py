@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from echo_cli.cli.options import AsJson, Device, checkpoint_named, print_json
-from echo_cli.files import shown
+from echo_cli.text import shown
 
 
 def report(

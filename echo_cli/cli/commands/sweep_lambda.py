@@ -104,7 +104,7 @@ def sweep_lambda(
 def _train(
     cells: Sequence[Cell], folder: Path, *, jobs: int, overwrite: bool, argv: Sequence[str]
 ) -> Mapping[str, Outcome]:
-    from echo_cli.cli.display.sweep_progress import sweep_progress
+    from echo_cli.cli.display.progress import sweep_progress
     from echo_cli.cli.interrupt import interruptible
     from echo_cli.files import locked, writing
     from echo_cli.sweeps.plan import check_cells, ended_summary
@@ -137,7 +137,7 @@ def _train(
 def _report(
     cells: Sequence[Cell], outcomes: Mapping[str, Outcome], folder: Path, *, command: str, as_json: bool
 ) -> None:
-    from echo_cli.cli.display.tables import print_sweep
+    from echo_cli.cli.display.results import print_sweep
     from echo_cli.reports.run_figure import plot_sweep
     from echo_cli.reports.sweep_figure import plot_lambda_axis
     from echo_cli.reports.sweep_page import write_report

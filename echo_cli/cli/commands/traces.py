@@ -11,7 +11,7 @@ import typer
 
 from echo_cli.cli.options import AsJson, Overwrite, command_group, print_json
 from echo_cli.errors import EchoError
-from echo_cli.files import shown
+from echo_cli.text import shown
 
 traces = command_group("Trajectory files: from others' traces, and for other tools.")
 

@@ -30,7 +30,7 @@ from echo_cli.cli.options import (
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
-from echo_cli.files import shown
+from echo_cli.text import shown
 
 
 def train(
@@ -85,7 +85,7 @@ def train(
     if as_json:
         print_json(summary)
     else:
-        from echo_cli.cli.display.tables import print_run
+        from echo_cli.cli.display.results import print_run
 
         print_run(summary, str(path))
     if summary["status"] == "stopped":
@@ -125,15 +125,31 @@ def run_cell(
     from echo_cli.training.experiment import run_experiment
 
     with progress(config.steps, label) as show:
-        return run_experiment(
-            path,
-            config,
-            resume=resume,
-            overwrite=overwrite,
-            argv=["echo-cli", *argv],
-            on_start=lambda reason: print(f"{label}: {shown(path)} on {reason}", file=sys.stderr),
-            on_notice=lambda line: print(f"{label}: {line}", file=sys.stderr),
-            on_row=show,
-            should_stop=should_stop,
-            group=group,
-        )
+        try:
+            summary = run_experiment(
+                path,
+                config,
+                resume=resume,
+                overwrite=overwrite,
+                argv=["echo-cli", *argv],
+                on_start=lambda reason: print(f"{label}: {shown(path)} on {reason}", file=sys.stderr),
+                on_notice=lambda line: print(f"{label}: {line}", file=sys.stderr),
+                on_row=show,
+                should_stop=should_stop,
+                group=group,
+            )
+        except EchoError as error:
+            if error.exit_code == 3:  # it diverged or collapsed, and how it did is in its curve
+                _draw(path)
+            raise
+    _draw(path)
+    return summary
+
+
+def _draw(path: Path) -> None:
+    """Draw the curve of the run at `path`, where it has a row."""
+    from echo_cli.reports.run_figure import plot_run
+    from echo_cli.runs.directory import open_run
+
+    if open_run(path).read_metrics():
+        plot_run([path])

@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from echo_cli.cli.display.tables import new_table, number, print_table, printable
-from echo_cli.environments.task import Task
+from echo_cli.cli.display.tables import new_table, number, print_table
+from echo_cli.environments.tasks import Task
 from echo_cli.evaluation.dream.scoring import ALL, AT_LENGTH, COMMAND, MEASURES, SEEN, DreamGroup, DreamReport
 from echo_cli.evaluation.dream.session import Answer, Event, Notice, Opening
-from echo_cli.files import shown
 from echo_cli.statistics import Estimate
+from echo_cli.text import printable, shown
 
 _TITLES = {
     "exact_match": "exact match",

@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.text import Text
 
-from echo_cli.cli.display.tables import has_colours, new_table, print_table, printable
+from echo_cli.cli.display.tables import has_colours, new_table, print_table
 from echo_cli.cli.display.transcript import transcript
-from echo_cli.environments.client import JsonObject
-from echo_cli.files import shown
+from echo_cli.environments.protocol import JsonObject
 from echo_cli.rollouts.environment_check import CheckReport
+from echo_cli.text import printable, shown
 
 _SCRIPTS = {
     "actions": "the actions that solve the task",

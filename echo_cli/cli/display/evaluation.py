@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from echo_cli.cli.display.tables import new_table, number, print_table, printable
+from echo_cli.cli.display.tables import new_table, number, print_table
 from echo_cli.evaluation.measures import Measures
 from echo_cli.evaluation.records import (
     HEADLINE,
@@ -26,8 +26,8 @@ from echo_cli.evaluation.records import (
     model_title,
     pool_title,
 )
-from echo_cli.files import shown
 from echo_cli.statistics import Estimate
+from echo_cli.text import printable, shown
 
 MEASURE_TITLES = {
     "env_ce": "env-CE, nats/token",

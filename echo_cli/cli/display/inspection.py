@@ -10,13 +10,12 @@ from rich.text import Text
 from echo_cli.cli.display.tables import colours_of_stdout, new_table, number, print_table, width_of_stdout
 from echo_cli.cli.display.token_strip import BLOCKS, DIGITS, legend
 from echo_cli.cli.display.transcript import heading, heat_transcript, transcript
-from echo_cli.files import shown
 from echo_cli.reports.episode_view import EpisodeView, Group
-from echo_cli.traces.inspection.account import Inspection
+from echo_cli.text import shown
+from echo_cli.traces.inspection.account import UNNAMED, Amount, Inspection
 from echo_cli.traces.inspection.boundaries import Straddling
 from echo_cli.traces.inspection.duplicates import Duplicates, Repetition
 from echo_cli.traces.inspection.outputs import OutputSurvey
-from echo_cli.traces.inspection.role_account import UNNAMED, Amount
 
 _CHANNELS = 12
 """The most channels of a role that are listed."""

@@ -5,10 +5,7 @@ Text that came from an environment or a model is data: control characters are ma
 
 from __future__ import annotations
 
-import textwrap
-import unicodedata
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.color import ColorSystem
@@ -16,129 +13,8 @@ from rich.console import COLOR_SYSTEMS, Console
 from rich.table import Table
 from rich.text import Text
 
-from echo_cli.files import shown
-from echo_cli.runs.pool_folder import Manifest
-
 if TYPE_CHECKING:
-    from echo_cli.sweeps.tables import SweepTable
-
-Summary = Mapping[str, Any]
-
-_NARROW = 100
-# Control, format, surrogate, private and unassigned characters, and two that break a line.
-_UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-
-
-def printable(text: str) -> str:
-    """`text` with every control or format character but newline and tab shown as its code point."""
-    return "".join(
-        f"\\u{ord(character):04x}"
-        if character not in "\n\t" and unicodedata.category(character) in _UNPRINTABLE
-        else character
-        for character in text
-    )
-
-
-def print_run(summary: Summary, folder: str) -> None:
-    """The table that ends `train`, and where the files are."""
-    held, ood = summary["heldout"], summary["ood"]
-    best = held["best"]
-    table = new_table("", "before", f"best (step {best['step']})" if best else "best", "last")
-    for label, source, name in (
-        ("held-out env-CE, nats/token", held, "env_ce"),
-        ("  the same pairs before training", held, "env_ce_start"),
-        ("held-out bits per byte", held, "env_bits_per_byte"),
-        ("held-out token accuracy", held, "token_accuracy"),
-        ("held-out pass@1", held, "pass_at_1"),
-        ("out-of-distribution env-CE", ood, "env_ce"),
-        *([("held-out traces, env-CE", summary["traces"], "env_ce")] if "traces" in summary else []),
-    ):
-        table.add_row(label, *(number((source[when] or {}).get(name)) for when in ("before", "best", "last")))
-    table.add_row(
-        "novel held-out pairs", *(_count((held[when] or {}).get("novel_pairs")) for when in ("before", "best", "last"))
-    )
-    print_table(table)
-    for warning in summary.get("warnings", ()):  # summaries of earlier versions have none
-        print(f"warning at step {warning['step']}: {warning['signal']}: {warning['reason']}")
-    print(f"{summary['status']} at step {summary['steps']}, λ = {summary['lambda']:g}, {summary['seconds']} s")
-    print(f"curve: {shown(folder)}/heldout_env_ce.png   run: {shown(folder)}")
-
-
-def print_sweep(tables: Sequence[SweepTable], notes: Sequence[str], rule: Sequence[str], report: str) -> None:
-    """The tables of `sweep-lambda`, what they mean and where more is."""
-    for found in tables:
-        table = new_table(*found.columns)
-        table.padding = (0, 0, 0, 1)  # fits 100 columns
-        for row in found.rows:
-            table.add_row(*row)
-        print(found.title)
-        print_table(table)
-    for line in (*notes, "", f"verdicts: {rule[0]}", *(f"- {line}" for line in rule[1:])):
-        print(textwrap.fill(line, _NARROW, subsequent_indent="  "))
-    print(f"\nreport: {shown(report)}")
-
-
-def print_pool(manifest: Manifest) -> None:
-    """What a pool holds, by role, and where it comes from."""
-    contents, made = manifest.contents, manifest.provenance
-    total = sum(contents.bytes.values())
-    table = new_table("", "bytes", "share", "tokens")
-    for role, size in contents.bytes.items():
-        table.add_row(role, str(size), f"{size / total:.1%}", str(contents.tokens[role]))
-        for channel, part in contents.env_output_bytes.items() if role == "env_output" else ():
-            table.add_row(Text(f"  {printable(channel)}"), str(part), f"{part / total:.1%}", "")
-    print_table(table)
-    actor = made.actor
-    played = f"{actor.run}, step {actor.step}, model {(actor.model_sha256 or '')[:12]}" if actor.run else actor.kind
-    worlds = f"{', '.join(map(str, made.world_seeds))}{' (out of distribution)' if made.out_of_distribution else ''}"
-    rows: dict[str, object] = {
-        "pool": manifest.name,
-        "trajectories": f"{contents.trajectories}, with {contents.pairs} (command, output) pairs",
-        "actor": played,
-        "tasks": f"{made.split}, {made.rollouts_per_task} each{', solved ones only' if made.only_solved else ''}",
-        "worlds": worlds or "-",
-        "temperature": "-" if made.temperature is None else made.temperature,
-        "seed": "-" if made.seed is None else made.seed,
-        "echo-cli": f"{made.echo_cli}, commit {made.git_commit or 'unknown'}",
-        "tokenizer": f"{manifest.tokenizer.vocab_size} tokens, {manifest.tokenizer.sha256[:12]}",
-        "sha256": manifest.sha256,
-    }
-    for name, value in rows.items():
-        print(f"{name + ':':14}{shown(str(value))}")
-
-
-def print_bench(result: Mapping[str, Any]) -> None:
-    """The table of `bench`, how it was measured, and the sentence that it comes to."""
-    table = new_table(
-        *("variant", "rollouts", "tokens", "update, s", "range", "/ λ = 0", "95 %"),
-        *("step, s", "/ λ = 0", "tokens/s\nof update", "peak, MB"),
-    )
-    for row in result["variants"]:
-        update, ratio = row["update_seconds"], row["update_ratio"]
-        table.add_row(
-            row["label"],
-            str(row["rollouts"]),
-            f"{row['tokens']:.0f}",
-            number(update["median"]),
-            f"{update['min']:.3f} to {update['max']:.3f}",
-            number(ratio["median"]),
-            "-" if ratio["low"] is None else f"{ratio['low']:.3f} to {ratio['high']:.3f}",
-            number(row["step_seconds"]["median"]),
-            number(row["step_ratio"]["median"]),
-            f"{row['update_tokens_per_second']:.0f}",
-            f"{row['peak_memory_bytes'] / 1e6:.0f}",
-        )
-    print_table(table)
-    print(
-        f"{result['device']}; CPU threads: {result['threads']}; medians of {result['repeats']} repeats after a warm-up"
-    )
-    print("a step is its rollouts and its update; ratios are paired within each repeat, on the same rollouts")
-    print(f"memory: {result['memory']}")
-    if result["traces_left_out"]:
-        print("the config's traces are left out: in training their tokens are in every update too")
-    if not result["lambda_from_config"]:
-        print(f"λ is 0 at the first step of this config; {result['lambda']:g} stands for λ > 0")
-    print(result["sentence"])
+    pass
 
 
 def new_table(*columns: str) -> Table:
@@ -177,7 +53,3 @@ def width_of_stdout() -> int | None:
 def number(value: float | None) -> str:
     """Three decimals, or a dash."""
     return "-" if value is None else f"{value:.3f}"
-
-
-def _count(value: int | None) -> str:
-    return "-" if value is None else str(value)

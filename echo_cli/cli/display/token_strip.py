@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
+from rich.cells import cell_len
 from rich.color import ColorSystem
 from rich.style import Style
 
-from echo_cli.cli.display.text_cells import Cell
+from echo_cli.text import printable
 
 BLOCKS, DIGITS = " ▁▂▃▄▅▆▇█", " 12345678"
 """The ramp, and one for terminals that cannot write it."""
@@ -70,3 +72,39 @@ def _shade(text: str, step: int, colours: ColorSystem) -> str:
         return text
     style = Style(color="#000000" if step < _LIGHT else "#ffffff", bgcolor=_SHADES[step - 1])
     return style.render(text, color_system=colours)
+
+
+_TAB = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A character: its index in the text, what is shown of it, and in how many columns; nothing in one of a newline."""
+
+    index: int
+    shown: str
+    width: int
+
+
+def rows_of(text: str, width: int) -> Iterator[list[Cell]]:
+    """The rows that `text` fills, at most `width` columns each, a newline at the end of its row beyond them.
+
+    A character that is wider than that has a row of its own. Text that ends with a newline has no empty row after it;
+    text that is empty has one.
+    """
+    row: list[Cell] = []
+    column = line_column = 0  # in the row, and in the line that it is a part of
+    for index, character in enumerate(text):
+        if character == "\n":
+            yield [*row, Cell(index, "", 1)]
+            row, column, line_column = [], 0, 0
+            continue
+        shown = " " * (_TAB - line_column % _TAB) if character == "\t" else printable(character)
+        size = cell_len(shown)
+        if row and column + size > width:
+            yield row
+            row, column = [], 0
+        row.append(Cell(index, shown, size))
+        column, line_column = column + size, line_column + size
+    if row or not text:
+        yield row

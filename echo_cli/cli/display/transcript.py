@@ -11,10 +11,10 @@ from rich.cells import cell_len, set_cell_size
 from rich.color import ColorSystem
 from rich.style import Style
 
-from echo_cli.cli.display.tables import number, printable
-from echo_cli.cli.display.text_cells import rows_of
-from echo_cli.cli.display.token_strip import BLOCKS, shaded, strip
-from echo_cli.evaluation.heat import Heat
+from echo_cli.cli.display.tables import number
+from echo_cli.cli.display.token_strip import BLOCKS, rows_of, shaded, strip
+from echo_cli.evaluation.token_losses import Heat
+from echo_cli.text import printable
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.trajectory import Role, Segment, Trajectory
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
 
 from echo_cli.environments.faults import fault_line
-from echo_cli.environments.openenv.secret import filled
 from echo_cli.errors import EchoError
-from echo_cli.files import shown
+from echo_cli.text import shown
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -98,3 +98,28 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+def filled(template: str, key: str, *, empty: bool) -> tuple[str, dict[str, str]]:
+    """`template` with every `${NAME}` replaced by the variable's value, and by value the `${NAME}` to show for it.
+
+    Args:
+        key: of the config, for the message.
+        empty: whether a variable may be set to nothing.
+
+    Raises:
+        EchoError: a variable is not set. Names the key and the variable, never a value.
+    """
+    secrets: dict[str, str] = {}
+
+    def value_of(match: re.Match[str]) -> str:
+        value = os.environ.get(match[1])
+        if value is None or not (value or empty):
+            raise EchoError(f"{key}: the environment variable {match[1]} is not set", f"export {match[1]}=…")
+        secrets[value] = match[0]
+        return value
+
+    return _VARIABLE.sub(value_of, template), secrets

@@ -8,9 +8,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from echo_cli.concurrency import WorkerThread
-from echo_cli.deadline import within
-from echo_cli.environments.client import Description, JsonObject, Payload
+from echo_cli.concurrency import WorkerThread, within
 from echo_cli.environments.faults import (
     BadAction,
     EnvironmentFault,
@@ -21,7 +19,8 @@ from echo_cli.environments.faults import (
     fault_line,
 )
 from echo_cli.environments.openenv.package import require_openenv
-from echo_cli.environments.openenv.wire_message import decode, encode
+from echo_cli.environments.openenv.websocket import decode, encode
+from echo_cli.environments.protocol import Description, JsonObject, Payload
 from echo_cli.errors import EchoError
 
 if TYPE_CHECKING:

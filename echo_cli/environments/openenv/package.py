@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 
 from echo_cli.environments.faults import fault_line
 from echo_cli.errors import EchoError
-from echo_cli.files import shown
+from echo_cli.text import shown
 
 _INSTALL = "pip install 'echo-cli[openenv]'"
 _VERSIONS = ">=0.10,<0.11"

@@ -22,12 +22,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from echo_cli.config.environment import ProviderConfig, suggest
+from echo_cli.config.environment import ProviderConfig
 from echo_cli.environments.faults import fault_line
+from echo_cli.environments.openenv.address import filled
 from echo_cli.environments.openenv.package import require_openenv
-from echo_cli.environments.openenv.secret import filled
 from echo_cli.errors import EchoError
-from echo_cli.files import shown
+from echo_cli.text import shown, suggest
 
 _STOP_SECONDS = 30.0
 _TAIL_BYTES = 8192

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, BinaryIO
 
+from echo_cli.concurrency import say, take_pipes
 from echo_cli.config.environment import ProviderConfig
 from echo_cli.environments.faults import fault_line
 from echo_cli.environments.openenv.provider_kinds import Server, make_server
 from echo_cli.errors import EchoError
-from echo_cli.pipe import say, take_pipes
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any
 
 from echo_cli.concurrency import WorkerThread
-from echo_cli.environments.client import Description, JsonObject
 from echo_cli.environments.openenv.address import WireAddress
+from echo_cli.environments.protocol import Description, JsonObject
 from echo_cli.errors import EchoError
 
 _UNNAMED = "unnamed"

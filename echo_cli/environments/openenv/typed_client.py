@@ -19,8 +19,7 @@ from typing import Any, get_origin
 import pydantic
 from pydantic_core import PydanticSerializationError, to_json
 
-from echo_cli.deadline import within
-from echo_cli.environments.client import Description, EnvironmentSource, JsonObject, Payload
+from echo_cli.concurrency import within
 from echo_cli.environments.faults import (
     BadAction,
     EnvironmentFault,
@@ -31,7 +30,8 @@ from echo_cli.environments.faults import (
     fault_line,
 )
 from echo_cli.environments.openenv.package import generic_arguments, load_class, require_openenv
-from echo_cli.environments.openenv.wire_message import NO_SESSION
+from echo_cli.environments.openenv.websocket import NO_SESSION
+from echo_cli.environments.protocol import Description, EnvironmentSource, JsonObject, Payload
 from echo_cli.errors import EchoError
 
 _CLOSE_TIMEOUT_S = 5.0

@@ -18,13 +18,20 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from echo_cli.environments.client import Description, JsonObject, Payload
+from echo_cli.concurrency import EventLoop
 from echo_cli.environments.faults import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable, errors_text
 from echo_cli.environments.openenv.address import WireAddress, wire_address
 from echo_cli.environments.openenv.server_info import ask_server
-from echo_cli.environments.openenv.websocket import CLOSE_TIMEOUT_S, is_refused, open_connection, why_closed
-from echo_cli.environments.openenv.wire_message import NO_SESSION, decode, encode
-from echo_cli.event_loop import EventLoop
+from echo_cli.environments.openenv.websocket import (
+    CLOSE_TIMEOUT_S,
+    NO_SESSION,
+    decode,
+    encode,
+    is_refused,
+    open_connection,
+    why_closed,
+)
+from echo_cli.environments.protocol import Description, JsonObject, Payload
 
 _CANCELLED = "the call was cancelled"
 

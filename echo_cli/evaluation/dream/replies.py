@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from echo_cli.config.environment import EnvironmentConfig
-from echo_cli.models.renderer import SCAFFOLD, Renderer
+from echo_cli.models.renderer import Renderer
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.trajectory import Role, Segment
+from echo_cli.trajectory import SCAFFOLD, Role, Segment
 
 _MASK = "\N{OBJECT REPLACEMENT CHARACTER}"
 

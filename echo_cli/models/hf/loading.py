@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import re
 import tempfile
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from echo_cli.config.model import RANDOM_QWEN3, ModelConfig
 from echo_cli.errors import EchoError, first_line
-from echo_cli.files import shown, writing
-from echo_cli.models.hf.hf_package import require_hf
+from echo_cli.files import writing
+from echo_cli.text import shown
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -198,3 +199,23 @@ def _check_compiler(device: torch.device) -> None:
         torch.compile(torch.square)(torch.ones(4, device=device))
     except Exception as error:  # its errors share no base
         raise EchoError(f"torch.compile does not work here: {first_line(error)}", "set model.compile=false") from error
+
+
+def require_hf(what: str = "model.kind: hf") -> None:
+    """Make sure that the extra is here, and that its libraries leave the terminal to us.
+
+    Args:
+        what: what needs it, for the message.
+
+    Raises:
+        EchoError: a library of it is not installed.
+    """
+    for name in ("transformers", "peft", "huggingface_hub"):
+        if importlib.util.find_spec(name) is None:
+            raise EchoError(f"{what} needs {name}, which is not installed", "pip install 'echo-cli[hf]'")
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import logging
+
+    disable_progress_bars()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

@@ -19,8 +19,9 @@ from transformers.pytorch_utils import Conv1D
 
 from echo_cli.config.model import LoraConfig
 from echo_cli.errors import EchoError, first_line
-from echo_cli.files import Row, read_json, shown
+from echo_cli.files import Row, read_json
 from echo_cli.models.hf.weights import save_whole
+from echo_cli.text import shown
 
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 

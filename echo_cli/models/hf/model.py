@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 
 from echo_cli.config.model import ModelConfig
 from echo_cli.errors import EchoError
-from echo_cli.files import shown
 from echo_cli.models.hf.kv_cache import PassingCache, RowCache
 from echo_cli.models.hf.lora import load_adapter, save_adapter
 from echo_cli.models.hf.weights import read_causal_lm, save_whole
+from echo_cli.text import shown
 
 
 class HfModel(nn.Module):

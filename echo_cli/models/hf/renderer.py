@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from echo_cli.config.model import ConversationConfig, ModelConfig
 from echo_cli.errors import EchoError, first_line
-from echo_cli.files import shown
 from echo_cli.models.chat_renderer import EMPTY_THINKING, LLAMA3, THINK, ChatFamily, ChatRenderer, family_of
 from echo_cli.models.hf.tokenizer import load_hf_tokenizer
 from echo_cli.models.renderer import PlainRenderer, Renderer
 from echo_cli.models.tokenizer import Tokenizer
+from echo_cli.text import shown
 
 _TASK = "List the files of this folder."
 _EXCHANGES = (("ls -la", "total 0"), ("cat notes.txt", "nothing in it"))

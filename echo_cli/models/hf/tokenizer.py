@@ -12,8 +12,9 @@ from typing import Any
 
 from echo_cli.config.model import ModelConfig
 from echo_cli.errors import EchoError, first_line
-from echo_cli.files import read_json, shown
+from echo_cli.files import read_json
 from echo_cli.models.tokenizer import Tokenizer
+from echo_cli.text import shown
 
 TOKENIZER_CONFIG_FILE, TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
 GENERATION_FILE = "generation_config.json"

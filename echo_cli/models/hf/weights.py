@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from echo_cli.config.model import ModelConfig
 from echo_cli.errors import EchoError, first_line
-from echo_cli.files import shown
+from echo_cli.text import shown
 
 CONFIG_FILE = "config.json"
 

@@ -12,8 +12,6 @@ from typing import Any
 
 from echo_cli.trace import Trace
 from echo_cli.traces.builder import (
-    TOOL_RESULT,
-    TOOLS,
     ImportOptions,
     Refusal,
     ToolCalls,
@@ -26,6 +24,7 @@ from echo_cli.traces.builder import (
     wrapped,
 )
 from echo_cli.traces.json_records import at, conversations, json_records, messages_of, read_each, reward_of, task_of
+from echo_cli.trajectory import TOOL_RESULT, TOOLS
 
 TOOL_ERROR = "tool_error"
 """Channel of a result whose tool says that it failed."""

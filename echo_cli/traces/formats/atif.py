@@ -15,9 +15,6 @@ from typing import Any
 
 from echo_cli.trace import Trace
 from echo_cli.traces.builder import (
-    TOOL_RESULT,
-    TOOLS,
-    WRAPPER,
     ImportOptions,
     Refusal,
     TraceBuilder,
@@ -30,6 +27,7 @@ from echo_cli.traces.builder import (
 )
 from echo_cli.traces.formats.terminus import is_terminus, terminal_text
 from echo_cli.traces.json_records import Record, at, conversations, json_records, parse_json, read_each, reward_of
+from echo_cli.trajectory import TOOL_RESULT, TOOLS, WRAPPER
 
 COPIED, DISPATCHED, SYSTEM_EVENT = "copied", "dispatched", "system_event"
 """Channels of context: steps of an earlier trajectory, steps that no model wrote, what the system did on its own."""

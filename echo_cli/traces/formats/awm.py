@@ -10,9 +10,6 @@ from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.builder import (
-    TOOL_RESULT,
-    TOOLS,
-    WRAPPER,
     ImportOptions,
     Refusal,
     TraceBuilder,
@@ -23,7 +20,7 @@ from echo_cli.traces.builder import (
     wrapped,
 )
 from echo_cli.traces.json_records import conversations, json_records, read_each, reward_of
-from echo_cli.trajectory import Role
+from echo_cli.trajectory import TOOL_RESULT, TOOLS, WRAPPER, Role
 
 ROLES = """\
 input       one episode, an array of them, or JSONL: task, steps, and where known scenario, task_idx, tools, reward

@@ -11,8 +11,6 @@ from typing import Any
 
 from echo_cli.trace import Trace
 from echo_cli.traces.builder import (
-    TOOL_RESULT,
-    TOOLS,
     ImportOptions,
     Refusal,
     ToolCalls,
@@ -34,6 +32,7 @@ from echo_cli.traces.json_records import (
     reward_of,
     task_of,
 )
+from echo_cli.trajectory import TOOL_RESULT, TOOLS
 
 CONTEXT_ROLES = ("system", "developer", "user")
 """Whose messages are context; the channel of their segments says whose."""

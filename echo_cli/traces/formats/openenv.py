@@ -16,7 +16,6 @@ from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.builder import (
-    TOOL_RESULT,
     ImportOptions,
     Refusal,
     ToolCalls,
@@ -28,7 +27,7 @@ from echo_cli.traces.builder import (
     wrapped,
 )
 from echo_cli.traces.json_records import at, conversations, json_records, parse_json, read_each, reward_of
-from echo_cli.trajectory import Role
+from echo_cli.trajectory import TOOL_RESULT, Role
 
 TOOL_ERROR = "tool_error"
 """Channel of an answer whose tool says that it failed."""

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 from echo_cli.models.tokenizer import Tokenizer
+from echo_cli.text import share
 from echo_cli.trace import TraceSegment
-from echo_cli.traces.inspection.tally import Tally, share
+from echo_cli.traces.inspection.outputs import Tally
 from echo_cli.trajectory import Role
 
 _EXAMPLES = 3

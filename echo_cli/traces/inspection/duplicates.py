@@ -9,9 +9,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from echo_cli.text import clipped, share
 from echo_cli.trace import Trace
-from echo_cli.traces.inspection.outputs import CommandCount, TurnOutput
-from echo_cli.traces.inspection.tally import Tally, clipped, share
+from echo_cli.traces.inspection.outputs import CommandCount, Tally, TurnOutput
 
 _EXAMPLES = 3
 _DIGEST_BYTES = 16

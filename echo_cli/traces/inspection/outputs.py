@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import heapq
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
+from echo_cli.text import clipped, share
 from echo_cli.trace import Trace
-from echo_cli.traces.inspection.tally import Tally, clipped, share
-from echo_cli.traces.inspection.volatile import PATTERNS, find_volatile
 from echo_cli.trajectory import Role, Turn
 
 LONGEST = 5
@@ -179,3 +180,92 @@ class OutputCount:
 def _outputs(trace: Trace) -> Iterator[str]:
     """The texts of env_output, each whole, though warnings or masked text may stand between its segments."""
     return (segment.text for segment in trace.segments if segment.role is Role.ENV_OUTPUT)
+
+
+_DAY = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
+_MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
+_CLOCK = r"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
+
+# Every repetition is bounded or starts where nothing of its kind stands before it: a line of a megabyte takes no longer
+# than many short ones. The first pattern that matches a stretch of text has it.
+PATTERNS: Mapping[str, str] = {
+    "uuid": r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b",
+    "timestamp": "|".join(
+        (
+            r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:[.,]\d{1,9})?)?(?:Z\b| ?[+-]\d\d:?\d\d\b)?",  # ISO 8601, logs
+            rf"\b\d\d/{_MONTH}/\d{{4}}:\d\d:\d\d:\d\d(?: [+-]\d{{4}}\b)?",  # web servers
+            rf"\b{_DAY}, \d{{1,2}} {_MONTH} \d{{4}} {_CLOCK}(?: [A-Z]{{3,4}}\b| [+-]\d{{4}}\b)?",  # mail, HTTP
+            rf"\b(?:{_DAY} )?{_MONTH} {{1,2}}\d{{1,2}} \d\d:\d\d(?::\d\d)?(?: [A-Z]{{3,4}}\b)?(?: \d{{4}}\b)?",
+            rf"\b{_CLOCK}\b",
+        )
+    ),
+    "epoch_time": r"(?<![\w.])1[5-9]\d{8}(?:\.\d{1,9}|\d{3}|\d{6}|\d{9})?(?![\w.]\w)\b",  # 2017 to 2033, in s to ns
+    "duration": "|".join(
+        (
+            r"\b\d{1,6}m\d{1,2}(?:[.,]\d{1,3})?s\b",  # of a shell's `time`
+            r"(?<![\w.])\d{1,9}(?:\.\d{1,9})? ?(?:ns|µs|us|ms)\b",
+            r"(?<![\w.])\d{1,9}\.\d{1,9} ?(?:s|secs?|seconds?)\b",
+        )
+    ),
+    "pid": "|".join(
+        (
+            r"\b(?i:p?pid)[ =:]{1,2}\d{1,8}\b",
+            r"(?<=\w\[)\d{1,8}(?=\]:)",  # syslog's daemon[4711]:
+            r"(?m:(?<=^\[\d\] )\d{1,8}$)",  # a job in the background
+        )
+    ),
+    "hex_address": r"\b0x[0-9a-fA-F]{6,16}\b",
+    "temporary_path": r"(?<![\w.-])(?:/private)?(?:/var/tmp|/tmp|/dev/shm|/var/folders/\w\w)/[\w.+-]{1,100}",
+    "port": "|".join(
+        (
+            r"(?:(?<=\blocalhost:)|(?<=\b127\.0\.0\.1:)|(?<=\b0\.0\.0\.0:)|(?<=\[::1\]:)|(?<=\[::\]:))\d{2,5}\b",
+            r"\b(?i:port)[ =:]{1,2}\d{2,5}\b",
+        )
+    ),
+}
+
+_COMPILED = {kind: re.compile(pattern) for kind, pattern in PATTERNS.items()}
+
+
+@dataclass(frozen=True)
+class Volatile:
+    """A stretch of text and which of `PATTERNS` it matches."""
+
+    kind: str
+    text: str
+
+
+def find_volatile(text: str) -> list[Volatile]:
+    """What in `text` looks volatile, in no overlapping stretches; those of one kind in their order."""
+    taken, found = bytearray(len(text)), []
+    for kind, pattern in _COMPILED.items():
+        for match in pattern.finditer(text):
+            start, end = match.span()
+            if not any(taken[start:end]):
+                taken[start:end] = b"\1" * (end - start)
+                found.append(Volatile(kind, match[0]))
+    return found
+
+
+KEPT = 10_000
+"""How many different things are counted one by one."""
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Tally(Generic[Key]):
+    """Counts of keys. Once `KEPT` different ones have come up, others add to `total` alone."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._counts: Counter[Key] = Counter()
+
+    def add(self, key: Key, count: int = 1) -> None:
+        """Count `key`."""
+        self.total += count
+        if key in self._counts or len(self._counts) < KEPT:
+            self._counts[key] += count
+
+    def commonest(self, most: int) -> list[tuple[Key, int]]:
+        """The keys that came up most, with their counts; of equal ones the earliest first."""
+        return self._counts.most_common(most)

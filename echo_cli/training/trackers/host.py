@@ -19,9 +19,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from echo_cli.concurrency import say, take_pipes
 from echo_cli.errors import EchoError, first_line
-from echo_cli.files import read_jsonl, shown
-from echo_cli.pipe import say, take_pipes
+from echo_cli.files import read_jsonl
+from echo_cli.text import shown
 from echo_cli.training.trackers.tracking import FINISH_SECONDS, Row, TrackedRun, Tracker
 
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD|_URL")  # of the names of environment variables

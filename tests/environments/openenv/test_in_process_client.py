@@ -21,10 +21,10 @@ from websockets.sync.client import connect
 
 from echo_cli.cli.main import main
 from echo_cli.concurrency import WorkerThread
-from echo_cli.environments.client import Payload
 from echo_cli.environments.faults import BadAction, EnvironmentFault, SessionLost, Unavailable
 from echo_cli.environments.openenv.in_process_client import ObjectClient, ObjectSource
 from echo_cli.environments.openenv.in_process_session import EnvironmentClass, ObjectSession
+from echo_cli.environments.protocol import Payload
 from echo_cli.errors import EchoError
 
 pytestmark = pytest.mark.timeout(60)

@@ -13,9 +13,9 @@ from openenv.core.client_types import StepResult
 from openenv.core.env_client import EnvClient
 from openenv_samples import AnyTalkClient, Say, TalkClient
 
-from echo_cli.environments.client import Client, Description, Payload
 from echo_cli.environments.faults import BadAction, EnvironmentFault, SessionLost, Unavailable
 from echo_cli.environments.openenv.typed_client import TypedSource
+from echo_cli.environments.protocol import Client, Description, Payload
 from echo_cli.errors import EchoError
 
 pytestmark = pytest.mark.timeout(60)

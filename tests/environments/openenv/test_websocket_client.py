@@ -14,10 +14,10 @@ import pytest
 from loopback import OpenEnvServer, free_port
 from loopback_server import CONNECT, Behaviour, Incident, LoopbackServer, Refused, loopback_server
 
-from echo_cli.environments.client import Payload
 from echo_cli.environments.faults import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable
+from echo_cli.environments.openenv.websocket import MAX_REQUEST_BYTES
 from echo_cli.environments.openenv.websocket_client import WireClient, WireSource
-from echo_cli.environments.openenv.wire_message import MAX_REQUEST_BYTES
+from echo_cli.environments.protocol import Payload
 from echo_cli.errors import EchoError
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echo_cli.evaluation.dream.edit import edit_distance, edit_similarity
+from echo_cli.evaluation.dream.scoring import edit_distance, edit_similarity
 
 TEXT = st.text(alphabet="ab\né😀", max_size=9)
 

@@ -11,6 +11,7 @@ from chat_models import CHATML_TEMPLATE, make_llama3
 from hf_models import RENDERER, TOKENIZER
 from memory_lm import MemoryModel
 
+from echo_cli.concurrency import EventLoop
 from echo_cli.config.environment import ObservationRule
 from echo_cli.config.model import ConversationConfig, ModelConfig
 from echo_cli.config.schema import Config, OptimConfig
@@ -20,12 +21,12 @@ from echo_cli.evaluation.dream.generation import Exchange, dream, exchanges
 from echo_cli.evaluation.dream.replies import ReplyForm, reply_form
 from echo_cli.evaluation.dream.scoring import score_reply
 from echo_cli.evaluation.dream.session import Answer, DreamPlay, Notice, Opening
-from echo_cli.event_loop import EventLoop
 from echo_cli.models.hf.random_qwen3 import make_random_qwen3
 from echo_cli.models.hf.renderer import load_hf_renderer
-from echo_cli.models.policy import TorchPolicy, load_policy
+from echo_cli.models.loading import load_policy
+from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import Renderer
-from echo_cli.rollouts.episode import Limits
+from echo_cli.rollouts.limits import Limits
 from echo_cli.rollouts.rollout import play_scripts
 from echo_cli.traces.retokenize import rerender
 from echo_cli.trajectory import Trajectory

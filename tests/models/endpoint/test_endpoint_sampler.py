@@ -20,12 +20,11 @@ from echo_cli.config.model import SamplerConfig
 from echo_cli.config.schema import Config, OptimConfig
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.errors import EchoError
-from echo_cli.models.endpoint.endpoint import Endpoint
+from echo_cli.models.endpoint.client import Endpoint
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import PlainRenderer
-from echo_cli.models.tiny import TinyModel
-from echo_cli.models.tiny_folder import load_model, model_folder
-from echo_cli.rollouts.episode import Limits
+from echo_cli.models.tiny import TinyModel, load_model, model_folder
+from echo_cli.rollouts.limits import Limits
 from echo_cli.rollouts.rollout import play_policy
 from echo_cli.trajectory import Role, Trajectory
 
@@ -379,7 +378,7 @@ def tiny_as_hf(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_policy(config: Config, device: torch.device, *_: Any) -> TorchPolicy:
         return TorchPolicy(copy.deepcopy(BASE), RENDERER, config.optim, device, sampling=config.sampler)
 
-    monkeypatch.setattr("echo_cli.training.session.load_policy", load_policy)
+    monkeypatch.setattr("echo_cli.models.loading.load_policy", load_policy)
 
 
 @pytest.mark.slow

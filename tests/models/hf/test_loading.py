@@ -25,8 +25,7 @@ from echo_cli.config.model import LoraConfig, ModelConfig
 from echo_cli.errors import EchoError
 from echo_cli.models import device as device_module
 from echo_cli.models.device import choose_device
-from echo_cli.models.hf.hf_package import require_hf
-from echo_cli.models.hf.loading import hf_folder, load_hf_model
+from echo_cli.models.hf.loading import hf_folder, load_hf_model, require_hf
 
 torch.set_num_threads(1)
 

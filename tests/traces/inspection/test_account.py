@@ -13,8 +13,7 @@ from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.inspection.account import Inspection, inspect
 from echo_cli.traces.inspection.boundaries import Straddle, StraddleExample, straddles
-from echo_cli.traces.inspection.outputs import LONGEST
-from echo_cli.traces.inspection.tally import KEPT, Tally
+from echo_cli.traces.inspection.outputs import KEPT, LONGEST, Tally
 from echo_cli.trajectory import Role, Turn
 
 TOKENIZER = Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json")

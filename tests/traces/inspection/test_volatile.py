@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from echo_cli.config.environment import EnvironmentConfig
-from echo_cli.traces.inspection.volatile import PATTERNS, Volatile, find_volatile
+from echo_cli.traces.inspection.outputs import PATTERNS, Volatile, find_volatile
 
 
 @pytest.mark.parametrize(

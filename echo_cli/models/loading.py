@@ -1,0 +1,70 @@
+"""From a config to its policy: renderer, weights, device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from echo_cli.config.schema import Config
+from echo_cli.models.device import DeviceChoice, choose_device, naming_memory
+from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.renderer import PlainRenderer, Renderer
+from echo_cli.models.tiny import load_model, model_folder
+from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
+
+
+def load_renderer(config: Config) -> Renderer:
+    """How the config's model writes conversations, without its weights.
+
+    Raises:
+        EchoError: a file of the tokenizer is missing or is not what it should be.
+    """
+    if config.model.kind == "hf":
+        from echo_cli.models.hf.loading import hf_folder
+
+        with hf_folder(config.model, config.seed, weights=False) as folder:
+            return _hf_renderer(folder, config)
+    return PlainRenderer(Tokenizer.load(model_folder(config.model.path) / TOKENIZER_FILE))
+
+
+@naming_memory("loading")
+def load_policy(config: Config, device: torch.device, dtype: torch.dtype = torch.float32) -> TorchPolicy:
+    """The policy at the start of a run: the weights of the config's model, or random ones with `init: scratch`.
+
+    Args:
+        dtype: what a Hugging Face model's matrix products are computed in; the built-in one's are float32.
+
+    Raises:
+        EchoError: the model is missing or a file of it is not what it should be.
+    """
+    if config.model.kind == "hf":
+        from echo_cli.models.hf.loading import hf_folder, load_hf_model
+
+        with hf_folder(config.model, config.seed) as folder:
+            renderer = _hf_renderer(folder, config)
+            size = renderer.tokenizer.vocab_size
+            model = load_hf_model(folder, config.model, device, dtype, config.seed, size)
+        return TorchPolicy(model, renderer, config.optim, device, config.sampler)
+    tiny, tokenizer = load_model(model_folder(config.model.path))
+    if config.model.init == "scratch":
+        tiny.init_weights(torch.Generator().manual_seed(config.seed))
+    return TorchPolicy(tiny, PlainRenderer(tokenizer), config.optim, device)
+
+
+def _hf_renderer(folder: Path, config: Config) -> Renderer:
+    from echo_cli.models.hf.renderer import load_hf_renderer
+
+    return load_hf_renderer(folder, config.model, config.conversation)
+
+
+def open_policy(config: Config) -> tuple[TorchPolicy, DeviceChoice]:
+    """The config's model, to be measured or trained, on its device, with its number of CPU threads.
+
+    Raises:
+        EchoError: the device is not there or lacks the dtype, or the model cannot be loaded.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    choice = choose_device(config.device, config.model.dtype if config.model.kind == "hf" else "float32")
+    return load_policy(config, choice.device, choice.dtype), choice

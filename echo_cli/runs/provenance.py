@@ -1,0 +1,61 @@
+"""Where a run comes from: versions, git commit, device, command line."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from echo_cli.files import (
+    Row,
+)
+
+_VERSIONED = ("torch", "numpy", "tokenizers", "safetensors", "transformers", "peft", "pydantic", "echo-cli")
+
+
+def environment_record(seed: int, argv: Sequence[str], device: str, threads: int) -> Row:
+    """What a result depends on beside its config, for environment.json.
+
+    Holds no host name, user name or absolute path: of a path in `argv` only the last part is kept.
+    """
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "versions": {package: _version(package) for package in _VERSIONED},
+        "git_commit": git_commit(),
+        "device": device,
+        "threads": threads,
+        "seed": seed,
+        "argv": [Path(argv[0]).name, *map(_without_folder, argv[1:])],
+    }
+
+
+def _without_folder(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{Path(value).name if value.startswith(('/', '~')) else value}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, `-dirty` with changed files; None where it is not the top of a git repository."""
+    checkout = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(checkout), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+
+    try:
+        # Installed in a virtual environment inside somebody's repository, the commit would be that repository's.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != checkout:
+            return None
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        return None
