@@ -103,7 +103,7 @@ async def _cancel_others() -> None:
     await asyncio.gather(*others, return_exceptions=True)
 
 
-async def within(seconds: float, answer: Coroutine[Any, Any, T]) -> T:
+async def wait_at_most(seconds: float, answer: Coroutine[Any, Any, T]) -> T:
     """The result of `answer`, which is cancelled at the end of the time but, unlike by `wait_for`, not waited for.
 
     Raises:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from echo_cli.errors import EchoError
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 Row = dict[str, Any]
 """A JSON object."""
@@ -42,7 +42,7 @@ def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         EchoError: the disk is full (exit code 1; what was there before is intact) or the file is not writable.
     """
     data = memoryview("".join(f"{_json(row)}\n" for row in rows).encode())
-    with writing(path), path.open("ab", buffering=0) as file:
+    with os_errors(path), path.open("ab", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         try:
             while data:
@@ -73,7 +73,7 @@ def truncate_jsonl(path: Path, after_step: int, step_of: Callable[[Row], int]) -
         try:
             step = step_of(row)
         except (KeyError, TypeError, ValueError) as error:
-            raise EchoError(f"{shown(path)}:{number}: the row has no step", "remove that line") from error
+            raise EchoError(f"{escape_unprintable(path)}:{number}: the row has no step", "remove that line") from error
         if step <= after_step:
             kept.append(line)
     write_atomic(path, b"".join(kept))
@@ -85,7 +85,7 @@ def read_json(path: Path) -> Row:
     Raises:
         EchoError: it is not a JSON object.
     """
-    return _parse(path.read_bytes(), shown(path))
+    return _parse(path.read_bytes(), escape_unprintable(path))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -99,19 +99,19 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         EchoError: the disk is full (exit code 1) or the folder is not writable.
     """
-    with replacing(path) as file:
+    with atomic_file(path) as file:
         file.write(data)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the name `path` once the body is through; where that raises, what was there stays.
 
     Raises:
         EchoError: the disk is full (exit code 1) or the folder is not writable.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
-    with writing(path):
+    with os_errors(path):
         try:
             with temporary.open("wb") as file:
                 yield file
@@ -131,52 +131,54 @@ def output_file(path: Path | None, *, overwrite: bool) -> Iterator[BinaryIO]:
     A device or a pipe at `path` is written to; it has nothing that could be overwritten, and stays what it is.
 
     Raises:
-        EchoError: `path` is there already and is not to be overwritten; stdout is closed; as in `replacing`.
+        EchoError: `path` is there already and is not to be overwritten; stdout is closed; as in `atomic_file`.
     """
     if path is None and sys.stdout is None:
         raise EchoError("standard output is closed", "give --output a file", exit_code=1)
     if path is None or (path.exists() and not path.is_file() and not path.is_dir()):
         with tempfile.TemporaryFile() as held:
-            with writing(Path(tempfile.gettempdir())):
+            with os_errors(Path(tempfile.gettempdir())):
                 yield held
                 held.seek(0)
             if path is None:
                 shutil.copyfileobj(held, sys.stdout.buffer)
                 sys.stdout.flush()
             else:
-                with writing(path), path.open("wb") as file:
+                with os_errors(path), path.open("wb") as file:
                     shutil.copyfileobj(held, file)
         return
     if path.is_dir():
-        raise EchoError(f"{shown(path)} is a folder", "--output takes the name of a file")
+        raise EchoError(f"{escape_unprintable(path)} is a folder", "--output takes the name of a file")
     if path.exists() and not overwrite:
-        raise EchoError(f"{shown(path)} is there already", "replace it with --overwrite, or choose another --output")
-    with writing(path):
+        raise EchoError(
+            f"{escape_unprintable(path)} is there already", "replace it with --overwrite, or choose another --output"
+        )
+    with os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path.resolve() if path.is_symlink() else path) as file:  # the link stays one
+    with atomic_file(path.resolve() if path.is_symlink() else path) as file:  # the link stays one
         yield file
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Hold the `.lock` of a folder. The kernel releases it when the process ends, kill -9 included.
 
     Raises:
         EchoError: it is held already, by another process or by this one.
     """
-    with writing(folder):
+    with os_errors(folder):
         file = (folder / ".lock").open("a")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             tip = "wait until it ends, or choose another --run-name"
-            raise EchoError(f"{shown(folder)} is held by another process", tip) from error
+            raise EchoError(f"{escape_unprintable(folder)} is held by another process", tip) from error
         yield
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def os_errors(path: Path) -> Iterator[None]:
     """Turn an OSError into the one-line error of `path`: exit code 2 where the place is wrong, 1 where it failed.
 
     Raises:
@@ -188,12 +190,14 @@ def writing(path: Path) -> Iterator[None]:
         reason = error.strerror or type(error).__name__
         if error.errno in _DISK_FULL:
             tip = "free some space and run the command again (a run: with --resume); what was there before is intact"
-            raise EchoError(f"the disk is full: cannot write {shown(path)} ({reason})", tip, exit_code=1) from error
+            raise EchoError(
+                f"the disk is full: cannot write {escape_unprintable(path)} ({reason})", tip, exit_code=1
+            ) from error
         if error.errno in _NOT_WRITABLE:
             tip = "choose a place that you can write to: --output-dir (pictures, traces: --output; pool build: OUT)"
-            raise EchoError(f"cannot write {shown(path)}: {reason}", tip) from error
+            raise EchoError(f"cannot write {escape_unprintable(path)}: {reason}", tip) from error
         tip = "what was there before is intact: once the disk is well, run the command again (a run: with --resume)"
-        raise EchoError(f"cannot write {shown(path)}: {reason}", tip, exit_code=1) from error
+        raise EchoError(f"cannot write {escape_unprintable(path)}: {reason}", tip, exit_code=1) from error
 
 
 def check_writable(folder: Path) -> None:
@@ -203,7 +207,7 @@ def check_writable(folder: Path) -> None:
         EchoError: they cannot.
     """
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    with writing(there), tempfile.TemporaryFile(dir=there):
+    with os_errors(there), tempfile.TemporaryFile(dir=there):
         pass
 
 
@@ -237,7 +241,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Row, bytes]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                row = _parse(line, f"{shown(path)}:{number}")
+                row = _parse(line, f"{escape_unprintable(path)}:{number}")
             except EchoError:
                 if not line.endswith(b"\n"):  # only the last line can lack it
                     return

@@ -25,7 +25,7 @@ def generator(seed: int, purpose: str, step: int = 0) -> random.Random:
     return random.Random(derive_seed(seed, purpose, step))
 
 
-def drawn(items: Sequence[T], count: int, seed: int, purpose: str, step: int) -> list[T]:
+def epoch_sample(items: Sequence[T], count: int, seed: int, purpose: str, step: int) -> list[T]:
     """The `count` of `items` that are a 0-based step's: shuffled epochs, so that every item comes up equally often."""
     chosen: list[T] = []
     if count == 0:

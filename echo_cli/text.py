@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import unicodedata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
+LINES = "\n\t"
+"""What text of several lines keeps: `escape_unprintable(text, keep=LINES)`."""
+
+# Control, format, surrogate, private and unassigned characters, and two that break a line.
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
-def shown(text: Path | str) -> str:
-    """A path or name for a one-line message: what is not printable is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+def escape_unprintable(text: Path | str, *, keep: str = "") -> str:
+    """Escape what a terminal or a page must not receive raw, as in `\\x1b`: control, format and unassigned characters.
+
+    Args:
+        keep: characters to leave as they are, such as newline and tab in text of several lines.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if character not in keep and unicodedata.category(character) in _UNPRINTABLE
+        else character
+        for character in str(text)
+    )
 
 
 def suggest(word: str, known: Any, noun: str) -> str:
@@ -35,17 +47,3 @@ def clipped(text: str) -> str:
 def share(part: float, whole: float) -> float | None:
     """`part` of `whole`; None of nothing."""
     return part / whole if whole else None
-
-
-# Control, format, surrogate, private and unassigned characters, and two that break a line.
-_UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-
-
-def printable(text: str) -> str:
-    """`text` with every control or format character but newline and tab shown as its code point."""
-    return "".join(
-        f"\\u{ord(character):04x}"
-        if character not in "\n\t" and unicodedata.category(character) in _UNPRINTABLE
-        else character
-        for character in text
-    )

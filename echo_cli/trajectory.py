@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, ConfigDict, PlainSerializer, TypeAdapter, ValidationError, WithJsonSchema
 
 from echo_cli.errors import EchoError
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 
 class Role(IntEnum):
@@ -192,7 +192,7 @@ def first_problem(error: ValidationError) -> str:
 
 def bad_line(path: Path, number: int, error: Exception) -> EchoError:
     """What to raise of a line, from 1, of a trajectory file that is none."""
-    problem = f"{shown(path)}:{number}: not a trajectory: {shown(str(error))}"
+    problem = f"{escape_unprintable(path)}:{number}: not a trajectory: {escape_unprintable(str(error))}"
     return EchoError(problem, "the format is in docs/trajectory-format.md")
 
 
@@ -232,7 +232,7 @@ def visible(trajectory: Trajectory) -> Trajectory:
     return replace(trajectory, segments=tuple(map(_visible, trajectory.segments)))
 
 
-def views(trajectory: Trajectory) -> list[Trajectory]:
+def context_views(trajectory: Trajectory) -> list[Trajectory]:
     """The sequences in which the targets of `trajectory` are scored; the trajectory alone without transient tokens.
 
     First the visible transcript, whose targets are the observations and the actions that were seen whole. Then, for
@@ -249,14 +249,14 @@ def views(trajectory: Trajectory) -> list[Trajectory]:
 
 
 @dataclass(frozen=True)
-class Views:
+class ContextViews:
     """The views of a step's rollouts, and of each the index of its rollout."""
 
     trajectories: tuple[Trajectory, ...]
     owners: tuple[int, ...]
 
 
-def expand(trajectories: Sequence[Trajectory], *, use_rl: bool) -> Views:
+def expand_context_views(trajectories: Sequence[Trajectory], *, use_rl: bool) -> ContextViews:
     """The views of `trajectories`, in order.
 
     Those of actions are left out where actions are no targets: without RL, and of `world_model_only` rollouts.
@@ -264,9 +264,9 @@ def expand(trajectories: Sequence[Trajectory], *, use_rl: bool) -> Views:
     found = [
         (view, owner)
         for owner, trajectory in enumerate(trajectories)
-        for view in views(trajectory)[: None if use_rl and not trajectory.world_model_only else 1]
+        for view in context_views(trajectory)[: None if use_rl and not trajectory.world_model_only else 1]
     ]
-    return Views(tuple(view for view, _ in found), tuple(owner for _, owner in found))
+    return ContextViews(tuple(view for view, _ in found), tuple(owner for _, owner in found))
 
 
 def _visible(segment: Segment) -> Segment:

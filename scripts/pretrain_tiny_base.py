@@ -32,7 +32,7 @@ from echo_cli.evaluation.loaded_run import build_policy
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tiny import TinyConfig, TinyModel, load_model, save_model
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.rollouts.limits import Limits
+from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.rollout import play_scripts
 from echo_cli.trajectory import Role, Trajectory
 from toy_terminal_env.environment import world_and_tasks
@@ -47,7 +47,7 @@ from toy_terminal_env.scripted import (
 FIRST_WORLD_SEED = 1_000_000
 FIRST_MEASURED_SEED = 900_000
 VOCAB_SIZE = 1024
-LIMITS = Limits(action_tokens=32, output_tokens=256, episode_tokens=640)
+LIMITS = EpisodeLimits(action_tokens=32, output_tokens=256, episode_tokens=640)
 DEMONSTRATION_TURNS = 12
 HASTY_SHARE = 0.5
 LEARNED = (Role.ACTION, Role.ENV_OUTPUT, Role.WARNING)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from echo_cli.environments.protocol import Description, Environment, Hosting, Worlds
+from echo_cli.environments.protocol import Description, Environment, HostLimits, TaskSuite
 from echo_cli.environments.tasks import Task, TaskSplits
 
 
 class CannedWorlds:
     replayable = True
 
-    def __init__(self, *environments: Environment, hosting: Hosting | None = None) -> None:
+    def __init__(self, *environments: Environment, hosting: HostLimits | None = None) -> None:
         self._environments = list(environments)
         self.tasks = TaskSplits((), (), ())
-        self.hosting = hosting or Hosting()
+        self.hosting = hosting or HostLimits()
         self.description = Description("canned", {}, {})
 
     def environment(self) -> Environment:
@@ -27,7 +27,7 @@ class CannedWorlds:
     def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
         raise AssertionError("nothing here explores")
 
-    def out_of_distribution(self) -> Worlds:
+    def out_of_distribution(self) -> TaskSuite:
         return self
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from echo_cli.environments.protocol import Piece, Reply
+from echo_cli.environments.protocol import StepResult, TextPiece
 from echo_cli.environments.tasks import Task
 from echo_cli.trajectory import Role
 
@@ -105,15 +105,15 @@ def make_sentencepiece(folder: Path) -> Path:
 class Canned:
     """An environment that gives the replies it was made with, and remembers what it was asked."""
 
-    def __init__(self, opening: str, *replies: Reply) -> None:
+    def __init__(self, opening: str, *replies: StepResult) -> None:
         self._opening = opening
         self._replies = list(replies)
         self.asked: list[tuple[str, str | None]] = []
 
-    async def reset(self, task: Task) -> tuple[Piece, ...]:
-        return (Piece(Role.CONTEXT, self._opening),)
+    async def reset(self, task: Task) -> tuple[TextPiece, ...]:
+        return (TextPiece(Role.CONTEXT, self._opening),)
 
-    async def step(self, action: str, problem: str | None = None) -> Reply:
+    async def step(self, action: str, problem: str | None = None) -> StepResult:
         self.asked.append((action, problem))
         return self._replies[len(self.asked) - 1]
 

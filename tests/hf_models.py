@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from echo_cli.config.model import LoraConfig, ModelConfig
-from echo_cli.models.architecture import Shape
+from echo_cli.models.architecture import Architecture
 from echo_cli.models.hf.loading import load_hf_model
 from echo_cli.models.hf.model import HfModel
 from echo_cli.models.renderer import PlainRenderer
@@ -35,7 +35,7 @@ SIZES = {
 """Of a model with two query heads to each key head, by the names of transformers."""
 
 
-def qwen3_config(shape: Shape) -> Qwen3Config:
+def qwen3_config(shape: Architecture) -> Qwen3Config:
     """The Qwen3 of a shape, as transformers describes it."""
     return Qwen3Config(
         vocab_size=shape.vocab,

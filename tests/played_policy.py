@@ -9,11 +9,11 @@ from echo_cli.environments.toy import ToyWorlds
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tiny import model_folder
 from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
-from echo_cli.rollouts.limits import Limits
+from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.rollout import play_policy
 from echo_cli.trajectory import Trajectory
 
-LIMITS = Limits(action_tokens=16, output_tokens=256, episode_tokens=512)
+LIMITS = EpisodeLimits(action_tokens=16, output_tokens=256, episode_tokens=512)
 TASKS, GROUP = 8, 4
 
 Act = Callable[[str], str]

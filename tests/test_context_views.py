@@ -17,7 +17,7 @@ from torch import Tensor
 import echo_cli
 from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.config.schema import OptimConfig
-from echo_cli.environments.protocol import Piece, Reply
+from echo_cli.environments.protocol import StepResult, TextPiece
 from echo_cli.environments.tasks import Task
 from echo_cli.evaluation.evaluator import score_pool
 from echo_cli.evaluation.measures import predict, tokens_of
@@ -29,10 +29,10 @@ from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.objective.advantages import step_advantages
 from echo_cli.objective.batch import count_rollouts
 from echo_cli.objective.loss import StepWeights, step_totals, step_weights
-from echo_cli.rollouts.limits import Limits
+from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.rollout import play_policy
 from echo_cli.runs.pools import pool_of
-from echo_cli.trajectory import Role, Segment, Trajectory, Turn, expand, views, visible
+from echo_cli.trajectory import Role, Segment, Trajectory, Turn, context_views, expand_context_views, visible
 
 torch.set_num_threads(1)
 
@@ -70,11 +70,11 @@ THOUGHT = trajectory(
 
 def test_a_trajectory_without_transient_tokens_is_its_only_view() -> None:
     plain = trajectory(other(C, 1), action([2]), other(E, 3))
-    assert views(plain)[0] is visible(plain) is plain and len(views(plain)) == 1
+    assert context_views(plain)[0] is visible(plain) is plain and len(context_views(plain)) == 1
 
 
 def test_views_by_hand() -> None:
-    base, first, third = views(THOUGHT)
+    base, first, third = context_views(THOUGHT)
     assert tagged(base) == [(1, C), (2, C), (5, C), (6, E), (7, C), (8, A), (9, E), (12, W)]
     assert tagged(first) == [(1, C), (2, C), (3, A), (4, A), (5, A)]
     assert tagged(third) == [*((i, C) for i in (1, 2, 5, 6, 7, 8, 9)), (10, A), (11, A)]
@@ -98,7 +98,7 @@ def _trajectories(draw: st.DrawFn) -> Trajectory:
 @given(_trajectories())
 @settings(max_examples=200, deadline=None)
 def test_every_target_is_in_one_view_in_the_context_that_it_was_seen_in(played: Trajectory) -> None:
-    found = [(token, role) for view in views(played) for token, role in tagged(view) if role is not C]
+    found = [(token, role) for view in context_views(played) for token, role in tagged(view) if role is not C]
     assert sorted(found) == sorted((token, role) for token, role in tagged(played) if role is not C)
     context: list[int] = []  # what is seen when a segment begins
     before = {}
@@ -107,7 +107,7 @@ def test_every_target_is_in_one_view_in_the_context_that_it_was_seen_in(played: 
             before[token] = [*context, *segment.token_ids[:place]]
         context += segment.token_ids[segment.transient :]
     hidden = {token for s in played.segments for token in s.token_ids[: s.transient]}
-    for view in views(played):
+    for view in context_views(played):
         for place, (token, role) in enumerate(tagged(view)):
             if role is not C:
                 assert view.token_ids[:place] == before[token]
@@ -116,9 +116,9 @@ def test_every_target_is_in_one_view_in_the_context_that_it_was_seen_in(played: 
 
 def test_actions_have_no_views_where_they_are_no_targets() -> None:
     observed = replace(THOUGHT, world_model_only=True)
-    assert expand([THOUGHT, observed, THOUGHT], use_rl=True).owners == (0, 0, 0, 1, 2, 2, 2)
-    assert expand([THOUGHT, observed], use_rl=False).owners == (0, 1)
-    assert [view.world_model_only for view in expand([observed], use_rl=True).trajectories] == [True]
+    assert expand_context_views([THOUGHT, observed, THOUGHT], use_rl=True).owners == (0, 0, 0, 1, 2, 2, 2)
+    assert expand_context_views([THOUGHT, observed], use_rl=False).owners == (0, 1)
+    assert [view.world_model_only for view in expand_context_views([observed], use_rl=True).trajectories] == [True]
 
 
 # --- Episodes that a policy played -----------------------------------------------------------------------------------
@@ -143,13 +143,17 @@ class Talkative:
     def __init__(self, name: str) -> None:
         self._name, self._turn = name, 0
 
-    async def reset(self, task: Task) -> tuple[Piece, ...]:
-        return (Piece(C, f"task: {self._name}\n$ "),)
+    async def reset(self, task: Task) -> tuple[TextPiece, ...]:
+        return (TextPiece(C, f"task: {self._name}\n$ "),)
 
-    async def step(self, action: str, problem: str | None = None) -> Reply:
+    async def step(self, action: str, problem: str | None = None) -> StepResult:
         self._turn += 1
-        pieces = (Piece(E, f"{self._name} said {self._turn * 37}\n"), Piece(W, "[exit 1]\n"), Piece(C, "$ "))
-        return Reply(pieces[: 2 if self._turn == 5 else 3], done=self._turn == 5)
+        pieces = (
+            TextPiece(E, f"{self._name} said {self._turn * 37}\n"),
+            TextPiece(W, "[exit 1]\n"),
+            TextPiece(C, "$ "),
+        )
+        return StepResult(pieces[: 2 if self._turn == 5 else 3], done=self._turn == 5)
 
     async def verify(self) -> float:
         return float(len(self._name) % 2)
@@ -169,7 +173,7 @@ def make_policy(budget: int = 8192) -> TorchPolicy:
 def played() -> list[Trajectory]:
     policy, names = make_policy(), ("a", "bb", "ccc", "dd")
     worlds, wanted = CannedWorlds(*map(Talkative, names)), [(TASK, "g"), (TASK, "g"), (TASK, "h"), (TASK, "h")]
-    limits = Limits(action_tokens=20, output_tokens=50, episode_tokens=400)
+    limits = EpisodeLimits(action_tokens=20, output_tokens=50, episode_tokens=400)
     return play_policy(policy.sampler(TEMPERATURE, 3), policy.renderer, worlds, wanted, limits, verify=True)
 
 
@@ -191,7 +195,7 @@ def test_behaviour_logprobs_equal_a_replay_of_the_views(played: list[Trajectory]
     model, thinking = make_policy().model, 0
     assert isinstance(model, TinyModel)
     for rollout in played:
-        actions = [view for view in views(rollout) if view.count(A)]
+        actions = [view for view in context_views(rollout) if view.count(A)]
         sampled = [segment.logprobs for view in actions for segment in view.segments if segment.role is A]
         replayed = [
             logprobs

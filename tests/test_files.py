@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from echo_cli.errors import EchoError
-from echo_cli.files import append_jsonl, locked, read_json, read_jsonl, truncate_jsonl, write_atomic, write_json
-from echo_cli.text import shown
+from echo_cli.files import append_jsonl, lock_folder, read_json, read_jsonl, truncate_jsonl, write_atomic, write_json
+from echo_cli.text import escape_unprintable
 
 ROWS = [{"step": step, "train/env_ce": 1.0 / (step + 3), "note": "naïve\u2028line"} for step in range(5)]
 
@@ -116,11 +116,11 @@ def test_a_place_that_cannot_be_written_is_a_usage_error(tmp_path: Path, place: 
 
 
 def test_a_lock_is_held_once_and_given_back(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(EchoError, match="held by another process"), locked(tmp_path):
+    with lock_folder(tmp_path), pytest.raises(EchoError, match="held by another process"), lock_folder(tmp_path):
         pass
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
 def test_shown_text_has_one_line_and_no_escapes() -> None:
-    assert shown("a\nb\x1b[31m\u2028λ\udcff") == "a\\nb\\x1b[31m\\u2028λ\\udcff"
+    assert escape_unprintable("a\nb\x1b[31m\u2028λ\udcff") == "a\\nb\\x1b[31m\\u2028λ\\udcff"

@@ -12,7 +12,7 @@ from echo_cli.errors import EchoError
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.trace import Trace, TraceSegment, read_traces, trace_of, write_traces
-from echo_cli.traces.retokenize import rendered
+from echo_cli.traces.retokenize import render_trace
 from echo_cli.trajectory import Role, Segment, Trajectory, Turn, write_trajectories
 
 RENDERER = PlainRenderer(Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json"))
@@ -85,18 +85,18 @@ def test_a_line_that_is_no_trace_is_named(tmp_path: Path, change: dict[str, obje
 
 
 def test_a_trace_in_the_tokens_of_its_own_player_is_what_was_played() -> None:
-    again = rendered(trace_of(played()), RENDERER)
+    again = render_trace(trace_of(played()), RENDERER)
     assert again.token_ids == played().token_ids and again.roles == played().roles
     assert again.world_model_only and again.turns == played().turns
 
 
 def test_a_trace_without_context_begins_with_the_token_that_begins_a_text() -> None:
-    made = rendered(trace((Role.ENV_OUTPUT, "hello\n")), RENDERER)
+    made = render_trace(trace((Role.ENV_OUTPUT, "hello\n")), RENDERER)
     assert made.roles[: len(RENDERER.start_ids) + 1] == [*[Role.CONTEXT] * len(RENDERER.start_ids), Role.ENV_OUTPUT]
 
 
 def test_a_trace_that_begins_with_an_action_has_that_token_before_it() -> None:
-    made = rendered(trace((Role.ACTION, "ls"), (Role.CONTEXT, "$ "), turns=(turn("ls", ""),)), RENDERER)
+    made = render_trace(trace((Role.ACTION, "ls"), (Role.CONTEXT, "$ "), turns=(turn("ls", ""),)), RENDERER)
     assert made.segments[0].token_ids == RENDERER.start_ids
     assert [segment.text for segment in made.segments] == ["", "ls", "$ "]
     assert not set(RENDERER.start_ids) & {token for segment in made.segments[1:] for token in segment.token_ids}
@@ -104,7 +104,7 @@ def test_a_trace_that_begins_with_an_action_has_that_token_before_it() -> None:
 
 def test_an_action_of_several_lines_keeps_its_text() -> None:
     text = "<tool_call>\n{}\n</tool_call>\n"
-    made = rendered(
+    made = render_trace(
         trace((Role.CONTEXT, "go\n"), (Role.ACTION, text), turns=(turn(text.removesuffix("\n"), ""),)), RENDERER
     )
     assert made.segments[1].text == text

@@ -27,7 +27,7 @@ from echo_cli.cli.commands.sweep_lambda import SweepCommand, sweep_lambda
 from echo_cli.cli.commands.traces import traces
 from echo_cli.cli.commands.train import train
 from echo_cli.errors import EchoError
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 app = typer.Typer(
     name="echo-cli",
@@ -139,9 +139,9 @@ def _unwound_by_signals() -> Iterator[None]:
 
 
 def _complain(message: str, tip: str | None) -> None:
-    print(f"error: {shown(' '.join(message.split()))}", file=sys.stderr)
+    print(f"error: {escape_unprintable(' '.join(message.split()))}", file=sys.stderr)
     if tip:
-        print(f"  tip: {shown(' '.join(tip.split()))}", file=sys.stderr)
+        print(f"  tip: {escape_unprintable(' '.join(tip.split()))}", file=sys.stderr)
 
 
 def _usage(error: Any) -> tuple[str, str]:

@@ -13,7 +13,7 @@ import typer
 
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY.PATH=VALUE", help="Config overrides.")]
 ConfigName = Annotated[str | None, typer.Option("--config", help="Shipped config or YAML file.", metavar="NAME|FILE")]
@@ -69,7 +69,7 @@ def checkpoint_named(name: str, names: Sequence[str] = ("best", "latest")) -> st
     if is_step(name):
         return int(name)
     if name not in names:
-        raise EchoError(f"no checkpoint '{shown(name)}'", f"--checkpoint {', '.join(names)} or a step")
+        raise EchoError(f"no checkpoint '{escape_unprintable(name)}'", f"--checkpoint {', '.join(names)} or a step")
     return name
 
 

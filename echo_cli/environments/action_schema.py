@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from echo_cli.text import shown, suggest
+from echo_cli.text import escape_unprintable, suggest
 
 CASTS = {"integer": "int", "number": "float", "boolean": "bool", "object": "json", "array": "json"}
 
@@ -116,20 +116,22 @@ class _Check:
         properties = schema.get("properties")
         known = properties if isinstance(properties, Mapping) else {}
         for name in value:
-            if name in known and (misfit := self.misfit(value[name], known[name], f"{at}.{shown(name)}")):
+            if name in known and (misfit := self.misfit(value[name], known[name], f"{at}.{escape_unprintable(name)}")):
                 return misfit
         others = schema.get("additionalProperties", True)
         for name in value:
             if name in known:
                 continue
             if others is False:
-                fields = [shown(field) for field in known]
-                return Misfit(f"{at}.{shown(name)}", "is unknown to the environment", suggest(name, fields, "fields"))
-            if misfit := self.misfit(value[name], others, f"{at}.{shown(name)}"):
+                fields = [escape_unprintable(field) for field in known]
+                return Misfit(
+                    f"{at}.{escape_unprintable(name)}", "is unknown to the environment", suggest(name, fields, "fields")
+                )
+            if misfit := self.misfit(value[name], others, f"{at}.{escape_unprintable(name)}"):
                 return misfit
         for name in _list(schema, "required"):
             if name not in value:
-                return Misfit(at, f"lacks '{shown(str(name))}', which the environment requires", "add it")
+                return Misfit(at, f"lacks '{escape_unprintable(str(name))}', which the environment requires", "add it")
         return None
 
     def _of_array(self, value: Any, schema: Mapping[str, Any], at: str) -> Misfit | None:
@@ -147,7 +149,7 @@ class _Check:
         given = f"of type {value.type}" if isinstance(value, Unknown) else _json(value)
         casts = [f'"{{text:{CASTS[name]}}}"' for name in taken if name in CASTS]
         tip = f"write {casts[0]}" if value == Unknown("string") and casts else "see the action in the server's /schema"
-        return Misfit(at, f"is {given}; the environment takes {shown(' or '.join(taken))}", tip, kind)
+        return Misfit(at, f"is {given}; the environment takes {escape_unprintable(' or '.join(taken))}", tip, kind)
 
     def _taken(self, schema: Any, depth: int = 0) -> list[str]:
         """What a schema takes, in words: types and constants."""

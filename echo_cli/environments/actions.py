@@ -15,7 +15,7 @@ from echo_cli.config.environment import ActionConfig
 from echo_cli.environments.action_schema import Misfit, Unknown, find_misfit
 from echo_cli.environments.protocol import JsonObject
 from echo_cli.errors import EchoError
-from echo_cli.text import shown, suggest
+from echo_cli.text import escape_unprintable, suggest
 
 TEMPLATE = "environment.action.template"
 DEPTH = 64
@@ -105,7 +105,7 @@ def check_action(config: ActionConfig, schema: JsonObject) -> None:
     if config.kind == "tool_call":
         call = {"type": "call_tool", "tool_name": Unknown("string"), "arguments": Unknown("object")}
         if _misfit(call, schema) is not None:
-            fields = ", ".join(shown(name) for name in _properties(schema)) or "none"
+            fields = ", ".join(escape_unprintable(name) for name in _properties(schema)) or "none"
             raise EchoError(
                 f"environment.action.kind is tool_call, but the environment takes no tool calls (fields: {fields})",
                 f"set environment.action.kind to template and fill these fields in {TEMPLATE}",

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 FAULT_KEYS = ("unavailable", "bad_actions", "errors", "sessions_lost", "unrewarded", "topped_up", "groups_dropped")
 """What is counted: one for each attempt, action, error, session, unrewarded episode, replacement, and group."""
@@ -66,7 +66,7 @@ def fault_line(text: str, secrets: Mapping[str, str] | None = None) -> str:
     for secret in sorted(known, key=len, reverse=True):  # one may be a part of another
         text = text.replace(secret, known[secret])
     line = " ".join(text.split())
-    return shown(line if len(line) <= _LINE_CHARS else line[: _LINE_CHARS - 1] + "…")
+    return escape_unprintable(line if len(line) <= _LINE_CHARS else line[: _LINE_CHARS - 1] + "…")
 
 
 def errors_text(errors: Any) -> str:

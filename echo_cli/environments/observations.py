@@ -15,7 +15,7 @@ from typing import Any
 
 from echo_cli.config.environment import EnvironmentConfig, InvalidConfig, ObservationRule
 from echo_cli.environments.faults import SessionLost
-from echo_cli.environments.protocol import Payload, Piece
+from echo_cli.environments.protocol import Payload, TextPiece
 from echo_cli.errors import EchoError
 from echo_cli.trajectory import Role
 
@@ -53,7 +53,7 @@ class ObservationMapping:
         for rule in self._rules:
             _check_echo(rule.drop_echo)
 
-    def opening(self, payload: Payload) -> tuple[Piece, ...]:
+    def opening(self, payload: Payload) -> tuple[TextPiece, ...]:
         """What a reset shows, context but for warnings.
 
         Raises:
@@ -61,7 +61,7 @@ class ObservationMapping:
         """
         return self._pieces(payload, None)
 
-    def reply(self, payload: Payload, action: str) -> tuple[Piece, ...]:
+    def reply(self, payload: Payload, action: str) -> tuple[TextPiece, ...]:
         """What the answer to `action`, the policy's own text, shows.
 
         Raises:
@@ -69,9 +69,9 @@ class ObservationMapping:
         """
         return self._pieces(payload, safe(action))
 
-    def _pieces(self, payload: Payload, action: str | None) -> tuple[Piece, ...]:
+    def _pieces(self, payload: Payload, action: str | None) -> tuple[TextPiece, ...]:
         now = ("both", "reset" if action is None else "step")
-        pieces: list[Piece] = []
+        pieces: list[TextPiece] = []
         latest: dict[str, list[str]] = {}
         root = payload.root
         for rule in self._rules:
@@ -88,7 +88,7 @@ class ObservationMapping:
         self._seen.update(latest)
         return merge(pieces)
 
-    def _show(self, rule: ObservationRule, texts: Sequence[str], action: str | None, pieces: list[Piece]) -> None:
+    def _show(self, rule: ObservationRule, texts: Sequence[str], action: str | None, pieces: list[TextPiece]) -> None:
         """Append the texts of one rule, cut where together they pass the cap."""
         harness = Role.CONTEXT if action is None else Role.WARNING
         before, _, after = rule.label.partition("{text}")
@@ -97,25 +97,25 @@ class ObservationMapping:
             # At most two characters become one, so this many fill what is left and show whether more follows.
             whole = safe(text[: 2 * left + 2])
             if left:
-                _add(pieces, Piece(harness, line_end(pieces) + before, rule.channel))
+                _add(pieces, TextPiece(harness, line_end(pieces) + before, rule.channel))
                 first = len(pieces)
                 pieces.extend(self._spans(rule, whole[:left], action))
                 of_world = [at for at in range(first, len(pieces)) if pieces[at].role is not Role.WARNING]
                 last = max(of_world, default=len(pieces) - 1 if last < 0 else last)
-                _add(pieces, Piece(harness, after, rule.channel))
+                _add(pieces, TextPiece(harness, after, rule.channel))
             if len(whole) > left:
                 pieces[last] = replace(pieces[last], cut=True)
                 return
             left -= len(whole)
 
-    def _spans(self, rule: ObservationRule, text: str, action: str | None) -> Iterator[Piece]:
+    def _spans(self, rule: ObservationRule, text: str, action: str | None) -> Iterator[TextPiece]:
         """A value's text in pieces: the echo of the action, then boilerplate, volatile, and the rule's own."""
         own = ROLES[rule.role]
         if action is None and own is not Role.WARNING:
             own = Role.CONTEXT
         start = 0 if action is None else _echo_end(rule.drop_echo, text, action)
         if start:
-            yield Piece(Role.WARNING, text[:start], "echo")
+            yield TextPiece(Role.WARNING, text[:start], "echo")
         text = text[start:]
         kinds = bytearray(len(text))
         if own is Role.ENV_OUTPUT:
@@ -124,10 +124,10 @@ class ObservationMapping:
         styles = ((own, rule.channel), (Role.CONTEXT, "volatile"), (Role.WARNING, "boilerplate"))
         for run in _RUN.finditer(kinds):
             role, channel = styles[kinds[run.start()]]
-            yield Piece(role, text[run.start() : run.end()], channel)
+            yield TextPiece(role, text[run.start() : run.end()], channel)
 
 
-def line_end(pieces: Sequence[Piece]) -> str:
+def line_end(pieces: Sequence[TextPiece]) -> str:
     """The newline that the text of `pieces` lacks before something of another kind follows, or nothing.
 
     After a cut there is none to add: the notice of it is a line.
@@ -135,9 +135,9 @@ def line_end(pieces: Sequence[Piece]) -> str:
     return "\n" if pieces and not pieces[-1].cut and not pieces[-1].text.endswith("\n") else ""
 
 
-def merge(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+def merge(pieces: Iterable[TextPiece]) -> tuple[TextPiece, ...]:
     """The same text in as few pieces as its roles and channels allow; nothing joins a piece that was cut."""
-    groups: list[list[Piece]] = []
+    groups: list[list[TextPiece]] = []
     for piece in pieces:
         if not piece.text:
             continue
@@ -244,7 +244,7 @@ def _echo_end(drop_echo: bool | str, text: str, action: str) -> int:
     return match.end() if match else 0
 
 
-def _add(pieces: list[Piece], piece: Piece) -> None:
+def _add(pieces: list[TextPiece], piece: TextPiece) -> None:
     if piece.text:
         pieces.append(piece)
 

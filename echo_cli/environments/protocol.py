@@ -18,7 +18,7 @@ from echo_cli.trajectory import Parse, Role
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """Text of one role. `channel` names where it came from (stdout, stderr, exit_status).
 
     `cut` says that text after it was left out, which the transcript then tells.
@@ -31,10 +31,10 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Reply:
+class StepResult:
     """An environment's answer to one action; `exit_code` is None where the action ran no command."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TextPiece, ...]
     done: bool = False
     exit_code: int | None = None
     valid_action: bool = True
@@ -61,11 +61,11 @@ class Environment(Protocol):
     episode will ever begin.
     """
 
-    async def reset(self, task: Task) -> tuple[Piece, ...]:
+    async def reset(self, task: Task) -> tuple[TextPiece, ...]:
         """Start the episode of `task` and return its opening context."""
         ...
 
-    async def step(self, action: str, problem: str | None = None) -> Reply:
+    async def step(self, action: str, problem: str | None = None) -> StepResult:
         """Let the world answer `action`; one with a `problem` is none, and is refused for that reason."""
         ...
 
@@ -79,7 +79,7 @@ class Environment(Protocol):
 
 
 @dataclass(frozen=True)
-class Hosting:
+class HostLimits:
     """How many episodes there may be at once, and what is counted of their faults."""
 
     sessions: int | None = None
@@ -94,11 +94,11 @@ class Hosting:
     faults: FaultCounts = field(default_factory=FaultCounts)
 
 
-class Worlds(Protocol):
+class TaskSuite(Protocol):
     """What a run needs of its environment: episodes, tasks and scripted actors."""
 
     tasks: TaskSplits
-    hosting: Hosting
+    hosting: HostLimits
     description: Description
     replayable: bool
     """Every task has an expert, and the same actions give the same answers: a pool can be played again at any time."""
@@ -115,7 +115,7 @@ class Worlds(Protocol):
         """`count` exploring actions in the world of `task`, none of which solves a validation or held-out task."""
         ...
 
-    def out_of_distribution(self) -> Worlds:
+    def out_of_distribution(self) -> TaskSuite:
         """The same kind of tasks where training has never been."""
         ...
 

@@ -16,7 +16,7 @@ import yaml
 from echo_cli.config.environment import TasksConfig
 from echo_cli.config.loader import key_lines, read_yaml
 from echo_cli.errors import EchoError
-from echo_cli.text import shown, suggest
+from echo_cli.text import escape_unprintable, suggest
 
 Split = Literal["train", "validation", "heldout"]
 OOD = "ood"
@@ -87,7 +87,7 @@ def load_tasks(config: TasksConfig) -> TaskList:
     """
     entries = list(_entries(config))
     if not entries:
-        raise EchoError(f"{shown(config.file or 'environment.tasks')} has no tasks", "list one a line")
+        raise EchoError(f"{escape_unprintable(config.file or 'environment.tasks')} has no tasks", "list one a line")
     _refuse_double_ids(entries)
     split_of: dict[str, tuple[str, _Entry]] = {}
     found: dict[str, list[Task]] = {name: [] for name in _SPLITS}
@@ -128,9 +128,11 @@ def _entries(config: TasksConfig) -> Iterator[_Entry]:
         path = Path(config.file)
         read = {".jsonl": _read_jsonl, ".yaml": _read_list, ".yml": _read_list}.get(path.suffix)
         if read is None:
-            raise EchoError(f"tasks are not read from '{shown(path)}'", "a file of tasks ends in .yaml or .jsonl")
+            raise EchoError(
+                f"tasks are not read from '{escape_unprintable(path)}'", "a file of tasks ends in .yaml or .jsonl"
+            )
         for line, value in read(path):
-            yield _entry(value, f"{shown(path)}:{line}")
+            yield _entry(value, f"{escape_unprintable(path)}:{line}")
     else:
         for number, value in enumerate(config.items):
             yield _entry(value, f"environment.tasks.items.{number}")
@@ -141,7 +143,7 @@ def _read_list(path: Path) -> Iterator[tuple[int, Any]]:
     if node is None:
         return
     if not isinstance(node, yaml.SequenceNode):
-        _refuse("not a list of tasks", f"{shown(path)}:1", "start every task with '- '")
+        _refuse("not a list of tasks", f"{escape_unprintable(path)}:1", "start every task with '- '")
     lines = [line for keys, line in key_lines(node, path) if len(keys) == 1]
     yield from zip(lines, values, strict=True)
 
@@ -151,14 +153,14 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         tip = "environment.tasks.file is a path from the working directory"
-        raise EchoError(f"cannot read tasks {shown(path)}: {error}", tip) from None
+        raise EchoError(f"cannot read tasks {escape_unprintable(path)}: {error}", tip) from None
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             value = json.loads(line, object_pairs_hook=_once, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
-            _refuse(f"not JSON: {error}", f"{shown(path)}:{number}", "one JSON object a line")
+            _refuse(f"not JSON: {error}", f"{escape_unprintable(path)}:{number}", "one JSON object a line")
         yield number, value
 
 
@@ -203,7 +205,7 @@ def default_id(arguments: Mapping[str, Any]) -> str:
     if len(name) <= _LONGEST_ID and name.isprintable():
         return name
     digest = hashlib.sha256(_canonical(arguments).encode()).hexdigest()[:8]
-    return f"{shown(name)[: _LONGEST_ID - 9]}~{digest}"
+    return f"{escape_unprintable(name)[: _LONGEST_ID - 9]}~{digest}"
 
 
 def _short(value: Any) -> str:
@@ -241,7 +243,7 @@ def _refuse_double_ids(entries: Sequence[_Entry]) -> None:
     for entry in entries:
         before = first.setdefault(entry.task_id, entry)
         if before is not entry:
-            message = f"the task id '{shown(entry.task_id)}' is that of {before.place} too"
+            message = f"the task id '{escape_unprintable(entry.task_id)}' is that of {before.place} too"
             _refuse(message, entry.place, "list every task once, or give each an id of its own")
 
 

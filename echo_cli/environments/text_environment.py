@@ -14,11 +14,11 @@ from echo_cli.environments.protocol import (
     Client,
     Description,
     EnvironmentSource,
-    Hosting,
+    HostLimits,
     JsonObject,
     Payload,
-    Piece,
-    Reply,
+    StepResult,
+    TextPiece,
 )
 from echo_cli.environments.tasks import Task
 from echo_cli.errors import EchoError
@@ -31,7 +31,7 @@ _NOTICE_CHARS = 200
 class TextEnvironment:
     """One episode of `source`, with the mapping of `settings`."""
 
-    def __init__(self, source: EnvironmentSource, settings: EnvironmentConfig, hosting: Hosting) -> None:
+    def __init__(self, source: EnvironmentSource, settings: EnvironmentConfig, hosting: HostLimits) -> None:
         self._source = source
         self._settings = settings
         self._faults = hosting.faults
@@ -42,7 +42,7 @@ class TextEnvironment:
         self._turns = 0
         self._done = False
 
-    async def reset(self, task: Task) -> tuple[Piece, ...]:
+    async def reset(self, task: Task) -> tuple[TextPiece, ...]:
         """Start the episode, trying again while the environment is not available.
 
         Raises:
@@ -51,7 +51,7 @@ class TextEnvironment:
         payload = await self._begin(task)
         return self._prompted(self._observations.opening(payload))
 
-    async def step(self, action: str, problem: str | None = None) -> Reply:
+    async def step(self, action: str, problem: str | None = None) -> StepResult:
         """Parse `action`, send it, and map the answer; what goes wrong with the action alone is a warning."""
         self._turns += 1
         try:
@@ -73,7 +73,7 @@ class TextEnvironment:
         capped = self._turns >= settings.max_turns and (not payload.done or exit_code is not None)
         done = payload.done or capped
         pieces = self._observations.reply(payload, action)
-        return Reply(
+        return StepResult(
             pieces if done else self._prompted(pieces),
             done,
             exit_code,
@@ -147,12 +147,12 @@ class TextEnvironment:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def _refused(self, reason: str, parse: Parse, penalty: float) -> Reply:
+    def _refused(self, reason: str, parse: Parse, penalty: float) -> StepResult:
         """The reply to an action that did not run."""
         line = " ".join(safe(reason).split())
-        notice = Piece(Role.WARNING, f"[{line[:_NOTICE_CHARS]}]\n", "notice")
+        notice = TextPiece(Role.WARNING, f"[{line[:_NOTICE_CHARS]}]\n", "notice")
         capped = self._turns >= self._settings.max_turns
-        return Reply(
+        return StepResult(
             (notice,) if capped else self._prompted((notice,)),
             done=capped,
             valid_action=False,
@@ -161,10 +161,10 @@ class TextEnvironment:
             penalty=penalty,
         )
 
-    def _prompted(self, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+    def _prompted(self, pieces: tuple[TextPiece, ...]) -> tuple[TextPiece, ...]:
         """`pieces` and the prompt of the next action, on a line of its own."""
         prompt = self._settings.prompt
-        return (*pieces, Piece(Role.CONTEXT, line_end(pieces) + prompt)) if prompt else pieces
+        return (*pieces, TextPiece(Role.CONTEXT, line_end(pieces) + prompt)) if prompt else pieces
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class EnvironmentFactory:
 
     source: EnvironmentSource
     settings: EnvironmentConfig
-    hosting: Hosting
+    hosting: HostLimits
     description: Description
 
     def environment(self) -> TextEnvironment:

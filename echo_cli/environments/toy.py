@@ -11,7 +11,7 @@ from typing import Any
 
 from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.config.loader import environment_preset
-from echo_cli.environments.protocol import Client, Description, Environment, Hosting, JsonObject, Payload
+from echo_cli.environments.protocol import Client, Description, Environment, HostLimits, JsonObject, Payload
 from echo_cli.environments.tasks import Split, Task, TaskSplits
 from echo_cli.environments.text_environment import EnvironmentFactory
 from echo_cli.errors import EchoError
@@ -46,7 +46,7 @@ class ToyWorlds:
         self._ood_world_seeds = tuple(ood_world_seeds)
         self._max_turns = max_turns
         self._families = tuple(families)
-        self._factory = factory or toy_factory(max_turns, Hosting())
+        self._factory = factory or toy_factory(max_turns, HostLimits())
         self.hosting = self._factory.hosting
         self.description = self._factory.description
         self._toy_tasks: dict[str, ToyTask] = {}
@@ -88,7 +88,7 @@ class ToyWorlds:
         return ToyWorlds(self._ood_world_seeds, (), self._max_turns, self._families, self._factory)
 
 
-def toy_factory(max_turns: int, hosting: Hosting) -> EnvironmentFactory:
+def toy_factory(max_turns: int, hosting: HostLimits) -> EnvironmentFactory:
     """Makes toy terminals in this process."""
     source = ToySource()
     return EnvironmentFactory(source, toy_settings(max_turns), hosting, source.describe())

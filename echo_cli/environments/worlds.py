@@ -11,7 +11,7 @@ from functools import partial
 from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.config.schema import Config
 from echo_cli.environments.actions import check_action, check_payload
-from echo_cli.environments.protocol import Description, Environment, EnvironmentSource, Hosting, Worlds
+from echo_cli.environments.protocol import Description, Environment, EnvironmentSource, HostLimits, TaskSuite
 from echo_cli.environments.tasks import Task, TaskList, TaskSplits, load_tasks
 from echo_cli.environments.text_environment import EnvironmentFactory
 from echo_cli.environments.toy import ToyWorlds, toy_factory, toy_settings
@@ -19,7 +19,7 @@ from echo_cli.errors import EchoError
 
 
 @contextmanager
-def open_worlds(config: Config) -> Iterator[Worlds]:
+def open_worlds(config: Config) -> Iterator[TaskSuite]:
     """The worlds of `config`, for a `with` block: a server that we start for it ends with it.
 
     Raises:
@@ -27,7 +27,7 @@ def open_worlds(config: Config) -> Iterator[Worlds]:
             actions than the config's, or the tasks cannot be read.
     """
     environment, toy = config.environment, config.environment.toy_worlds
-    worlds_of: Callable[[EnvironmentFactory], Worlds]
+    worlds_of: Callable[[EnvironmentFactory], TaskSuite]
     if environment.none:
         yield NoWorlds()
         return
@@ -57,8 +57,8 @@ def text_settings(environment: EnvironmentConfig) -> EnvironmentConfig:
     return environment if toy is None else toy_settings(toy.max_turns)
 
 
-def _hosting(environment: EnvironmentConfig, sessions: int | None) -> Hosting:
-    return Hosting(sessions, environment.batch_wait_s, environment.attempts)
+def _hosting(environment: EnvironmentConfig, sessions: int | None) -> HostLimits:
+    return HostLimits(sessions, environment.batch_wait_s, environment.attempts)
 
 
 def rollouts_at_once(config: Config, splits: TaskSplits) -> int:
@@ -88,10 +88,10 @@ def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterato
     elif environment.url is not None:
         yield _server(environment, environment.url, wanted_sessions, lambda: None)
     else:
-        from echo_cli.environments.openenv.provider import provided
+        from echo_cli.environments.openenv.provider import running_server
 
         assert environment.provider is not None
-        with provided(environment.provider) as server:
+        with running_server(environment.provider) as server:
             yield _server(environment, server.url, wanted_sessions, server.ended)
 
 
@@ -151,7 +151,7 @@ class NoWorlds:
 
     def __init__(self) -> None:
         self.tasks = TaskSplits((), (), ())
-        self.hosting = Hosting()
+        self.hosting = HostLimits()
         self.description = Description("none", {}, {})
 
     def environment(self) -> Environment:

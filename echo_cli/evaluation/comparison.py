@@ -9,7 +9,7 @@ from pathlib import Path
 from echo_cli.config.schema import flat_config
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.loaded_run import (
-    Subject,
+    LoadedRun,
     build_policy,
     checkpoint_steps,
     executed_by,
@@ -23,7 +23,7 @@ from echo_cli.evaluation.records import HELDOUT, Comparison, Difference
 from echo_cli.evaluation.run_evaluation import cut_notes, novel_pairs, predict_pools, report_policy
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.runs.pools import Pair
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 from echo_cli.traces.training_data import POOL
 
 # What makes the built-in pools and their tasks, and how a task is played.
@@ -54,7 +54,7 @@ def compare_runs(
 
 
 def _compare(
-    first: Subject, second: Subject, checkpoint: str | int, rollouts: int, pass_k: Sequence[int]
+    first: LoadedRun, second: LoadedRun, checkpoint: str | int, rollouts: int, pass_k: Sequence[int]
 ) -> Comparison:
     _check_same_pools(first, second)
     policy_a, step_a, executed_a = _checkpoint(first, checkpoint)
@@ -63,7 +63,7 @@ def _compare(
     tokens = {name: tokens_of(pool, executed, first.initial.tokenizer) for name, pool in first.pools.items()}
     predictions_a, predictions_b = (predict_pools(first.pools, policy, tokens) for policy in (policy_a, policy_b))
     played_a, played_b = (play_tasks(first, policy, rollouts) for policy in (policy_a, policy_b))
-    labels = f"A: {shown(first.name)}", f"B: {shown(second.name)}"
+    labels = f"A: {escape_unprintable(first.name)}", f"B: {escape_unprintable(second.name)}"
     return Comparison(
         labels=labels,
         steps=(step_a, step_b),
@@ -84,7 +84,7 @@ def _compare(
     )
 
 
-def _checkpoint(subject: Subject, which: str | int) -> tuple[TorchPolicy, int, frozenset[Pair]]:
+def _checkpoint(subject: LoadedRun, which: str | int) -> tuple[TorchPolicy, int, frozenset[Pair]]:
     """The policy of a checkpoint, its step, and the pairs that training had executed by then."""
     (step,) = checkpoint_steps(subject.run, [which])
     policy, _ = build_policy(subject.config, quiet=True)
@@ -92,7 +92,7 @@ def _checkpoint(subject: Subject, which: str | int) -> tuple[TorchPolicy, int, f
     return policy, step, frozenset(executed_by(subject, step))
 
 
-def _check_same_pools(first: Subject, second: Subject) -> None:
+def _check_same_pools(first: LoadedRun, second: LoadedRun) -> None:
     before, now = (flat_config(subject.config.model_dump(mode="json")) for subject in (first, second))
     for key in sorted(before.keys() | now.keys()):
         if key.startswith(_POOL_KEYS) and before.get(key) != now.get(key):
@@ -109,7 +109,8 @@ def _check_same_pools(first: Subject, second: Subject) -> None:
     if first.initial.tokenizer.to_json() != second.initial.tokenizer.to_json():
         raise EchoError(
             "the runs have different tokenizers: model.path is "
-            f"{shown(first.config.model.path)} in A and {shown(second.config.model.path)} in B",
+            f"{escape_unprintable(first.config.model.path)} in A and "
+            f"{escape_unprintable(second.config.model.path)} in B",
             "nats per token are not comparable over tokenizers; evaluate each run alone and compare bits per byte",
         )
     contexts = [subject.initial.model.max_length for subject in (first, second)]

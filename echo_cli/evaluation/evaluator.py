@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from echo_cli.config.schema import Config
-from echo_cli.environments.protocol import Worlds
+from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.tasks import Task
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import Renderer
-from echo_cli.rollouts.limits import Limits, limits_for
+from echo_cli.rollouts.limits import EpisodeLimits, limits_for
 from echo_cli.rollouts.rollout import play_policy, play_scripts, without_fragments
 from echo_cli.runs.pools import Pair, Pool, pool_of
 from echo_cli.seeds import derive_seed
@@ -59,7 +59,7 @@ def summarize(scores: Sequence[PairScore], prefix: str) -> dict[str, float | Non
 
 
 def rollout_tasks(
-    policy: TorchPolicy, worlds: Worlds, tasks: Sequence[Task], rollouts: int, config: Config, seed: int
+    policy: TorchPolicy, worlds: TaskSuite, tasks: Sequence[Task], rollouts: int, config: Config, seed: int
 ) -> list[Trajectory]:
     """`rollouts` episodes of the policy on each task, at the training temperature.
 
@@ -77,7 +77,7 @@ def pass_at_1(trajectories: Sequence[Trajectory]) -> float | None:
     return sum(rewards) / len(rewards) if rewards else None
 
 
-def pool_tasks(worlds: Worlds) -> dict[str, tuple[Worlds, Sequence[Task]]]:
+def pool_tasks(worlds: TaskSuite) -> dict[str, tuple[TaskSuite, Sequence[Task]]]:
     """By the name of each frozen pool, the worlds and the tasks that it is of."""
     ood = worlds.out_of_distribution()
     return {
@@ -87,13 +87,13 @@ def pool_tasks(worlds: Worlds) -> dict[str, tuple[Worlds, Sequence[Task]]]:
     }
 
 
-def expert_pools(config: Config, worlds: Worlds, policy: TorchPolicy) -> dict[str, Pool]:
+def expert_pools(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict[str, Pool]:
     """The frozen pools of worlds whose every task has an expert, for `policy`."""
     limits = limits_for(config, policy)
     return {name: expert_pool(of, tasks, policy.renderer, limits) for name, (of, tasks) in pool_tasks(worlds).items()}
 
 
-def play_pools(config: Config, worlds: Worlds, policy: TorchPolicy) -> dict[str, list[Trajectory]]:
+def play_pools(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict[str, list[Trajectory]]:
     """What frozen pools are made of: the expert where a task has one, elsewhere `policy`, once a task.
 
     Played once for a run, with the policy that it starts from: another day the environment may answer otherwise.
@@ -122,7 +122,7 @@ class Evaluation:
 class Evaluator:
     """The frozen pools of a run (`frozen_pools`), and the pairs of them that training has executed."""
 
-    def __init__(self, config: Config, worlds: Worlds, pools: Mapping[str, Pool]) -> None:
+    def __init__(self, config: Config, worlds: TaskSuite, pools: Mapping[str, Pool]) -> None:
         self._config = config
         self._worlds = worlds
         self.pools = pools
@@ -169,11 +169,11 @@ class Evaluator:
         return Evaluation(metrics, kept)
 
 
-def expert_pool(worlds: Worlds, tasks: Sequence[Task], renderer: Renderer, limits: Limits) -> Pool:
+def expert_pool(worlds: TaskSuite, tasks: Sequence[Task], renderer: Renderer, limits: EpisodeLimits) -> Pool:
     """Expert trajectories on `tasks`; a task whose solution is not known is left out."""
     return pool_of(play_scripts(renderer, worlds, expert_scripts(worlds, tasks), limits, "expert"))
 
 
-def expert_scripts(worlds: Worlds, tasks: Sequence[Task]) -> list[tuple[Task, list[str]]]:
+def expert_scripts(worlds: TaskSuite, tasks: Sequence[Task]) -> list[tuple[Task, list[str]]]:
     """Those of `tasks` whose solution is known, each with the actions that solve it."""
     return [(task, actions) for task in tasks if (actions := worlds.expert(task)) is not None]

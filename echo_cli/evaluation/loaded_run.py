@@ -10,11 +10,11 @@ from pathlib import Path
 
 from echo_cli.config.loader import load_config
 from echo_cli.config.schema import Config
-from echo_cli.environments.protocol import Worlds
+from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.worlds import open_worlds
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.evaluator import expert_pools, rollout_tasks
-from echo_cli.evaluation.pass_at_k import Outcome, outcomes_of
+from echo_cli.evaluation.pass_at_k import TaskOutcome, outcomes_of
 from echo_cli.evaluation.records import HELDOUT, OOD
 from echo_cli.files import (
     read_json,
@@ -29,21 +29,21 @@ from echo_cli.runs.directory import RunDirectory, open_run
 from echo_cli.runs.pool_folder import read_pool
 from echo_cli.runs.pools import Pair, Pool, pool_of
 from echo_cli.seeds import derive_seed
-from echo_cli.text import shown
-from echo_cli.traces.retokenize import rerender, truncated
+from echo_cli.text import escape_unprintable
+from echo_cli.traces.retokenize import retokenize, truncated
 from echo_cli.traces.training_data import POOL, pool_splits, trace_notices
 from echo_cli.trajectory import read_trajectories
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedRun:
     """A run, opened for measuring. Pools come in the order of the table's columns."""
 
     run: RunDirectory
     config: Config
     initial: TorchPolicy
     """The policy that training started from."""
-    worlds: Mapping[str, Worlds]
+    worlds: Mapping[str, TaskSuite]
     """By pool, the worlds whose held-out tasks the pool is of; pools from files have none."""
     pools: Mapping[str, Pool]
     validation: Pool
@@ -56,7 +56,7 @@ class Subject:
 
 
 @contextmanager
-def open_subject(path: Path, pool_folders: Sequence[Path], device: str | None) -> Iterator[Subject]:
+def open_subject(path: Path, pool_folders: Sequence[Path], device: str | None) -> Iterator[LoadedRun]:
     """Open the run at `path`, with its environment, for a `with` block, and load the pools in `pool_folders`.
 
     Raises:
@@ -68,7 +68,7 @@ def open_subject(path: Path, pool_folders: Sequence[Path], device: str | None) -
     with open_worlds(config) as worlds:
         pools = frozen_pools(run, config, worlds, initial)
         columns = {HELDOUT: pools["heldout"]}
-        by_pool: dict[str, Worlds] = {HELDOUT: worlds}
+        by_pool: dict[str, TaskSuite] = {HELDOUT: worlds}
         if OOD in pools and pools[OOD].trajectories:
             columns[OOD], by_pool[OOD] = pools[OOD], worlds.out_of_distribution()
         if POOL in pools:
@@ -76,7 +76,7 @@ def open_subject(path: Path, pool_folders: Sequence[Path], device: str | None) -
         for name, folder in pool_columns(pool_folders, columns).items():
             cut = config.model.kind == "hf"
             columns[name] = load_pool(folder, initial.renderer, initial.model.max_length, cut=cut)
-        yield Subject(run, config, initial, by_pool, columns, pools["validation"], run_notices(run, config))
+        yield LoadedRun(run, config, initial, by_pool, columns, pools["validation"], run_notices(run, config))
 
 
 def checkpoint_steps(run: RunDirectory, wanted: Sequence[str | int]) -> list[int]:
@@ -94,7 +94,7 @@ def checkpoint_steps(run: RunDirectory, wanted: Sequence[str | int]) -> list[int
     return sorted(steps)
 
 
-def load_step(subject: Subject, policy: TorchPolicy, step: int) -> None:
+def load_step(subject: LoadedRun, policy: TorchPolicy, step: int) -> None:
     """Bring `policy` to the run's checkpoint of `step`.
 
     Raises:
@@ -104,7 +104,7 @@ def load_step(subject: Subject, policy: TorchPolicy, step: int) -> None:
     policy.load(folder)
 
 
-def executed_by(subject: Subject, step: int) -> list[Pair]:
+def executed_by(subject: LoadedRun, step: int) -> list[Pair]:
     """The pairs that training had executed by `step`, in the order of their first occurrence.
 
     Raises:
@@ -114,7 +114,7 @@ def executed_by(subject: Subject, step: int) -> list[Pair]:
     return list(dict.fromkeys((row["command"], row["output"]) for row in rows))
 
 
-def play_tasks(subject: Subject, policy: TorchPolicy, rollouts: int) -> dict[str, list[Outcome]]:
+def play_tasks(subject: LoadedRun, policy: TorchPolicy, rollouts: int) -> dict[str, list[TaskOutcome]]:
     """By pool, the outcomes of its held-out tasks; empty without rollouts.
 
     The sampling seed is the same for every run and checkpoint: first rollouts can be paired.
@@ -122,7 +122,7 @@ def play_tasks(subject: Subject, policy: TorchPolicy, rollouts: int) -> dict[str
     Raises:
         EchoError: the environment lost the session of a rollout again and again (exit code 1).
     """
-    played: dict[str, list[Outcome]] = {}
+    played: dict[str, list[TaskOutcome]] = {}
     for name, worlds in subject.worlds.items():
         tasks = worlds.tasks.heldout
         if rollouts and tasks:
@@ -134,7 +134,7 @@ def play_tasks(subject: Subject, policy: TorchPolicy, rollouts: int) -> dict[str
 
 
 def load_pool(folder: Path, renderer: Renderer, max_tokens: int | None = None, *, cut: bool = False) -> Pool:
-    """The pool `folder` as `renderer` writes it, whatever it was played with (see `rerender`).
+    """The pool `folder` as `renderer` writes it, whatever it was played with (see `retokenize`).
 
     Args:
         max_tokens: the longest trajectory that the policy to be measured can take; None for any.
@@ -144,18 +144,18 @@ def load_pool(folder: Path, renderer: Renderer, max_tokens: int | None = None, *
         EchoError: as `read_pool`; a trajectory is longer than `max_tokens`, or with `cut` nothing is left to measure.
     """
     _, played = read_pool(folder)
-    trajectories = [rerender(trajectory, renderer) for trajectory in played]
+    trajectories = [retokenize(trajectory, renderer) for trajectory in played]
     pool = pool_of(trajectories)
     longest = max(map(len, pool.trajectories), default=0)
     if max_tokens is None or longest <= max_tokens:
         return pool
     if not cut:
-        message = f"a trajectory of {shown(folder)} has {longest} tokens, the model takes {max_tokens}"
+        message = f"a trajectory of {escape_unprintable(folder)} has {longest} tokens, the model takes {max_tokens}"
         raise EchoError(message, "build the pool with a lower rollout.max_episode_tokens")
     fitting = [truncated(trajectory, renderer.tokenizer, max_tokens) for trajectory in trajectories]
     left = pool_of(trajectory for trajectory in fitting if trajectory is not None)
     if not left.trajectories:
-        message = f"{shown(folder)} shows no output within the {max_tokens} tokens that the model takes"
+        message = f"{escape_unprintable(folder)} shows no output within the {max_tokens} tokens that the model takes"
         raise EchoError(message, "choose a model with a longer context, or build the pool with shorter episodes")
     return replace(left, cut=sum(len(trajectory) > max_tokens for trajectory in trajectories))
 
@@ -168,7 +168,7 @@ def pool_columns(folders: Sequence[Path], taken: Collection[str] = ()) -> dict[s
     """
     columns: dict[str, Path] = {}
     for folder in folders:
-        name = shown(folder.resolve().name)
+        name = escape_unprintable(folder.resolve().name)
         if name in columns or name in taken:
             raise EchoError(f"two pools are named {name}", "rename one of the folders; a column has the folder's name")
         columns[name] = folder
@@ -207,7 +207,7 @@ def build_policy(config: Config, *, quiet: bool = False) -> tuple[TorchPolicy, D
     return policy, choice
 
 
-def frozen_pools(run: RunDirectory, config: Config, worlds: Worlds, policy: TorchPolicy) -> dict[str, Pool]:
+def frozen_pools(run: RunDirectory, config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict[str, Pool]:
     """The frozen pools of a run: those it has kept, or those that its worlds' experts play again; its traces' last.
 
     Raises:
@@ -222,7 +222,9 @@ def frozen_pools(run: RunDirectory, config: Config, worlds: Worlds, policy: Torc
     if config.traces is None or config.environment.none:
         return pools
     if traces is None:
-        raise EchoError(f"{shown(run.path)} has lost its pool of held-out traces", "train it again, with --overwrite")
+        raise EchoError(
+            f"{escape_unprintable(run.path)} has lost its pool of held-out traces", "train it again, with --overwrite"
+        )
     return {**pools, POOL: pool_of(read_trajectories(traces))}
 
 

@@ -59,7 +59,7 @@ class Tokens:
     position: Ints
     """Index within the output; for a warning, within its segment."""
     match_length: Ints
-    """Tokens of the longest match in the trajectory up to here, see `longest_matches`."""
+    """Tokens of the longest match in the trajectory up to here, see `longest_suffix_matches`."""
     match_token: Ints
     """What followed that match; -1 without one."""
 
@@ -248,7 +248,7 @@ def _rows(
 
     `span_of` maps a count of env_output tokens to the span that the token is in, and its position there.
     """
-    length_T, following_T = longest_matches(trajectory.token_ids)
+    length_T, following_T = longest_suffix_matches(trajectory.token_ids)
     index = outputs = begin = 0
     turn = -1
     for segment in trajectory.segments:
@@ -302,7 +302,7 @@ def _bins(predictions: Predictions) -> Ints:
 Ints = NDArray[np.int64]
 
 
-def longest_matches(token_ids: Sequence[int]) -> tuple[Ints, Ints]:
+def longest_suffix_matches(token_ids: Sequence[int]) -> tuple[Ints, Ints]:
     """For every position p: how much of what precedes it has occurred before, and what then followed.
 
     Time is O(T²) and memory O(T) for T tokens.

@@ -18,7 +18,7 @@ from echo_cli.errors import EchoError
 from echo_cli.evaluation.baselines import ORDER
 from echo_cli.evaluation.loaded_run import load_pool, pool_columns
 from echo_cli.evaluation.measures import Predictions, Tokens, bits_per_byte_difference, env_ce_difference, tokens_of
-from echo_cli.evaluation.named_models import Contender, contenders, loading_config
+from echo_cli.evaluation.named_models import NamedModel, contenders, loading_config
 from echo_cli.evaluation.records import INITIAL, POLICY, ModelDifference, ModelEntry, ModelEvaluation
 from echo_cli.evaluation.run_evaluation import (
     cut_notes,
@@ -34,7 +34,7 @@ from echo_cli.models.renderer import Renderer
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.runs.pool_folder import read_pool
 from echo_cli.runs.pools import Pair, Pool, pool_of
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 from echo_cli.trajectory import Role
 
 _COMPRESSORS = [name + known for name in ("gzip", "zstd") for known in ("", " + observations")]
@@ -46,7 +46,7 @@ _TAKEN = frozenset({INITIAL, POLICY, "difference", "uniform", "unigram", f"{ORDE
 class ScoredModel:
     """What a model says of the pools as it writes them; its weights are let go."""
 
-    contender: Contender
+    contender: NamedModel
     device: str
     renderer: Renderer
     context: int
@@ -103,7 +103,7 @@ def evaluate_models(
     same = [_same_tokens(first, other) for other in scored]
     return ModelEvaluation(
         models=[_entry(model, same_tokens) for model, same_tokens in zip(scored, same, strict=True)],
-        fit_pool=None if fit_folder is None else shown(fit_folder.resolve().name),
+        fit_pool=None if fit_folder is None else escape_unprintable(fit_folder.resolve().name),
         pairs={name: len(pool.pairs) for name, pool in first.pools.items()},
         novel_pairs={name: novel_pairs(of) for name, of in first.tokens.items()},
         differences=[
@@ -141,7 +141,7 @@ def check_same_outputs(first: ScoredModel, other: ScoredModel) -> None:
 
 
 def _score(
-    contender: Contender,
+    contender: NamedModel,
     base: Config,
     columns: Mapping[str, Path],
     seen: frozenset[Pair],

@@ -17,7 +17,7 @@ from echo_cli.errors import EchoError
 from echo_cli.files import read_json
 from echo_cli.models.tiny import TINY_BASE
 from echo_cli.runs.checkpoints import Checkpoints
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _ANY_KIND = ("device", "threads", "optim.token_budget")
@@ -26,7 +26,7 @@ _NAMES = f"{TINY_BASE}, a folder with config.json and weights, or a hub id such 
 
 
 @dataclass(frozen=True)
-class Contender:
+class NamedModel:
     """A model to be measured."""
 
     label: str
@@ -45,7 +45,7 @@ class Contender:
         return base.model_copy(update=changed)
 
 
-def contenders(paths: Sequence[str], taken: Collection[str]) -> list[Contender]:
+def contenders(paths: Sequence[str], taken: Collection[str]) -> list[NamedModel]:
     """The models of `paths`, each with a label that none of the others has and that is not `taken`.
 
     Raises:
@@ -55,9 +55,9 @@ def contenders(paths: Sequence[str], taken: Collection[str]) -> list[Contender]:
     places = [_parts(path) for path in paths]
     for number, (path, place) in enumerate(zip(paths, places, strict=True)):
         if place in places[:number]:
-            raise EchoError(f"--model {shown(path)} is given twice", "give each model once")
+            raise EchoError(f"--model {escape_unprintable(path)} is given twice", "give each model once")
     labels = [_label(place, [other for other in places if other != place], taken) for place in places]
-    return [Contender(label, path, kind) for label, path, kind in zip(labels, paths, kinds, strict=True)]
+    return [NamedModel(label, path, kind) for label, path, kind in zip(labels, paths, kinds, strict=True)]
 
 
 def kind_of(path: str) -> Literal["tiny", "hf"]:
@@ -72,7 +72,9 @@ def kind_of(path: str) -> Literal["tiny", "hf"]:
     if not folder.is_dir():
         if _HUB_ID.fullmatch(path) and not folder.exists() and not Path(path.split("/")[0]).exists():
             return "hf"
-        raise EchoError(f"no model {shown(path)}: {'not a folder' if folder.exists() else 'it does not exist'}", _NAMES)
+        raise EchoError(
+            f"no model {escape_unprintable(path)}: {'not a folder' if folder.exists() else 'it does not exist'}", _NAMES
+        )
     if (folder / "adapter_config.json").is_file():
         return "hf"
     if (folder / "config.json").is_file():
@@ -80,12 +82,12 @@ def kind_of(path: str) -> Literal["tiny", "hf"]:
     checkpoints = Checkpoints(folder / "checkpoints")
     if steps := checkpoints.steps():
         newest = checkpoints.path / f"step_{steps[-1]:06d}"
-        tip = f"--model {shown(newest)} is one of its checkpoints; without --model, RUN measures the run"
-        raise EchoError(f"{shown(path)} is a run, not a model", tip)
-    raise EchoError(f"{shown(path)} is not a model: it has no config.json", _NAMES)
+        tip = f"--model {escape_unprintable(newest)} is one of its checkpoints; without --model, RUN measures the run"
+        raise EchoError(f"{escape_unprintable(path)} is a run, not a model", tip)
+    raise EchoError(f"{escape_unprintable(path)} is not a model: it has no config.json", _NAMES)
 
 
-def loading_config(name: str | None, overrides: Sequence[str], chosen: Sequence[Contender]) -> Config:
+def loading_config(name: str | None, overrides: Sequence[str], chosen: Sequence[NamedModel]) -> Config:
     """The config that says how the `chosen` models are loaded and how conversations are written for them.
 
     Args:
@@ -101,9 +103,9 @@ def loading_config(name: str | None, overrides: Sequence[str], chosen: Sequence[
         of_hf = keys[0] == "conversation" or (len(keys) == 2 and keys[0] == "model" and keys[1] in _HF_MODEL)
         if not of_hf and key not in _ANY_KIND:
             known = ", ".join([*(f"model.{each}" for each in _HF_MODEL), "conversation.*", *_ANY_KIND])
-            raise EchoError(f"{shown(key)} has no effect with --model", f"what has: {known}")
+            raise EchoError(f"{escape_unprintable(key)} has no effect with --model", f"what has: {known}")
         if of_hf and not hf:
-            raise EchoError(f"{shown(key)} has no effect: no --model is of Hugging Face", "leave it away")
+            raise EchoError(f"{escape_unprintable(key)} has no effect: no --model is of Hugging Face", "leave it away")
     # The keys of Hugging Face's models are refused in a config of the other kind.
     kind = ["model.kind=hf", f"model.path={json.dumps(hf[0].path)}"] if hf else []
     return load_config(find_config("toy" if name is None else name), [*overrides, *kind])
@@ -116,7 +118,7 @@ def _parts(path: str) -> tuple[str, ...]:
 def _label(place: Sequence[str], others: Sequence[Sequence[str]], taken: Collection[str]) -> str:
     """The shortest end of a path that no other has; the folder's name where that is enough."""
     for length in range(1, len(place) + 1):
-        label = shown("/".join(place[-length:]))
+        label = escape_unprintable("/".join(place[-length:]))
         if label not in taken and all(tuple(other[-length:]) != tuple(place[-length:]) for other in others):
             return label
-    return f"{shown('/'.join(place))} (model)"
+    return f"{escape_unprintable('/'.join(place))} (model)"

@@ -11,7 +11,7 @@ from echo_cli.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskOutcome:
     """One task's rollouts; solved are those with a reward of 1."""
 
     task_id: str
@@ -36,17 +36,17 @@ class OutcomeComparison:
     """pass@1 of B less that of A over all rollouts, paired by task."""
 
 
-def outcomes_of(tasks: Sequence[Task], trajectories: Sequence[Trajectory]) -> list[Outcome]:
+def outcomes_of(tasks: Sequence[Task], trajectories: Sequence[Trajectory]) -> list[TaskOutcome]:
     """The outcomes of `tasks`, from as many verified rollouts of each, task by task in the same order."""
     rollouts = len(trajectories) // max(len(tasks), 1)
     outcomes = []
     for number, task in enumerate(tasks):
         solved = [(t.reward or 0.0) >= 1 for t in trajectories[number * rollouts : (number + 1) * rollouts]]
-        outcomes.append(Outcome(task.task_id, task.family, rollouts, sum(solved), solved[0]))
+        outcomes.append(TaskOutcome(task.task_id, task.family, rollouts, sum(solved), solved[0]))
     return outcomes
 
 
-def pass_at(outcomes: Sequence[Outcome], k: int) -> Estimate | None:
+def pass_at(outcomes: Sequence[TaskOutcome], k: int) -> Estimate | None:
     """The mean over tasks of the unbiased estimate of pass@k, resampled over tasks; None without tasks.
 
     Raises:
@@ -56,7 +56,7 @@ def pass_at(outcomes: Sequence[Outcome], k: int) -> Estimate | None:
     return ratio(values, [1] * len(values))
 
 
-def compare_outcomes(first: Sequence[Outcome], second: Sequence[Outcome]) -> OutcomeComparison | None:
+def compare_outcomes(first: Sequence[TaskOutcome], second: Sequence[TaskOutcome]) -> OutcomeComparison | None:
     """Policy A (`first`) and policy B on the same tasks with as many rollouts; None without tasks."""
     difference = ratio_difference(
         [a.solved for a in first], [b.solved for b in second], [outcome.rollouts for outcome in first]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from echo_cli.config.loader import load_config
 from echo_cli.config.schema import Config
-from echo_cli.environments.protocol import Worlds
+from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.tasks import Split, Task
 from echo_cli.environments.worlds import open_worlds
 from echo_cli.errors import EchoError
@@ -23,7 +23,7 @@ from echo_cli.files import sha256_of
 from echo_cli.models.loading import load_renderer
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import Renderer
-from echo_cli.rollouts.limits import Limits, limits_for, limits_of
+from echo_cli.rollouts.limits import EpisodeLimits, limits_for, limits_of
 from echo_cli.rollouts.rollout import play_policy, play_scripts, without_fragments
 from echo_cli.runs.directory import open_run
 from echo_cli.runs.pool_folder import Actor, Manifest, Provenance, check_free, write_pool
@@ -117,7 +117,7 @@ def _world_seeds(config: Config, out_of_distribution: bool) -> tuple[int, ...]:
     return toy.ood_world_seeds if out_of_distribution else toy.world_seeds
 
 
-def _tasks(worlds: Worlds, recipe: Recipe) -> Sequence[Task]:
+def _tasks(worlds: TaskSuite, recipe: Recipe) -> Sequence[Task]:
     tasks: Sequence[Task] = getattr(worlds.tasks, recipe.split)
     if tasks:
         return tasks
@@ -154,7 +154,12 @@ def _weights_sha256(folder: Path) -> str:
 
 
 def _sample(
-    policy: TorchPolicy, worlds: Worlds, tasks: Sequence[Task], recipe: Recipe, limits: Limits, temperature: float
+    policy: TorchPolicy,
+    worlds: TaskSuite,
+    tasks: Sequence[Task],
+    recipe: Recipe,
+    limits: EpisodeLimits,
+    temperature: float,
 ) -> list[Trajectory]:
     """Verified rollouts, task by task. Played in rounds of one a task, so that more of them keep the first ones."""
     wanted = [(task, task.task_id) for task in tasks]
@@ -168,7 +173,7 @@ def _sample(
 
 
 def _script(
-    renderer: Renderer, worlds: Worlds, tasks: Sequence[Task], recipe: Recipe, limits: Limits
+    renderer: Renderer, worlds: TaskSuite, tasks: Sequence[Task], recipe: Recipe, limits: EpisodeLimits
 ) -> list[Trajectory]:
     """Scripted rollouts, task by task; explorers draw from a generator of this pool's own.
 

@@ -9,7 +9,7 @@ from typing import Any
 from echo_cli.evaluation.measures import Measures
 from echo_cli.evaluation.pass_at_k import OutcomeComparison
 from echo_cli.statistics import Estimate
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 HELDOUT, OOD = "heldout", "ood"
 INITIAL, POLICY = "initial", "policy"
@@ -267,12 +267,28 @@ def csv_rows(found: Found) -> Iterator[tuple[Any, ...]]:
     for entry in found.measured:
         for name, estimate in entry.measures.estimates.items():
             yield (
-                *(shown(entry.run), entry.step, entry.pool, entry.model, entry.group, shown(entry.key), name),
+                *(
+                    escape_unprintable(entry.run),
+                    entry.step,
+                    entry.pool,
+                    entry.model,
+                    entry.group,
+                    escape_unprintable(entry.key),
+                    name,
+                ),
                 *(estimate.value, estimate.low, estimate.high, entry.measures.tokens),
             )
     for passed in found.passed:
         yield (
-            *(shown(passed.run), passed.step, passed.pool, passed.model, "tasks", "", f"pass_at_{passed.k}"),
+            *(
+                escape_unprintable(passed.run),
+                passed.step,
+                passed.pool,
+                passed.model,
+                "tasks",
+                "",
+                f"pass_at_{passed.k}",
+            ),
             *(passed.estimate.value, passed.estimate.low, passed.estimate.high, None),
         )
     if isinstance(found, ModelEvaluation):
@@ -281,7 +297,7 @@ def csv_rows(found: Found) -> Iterator[tuple[Any, ...]]:
             for name, paired in (("env_bits_per_byte", less.env_bits_per_byte), ("env_ce", less.env_ce)):
                 if paired is not None:
                     yield (
-                        *(shown(models), None, less.pool, "difference", HEADLINE, "", name),
+                        *(escape_unprintable(models), None, less.pool, "difference", HEADLINE, "", name),
                         *(paired.value, paired.low, paired.high, None),
                     )
     if isinstance(found, Comparison):

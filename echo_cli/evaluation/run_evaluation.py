@@ -17,7 +17,7 @@ from echo_cli.evaluation.baselines import (
     ngram_predictions,
 )
 from echo_cli.evaluation.loaded_run import (
-    Subject,
+    LoadedRun,
     build_policy,
     checkpoint_steps,
     executed_by,
@@ -36,7 +36,7 @@ from echo_cli.evaluation.measures import (
     reliability,
     tokens_of,
 )
-from echo_cli.evaluation.pass_at_k import Outcome, pass_at
+from echo_cli.evaluation.pass_at_k import TaskOutcome, pass_at
 from echo_cli.evaluation.records import (
     HEADLINE,
     HELDOUT,
@@ -85,7 +85,7 @@ def evaluate_run(
 
 
 def _evaluate(
-    subject: Subject,
+    subject: LoadedRun,
     checkpoints: Sequence[str | int],
     rollouts: int,
     pass_k: Sequence[int],
@@ -153,7 +153,7 @@ def report_policy(
     step: int | None,
     predictions: Mapping[str, Predictions],
     tokens: Mapping[str, Tokens],
-    played: Mapping[str, Sequence[Outcome]],
+    played: Mapping[str, Sequence[TaskOutcome]],
     pass_k: Sequence[int],
     *,
     detailed: bool = True,
@@ -222,7 +222,7 @@ def missing_baselines() -> list[str]:
     return [] if has_zstd() else ["zstd is left out: pip install 'echo-cli[zstd]'"]
 
 
-def _task_rows(pool: str, before: Sequence[Outcome], after: Sequence[Outcome]) -> list[TaskRow]:
+def _task_rows(pool: str, before: Sequence[TaskOutcome], after: Sequence[TaskOutcome]) -> list[TaskRow]:
     return [
         TaskRow(pool, first.task_id, first.family, first.rollouts, first.solved, second.solved)
         for first, second in zip(before, after, strict=True)

@@ -77,7 +77,7 @@ _SCORED = (Role.ACTION, Role.ENV_OUTPUT, Role.WARNING)
 
 
 @dataclass(frozen=True)
-class Heat:
+class TokenLosses:
     """The tokens of one segment, as pieces of its text, with what a policy makes of them."""
 
     segment: Segment
@@ -93,7 +93,7 @@ def pieces_of(segment: Segment, tokenizer: Tokenizer) -> tuple[str, ...]:
     return tuple(tokenizer.pieces(segment.text, segment.token_ids))
 
 
-def heat_of(policy: TorchPolicy, trajectories: Sequence[Trajectory]) -> list[list[Heat]]:
+def token_losses(policy: TorchPolicy, trajectories: Sequence[Trajectory]) -> list[list[TokenLosses]]:
     """For each trajectory, the heat of its segments, in order; they must be in the tokens of `policy`."""
     found = []
     for trajectory, scores in zip(trajectories, policy.score(trajectories, _SCORED), strict=True):
@@ -101,6 +101,6 @@ def heat_of(policy: TorchPolicy, trajectories: Sequence[Trajectory]) -> list[lis
         for segment, played in zip(visible(trajectory).segments, trajectory.segments, strict=True):
             scored = segment.role in _SCORED and not played.transient
             values = tuple(next(nats) for _ in segment.token_ids) if scored else None
-            heats.append(Heat(segment, pieces_of(segment, policy.tokenizer), values))
+            heats.append(TokenLosses(segment, pieces_of(segment, policy.tokenizer), values))
         found.append(heats)
     return found

@@ -16,7 +16,7 @@ from echo_cli.config.model import RANDOM_QWEN3, ModelConfig
 
 
 @dataclass(frozen=True)
-class Shape:
+class Architecture:
     """A decoder: embedding, `layers` blocks of attention and MLP, a head that is the embedding again where `tied`."""
 
     hidden: int
@@ -90,11 +90,11 @@ class Shape:
         return attention + (2 * I + H if self.mlp_bias else 0)
 
 
-def _qwen3(hidden: int, layers: int, heads: int, intermediate: int, *, tied: bool) -> Shape:
-    return Shape(hidden, layers, heads, 8, 128, intermediate, 151_936, tied, 40_960, "qwen3")
+def _qwen3(hidden: int, layers: int, heads: int, intermediate: int, *, tied: bool) -> Architecture:
+    return Architecture(hidden, layers, heads, 8, 128, intermediate, 151_936, tied, 40_960, "qwen3")
 
 
-NAMED: Mapping[str, Shape] = {
+NAMED: Mapping[str, Architecture] = {
     # config.json of each on the hub, as published in April 2025.
     "Qwen/Qwen3-0.6B": _qwen3(1024, 28, 16, 3072, tied=True),
     "Qwen/Qwen3-1.7B": _qwen3(2048, 28, 16, 6144, tied=True),
@@ -102,7 +102,7 @@ NAMED: Mapping[str, Shape] = {
     "Qwen/Qwen3-8B": _qwen3(4096, 36, 32, 12_288, tied=False),
     "Qwen/Qwen3-14B": _qwen3(5120, 40, 40, 17_408, tied=False),
     # models/random_qwen3.py makes it.
-    RANDOM_QWEN3: Shape(128, 3, 4, 2, 32, 384, 1123, True, 2048, "qwen3"),
+    RANDOM_QWEN3: Architecture(128, 3, 4, 2, 32, 384, 1123, True, 2048, "qwen3"),
 }
 """Models whose numbers are known without their files."""
 
@@ -115,7 +115,7 @@ _FORMS: Mapping[str, Literal["llama", "qwen2", "qwen3"]] = {
 """By `model_type`."""
 
 
-def shape_of(model: ModelConfig) -> Shape | None:
+def architecture_of(model: ModelConfig) -> Architecture | None:
     """The shape of a config's model, from its folder, the hub's files on this machine, or `NAMED`.
 
     None where it cannot be known without fetching the model, or where its architecture is of another form. What is
@@ -132,28 +132,28 @@ def shape_of(model: ModelConfig) -> Shape | None:
     return _read(folder / "config.json", _decoder_shape)
 
 
-def _read(path: Path, parse: Any) -> Shape | None:
+def _read(path: Path, parse: Any) -> Architecture | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        shape: Shape | None = parse(values) if isinstance(values, dict) else None
+        shape: Architecture | None = parse(values) if isinstance(values, dict) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return shape
 
 
-def _tiny_shape(values: Mapping[str, Any]) -> Shape:
+def _tiny_shape(values: Mapping[str, Any]) -> Architecture:
     hidden, heads = int(values["hidden"]), int(values["heads"])
     sizes = (hidden, int(values["layers"]), heads, heads, hidden // heads, 4 * hidden, int(values["vocab_size"]))
-    return Shape(*sizes, True, int(values["max_length"]), "tiny")
+    return Architecture(*sizes, True, int(values["max_length"]), "tiny")
 
 
-def _decoder_shape(values: Mapping[str, Any]) -> Shape | None:
+def _decoder_shape(values: Mapping[str, Any]) -> Architecture | None:
     """The shape that a config.json of transformers describes; None for another `model_type`."""
     form = _FORMS.get(values.get("model_type", ""))
     if form is None:
         return None
     hidden, heads = int(values["hidden_size"]), int(values["num_attention_heads"])
-    return Shape(
+    return Architecture(
         hidden=hidden,
         layers=int(values["num_hidden_layers"]),
         heads=heads,

@@ -15,7 +15,7 @@ from typing import Literal
 from echo_cli.errors import EchoError
 from echo_cli.models.renderer import Frame, Message
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 from echo_cli.trajectory import SCAFFOLD, Role, Segment
 
 THINK, END_THINK = "<think>", "</think>"
@@ -184,6 +184,7 @@ def family_of(name: str, template: str) -> ChatFamily:
             return family
     known = ", ".join(f"{family.name} ({family.header.partition('{role}')[0]})" for family in FAMILIES)
     raise EchoError(
-        f"the chat template is of no known family: it has no mark of {known}; it begins '{shown(template[:60])}'",
+        f"the chat template is of no known family: it has no mark of {known}; it begins "
+        f"'{escape_unprintable(template[:60])}'",
         "conversation.renderer=plain writes no turns; model.chat_template=FILE replaces the template",
     )

@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from echo_cli.config.schema import Config
-from echo_cli.models.architecture import Shape
+from echo_cli.models.architecture import Architecture
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -89,24 +89,24 @@ def longest_episode(config: Config) -> int:
     return config.rollout.max_episode_tokens + 2 * config.rollout.max_output_tokens
 
 
-def longest_trace(shape: Shape, config: Config) -> int:
+def longest_trace(shape: Architecture, config: Config) -> int:
     """Tokens of the longest trace, which is cut where the context ends; 0 without traces."""
     return 0 if config.traces is None else min(config.traces.max_tokens or shape.max_length, shape.max_length)
 
 
-def longest_update(shape: Shape, config: Config) -> int:
+def longest_update(shape: Architecture, config: Config) -> int:
     """Tokens of the longest sequence of an update: of a rollout or a trace."""
     played = 0 if config.environment.none else longest_episode(config)
     return max(played, longest_trace(shape, config))
 
 
-def trained_parameters(shape: Shape, config: Config) -> int:
+def trained_parameters(shape: Architecture, config: Config) -> int:
     """Parameters that the optimizer changes."""
     lora = config.model.lora
     return shape.parameters if lora is None else shape.lora_parameters(lora.rank, lora.targets)
 
 
-def predict_memory(shape: Shape, config: Config, dtype: Dtype, device: str) -> MemoryPrediction:
+def predict_memory(shape: Architecture, config: Config, dtype: Dtype, device: str) -> MemoryPrediction:
     """The predicted memory of a run of a Hugging Face model.
 
     Args:
@@ -120,7 +120,7 @@ def predict_memory(shape: Shape, config: Config, dtype: Dtype, device: str) -> M
     )
 
 
-def _standing(shape: Shape, config: Config, dtype: Dtype) -> dict[str, int]:
+def _standing(shape: Architecture, config: Config, dtype: Dtype) -> dict[str, int]:
     """What is held in both phases."""
     c, trained = _bytes(dtype), trained_parameters(shape, config)
     linear = shape.linear_parameters + (0 if shape.tied else shape.embedding_parameters)
@@ -139,7 +139,7 @@ def _standing(shape: Shape, config: Config, dtype: Dtype) -> dict[str, int]:
     }
 
 
-def _update(shape: Shape, config: Config, dtype: Dtype, device: str) -> dict[str, int]:
+def _update(shape: Architecture, config: Config, dtype: Dtype, device: str) -> dict[str, int]:
     c, trained = _bytes(dtype), trained_parameters(shape, config)
     probing = config.probe_every > 0 or config.objective.schedule == "gradient_ratio"
     whole = config.model.lora is None
@@ -160,7 +160,7 @@ def _update(shape: Shape, config: Config, dtype: Dtype, device: str) -> dict[str
     }
 
 
-def saved_by_layer(shape: Shape, config: Config, dtype: Dtype) -> int:
+def saved_by_layer(shape: Architecture, config: Config, dtype: Dtype) -> int:
     """Bytes per token that one layer saves for the backward pass."""
     lora, c = config.model.lora, _bytes(dtype)
     widths = (shape.hidden, shape.query_width, shape.key_width, shape.intermediate)
@@ -174,7 +174,7 @@ def saved_by_layer(shape: Shape, config: Config, dtype: Dtype) -> int:
     return saved
 
 
-def _rollout(shape: Shape, config: Config, dtype: Dtype) -> dict[str, int]:
+def _rollout(shape: Architecture, config: Config, dtype: Dtype) -> dict[str, int]:
     """Nothing where an endpoint samples."""
     if config.sampler.kind != "torch":
         return {"KV cache": 0, "prefill": 0, "sampling": 0}

@@ -32,7 +32,7 @@ from echo_cli.objective.batch import Targets, bucket, collate, targets
 from echo_cli.objective.diagnostics import GradientComparison, gradient_comparison
 from echo_cli.objective.logprobs import Scores, selected_logprobs, target_logprobs
 from echo_cli.objective.loss import StepWeights, echo_loss, env_loss, rl_loss
-from echo_cli.trajectory import Role, Trajectory, Views, expand, views, visible
+from echo_cli.trajectory import ContextViews, Role, Trajectory, context_views, expand_context_views, visible
 
 TRAINER_FILE = "trainer.pt"
 
@@ -128,7 +128,7 @@ class TorchPolicy:
         Args:
             imitation_coeff: the weight of the imitation term; None also leaves its metrics out.
         """
-        parts, step = [], expand(trajectories, use_rl=settings.use_rl)
+        parts, step = [], expand_context_views(trajectories, use_rl=settings.use_rl)
         imitated = (weights.imitation_weight_B > 0).tolist() if imitation_coeff else [False] * len(trajectories)
         imitated_V = [imitated[owner] for owner in step.owners]
         for indices in self._micro_batches(step.trajectories, imitated_V):
@@ -173,7 +173,7 @@ class TorchPolicy:
         """
         rl_grads = [torch.zeros_like(parameter) for parameter in self._parameters]
         env_grads = [torch.zeros_like(parameter) for parameter in self._parameters]
-        step = expand(trajectories, use_rl=settings.use_rl)
+        step = expand_context_views(trajectories, use_rl=settings.use_rl)
         for indices in self._micro_batches(step.trajectories, [False] * len(step.owners)):
             wanted, scores, reference_logprobs_N = self._forward(step, indices, settings, temperature)
             rl = rl_loss(scores.logprobs_N, wanted, advantages_B, weights, settings, reference_logprobs_N)
@@ -204,10 +204,10 @@ class TorchPolicy:
     def score(self, trajectories: Sequence[Trajectory], roles: Collection[Role]) -> list[TokenScores]:
         """Teacher-forced scores of each trajectory's tokens of `roles`.
 
-        Those of an action that lost its thinking are left out: that action is in one of the trajectory's `views`.
+        Tokens of an action that lost its thinking are left out: one of the `context_views` holds that action.
         """
         results: dict[int, TokenScores] = {}
-        seen = [views(trajectory)[0] for trajectory in trajectories]
+        seen = [context_views(trajectory)[0] for trajectory in trajectories]
         for indices in bucket(seen, self._optim.token_budget):
             micro = collate(seen, indices, self.tokenizer.pad_id).to(self.device)
             wanted = targets(micro, roles)
@@ -271,7 +271,7 @@ class TorchPolicy:
 
     def _forward(
         self,
-        step: Views,
+        step: ContextViews,
         indices: Sequence[int],
         settings: ObjectiveSettings,
         temperature: float,

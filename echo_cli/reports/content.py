@@ -47,7 +47,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Text:
+class PageText:
     """A segment of an episode."""
 
     role: str
@@ -63,7 +63,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Episode:
+class PageEpisode:
     """An episode to page through."""
 
     origin: Origin
@@ -75,7 +75,7 @@ class Episode:
     reward: float | None
     advantage: float | None
     """Within its group, where all of the group was kept."""
-    texts: tuple[Text, ...]
+    texts: tuple[PageText, ...]
 
     @property
     def is_cut(self) -> bool:
@@ -124,7 +124,7 @@ class RunReport:
     """What is missing or uncertain."""
     checkpoint: int | None
     """The step of the policy that `after` is of."""
-    episodes: tuple[Episode, ...]
+    episodes: tuple[PageEpisode, ...]
     episodes_there: int
     """How many there were to choose from."""
     observations: tuple[ObservationHeat, ...]
@@ -191,7 +191,7 @@ def in_turn(runs: Sequence[RunReport]) -> Iterator[tuple[int, int]]:
     return (place for places in zip_longest(*queues.values()) for place in places if place is not None)
 
 
-def shortened(episode: Episode, segment_characters: int, characters: int) -> Episode:
+def shortened(episode: PageEpisode, segment_characters: int, characters: int) -> PageEpisode:
     """`episode` with at most that many characters of a segment, and in all; the texts say what was left out."""
     texts, left = [], characters
     for text in episode.texts:
@@ -201,7 +201,7 @@ def shortened(episode: Episode, segment_characters: int, characters: int) -> Epi
     return replace(episode, texts=tuple(texts))
 
 
-def _shortened(text: Text, most: int) -> Text:
+def _shortened(text: PageText, most: int) -> PageText:
     length = sum(map(len, text.pieces))
     if length <= most:
         return text
@@ -222,7 +222,7 @@ def _run_json(run: RunReport) -> dict[str, Any]:
     return {**record, "columns": [asdict(c) for c in run.columns]}
 
 
-def mean_nats(texts: Sequence[Text], role: str) -> tuple[float | None, float | None]:
+def mean_nats(texts: Sequence[PageText], role: str) -> tuple[float | None, float | None]:
     """Nats per token before and after, over the scored texts of `role`."""
     chosen = [text for text in texts if text.role == role]
     return _mean([text.before for text in chosen]), _mean([text.after for text in chosen])

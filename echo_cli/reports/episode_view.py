@@ -13,16 +13,16 @@ from echo_cli.config.model import SamplerConfig
 from echo_cli.config.objective import AdvantageKind, ObjectiveSettings
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
-from echo_cli.evaluation.token_losses import Heat, heat_of, pieces_of
+from echo_cli.evaluation.token_losses import TokenLosses, pieces_of, token_losses
 from echo_cli.models.loading import open_policy
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.objective.advantages import advantages
 from echo_cli.runs.directory import RunDirectory
 from echo_cli.runs.recordings import Recording, step_of
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, trajectory_of
-from echo_cli.traces.retokenize import rendered
+from echo_cli.traces.retokenize import render_trace
 from echo_cli.trajectory import Role, Segment, Trajectory
 
 INITIAL = "initial"
@@ -58,7 +58,7 @@ class EpisodeView:
     step: int | None
     trace: Trace
     group: Group
-    heats: Mapping[str, Sequence[Heat]]
+    heats: Mapping[str, Sequence[TokenLosses]]
     note: str
     """What of the episode the policies could not be shown; empty where they scored all of it."""
 
@@ -111,12 +111,12 @@ def view_episode(
         EchoError: there is no such episode, checkpoint or model, or the episode is not in the policy's tokens.
     """
     trace = recording.episode(number)
-    heats: dict[str, Sequence[Heat]] = {}
+    heats: dict[str, Sequence[TokenLosses]] = {}
     note = ""
     if model is not None:
         label, config = model
         policy, _ = open_policy(config)
-        heats[label], note = _heat(policy, rendered(trace, policy.renderer))
+        heats[label], note = _heat(policy, render_trace(trace, policy.renderer))
     elif checkpoints:
         assert recording.run is not None and recording.config is not None
         folders = _folders(recording.run, checkpoints)
@@ -188,7 +188,7 @@ def _checkpoint(run: RunDirectory, which: str | int) -> tuple[Path, int]:
 
 def _as_played(trace: Trace, tokenizer: Tokenizer, recording: Recording, number: int) -> Trajectory:
     """The trajectory in the ids that the run's policy played it in."""
-    where = f"episode {number} of {shown(recording.place)}"
+    where = f"episode {number} of {escape_unprintable(recording.place)}"
     tip = "the file was changed; --model NAME scores its text in that model's own tokens"
     ids = [token for segment in trace.segments for token in segment.token_ids or ()]
     if not trace.has_token_ids or not all(0 <= token < tokenizer.vocab_size for token in ids):
@@ -199,15 +199,15 @@ def _as_played(trace: Trace, tokenizer: Tokenizer, recording: Recording, number:
         raise EchoError(f"{where} cannot be scored: {error}", tip) from error
 
 
-def _heat(policy: TorchPolicy, trajectory: Trajectory) -> tuple[list[Heat], str]:
+def _heat(policy: TorchPolicy, trajectory: Trajectory) -> tuple[list[TokenLosses], str]:
     """The heat of what of a trajectory fits the model's context, the rest unscored, and a note of what did not fit."""
     most = policy.model.max_length
     if len(trajectory) <= most:
-        return heat_of(policy, [trajectory])[0], ""
+        return token_losses(policy, [trajectory])[0], ""
     fitting, rest = _split(trajectory.segments, most, policy.tokenizer)
-    scored = heat_of(policy, [replace(trajectory, segments=tuple(fitting))])[0] if fitting else []
+    scored = token_losses(policy, [replace(trajectory, segments=tuple(fitting))])[0] if fitting else []
     note = f"it has {len(trajectory)} tokens and the model takes {most}: what comes after them is not scored"
-    return [*scored, *(Heat(segment, (segment.text,), None) for segment in rest)], note
+    return [*scored, *(TokenLosses(segment, (segment.text,), None) for segment in rest)], note
 
 
 def _split(segments: Sequence[Segment], most: int, tokenizer: Tokenizer) -> tuple[list[Segment], list[Segment]]:

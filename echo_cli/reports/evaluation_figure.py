@@ -24,7 +24,7 @@ from echo_cli.evaluation.records import (
 )
 from echo_cli.reports.figure import COLOURS, INK, MARKERS, Plotted, picture_stem, write_picture
 from echo_cli.statistics import Estimate
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,7 +154,7 @@ def _commands(
     rows: dict[str, str] = {}
     for number, (report, title) in enumerate(zip(reports, titles, strict=True)):
         found = _group(report, "command", pool)
-        rows |= {key: f"{_short(shown(key), 14)} ({getattr(found[key].measures, size)})" for key in keys}
+        rows |= {key: f"{_short(escape_unprintable(key), 14)} ({getattr(found[key].measures, size)})" for key in keys}
         estimates = [found[key].measures.estimates[measure] for key in keys]
         axes.errorbar(
             [estimate.value for estimate in estimates],

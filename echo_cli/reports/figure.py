@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echo_cli.errors import EchoError
-from echo_cli.files import write_atomic, writing
-from echo_cli.text import shown
+from echo_cli.files import os_errors, write_atomic
+from echo_cli.text import escape_unprintable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +74,9 @@ def picture_stem(output: Path | None, folder: Path, name: str) -> Path:
     if output.suffix.lower() in (".png", ".svg", ".csv"):
         return output.with_suffix("")
     if output.suffix.lower() in (".pdf", ".jpg", ".jpeg", ".eps", ".webp", ".html"):
-        raise EchoError(f"cannot write {shown(output)}: not a .png, .svg or .csv", "all three are written together")
+        raise EchoError(
+            f"cannot write {escape_unprintable(output)}: not a .png, .svg or .csv", "all three are written together"
+        )
     return output / name
 
 
@@ -110,7 +112,7 @@ def write_picture(
         figure.savefig(png, format="png", dpi=_DPI, metadata={"Software": None})
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     plotted = Plotted(*(Path(f"{stem}{ending}") for ending in (".png", ".svg", ".csv")))
-    with writing(stem.parent):
+    with os_errors(stem.parent):
         stem.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(plotted.csv, table.getvalue().encode())
     write_atomic(plotted.svg, svg.getvalue())

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from echo_cli.statistics import Estimate
-from echo_cli.text import printable
+from echo_cli.text import LINES, escape_unprintable
 
 NAME, VALUE = 80, 300
 """Characters of a name and of a value that are shown."""
@@ -14,7 +14,7 @@ NAME, VALUE = 80, 300
 
 def text(value: str, most: int | None = None) -> str:
     """`value` as it may stand in the page, cut to `most` characters."""
-    return escape(printable(value if most is None else shortened_text(value, most)))
+    return escape(escape_unprintable(value if most is None else shortened_text(value, most), keep=LINES))
 
 
 def name(value: str) -> str:

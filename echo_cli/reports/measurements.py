@@ -13,7 +13,7 @@ import numpy as np
 
 from echo_cli.config.model import SamplerConfig
 from echo_cli.config.schema import Config
-from echo_cli.environments.protocol import Worlds
+from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.worlds import open_worlds
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.evaluator import expert_pool, rollout_tasks
@@ -21,16 +21,16 @@ from echo_cli.evaluation.loaded_run import frozen_pools
 from echo_cli.evaluation.measures import Predictions, Tokens, measure, predict, tokens_of
 from echo_cli.evaluation.pass_at_k import outcomes_of, pass_at
 from echo_cli.evaluation.records import HELDOUT, OOD, pool_title
-from echo_cli.evaluation.token_losses import Heat, heat_of
+from echo_cli.evaluation.token_losses import TokenLosses, token_losses
 from echo_cli.models.loading import load_renderer, open_policy
 from echo_cli.models.policy import TorchPolicy
-from echo_cli.reports.content import Column, Episode, ObservationHeat, Text
+from echo_cli.reports.content import Column, ObservationHeat, PageEpisode, PageText
 from echo_cli.rollouts.limits import limits_of
 from echo_cli.runs.directory import RunDirectory
 from echo_cli.runs.pools import Pool, pairs_of, pool_of
 from echo_cli.seeds import derive_seed
 from echo_cli.statistics import Estimate
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 from echo_cli.traces.training_data import POOL
 from echo_cli.trajectory import Role, Trajectory, read_trajectories
 
@@ -53,7 +53,7 @@ class Found:
     columns: tuple[Column, ...] | None
     pairs: Mapping[str, int]
     checkpoint: int | None
-    episodes: tuple[Episode, ...]
+    episodes: tuple[PageEpisode, ...]
     pool_episodes: int
     observations: tuple[ObservationHeat, ...]
     notes: tuple[str, ...]
@@ -81,7 +81,7 @@ def measured(
             if there <= set(run.checkpoints.steps()):
                 raise
     raise EchoError(
-        f"{shown(run.path)} is being trained, and deletes its checkpoints before they are read",
+        f"{escape_unprintable(run.path)} is being trained, and deletes its checkpoints before they are read",
         "report it when training has ended, or train with a larger checkpoint.keep or checkpoint.every",
         exit_code=1,
     )
@@ -188,8 +188,8 @@ def _with_policies(
                 figures |= _pass_at_1(policy, worlds, config, at)
             return Column(label, at, figures), predictions.get(HELDOUT)
 
-        def heats() -> dict[int, list[Heat]]:
-            return dict(zip(scored, heat_of(policy, [played[number][0] for number in scored]), strict=True))
+        def heats() -> dict[int, list[TokenLosses]]:
+            return dict(zip(scored, token_losses(policy, [played[number][0] for number in scored]), strict=True))
 
         column, predicted_before = look("before", 0)
         columns, before = [column], heats()
@@ -214,7 +214,7 @@ def _with_policies(
 
 
 @contextmanager
-def _own_worlds(config: Config) -> Iterator[Worlds | None]:
+def _own_worlds(config: Config) -> Iterator[TaskSuite | None]:
     """The toy worlds of this process; None for every other environment, which belongs to the user."""
     if config.environment.toy_terminal is None:
         yield None
@@ -223,7 +223,7 @@ def _own_worlds(config: Config) -> Iterator[Worlds | None]:
             yield worlds
 
 
-def _pools(run: RunDirectory, config: Config, worlds: Worlds | None, policy: TorchPolicy) -> dict[str, Pool]:
+def _pools(run: RunDirectory, config: Config, worlds: TaskSuite | None, policy: TorchPolicy) -> dict[str, Pool]:
     if worlds is not None:
         pools = frozen_pools(run, config, worlds, policy)
     else:
@@ -263,7 +263,7 @@ def _figures(tokens: Mapping[str, Tokens], predictions: Mapping[str, Predictions
     return figures
 
 
-def _pass_at_1(policy: TorchPolicy, worlds: Worlds, config: Config, step: int) -> dict[str, Estimate]:
+def _pass_at_1(policy: TorchPolicy, worlds: TaskSuite, config: Config, step: int) -> dict[str, Estimate]:
     """pass@1 of the rollouts that the evaluation at `step` sampled, sampled again: resampled over tasks."""
     tasks, rollouts = worlds.tasks.heldout, config.evaluation.heldout_rollouts
     seed = derive_seed(config.seed, "evaluate/heldout", step)
@@ -305,23 +305,25 @@ def _observations(
         )
 
 
-def _texts(trajectory: Trajectory, before: list[Heat] | None, after: list[Heat] | None) -> tuple[Text, ...]:
+def _texts(
+    trajectory: Trajectory, before: list[TokenLosses] | None, after: list[TokenLosses] | None
+) -> tuple[PageText, ...]:
     if before is None or after is None:
         return tuple(_text(segment.role, segment.channel, segment.text) for segment in trajectory.segments)
     return tuple(
         _text(segment.role, segment.channel, segment.text)
         if first.nats is None
-        else Text(segment.role.name.lower(), segment.channel, first.pieces, first.nats, second.nats)
+        else PageText(segment.role.name.lower(), segment.channel, first.pieces, first.nats, second.nats)
         for segment, first, second in zip(trajectory.segments, before, after, strict=True)
     )
 
 
-def _text(role: Role, channel: str | None, text: str) -> Text:
-    return Text(role.name.lower(), channel, (text,))
+def _text(role: Role, channel: str | None, text: str) -> PageText:
+    return PageText(role.name.lower(), channel, (text,))
 
 
-def _episode(trajectory: Trajectory, rollout: KeptRollout | None, texts: tuple[Text, ...]) -> Episode:
-    return Episode(
+def _episode(trajectory: Trajectory, rollout: KeptRollout | None, texts: tuple[PageText, ...]) -> PageEpisode:
+    return PageEpisode(
         origin="held-out pool" if rollout is None else "rollout",
         step=None if rollout is None else rollout.step,
         task_id=trajectory.task_id,

@@ -49,7 +49,7 @@ from echo_cli.reports.html import (
     word_table,
 )
 from echo_cli.reports.page_episodes import episodes, fitting
-from echo_cli.text import printable
+from echo_cli.text import LINES, escape_unprintable
 from echo_cli.traces.inspection.account import Amount
 
 MOST_BYTES = 2_000_000
@@ -220,7 +220,7 @@ def _curves(report: Report, most: int) -> str:
         "0 resets."
         f'</p><div class="charts">{"".join(_chart(chart, names) for chart in found)}</div>'
     )
-    runs = escape(script_json([printable(run) for run in names]))
+    runs = escape(script_json([escape_unprintable(run, keep=LINES) for run in names]))
     return section("curves", _SECTIONS["curves"], body, f' data-runs="{runs}"')
 
 

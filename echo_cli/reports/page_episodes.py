@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from echo_cli.reports.content import Episode, Report, Text, in_turn, mean_nats, shortened
+from echo_cli.reports.content import PageEpisode, PageText, Report, in_turn, mean_nats, shortened
 from echo_cli.reports.html import VALUE, name, section, text
-from echo_cli.text import printable
+from echo_cli.text import LINES, escape_unprintable
 
 _SEGMENT_CHARACTERS, _EPISODE_CHARACTERS = 20_000, 60_000
 _FULL_HEAT = "4"  # nats of the strongest colour
@@ -18,7 +18,7 @@ _MODES = ("before", "after", "difference", "off")
 _LARGEST_NUMBER = 10**6
 _SPARE = 400  # bytes, for the digits of the counts and the sentences about them
 
-Chosen = list[tuple[int, Episode]]
+Chosen = list[tuple[int, PageEpisode]]
 """Runs by their number, and what is shown of their episodes."""
 
 
@@ -80,18 +80,18 @@ def _controls(report: Report, chosen: Chosen) -> str:
     )
 
 
-def _option(episode: Episode, report: Report, run: int, number: int) -> str:
+def _option(episode: PageEpisode, report: Report, run: int, number: int) -> str:
     reward = "" if episode.reward is None else f", reward {episode.reward:g}"
     several = f"{name(report.runs[run].name)}, " if len(report.runs) > 1 else ""
     said = f"{number}: {several}{name(episode.task_id)}, {_origin(episode)}{reward}"
     return f'<option value="episode-{number}">{said}</option>'
 
 
-def _origin(episode: Episode) -> str:
+def _origin(episode: PageEpisode) -> str:
     return episode.origin if episode.step is None else f"{episode.origin} of step {episode.step}"
 
 
-def _article(episode: Episode, report: Report, run: int, number: int) -> str:
+def _article(episode: PageEpisode, report: Report, run: int, number: int) -> str:
     facts = {
         "run": report.runs[run].name,
         "from": _origin(episode),
@@ -112,8 +112,8 @@ def _article(episode: Episode, report: Report, run: int, number: int) -> str:
     )
 
 
-def _segment(segment: Text) -> str:
-    pieces = [printable(piece) for piece in segment.pieces]
+def _segment(segment: PageText) -> str:
+    pieces = [escape_unprintable(piece, keep=LINES) for piece in segment.pieces]
     if not any(pieces) and not segment.left_out:
         return ""
     heat, said = "", ""

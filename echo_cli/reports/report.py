@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.errors import EchoError
-from echo_cli.files import check_writable, write_atomic, writing
+from echo_cli.files import check_writable, os_errors, write_atomic
 from echo_cli.reports.charts import METRICS
 from echo_cli.reports.content import Report, RunReport
 from echo_cli.reports.page import Page, page
@@ -73,7 +73,7 @@ def write_report(
         found.append(read_run(path, name, checkpoint=checkpoint, most_episodes=most_episodes, device=device))
     report = Report(tuple(found), tuple(curves), tuple(_notes(found)))
     html = page(report)
-    with writing(file):
+    with os_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, html.html.encode())
     return Written(file, report, html)

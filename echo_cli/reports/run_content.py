@@ -21,7 +21,7 @@ from echo_cli.reports.measurements import KeptRollout, measured
 from echo_cli.runs.directory import RunDirectory, open_run
 from echo_cli.runs.recordings import step_of
 from echo_cli.runs.summary import summarize_run, warnings_of
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, read_traces, trajectory_of
 from echo_cli.traces.inspection.account import RoleAccount, RoleCount
 from echo_cli.training.collapse import alarms
@@ -118,7 +118,8 @@ def _played(trace: Trace, run: RunDirectory) -> Trajectory:
         return trajectory_of(trace)
     except ValueError as error:
         raise EchoError(
-            f"{shown(run.trajectories_path)}: {shown(trace.task_id)} is not a rollout of a run: {shown(str(error))}",
+            f"{escape_unprintable(run.trajectories_path)}: {escape_unprintable(trace.task_id)} is not a rollout "
+            f"of a run: {escape_unprintable(str(error))}",
             "the file was changed or damaged after it was written",
         ) from error
 

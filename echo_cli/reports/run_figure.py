@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from echo_cli.errors import EchoError
 from echo_cli.reports.figure import COLOURS, INK, MARKERS, Plotted, picture_stem, write_picture
 from echo_cli.runs.curves import Band, Curve, band, read_curve
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,7 +134,7 @@ def plot_sweep(groups: Sequence[tuple[str, Sequence[Path]]], output: Path) -> Pl
     """
     runs_of: dict[str, list[Path]] = {}
     for label, runs in groups:
-        runs_of.setdefault(shown(label), []).extend(runs)
+        runs_of.setdefault(escape_unprintable(label), []).extend(runs)
     if not runs_of or not all(runs_of.values()):
         raise EchoError("no run to plot", "name at least one run for every label of the sweep")
     metrics = [panel.held_out.metric for panel in _PANELS]
@@ -266,11 +266,11 @@ def _band_title(label: str, bands: Sequence[Band], runs: int) -> str:
 
 def run_names(paths: Sequence[Path]) -> list[str]:
     """The runs' names, with the folders that tell them apart where two have the same."""
-    names = [shown(path.name) for path in paths]
+    names = [escape_unprintable(path.name) for path in paths]
     if len(set(names)) == len(names):
         return names
     shared = os.path.commonpath(paths)
-    return [shown(path.relative_to(shared)) for path in paths]
+    return [escape_unprintable(path.relative_to(shared)) for path in paths]
 
 
 def _short(name: str) -> str:

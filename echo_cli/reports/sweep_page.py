@@ -14,7 +14,7 @@ from echo_cli.files import write_atomic
 from echo_cli.sweeps.results import LambdaResult
 from echo_cli.sweeps.tables import NOTES, SweepTable, sweep_tables
 from echo_cli.sweeps.verdict import RULE
-from echo_cli.text import printable
+from echo_cli.text import LINES, escape_unprintable
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --quiet: #666; --line: #ddd; --page: #fff; }
@@ -80,7 +80,7 @@ def write_report(
 
 
 def _text(text: str) -> str:
-    return escape(printable(text))
+    return escape(escape_unprintable(text, keep=LINES))
 
 
 def _lambda(row: Mapping[str, Any]) -> str:

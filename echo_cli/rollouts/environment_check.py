@@ -13,12 +13,12 @@ from statistics import median
 from typing import Any
 
 from echo_cli.config.environment import EnvironmentConfig
-from echo_cli.environments.protocol import Description, Worlds
+from echo_cli.environments.protocol import Description, TaskSuite
 from echo_cli.environments.tasks import Task
 from echo_cli.errors import EchoError
 from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.environment_findings import Finding, find_problems
-from echo_cli.rollouts.limits import Limits
+from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.random_actions import random_line
 from echo_cli.rollouts.watched_episode import play_watched
 from echo_cli.trajectory import Role, Source, Trajectory
@@ -76,7 +76,7 @@ class CheckReport:
 
 
 def check_environment(
-    worlds: Worlds, renderer: Renderer, limits: Limits, settings: EnvironmentConfig, seed: int = 0
+    worlds: TaskSuite, renderer: Renderer, limits: EpisodeLimits, settings: EnvironmentConfig, seed: int = 0
 ) -> CheckReport:
     """Play one episode of `worlds` twice, the same actions on another task, and report. Nothing is written.
 
@@ -115,7 +115,7 @@ def check_environment(
     )
 
 
-def _script(worlds: Worlds, task: Task, settings: EnvironmentConfig, rng: random.Random) -> tuple[str, list[str]]:
+def _script(worlds: TaskSuite, task: Task, settings: EnvironmentConfig, rng: random.Random) -> tuple[str, list[str]]:
     known = worlds.expert(task)
     if known is not None:
         return "actions", known

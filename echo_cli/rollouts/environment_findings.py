@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from echo_cli.config.environment import EnvironmentConfig
-from echo_cli.environments.protocol import Description, Worlds
-from echo_cli.rollouts.limits import Limits
+from echo_cli.environments.protocol import Description, TaskSuite
+from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.watched_episode import Play, text_of
 from echo_cli.trajectory import CUT_OUTPUT, Role
 
@@ -26,7 +26,12 @@ class Finding:
 
 
 def find_problems(
-    first: Play, second: Play, elsewhere: Play | None, worlds: Worlds, settings: EnvironmentConfig, limits: Limits
+    first: Play,
+    second: Play,
+    elsewhere: Play | None,
+    worlds: TaskSuite,
+    settings: EnvironmentConfig,
+    limits: EpisodeLimits,
 ) -> tuple[Finding, ...]:
     """What will hurt, the worst first.
 
@@ -43,7 +48,7 @@ def find_problems(
     )
 
 
-def _about_text(play: Play, worlds: Worlds, settings: EnvironmentConfig) -> Iterator[Finding]:
+def _about_text(play: Play, worlds: TaskSuite, settings: EnvironmentConfig) -> Iterator[Finding]:
     named = ", ".join(_fields(worlds.description)) or "no fields that its schema lists"
     replies = [piece for reply in play.replies for piece in reply.pieces]
     shown = "".join(piece.text for piece in replies).replace(settings.prompt, "").strip()
@@ -69,7 +74,7 @@ def _about_text(play: Play, worlds: Worlds, settings: EnvironmentConfig) -> Iter
         )
 
 
-def _about_actions(play: Play, limits: Limits) -> Iterator[Finding]:
+def _about_actions(play: Play, limits: EpisodeLimits) -> Iterator[Finding]:
     turns = play.trajectory.turns
     if turns and not any(turn.clean_parse and turn.valid_action for turn in turns):
         warning = next((text_of(reply.pieces, Role.WARNING).strip() for reply in play.replies), "")
@@ -171,7 +176,7 @@ def _shared_end(first: Sequence[str], second: Sequence[str]) -> Sequence[str]:
     return first[len(first) - min(count, len(first)) :]
 
 
-def _about_tasks(play: Play, elsewhere: Play | None, worlds: Worlds) -> Iterator[Finding]:
+def _about_tasks(play: Play, elsewhere: Play | None, worlds: TaskSuite) -> Iterator[Finding]:
     if worlds.hosting.sessions == 1:
         yield Finding(
             "one_session",

@@ -6,11 +6,11 @@ from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from echo_cli.environments.protocol import Environment, Piece, Reply
+from echo_cli.environments.protocol import Environment, StepResult, TextPiece
 from echo_cli.environments.tasks import Task
 from echo_cli.models.renderer import Frame, Renderer
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.rollouts.limits import _PROMPT_TOKENS, Limits
+from echo_cli.rollouts.limits import _PROMPT_TOKENS, EpisodeLimits
 from echo_cli.trajectory import (
     CUT_ACTION,
     CUT_NOTICE,
@@ -42,7 +42,7 @@ class Episode:
     Each of its coroutines lets go of the environment when it fails, so that a session is never left behind.
     """
 
-    def __init__(self, renderer: Renderer, environment: Environment, task: Task, group_id: str, limits: Limits):
+    def __init__(self, renderer: Renderer, environment: Environment, task: Task, group_id: str, limits: EpisodeLimits):
         self.renderer = renderer
         self.tokenizer = renderer.tokenizer
         self.environment = environment
@@ -60,7 +60,7 @@ class Episode:
         opening = await self._or_close(self.environment.reset(self.task))
         frame = self.renderer.opening()
         if not frame.before and (not opening or opening[0].role is not Role.CONTEXT):  # BOS is nobody's text
-            opening = (Piece(Role.CONTEXT, ""), *opening)
+            opening = (TextPiece(Role.CONTEXT, ""), *opening)
         return Following(_ids(self._add_pieces(opening, frame, first=True)))
 
     async def act(self, token_ids: Sequence[int], logprobs: Sequence[float] | None) -> Following:
@@ -82,7 +82,7 @@ class Episode:
         self.length -= said.transient
         if not said.complete:
             self.turns.append(Turn(said.text, "", None, valid_action=False, clean_parse=False, parse="malformed"))
-            notice = Reply((Piece(Role.WARNING, CUT_ACTION, CUT_NOTICE),), done=True)
+            notice = StepResult((TextPiece(Role.WARNING, CUT_ACTION, CUT_NOTICE),), done=True)
             return self._following(ids, 0, notice, frame, "length_cap")
         reply = await self._or_close(self.environment.step(said.text, said.problem))
         before = len(self.segments)
@@ -93,7 +93,8 @@ class Episode:
         return following
 
     def has_room(self, action_ids: Sequence[int]) -> bool:
-        """Whether an action leaves the episode within `Limits.longest`; one that a policy samples always does."""
+        """Whether an action leaves the episode within `EpisodeLimits.longest`; one that a policy samples always "
+        "does."""
         limits = self.limits
         return len(action_ids) <= max(limits.action_tokens, limits.episode_tokens - self.length)
 
@@ -140,7 +141,7 @@ class Episode:
             raise
 
     def _following(
-        self, action_ids: list[int], transient: int, reply: Reply, frame: Frame, ending: StopReason
+        self, action_ids: list[int], transient: int, reply: StepResult, frame: Frame, ending: StopReason
     ) -> Following:
         """Add the answer to an action; an action that lost its thinking is read again without it."""
         added = _ids(self._add_pieces(reply.pieces, replace(frame, after=()) if reply.done else frame))
@@ -150,7 +151,7 @@ class Episode:
             self.stop_reason = "length_cap"
         return Following([*action_ids[transient:], *added], len(action_ids)) if transient else Following(added)
 
-    def _add_pieces(self, pieces: Sequence[Piece], frame: Frame, first: bool = False) -> list[Segment]:
+    def _add_pieces(self, pieces: Sequence[TextPiece], frame: Frame, first: bool = False) -> list[Segment]:
         """Tokenise each piece alone, so that no token straddles two roles; cut long ones, with a notice.
 
         A piece of a reply has at most `output_tokens`, all of them together twice that. An opening leaves room for an
@@ -187,7 +188,7 @@ class Episode:
             added.append(self._add(Segment(Role.CONTEXT, pieces[-1].text, tuple(ending), channel=pieces[-1].channel)))
         return [*added, *(self._add(segment) for segment in frame.after)]
 
-    def _prompt_ids(self, pieces: Sequence[Piece]) -> list[int]:
+    def _prompt_ids(self, pieces: Sequence[TextPiece]) -> list[int]:
         """The tokens of the prompt that ends `pieces`; none where it is all there is, and so not cut anyway."""
         longest = _PROMPT_TOKENS * _LONGEST_TOKEN_CHARS
         if len(pieces) < 2 or pieces[-1].role is not Role.CONTEXT or len(pieces[-1].text) > longest:

@@ -13,7 +13,7 @@ _PROMPT_TOKENS = 25
 
 
 @dataclass(frozen=True)
-class Limits:
+class EpisodeLimits:
     """Caps of an episode, in tokens: one action, one reply of the environment, the whole episode."""
 
     action_tokens: int
@@ -33,7 +33,7 @@ class Limits:
             max(self.episode_tokens, self._first_action(scaffold)) + 2 * self.output_tokens + _around_outputs(scaffold)
         )
 
-    def within(self, context: int, scaffold: int) -> Limits:
+    def within(self, context: int, scaffold: int) -> EpisodeLimits:
         """These caps, brought down until no episode is longer than `context` tokens.
 
         The episode's gives way first, to half of the context; then that of outputs.
@@ -53,7 +53,7 @@ class Limits:
             if least - self.action_tokens < context:
                 tip = f"lower rollout.max_action_tokens, or {tip}"
             raise EchoError(f"not even one turn fits the model's {context} tokens: {has}", tip)
-        return Limits(self.action_tokens, output_tokens, min(self.episode_tokens, room - 2 * output_tokens))
+        return EpisodeLimits(self.action_tokens, output_tokens, min(self.episode_tokens, room - 2 * output_tokens))
 
     def _first_action(self, scaffold: int) -> int:
         """Tokens until the end of the first action, where the opening is cut to its least."""
@@ -65,13 +65,13 @@ def _around_outputs(scaffold: int) -> int:
     return 3 * len(CUT_OUTPUT) + _PROMPT_TOKENS + scaffold - 1
 
 
-def limits_of(config: Config) -> Limits:
+def limits_of(config: Config) -> EpisodeLimits:
     """The caps of an episode as configured."""
     rollout = config.rollout
-    return Limits(rollout.max_action_tokens, rollout.max_output_tokens, rollout.max_episode_tokens)
+    return EpisodeLimits(rollout.max_action_tokens, rollout.max_output_tokens, rollout.max_episode_tokens)
 
 
-def limits_for(config: Config, policy: TorchPolicy) -> Limits:
+def limits_for(config: Config, policy: TorchPolicy) -> EpisodeLimits:
     """The caps of an episode of `policy`: those of the config, as far as the context of its model goes.
 
     Raises:

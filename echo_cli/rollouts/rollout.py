@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 from echo_cli.concurrency import EventLoop
 from echo_cli.environments.faults import SessionLost
-from echo_cli.environments.protocol import Hosting, Worlds
+from echo_cli.environments.protocol import HostLimits, TaskSuite
 from echo_cli.environments.tasks import Task
 from echo_cli.errors import EchoError
 from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.episode import Episode, Following
-from echo_cli.rollouts.limits import Limits
+from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.trajectory import Source, Trajectory
 
 
@@ -51,9 +51,9 @@ class Sampler(Protocol):
 
 def play_scripts(
     renderer: Renderer,
-    worlds: Worlds,
+    worlds: TaskSuite,
     scripts: Sequence[tuple[Task, Sequence[str]]],
-    limits: Limits,
+    limits: EpisodeLimits,
     source: Source,
     *,
     verify: bool = False,
@@ -117,9 +117,9 @@ class _Rollout:
 def play_policy(
     new_sampler: Callable[[int], Sampler],
     renderer: Renderer,
-    worlds: Worlds,
+    worlds: TaskSuite,
     wanted: Sequence[tuple[Task, str]],
-    limits: Limits,
+    limits: EpisodeLimits,
     *,
     verify: bool,
     penalize: bool = False,
@@ -218,7 +218,7 @@ def play_policy(
     return [*(_settled(whole, wanted, hosting) if verify else whole), *fragments]
 
 
-def without_fragments(played: Sequence[Trajectory], wanted: int, hosting: Hosting) -> list[Trajectory]:
+def without_fragments(played: Sequence[Trajectory], wanted: int, hosting: HostLimits) -> list[Trajectory]:
     """The whole rollouts among those of `play_policy`, where all that were `wanted` are.
 
     Raises:
@@ -231,7 +231,7 @@ def without_fragments(played: Sequence[Trajectory], wanted: int, hosting: Hostin
     return whole
 
 
-def _free_sessions(hosting: Hosting, waiting: int, taken: int) -> int:
+def _free_sessions(hosting: HostLimits, waiting: int, taken: int) -> int:
     return waiting if hosting.sessions is None else min(waiting, hosting.sessions - taken)
 
 
@@ -253,7 +253,7 @@ def _wait(
 
 
 def _settled(
-    trajectories: Sequence[Trajectory], wanted: Sequence[tuple[Task, str]], hosting: Hosting
+    trajectories: Sequence[Trajectory], wanted: Sequence[tuple[Task, str]], hosting: HostLimits
 ) -> list[Trajectory]:
     """A group is whole or none: where a rollout or its reward is missing, the others keep the env term only."""
     rewarded = Counter(trajectory.group_id for trajectory in trajectories if trajectory.reward is not None)

@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from echo_cli.environments.protocol import Environment, Piece, Reply, Worlds
+from echo_cli.environments.protocol import Environment, StepResult, TaskSuite, TextPiece
 from echo_cli.environments.tasks import Task
 from echo_cli.models.renderer import Renderer
-from echo_cli.rollouts.limits import Limits
+from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.rollout import play_scripts
 from echo_cli.trajectory import Role, Source, Trajectory
 
@@ -20,19 +20,19 @@ class Play:
 
     environment: Environment
     task: Task
-    opening: tuple[Piece, ...] = ()
-    replies: list[Reply] = field(default_factory=list)
+    opening: tuple[TextPiece, ...] = ()
+    replies: list[StepResult] = field(default_factory=list)
     reset_seconds: float = 0.0
     step_seconds: list[float] = field(default_factory=list)
     trajectory: Trajectory = field(init=False)
 
-    async def reset(self, task: Task) -> tuple[Piece, ...]:
+    async def reset(self, task: Task) -> tuple[TextPiece, ...]:
         start = time.perf_counter()
         self.opening = await self.environment.reset(task)
         self.reset_seconds = time.perf_counter() - start
         return self.opening
 
-    async def step(self, action: str, problem: str | None = None) -> Reply:
+    async def step(self, action: str, problem: str | None = None) -> StepResult:
         start = time.perf_counter()
         reply = await self.environment.step(action, problem)
         self.step_seconds.append(time.perf_counter() - start)
@@ -54,7 +54,7 @@ class Play:
 class _WatchedWorlds:
     """Worlds whose episodes are kept to be looked at. An episode whose session is lost is followed by another."""
 
-    def __init__(self, worlds: Worlds, task: Task) -> None:
+    def __init__(self, worlds: TaskSuite, task: Task) -> None:
         self.tasks, self.hosting, self.description = worlds.tasks, worlds.hosting, worlds.description
         self.replayable = worlds.replayable
         self.expert, self.explorer = worlds.expert, worlds.explorer
@@ -67,7 +67,7 @@ class _WatchedWorlds:
 
 
 def play_watched(
-    worlds: Worlds, renderer: Renderer, limits: Limits, task: Task, actions: Sequence[str], source: Source
+    worlds: TaskSuite, renderer: Renderer, limits: EpisodeLimits, task: Task, actions: Sequence[str], source: Source
 ) -> Play:
     """Play one script and call the verifier.
 
@@ -79,6 +79,6 @@ def play_watched(
     return watched.last
 
 
-def text_of(pieces: Sequence[Piece], role: Role) -> str:
+def text_of(pieces: Sequence[TextPiece], role: Role) -> str:
     """The text of one role."""
     return "".join(piece.text for piece in pieces if piece.role is role)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.errors import EchoError
-from echo_cli.files import TEMPORARY, Row, delete, fsync, read_json, sha256_of, write_atomic, write_json, writing
-from echo_cli.text import shown
+from echo_cli.files import TEMPORARY, Row, delete, fsync, os_errors, read_json, sha256_of, write_atomic, write_json
+from echo_cli.text import escape_unprintable
 
 _FORMAT = "echo-cli checkpoint 1"
 _REPLACED = ".old-"
@@ -51,7 +51,7 @@ class Checkpoints:
         """
         final = self._folder(step)
         temporary, replaced = final.with_name(TEMPORARY + final.name), final.with_name(_REPLACED + final.name)
-        with writing(final):
+        with os_errors(final):
             self.path.mkdir(exist_ok=True)
             self.recover()
             temporary.mkdir()
@@ -91,10 +91,13 @@ class Checkpoints:
         if intact is None:
             tip = "no other checkpoint of the run is intact: start again with --overwrite, or another --run-name"
         elif which == "latest":
-            tip = f"the one of step {intact} is intact: remove {shown(self._folder(step))} and run the command again"
+            tip = (
+                f"the one of step {intact} is intact: remove {escape_unprintable(self._folder(step))} and run the "
+                "command again"
+            )
         else:
             tip = f"the one of step {intact} is intact"
-        raise EchoError(f"checkpoint {shown(self._folder(step))} is damaged: {problem}", tip, exit_code=1)
+        raise EchoError(f"checkpoint {escape_unprintable(self._folder(step))} is damaged: {problem}", tip, exit_code=1)
 
     def mark_best(self, step: int) -> None:
         """Point `best` at the checkpoint of `step`.
@@ -140,7 +143,7 @@ class Checkpoints:
                 self._remove(later)
         self._write_latest()
         if self.best_step() is None:
-            with writing(self.path):
+            with os_errors(self.path):
                 delete(self.path / "best")
 
     def recover(self) -> None:
@@ -149,7 +152,7 @@ class Checkpoints:
         Raises:
             EchoError: a folder cannot be removed.
         """
-        with writing(self.path):
+        with os_errors(self.path):
             for replaced in self.path.glob(f"{_REPLACED}*"):
                 final = replaced.with_name(replaced.name.removeprefix(_REPLACED))
                 if final.exists():
@@ -163,7 +166,7 @@ class Checkpoints:
         return self.path / f"step_{step:06d}"
 
     def _resolve(self, which: str | int) -> int:
-        steps, run = self.steps(), shown(self.path.parent)
+        steps, run = self.steps(), escape_unprintable(self.path.parent)
         if not steps:
             again = "start again with --overwrite, or another --run-name"
             tip = f"it was copied without them, or stopped before its first one: {again}"
@@ -183,7 +186,7 @@ class Checkpoints:
     def _remove(self, step: int) -> None:
         folder = self._folder(step)
         doomed = folder.with_name(TEMPORARY + folder.name)
-        with writing(folder):
+        with os_errors(folder):
             folder.rename(doomed)  # first: a half-deleted folder must not keep a final name
             delete(doomed)
 
@@ -215,16 +218,20 @@ def _verify(folder: Path, step: int) -> tuple[str | None, Row]:
     except EchoError:
         return "its meta.json is not a JSON object", {}
     if record.get("format") != _FORMAT:
-        return f"its format is {shown(repr(record.get('format')))}, this version reads {_FORMAT!r}", {}
+        return f"its format is {escape_unprintable(repr(record.get('format')))}, this version reads {_FORMAT!r}", {}
     files, meta = record.get("files"), record.get("meta")
     if record.get("step") != step or not isinstance(files, dict) or not isinstance(meta, dict):
         return "its meta.json is not that of this checkpoint", {}
     for name, expected in files.items():
         file = folder / name
         if not file.is_file():
-            return f"{shown(name)} is missing", {}
+            return f"{escape_unprintable(name)} is missing", {}
         if not isinstance(expected, dict) or file.stat().st_size != expected.get("bytes"):
-            return f"{shown(name)} does not have the size it was saved with ({file.stat().st_size} bytes now)", {}
+            return (
+                f"{escape_unprintable(name)} does not have the size it was saved with ({file.stat().st_size} "
+                "bytes now)",
+                {},
+            )
         if sha256_of(file) != expected.get("sha256"):
-            return f"{shown(name)} does not have the content it was saved with", {}
+            return f"{escape_unprintable(name)} does not have the content it was saved with", {}
     return None, meta

@@ -11,7 +11,7 @@ from typing import Any
 from echo_cli.errors import EchoError
 from echo_cli.files import Row
 from echo_cli.runs.directory import RunDirectory
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 Points = list[tuple[int, float]]
 """(step, value); a step without a value has no point."""
@@ -53,7 +53,7 @@ def read_curve(path: Path, name: str, metrics: Sequence[str]) -> Curve:
     run = RunDirectory(path)
     rows = run.read_metrics()
     if not rows:
-        raise EchoError(f"{shown(run.metrics_path)} has no rows yet", "wait for the first step of the run")
+        raise EchoError(f"{escape_unprintable(run.metrics_path)} has no rows yet", "wait for the first step of the run")
     validation = _points(run, rows, "validation/env_ce")
     coefficients = _points(run, rows, "train/lambda")
     best = min(validation, key=lambda point: point[1])[0] if validation else None
@@ -88,10 +88,12 @@ def _points(run: RunDirectory, rows: Sequence[Row], metric: str) -> Points:
     for row in rows:
         step, value = row.get("step"), row.get(metric)
         if not isinstance(step, int):
-            raise EchoError(f"{shown(run.metrics_path)}: a row has no step", "it is not the metrics file of a run")
+            raise EchoError(
+                f"{escape_unprintable(run.metrics_path)}: a row has no step", "it is not the metrics file of a run"
+            )
         if value is not None and not isinstance(value, (int, float)):
             raise EchoError(
-                f"{shown(run.metrics_path)}: {metric} of step {step} is not a number",
+                f"{escape_unprintable(run.metrics_path)}: {metric} of step {step} is not a number",
                 "it is not the metrics file of a run",
             )
         if value is not None:

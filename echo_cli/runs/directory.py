@@ -31,16 +31,16 @@ from echo_cli.files import (
     append_jsonl,
     delete,
     fsync,
-    locked,
+    lock_folder,
+    os_errors,
     read_json,
     read_jsonl,
     truncate_jsonl,
     write_atomic,
     write_json,
-    writing,
 )
 from echo_cli.runs.checkpoints import Checkpoints
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 _FORMAT = "echo-cli run 1"
 # What --overwrite deletes. Anything else that a person has put into the folder stays.
@@ -93,7 +93,7 @@ class RunDirectory:
         Raises:
             EchoError: it is held already.
         """
-        with locked(self.path):
+        with lock_folder(self.path):
             self.checkpoints.recover()
             yield
 
@@ -127,13 +127,16 @@ class RunDirectory:
         path = self.observations_path
         if not path.is_file():
             raise EchoError(
-                f"{shown(self.path)} has no observations.jsonl: an earlier version of echo-cli made this run",
+                f"{escape_unprintable(self.path)} has no observations.jsonl: an earlier version of echo-cli made "
+                "this run",
                 "train it again, with --overwrite or another --run-name",
             )
         rows = list(read_jsonl(path))
         for number, row in enumerate(rows, start=1):
             if not _is_observation(row):
-                raise EchoError(f"{shown(path)}:{number}: not an observation", "the file was changed or damaged")
+                raise EchoError(
+                    f"{escape_unprintable(path)}:{number}: not an observation", "the file was changed or damaged"
+                )
         return [row for row in rows if until_step is None or row["step"] <= until_step]
 
     def read_metrics(self) -> list[Row]:
@@ -143,7 +146,9 @@ class RunDirectory:
             EchoError: there is no such file, or another line is not a JSON object; names the file and the line.
         """
         if not self.metrics_path.is_file():
-            raise EchoError(f"{shown(self.path)} has no metrics.jsonl", "name a run directory, one that `train` made")
+            raise EchoError(
+                f"{escape_unprintable(self.path)} has no metrics.jsonl", "name a run directory, one that `train` made"
+            )
         return list(read_jsonl(self.metrics_path))
 
     def rewind(self, step: int) -> None:
@@ -155,7 +160,7 @@ class RunDirectory:
         Raises:
             EchoError: a log has a line that is not a row, or cannot be rewritten.
         """
-        with writing(self.summary_path):
+        with os_errors(self.summary_path):
             delete(self.summary_path)
         # Before the logs: killed in between, the next resume starts at `step` again and finishes the cut.
         self.checkpoints.drop_after(step)
@@ -174,7 +179,7 @@ class RunDirectory:
         """
         for log in (self.path / name for name in _LOGS):
             if log.exists():
-                with writing(log):
+                with os_errors(log):
                     fsync(log)
         return self.checkpoints.save(step, write, {**meta, "step": step})
 
@@ -206,10 +211,10 @@ def check_writable(path: Path, *, resume: bool, overwrite: bool) -> None:
         EchoError: the folder is used, is not a run (with `overwrite`), or is held by another process.
     """
     if not resume:
-        with writing(path):
+        with os_errors(path):
             _check_free(path, overwrite)
     if is_run(path):
-        with locked(path):
+        with lock_folder(path):
             pass
 
 
@@ -232,12 +237,12 @@ def create_run(
         EchoError: the folder is used, is not a run (with `overwrite`), is held by another process or not writable
             (exit code 2), or the disk is full (exit code 1).
     """
-    with writing(path):
+    with os_errors(path):
         _check_free(path, overwrite)
         path.mkdir(parents=True, exist_ok=True)
-    with locked(path):
+    with lock_folder(path):
         _check_free(path, overwrite)  # again: another process may have been faster
-        with writing(path):
+        with os_errors(path):
             for pattern in (*_OWN, f"{TEMPORARY}*"):
                 for entry in path.glob(pattern):
                     delete(entry)
@@ -262,7 +267,10 @@ def open_run(path: Path, tip: str = "name a run directory, one that `train` made
     siblings = [entry.name for entry in path.parent.iterdir() if is_run(entry)] if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, siblings, n=1)
     what = "is not a run: it has no config.yaml with a metrics.jsonl" if path.exists() else "does not exist"
-    raise EchoError(f"{shown(path)} {what}", f"did you mean {shown(path.parent / close[0])}?" if close else tip)
+    raise EchoError(
+        f"{escape_unprintable(path)} {what}",
+        f"did you mean {escape_unprintable(path.parent / close[0])}?" if close else tip,
+    )
 
 
 def is_half_made(path: Path) -> bool:
@@ -285,15 +293,17 @@ def is_run(path: Path) -> bool:
 def _check_free(path: Path, overwrite: bool) -> None:
     """Refuse a folder with anything in it, except a half-made run, and (with `overwrite`) a run."""
     if path.exists() and not path.is_dir():
-        raise EchoError(f"{shown(path)} is not a folder", "choose another --run-name or --output-dir")
+        raise EchoError(f"{escape_unprintable(path)} is not a folder", "choose another --run-name or --output-dir")
     names = _names(path)
     if not names or is_half_made(path):
         return
     if not _is_ours(path):
-        raise EchoError(f"{shown(path)} is in use and not a run", "choose another --run-name or --output-dir")
+        raise EchoError(
+            f"{escape_unprintable(path)} is in use and not a run", "choose another --run-name or --output-dir"
+        )
     if not overwrite:
         raise EchoError(
-            f"{shown(path)} holds a run already",
+            f"{escape_unprintable(path)} holds a run already",
             "continue it with --resume, replace it with --overwrite, or choose another --run-name",
         )
 

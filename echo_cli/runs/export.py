@@ -13,10 +13,10 @@ from echo_cli.config.loader import load_config
 from echo_cli.config.model import RANDOM_QWEN3
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
-from echo_cli.files import TEMPORARY, delete, writing
+from echo_cli.files import TEMPORARY, delete, os_errors
 from echo_cli.models.policy import TRAINER_FILE
 from echo_cli.runs.directory import open_run
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 _OF_THE_RUN = {TRAINER_FILE, "meta.json"}
 
@@ -50,16 +50,19 @@ def export_checkpoint(run_path: Path, which: str | int, folder: Path, *, merge: 
     # Also of a run without model.lora, whose model.path was an adapter that it trained further.
     adapted = (checkpoint / _ADAPTER_CONFIG).is_file()
     if merge and not adapted:
-        raise EchoError(f"--merge has no effect: {shown(run_path)} trained a whole model", "leave it out")
+        raise EchoError(f"--merge has no effect: {escape_unprintable(run_path)} trained a whole model", "leave it out")
     if adapted and not merge:
         made = config.model.path == RANDOM_QWEN3 or config.model.init == "scratch"
         if made:
-            message = f"the base of the adapter of {shown(run_path)} is random weights that only the run can make"
+            message = (
+                f"the base of the adapter of {escape_unprintable(run_path)} is random weights that only the run can "
+                "make"
+            )
             raise EchoError(message, "export one model of both with --merge")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise EchoError(f"{shown(folder)} is in use", "choose another --output")
+        raise EchoError(f"{escape_unprintable(folder)} is in use", "choose another --output")
     unfinished = folder.with_name(TEMPORARY + folder.name)
-    with writing(folder):
+    with os_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         delete(unfinished)
         unfinished.mkdir()

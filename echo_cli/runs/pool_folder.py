@@ -21,11 +21,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from echo_cli.environments.tasks import Split
 from echo_cli.errors import EchoError
-from echo_cli.files import TEMPORARY, append_jsonl, delete, fsync, read_json, sha256_of, write_json, writing
+from echo_cli.files import TEMPORARY, append_jsonl, delete, fsync, os_errors, read_json, sha256_of, write_json
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.rollouts.limits import Limits
+from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.runs.pools import pool_of
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 from echo_cli.trajectory import Role, Trajectory, read_trajectories
 
 FORMAT: Literal["echo-cli pool 1"] = "echo-cli pool 1"
@@ -61,7 +61,7 @@ class Provenance(_Record):
     only_solved: bool
     temperature: float | None
     seed: int | None
-    limits: Limits
+    limits: EpisodeLimits
     """Caps in tokens of the actor's tokenizer: an output in the pool is cut where they cut it."""
     environment: dict[str, Any]
     """The resolved environment section of the config."""
@@ -144,7 +144,7 @@ def write_pool(
     check_free(folder, overwrite)
     final = folder.resolve()
     temporary = final.with_name(f"{TEMPORARY}{final.name}-{os.getpid()}")
-    with writing(folder):
+    with os_errors(folder):
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         try:
@@ -175,16 +175,21 @@ def check_free(folder: Path, overwrite: bool) -> None:
         EchoError: it is a file, or has something in it; with `overwrite`, something that is not a pool's.
     """
     if folder.exists() and not folder.is_dir():
-        raise EchoError(f"{shown(folder)} is not a folder", "choose another OUT")
+        raise EchoError(f"{escape_unprintable(folder)} is not a folder", "choose another OUT")
     names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     if not names:
         return
     if MANIFEST not in names or read_json(folder / MANIFEST).get("format") != FORMAT:
-        raise EchoError(f"{shown(folder)} is in use and not a pool", "choose another OUT")
+        raise EchoError(f"{escape_unprintable(folder)} is in use and not a pool", "choose another OUT")
     if not overwrite:
-        raise EchoError(f"{shown(folder)} holds a pool already", "replace it with --overwrite, or choose another OUT")
+        raise EchoError(
+            f"{escape_unprintable(folder)} holds a pool already", "replace it with --overwrite, or choose another OUT"
+        )
     if foreign := sorted(names - {MANIFEST, TRAJECTORIES}):
-        raise EchoError(f"{shown(folder)} holds {shown(foreign[0])} beside its pool", "move it, or choose another OUT")
+        raise EchoError(
+            f"{escape_unprintable(folder)} holds {escape_unprintable(foreign[0])} beside its pool",
+            "move it, or choose another OUT",
+        )
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -196,16 +201,18 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         what = f"is not a pool: it has no {MANIFEST}" if folder.exists() else "does not exist"
-        raise EchoError(f"{shown(folder)} {what}", "name a folder that `echo-cli pool build` made")
+        raise EchoError(f"{escape_unprintable(folder)} {what}", "name a folder that `echo-cli pool build` made")
     found = read_json(path).get("format")
     if found != FORMAT:
-        raise EchoError(f"{shown(path)}: its format is {found!r}, this version reads {FORMAT!r}", _REBUILD)
+        raise EchoError(f"{escape_unprintable(path)}: its format is {found!r}, this version reads {FORMAT!r}", _REBUILD)
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         details = error.errors()[0]
         where = ".".join(str(part) for part in details["loc"])
-        raise EchoError(f"{shown(path)}: not a manifest: {shown(where)}: {details['msg']}", _REBUILD) from error
+        raise EchoError(
+            f"{escape_unprintable(path)}: not a manifest: {escape_unprintable(where)}: {details['msg']}", _REBUILD
+        ) from error
 
 
 def verified(folder: Path) -> tuple[Manifest, Path]:
@@ -216,11 +223,11 @@ def verified(folder: Path) -> tuple[Manifest, Path]:
     """
     manifest, path = read_manifest(folder), folder / TRAJECTORIES
     if not path.is_file():
-        raise EchoError(f"{shown(folder)} has no {TRAJECTORIES}", _REBUILD)
+        raise EchoError(f"{escape_unprintable(folder)} has no {TRAJECTORIES}", _REBUILD)
     found = sha256_of(path)
     if found != manifest.sha256:
-        said = f"its SHA-256 is {found[:12]}…, the manifest says {shown(manifest.sha256[:12])}…"
-        raise EchoError(f"{shown(path)} was changed after the pool was built: {said}", _REBUILD)
+        said = f"its SHA-256 is {found[:12]}…, the manifest says {escape_unprintable(manifest.sha256[:12])}…"
+        raise EchoError(f"{escape_unprintable(path)} was changed after the pool was built: {said}", _REBUILD)
     return manifest, path
 
 
@@ -236,12 +243,16 @@ def read_pool(folder: Path) -> tuple[Manifest, list[Trajectory]]:
         actions = sum(segment.role is Role.ACTION for segment in trajectory.segments)
         if actions != len(trajectory.turns):
             problem = f"{actions} actions and {len(trajectory.turns)} turns"
-            raise EchoError(f"{shown(path)}:{number}: not a trajectory of a pool: {problem}", _REBUILD)
+            raise EchoError(f"{escape_unprintable(path)}:{number}: not a trajectory of a pool: {problem}", _REBUILD)
     contents = contents_of(trajectories)
     if contents.pairs == 0:
-        raise EchoError(f"{shown(folder)} has nothing to measure: {contents.trajectories} trajectories", _REBUILD)
+        raise EchoError(
+            f"{escape_unprintable(folder)} has nothing to measure: {contents.trajectories} trajectories", _REBUILD
+        )
     if contents != manifest.contents:
-        raise EchoError(f"{shown(folder / MANIFEST)}: its contents are not those of {TRAJECTORIES}", _REBUILD)
+        raise EchoError(
+            f"{escape_unprintable(folder / MANIFEST)}: its contents are not those of {TRAJECTORIES}", _REBUILD
+        )
     return manifest, trajectories
 
 

@@ -11,7 +11,7 @@ from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.runs.directory import RunDirectory, is_run, open_run
 from echo_cli.runs.pool_folder import MANIFEST, verified
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, read_traces
 
 _TIP = "name a run directory, a pool's folder, or a trajectory file (docs/trajectory-format.md)"
@@ -52,7 +52,7 @@ class Recording:
                 return trace
         self.check_any(count)
         of_step = "" if self.step is None else f" of step {self.step}"
-        raise EchoError(f"{shown(self.place)} has no episode {number}{of_step}", f"they are 1 to {count}")
+        raise EchoError(f"{escape_unprintable(self.place)} has no episode {number}{of_step}", f"they are 1 to {count}")
 
     def check_any(self, count: int) -> None:
         """Refuse to go on with nothing.
@@ -66,7 +66,7 @@ class Recording:
             found = {step_of(trace) for trace in replace(self, step=None).traces()}
             steps = ", ".join(map(str, sorted(step for step in found if step is not None)))
             tip = f"there are some of step {steps}" if steps else "leave --step away: none says of which step it is"
-            raise EchoError(f"{shown(self.place)} has no trajectories of step {self.step}", tip)
+            raise EchoError(f"{escape_unprintable(self.place)} has no trajectories of step {self.step}", tip)
         raise _nothing(self.place, self.config)
 
 
@@ -84,7 +84,7 @@ def open_recording(place: Path, step: int | None = None, overrides: Sequence[str
     if place.is_dir() and (place / MANIFEST).is_file():
         return Recording(place, verified(place)[1], None, None, step)
     if place.is_dir() and not is_run(place):
-        raise EchoError(f"{shown(place)} is neither a run nor a pool", _TIP)
+        raise EchoError(f"{escape_unprintable(place)} is neither a run nor a pool", _TIP)
     if is_run(place) or not place.exists():
         run = open_run(place, _TIP)
         config = load_config(run.config_path, overrides)
@@ -92,7 +92,7 @@ def open_recording(place: Path, step: int | None = None, overrides: Sequence[str
             raise _nothing(place, config)
         return Recording(place, run.trajectories_path, run, config, step)
     if not place.is_file():
-        raise EchoError(f"{shown(place)} is not a file that can be read twice", "write it to a file first")
+        raise EchoError(f"{escape_unprintable(place)} is not a file that can be read twice", "write it to a file first")
     return Recording(place, place, None, None, step)
 
 
@@ -105,7 +105,7 @@ def step_of(trace: Trace) -> int | None:
 def _nothing(place: Path, config: Config | None) -> EchoError:
     """What to say of a file without episodes, or of a run (with `config`) that has kept none."""
     if config is None:
-        return EchoError(f"{shown(place)} holds no trajectories", "it is empty: name one with some")
+        return EchoError(f"{escape_unprintable(place)} holds no trajectories", "it is empty: name one with some")
     tip = (
         "a run keeps some when it plays its tasks (evaluation.pass_every): this one has not come to it, or was copied "
         "without its trajectories.jsonl"
@@ -117,4 +117,4 @@ def _nothing(place: Path, config: Config | None) -> EchoError:
         tip = "its evaluation.kept_trajectories is 0; a run that is trained with more keeps some"
     elif evaluation.validation_rollouts == evaluation.heldout_rollouts == 0:
         tip = "its evaluation has no rollouts; a run with evaluation.validation_rollouts keeps some"
-    return EchoError(f"{shown(place)} has no trajectories", tip)
+    return EchoError(f"{escape_unprintable(place)} has no trajectories", tip)

@@ -13,7 +13,7 @@ from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.runs.directory import is_run, open_run
 from echo_cli.runs.summary import is_finished
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 Summary = Mapping[str, Any]
 
@@ -186,7 +186,7 @@ def check_cells(cells: Sequence[Cell]) -> None:
             lowers = "lower_lambda" in (trained.action, wanted.action)
             if lowers and trained != wanted and is_finished(run.read_summary(), cell.config.steps):
                 raise EchoError(
-                    f"{shown(cell.path)} was trained with another collapse section",
+                    f"{escape_unprintable(cell.path)} was trained with another collapse section",
                     "train it again with --overwrite, or drop the change",
                 )
 

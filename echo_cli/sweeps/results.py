@@ -10,7 +10,7 @@ from echo_cli.files import Row
 from echo_cli.runs.directory import is_run, open_run
 from echo_cli.statistics import Estimate, mean_over_seeds, spread
 from echo_cli.sweeps.plan import BROKEN, Cell, Summary
-from echo_cli.sweeps.runner import Outcome
+from echo_cli.sweeps.runner import CellStatus
 from echo_cli.sweeps.verdict import Evidence, Verdict, judge
 
 Figures = Mapping[str, float | None]
@@ -55,7 +55,7 @@ class CellResult:
     name: str
     coeff: float
     seed: int
-    outcome: Outcome
+    outcome: CellStatus
     summary: Summary | None
     rows: Sequence[Row]
 
@@ -99,7 +99,7 @@ class LambdaResult:
         }
 
 
-def read_cell(cell: Cell, outcome: Outcome) -> CellResult:
+def read_cell(cell: Cell, outcome: CellStatus) -> CellResult:
     """What the cell's run holds; the rows are those of a finished run, as a failed one may have failed over them.
 
     Raises:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from echo_cli.files import write_atomic, writing
+from echo_cli.files import os_errors, write_atomic
 from echo_cli.runs.directory import is_run, open_run
 from echo_cli.sweeps.plan import BROKEN, Cell, ended_summary
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 Status = Literal["waiting", "running", "stopping", "finished", "diverged", "collapsed", "failed", "stopped"]
 
@@ -24,7 +24,7 @@ _LOG_TAIL = 65536  # bytes; an error's last line is in them
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CellStatus:
     """How far a cell is, or how it ended."""
 
     status: Status
@@ -46,8 +46,8 @@ def run_cells(
     jobs: int,
     overwrite: bool,
     should_stop: Callable[[], bool],
-    show: Callable[[Mapping[str, Outcome]], None],
-) -> dict[str, Outcome]:
+    show: Callable[[Mapping[str, CellStatus]], None],
+) -> dict[str, CellStatus]:
     """Train the cells that are not done, at most `jobs` at once, in the order given.
 
     Once `should_stop()` is true no cell is started, and those that run are asked to finish their step and save; the
@@ -60,7 +60,7 @@ def run_cells(
     Raises:
         EchoError: the sweep's folder cannot be written.
     """
-    outcomes = {cell.name: Outcome("waiting") for cell in cells}
+    outcomes = {cell.name: CellStatus("waiting") for cell in cells}
     waiting: list[Cell] = []
     for cell in cells:
         summary = None if overwrite else ended_summary(cell)
@@ -68,7 +68,7 @@ def run_cells(
             waiting.append(cell)
         else:
             error = _logged_error(cell) if summary["status"] in BROKEN else None
-            outcomes[cell.name] = Outcome(summary["status"], error)
+            outcomes[cell.name] = CellStatus(summary["status"], error)
     running: list[tuple[Cell, subprocess.Popen[bytes]]] = []
     asked = False
     try:
@@ -77,11 +77,11 @@ def run_cells(
                 asked = True
                 for cell, process in running:
                     process.terminate()
-                    outcomes[cell.name] = Outcome("stopping")
+                    outcomes[cell.name] = CellStatus("stopping")
             while waiting and not asked and len(running) < jobs:
                 cell = waiting.pop(0)
                 running.append((cell, _start(cell, overwrite)))
-                outcomes[cell.name] = Outcome("running")
+                outcomes[cell.name] = CellStatus("running")
             show(outcomes)
             time.sleep(_POLL_SECONDS)
             for cell, process in list(running):
@@ -99,14 +99,14 @@ def run_cells(
 
 def _start(cell: Cell, overwrite: bool) -> subprocess.Popen[bytes]:
     config, log = _beside(cell, ".yaml"), log_path(cell)
-    with writing(log.parent):
+    with os_errors(log.parent):
         log.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(config, cell.config.to_yaml().encode())
     words = ["train", "--config", str(config), "--output-dir", str(cell.path.parent), "--run-name", cell.name]
     words += ["--json", "--parent", str(os.getpid()), "--group", cell.path.parent.name]
     if is_run(cell.path):
         words.append("--overwrite" if overwrite else "--resume")
-    with writing(log), log.open("wb") as stderr:
+    with os_errors(log), log.open("wb") as stderr:
         return subprocess.Popen(
             [sys.executable, "-m", "echo_cli", *words],
             stdin=subprocess.DEVNULL,
@@ -116,14 +116,14 @@ def _start(cell: Cell, overwrite: bool) -> subprocess.Popen[bytes]:
         )
 
 
-def _outcome(cell: Cell, code: int, asked: bool) -> Outcome:
+def _outcome(cell: Cell, code: int, asked: bool) -> CellStatus:
     summary = open_run(cell.path).read_summary() if is_run(cell.path) else None
     status = None if summary is None else summary.get("status")
     if code == 0 and ended_summary(cell) is not None:
-        return Outcome("finished")
+        return CellStatus("finished")
     if code == 3 and status in BROKEN:
-        return Outcome(status, _last_error(cell, code))
-    return Outcome("stopped") if asked else Outcome("failed", _last_error(cell, code))
+        return CellStatus(status, _last_error(cell, code))
+    return CellStatus("stopped") if asked else CellStatus("failed", _last_error(cell, code))
 
 
 def _last_error(cell: Cell, code: int) -> str:
@@ -141,7 +141,7 @@ def _logged_error(cell: Cell) -> str | None:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_TAIL))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return shown((errors or lines)[-1]) if lines else None
+    return escape_unprintable((errors or lines)[-1]) if lines else None
 
 
 def _beside(cell: Cell, ending: str) -> Path:

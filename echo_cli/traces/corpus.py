@@ -18,7 +18,7 @@ from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.config.schema import TracesConfig, TraceSplitConfig
 from echo_cli.environments.tasks import Split
 from echo_cli.errors import EchoError
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, parse_trace
 from echo_cli.trajectory import Role, bad_line
 
@@ -123,7 +123,10 @@ class TraceCorpus:
             counts[entry.file] += 1
         files = zip(self.paths, self.sha256, counts, strict=True)
         return {
-            "files": [{"name": shown(path.name), "sha256": digest, "traces": count} for path, digest, count in files],
+            "files": [
+                {"name": escape_unprintable(path.name), "sha256": digest, "traces": count}
+                for path, digest, count in files
+            ],
             "train": len(self.of("train")),
             "validation": self.overlap("validation").to_json(),
             "heldout": self.overlap("heldout").to_json(),
@@ -144,17 +147,21 @@ def index_traces(traces: TracesConfig) -> TraceCorpus:
     for number, path in enumerate(paths):
         digest = hashlib.sha256()
         if path.is_fifo():  # a run reads its traces at their places in the file, again and again
-            raise EchoError(f"{shown(path)} is not a file that can be read twice", "write it to a file first")
+            raise EchoError(
+                f"{escape_unprintable(path)} is not a file that can be read twice", "write it to a file first"
+            )
         try:
             with path.open("rb") as file:
                 entries += list(_entries(path, number, file, digest, known))
         except IsADirectoryError as error:
-            raise EchoError(f"{shown(path)} is a folder", f"{_TIP}; a pool has a trajectories.jsonl") from error
+            raise EchoError(
+                f"{escape_unprintable(path)} is a folder", f"{_TIP}; a pool has a trajectories.jsonl"
+            ) from error
         except OSError as error:
-            raise EchoError(f"cannot read {shown(path)}: {error.strerror or error}", _TIP) from error
+            raise EchoError(f"cannot read {escape_unprintable(path)}: {error.strerror or error}", _TIP) from error
         digests.append(digest.hexdigest())
     if not entries:
-        raise EchoError(f"no trace in {', '.join(shown(path) for path in paths)}", _TIP)
+        raise EchoError(f"no trace in {', '.join(escape_unprintable(path) for path in paths)}", _TIP)
     splits = split_of({entry.content for entry in entries}, traces.split)
     shares: dict[Split, float] = {"validation": traces.split.validation, "heldout": traces.split.heldout, "train": 1.0}
     for split, share in shares.items():
@@ -209,7 +216,7 @@ def check_trainable(corpus: TraceCorpus, traces: TracesConfig, settings: Objecti
             continue
         lacking = next((e for e in train if not (e.actions if what == "turns" else e.rewarded)), None)
         if lacking is not None:
-            where = f"{shown(corpus.paths[lacking.file])}:{lacking.line}"
+            where = f"{escape_unprintable(corpus.paths[lacking.file])}:{lacking.line}"
             raise EchoError(f"{name} needs {what}, and {where} has none", f"unset objective.{name}")
 
 
@@ -275,4 +282,4 @@ def _content(trace: Trace) -> bytes:
 
 def _changed(path: Path, entry: Entry) -> EchoError:
     tip = "traces stay where they are while a run trains on them; put the file back and continue with --resume"
-    return EchoError(f"{shown(path)}:{entry.line} is not the trace that it was", tip, exit_code=1)
+    return EchoError(f"{escape_unprintable(path)}:{entry.line} is not the trace that it was", tip, exit_code=1)

@@ -14,10 +14,10 @@ from echo_cli.errors import EchoError
 from echo_cli.files import output_file
 from echo_cli.models.renderer import Renderer
 from echo_cli.runs.recordings import Recording, open_recording
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, trace_line, trajectory_of
-from echo_cli.traces.retokenize import rendered
-from echo_cli.trajectory import Role, Trajectory, views
+from echo_cli.traces.retokenize import render_trace
+from echo_cli.trajectory import Role, Trajectory, context_views
 
 Target = Literal["echo", "openai", "masks"]
 DEFAULT_CONFIG = "toy"
@@ -71,7 +71,7 @@ def export_traces(
                 result.lines += 1
                 out.write(line)
         if not result.traces:
-            raise EchoError(f"nothing to export: {shown(sources[0])} has no trajectory", _TIP)
+            raise EchoError(f"nothing to export: {escape_unprintable(sources[0])} has no trajectory", _TIP)
     return result
 
 
@@ -109,7 +109,10 @@ def _checked(masks: Callable[[Trace], list[dict[str, Any]]], trace: Trace) -> li
     try:
         return masks(trace)
     except ValueError as error:
-        message = f"trace of {shown(trace.task_id)} has transient tokens and is no trajectory: {shown(str(error))}"
+        message = (
+            f"trace of {escape_unprintable(trace.task_id)} has transient tokens and is no trajectory: "
+            f"{escape_unprintable(str(error))}"
+        )
         raise EchoError(message, "encode its text anew: --config NAME") from error
 
 
@@ -119,7 +122,7 @@ def _traces(recordings: Sequence[Recording]) -> Iterator[Trace]:
             yield from recording.traces()
         except OSError as error:
             tip = "see that it can be read"
-            raise EchoError(f"cannot read {shown(recording.path)}: {error.strerror}", tip) from error
+            raise EchoError(f"cannot read {escape_unprintable(recording.path)}: {error.strerror}", tip) from error
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
@@ -148,13 +151,13 @@ def own_masks(trace: Trace) -> list[dict[str, Any]]:
     if not any(segment.transient for segment in trace.segments):
         return [_record(trace, tokens, prompt)]
     # Thinking that was dropped is in the context of its own action alone: such an episode is no single sequence.
-    found = views(trajectory_of(trace))
+    found = context_views(trajectory_of(trace))
     return [_record(trace, _tokens(view), prompt) for view in found]
 
 
 def made_masks(trace: Trace, renderer: Renderer) -> dict[str, Any]:
     """The masks of a trace as `renderer` writes it."""
-    tokens = _tokens(rendered(trace, renderer))
+    tokens = _tokens(render_trace(trace, renderer))
     return _record(trace, tokens, _before_action(tokens))
 
 

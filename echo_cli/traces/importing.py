@@ -11,7 +11,7 @@ from pathlib import Path
 
 from echo_cli.errors import EchoError
 from echo_cli.files import output_file
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, trace_line
 from echo_cli.traces.builder import FORMATS, ImportOptions, Refusal, format_named
 from echo_cli.trajectory import Role
@@ -116,20 +116,22 @@ def _check_options(name: str, options: ImportOptions) -> None:
 
 def _check_file(path: Path) -> None:
     if path.is_dir():
-        raise EchoError(f"{shown(path)} is a folder", f"name its files: {shown(path)}/*")
+        raise EchoError(f"{escape_unprintable(path)} is a folder", f"name its files: {escape_unprintable(path)}/*")
     if not path.exists():
-        raise EchoError(f"{shown(path)} does not exist", "name the files to import")
+        raise EchoError(f"{escape_unprintable(path)} does not exist", "name the files to import")
 
 
 def _read(name: str, path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
     try:
         yield from format_named(name).read(path, options)
     except OSError as error:
-        raise EchoError(f"cannot read {shown(path)}: {error.strerror}", "see that it can be read") from error
+        raise EchoError(
+            f"cannot read {escape_unprintable(path)}: {error.strerror}", "see that it can be read"
+        ) from error
 
 
 def _nothing(files: Sequence[Path], result: ImportResult) -> tuple[str, str]:
-    what = shown(files[0]) if len(files) == 1 else f"{len(files)} files"
+    what = escape_unprintable(files[0]) if len(files) == 1 else f"{len(files)} files"
     if not result.refused:
         return f"nothing to import: {what} has no record", "name a file with traces"
     reason, count = result.refused.most_common(1)[0]

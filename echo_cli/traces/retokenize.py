@@ -13,7 +13,7 @@ from echo_cli.trace import Trace
 from echo_cli.trajectory import CLOSE, CUT_NOTICE, CUT_OUTPUT, OPEN, SCAFFOLD, WRAPPER, Role, Segment, Trajectory, Turn
 
 
-def rerender(trajectory: Trajectory, renderer: Renderer) -> Trajectory:
+def retokenize(trajectory: Trajectory, renderer: Renderer) -> Trajectory:
     """The same episode as `renderer` writes it: each segment's text encoded alone, as in an `Episode`.
 
     The renderer that a scripted episode was played with gives its ids again. A policy samples ids that need not be
@@ -25,7 +25,7 @@ def rerender(trajectory: Trajectory, renderer: Renderer) -> Trajectory:
     return replace(trajectory, segments=segments, world_model_only=world_model_only)
 
 
-def rendered(trace: Trace, renderer: Renderer) -> Trajectory:
+def render_trace(trace: Trace, renderer: Renderer) -> Trajectory:
     """`trace` in the tokens of `renderer`, whatever tokens it has itself; for the env term only.
 
     What each segment says is encoded alone, as in an `Episode`; an action is its turn's command, as the policy would

@@ -13,10 +13,10 @@ from echo_cli.config.schema import TracesConfig
 from echo_cli.environments.tasks import Split
 from echo_cli.files import Row
 from echo_cli.models.renderer import Renderer
-from echo_cli.seeds import drawn
+from echo_cli.seeds import epoch_sample
 from echo_cli.trace import Trace
 from echo_cli.traces.corpus import TraceCorpus, observations, overlap_line
-from echo_cli.traces.retokenize import rendered, truncated
+from echo_cli.traces.retokenize import render_trace, truncated
 from echo_cli.trajectory import Role, Trajectory
 
 POOL = "traces"
@@ -33,7 +33,7 @@ class Traces:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class RenderedTraces:
     """Traces as rollouts that get no RL term, and of how many of them something did not fit."""
 
     trajectories: tuple[Trajectory, ...]
@@ -41,25 +41,25 @@ class Fitted:
     """Traces that were cut; where not even the first segment fits, the trace is not among the trajectories."""
 
 
-def fitted(traces: Iterable[Trace], renderer: Renderer, max_tokens: int) -> Fitted:
+def render_and_truncate(traces: Iterable[Trace], renderer: Renderer, max_tokens: int) -> RenderedTraces:
     """`traces` in the tokens of `renderer`, each in at most `max_tokens`, whoever acted: `source` is `trace`."""
-    whole = [replace(rendered(trace, renderer), source="trace") for trace in traces]
+    whole = [replace(render_trace(trace, renderer), source="trace") for trace in traces]
     found = [truncated(trajectory, renderer.tokenizer, max_tokens) for trajectory in whole]
     kept = tuple(trajectory for trajectory in found if trajectory is not None)
-    return Fitted(kept, sum(len(trajectory) > max_tokens for trajectory in whole))
+    return RenderedTraces(kept, sum(len(trajectory) > max_tokens for trajectory in whole))
 
 
-def traces_of_step(traces: Traces, renderer: Renderer, seed: int, step: int) -> Fitted:
+def traces_of_step(traces: Traces, renderer: Renderer, seed: int, step: int) -> RenderedTraces:
     """The traces of the 0-based `step`, in shuffled epochs of the training split.
 
     Raises:
         EchoError: as `TraceCorpus.read`.
     """
-    entries = drawn(traces.corpus.of("train"), traces.settings.per_step, seed, "traces", step)
-    return fitted(traces.corpus.read(entries), renderer, traces.max_tokens)
+    entries = epoch_sample(traces.corpus.of("train"), traces.settings.per_step, seed, "traces", step)
+    return render_and_truncate(traces.corpus.read(entries), renderer, traces.max_tokens)
 
 
-def held_out(traces: Traces, renderer: Renderer, split: Split) -> Fitted:
+def held_out(traces: Traces, renderer: Renderer, split: Split) -> RenderedTraces:
     """The traces of a held-out split, in which observations that training sees are context: not measured.
 
     Raises:
@@ -67,12 +67,12 @@ def held_out(traces: Traces, renderer: Renderer, split: Split) -> Fitted:
     """
     corpus, kept, cut = traces.corpus, [], 0
     for trace in corpus.read(corpus.of(split)):
-        found = fitted([trace], renderer, traces.max_tokens)
+        found = render_and_truncate([trace], renderer, traces.max_tokens)
         cut += found.cut
         # By turn: of what is cut, the text here is not what the hash is of.
         seen = {turn for turn, hashes in observations(trace) if corpus.sees(hashes)}
         kept += [_without(trajectory, seen) for trajectory in found.trajectories]
-    return Fitted(tuple(kept), cut)
+    return RenderedTraces(tuple(kept), cut)
 
 
 def pool_splits(*, alone: bool) -> dict[str, Split]:
@@ -80,7 +80,7 @@ def pool_splits(*, alone: bool) -> dict[str, Split]:
     return {"validation": "validation", "heldout": "heldout"} if alone else {POOL: "heldout"}
 
 
-def traces_record(traces: Traces, pools: Mapping[str, Fitted]) -> Row:
+def traces_record(traces: Traces, pools: Mapping[str, RenderedTraces]) -> Row:
     """What environment.json says of a run's traces: files, splits, overlap, and what was cut of each pool."""
     cut = {name: pool.cut for name, pool in pools.items()}
     return {**traces.corpus.to_json(), "max_tokens": traces.max_tokens, "cut": cut}

@@ -23,7 +23,7 @@ import torch
 
 from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.config.schema import Config
-from echo_cli.environments.protocol import Worlds
+from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.worlds import open_worlds
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.loaded_run import build_policy
@@ -236,7 +236,7 @@ class _Rollouts:
     explorers_s: float
 
 
-def _play(config: Config, policy: TorchPolicy, worlds: Worlds, explorers: int, step: int) -> _Rollouts:
+def _play(config: Config, policy: TorchPolicy, worlds: TaskSuite, explorers: int, step: int) -> _Rollouts:
     started = _now(policy)
     on_policy = play_tasks(config, policy, worlds, step)
     played = _now(policy)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from echo_cli.config.schema import Config
-from echo_cli.environments.protocol import Worlds
+from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.tasks import Task
 from echo_cli.errors import EchoError
 from echo_cli.files import Row
@@ -28,8 +28,8 @@ from echo_cli.rollouts.limits import limits_for
 from echo_cli.rollouts.rollout import play_policy, play_scripts
 from echo_cli.runs.pools import pairs_of
 from echo_cli.runs.summary import best_step, warnings_of
-from echo_cli.seeds import derive_seed, drawn, generator
-from echo_cli.traces.training_data import Fitted, traces_of_step
+from echo_cli.seeds import derive_seed, epoch_sample, generator
+from echo_cli.traces.training_data import RenderedTraces, traces_of_step
 from echo_cli.training.collapse import lambda_factor, new_alarms, stop_if_collapsed
 from echo_cli.training.rows import _faults, _mean, _probe_row, _trace_row, row_keys
 from echo_cli.training.session import Session
@@ -193,7 +193,7 @@ def roll_out(session: Session, step: int, explorers: int) -> list[Trajectory]:
     return played
 
 
-def draw_traces(session: Session, step: int, coeff: float, *, alone: bool) -> Fitted:
+def draw_traces(session: Session, step: int, coeff: float, *, alone: bool) -> RenderedTraces:
     """The traces of the 0-based `step`; none where nothing would be learned from them beside the RL term.
 
     Args:
@@ -204,7 +204,7 @@ def draw_traces(session: Session, step: int, coeff: float, *, alone: bool) -> Fi
     """
     traces, rollout = session.traces, session.config.rollout
     if traces is None or not (coeff > 0 or traces.settings.imitation_coeff > 0 or rollout.tasks_per_step == 0):
-        return Fitted((), 0)
+        return RenderedTraces((), 0)
     found = traces_of_step(traces, session.policy.renderer, session.config.seed, step)
     if alone and not found.trajectories:
         message = f"no trace of step {step + 1} fits {traces.max_tokens} tokens: the first segment alone is longer"
@@ -212,7 +212,7 @@ def draw_traces(session: Session, step: int, coeff: float, *, alone: bool) -> Fi
     return found
 
 
-def play_tasks(config: Config, policy: TorchPolicy, worlds: Worlds, step: int) -> list[Trajectory]:
+def play_tasks(config: Config, policy: TorchPolicy, worlds: TaskSuite, step: int) -> list[Trajectory]:
     """The on-policy rollouts of the 0-based `step`, a group for each of its tasks."""
     settings = config.rollout
     wanted = [
@@ -225,7 +225,9 @@ def play_tasks(config: Config, policy: TorchPolicy, worlds: Worlds, step: int) -
     return play_policy(sampler, policy.renderer, worlds, wanted, limits, verify=config.objective.use_rl, penalize=True)
 
 
-def play_explorers(config: Config, policy: TorchPolicy, worlds: Worlds, step: int, explorers: int) -> list[Trajectory]:
+def play_explorers(
+    config: Config, policy: TorchPolicy, worlds: TaskSuite, step: int, explorers: int
+) -> list[Trajectory]:
     """The scripted rollouts of the 0-based `step`, which get the env term only."""
     rng = generator(config.seed, "explorer", step)
     scripts = []
@@ -238,7 +240,7 @@ def play_explorers(config: Config, policy: TorchPolicy, worlds: Worlds, step: in
 
 def tasks_of_step(config: Config, tasks: Any, step: int) -> list[Task]:
     """The training tasks of the 0-based `step`: shuffled epochs, so that every task comes up equally often."""
-    return drawn(tasks, config.rollout.tasks_per_step, config.seed, "tasks", step)
+    return epoch_sample(tasks, config.rollout.tasks_per_step, config.seed, "tasks", step)
 
 
 def _record(session: Session, rows: Sequence[Row], row: Row, *, evaluate: bool) -> Row:

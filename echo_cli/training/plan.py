@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
-from echo_cli.models.architecture import shape_of
+from echo_cli.models.architecture import architecture_of
 from echo_cli.models.memory import (
     Dtype,
     MemoryPrediction,
@@ -71,7 +71,7 @@ def _most_tokens(config: Config) -> int | str:
     tokens, traces = sum(rollouts_of_step(config)) * longest_episode(config), traces_of_step(config)
     if traces == 0:
         return tokens
-    shape = shape_of(config.model)
+    shape = architecture_of(config.model)
     if shape is None:
         return f"{tokens}, and {traces} traces of the model's context, which is not known here"
     return tokens + traces * longest_trace(shape, config)
@@ -180,7 +180,7 @@ def cost_on(choice: DeviceChoice, config: Config) -> Cost:
 
 
 def _cost(config: Config, dtype: Dtype, device: str, memory: DeviceMemory | None) -> Cost:
-    shape = shape_of(config.model)
+    shape = architecture_of(config.model)
     return Cost(dtype, memory, None if shape is None else predict_memory(shape, config, dtype, device))
 
 
@@ -196,7 +196,7 @@ def memory_notice(config: Config, choice: DeviceChoice) -> list[str]:
 
 
 def _of_model(config: Config) -> dict[str, Any]:
-    model, shape = config.model, shape_of(config.model)
+    model, shape = config.model, architecture_of(config.model)
     if shape is None:
         return {"model": f"{model.path}, of unknown size: its config.json is not on this machine, or of another form"}
     trained = trained_parameters(shape, config)

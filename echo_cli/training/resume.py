@@ -6,13 +6,13 @@ from typing import Any
 
 from echo_cli.config.loader import load_config
 from echo_cli.config.schema import Config, flat_config
-from echo_cli.environments.protocol import Worlds
+from echo_cli.environments.protocol import TaskSuite
 from echo_cli.errors import EchoError
 from echo_cli.files import read_json, write_atomic
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.runs.directory import RunDirectory
 from echo_cli.runs.summary import best_step
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 from echo_cli.traces.corpus import TraceCorpus
 
 # What may differ between a run and its continuation: how far to go, where it lies, what it runs on, where it is shown,
@@ -78,21 +78,25 @@ def check_same_traces(run: RunDirectory, corpus: TraceCorpus) -> None:
     for number, (path, now) in enumerate(zip(corpus.paths, corpus.sha256, strict=True)):
         if number >= len(before) or now != before[number]:
             raise EchoError(
-                f"{shown(path)} is not the file that {shown(run.path)} was trained on: its SHA-256 is {now[:12]}…",
+                f"{escape_unprintable(path)} is not the file that {escape_unprintable(run.path)} was trained on: "
+                f"its SHA-256 is {now[:12]}…",
                 "put the file back, or start another run with --run-name",
             )
     if len(before) > len(corpus.paths):
         tip = "name all of them in traces.path, or start another run with --run-name"
-        raise EchoError(f"{shown(run.path)} was trained on {len(before)} trace files, not {len(corpus.paths)}", tip)
+        raise EchoError(
+            f"{escape_unprintable(run.path)} was trained on {len(before)} trace files, not {len(corpus.paths)}", tip
+        )
 
 
-def _check_same_environment(run: RunDirectory, worlds: Worlds) -> None:
+def _check_same_environment(run: RunDirectory, worlds: TaskSuite) -> None:
     """Refuse to continue in another environment, by the names that the two give themselves."""
     record = read_json(run.path / "environment.json").get("environment")  # runs of earlier versions have none
     before = record.get("name") if isinstance(record, dict) else None
     now = worlds.description.name
     if before is not None and before != now:
         raise EchoError(
-            f"{shown(run.path)} was trained in {shown(before)}, and this environment is {shown(now)}",
+            f"{escape_unprintable(run.path)} was trained in {escape_unprintable(before)}, and this environment "
+            f"is {escape_unprintable(now)}",
             "give the address of the former, or start another run with --run-name",
         )

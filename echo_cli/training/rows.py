@@ -9,7 +9,7 @@ from echo_cli.environments.faults import FAULT_KEYS
 from echo_cli.files import Row
 from echo_cli.objective.diagnostics import GradientComparison
 from echo_cli.rollouts.behaviour import BEHAVIOUR_KEYS
-from echo_cli.traces.training_data import POOL, Fitted
+from echo_cli.traces.training_data import POOL, RenderedTraces
 from echo_cli.training.session import Session
 
 TRAIN_KEYS = [
@@ -27,7 +27,7 @@ ENVIRONMENT_KEYS = [f"environment/{name}" for name in FAULT_KEYS]
 TIME_KEYS = ("time/rollout_s", "time/probe_s", "time/update_s", "time/eval_s")
 
 
-def _trace_row(config: Config, traces: Fitted) -> Row:
+def _trace_row(config: Config, traces: RenderedTraces) -> Row:
     """The columns of a step's traces, in runs that have some."""
     if config.traces is None:
         return {}

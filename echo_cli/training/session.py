@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from echo_cli.config.schema import Config
-from echo_cli.environments.protocol import Worlds
+from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.worlds import open_worlds
 from echo_cli.evaluation.evaluator import Evaluator, play_pools
 from echo_cli.evaluation.loaded_run import build_policy, frozen_pools
@@ -34,7 +34,7 @@ class Session:
     config: Config
     run: RunDirectory
     policy: TorchPolicy
-    worlds: Worlds
+    worlds: TaskSuite
     evaluator: Evaluator
     observed: ObservationLog
     traces: Traces | None

@@ -206,7 +206,7 @@ def test_a_wide_terminal_has_two_columns(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [line.split() for line in wide[:3]] == [
         ["predicted", "real"],
         ["etc", "etc"],
-        ["none", "!", "\\u001b[2Jsrv"],
+        ["none", "!", "\\x1b[2Jsrv"],
     ]
     assert all(len(line) <= 120 for line in wide)
     assert shown("80")[:3] == ["  predicted:", "    etc", "  ! none"]

@@ -30,7 +30,7 @@ from echo_cli.reports.evaluation_figure import plot_evaluation
 from echo_cli.rollouts.limits import limits_of
 from echo_cli.runs.directory import open_run
 from echo_cli.statistics import Estimate, mcnemar, pass_at_k
-from echo_cli.text import printable, shown
+from echo_cli.text import LINES, escape_unprintable
 
 Evaluate = Callable[..., dict[str, Any]]
 
@@ -325,10 +325,10 @@ def _hostile(novel: bool) -> Evaluation:
 
     reading = {"text": HOSTILE, "correct": 1}
     return Evaluation(
-        run=shown(HOSTILE),
+        run=escape_unprintable(HOSTILE),
         step=1,
         steps=[1],
-        novel_pairs={"heldout": int(novel), shown(HOSTILE): 0},
+        novel_pairs={"heldout": int(novel), escape_unprintable(HOSTILE): 0},
         before=report("initial", 0),
         after=[report("policy", 1)],
         baselines=[],
@@ -339,8 +339,10 @@ def _hostile(novel: bool) -> Evaluation:
 
 
 def test_hostile_text_is_shown_and_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert printable("a\u2028b\u2029\n") == "a\\u2028b\\u2029\n"  # terminals may break a line there
-    assert printable(HOSTILE).startswith("a\\u001b[2J\\u001b]0;title\\u0007\\u000d\\u202eb\\u009b31m[bold]")
+    # terminals may break a line there
+    assert escape_unprintable("a\u2028b\u2029\n", keep=LINES) == "a\\u2028b\\u2029\n"
+    escaped = "a\\x1b[2J\\x1b]0;title\\x07\\r\\u202eb\\x9b31m[bold]"
+    assert escape_unprintable(HOSTILE, keep=LINES).startswith(escaped)
     print_evaluation(_hostile(novel=True), breakdown=True)
     printed = capsys.readouterr().out
     assert not set(printed) & set("\x1b\x07\r\u202e\x9b\x00")

@@ -26,7 +26,7 @@ from echo_cli.cli.main import main
 from echo_cli.config.loader import load_config
 from echo_cli.environments.worlds import open_worlds
 from echo_cli.evaluation.evaluator import rollout_tasks
-from echo_cli.evaluation.token_losses import Heat
+from echo_cli.evaluation.token_losses import TokenLosses
 from echo_cli.models.loading import open_policy
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.runs.directory import open_run
@@ -403,12 +403,12 @@ def test_each_step_of_the_ramp_is_twice_the_one_before() -> None:
     assert legend(BLOCKS, None).endswith("▇ 4  █ 8")
 
 
-def made_heat() -> list[Heat]:
+def made_heat() -> list[TokenLosses]:
     output = Segment(Role.ENV_OUTPUT, "ab\t日\nc\n", (1, 2, 3, 4, 5, 6), channel="stdout")
     pieces = ("ab", "\t", "日", "\n", "c", "\n")
     return [
-        Heat(Segment(Role.CONTEXT, "$ ", (0,)), ("$ ",), None),
-        Heat(output, pieces, (0.0, 1.0, 9.0, 0.25, 4.0, 0.0)),
+        TokenLosses(Segment(Role.CONTEXT, "$ ", (0,)), ("$ ",), None),
+        TokenLosses(output, pieces, (0.0, 1.0, 9.0, 0.25, 4.0, 0.0)),
     ]
 
 

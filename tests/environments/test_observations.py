@@ -19,7 +19,7 @@ from echo_cli.environments.observations import (
     safe,
     values_at,
 )
-from echo_cli.environments.protocol import Payload, Piece
+from echo_cli.environments.protocol import Payload, TextPiece
 from echo_cli.errors import EchoError
 from echo_cli.trajectory import Role
 
@@ -47,7 +47,7 @@ def opening(made: ObservationMapping, **observation: Any) -> list[tuple[Any, ...
     return shown(made.opening(payload(**observation)))
 
 
-def shown(pieces: tuple[Piece, ...]) -> list[tuple[Any, ...]]:
+def shown(pieces: tuple[TextPiece, ...]) -> list[tuple[Any, ...]]:
     return [(piece.role, piece.text, piece.channel, *([True] if piece.cut else [])) for piece in pieces]
 
 
@@ -378,20 +378,27 @@ def test_an_invalid_action_is_where_the_pattern_matches() -> None:
 
 def test_merge_joins_neighbours_of_one_role_and_channel() -> None:
     pieces = [
-        Piece(C, ""),
-        Piece(E, "a", "x"),
-        Piece(E, "b", "x", cut=True),
-        Piece(E, "c", "x"),
-        Piece(E, "d"),
-        Piece(C, "e"),
-        Piece(C, "f"),
+        TextPiece(C, ""),
+        TextPiece(E, "a", "x"),
+        TextPiece(E, "b", "x", cut=True),
+        TextPiece(E, "c", "x"),
+        TextPiece(E, "d"),
+        TextPiece(C, "e"),
+        TextPiece(C, "f"),
     ]
-    assert merge(pieces) == (Piece(E, "ab", "x", cut=True), Piece(E, "c", "x"), Piece(E, "d"), Piece(C, "ef"))
+    assert merge(pieces) == (
+        TextPiece(E, "ab", "x", cut=True),
+        TextPiece(E, "c", "x"),
+        TextPiece(E, "d"),
+        TextPiece(C, "ef"),
+    )
     assert merge(()) == ()
 
 
 def test_the_newline_that_a_prompt_needs() -> None:
-    assert [line_end(pieces) for pieces in ([], [Piece(E, "a\n")], [Piece(E, "a")], [Piece(E, "a", cut=True)])] == [
+    assert [
+        line_end(pieces) for pieces in ([], [TextPiece(E, "a\n")], [TextPiece(E, "a")], [TextPiece(E, "a", cut=True)])
+    ] == [
         "",
         "",
         "\n",

@@ -11,7 +11,7 @@ import pytest
 
 from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.environments.faults import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable
-from echo_cli.environments.protocol import Client, Description, Hosting, JsonObject, Payload, Piece, Reply
+from echo_cli.environments.protocol import Client, Description, HostLimits, JsonObject, Payload, StepResult, TextPiece
 from echo_cli.environments.tasks import Task
 from echo_cli.environments.text_environment import TextEnvironment, episode_reward
 from echo_cli.errors import EchoError
@@ -19,7 +19,7 @@ from echo_cli.trajectory import Role
 
 C, E, W = Role.CONTEXT, Role.ENV_OUTPUT, Role.WARNING
 TASK = Task("t1", "train", "f", {"seed": 3})
-PROMPT = Piece(C, "> ")
+PROMPT = TextPiece(C, "> ")
 
 Answer = Payload | Fault
 
@@ -83,11 +83,11 @@ class Played:
     """An episode that is played step by step."""
 
     def __init__(self, source: Scripted, **keys: Any) -> None:
-        self.hosting = Hosting()
+        self.hosting = HostLimits()
         self.environment = TextEnvironment(source, settings(**keys), self.hosting)
         self.opening = asyncio.run(self.environment.reset(TASK))
 
-    def step(self, action: str) -> Reply:
+    def step(self, action: str) -> StepResult:
         return asyncio.run(self.environment.step(action))
 
     def verify(self) -> float | None:
@@ -104,11 +104,11 @@ def test_an_episode_is_opened_with_the_task_and_prompted_on_a_line_of_its_own() 
     source = Scripted(said("hello"), said("no newline"), said("line\n"), said("bye\n", 1.0, done=True))
     episode = Played(source)
     assert source.sent == [{"reset": {"seed": 3}}]
-    assert episode.opening == (Piece(C, "hello"), Piece(C, "\n> "))
-    assert episode.step("one").pieces == (Piece(E, "no newline"), Piece(C, "\n> "))
-    assert episode.step("two").pieces == (Piece(E, "line\n"), PROMPT)
+    assert episode.opening == (TextPiece(C, "hello"), TextPiece(C, "\n> "))
+    assert episode.step("one").pieces == (TextPiece(E, "no newline"), TextPiece(C, "\n> "))
+    assert episode.step("two").pieces == (TextPiece(E, "line\n"), PROMPT)
     last = episode.step("three")
-    assert (last.pieces, last.done, last.capped) == ((Piece(E, "bye\n"),), True, False)
+    assert (last.pieces, last.done, last.capped) == ((TextPiece(E, "bye\n"),), True, False)
     assert source.sent[1:] == [{"command": "one"}, {"command": "two"}, {"command": "three"}]
     assert episode.verify() == 1.0 and episode.faults() == {}
 
@@ -117,7 +117,7 @@ def test_the_turn_cap_ends_the_episode_without_a_prompt() -> None:
     episode = Played(Scripted(said("q\n"), said("a\n"), said("b\n")), max_turns=2)
     assert not episode.step("one").done
     last = episode.step("two")
-    assert (last.pieces, last.done, last.capped) == ((Piece(E, "b\n"),), True, True)
+    assert (last.pieces, last.done, last.capped) == ((TextPiece(E, "b\n"),), True, True)
 
 
 def test_a_done_on_the_last_turn_is_the_cap_if_a_command_ran_and_an_answer_if_not() -> None:
@@ -175,7 +175,7 @@ def test_a_refused_or_failed_action_is_a_warning_and_the_episode_goes_on(
     assert (refused.parse, refused.valid_action) == (parse, False)
     assert refused.pieces[0].role is W and str(fault) in refused.pieces[0].text
     assert refused.pieces[0].text.endswith("]\n") and refused.pieces[1] == PROMPT
-    assert episode.step("y").pieces[0] == Piece(E, "fine\n")
+    assert episode.step("y").pieces[0] == TextPiece(E, "fine\n")
     assert episode.faults() == {counter: 1}
 
 
@@ -201,7 +201,7 @@ def test_an_unavailable_environment_is_tried_again_with_a_new_client() -> None:
     source = Scripted(Unavailable("at capacity"), Unavailable("refused"), said("q\n"))
     episode = Played(source)
     assert (source.clients, source.closed) == (3, 2)
-    assert episode.opening[0] == Piece(C, "q\n") and episode.faults() == {"unavailable": 2}
+    assert episode.opening[0] == TextPiece(C, "q\n") and episode.faults() == {"unavailable": 2}
 
 
 def test_an_environment_that_never_comes_ends_the_run_with_the_last_reason() -> None:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import toy_terminal_env
-from echo_cli.environments.protocol import Environment, Piece, Reply
+from echo_cli.environments.protocol import Environment, StepResult, TextPiece
 from echo_cli.environments.tasks import Task
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.trajectory import Role
@@ -195,7 +195,7 @@ def test_the_logic_imports_the_standard_library_only() -> None:
 # --- Behind the protocol of echo-cli ---------------------------------------------------------------------------------
 
 
-PROMPT = Piece(Role.CONTEXT, "$ ")
+PROMPT = TextPiece(Role.CONTEXT, "$ ")
 
 
 def task_of() -> Task:
@@ -209,7 +209,7 @@ class Terminal:
         self._inner: Environment = ToyWorlds((0,), (), max_turns=3).environment()
         self.opening = asyncio.run(self._inner.reset(task_of()))
 
-    def step(self, action: str) -> Reply:
+    def step(self, action: str) -> StepResult:
         return asyncio.run(self._inner.step(action))
 
     def verify(self) -> float | None:
@@ -218,9 +218,9 @@ class Terminal:
 
 def test_roles_are_decided_where_the_text_is_made() -> None:
     terminal = Terminal()
-    assert terminal.opening == (Piece(Role.CONTEXT, f"task: {TASK.question}\n"), PROMPT)
+    assert terminal.opening == (TextPiece(Role.CONTEXT, f"task: {TASK.question}\n"), PROMPT)
     good = terminal.step("ls /")
-    assert good.pieces == (Piece(Role.ENV_OUTPUT, "etc\nsrv\nvar\n", "stdout"), PROMPT)
+    assert good.pieces == (TextPiece(Role.ENV_OUTPUT, "etc\nsrv\nvar\n", "stdout"), PROMPT)
     assert (good.done, good.exit_code, good.valid_action) == (False, 0, True)
     both = terminal.step("ls / /none")
     assert [(piece.role, piece.channel) for piece in both.pieces] == [

@@ -13,7 +13,7 @@ import torch
 
 import echo_cli
 from echo_cli.config.schema import Config, EvaluationConfig, OptimConfig
-from echo_cli.environments.protocol import Description, Environment, Hosting, Piece, Reply, Worlds
+from echo_cli.environments.protocol import Description, Environment, HostLimits, StepResult, TaskSuite, TextPiece
 from echo_cli.environments.tasks import Task, TaskSplits
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.evaluation.evaluator import (
@@ -30,7 +30,7 @@ from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tiny import TinyConfig, TinyModel
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.rollouts.limits import Limits
+from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.rollout import play_scripts
 from echo_cli.runs.pools import ObservationLog, Pair, pairs_of
 from echo_cli.trajectory import Role, Trajectory
@@ -40,7 +40,7 @@ torch.set_num_threads(1)
 TOKENIZER = Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json")
 PLAIN = PlainRenderer(TOKENIZER)
 V = TOKENIZER.vocab_size
-WIDE = Limits(action_tokens=50, output_tokens=1000, episode_tokens=10_000)
+WIDE = EpisodeLimits(action_tokens=50, output_tokens=1000, episode_tokens=10_000)
 
 
 def policy(*, uniform: bool = False) -> TorchPolicy:
@@ -56,18 +56,18 @@ def policy(*, uniform: bool = False) -> TorchPolicy:
 class CannedTerminal:
     """Answers each command with the (text, channel) parts given for it, five turns at most."""
 
-    def __init__(self, answers: Mapping[str, Sequence[tuple[str, str]]], opening: tuple[Piece, ...]) -> None:
+    def __init__(self, answers: Mapping[str, Sequence[tuple[str, str]]], opening: tuple[TextPiece, ...]) -> None:
         self._answers = answers
         self._opening = opening
 
-    async def reset(self, task: Task) -> tuple[Piece, ...]:
+    async def reset(self, task: Task) -> tuple[TextPiece, ...]:
         return self._opening
 
-    async def step(self, action: str, problem: str | None = None) -> Reply:
+    async def step(self, action: str, problem: str | None = None) -> StepResult:
         if action.startswith("answer"):
-            return Reply((), done=True)
-        parts = tuple(Piece(Role.ENV_OUTPUT, text, channel) for text, channel in self._answers[action])
-        return Reply((*parts, Piece(Role.CONTEXT, "$ ")), exit_code=0)
+            return StepResult((), done=True)
+        parts = tuple(TextPiece(Role.ENV_OUTPUT, text, channel) for text, channel in self._answers[action])
+        return StepResult((*parts, TextPiece(Role.CONTEXT, "$ ")), exit_code=0)
 
     async def verify(self) -> float:
         raise AssertionError("nothing here may call the verifier")
@@ -85,11 +85,11 @@ class CannedWorlds:
         self,
         answers: Mapping[str, Sequence[tuple[str, str]]],
         scripts: Sequence[Sequence[str]],
-        opening: tuple[Piece, ...] = (Piece(Role.CONTEXT, "task: q\n$ "),),
+        opening: tuple[TextPiece, ...] = (TextPiece(Role.CONTEXT, "task: q\n$ "),),
     ) -> None:
         self._answers, self._opening = answers, opening
         self._scripts = {f"t{i}": list(script) for i, script in enumerate(scripts)}
-        self.hosting = Hosting()
+        self.hosting = HostLimits()
         self.tasks = TaskSplits((), (), [Task(name, "heldout", "f", {}) for name in self._scripts])
 
     def environment(self) -> Environment:
@@ -101,7 +101,7 @@ class CannedWorlds:
     def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
         raise AssertionError("an evaluation never explores")
 
-    def out_of_distribution(self) -> Worlds:
+    def out_of_distribution(self) -> TaskSuite:
         return self
 
 
@@ -158,7 +158,11 @@ def test_a_command_without_output_has_no_span(command: str) -> None:
 
 
 def test_output_before_the_first_action_belongs_to_no_command() -> None:
-    banner = (Piece(Role.CONTEXT, "task: q\n"), Piece(Role.ENV_OUTPUT, "welcome\n"), Piece(Role.CONTEXT, "$ "))
+    banner = (
+        TextPiece(Role.CONTEXT, "task: q\n"),
+        TextPiece(Role.ENV_OUTPUT, "welcome\n"),
+        TextPiece(Role.CONTEXT, "$ "),
+    )
     worlds = CannedWorlds(ANSWERS, [["a"]], banner)
     pool = expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE)
     ((span,),) = pool.spans
@@ -203,7 +207,7 @@ def test_a_score_is_the_teacher_forced_cross_entropy_of_the_output() -> None:
 
 def test_an_output_cut_at_its_cap_is_scored_over_the_bytes_that_were_shown() -> None:
     worlds = CannedWorlds({"long": [("0123456789" * 3, "stdout")]}, [["long"]])
-    limits = Limits(action_tokens=50, output_tokens=12, episode_tokens=10_000)
+    limits = EpisodeLimits(action_tokens=50, output_tokens=12, episode_tokens=10_000)
     (score,) = score_pool(policy(uniform=True), expert_pool(worlds, worlds.tasks.heldout, PLAIN, limits))
     assert (score.tokens, score.output_bytes) == (12, 12)
     assert summarize([score], "x")["x/env_bits_per_byte"] == pytest.approx(math.log2(V), rel=1e-6)
@@ -246,7 +250,7 @@ def quiet_config(**fields: object) -> Config:
     return Config(evaluation=evaluation, **fields)  # type: ignore[arg-type]
 
 
-def evaluator_of(worlds: Worlds, config: Config) -> Evaluator:
+def evaluator_of(worlds: TaskSuite, config: Config) -> Evaluator:
     return Evaluator(config, worlds, expert_pools(config, worlds, policy()))
 
 

@@ -19,7 +19,7 @@ from echo_cli.evaluation.measures import (
     Tokens,
     env_ce_difference,
     groups,
-    longest_matches,
+    longest_suffix_matches,
     measure,
     predict,
     predictions_from,
@@ -167,15 +167,15 @@ def test_positions_fall_into_their_buckets() -> None:
 
 def test_longest_matches_by_hand() -> None:
     #                                     0  1  2  3  4  5  6  7  8
-    length, following = longest_matches([5, 6, 7, 5, 6, 8, 5, 6, 7])
+    length, following = longest_suffix_matches([5, 6, 7, 5, 6, 8, 5, 6, 7])
     # At 5 the suffix "5 6" stood at 0-1, then 7; at 8 its latest place is 3-4, then 8.
     assert length.tolist() == [0, 0, 0, 0, 1, 2, 0, 1, 2]
     assert following.tolist() == [-1, -1, -1, -1, 6, 7, -1, 6, 8]
     # A match may overlap what it continues; the longest wins over the latest.
-    assert longest_matches([1, 1, 1])[0].tolist() == [0, 0, 1]
-    length, following = longest_matches([9, 1, 2, 3, 1, 4, 9, 1, 2])
+    assert longest_suffix_matches([1, 1, 1])[0].tolist() == [0, 0, 1]
+    length, following = longest_suffix_matches([9, 1, 2, 3, 1, 4, 9, 1, 2])
     assert (length[8], following[8]) == (2, 2)
-    assert [part.tolist() for part in longest_matches([])] == [[], []]
+    assert [part.tolist() for part in longest_suffix_matches([])] == [[], []]
 
 
 def test_copyable_by_hand() -> None:

@@ -28,7 +28,7 @@ from echo_cli.evaluation.baselines import ORDER, exchange_tokens, fit_ngram, has
 from echo_cli.evaluation.loaded_run import load_pool
 from echo_cli.evaluation.measures import measure, predict, tokens_of
 from echo_cli.evaluation.model_evaluation import ScoredModel, check_same_outputs
-from echo_cli.evaluation.named_models import Contender, contenders, kind_of, loading_config
+from echo_cli.evaluation.named_models import NamedModel, contenders, kind_of, loading_config
 from echo_cli.evaluation.records import CSV_COLUMNS, MEASURES
 from echo_cli.evaluation.run_evaluation import novel_pairs
 from echo_cli.models.hf.random_qwen3 import make_random_qwen3
@@ -210,7 +210,7 @@ def test_models_without_the_same_outputs_are_refused(place: Path) -> None:
     pool = load_pool(place / "expert", PLAIN)
 
     def scored(label: str, pool: Pool) -> ScoredModel:
-        return ScoredModel(Contender(label, label, "tiny"), "cpu", PLAIN, 2048, {"expert": pool}, {}, {}, "", {})
+        return ScoredModel(NamedModel(label, label, "tiny"), "cpu", PLAIN, 2048, {"expert": pool}, {}, {}, "", {})
 
     first = scored("a", pool)
     check_same_outputs(first, scored("b", pool))
@@ -441,7 +441,7 @@ def test_labels_are_the_shortest_ends_of_paths(place: Path, monkeypatch: pytest.
 
 
 def test_how_a_model_is_loaded_comes_from_the_config(tmp_path: Path) -> None:
-    hf, tiny = Contender("q", "Qwen/Qwen3-0.6B", "hf"), Contender("t", "tiny-base", "tiny")
+    hf, tiny = NamedModel("q", "Qwen/Qwen3-0.6B", "hf"), NamedModel("t", "tiny-base", "tiny")
     file = tmp_path / "mine.yaml"
     file.write_text(
         "model: {kind: hf, path: x/y, dtype: bfloat16, lora: {rank: 4}}\nconversation: {system: be brief}\n"
@@ -480,7 +480,7 @@ def test_a_hugging_face_model_is_measured_as_transformers_computes_it(
     result = evaluate(["other", str(qwen)], "model.dtype=float32")
     other, found = result["models"]
     assert (other["kind"], found["kind"], found["same_tokens"]) == ("tiny", "hf", False)
-    chosen = Contender("qwen", str(qwen), "hf")
+    chosen = NamedModel("qwen", str(qwen), "hf")
     config = chosen.config(loading_config(None, [], [chosen]))
     renderer = load_renderer(config)
     pool = load_pool(place / "expert", renderer)

@@ -14,7 +14,7 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3ForCausalLM
 
 from echo_cli.config.model import RANDOM_QWEN3, LoraConfig, ModelConfig
-from echo_cli.models.architecture import NAMED, Shape, shape_of
+from echo_cli.models.architecture import NAMED, Architecture, architecture_of
 from echo_cli.models.tiny import TinyConfig, TinyModel
 
 SMALL = {
@@ -46,7 +46,7 @@ def test_the_parameters_are_those_of_the_model_that_transformers_builds(
 ) -> None:
     config = AutoConfig.for_model(model_type, **SMALL, **keys)
     config.save_pretrained(tmp_path)
-    shape = shape_of(_hf(str(tmp_path)))
+    shape = architecture_of(_hf(str(tmp_path)))
     assert shape is not None
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -86,7 +86,7 @@ def test_the_random_model_is_what_the_table_says(tmp_path: Path) -> None:
     from echo_cli.models.hf.random_qwen3 import make_random_qwen3
 
     make_random_qwen3(tmp_path, seed=0)
-    assert shape_of(_hf(str(tmp_path))) == shape_of(_hf(RANDOM_QWEN3))
+    assert architecture_of(_hf(str(tmp_path))) == architecture_of(_hf(RANDOM_QWEN3))
 
 
 def test_the_built_in_model_has_a_shape_too(tmp_path: Path) -> None:
@@ -94,14 +94,14 @@ def test_the_built_in_model_has_a_shape_too(tmp_path: Path) -> None:
         if model is None:
             (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
             model = ModelConfig(path=str(tmp_path))
-        shape = shape_of(model)
+        shape = architecture_of(model)
         assert shape is not None
         assert shape.parameters == sum(parameter.numel() for parameter in TinyModel(config).parameters())
         assert (shape.max_length, shape.vocab) == (config.max_length, config.vocab_size)
 
 
 def test_a_small_shape_by_hand() -> None:
-    shape = Shape(4, 2, 2, 1, 3, 5, 7, True, 16, "qwen3")
+    shape = Architecture(4, 2, 2, 1, 3, 5, 7, True, 16, "qwen3")
     # A block: q 4 × 6, k and v 4 × 3 each, o 6 × 4, three matrices 4 × 5, two norms of 4 and two of 3.
     block = 24 + 12 + 12 + 24 + 60 + 8 + 6
     assert shape.parameters == 7 * 4 + 2 * block + 4
@@ -110,8 +110,8 @@ def test_a_small_shape_by_hand() -> None:
 
 def test_a_hub_id_is_read_from_the_hubs_own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    assert shape_of(_hf("Qwen/Qwen3-0.6B")) == NAMED["Qwen/Qwen3-0.6B"]
-    assert shape_of(_hf("someone/model")) is None
+    assert architecture_of(_hf("Qwen/Qwen3-0.6B")) == NAMED["Qwen/Qwen3-0.6B"]
+    assert architecture_of(_hf("someone/model")) is None
     stored = tmp_path / "models--someone--model"
     for folder in ("refs", "snapshots/abc", "snapshots/def"):
         (stored / folder).mkdir(parents=True)
@@ -120,14 +120,14 @@ def test_a_hub_id_is_read_from_the_hubs_own_cache(tmp_path: Path, monkeypatch: p
         config = {"model_type": "llama", **SMALL, "num_hidden_layers": layers}
         (stored / "snapshots" / commit / "config.json").write_text(json.dumps(config))
     for revision, layers in ((None, 3), ("main", 3), ("def", 4)):
-        shape = shape_of(_hf("someone/model", revision=revision))
+        shape = architecture_of(_hf("someone/model", revision=revision))
         assert shape is not None and shape.layers == layers
-    assert shape_of(_hf("someone/model", revision="v2")) is None
-    assert shape_of(_hf("Qwen/Qwen3-0.6B", revision="v2")) is None
+    assert architecture_of(_hf("someone/model", revision="v2")) is None
+    assert architecture_of(_hf("Qwen/Qwen3-0.6B", revision="v2")) is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"model_type": "mamba"}', '{"model_type": "qwen3"}'])
 def test_what_is_not_of_the_form_has_no_shape(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
-    assert shape_of(_hf(str(tmp_path), lora=LoraConfig())) is None
-    assert shape_of(ModelConfig(path=str(tmp_path))) is None
+    assert architecture_of(_hf(str(tmp_path), lora=LoraConfig())) is None
+    assert architecture_of(ModelConfig(path=str(tmp_path))) is None

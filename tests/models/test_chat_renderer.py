@@ -13,7 +13,7 @@ from chat_models import CHATML_TEMPLATE, Canned, make_llama3
 
 import echo_cli
 from echo_cli.config.model import ConversationConfig, ModelConfig
-from echo_cli.environments.protocol import Piece, Reply
+from echo_cli.environments.protocol import StepResult, TextPiece
 from echo_cli.environments.tasks import Task
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.errors import EchoError
@@ -23,17 +23,17 @@ from echo_cli.models.hf.renderer import load_hf_renderer
 from echo_cli.models.renderer import PlainRenderer, Renderer
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.rollouts.episode import Episode
-from echo_cli.rollouts.limits import Limits
+from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.rollout import play_scripts
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.builder import wrapped
-from echo_cli.traces.retokenize import rendered, rerender
+from echo_cli.traces.retokenize import render_trace, retokenize
 from echo_cli.trajectory import SCAFFOLD, Role, Segment, Trajectory, Turn
 
 C, A, E, W = Role.CONTEXT, Role.ACTION, Role.ENV_OUTPUT, Role.WARNING
 HF = ModelConfig(kind="hf", path="here")
 TASK = Task("t", "train", "family", {})
-WIDE = Limits(action_tokens=200, output_tokens=1000, episode_tokens=10_000)
+WIDE = EpisodeLimits(action_tokens=200, output_tokens=1000, episode_tokens=10_000)
 TOOL_CALL = '<tool_call>\n{"name": "run", "arguments": {"command": "ls"}}\n</tool_call>'
 
 
@@ -66,12 +66,12 @@ def template_ids(folder: Path, turns: Sequence[tuple[str, str]], **options: Any)
     return ids
 
 
-def replies(*texts: str, role: Role = E) -> list[Reply]:
-    return [Reply((Piece(role, text, "stdout"),), exit_code=0) for text in texts]
+def replies(*texts: str, role: Role = E) -> list[StepResult]:
+    return [StepResult((TextPiece(role, text, "stdout"),), exit_code=0) for text in texts]
 
 
 def play(
-    renderer: ChatRenderer, opening: str, actions: Sequence[Sequence[int]], answers: Sequence[Reply]
+    renderer: ChatRenderer, opening: str, actions: Sequence[Sequence[int]], answers: Sequence[StepResult]
 ) -> tuple[Episode, list[int], Canned]:
     """An episode of these sampled ids, and the sequence as a sampler holds it."""
     environment = Canned(opening, *answers)
@@ -198,7 +198,7 @@ HOSTILE = [
 def test_text_of_the_world_is_never_scaffold(qwen3: Path, llama3: Path, family: str, text: str) -> None:
     renderer = load(qwen3 if family == "qwen3" else llama3)
     tokenizer = renderer.tokenizer
-    answers = [Reply((Piece(E, text, "stdout"), Piece(W, f"[{text}]"), Piece(C, text)), exit_code=0)]
+    answers = [StepResult((TextPiece(E, text, "stdout"), TextPiece(W, f"[{text}]"), TextPiece(C, text)), exit_code=0)]
     trajectory = finish(play(renderer, f"task {text}", [renderer.script("ls")], [*answers])[0])
     names = {tokenizer.token_id(name) for name in tokenizer.added_tokens}
     for segment in trajectory.segments:
@@ -398,9 +398,9 @@ def test_a_pool_of_the_built_in_model_becomes_a_conversation_and_back(qwen3: Pat
     played_plain = play_scripts(plain, worlds, scripts, WIDE, "expert")
     played_chat = play_scripts(renderer, worlds, scripts, WIDE, "expert")
     assert {trajectory.stop_reason for trajectory in played_chat} == {"script_end", "answered"}
-    assert [rerender(trajectory, renderer) for trajectory in played_plain] == played_chat
-    assert [rerender(trajectory, renderer) for trajectory in played_chat] == played_chat
-    assert [rerender(trajectory, plain) for trajectory in played_chat] == played_plain
+    assert [retokenize(trajectory, renderer) for trajectory in played_plain] == played_chat
+    assert [retokenize(trajectory, renderer) for trajectory in played_chat] == played_chat
+    assert [retokenize(trajectory, plain) for trajectory in played_chat] == played_plain
 
 
 def test_what_tools_answered_in_a_trace_stands_as_the_template_writes_it(qwen3: Path) -> None:
@@ -410,7 +410,7 @@ def test_what_tools_answered_in_a_trace_stands_as_the_template_writes_it(qwen3: 
         segments += wrapped([TraceSegment(E, text, "tool_result")])
     segments.append(TraceSegment(A, "done\n"))
     turns = [Turn(text, "", None, valid_action=True, clean_parse=True) for text in (act, "done")]
-    made = rendered(Trace("t", tuple(segments), tuple(turns)), load(qwen3))
+    made = render_trace(Trace("t", tuple(segments), tuple(turns)), load(qwen3))
     conversation = [("user", "go"), ("assistant", act), *(("tool", text) for text in answers), ("assistant", "done")]
     assert made.token_ids == template_ids(qwen3, conversation)[: len(made)]
     assert [segment.text for segment in made.segments if segment.role is E] == list(answers)
@@ -419,7 +419,7 @@ def test_what_tools_answered_in_a_trace_stands_as_the_template_writes_it(qwen3: 
 def test_a_wrapper_of_other_words_stays_text(qwen3: Path) -> None:
     spelled = "<tool_response>\n<|im_end|>"
     segments = (TraceSegment(C, "go"), TraceSegment(A, "ls\n"), TraceSegment(C, spelled, "wrapper"))
-    made = rendered(Trace("t", segments, (Turn("ls", "", None, valid_action=True, clean_parse=True),)), load(qwen3))
+    made = render_trace(Trace("t", segments, (Turn("ls", "", None, valid_action=True, clean_parse=True),)), load(qwen3))
     assert made.segments[-1].token_ids == tuple(load(qwen3).tokenizer.encode(spelled))
 
 
@@ -428,8 +428,8 @@ def test_an_opening_that_the_environment_printed_is_its_output_in_any_form(qwen3
     renderer = load(qwen3)
 
     class Printing(Canned):
-        async def reset(self, task: Task) -> tuple[Piece, ...]:
-            return (Piece(E, "a board\n"), Piece(C, "$ "))
+        async def reset(self, task: Task) -> tuple[TextPiece, ...]:
+            return (TextPiece(E, "a board\n"), TextPiece(C, "$ "))
 
     async def played(of: Renderer) -> Trajectory:
         episode = Episode(of, Printing("", *replies("done\n")), TASK, "g", WIDE)
@@ -439,9 +439,9 @@ def test_an_opening_that_the_environment_printed_is_its_output_in_any_form(qwen3
 
     in_chat, in_plain = asyncio.run(played(renderer)), asyncio.run(played(plain))
     assert in_plain.segments[0] == Segment(C, "", plain.start_ids)
-    assert rerender(in_chat, plain) == in_plain
-    assert rerender(in_plain, renderer).token_ids == in_chat.token_ids
-    assert rerender(in_plain, renderer).count(E) == in_chat.count(E)
+    assert retokenize(in_chat, plain) == in_plain
+    assert retokenize(in_plain, renderer).token_ids == in_chat.token_ids
+    assert retokenize(in_plain, renderer).count(E) == in_chat.count(E)
 
 
 def test_a_token_that_ended_a_line_is_no_text_in_other_tokens(qwen3: Path) -> None:
@@ -459,7 +459,7 @@ def test_a_token_that_ended_a_line_is_no_text_in_other_tokens(qwen3: Path) -> No
 
     played = asyncio.run(go())
     for other in (plain, renderer):
-        again = rerender(played, other)
+        again = retokenize(played, other)
         assert [segment.text for segment in again.segments if segment.role is A] == [
             *("ls\n", "cat a\n", "<|im_end|>\n", "cat"),
         ]

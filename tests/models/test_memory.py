@@ -15,11 +15,11 @@ from transformers import Qwen3ForCausalLM
 
 from echo_cli.config.schema import Config
 from echo_cli.models import memory
-from echo_cli.models.architecture import NAMED, Shape
+from echo_cli.models.architecture import NAMED, Architecture
 from echo_cli.models.memory import Dtype, chunk_rows, predict_memory, saved_by_layer, trained_parameters
 from echo_cli.objective.logprobs import selected_logprobs
 
-SMALL = Shape(64, 3, 4, 2, 24, 160, 1024, True, 4096, "qwen3")
+SMALL = Architecture(64, 3, 4, 2, 24, 160, 1024, True, 4096, "qwen3")
 
 
 def _config(model: dict[str, Any] | None = None, **keys: Any) -> Config:
@@ -27,7 +27,7 @@ def _config(model: dict[str, Any] | None = None, **keys: Any) -> Config:
     return Config.model_validate_json(json.dumps({"model": model, **keys}))
 
 
-def _model(shape: Shape, lora: int | None, dtype: Dtype, checkpointing: bool) -> tuple[Any, Any, Any]:
+def _model(shape: Architecture, lora: int | None, dtype: Dtype, checkpointing: bool) -> tuple[Any, Any, Any]:
     """A model in train mode, the decoder in it, and its head."""
     base = model = Qwen3ForCausalLM(qwen3_config(shape))
     if lora is not None:
@@ -45,7 +45,7 @@ def _autocast(dtype: Dtype) -> Any:
     return torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
 
-def _saved(shape: Shape, lora: int | None, dtype: Dtype, tokens: int) -> int:
+def _saved(shape: Architecture, lora: int | None, dtype: Dtype, tokens: int) -> int:
     """Bytes that a forward pass of `tokens` leaves for the backward pass, the weights and their copies left out."""
     model, decoder, _ = _model(shape, lora, dtype, checkpointing=False)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
@@ -67,9 +67,9 @@ def _saved(shape: Shape, lora: int | None, dtype: Dtype, tokens: int) -> int:
 @pytest.mark.parametrize("lora", [None, 3])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_layer_saves_exactly_what_is_counted(dtype: Dtype, lora: int | None) -> None:
-    shape = Shape(64, 1, 4, 2, 24, 160, 256, True, 4096, "qwen3")
+    shape = Architecture(64, 1, 4, 2, 24, 160, 256, True, 4096, "qwen3")
     config = _config(model={"lora": None if lora is None else {"rank": lora}})
-    deeper = Shape(64, 2, 4, 2, 24, 160, 256, True, 4096, "qwen3")
+    deeper = Architecture(64, 2, 4, 2, 24, 160, 256, True, 4096, "qwen3")
     # The difference of depths is a layer; that of lengths takes out what does not grow with the tokens.
     layer = [_saved(deeper, lora, dtype, tokens) - _saved(shape, lora, dtype, tokens) for tokens in (32, 64)]
     assert (layer[1] - layer[0]) / 32 == saved_by_layer(shape, config, dtype)
@@ -110,7 +110,7 @@ def test_the_predicted_update_is_near_the_tensors_that_live(
 
 
 def test_a_config_by_hand() -> None:
-    shape = Shape(4, 2, 2, 1, 3, 5, 7, True, 16, "qwen3")
+    shape = Architecture(4, 2, 2, 1, 3, 5, 7, True, 16, "qwen3")
     P, linear = 324, 2 * (24 + 12 + 12 + 24 + 60)
     assert (shape.parameters, shape.linear_parameters) == (P, linear)
     config = _config(

@@ -24,7 +24,7 @@ from echo_cli.objective.advantages import step_advantages
 from echo_cli.objective.batch import count_rollouts
 from echo_cli.objective.filters import filter_env_rollouts
 from echo_cli.objective.loss import StepWeights, step_totals, step_weights
-from echo_cli.traces.training_data import fitted
+from echo_cli.traces.training_data import render_and_truncate
 from echo_cli.trajectory import Role, Trajectory
 
 RENDERER = PlainRenderer(TOKENIZER)
@@ -43,7 +43,7 @@ def sampled(trajectory: Trajectory, reward: float) -> Trajectory:
 
 def rollouts() -> tuple[list[Trajectory], list[int]]:
     """Two of the policy, two explorers and four traces, and the indices of these."""
-    found = list(fitted(store()[:8], RENDERER, 999).trajectories)
+    found = list(render_and_truncate(store()[:8], RENDERER, 999).trajectories)
     policy = [sampled(found[0], 0.0), sampled(found[1], 1.0)]
     explorers = [replace(trajectory, source="explorer") for trajectory in found[2:4]]
     return [*policy, *explorers, *found[4:]], [4, 5, 6, 7]

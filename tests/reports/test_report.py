@@ -17,11 +17,11 @@ from echo_cli.cli.main import main
 from echo_cli.files import append_jsonl, read_jsonl
 from echo_cli.reports.charts import METRICS, charts, thinned
 from echo_cli.reports.content import (
-    Episode,
     ObservationHeat,
+    PageEpisode,
+    PageText,
     Report,
     RunReport,
-    Text,
     differing,
     in_turn,
     least_predictable,
@@ -56,8 +56,8 @@ def _curve(name: str = "a", **series: list[tuple[int, float]]) -> Curve:
     return Curve(name, 1.0, points, best_step=2)
 
 
-def _episode(*texts: Text, origin: str = "rollout") -> Episode:
-    return Episode(origin, 0, "task", "policy", "answered", 1.0, None, texts)  # type: ignore[arg-type]
+def _episode(*texts: PageText, origin: str = "rollout") -> PageEpisode:
+    return PageEpisode(origin, 0, "task", "policy", "answered", 1.0, None, texts)  # type: ignore[arg-type]
 
 
 def _run(name: str = "a", **changes: Any) -> RunReport:
@@ -99,11 +99,11 @@ def test_a_chart_without_values_is_left_out_and_the_best_step_is_starred() -> No
 def test_an_episode_is_cut_at_its_pieces_and_says_by_how_much() -> None:
     heat = (0.5, 1.5, 2.5)
     cut = shortened(
-        _episode(Text("action", None, ("abc", "de", "fgh"), heat, heat), Text("context", None, ("xyz",))), 4, 6
+        _episode(PageText("action", None, ("abc", "de", "fgh"), heat, heat), PageText("context", None, ("xyz",))), 4, 6
     )
-    assert cut.texts[0] == Text("action", None, ("abc", "d"), heat[:2], heat[:2], left_out=4)
-    assert cut.texts[1] == Text("context", None, ("xy",), left_out=1)
-    whole = _episode(Text("action", None, ("abc",)))
+    assert cut.texts[0] == PageText("action", None, ("abc", "d"), heat[:2], heat[:2], left_out=4)
+    assert cut.texts[1] == PageText("context", None, ("xy",), left_out=1)
+    whole = _episode(PageText("action", None, ("abc",)))
     assert shortened(whole, 3, 3) == whole and not whole.is_cut
 
 
@@ -130,7 +130,7 @@ def test_any_beginning_of_the_episodes_has_its_share_of_runs_and_origins() -> No
 
 
 def test_a_page_never_grows_beyond_2_mb_and_says_what_is_left_out() -> None:
-    episodes = tuple(_episode(Text("env_output", None, ("<\x1b&" * 30_000,))) for _ in range(60))
+    episodes = tuple(_episode(PageText("env_output", None, ("<\x1b&" * 30_000,))) for _ in range(60))
     found = page(Report((_run(episodes=episodes, episodes_there=70),), (_curve(heldout_env_ce=[(0, 1.0)]),)))
     assert len(found.html.encode()) <= MOST_BYTES
     assert 0 < found.shown < 60 and found.cut == found.shown and found.left_out == 70 - found.shown

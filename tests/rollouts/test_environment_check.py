@@ -18,7 +18,7 @@ from echo_cli.cli.display.environment import print_check, schema_lines
 from echo_cli.cli.main import main
 from echo_cli.config.environment import ActionConfig, EnvironmentConfig, ObservationRule, TasksConfig
 from echo_cli.environments.faults import SessionLost
-from echo_cli.environments.protocol import Description, Environment, Hosting, Piece, Reply
+from echo_cli.environments.protocol import Description, Environment, HostLimits, StepResult, TextPiece
 from echo_cli.environments.tasks import Task, TaskSplits
 from echo_cli.errors import EchoError
 from echo_cli.models.renderer import PlainRenderer
@@ -26,11 +26,11 @@ from echo_cli.models.tiny import model_folder
 from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
 from echo_cli.rollouts.environment_check import CheckReport, check_environment
 from echo_cli.rollouts.environment_findings import volatile_patterns
-from echo_cli.rollouts.limits import Limits
+from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.random_actions import random_line
 from echo_cli.trajectory import Role
 
-LIMITS = Limits(action_tokens=16, output_tokens=64, episode_tokens=512)
+LIMITS = EpisodeLimits(action_tokens=16, output_tokens=64, episode_tokens=512)
 SETTINGS = EnvironmentConfig(
     url="http://127.0.0.1:1",
     tasks=TasksConfig(seeds=1),
@@ -39,9 +39,9 @@ SETTINGS = EnvironmentConfig(
     max_turns=4,
     prompt="$ ",
 )
-PROMPT = Piece(Role.CONTEXT, "$ ")
+PROMPT = TextPiece(Role.CONTEXT, "$ ")
 STRING = {"type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]}
-Answer = Callable[[Task, str, int], Reply]
+Answer = Callable[[Task, str, int], StepResult]
 
 
 @dataclass
@@ -53,12 +53,12 @@ class _Fake:
     reward: float | None
     number: int
 
-    async def reset(self, task: Task) -> tuple[Piece, ...]:
+    async def reset(self, task: Task) -> tuple[TextPiece, ...]:
         self.task = task
         text = self.opening.format(seed=task.reset_arguments["seed"], number=self.number)
-        return (Piece(Role.CONTEXT, text), PROMPT) if text else (PROMPT,)
+        return (TextPiece(Role.CONTEXT, text), PROMPT) if text else (PROMPT,)
 
-    async def step(self, action: str, problem: str | None = None) -> Reply:
+    async def step(self, action: str, problem: str | None = None) -> StepResult:
         return self.answer(self.task, action, self.number)
 
     async def verify(self) -> float | None:
@@ -68,10 +68,10 @@ class _Fake:
         pass
 
 
-def _answer(task: Task, action: str, number: int) -> Reply:
+def _answer(task: Task, action: str, number: int) -> StepResult:
     if action == "answer":
-        return Reply((), done=True, reward=1.0)
-    return Reply((Piece(Role.ENV_OUTPUT, f"{action} of {task.task_id}\n", "stdout"), PROMPT), exit_code=0)
+        return StepResult((), done=True, reward=1.0)
+    return StepResult((TextPiece(Role.ENV_OUTPUT, f"{action} of {task.task_id}\n", "stdout"), PROMPT), exit_code=0)
 
 
 @dataclass
@@ -89,7 +89,7 @@ class _FakeWorlds:
             [Task("d", "heldout", "task", {"seed": 4})],
         )
     )
-    hosting: Hosting = field(default_factory=lambda: Hosting(sessions=4))
+    hosting: HostLimits = field(default_factory=lambda: HostLimits(sessions=4))
     description: Description = field(default_factory=lambda: Description("fake", STRING, {}, 4))
     replayable: bool = False
     episodes: int = 0
@@ -151,12 +151,12 @@ def test_without_a_solution_explorer_lines_are_played_and_else_random_ones(token
     assert drawn[0].trajectory == drawn[1].trajectory
 
 
-def _pieces(*pieces: Piece, **reply: Any) -> Answer:
-    return lambda task, action, number: Reply((*pieces, PROMPT), **reply)
+def _pieces(*pieces: TextPiece, **reply: Any) -> Answer:
+    return lambda task, action, number: StepResult((*pieces, PROMPT), **reply)
 
 
-def _warning(text: str) -> Piece:
-    return Piece(Role.WARNING, text, "notice")
+def _warning(text: str) -> TextPiece:
+    return TextPiece(Role.WARNING, text, "notice")
 
 
 @pytest.mark.parametrize(
@@ -166,18 +166,18 @@ def _warning(text: str) -> Piece:
         ({"answer": _pieces()}, {}, "no_env_output"),
         ({"answer": _pieces(_warning("note\n"))}, {}, "no_env_output"),
         ({"opening": ""}, {}, "no_opening"),
-        ({"answer": _pieces(Piece(Role.ENV_OUTPUT, "1 2 3 4 5 " * 40))}, {}, "cut"),
-        ({"answer": _pieces(Piece(Role.ENV_OUTPUT, "long", cut=True))}, {}, "cut"),
+        ({"answer": _pieces(TextPiece(Role.ENV_OUTPUT, "1 2 3 4 5 " * 40))}, {}, "cut"),
+        ({"answer": _pieces(TextPiece(Role.ENV_OUTPUT, "long", cut=True))}, {}, "cut"),
         ({"answer": _pieces(_warning("[bad]\n"), parse="malformed", valid_action=False)}, {}, "refused"),
-        ({"answer": _pieces(Piece(Role.ENV_OUTPUT, "sh: bad\n"), valid_action=False)}, {}, "refused"),
+        ({"answer": _pieces(TextPiece(Role.ENV_OUTPUT, "sh: bad\n"), valid_action=False)}, {}, "refused"),
         ({"actions": ("1" * 40, "answer")}, {}, "long_action"),
         ({"actions": ("ls",) * 200}, {}, "length_cap"),
         ({"actions": ("ls",)}, {}, "never_done"),
         ({"reward": None}, {}, "no_reward"),
         ({"reward": 0.0}, {}, "unsolved"),
         ({"opening": "task {seed} at {number}\n"}, {}, "other_opening"),
-        ({"hosting": Hosting(sessions=1)}, {}, "one_session"),
-        ({"answer": _pieces(Piece(Role.ENV_OUTPUT, "same\n")), "opening": "task\n"}, {}, "same_tasks"),
+        ({"hosting": HostLimits(sessions=1)}, {}, "one_session"),
+        ({"answer": _pieces(TextPiece(Role.ENV_OUTPUT, "same\n")), "opening": "task\n"}, {}, "same_tasks"),
         ({"tasks": TaskSplits([Task("a", "train", "task", {"seed": 1})], [], [])}, {}, "no_validation"),
         ({"tasks": TaskSplits([Task("a", "train", "task", {"seed": 1})], [], [])}, {}, "no_heldout"),
     ],
@@ -192,8 +192,8 @@ def test_each_flaw_has_its_warning(
 
 
 def test_other_text_the_second_time_is_shown_with_a_pattern_that_masks_it(tokenizer: Tokenizer) -> None:
-    def answer(task: Task, action: str, number: int) -> Reply:
-        return Reply((Piece(Role.ENV_OUTPUT, f"{task.task_id} ok\npid {100 + number} ok\n"), PROMPT))
+    def answer(task: Task, action: str, number: int) -> StepResult:
+        return StepResult((TextPiece(Role.ENV_OUTPUT, f"{task.task_id} ok\npid {100 + number} ok\n"), PROMPT))
 
     report = check_environment(_FakeWorlds(answer=answer), PlainRenderer(tokenizer), LIMITS, SETTINGS)
     (finding,) = (finding for finding in report.findings if finding.name == "nondeterministic")
@@ -202,9 +202,12 @@ def test_other_text_the_second_time_is_shown_with_a_pattern_that_masks_it(tokeni
 
 
 def test_what_is_volatile_already_is_no_difference(tokenizer: Tokenizer) -> None:
-    def answer(task: Task, action: str, number: int) -> Reply:
-        known, unknown = Piece(Role.ENV_OUTPUT, f"{task.task_id} "), Piece(Role.CONTEXT, f"{number}", "volatile")
-        return Reply((known, unknown, PROMPT))
+    def answer(task: Task, action: str, number: int) -> StepResult:
+        known, unknown = (
+            TextPiece(Role.ENV_OUTPUT, f"{task.task_id} "),
+            TextPiece(Role.CONTEXT, f"{number}", "volatile"),
+        )
+        return StepResult((known, unknown, PROMPT))
 
     assert "nondeterministic" not in _warnings(
         check_environment(_FakeWorlds(answer=answer), PlainRenderer(tokenizer), LIMITS, SETTINGS)
@@ -212,8 +215,8 @@ def test_what_is_volatile_already_is_no_difference(tokenizer: Tokenizer) -> None
 
 
 def test_an_episode_that_is_shorter_the_second_time_is_a_difference(tokenizer: Tokenizer) -> None:
-    def answer(task: Task, action: str, number: int) -> Reply:
-        return Reply((Piece(Role.ENV_OUTPUT, "on\n"), PROMPT), done=number == 2, reward=1.0)
+    def answer(task: Task, action: str, number: int) -> StepResult:
+        return StepResult((TextPiece(Role.ENV_OUTPUT, "on\n"), PROMPT), done=number == 2, reward=1.0)
 
     report = check_environment(_FakeWorlds(answer=answer), PlainRenderer(tokenizer), LIMITS, SETTINGS)
     (finding,) = (finding for finding in report.findings if finding.name == "nondeterministic")
@@ -242,7 +245,7 @@ def test_patterns_mask_all_that_two_lines_differ_in(first: str, second: str, cou
 
 
 def test_a_lost_session_is_tried_again_and_counted(tokenizer: Tokenizer) -> None:
-    def answer(task: Task, action: str, number: int) -> Reply:
+    def answer(task: Task, action: str, number: int) -> StepResult:
         if number == 1:
             raise SessionLost("closed")
         return _answer(task, action, number)
@@ -253,7 +256,7 @@ def test_a_lost_session_is_tried_again_and_counted(tokenizer: Tokenizer) -> None
 
 
 def test_an_environment_that_loses_every_session_ends_the_check(tokenizer: Tokenizer) -> None:
-    def answer(task: Task, action: str, number: int) -> Reply:
+    def answer(task: Task, action: str, number: int) -> StepResult:
         raise SessionLost("closed")
 
     with pytest.raises(EchoError, match="closed") as caught:
@@ -325,8 +328,8 @@ def test_a_schema_is_one_line_a_field() -> None:
     assert list(schema_lines({})) == ["no fields listed"]
 
 
-def _escaping(task: Task, action: str, number: int) -> Reply:
-    return Reply((Piece(Role.ENV_OUTPUT, f"\x1b[31mred {number}\n", "\x1b[0m"), PROMPT))
+def _escaping(task: Task, action: str, number: int) -> StepResult:
+    return StepResult((TextPiece(Role.ENV_OUTPUT, f"\x1b[31mred {number}\n", "\x1b[0m"), PROMPT))
 
 
 class _Terminal(io.StringIO):
@@ -351,7 +354,7 @@ def test_roles_have_colours_on_a_terminal_alone(
         printed[name] = stream.getvalue()
     monkeypatch.undo()
     assert "\x1b" not in printed["file"]
-    assert r"env_output \u001b[0m | \u001b[31mred 1" in printed["file"]
+    assert r"env_output \x1b[0m | \x1b[31mred 1" in printed["file"]
     assert ("\x1b[33menv_output" in printed["terminal"]) is not no_color
     assert "\x1b[31mred" not in printed["terminal"]
 

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import echo_cli
-from echo_cli.environments.protocol import Piece, Reply
+from echo_cli.environments.protocol import StepResult, TextPiece
 from echo_cli.environments.tasks import Task
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.errors import EchoError
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.rollouts.episode import Episode, Following, cut_pieces
-from echo_cli.rollouts.limits import Limits
+from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.rollout import play_policy, play_scripts
 from echo_cli.trajectory import CUT_ACTION, CUT_OUTPUT, Role, Trajectory
 
@@ -29,23 +29,23 @@ TOKENIZER = Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_bas
 PLAIN = PlainRenderer(TOKENIZER)
 NEWLINE = TOKENIZER.newline_ids[0]
 TASK = Task("t", "train", "family", {})
-WIDE = Limits(action_tokens=50, output_tokens=1000, episode_tokens=10_000)
-PROMPT = Piece(C, "$ ")
+WIDE = EpisodeLimits(action_tokens=50, output_tokens=1000, episode_tokens=10_000)
+PROMPT = TextPiece(C, "$ ")
 
 
 class Canned:
     """Answers with the given replies in order, and counts what it is asked."""
 
-    def __init__(self, *replies: Reply) -> None:
+    def __init__(self, *replies: StepResult) -> None:
         self._replies = list(replies)
         self.actions: list[str] = []
         self.verified = 0
         self.closed = 0
 
-    async def reset(self, task: Task) -> tuple[Piece, ...]:
-        return (Piece(C, f"task: {task.task_id}\n$ "),)
+    async def reset(self, task: Task) -> tuple[TextPiece, ...]:
+        return (TextPiece(C, f"task: {task.task_id}\n$ "),)
 
-    async def step(self, action: str, problem: str | None = None) -> Reply:
+    async def step(self, action: str, problem: str | None = None) -> StepResult:
         self.actions.append(action)
         return self._replies[len(self.actions) - 1]
 
@@ -86,8 +86,8 @@ class Forced:
         raise AssertionError("all episodes are seated from the start")
 
 
-def output(text: str, *, done: bool = False) -> Reply:
-    return Reply((Piece(E, text, "stdout"), *(() if done else (PROMPT,))), done, 0, capped=done)
+def output(text: str, *, done: bool = False) -> StepResult:
+    return StepResult((TextPiece(E, text, "stdout"), *(() if done else (PROMPT,))), done, 0, capped=done)
 
 
 def typed(text: str) -> list[int]:
@@ -95,7 +95,7 @@ def typed(text: str) -> list[int]:
 
 
 def play(
-    environment: Canned, actions: Sequence[Sequence[int]], limits: Limits = WIDE, verify: bool = True
+    environment: Canned, actions: Sequence[Sequence[int]], limits: EpisodeLimits = WIDE, verify: bool = True
 ) -> Trajectory:
     sampler = Forced([actions])
     worlds = CannedWorlds(environment)
@@ -115,11 +115,16 @@ def text_of(trajectory: Trajectory, role: Role) -> list[str]:
 
 
 def test_each_piece_keeps_its_role_its_text_and_its_channel() -> None:
-    reply = Reply(
-        (Piece(E, "out\n", "stdout"), Piece(E, "err\n", "stderr"), Piece(W, "[exit 1]\n", "exit_status"), PROMPT),
+    reply = StepResult(
+        (
+            TextPiece(E, "out\n", "stdout"),
+            TextPiece(E, "err\n", "stderr"),
+            TextPiece(W, "[exit 1]\n", "exit_status"),
+            PROMPT,
+        ),
         exit_code=1,
     )
-    trajectory = play(Canned(reply, Reply((), done=True)), [typed("ls"), typed("answer: x")])
+    trajectory = play(Canned(reply, StepResult((), done=True)), [typed("ls"), typed("answer: x")])
     assert shown(trajectory) == [
         (C, "task: t\n$ "),
         (A, "ls\n"),
@@ -144,7 +149,7 @@ AWKWARD = [
 
 @pytest.mark.parametrize("text", AWKWARD)
 def test_awkward_output_is_env_output_and_nothing_else(text: str) -> None:
-    trajectory = play(Canned(output(text), Reply((), done=True)), [typed("ls"), typed("answer: x")])
+    trajectory = play(Canned(output(text), StepResult((), done=True)), [typed("ls"), typed("answer: x")])
     assert shown(trajectory)[2:4] == [(E, text), (C, "$ ")]
     segment = trajectory.segments[2]
     assert TOKENIZER.decode(list(segment.token_ids)) == text
@@ -154,7 +159,7 @@ def test_awkward_output_is_env_output_and_nothing_else(text: str) -> None:
 @given(st.lists(st.tuples(st.sampled_from([C, E, W]), st.text(max_size=8)), max_size=5))
 @settings(max_examples=60, deadline=None)
 def test_no_token_straddles_two_roles(pieces: list[tuple[Role, str]]) -> None:
-    reply = Reply(tuple(Piece(role, text) for role, text in pieces), done=True)
+    reply = StepResult(tuple(TextPiece(role, text) for role, text in pieces), done=True)
     trajectory = play(Canned(reply), [typed("ls")])
     assert shown(trajectory)[2:] == pieces
     for segment in trajectory.segments[1:]:
@@ -202,7 +207,7 @@ def test_a_sampled_special_token_stays_an_action_token() -> None:
 
 
 def test_an_empty_line_is_an_action() -> None:
-    environment = Canned(Reply((PROMPT,), exit_code=0), output("x\n", done=True))
+    environment = Canned(StepResult((PROMPT,), exit_code=0), output("x\n", done=True))
     trajectory = play(environment, [[NEWLINE], typed("ls")])
     assert environment.actions == ["", "ls"]
     assert trajectory.count(A) == 1 + len(typed("ls"))
@@ -224,7 +229,7 @@ def test_a_cut_action_gets_a_notice_and_never_reaches_the_environment() -> None:
 
 def test_a_long_output_is_cut_with_a_visible_notice() -> None:
     text = "0123456789" * 5
-    limits = Limits(action_tokens=50, output_tokens=20, episode_tokens=10_000)
+    limits = EpisodeLimits(action_tokens=50, output_tokens=20, episode_tokens=10_000)
     trajectory = play(Canned(output(text), output("short\n", done=True)), [typed("cat /f"), typed("ls")], limits)
     assert shown(trajectory)[2:5] == [(E, text[:20]), (W, CUT_OUTPUT), (C, "$ ")]
     assert len(trajectory.segments[2].token_ids) == 20
@@ -233,7 +238,7 @@ def test_a_long_output_is_cut_with_a_visible_notice() -> None:
 
 
 def test_an_output_of_exactly_the_cap_is_not_cut() -> None:
-    limits = Limits(action_tokens=50, output_tokens=20, episode_tokens=10_000)
+    limits = EpisodeLimits(action_tokens=50, output_tokens=20, episode_tokens=10_000)
     trajectory = play(Canned(output("01234567890123456789", done=True)), [typed("cat /f")], limits)
     assert text_of(trajectory, W) == [] and trajectory.count(E) == 20
 
@@ -241,7 +246,7 @@ def test_an_output_of_exactly_the_cap_is_not_cut() -> None:
 @pytest.mark.parametrize("missing", [1, 2, 3])
 def test_an_output_is_cut_before_a_character_and_never_inside_it(missing: int) -> None:
     ids = TOKENIZER.encode("🚀🚀")
-    limits = Limits(action_tokens=50, output_tokens=len(ids) - missing, episode_tokens=10_000)
+    limits = EpisodeLimits(action_tokens=50, output_tokens=len(ids) - missing, episode_tokens=10_000)
     trajectory = play(Canned(output("🚀🚀", done=True)), [typed("cat /f")], limits)
     assert trajectory.segments[2].text == trajectory.turns[0].output == "🚀"
     assert trajectory.segments[2].token_ids == tuple(TOKENIZER.encode("🚀"))
@@ -250,25 +255,27 @@ def test_an_output_is_cut_before_a_character_and_never_inside_it(missing: int) -
 class Opened(Canned):
     """Opens with these pieces."""
 
-    def __init__(self, opening: tuple[Piece, ...], *replies: Reply) -> None:
+    def __init__(self, opening: tuple[TextPiece, ...], *replies: StepResult) -> None:
         super().__init__(*replies)
         self._opening = opening
 
-    async def reset(self, task: Task) -> tuple[Piece, ...]:
+    async def reset(self, task: Task) -> tuple[TextPiece, ...]:
         return self._opening
 
 
 def test_an_opening_that_begins_with_a_warning_begins_with_bos_alone() -> None:
-    environment = Opened((Piece(W, "[old server]\n"), PROMPT), output("x\n", done=True))
+    environment = Opened((TextPiece(W, "[old server]\n"), PROMPT), output("x\n", done=True))
     trajectory = play(environment, [typed("ls")])
     assert shown(trajectory)[:3] == [(C, ""), (W, "[old server]\n"), (C, "$ ")]
     assert trajectory.segments[0].token_ids == (TOKENIZER.bos_id,)
 
 
 def test_a_prompt_follows_whatever_was_cut_before_it() -> None:
-    limits = Limits(action_tokens=10, output_tokens=20, episode_tokens=100)
-    long = Piece(E, "hello " * 200, "stdout")
-    environment = Opened((Piece(C, "hello " * 200), PROMPT), Reply((long, replace(long, channel="stderr"), PROMPT)))
+    limits = EpisodeLimits(action_tokens=10, output_tokens=20, episode_tokens=100)
+    long = TextPiece(E, "hello " * 200, "stdout")
+    environment = Opened(
+        (TextPiece(C, "hello " * 200), PROMPT), StepResult((long, replace(long, channel="stderr"), PROMPT))
+    )
     trajectory = play(environment, [typed("ls")], limits)
     roles = [segment.role for segment in trajectory.segments]
     assert roles == [C, W, C, A, E, W, E, W, C] and text_of(trajectory, C)[1:] == ["$ ", "$ "]
@@ -279,7 +286,7 @@ def test_a_prompt_follows_whatever_was_cut_before_it() -> None:
 
 PIECES = st.lists(
     st.builds(
-        Piece,
+        TextPiece,
         st.sampled_from([C, E, W]),
         st.integers(0, 40).flatmap(lambda count: st.sampled_from(["ab ", "\n", "🚀"]).map(lambda text: text * count)),
         cut=st.booleans(),
@@ -291,17 +298,17 @@ PIECES = st.lists(
 @given(PIECES, PIECES, st.integers(1, 30), st.integers(1, 30), st.integers(1, 90), st.booleans())
 @settings(max_examples=150, deadline=None)
 def test_no_episode_is_longer_than_its_limits_say(
-    opening: tuple[Piece, ...], reply: tuple[Piece, ...], action: int, out: int, episode: int, cut: bool
+    opening: tuple[TextPiece, ...], reply: tuple[TextPiece, ...], action: int, out: int, episode: int, cut: bool
 ) -> None:
-    limits = Limits(action, out, episode)
+    limits = EpisodeLimits(action, out, episode)
     actions = [[NEWLINE] * action if not cut else TOKENIZER.encode("a")[:1] * action] * 200
-    trajectory = play(Opened(opening, *[Reply(reply)] * 199, Reply((), done=True)), actions, limits)
+    trajectory = play(Opened(opening, *[StepResult(reply)] * 199, StepResult((), done=True)), actions, limits)
     assert len(trajectory) <= limits.longest(PLAIN.overhead)
 
 
 @given(st.integers(1, 60), st.integers(1, 4000), st.integers(1, 4000), st.integers(250, 6000), st.integers(1, 40))
 def test_limits_are_brought_down_to_a_context(action: int, out: int, episode: int, context: int, scaffold: int) -> None:
-    limits = Limits(action, out, episode)
+    limits = EpisodeLimits(action, out, episode)
     within = limits.within(context, scaffold)
     assert within.longest(scaffold) <= context
     assert (within == limits) == (limits.longest(scaffold) <= context)
@@ -311,7 +318,7 @@ def test_limits_are_brought_down_to_a_context(action: int, out: int, episode: in
 
 
 def test_a_context_that_not_even_one_turn_fits_is_refused() -> None:
-    limits = Limits(action_tokens=100, output_tokens=50, episode_tokens=400)
+    limits = EpisodeLimits(action_tokens=100, output_tokens=50, episode_tokens=400)
     least = 100 + 2 + 2 * (len(CUT_OUTPUT) + 25 + PLAIN.overhead) + 2 * len(CUT_OUTPUT)
     assert limits.within(least, PLAIN.overhead).output_tokens == 1
     for context, helps in ((least - 1, True), (least - 99, True), (least - 100, False)):
@@ -335,15 +342,17 @@ def test_the_last_observation_is_kept_at_the_length_cap() -> None:
     environment = Canned(output("first\n"), output("never\n"))
     opening = 1 + len(TOKENIZER.encode("task: t\n$ "))
     used = opening + len(typed("ls")) + len(TOKENIZER.encode("first\n")) + len(TOKENIZER.encode("$ "))
-    at_cap = play(environment, [typed("ls")], Limits(10, 1000, used + 9))
+    at_cap = play(environment, [typed("ls")], EpisodeLimits(10, 1000, used + 9))
     assert environment.actions == ["ls"] and at_cap.stop_reason == "length_cap"
     assert text_of(at_cap, E) == ["first\n"]
-    below = play(Canned(output("first\n"), output("last\n", done=True)), [typed("ls")] * 2, Limits(10, 1000, used + 10))
+    below = play(
+        Canned(output("first\n"), output("last\n", done=True)), [typed("ls")] * 2, EpisodeLimits(10, 1000, used + 10)
+    )
     assert below.stop_reason == "turn_cap"
 
 
 def test_an_answer_stops_with_answered() -> None:
-    trajectory = play(Canned(Reply((), done=True)), [typed("answer: 7")])
+    trajectory = play(Canned(StepResult((), done=True)), [typed("answer: 7")])
     assert trajectory.stop_reason == "answered"
     assert trajectory.turns[0].command == "answer: 7"
 
@@ -379,7 +388,7 @@ def test_a_script_stops_when_the_episode_ends() -> None:
 
 
 def test_a_script_ends_before_an_action_that_would_outgrow_the_episode() -> None:
-    limits = Limits(action_tokens=8, output_tokens=20, episode_tokens=120)
+    limits = EpisodeLimits(action_tokens=8, output_tokens=20, episode_tokens=120)
     environment = Canned(*[output("x\n")] * 4)
     script = [(TASK, ["ls", "echo " + "7" * 30, "echo " + "7" * 300, "ls"])]
     (trajectory,) = play_scripts(PLAIN, CannedWorlds(environment), script, limits, "expert")
@@ -394,7 +403,7 @@ def test_a_script_ends_before_an_action_that_would_outgrow_the_episode() -> None
 def test_episodes_of_different_lengths_do_not_mix() -> None:
     environments = [
         Canned(output("a1\n"), output("a2\n", done=True)),
-        Canned(Reply((), done=True)),
+        Canned(StepResult((), done=True)),
         Canned(output("c1\n"), output("c2\n"), output("c3\n", done=True)),
     ]
     sampler = Forced([[typed("ls"), typed("wc")], [typed("answer: x")], [typed("cat"), typed("head"), typed("tail")]])
@@ -418,7 +427,7 @@ def test_episodes_of_different_lengths_do_not_mix() -> None:
 
 
 def test_the_sampler_sees_exactly_the_tokens_of_the_trajectory() -> None:
-    environment = Canned(output("a\n"), output("b\n"), Reply((), done=True))
+    environment = Canned(output("a\n"), output("b\n"), StepResult((), done=True))
     sampler = Forced([[typed("ls"), typed("wc"), typed("answer: x")], [TOKENIZER.encode("cut")]])
     contexts = sampler.context
     worlds = CannedWorlds(environment, Canned())

@@ -16,21 +16,21 @@ from canned_worlds import CannedWorlds
 import echo_cli
 from echo_cli.concurrency import EventLoop
 from echo_cli.environments.faults import FAULT_KEYS, SessionLost
-from echo_cli.environments.protocol import Hosting, Piece, Reply
+from echo_cli.environments.protocol import HostLimits, StepResult, TextPiece
 from echo_cli.environments.tasks import Task
 from echo_cli.errors import EchoError
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.sampler import CachedSampler
 from echo_cli.models.tiny import TinyConfig, TinyModel
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.rollouts.limits import Limits
+from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.rollout import play_policy, play_scripts, without_fragments
 from echo_cli.trajectory import Role, Trajectory
 
 TOKENIZER = Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json")
 PLAIN = PlainRenderer(TOKENIZER)
-LIMITS = Limits(action_tokens=50, output_tokens=100, episode_tokens=1000)
-PROMPT = Piece(Role.CONTEXT, "$ ")
+LIMITS = EpisodeLimits(action_tokens=50, output_tokens=100, episode_tokens=1000)
+PROMPT = TextPiece(Role.CONTEXT, "$ ")
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Room:
     def __init__(self, house: House) -> None:
         self.house, self.steps, self.entered = house, 0, False
 
-    async def reset(self, task: Task) -> tuple[Piece, ...]:
+    async def reset(self, task: Task) -> tuple[TextPiece, ...]:
         self.name = task.task_id
         plan = self.house.lose.get(self.name, [])
         self.lost_at = plan.pop(0) if plan else -1
@@ -66,14 +66,14 @@ class Room:
         self.house.most_open = max(self.house.most_open, self.house.open)
         await asyncio.sleep(0)
         self._perhaps_lost()
-        return (Piece(Role.CONTEXT, f"task: {self.name}\n"), PROMPT)
+        return (TextPiece(Role.CONTEXT, f"task: {self.name}\n"), PROMPT)
 
-    async def step(self, action: str, problem: str | None = None) -> Reply:
+    async def step(self, action: str, problem: str | None = None) -> StepResult:
         self.steps += 1
         self._perhaps_lost()
         done = self.steps == self.house.turns(self.name)
-        output = Piece(Role.ENV_OUTPUT, f"{self.name}{self.steps}: {action}\n", "stdout")
-        return Reply((output,) if done else (output, PROMPT), done, exit_code=0)
+        output = TextPiece(Role.ENV_OUTPUT, f"{self.name}{self.steps}: {action}\n", "stdout")
+        return StepResult((output,) if done else (output, PROMPT), done, exit_code=0)
 
     async def verify(self) -> float | None:
         return self.house.rewards.get(self.name, 1.0)
@@ -117,7 +117,7 @@ class Scribe:
 
 
 def worlds_of(house: House, rooms: int = 200, **hosting: object) -> CannedWorlds:
-    return CannedWorlds(*(house.environment() for _ in range(rooms)), hosting=Hosting(**hosting))  # type: ignore[arg-type]
+    return CannedWorlds(*(house.environment() for _ in range(rooms)), hosting=HostLimits(**hosting))  # type: ignore[arg-type]
 
 
 def wanted(names: str, group: int = 1) -> list[tuple[Task, str]]:
@@ -153,7 +153,7 @@ def test_while_one_environment_works_the_policy_samples_for_the_others() -> None
     class Slow(Room):
         """Answers once the others have finished, which they do only if the batch goes on without it."""
 
-        async def step(self, action: str, problem: str | None = None) -> Reply:
+        async def step(self, action: str, problem: str | None = None) -> StepResult:
             while len(house.finished) < 2:
                 await asyncio.sleep(0.001)
             return await super().step(action)
@@ -162,7 +162,7 @@ def test_while_one_environment_works_the_policy_samples_for_the_others() -> None
         made.append(Scribe(batch))
         return made[0]
 
-    worlds = CannedWorlds(Slow(house), Room(house), Room(house), hosting=Hosting(batch_wait_s=0.01))
+    worlds = CannedWorlds(Slow(house), Room(house), Room(house), hosting=HostLimits(batch_wait_s=0.01))
     played = play_policy(sampler, PLAIN, worlds, wanted("abc"), LIMITS, verify=True)
     assert [len(outputs(trajectory)) for trajectory in played] == [1, 4, 4]
     assert made[0].asked[0] == 3 and set(made[0].asked[1:]) <= {1, 2}
@@ -267,7 +267,7 @@ def test_an_error_closes_every_session() -> None:
     house = House(turns=lambda name: 3)
 
     class Broken(Room):
-        async def step(self, action: str, problem: str | None = None) -> Reply:
+        async def step(self, action: str, problem: str | None = None) -> StepResult:
             raise EchoError("the environment is not available", exit_code=1)
 
     worlds = CannedWorlds(Room(house), Broken(house), Room(house))

@@ -16,7 +16,7 @@ from canned_worlds import CannedWorlds
 
 import echo_cli
 from echo_cli.config.schema import OptimConfig
-from echo_cli.environments.protocol import Piece, Reply
+from echo_cli.environments.protocol import StepResult, TextPiece
 from echo_cli.environments.tasks import Task
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.errors import EchoError
@@ -27,11 +27,11 @@ from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tiny import TinyConfig, TinyModel
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.rollouts.episode import Episode
-from echo_cli.rollouts.limits import Limits
+from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.rollout import play_scripts
 from echo_cli.runs.pool_folder import Actor, Provenance, contents_of, read_manifest, read_pool, write_pool
 from echo_cli.runs.pools import pool_of
-from echo_cli.traces.retokenize import rerender
+from echo_cli.traces.retokenize import retokenize
 from echo_cli.trajectory import Role, Trajectory
 
 torch.set_num_threads(1)
@@ -40,7 +40,7 @@ TOKENIZER = Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_bas
 PLAIN = PlainRenderer(TOKENIZER)
 OTHER = Tokenizer.train(["grep budget budget budget\n", "aa aa aa"], 300)
 PLAIN_OTHER = PlainRenderer(OTHER)
-LIMITS = Limits(action_tokens=50, output_tokens=100, episode_tokens=10_000)
+LIMITS = EpisodeLimits(action_tokens=50, output_tokens=100, episode_tokens=10_000)
 TASK = Task("t", "heldout", "f", {})
 AWKWARD = ["a\r\nb\r\n", "🚀👩\u200d👧\n", "日本\u2028ログ\n", "\x00\x1b[31m\ufffd<bos>", "no newline"]
 ORIGIN = Provenance(
@@ -65,14 +65,14 @@ class Printer:
     def __init__(self, *texts: str) -> None:
         self._texts = list(texts)
 
-    async def reset(self, task: Task) -> tuple[Piece, ...]:
-        return (Piece(Role.CONTEXT, "task: é\n$ "),)
+    async def reset(self, task: Task) -> tuple[TextPiece, ...]:
+        return (TextPiece(Role.CONTEXT, "task: é\n$ "),)
 
-    async def step(self, action: str, problem: str | None = None) -> Reply:
+    async def step(self, action: str, problem: str | None = None) -> StepResult:
         text = self._texts.pop(0)
-        pieces = (Piece(Role.ENV_OUTPUT, text, "stdout"), Piece(Role.ENV_OUTPUT, "err\n", "stderr"))
-        return Reply(
-            (*pieces, Piece(Role.WARNING, "[exit 1]\n", "exit_status"), Piece(Role.CONTEXT, "$ ")), exit_code=1
+        pieces = (TextPiece(Role.ENV_OUTPUT, text, "stdout"), TextPiece(Role.ENV_OUTPUT, "err\n", "stderr"))
+        return StepResult(
+            (*pieces, TextPiece(Role.WARNING, "[exit 1]\n", "exit_status"), TextPiece(Role.CONTEXT, "$ ")), exit_code=1
         )
 
     async def verify(self) -> float:
@@ -81,7 +81,7 @@ class Printer:
     async def close(self) -> None: ...
 
 
-def printed(*texts: str, limits: Limits = LIMITS) -> Trajectory:
+def printed(*texts: str, limits: EpisodeLimits = LIMITS) -> Trajectory:
     commands = [f"cat {number}" for number in range(len(texts))]
     return play_scripts(PLAIN, CannedWorlds(Printer(*texts)), [(TASK, commands)], limits, "expert")[0]
 
@@ -149,10 +149,10 @@ def test_text_roles_and_pairs_survive_in_any_tokens(tokenizer: Tokenizer, pool: 
 
 
 def test_a_script_is_encoded_again_as_it_was() -> None:
-    short = Limits(action_tokens=50, output_tokens=5, episode_tokens=10_000)
+    short = EpisodeLimits(action_tokens=50, output_tokens=5, episode_tokens=10_000)
     for trajectory in (printed(*AWKWARD), printed(*AWKWARD, limits=short)):
-        assert rerender(trajectory, PLAIN) == trajectory
-        assert rerender(rerender(trajectory, PLAIN_OTHER), PLAIN) == trajectory
+        assert retokenize(trajectory, PLAIN) == trajectory
+        assert retokenize(retokenize(trajectory, PLAIN_OTHER), PLAIN) == trajectory
 
 
 def test_sampled_actions_are_encoded_from_their_text_and_rl_leaves_them_alone(pool: Path) -> None:
@@ -172,7 +172,7 @@ def test_the_manifest_counts_bytes_that_no_tokenizer_changes(pool: Path) -> None
     assert manifest.contents.bytes["context"] == 2 * len("task: é\n$ ".encode()) + 6 * 2
     assert (manifest.contents.trajectories, manifest.contents.pairs) == (2, 6)
     assert manifest.contents.tokens["action"] == sum(trajectory.count(Role.ACTION) for trajectory in read_pool(pool)[1])
-    other = [rerender(trajectory, PLAIN_OTHER) for trajectory in read_pool(pool)[1]]
+    other = [retokenize(trajectory, PLAIN_OTHER) for trajectory in read_pool(pool)[1]]
     assert contents_of(other).bytes == manifest.contents.bytes
     assert contents_of(other).tokens != manifest.contents.tokens
     assert manifest.sha256 == hashlib.sha256((pool / "trajectories.jsonl").read_bytes()).hexdigest()

@@ -13,7 +13,7 @@ import pytest
 from echo_cli.config.loader import load_config
 from echo_cli.statistics import Estimate
 from echo_cli.sweeps.results import CellResult
-from echo_cli.sweeps.runner import Outcome
+from echo_cli.sweeps.runner import CellStatus
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "reproduce-claims"
 
@@ -33,7 +33,7 @@ CLAIMS = _load()
 
 def _cell(*passes: float) -> CellResult:
     rows = [{"step": 15 * number, "heldout/pass_at_1": value} for number, value in enumerate(passes)]
-    return CellResult("cell", 0.0, 0, Outcome("finished"), None, rows)
+    return CellResult("cell", 0.0, 0, CellStatus("finished"), None, rows)
 
 
 @pytest.mark.parametrize(

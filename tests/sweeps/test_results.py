@@ -16,7 +16,7 @@ from echo_cli.reports.sweep_figure import plot_lambda_axis
 from echo_cli.reports.sweep_page import write_report
 from echo_cli.sweeps.files import sweep_object, write_tables
 from echo_cli.sweeps.results import CellResult, figures_of, results_of
-from echo_cli.sweeps.runner import Outcome
+from echo_cli.sweeps.runner import CellStatus
 from echo_cli.sweeps.tables import NOTES, sweep_tables
 from echo_cli.sweeps.verdict import RULE
 
@@ -47,12 +47,17 @@ def _cell(coeff: float, seed: int, passes: list[float], last: float = 1.0, **cha
         },
         "ood": {"before": None, "best": None, "last": {"step": steps[-1], "env_ce": 3.0, "env_ce_start": 2.5}},
     }
-    whole = {"name": f"lambda-{coeff:g}-seed{seed}", "outcome": Outcome("finished"), "summary": summary, "rows": rows}
+    whole = {
+        "name": f"lambda-{coeff:g}-seed{seed}",
+        "outcome": CellStatus("finished"),
+        "summary": summary,
+        "rows": rows,
+    }
     return CellResult(coeff=coeff, seed=seed, **{**whole, **changes})
 
 
 def _failed(coeff: float, seed: int, status: Any = "failed", error: str = "the disk is full") -> CellResult:
-    return _cell(coeff, seed, [0.0, 0.0], outcome=Outcome(status, error), summary=None, rows=[])
+    return _cell(coeff, seed, [0.0, 0.0], outcome=CellStatus(status, error), summary=None, rows=[])
 
 
 CELLS = [
@@ -187,7 +192,7 @@ def test_the_report_is_one_page_that_loads_nothing_and_escapes_text(tmp_path: Pa
     page.feed(text)
     assert "script" not in page.tags and "link" not in page.tags
     assert all(source.startswith("data:image/png;base64,") for source in page.sources) and len(page.sources) == 1
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;\\u001b[31m" in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[31m" in text
     assert "sweep-lambda &lt;0&gt;" in text
     assert "learns" in text and "diverged" in text and "explorer_commands" in text
 

@@ -24,7 +24,7 @@ from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config
 from echo_cli.runs.directory import create_run
 from echo_cli.sweeps.plan import ended_summary, join_seeds, parse_seeds, parse_words, plan_cells, sweep_config
-from echo_cli.sweeps.runner import Outcome, log_path, run_cells
+from echo_cli.sweeps.runner import CellStatus, log_path, run_cells
 
 NAMES = ["lambda-0-seed0", "lambda-0-seed1", "lambda-0.05-seed0", "lambda-0.05-seed1"]
 
@@ -277,14 +277,14 @@ def test_a_collapsed_cell_is_done_as_long_as_the_config_stops_it(tmp_path: Path)
     log_path(stopped).parent.mkdir()
     log_path(stopped).write_text("train: step 5\nerror: collapsed at step 5: entropy\n  tip: go on\n")
     found = run_cells([stopped], jobs=1, overwrite=False, should_stop=lambda: False, show=lambda _: None)
-    assert found[stopped.name] == Outcome("collapsed", "collapsed at step 5: entropy")
+    assert found[stopped.name] == CellStatus("collapsed", "collapsed at step 5: entropy")
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (45, 12), (100, 40)])
 def test_the_live_table_fits_its_terminal_and_shows_the_cells_that_run(width: int, height: int, tmp_path: Path) -> None:
     cells = plan_cells([_of(0.0), _of(0.005), _of(0.05), _of(1.0)], range(8), tmp_path, jobs=2, cores=2)
-    outcomes = {cell.name: Outcome("finished") for cell in cells} | {
-        cell.name: Outcome("running") for cell in cells[30:]
+    outcomes = {cell.name: CellStatus("finished") for cell in cells} | {
+        cell.name: CellStatus("running") for cell in cells[30:]
     }
     console = Console(file=io.StringIO(), width=width, height=height)
     console.print(live_table(console, [Followed(cell) for cell in cells], outcomes))

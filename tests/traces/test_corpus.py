@@ -18,7 +18,7 @@ from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.config.schema import TracesConfig, TraceSplitConfig
 from echo_cli.environments.tasks import Split
 from echo_cli.errors import EchoError
-from echo_cli.seeds import drawn
+from echo_cli.seeds import epoch_sample
 from echo_cli.trace import Trace, TraceSegment, read_traces
 from echo_cli.traces.corpus import TraceCorpus, check_trainable, index_traces, observations, split_of
 from echo_cli.trajectory import Role
@@ -227,7 +227,7 @@ def test_traces_that_nothing_can_be_learned_from_are_refused(
 @given(st.integers(1, 9), st.integers(0, 12), st.integers(0, 30))
 def test_what_is_drawn_comes_up_equally_often(number: int, count: int, steps: int) -> None:
     items = list(range(number))
-    sequence = [item for step in range(steps) for item in drawn(items, count, 3, "traces", step)]
+    sequence = [item for step in range(steps) for item in epoch_sample(items, count, 3, "traces", step)]
     assert len(sequence) == count * steps
     for start in range(0, len(sequence) - number + 1, number):
         assert sorted(sequence[start : start + number]) == items

@@ -20,7 +20,7 @@ from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import TracesConfig, TraceSplitConfig
 from echo_cli.runs.directory import open_run
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.traces.training_data import fitted
+from echo_cli.traces.training_data import render_and_truncate
 from echo_cli.training.plan import plan
 from echo_cli.trajectory import Role, Turn, read_trajectories
 
@@ -310,7 +310,7 @@ def test_a_trace_that_is_cut_before_its_first_action_stops_no_filter(name: str, 
 def test_thinking_that_was_dropped_is_not_in_a_trace_and_there_is_one_view() -> None:
     from test_trace import RENDERER
 
-    from echo_cli.trajectory import views
+    from echo_cli.trajectory import context_views
 
     ids = tuple(RENDERER.tokenizer.encode("hm, hm ls\n"))
     segments = (
@@ -320,9 +320,9 @@ def test_thinking_that_was_dropped_is_not_in_a_trace_and_there_is_one_view() -> 
     )
     turns = (Turn("ls", "a\n", 0, valid_action=True, clean_parse=True),)
     trace = Trace("t", segments, turns, source="policy", world_model_only=False)
-    (found,) = fitted([trace], RENDERER, 99).trajectories
+    (found,) = render_and_truncate([trace], RENDERER, 99).trajectories
     assert [segment.text for segment in found.segments] == ["$ ", "ls\n", "a\n"]
-    assert (found.source, found.world_model_only, len(views(found))) == ("trace", True, 1)
+    assert (found.source, found.world_model_only, len(context_views(found))) == ("trace", True, 1)
     assert all(segment.logprobs is None and not segment.transient for segment in found.segments)
 
 

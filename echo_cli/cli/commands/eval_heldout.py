@@ -11,7 +11,7 @@ import typer
 
 from echo_cli.cli.options import AsJson, ConfigName, Device, as_overrides, checkpoint_named, print_json
 from echo_cli.errors import EchoError
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 if TYPE_CHECKING:
     from echo_cli.evaluation.records import Found
@@ -137,7 +137,7 @@ def _overrides(
     """The overrides among the words of a command line with --model, once nothing on it is for runs."""
     runs = [word for word in words if "=" not in word]
     if runs or compare is not None:
-        what = "--compare" if compare is not None else f"RUN {shown(runs[0])}"
+        what = "--compare" if compare is not None else f"RUN {escape_unprintable(runs[0])}"
         raise EchoError(f"{what} and --model exclude each other", "name runs, or models")
     for name, value in of_runs.items():
         if value is not None:
@@ -174,7 +174,7 @@ def _shared_folder(runs: tuple[Path, Path], output: Path | None) -> Path:
 
 
 def _show(found: Found, picture: Path | None, as_json: bool, as_csv: bool, breakdown: bool) -> None:
-    figure = "" if picture is None else f"figure: {shown(picture)}"
+    figure = "" if picture is None else f"figure: {escape_unprintable(picture)}"
     if as_json:
         print_json({**found.to_json(), "figure": None if picture is None else str(picture)})
     elif as_csv:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from echo_cli.cli.options import AsJson, checkpoint_named, print_json
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 
 def export(
@@ -32,4 +32,4 @@ def export(
         print_json({"output": str(written.folder), "kind": written.kind, "step": written.step, "files": files})
     else:
         what = {"model": "the model", "adapter": "the adapter", "merged": "base and adapter as one model"}[written.kind]
-        print(f"{shown(written.folder)}: {what}, of step {written.step}")
+        print(f"{escape_unprintable(written.folder)}: {what}, of step {written.step}")

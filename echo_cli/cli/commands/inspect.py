@@ -10,7 +10,7 @@ import typer
 
 from echo_cli.cli.options import AsJson, ConfigName, Device, as_overrides, checkpoint_named, print_json
 from echo_cli.errors import EchoError
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 if TYPE_CHECKING:
     from echo_cli.config.schema import Config
@@ -62,7 +62,8 @@ def inspect(
     recording = open_recording(place, step, of_run)
     if checkpoint is not None and recording.run is None:
         raise EchoError(
-            f"{shown(place)} is no run and has no checkpoints", "--model NAME scores the episodes of a file"
+            f"{escape_unprintable(place)} is no run and has no checkpoints",
+            "--model NAME scores the episodes of a file",
         )
     wanted = [checkpoint_named(name, _NAMES) for name in (checkpoint, against) if name is not None]
     chosen = None if model is None else _model(model, config, [*(overrides or []), *as_overrides(device=device)])
@@ -104,7 +105,11 @@ def _refuse_unused(
         "--checkpoint": (checkpoint, episode, "--episode N, whose tokens it scores"),
         "--against": (against, checkpoint, "--checkpoint, beside which it is shown"),
         "--config": (config, model, "--model, which it says how to load"),
-        f"'{shown((overrides or [''])[0])}'": (overrides or None, model, "--model, which it says how to load"),
+        f"'{escape_unprintable((overrides or [''])[0])}'": (
+            overrides or None,
+            model,
+            "--model, which it says how to load",
+        ),
         "--device": (device, checkpoint or (model and episode), "--episode with a policy that scores it"),
     }
     for name, (given, needed, what) in needs.items():
@@ -126,6 +131,6 @@ def _renderer(recording: Recording, chosen: tuple[str, Config] | None) -> tuple[
     from echo_cli.models.tiny import TINY_BASE
 
     if chosen is None and recording.config is not None:
-        chosen = shown(recording.config.model.path), recording.config
+        chosen = escape_unprintable(recording.config.model.path), recording.config
     label, config = chosen or _model(TINY_BASE, None, [])
     return label, load_renderer(config)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from echo_cli.cli.options import AsJson, print_json
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 
 def plot(
@@ -27,4 +27,4 @@ def plot(
     if as_json:
         print_json({name: str(path) for name, path in vars(written).items()})
     else:
-        print(*map(shown, (written.png, written.svg, written.csv)), sep="\n")
+        print(*map(escape_unprintable, (written.png, written.svg, written.csv)), sep="\n")

@@ -24,7 +24,7 @@ from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config
 from echo_cli.environments.tasks import Split
 from echo_cli.errors import EchoError
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 if TYPE_CHECKING:
     from echo_cli.evaluation.pool_building import CheckpointActor
@@ -82,7 +82,7 @@ def build(
 
     from echo_cli.evaluation.pool_building import Recipe, build_pool
 
-    print(f"pool: {shown(out)}, {shown(actor)} on the {split} tasks", file=sys.stderr)
+    print(f"pool: {escape_unprintable(out)}, {escape_unprintable(actor)} on the {split} tasks", file=sys.stderr)
     manifest = build_pool(
         out,
         Recipe(loaded, played, chosen, out_of_distribution=ood, rollouts=rollouts, only_solved=only_solved),
@@ -109,7 +109,9 @@ def show(
 
     manifest, trajectories = read_pool(folder)
     if episode is not None and episode > len(trajectories):
-        raise EchoError(f"{shown(folder)} has no trajectory {episode}", f"they are 1 to {len(trajectories)}")
+        raise EchoError(
+            f"{escape_unprintable(folder)} has no trajectory {episode}", f"they are 1 to {len(trajectories)}"
+        )
     chosen = None if episode is None else trajectories[episode - 1]
     if as_json:
         trajectory = {} if chosen is None else {"trajectory": chosen.to_json()}

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from echo_cli.cli.options import AsJson, Device, checkpoint_named, print_json
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 
 def report(
@@ -43,4 +43,4 @@ def report(
     if as_json:
         print_json(written.to_json())
     else:
-        print(shown(written.path))
+        print(escape_unprintable(written.path))

@@ -33,7 +33,7 @@ from echo_cli.errors import EchoError
 
 if TYPE_CHECKING:
     from echo_cli.sweeps.plan import Cell
-    from echo_cli.sweeps.runner import Outcome
+    from echo_cli.sweeps.runner import CellStatus
 
 
 class SweepCommand(TyperCommand):
@@ -103,10 +103,10 @@ def sweep_lambda(
 
 def _train(
     cells: Sequence[Cell], folder: Path, *, jobs: int, overwrite: bool, argv: Sequence[str]
-) -> Mapping[str, Outcome]:
+) -> Mapping[str, CellStatus]:
     from echo_cli.cli.display.progress import sweep_progress
     from echo_cli.cli.interrupt import interruptible
-    from echo_cli.files import locked, writing
+    from echo_cli.files import lock_folder, os_errors
     from echo_cli.sweeps.plan import check_cells, ended_summary
     from echo_cli.sweeps.runner import run_cells
     from echo_cli.training.trackers.tracking import check_trackers
@@ -114,7 +114,7 @@ def _train(
     check_trackers(cells[0].config.track)
     if not overwrite:
         check_cells(cells)
-    with writing(folder):
+    with os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     missing = [cell for cell in cells if overwrite or ended_summary(cell) is None]
     if missing:
@@ -125,7 +125,7 @@ def _train(
             f"evaluation.pass_every={config.evaluation.pass_every}",
             file=sys.stderr,
         )
-    with locked(folder), interruptible() as interrupt, sweep_progress(cells) as show:
+    with lock_folder(folder), interruptible() as interrupt, sweep_progress(cells) as show:
         outcomes = run_cells(cells, jobs=jobs, overwrite=overwrite, should_stop=interrupt, show=show)
     if any(outcome.status in ("waiting", "stopped") for outcome in outcomes.values()):
         again = ["echo-cli", *(word for word in argv if word != "--overwrite")]
@@ -135,7 +135,7 @@ def _train(
 
 
 def _report(
-    cells: Sequence[Cell], outcomes: Mapping[str, Outcome], folder: Path, *, command: str, as_json: bool
+    cells: Sequence[Cell], outcomes: Mapping[str, CellStatus], folder: Path, *, command: str, as_json: bool
 ) -> None:
     from echo_cli.cli.display.results import print_sweep
     from echo_cli.reports.run_figure import plot_sweep
@@ -165,7 +165,7 @@ def _report(
     _complain(cells, outcomes)
 
 
-def _complain(cells: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> None:
+def _complain(cells: Sequence[Cell], outcomes: Mapping[str, CellStatus]) -> None:
     """Raise the error that says which cells did not finish, if any: exit code 3 if all of them broke, else 1."""
     from echo_cli.sweeps.plan import BROKEN
     from echo_cli.sweeps.runner import log_path

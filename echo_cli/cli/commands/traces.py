@@ -11,7 +11,7 @@ import typer
 
 from echo_cli.cli.options import AsJson, Overwrite, command_group, print_json
 from echo_cli.errors import EchoError
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 traces = command_group("Trajectory files: from others' traces, and for other tools.")
 
@@ -47,7 +47,7 @@ def import_(
     result = import_traces(name, files, _path(output), options, skip_bad=skip_bad, overwrite=overwrite)
     refused = [(reason, count, result.first_refused[reason]) for reason, count in result.refused.most_common()]
     for reason, count, first in refused:
-        print(f"left out {count}: {shown(reason)}, first at {shown(first)}", file=sys.stderr)
+        print(f"left out {count}: {escape_unprintable(reason)}, first at {escape_unprintable(first)}", file=sys.stderr)
     if as_json:
         record = {"output": output, "format": name, "files": len(files), "traces": result.traces}
         reasons = [{"reason": reason, "count": count, "first": first} for reason, count, first in refused]
@@ -129,8 +129,8 @@ def _check_stdout(output: str, as_json: bool) -> None:
 
 def _say(output: str, what: Any) -> None:
     """Print a result: on stderr where stdout has the traces."""
-    print(f"{shown(output)}: {what}", file=sys.stderr if output == _STDOUT else sys.stdout)
+    print(f"{escape_unprintable(output)}: {what}", file=sys.stderr if output == _STDOUT else sys.stdout)
 
 
 def _tokens_of(tokenizer: str) -> str:
-    return "the files' own" if tokenizer == "own" else f"of the config {shown(tokenizer)}"
+    return "the files' own" if tokenizer == "own" else f"of the config {escape_unprintable(tokenizer)}"

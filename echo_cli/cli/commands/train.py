@@ -30,7 +30,7 @@ from echo_cli.cli.options import (
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 
 def train(
@@ -132,7 +132,7 @@ def run_cell(
                 resume=resume,
                 overwrite=overwrite,
                 argv=["echo-cli", *argv],
-                on_start=lambda reason: print(f"{label}: {shown(path)} on {reason}", file=sys.stderr),
+                on_start=lambda reason: print(f"{label}: {escape_unprintable(path)} on {reason}", file=sys.stderr),
                 on_notice=lambda line: print(f"{label}: {line}", file=sys.stderr),
                 on_row=show,
                 should_stop=should_stop,

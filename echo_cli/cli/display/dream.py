@@ -20,7 +20,7 @@ from echo_cli.environments.tasks import Task
 from echo_cli.evaluation.dream.scoring import ALL, AT_LENGTH, COMMAND, MEASURES, SEEN, DreamGroup, DreamReport
 from echo_cli.evaluation.dream.session import Answer, Event, Notice, Opening
 from echo_cli.statistics import Estimate
-from echo_cli.text import printable, shown
+from echo_cli.text import LINES, escape_unprintable
 
 _TITLES = {
     "exact_match": "exact match",
@@ -42,7 +42,8 @@ def print_dreams(found: DreamReport, *, breakdown: bool) -> None:
         _print_group(group, found.step)
     scored = sum(question.novel for question in found.questions)
     print(
-        f"{shown(found.run)}, pool {shown(found.pool)}: {scored} of {found.novel_pairs} novel pairs scored, "
+        f"{escape_unprintable(found.run)}, pool {escape_unprintable(found.pool)}: {scored} of "
+        f"{found.novel_pairs} novel pairs scored, "
         f"order of seed {found.seed}; pairs that training executed: {found.seen_pairs}, apart in "
         f"{'the last table' if breakdown else '--breakdown'}"
     )
@@ -61,12 +62,12 @@ def print_event(event: Event, prompt: str | None) -> None:
     """
     match event:
         case Opening():
-            print(_ended(printable(event.text)), end="")
+            print(_ended(escape_unprintable(event.text, keep=LINES)), end="")
         case Notice():
-            print(f"[{shown(event.text)}]")
+            print(f"[{escape_unprintable(event.text)}]")
         case Answer():
             if prompt is not None:
-                print(f"{shown(prompt)}{shown(event.command)}")
+                print(f"{escape_unprintable(prompt)}{escape_unprintable(event.command)}")
             _print_answer(event)
     sys.stdout.flush()
 
@@ -75,7 +76,7 @@ def print_tasks(tasks: Sequence[Task]) -> None:
     """The tasks that --task takes."""
     table = new_table("task", "split", "family")
     for task in tasks:
-        table.add_row(*(Text(shown(word)) for word in (task.task_id, task.split, task.family)))
+        table.add_row(*(Text(escape_unprintable(word)) for word in (task.task_id, task.split, task.family)))
     print_table(table)
 
 
@@ -89,7 +90,9 @@ def lines_beside(predicted: str, actual: str) -> list[tuple[str | None, str | No
 
 
 def _print_group(group: DreamGroup, step: int) -> None:
-    title = {ALL: "all novel pairs", COMMAND: shown(group.key), SEEN: "pairs that training executed"}[group.group]
+    title = {ALL: "all novel pairs", COMMAND: escape_unprintable(group.key), SEEN: "pairs that training executed"}[
+        group.group
+    ]
     short = title if len(title) <= 32 else f"{title[:31]}…"
     table = new_table(f"{short}: {group.replies} replies", "initial policy", f"step {step}", "difference")
     for name in MEASURES:
@@ -107,7 +110,10 @@ def _interval(estimate: Estimate | None) -> str:
 
 
 def _print_answer(answer: Answer) -> None:
-    predicted, actual = printable(answer.predicted).expandtabs(), printable(answer.actual).expandtabs()
+    predicted, actual = (
+        escape_unprintable(answer.predicted, keep=LINES).expandtabs(),
+        escape_unprintable(answer.actual, keep=LINES).expandtabs(),
+    )
     rows = lines_beside(predicted, actual)
     width = shutil.get_terminal_size().columns
     if sys.stdout.isatty() and width >= _WIDE:

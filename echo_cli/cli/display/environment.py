@@ -12,7 +12,7 @@ from echo_cli.cli.display.tables import has_colours, new_table, print_table
 from echo_cli.cli.display.transcript import transcript
 from echo_cli.environments.protocol import JsonObject
 from echo_cli.rollouts.environment_check import CheckReport
-from echo_cli.text import printable, shown
+from echo_cli.text import LINES, escape_unprintable
 
 _SCRIPTS = {
     "actions": "the actions that solve the task",
@@ -23,7 +23,7 @@ _SCRIPTS = {
 
 def print_check(report: CheckReport) -> None:
     """The environment, one episode of it, and what will hurt."""
-    print(f"environment: {shown(report.description.name)}")
+    print(f"environment: {escape_unprintable(report.description.name)}")
     print(f"sessions: {'any number' if report.sessions is None else report.sessions}")
     print(f"tasks: {', '.join(f'{count} {split}' for split, count in report.tasks.items())}")
     for name, schema in (
@@ -32,7 +32,7 @@ def print_check(report: CheckReport) -> None:
     ):
         print(f"{name}:")
         for line in schema_lines(schema):
-            print(f"  {shown(line)}")
+            print(f"  {escape_unprintable(line)}")
     print(f"\nplayed: {_SCRIPTS[report.script]}")
     print(transcript(report.trajectory, coloured=has_colours()))
     _print_tokens(report)
@@ -45,7 +45,8 @@ def print_check(report: CheckReport) -> None:
     if not report.findings:
         print("\nnothing that will hurt was found")
     for finding in report.findings:
-        print(f"\nwarning: {printable(finding.message)}\n  tip: {printable(finding.tip)}")
+        message, tip = (escape_unprintable(text, keep=LINES) for text in (finding.message, finding.tip))
+        print(f"\nwarning: {message}\n  tip: {tip}")
 
 
 def schema_lines(schema: JsonObject) -> Iterator[str]:
@@ -95,7 +96,7 @@ def _print_tokens(report: CheckReport) -> None:
     total = sum(tokens.values())
     table = new_table("", "tokens", "share")
     for (role, channel), count in tokens.items():
-        name = role.name.lower() if channel is None else f"{role.name.lower()} {shown(channel)}"
+        name = role.name.lower() if channel is None else f"{role.name.lower()} {escape_unprintable(channel)}"
         table.add_row(Text(name), str(count), f"{count / total:.1%}")
     print_table(table)
 

@@ -27,7 +27,7 @@ from echo_cli.evaluation.records import (
     pool_title,
 )
 from echo_cli.statistics import Estimate
-from echo_cli.text import printable, shown
+from echo_cli.text import LINES, escape_unprintable
 
 MEASURE_TITLES = {
     "env_ce": "env-CE, nats/token",
@@ -130,7 +130,9 @@ def print_models(found: ModelEvaluation, *, breakdown: bool) -> None:
         chosen = f"pairs that are not in {found.fit_pool}, which the baselines are fitted on"
     print(f"95 % intervals over trajectories; differences are paired; {chosen}")
     for model in found.models:
-        print(f"{model.label}: {shown(model.path)}, {model.kind}, {model.vocab_size} tokens; {model.device}")
+        print(
+            f"{model.label}: {escape_unprintable(model.path)}, {model.kind}, {model.vocab_size} tokens; {model.device}"
+        )
     if breakdown:
         titles = {model.label: _short(model.label) for model in found.models}
         if found.same_tokens:
@@ -236,7 +238,7 @@ def _print_groups(
             for key in listed:
                 found = [entries[model, group, key] for model in titles]
                 cells = [_interval(measures.estimates[measure]) for measures in found]
-                table.add_row(Text(f"  {_short(shown(key))}"), *cells, str(getattr(found[0], size)))
+                table.add_row(Text(f"  {_short(escape_unprintable(key))}"), *cells, str(getattr(found[0], size)))
             if len(keys) > len(listed):
                 table.add_row(f"  and {len(keys) - len(listed)} more in --json and --csv")
         print_table(table)
@@ -248,7 +250,7 @@ def _print_tasks(found: Evaluation) -> None:
     table = new_table("task", "family", "rollouts", "solved before", f"step {found.step}")
     for task in found.tasks:
         if task.pool == HELDOUT:
-            names = (Text(shown(task.task_id)), Text(shown(task.family)))
+            names = (Text(escape_unprintable(task.task_id)), Text(escape_unprintable(task.family)))
             table.add_row(*names, *(str(count) for count in (task.rollouts, task.solved_before, task.solved_after)))
     print_table(table)
     if any(task.pool != HELDOUT for task in found.tasks):
@@ -256,13 +258,13 @@ def _print_tasks(found: Evaluation) -> None:
 
 
 def _print_readout(readout: Mapping[str, Any], read: Mapping[str, Mapping[str, Any]]) -> None:
-    print(f"\n$ {printable(readout['command'])}")
+    print(f"\n$ {escape_unprintable(readout['command'], keep=LINES)}")
     texts = {"actual": readout["actual"]}
     for title, found in read.items():
         texts[f"{title} ({found['correct']} of {found['tokens']} tokens, teacher-forced)"] = found["text"]
     for title, text in texts.items():
         print(f"{title}:")
-        print("\n".join(f"    {line}" for line in printable(text).splitlines()))
+        print("\n".join(f"    {line}" for line in escape_unprintable(text, keep=LINES).splitlines()))
 
 
 def _print_notes(notes: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from echo_cli.cli.display.tables import colours_of_stdout, new_table, number, pr
 from echo_cli.cli.display.token_strip import BLOCKS, DIGITS, legend
 from echo_cli.cli.display.transcript import heading, heat_transcript, transcript
 from echo_cli.reports.episode_view import EpisodeView, Group
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 from echo_cli.traces.inspection.account import UNNAMED, Amount, Inspection
 from echo_cli.traces.inspection.boundaries import Straddling
 from echo_cli.traces.inspection.duplicates import Duplicates, Repetition
@@ -35,7 +35,7 @@ def print_inspection(inspection: Inspection, *, place: str, tokens: str, boundar
         boundaries: whose encoding of the whole text the boundaries are of.
     """
     rewards = inspection.rewards
-    print(f"{shown(place)}: {_count(inspection.trajectories, 'trajectory', 'trajectories')}, ", end="")
+    print(f"{escape_unprintable(place)}: {_count(inspection.trajectories, 'trajectory', 'trajectories')}, ", end="")
     print(f"{_count(inspection.outputs.turns, 'turn')}")
     print(f"sources: {_listed(inspection.sources)}; stop reasons: {_listed(inspection.stop_reasons)}")
     if rewards.scored:
@@ -54,7 +54,7 @@ def print_inspection(inspection: Inspection, *, place: str, tokens: str, boundar
 def print_episode(view: EpisodeView, *, place: str) -> None:
     """The transcript of an episode with its reward and advantage; with policies, how hard they find its tokens."""
     of_step = "" if view.step is None else f", of step {view.step}"
-    print(f"{shown(place)}: episode {view.number}{of_step}, {_count(len(view.trace.turns), 'turn')}")
+    print(f"{escape_unprintable(place)}: episode {view.number}{of_step}, {_count(len(view.trace.turns), 'turn')}")
     _print_group(view.group)
     if not view.heats:
         print(f"\n{transcript(view.trace, coloured=colours_of_stdout() is not None, width=width_of_stdout())}")
@@ -62,7 +62,7 @@ def print_episode(view: EpisodeView, *, place: str) -> None:
     if view.note:
         print(f"note: {view.note}")
     colours, ramp = colours_of_stdout(), _ramp()
-    heats = {shown(name): heats for name, heats in view.heats.items()}
+    heats = {escape_unprintable(name): heats for name, heats in view.heats.items()}
     print(f"\n{heading(view.trace)}")
     print(heat_transcript(heats, colours=colours, width=width_of_stdout() or _PIPED_WIDTH, ramp=ramp))
     print(f"\n{legend(ramp, colours)}")
@@ -85,11 +85,11 @@ def _print_account(inspection: Inspection, tokens: str) -> None:
         add(role, amount)
         channels = {} if amount.channels.keys() == {UNNAMED} else amount.channels
         for channel, part in list(channels.items())[:_CHANNELS]:
-            add(f"  {shown(channel)}", part)
+            add(f"  {escape_unprintable(channel)}", part)
         if (left := len(amount.channels) - _CHANNELS) > 0:
             table.add_row(Text(f"  and {left} more"))
     print_table(table)
-    print(f"tokens: {shown(tokens)}")
+    print(f"tokens: {escape_unprintable(tokens)}")
     print(
         f"plain RL discards {_percent(account.discarded_share)} of what could be learned: {account.discarded_tokens} "
         f"of {account.learnable_tokens} tokens of action, env_output and warning"
@@ -97,7 +97,10 @@ def _print_account(inspection: Inspection, tokens: str) -> None:
 
 
 def _print_straddling(found: Straddling, boundaries: str) -> None:
-    print(f"\nboundaries of roles inside a token, were the text encoded at once ({shown(boundaries)}):", end=" ")
+    print(
+        f"\nboundaries of roles inside a token, were the text encoded at once ({escape_unprintable(boundaries)}):",
+        end=" ",
+    )
     print(f"{found.straddling} of {found.boundaries}")
     table = new_table("boundary", "inside", "of", "commonest tokens, split at the boundary")
     table.columns[-1].justify = "left"
@@ -162,7 +165,7 @@ def _repetition(found: Repetition) -> tuple[str, str, str, str, Text]:
 def _print_group(group: Group) -> None:
     if group.rewards:
         rewards = ", ".join("none" if reward is None else f"{reward:g}" for reward in group.rewards)
-        print(f"group {shown(group.group_id)}: rewards {rewards}")
+        print(f"group {escape_unprintable(group.group_id)}: rewards {rewards}")
     if group.advantage is not None:
         print(f"advantage: {group.advantage:+.3f} ({group.kind})", end="; " if group.note else "\n")
     if group.note:
@@ -182,7 +185,7 @@ def _quoted(text: str) -> str:
     """A text in one line: its beginning, what is not printable escaped."""
     room = ((width_of_stdout() or _PIPED_WIDTH) - _FIGURES) // 2
     most = min(max(room, _LEAST_CHARS), _MOST_CHARS)
-    line = shown(text[:most])
+    line = escape_unprintable(text[:most])
     return f"'{line}'" if len(line) <= most and len(text) <= most else f"'{line[: most - 1]}…'"
 
 

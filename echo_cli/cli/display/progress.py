@@ -18,9 +18,9 @@ from rich.text import Text
 from echo_cli.errors import EchoError
 from echo_cli.files import Row, read_jsonl
 from echo_cli.sweeps.plan import Cell, shown_coeff
-from echo_cli.sweeps.runner import Outcome
+from echo_cli.sweeps.runner import CellStatus
 
-Outcomes = Mapping[str, Outcome]
+Outcomes = Mapping[str, CellStatus]
 
 _COLUMNS = ("λ", "seed", "status", "step", "held-out env-CE", "reward")
 _SHOWN_KEYS = ("heldout/env_ce", "train/reward")
@@ -40,7 +40,7 @@ def sweep_progress(cells: Sequence[Cell]) -> Iterator[Callable[[Outcomes], None]
         one.read()
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        statuses: dict[str, Outcome] = {}
+        statuses: dict[str, CellStatus] = {}
         yield lambda outcomes: _print_lines(followed, outcomes, statuses)
         return
     with Live(console=console, auto_refresh=False) as live:
@@ -76,10 +76,10 @@ class Followed:
         return new
 
 
-def _print_lines(followed: Sequence[Followed], outcomes: Outcomes, before: dict[str, Outcome]) -> None:
+def _print_lines(followed: Sequence[Followed], outcomes: Outcomes, before: dict[str, CellStatus]) -> None:
     """Print what is new since `before`, which becomes `outcomes`."""
     for one in followed:
-        outcome, earlier = outcomes[one.cell.name], before.get(one.cell.name, Outcome("waiting"))
+        outcome, earlier = outcomes[one.cell.name], before.get(one.cell.name, CellStatus("waiting"))
         if outcome.status == "running" and outcome != earlier:
             print(f"{one.cell.title}: running", file=sys.stderr, flush=True)
         if _ACTIVE & {outcome.status, earlier.status}:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from echo_cli.cli.display.tables import new_table, number, print_table
 from echo_cli.runs.pool_folder import Manifest
-from echo_cli.text import printable, shown
+from echo_cli.text import LINES, escape_unprintable
 
 if TYPE_CHECKING:
     from echo_cli.sweeps.tables import SweepTable
@@ -42,7 +42,7 @@ def print_run(summary: Summary, folder: str) -> None:
     for warning in summary.get("warnings", ()):  # summaries of earlier versions have none
         print(f"warning at step {warning['step']}: {warning['signal']}: {warning['reason']}")
     print(f"{summary['status']} at step {summary['steps']}, λ = {summary['lambda']:g}, {summary['seconds']} s")
-    print(f"curve: {shown(folder)}/heldout_env_ce.png   run: {shown(folder)}")
+    print(f"curve: {escape_unprintable(folder)}/heldout_env_ce.png   run: {escape_unprintable(folder)}")
 
 
 def print_sweep(tables: Sequence[SweepTable], notes: Sequence[str], rule: Sequence[str], report: str) -> None:
@@ -56,7 +56,7 @@ def print_sweep(tables: Sequence[SweepTable], notes: Sequence[str], rule: Sequen
         print_table(table)
     for line in (*notes, "", f"verdicts: {rule[0]}", *(f"- {line}" for line in rule[1:])):
         print(textwrap.fill(line, _NARROW, subsequent_indent="  "))
-    print(f"\nreport: {shown(report)}")
+    print(f"\nreport: {escape_unprintable(report)}")
 
 
 def print_pool(manifest: Manifest) -> None:
@@ -67,7 +67,7 @@ def print_pool(manifest: Manifest) -> None:
     for role, size in contents.bytes.items():
         table.add_row(role, str(size), f"{size / total:.1%}", str(contents.tokens[role]))
         for channel, part in contents.env_output_bytes.items() if role == "env_output" else ():
-            table.add_row(Text(f"  {printable(channel)}"), str(part), f"{part / total:.1%}", "")
+            table.add_row(Text(f"  {escape_unprintable(channel, keep=LINES)}"), str(part), f"{part / total:.1%}", "")
     print_table(table)
     actor = made.actor
     played = f"{actor.run}, step {actor.step}, model {(actor.model_sha256 or '')[:12]}" if actor.run else actor.kind
@@ -85,7 +85,7 @@ def print_pool(manifest: Manifest) -> None:
         "sha256": manifest.sha256,
     }
     for name, value in rows.items():
-        print(f"{name + ':':14}{shown(str(value))}")
+        print(f"{name + ':':14}{escape_unprintable(str(value))}")
 
 
 def print_bench(result: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.color import ColorSystem
 from rich.style import Style
 
-from echo_cli.text import printable
+from echo_cli.text import LINES, escape_unprintable
 
 BLOCKS, DIGITS = " ▁▂▃▄▅▆▇█", " 12345678"
 """The ramp, and one for terminals that cannot write it."""
@@ -99,7 +99,7 @@ def rows_of(text: str, width: int) -> Iterator[list[Cell]]:
             yield [*row, Cell(index, "", 1)]
             row, column, line_column = [], 0, 0
             continue
-        shown = " " * (_TAB - line_column % _TAB) if character == "\t" else printable(character)
+        shown = " " * (_TAB - line_column % _TAB) if character == "\t" else escape_unprintable(character, keep=LINES)
         size = cell_len(shown)
         if row and column + size > width:
             yield row

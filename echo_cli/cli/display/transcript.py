@@ -13,8 +13,8 @@ from rich.style import Style
 
 from echo_cli.cli.display.tables import number
 from echo_cli.cli.display.token_strip import BLOCKS, rows_of, shaded, strip
-from echo_cli.evaluation.token_losses import Heat
-from echo_cli.text import printable
+from echo_cli.evaluation.token_losses import TokenLosses
+from echo_cli.text import LINES, escape_unprintable
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.trajectory import Role, Segment, Trajectory
 
@@ -44,7 +44,7 @@ def transcript(episode: Trajectory | Trace, *, coloured: bool = False, width: in
 
 
 def heat_transcript(
-    heats: Mapping[str, Sequence[Heat]], *, colours: ColorSystem | None, width: int, ramp: str = BLOCKS
+    heats: Mapping[str, Sequence[TokenLosses]], *, colours: ColorSystem | None, width: int, ramp: str = BLOCKS
 ) -> str:
     """The transcript of an episode with the nats of its tokens under one or more policies.
 
@@ -82,23 +82,23 @@ def heading(episode: Trajectory | Trace) -> str:
     """How the episode went, in one line."""
     reward = "no verifier" if episode.reward is None else f"reward {episode.reward:g}"
     said = f"{episode.task_id}: {episode.source}, {episode.stop_reason}, {reward}"
-    return printable(said).replace("\n", " ")
+    return escape_unprintable(said, keep=LINES).replace("\n", " ")
 
 
 def label_of(segment: Segment | TraceSegment) -> str:
     """Role and channel of a segment."""
     role = segment.role.name.lower()
-    return printable(f"{role} {segment.channel}").replace("\n", " ") if segment.channel else role
+    return escape_unprintable(f"{role} {segment.channel}", keep=LINES).replace("\n", " ") if segment.channel else role
 
 
-def mean_nats(heat: Heat) -> float | None:
+def mean_nats(heat: TokenLosses) -> float | None:
     """Nats per token of a segment; None where nothing was scored."""
     return sum(heat.nats) / len(heat.nats) if heat.nats else None
 
 
 def _lines(text: str, width: int | None) -> Iterator[str]:
     if width is None:
-        yield from printable(text).removesuffix("\n").split("\n")
+        yield from escape_unprintable(text, keep=LINES).removesuffix("\n").split("\n")
     else:
         yield from ("".join(cell.shown for cell in row) for row in rows_of(text, width))
 
@@ -112,7 +112,7 @@ def _coloured(gutter: str, role: Role, coloured: bool) -> str:
     return Style(color=_COLOURS[role]).render(gutter, color_system=ColorSystem.STANDARD) if coloured else gutter
 
 
-def _per_character(heat: Heat) -> Iterator[float | None]:
+def _per_character(heat: TokenLosses) -> Iterator[float | None]:
     """The nats of the token that each character of the text belongs to."""
     if heat.nats is None:
         yield from [None] * len(heat.segment.text)

@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from echo_cli.environments.faults import fault_line
 from echo_cli.errors import EchoError
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -81,9 +81,11 @@ def _parts(url: str, section: str) -> SplitResult:
 def _header(name: str, template: str, secrets: dict[str, str], section: str) -> str:
     """The value of a header; what it takes from the environment is added to `secrets`."""
     if not _HEADER_NAME.fullmatch(name):
-        raise EchoError(f"{section}.headers: '{shown(name)}' is no name of a header", "for example Authorization")
+        raise EchoError(
+            f"{section}.headers: '{escape_unprintable(name)}' is no name of a header", "for example Authorization"
+        )
 
-    value, taken = filled(template, f"{section}.headers.{name}", empty=False)
+    value, taken = expand_env(template, f"{section}.headers.{name}", empty=False)
     secrets |= taken
     if not (value.isascii() and value.isprintable()):
         raise EchoError(
@@ -103,7 +105,7 @@ def _is_loopback(host: str) -> bool:
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
-def filled(template: str, key: str, *, empty: bool) -> tuple[str, dict[str, str]]:
+def expand_env(template: str, key: str, *, empty: bool) -> tuple[str, dict[str, str]]:
     """`template` with every `${NAME}` replaced by the variable's value, and by value the `${NAME}` to show for it.
 
     Args:

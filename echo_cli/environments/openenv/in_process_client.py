@@ -8,7 +8,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from echo_cli.concurrency import WorkerThread, within
+from echo_cli.concurrency import WorkerThread, wait_at_most
 from echo_cli.environments.faults import (
     BadAction,
     EnvironmentFault,
@@ -73,7 +73,7 @@ class ObjectClient:
         if session is None or thread is None:
             return
         try:
-            await within(patience_s, session.close_mcp())
+            await wait_at_most(patience_s, session.close_mcp())
         except Exception:  # as on a server, a session that cannot be closed is none the less given up
             pass
         finally:
@@ -83,7 +83,7 @@ class ObjectClient:
         if self._hung:
             return
         try:
-            await within(patience_s, _result(closed))
+            await wait_at_most(patience_s, _result(closed))
         except asyncio.TimeoutError:
             return
         except Exception:  # likewise
@@ -100,7 +100,7 @@ class ObjectClient:
                 if self._session is None:
                     await self._open()
                 assert self._session is not None
-                reply = await within(self._step_timeout_s, self._session.reply(request))
+                reply = await wait_at_most(self._step_timeout_s, self._session.reply(request))
             except asyncio.TimeoutError:
                 self._hung = True
                 raise self._broken(f"no answer within {self._step_timeout_s:g} s") from None
@@ -127,7 +127,7 @@ class ObjectClient:
             except (Exception, SystemExit) as error:
                 failure.append(error)
 
-        await within(self._step_timeout_s, open_session(self._session))
+        await wait_at_most(self._step_timeout_s, open_session(self._session))
         if failure:
             raise self._broken(f"cannot be made: {type(failure[0]).__name__}: {failure[0]}") from failure[0]
 

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 
 from echo_cli.environments.faults import fault_line
 from echo_cli.errors import EchoError
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 _INSTALL = "pip install 'echo-cli[openenv]'"
 _VERSIONS = ">=0.10,<0.11"
@@ -36,7 +36,7 @@ def require_openenv(what: str = "this environment") -> None:
     if version is None:
         raise EchoError(f"{what} needs openenv, which is not installed", _INSTALL)
     if version.split(".")[:2] != ["0", "10"]:
-        raise EchoError(f"{what} needs openenv {_VERSIONS}, and {shown(version)} is installed", _INSTALL)
+        raise EchoError(f"{what} needs openenv {_VERSIONS}, and {escape_unprintable(version)} is installed", _INSTALL)
 
 
 def load_class(import_path: str, base: type | None = None) -> type[Any]:
@@ -57,7 +57,7 @@ def load_class(import_path: str, base: type | None = None) -> type[Any]:
             raise _failed(module_name, error) from error
         raise EchoError(
             f"there is no module '{error.name}', which '{import_path}' needs",
-            f"install it, or start where it can be imported from; this is {shown(folder)}",
+            f"install it, or start where it can be imported from; this is {escape_unprintable(folder)}",
         ) from None
     except (Exception, SystemExit) as error:
         raise _failed(module_name, error) from error

@@ -24,10 +24,10 @@ from typing import IO, Any
 
 from echo_cli.config.environment import ProviderConfig
 from echo_cli.environments.faults import fault_line
-from echo_cli.environments.openenv.address import filled
+from echo_cli.environments.openenv.address import expand_env
 from echo_cli.environments.openenv.package import require_openenv
 from echo_cli.errors import EchoError
-from echo_cli.text import shown, suggest
+from echo_cli.text import escape_unprintable, suggest
 
 _STOP_SECONDS = 30.0
 _TAIL_BYTES = 8192
@@ -127,7 +127,7 @@ class Provided:
 
 
 @contextmanager
-def provided(config: ProviderConfig) -> Iterator[Provided]:
+def running_server(config: ProviderConfig) -> Iterator[Provided]:
     """A server that is ready. It is stopped at the end of the block, and when this process ends in any other way.
 
     Ctrl-C in the terminal does not reach it: the trainer still needs it for the step that it finishes.
@@ -161,11 +161,13 @@ def provided(config: ProviderConfig) -> Iterator[Provided]:
 def _check(config: ProviderConfig) -> None:
     kind = config.kind
     if kind not in _KEYS and ":" not in kind:
-        raise EchoError(f"environment.provider.kind: there is no '{shown(kind)}'", suggest(kind, _KEYS, "kinds"))
+        raise EchoError(
+            f"environment.provider.kind: there is no '{escape_unprintable(kind)}'", suggest(kind, _KEYS, "kinds")
+        )
     taken = _KEYS.get(kind, _CLASS_KEYS)
     for key in sorted({"command", "image", "project_path", "app", "options"} - taken):
         if getattr(config, key) != ProviderConfig.model_fields[key].default:
-            raise EchoError(f"environment.provider.{key} means nothing to kind {shown(kind)}", "drop it")
+            raise EchoError(f"environment.provider.{key} means nothing to kind {escape_unprintable(kind)}", "drop it")
     for key in sorted(taken - {"options"} if kind in _KEYS else ()):
         if not getattr(config, key):
             raise EchoError(f"environment.provider of kind {kind} has no {key}", f"add environment.provider.{key}")
@@ -175,10 +177,10 @@ def _check(config: ProviderConfig) -> None:
             "write {port} where the server takes it, or give environment.provider.port",
         )
     if kind == "uv" and not (str(config.project_path).startswith("git+") or Path(str(config.project_path)).is_dir()):
-        path = shown(str(config.project_path))
+        path = escape_unprintable(str(config.project_path))
         raise EchoError(f"there is no folder {path}", "environment.provider.project_path is a uv project")
     if kind != "process":
-        require_openenv(f"environment.provider of kind {shown(kind)}")
+        require_openenv(f"environment.provider of kind {escape_unprintable(kind)}")
     if kind in _TIPS and shutil.which(kind) is None:
         raise EchoError(f"{kind} is not installed", _TIPS[kind])
     if config.port is not None:
@@ -203,6 +205,6 @@ def _filled(env: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     values: dict[str, str] = {}
     secrets: dict[str, str] = {}
     for name, template in env.items():
-        values[name], taken = filled(template, "environment.provider.env", empty=True)
+        values[name], taken = expand_env(template, "environment.provider.env", empty=True)
         secrets |= {value: placeholder for value, placeholder in taken.items() if len(value) >= _SECRET_CHARS}
     return values, secrets

@@ -19,7 +19,7 @@ from typing import Any, get_origin
 import pydantic
 from pydantic_core import PydanticSerializationError, to_json
 
-from echo_cli.concurrency import within
+from echo_cli.concurrency import wait_at_most
 from echo_cli.environments.faults import (
     BadAction,
     EnvironmentFault,
@@ -112,12 +112,12 @@ class TypedClient:
         client, self._client = self._client, None
         if client is not None:
             with suppress(Exception):  # of a connection that is already gone, or of the user's own close
-                await within(_CLOSE_TIMEOUT_S, _awaited(client.close))
+                await wait_at_most(_CLOSE_TIMEOUT_S, _awaited(client.close))
 
     async def _connect(self) -> None:
         try:
             self._client = self._make()
-            await within(self._connect_timeout_s, _awaited(self._client.connect))
+            await wait_at_most(self._connect_timeout_s, _awaited(self._client.connect))
         except asyncio.CancelledError:
             self._lost = self._line("the call was cancelled")
             raise
@@ -128,7 +128,7 @@ class TypedClient:
 
     async def _ask(self, call: Callable[[], Awaitable[Any]]) -> Any:
         try:
-            return await within(self._step_timeout_s, _awaited(call))
+            return await wait_at_most(self._step_timeout_s, _awaited(call))
         except asyncio.CancelledError:
             self._lost = self._line("the call was cancelled")
             raise

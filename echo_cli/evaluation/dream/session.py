@@ -18,7 +18,7 @@ from pathlib import Path
 from echo_cli.concurrency import EventLoop
 from echo_cli.config.loader import load_config
 from echo_cli.environments.faults import SessionLost
-from echo_cli.environments.protocol import Worlds
+from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.tasks import Task
 from echo_cli.environments.worlds import open_worlds, text_settings
 from echo_cli.errors import EchoError
@@ -28,10 +28,10 @@ from echo_cli.evaluation.dream.scoring import edit_similarity
 from echo_cli.evaluation.loaded_run import build_policy
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.rollouts.episode import Episode
-from echo_cli.rollouts.limits import Limits, limits_for
+from echo_cli.rollouts.limits import EpisodeLimits, limits_for
 from echo_cli.runs.directory import open_run
 from echo_cli.seeds import derive_seed
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class DreamPlay:
     def __init__(
         self,
         policy: TorchPolicy,
-        worlds: Worlds,
+        worlds: TaskSuite,
         task: Task,
-        limits: Limits,
+        limits: EpisodeLimits,
         form: ReplyForm,
         loop: EventLoop,
         *,
@@ -217,7 +217,7 @@ class OpenDream:
 
     @property
     def title(self) -> str:
-        return f"{shown(self.run)}, step {self.step}, task {shown(self.task_id)}"
+        return f"{escape_unprintable(self.run)}, step {self.step}, task {escape_unprintable(self.task_id)}"
 
 
 def tasks_of(path: Path) -> list[Task]:
@@ -275,14 +275,14 @@ def open_dream(
             yield OpenDream(path.resolve().name, int(meta["step"]), task.task_id, form.prompt or "> ", play)
 
 
-def _tasks(worlds: Worlds) -> list[tuple[Worlds, Task]]:
+def _tasks(worlds: TaskSuite) -> list[tuple[TaskSuite, Task]]:
     elsewhere = worlds.out_of_distribution()
     splits = worlds.tasks
     here = [(worlds, task) for task in (*splits.heldout, *splits.validation, *splits.train)]
     return [*here, *((elsewhere, task) for task in elsewhere.tasks.heldout)]
 
 
-def _task(worlds: Worlds, task_id: str | None) -> tuple[Worlds, Task]:
+def _task(worlds: TaskSuite, task_id: str | None) -> tuple[TaskSuite, Task]:
     found = _tasks(worlds)
     if not found:
         raise EchoError("the run has no tasks", "dream --score needs none")
@@ -291,5 +291,8 @@ def _task(worlds: Worlds, task_id: str | None) -> tuple[Worlds, Task]:
     chosen = next((entry for entry in found if entry[1].task_id == task_id), None)
     if chosen is None:
         nearest = difflib.get_close_matches(task_id, [task.task_id for _, task in found], n=1, cutoff=0.0)[0]
-        raise EchoError(f"no task '{shown(task_id)}'", f"did you mean {shown(nearest)}? --list-tasks prints them all")
+        raise EchoError(
+            f"no task '{escape_unprintable(task_id)}'",
+            f"did you mean {escape_unprintable(nearest)}? --list-tasks prints them all",
+        )
     return chosen

@@ -23,7 +23,7 @@ import torch
 
 from echo_cli.config.model import SamplerConfig
 from echo_cli.errors import EchoError
-from echo_cli.files import TEMPORARY, delete, writing
+from echo_cli.files import TEMPORARY, delete, os_errors
 from echo_cli.models.endpoint.client import Completions, Endpoint
 from echo_cli.models.endpoint.sampler import EndpointSampler
 from echo_cli.models.language_model import LanguageModel
@@ -86,7 +86,7 @@ class WeightSync:
             )
             raise EchoError(message, error.tip, exit_code=1) from error
         self.version = version
-        with writing(self._folder):
+        with os_errors(self._folder):
             for other in [*self._folder.glob(f"{_PREFIX}*"), *self._folder.glob(f"{TEMPORARY}{_PREFIX}*")]:
                 if other != path:
                     delete(other)
@@ -94,7 +94,7 @@ class WeightSync:
     def _write_version(self, version: str) -> Path:
         path = self._folder / version
         unfinished = self._folder / f"{TEMPORARY}{version}"
-        with writing(path):
+        with os_errors(path):
             self._folder.mkdir(parents=True, exist_ok=True)
             unfinished.mkdir()
             try:

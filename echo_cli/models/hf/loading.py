@@ -16,8 +16,8 @@ from torch import Tensor
 
 from echo_cli.config.model import RANDOM_QWEN3, ModelConfig
 from echo_cli.errors import EchoError, first_line
-from echo_cli.files import writing
-from echo_cli.text import shown
+from echo_cli.files import os_errors
+from echo_cli.text import escape_unprintable
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -49,7 +49,7 @@ def hf_folder(model: ModelConfig, seed: int, *, weights: bool = True) -> Iterato
         from echo_cli.models.hf.random_qwen3 import make_random_qwen3
 
         with tempfile.TemporaryDirectory(prefix="echo-cli-") as folder:
-            with writing(Path(folder)):
+            with os_errors(Path(folder)):
                 make_random_qwen3(Path(folder), seed)
             yield Path(folder)
         return
@@ -57,7 +57,9 @@ def hf_folder(model: ModelConfig, seed: int, *, weights: bool = True) -> Iterato
     if path.is_dir():
         yield path
     elif not _HUB_ID.fullmatch(model.path) or path.exists() or (len(path.parts) > 1 and path.parent.is_dir()):
-        raise EchoError(f"no model folder {shown(path)}", "model.path is a folder with config.json, or a hub id")
+        raise EchoError(
+            f"no model folder {escape_unprintable(path)}", "model.path is a folder with config.json, or a hub id"
+        )
     else:
         yield _snapshot(model, weights)
 
@@ -87,11 +89,11 @@ def load_hf_model(
         if model.init == "scratch" or model.lora is not None:
             key = "init: scratch" if model.init == "scratch" else "lora"
             tip = "train that adapter further, or name its base in model.path"
-            raise EchoError(f"model.{key} has no effect: {shown(folder)} holds an adapter", tip)
+            raise EchoError(f"model.{key} has no effect: {escape_unprintable(folder)} holds an adapter", tip)
         base = str(read_adapter_config(folder)["base_model_name_or_path"])
         if base == RANDOM_QWEN3:
             raise EchoError(
-                f"the base of the adapter in {shown(folder)} was random weights, made on the spot",
+                f"the base of the adapter in {escape_unprintable(folder)} was random weights, made on the spot",
                 "export it with --merge",
             )
         with hf_folder(model.model_copy(update={"path": base, "revision": None}), seed) as base_folder:
@@ -114,7 +116,7 @@ def load_hf_model(
     embedded = loaded.causal_lm.get_input_embeddings().weight.shape[0]
     if tokenizer_size > min(embedded, loaded.vocab_size):
         raise EchoError(
-            f"{shown(model.path)}: the tokenizer has {tokenizer_size} tokens and the model {embedded}",
+            f"{escape_unprintable(model.path)}: the tokenizer has {tokenizer_size} tokens and the model {embedded}",
             "take both from the same source",
         )
     _check_seam(loaded, device)
@@ -134,7 +136,7 @@ def _snapshot(model: ModelConfig, weights: bool) -> Path:
     )
 
     patterns = [*_TEXT_FILES, *(["*.safetensors"] if weights else []), *(["*.py"] if model.trust_remote_code else [])]
-    name = shown(model.path)
+    name = escape_unprintable(model.path)
     try:
         return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=patterns))
     except GatedRepoError as error:
@@ -146,15 +148,17 @@ def _snapshot(model: ModelConfig, weights: bool) -> Path:
         raise EchoError(f"no model folder {name}, and the hub has no such model", tip) from error
     except RevisionNotFoundError as error:
         raise EchoError(
-            f"{name} has no revision {shown(str(model.revision))} on the hub", "see its branches"
+            f"{name} has no revision {escape_unprintable(str(model.revision))} on the hub", "see its branches"
         ) from error
     except Exception as error:  # its HTTP client's errors share no base, and what answers may be no hub
         if isinstance(error, OSError) and (error.filename is not None or error.errno in _DISK_FULL):
-            message = f"cannot fetch {name}: cannot write {shown(constants.HF_HUB_CACHE)}: {error.strerror}"
+            message = (
+                f"cannot fetch {name}: cannot write {escape_unprintable(constants.HF_HUB_CACHE)}: {error.strerror}"
+            )
             tip, exit_code = "free some space, or name another place in HF_HOME", 1 if error.errno in _DISK_FULL else 2
             raise EchoError(message, tip, exit_code=exit_code) from error
         tip = "check the network and HF_ENDPOINT, or download the model elsewhere and name its folder in model.path"
-        said = shown(first_line(error))
+        said = escape_unprintable(first_line(error))
         raise EchoError(
             f"cannot fetch {name}: the hub cannot be reached, or does not answer as one ({said})", tip
         ) from error

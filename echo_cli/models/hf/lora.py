@@ -21,7 +21,7 @@ from echo_cli.config.model import LoraConfig
 from echo_cli.errors import EchoError, first_line
 from echo_cli.files import Row, read_json
 from echo_cli.models.hf.weights import save_whole
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 
@@ -75,12 +75,14 @@ def read_adapter_config(folder: Path) -> Row:
     """
     path = folder / ADAPTER_CONFIG
     if not path.is_file():
-        raise EchoError(f"{shown(folder)} has no {ADAPTER_CONFIG}", "name a folder with a LoRA adapter")
+        raise EchoError(f"{escape_unprintable(folder)} has no {ADAPTER_CONFIG}", "name a folder with a LoRA adapter")
     config = read_json(path)
     if config.get("peft_type") != "LORA" or not isinstance(config.get("base_model_name_or_path"), str):
-        raise EchoError(f"{shown(path)} is not that of a LoRA adapter with a base", "export it again")
+        raise EchoError(f"{escape_unprintable(path)} is not that of a LoRA adapter with a base", "export it again")
     if not config.get("target_modules"):  # peft would take the architecture's default and load a part of the weights
-        raise EchoError(f"{shown(path)} names no target_modules", "name those that the adapter was trained with")
+        raise EchoError(
+            f"{escape_unprintable(path)} names no target_modules", "name those that the adapter was trained with"
+        )
     return config
 
 
@@ -131,7 +133,7 @@ def load_adapter(folder: Path, model: PeftModel) -> None:
         state = load_file(folder / ADAPTER_FILE)
     except Exception as error:  # safetensors raises its own type from Rust
         raise EchoError(
-            f"cannot load weights from {shown(folder / ADAPTER_FILE)}: {first_line(error)}",
+            f"cannot load weights from {escape_unprintable(folder / ADAPTER_FILE)}: {first_line(error)}",
             "restore the file from its source",
         ) from error
     shapes = {name: tensor.shape for name, tensor in state.items()}
@@ -157,4 +159,6 @@ def _settings(model: PeftModel) -> Row:
 
 
 def _unfit(folder: Path, why: str) -> EchoError:
-    return EchoError(f"the adapter in {shown(folder)} does not fit the model: {why}", "take the model it was made for")
+    return EchoError(
+        f"the adapter in {escape_unprintable(folder)} does not fit the model: {why}", "take the model it was made for"
+    )

@@ -21,7 +21,7 @@ from echo_cli.errors import EchoError
 from echo_cli.models.hf.kv_cache import PassingCache, RowCache
 from echo_cli.models.hf.lora import load_adapter, save_adapter
 from echo_cli.models.hf.weights import read_causal_lm, save_whole
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 
 class HfModel(nn.Module):
@@ -141,7 +141,7 @@ class HfModel(nn.Module):
             self.model.load_state_dict(saved.state_dict())
         except RuntimeError as error:
             raise EchoError(
-                f"{shown(folder)} is of another architecture: {' '.join(str(error).split())[:200]}",
+                f"{escape_unprintable(folder)} is of another architecture: {' '.join(str(error).split())[:200]}",
                 "take the model.path that it was made with",
             ) from error
 

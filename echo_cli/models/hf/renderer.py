@@ -18,7 +18,7 @@ from echo_cli.models.chat_renderer import EMPTY_THINKING, LLAMA3, THINK, ChatFam
 from echo_cli.models.hf.tokenizer import load_hf_tokenizer
 from echo_cli.models.renderer import PlainRenderer, Renderer
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 _TASK = "List the files of this folder."
 _EXCHANGES = (("ls -la", "total 0"), ("cat notes.txt", "nothing in it"))
@@ -52,7 +52,7 @@ class ChatTemplate:
         except Exception as error:  # a template is a program of its own
             raise EchoError(
                 f"the chat template fails on a conversation of {', '.join(message['role'] for message in chat)}: "
-                f"{shown(first_line(error))}",
+                f"{escape_unprintable(first_line(error))}",
                 "try conversation.system=null or conversation.reply_as=user; model.chat_template=FILE replaces it",
             ) from error
         return text
@@ -75,14 +75,15 @@ def load_hf_renderer(folder: Path, model: ModelConfig, conversation: Conversatio
         return PlainRenderer(tokenizer)
     if theirs.chat_template is None:
         raise EchoError(
-            f"the tokenizer of {shown(folder)} has no chat template",
+            f"the tokenizer of {escape_unprintable(folder)} has no chat template",
             "model.chat_template=FILE names one; conversation.renderer=plain needs none",
         )
     try:
         source: str = theirs.get_chat_template()
     except ValueError as error:  # several, and none of them is the default
         raise EchoError(
-            f"{shown(folder)}: {shown(first_line(error))}", "model.chat_template=FILE names one of them"
+            f"{escape_unprintable(folder)}: {escape_unprintable(first_line(error))}",
+            "model.chat_template=FILE names one of them",
         ) from error
     template = ChatTemplate(theirs, source, conversation.system, conversation.thinking)
     family = family_of(conversation.renderer, source)
@@ -116,7 +117,7 @@ def _opening(template: ChatTemplate, family: ChatFamily) -> tuple[str, str]:
     if not after.startswith(prompt):
         raise EchoError(
             f"the chat template is not of the form {family.name}: after the user's text it writes "
-            f"'{shown(after[:80])}', not '{shown(prompt)}'",
+            f"'{escape_unprintable(after[:80])}', not '{escape_unprintable(prompt)}'",
             tip,
         )
     return before, after.removeprefix(prompt)
@@ -133,7 +134,7 @@ def _without_thinking(template: ChatTemplate, primer: str) -> str:
     if "enable_thinking" in template.source:
         raise EchoError(
             "conversation.thinking is forbid, and the chat template does not open a turn with an empty block when its "
-            f"enable_thinking is false: it writes '{shown(primer)}'",
+            f"enable_thinking is false: it writes '{escape_unprintable(primer)}'",
             "conversation.thinking=keep, or drop; model.chat_template=FILE replaces the template",
         )
     return primer.rstrip().removesuffix(THINK) + EMPTY_THINKING
@@ -184,4 +185,4 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def _around(tokenizer: Tokenizer, ids: list[int], at: int) -> str:
-    return shown(tokenizer.decode(ids[max(at - 4, 0) : at + 8]))
+    return escape_unprintable(tokenizer.decode(ids[max(at - 4, 0) : at + 8]))

@@ -14,7 +14,7 @@ from echo_cli.config.model import ModelConfig
 from echo_cli.errors import EchoError, first_line
 from echo_cli.files import read_json
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 TOKENIZER_CONFIG_FILE, TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
 GENERATION_FILE = "generation_config.json"
@@ -52,7 +52,7 @@ def load_hf_tokenizer(folder: Path, model: ModelConfig) -> tuple[Any, Tokenizer]
         from transformers import AutoTokenizer
     except ImportError as error:
         raise EchoError("model.kind: hf needs transformers", "pip install 'echo-cli[hf]'") from error
-    where = shown(folder)
+    where = escape_unprintable(folder)
     restore = "a tokenizer is tokenizer.json and tokenizer_config.json at least: copy the model's own into the folder"
     if not (folder / TOKENIZER_CONFIG_FILE).is_file():
         raise EchoError(f"{where} has no {TOKENIZER_CONFIG_FILE}", restore)
@@ -65,7 +65,9 @@ def load_hf_tokenizer(folder: Path, model: ModelConfig) -> tuple[Any, Tokenizer]
 
         if (folder / CONFIG_FILE).is_file():  # transformers looks into it first, and its damage is not the tokenizer's
             read_config(folder, trust_remote_code=model.trust_remote_code)
-        raise EchoError(f"the tokenizer of {where} does not load: {shown(first_line(error))}", restore) from error
+        raise EchoError(
+            f"the tokenizer of {where} does not load: {escape_unprintable(first_line(error))}", restore
+        ) from error
     if not theirs.is_fast:
         raise EchoError(f"the tokenizer of {where} is not a fast one", "convert it: model folders need tokenizer.json")
     # What transformers makes of a folder without a vocabulary, and says nothing: added tokens and at most one other.
@@ -91,9 +93,9 @@ def check_text(tokenizer: Tokenizer, where: str) -> None:
         ids = tokenizer.encode(text)
         back = tokenizer.decode(ids)
         if special & set(ids) or back != text or sum(tokenizer.byte_counts(ids)) != len(text.encode()):
-            what = "a special token" if special & set(ids) else f"'{shown(back)}'"
+            what = "a special token" if special & set(ids) else f"'{escape_unprintable(back)}'"
             raise EchoError(
-                f"the tokenizer of {where} does not keep text: '{shown(text)}' becomes {what}",
+                f"the tokenizer of {where} does not keep text: '{escape_unprintable(text)}' becomes {what}",
                 "take a model with a byte-level vocabulary, or one with byte fallback",
             )
 
@@ -116,11 +118,13 @@ def _eos_ids(theirs: Any, folder: Path) -> tuple[int, ...]:
     ids = tuple(dict.fromkeys(i for i in (theirs.eos_token_id, *others) if i is not None))
     if not ids:
         raise EchoError(
-            f"the tokenizer of {shown(folder)} has no eos token", f"name it in {TOKENIZER_CONFIG_FILE}: eos_token"
+            f"the tokenizer of {escape_unprintable(folder)} has no eos token",
+            f"name it in {TOKENIZER_CONFIG_FILE}: eos_token",
         )
     if any(not isinstance(i, int) or not 0 <= i < len(theirs) for i in ids):
         raise EchoError(
-            f"{shown(path)} ends an answer with {shown(str(named))}, and the tokenizer has {len(theirs)} tokens",
+            f"{escape_unprintable(path)} ends an answer with {escape_unprintable(str(named))}, and the tokenizer "
+            f"has {len(theirs)} tokens",
             "take all files from the same source",
         )
     return ids
@@ -133,7 +137,9 @@ def _with_template(path: Path, files: Mapping[str, bytes]) -> tuple[str, dict[st
         template = data.decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise EchoError(f"cannot read model.chat_template {shown(path)}: {reason}", "name a Jinja file") from error
+        raise EchoError(
+            f"cannot read model.chat_template {escape_unprintable(path)}: {reason}", "name a Jinja file"
+        ) from error
     settings = json.loads(files[TOKENIZER_CONFIG_FILE])
     settings.pop("chat_template", None)
     kept = {name: content for name, content in files.items() if "chat_template" not in name}

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from echo_cli.config.model import ModelConfig
 from echo_cli.errors import EchoError, first_line
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 
 CONFIG_FILE = "config.json"
 
@@ -30,16 +30,20 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise EchoError(f"{shown(folder)} has no {CONFIG_FILE}", "model.path is a folder that save_pretrained wrote")
+        raise EchoError(
+            f"{escape_unprintable(folder)} has no {CONFIG_FILE}", "model.path is a folder that save_pretrained wrote"
+        )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # of half a dozen types, one of them huggingface_hub's own
         text = str(error)
         if "trust_remote_code" in text:
-            message = f"{shown(folder)} brings Python code of its own"
+            message = f"{escape_unprintable(folder)} brings Python code of its own"
             raise EchoError(message, "read the code, then set model.trust_remote_code=true") from error
         tip = "another model, or a newer transformers; for the built-in model's own form set model.kind=tiny"
-        raise EchoError(f"{shown(path)}: {shown(' '.join(text.split())[:300])}", tip) from error
+        raise EchoError(
+            f"{escape_unprintable(path)}: {escape_unprintable(' '.join(text.split())[:300])}", tip
+        ) from error
     for part in (config, config.get_text_config()):
         for name, value in vars(part).items():
             if name.endswith(_DROPOUT) and isinstance(value, (int, float)):
@@ -71,13 +75,15 @@ def read_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype) -> PreT
     # transformers would go on with random weights in their place.
     if missing := sorted(info["missing_keys"]):
         raise EchoError(
-            f"the weights in {shown(folder)} are incomplete: {len(missing)} tensors are missing, such as {missing[0]}",
+            f"the weights in {escape_unprintable(folder)} are incomplete: {len(missing)} tensors are missing, "
+            f"such as {missing[0]}",
             "restore the folder from its source",
         )
     if info["mismatched_keys"]:
         name, there, wanted = min((name, list(a), list(b)) for name, a, b in info["mismatched_keys"])
         raise EchoError(
-            f"the weights in {shown(folder)} are not those of its {CONFIG_FILE}: {name} is {there}, not {wanted}",
+            f"the weights in {escape_unprintable(folder)} are not those of its {CONFIG_FILE}: {name} is {there}, "
+            f"not {wanted}",
             "take all files from the same source",
         )
     return _prepared(causal_lm)
@@ -121,10 +127,12 @@ def save_whole(causal_lm: PreTrainedModel, folder: Path) -> None:
 def _refused(folder: Path, model: ModelConfig, error: Exception) -> EchoError:
     text = first_line(error)
     if "Unrecognized configuration class" in text:
-        return EchoError(f"{shown(folder)} is no causal LM", "name a decoder-only language model")
+        return EchoError(f"{escape_unprintable(folder)} is no causal LM", "name a decoder-only language model")
     if isinstance(error, ImportError) and model.attention == "flash_attention_2":
         return EchoError(f"model.attention {model.attention} is not available: {text}", "set model.attention=sdpa")
-    return EchoError(f"cannot load weights from {shown(folder)}: {text}", "restore the folder from its source")
+    return EchoError(
+        f"cannot load weights from {escape_unprintable(folder)}: {text}", "restore the folder from its source"
+    )
 
 
 def _prepared(causal_lm: PreTrainedModel) -> PreTrainedModel:

@@ -14,7 +14,7 @@ from itertools import groupby, pairwise
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.text import share
 from echo_cli.trace import TraceSegment
-from echo_cli.traces.inspection.outputs import Tally
+from echo_cli.traces.inspection.outputs import BoundedCounter
 from echo_cli.trajectory import Role
 
 _EXAMPLES = 3
@@ -92,7 +92,7 @@ class StraddlingCount:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._boundaries: Counter[tuple[Role, Role]] = Counter()
-        self._straddling: dict[tuple[Role, Role], Tally[tuple[str, str]]] = {}
+        self._straddling: dict[tuple[Role, Role], BoundedCounter[tuple[str, str]]] = {}
 
     def add(self, segments: Sequence[TraceSegment]) -> None:
         """Count the boundaries of an episode."""
@@ -101,13 +101,13 @@ class StraddlingCount:
         self._boundaries.update(pairs)
         for pair, straddle in zip(pairs, straddles(segments, self._tokenizer), strict=True):
             if straddle is not None:
-                self._straddling.setdefault(pair, Tally()).add((straddle.before, straddle.after))
+                self._straddling.setdefault(pair, BoundedCounter()).add((straddle.before, straddle.after))
 
     def result(self) -> Straddling:
         """What was counted."""
         pairs = []
         for (first, second), boundaries in self._boundaries.items():
-            tally = self._straddling.get((first, second), Tally())
+            tally = self._straddling.get((first, second), BoundedCounter())
             examples = tuple(StraddleExample(*halves, count) for halves, count in tally.commonest(_EXAMPLES))
             pairs.append(StraddlingPair(first.name.lower(), second.name.lower(), boundaries, tally.total, examples))
         boundaries, straddling = self._boundaries.total(), sum(pair.straddling for pair in pairs)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from echo_cli.text import clipped, share
 from echo_cli.trace import Trace
-from echo_cli.traces.inspection.outputs import CommandCount, Tally, TurnOutput
+from echo_cli.traces.inspection.outputs import BoundedCounter, CommandCount, TurnOutput
 
 _EXAMPLES = 3
 _DIGEST_BYTES = 16
@@ -118,7 +118,7 @@ class _Copies:
     def __init__(self) -> None:
         self._total = 0
         self._first: dict[bytes, int] = {}
-        self._copies: Tally[tuple[bytes, str]] = Tally()
+        self._copies: BoundedCounter[tuple[bytes, str]] = BoundedCounter()
 
     def add(self, parts: Sequence[str], text: str, episode: int) -> None:
         self._total += 1
@@ -141,7 +141,7 @@ class _Answers:
     def __init__(self) -> None:
         self._first: dict[bytes, bytes] = {}
         self._different: set[bytes] = set()
-        self.commands: Tally[str] = Tally()
+        self.commands: BoundedCounter[str] = BoundedCounter()
 
     def __len__(self) -> int:
         return len(self._first)

@@ -115,11 +115,11 @@ class OutputCount:
 
     def __init__(self) -> None:
         self._turns = self._without = self._answers = self._blank = self._bytes = 0
-        self._emptiest: Tally[str] = Tally()
+        self._emptiest: BoundedCounter[str] = BoundedCounter()
         self._longest: list[tuple[int, int, int, LongOutput]] = []
         self._count: Counter[str] = Counter()
         self._volatile_bytes: Counter[str] = Counter()
-        self._examples: dict[str, Tally[str]] = {}
+        self._examples: dict[str, BoundedCounter[str]] = {}
 
     def add(self, trace: Trace, turns: Sequence[TurnOutput], episode: int) -> None:
         """Count the outputs of an episode, which is the `episode`th."""
@@ -139,7 +139,7 @@ class OutputCount:
             for volatile in find_volatile(text):
                 self._count[volatile.kind] += 1
                 self._volatile_bytes[volatile.kind] += len(volatile.text.encode())
-                self._examples.setdefault(volatile.kind, Tally()).add(clipped(volatile.text))
+                self._examples.setdefault(volatile.kind, BoundedCounter()).add(clipped(volatile.text))
 
     def result(self) -> OutputSurvey:
         """What was counted."""
@@ -253,7 +253,7 @@ KEPT = 10_000
 Key = TypeVar("Key", bound=Hashable)
 
 
-class Tally(Generic[Key]):
+class BoundedCounter(Generic[Key]):
     """Counts of keys. Once `KEPT` different ones have come up, others add to `total` alone."""
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from echo_cli.concurrency import say, take_pipes
 from echo_cli.errors import EchoError, first_line
 from echo_cli.files import read_jsonl
-from echo_cli.text import shown
+from echo_cli.text import escape_unprintable
 from echo_cli.training.trackers.tracking import FINISH_SECONDS, Row, TrackedRun, Tracker
 
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD|_URL")  # of the names of environment variables
@@ -87,7 +87,7 @@ def _reason(error: Exception) -> str:
     for name, value in os.environ.items():
         if _SECRET.search(name) and len(value) >= 8:
             text = text.replace(value, f"${{{name}}}")
-    return shown(text)
+    return escape_unprintable(text)
 
 
 def _end_after(parent: int) -> None:

@@ -22,7 +22,7 @@ import pytest
 from loopback import ROOT, answers, environment, free_port
 
 from echo_cli.config.environment import ProviderConfig
-from echo_cli.environments.openenv.provider import provided
+from echo_cli.environments.openenv.provider import running_server
 from echo_cli.environments.openenv.provider_kinds import RuntimeServer, end_process, make_server
 from echo_cli.errors import EchoError
 
@@ -63,7 +63,7 @@ def _until(true: Callable[[], Any]) -> None:
 
 
 def test_a_server_is_started_once_and_is_gone_after_the_block() -> None:
-    with provided(_process("--child")) as server:
+    with running_server(_process("--child")) as server:
         known = _known(server.url)
         assert known["argv"][1:] == [server.url.rpartition(":")[2], "--child"]
         assert server.url.startswith("http://127.0.0.1:")
@@ -76,7 +76,7 @@ def test_a_server_is_started_once_and_is_gone_after_the_block() -> None:
 
 
 def test_a_server_is_gone_after_an_exception() -> None:
-    with pytest.raises(KeyError), provided(_process()) as server:
+    with pytest.raises(KeyError), running_server(_process()) as server:
         known = _known(server.url)
         raise KeyError
     assert not answers(server.url) and _group(known["group"]) == []
@@ -93,7 +93,7 @@ def test_a_process_that_heeds_no_request_to_end_is_killed(monkeypatch: pytest.Mo
 
 
 def test_the_death_of_a_server_is_noticed() -> None:
-    with provided(_process()) as server:
+    with running_server(_process()) as server:
         known = _known(server.url)
         os.kill(known["pid"], signal.SIGKILL)
         _until(lambda: server.ended() is not None)
@@ -105,7 +105,7 @@ def test_the_death_of_a_server_is_noticed() -> None:
 
 
 def test_the_death_of_the_host_is_noticed_and_nothing_is_left() -> None:
-    with provided(_process("--child")) as server:
+    with running_server(_process("--child")) as server:
         known = _known(server.url)
         os.kill(known["group"], signal.SIGKILL)  # its leader is the host
         _until(lambda: server.ended() is not None)
@@ -117,11 +117,11 @@ def test_the_death_of_the_host_is_noticed_and_nothing_is_left() -> None:
 RUN = """
 import signal, sys, threading
 from echo_cli.config.environment import ProviderConfig
-from echo_cli.environments.openenv.provider import provided
+from echo_cli.environments.openenv.provider import running_server
 ending, *command = sys.argv[1:]
 if ending == "asked":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
-with provided(ProviderConfig(kind="process", command=tuple(command))) as server:
+with running_server(ProviderConfig(kind="process", command=tuple(command))) as server:
     print(server.url, flush=True)
     if ending != "end":
         threading.Event().wait()
@@ -155,12 +155,12 @@ def test_no_ending_of_the_run_leaves_a_server(ending: str, number: signal.Signal
 
 def test_ctrl_c_in_the_terminal_reaches_the_run_alone() -> None:
     """The signal goes to the run's whole process group; the server must last until the step is finished."""
-    with provided(_process()) as server:
+    with running_server(_process()) as server:
         assert os.getsid(_known(server.url)["pid"]) != os.getsid(0)
 
 
 def test_a_server_that_ends_before_it_is_ready() -> None:
-    with pytest.raises(EchoError) as error, provided(_process("--end", "3")):
+    with pytest.raises(EchoError) as error, running_server(_process("--end", "3")):
         raise AssertionError("it has ended")
     assert error.value.message == (
         "the server has ended with exit code 3; its last output: \\x1b[1mlistening\\x1b[0m for None | no licence"
@@ -170,14 +170,14 @@ def test_a_server_that_ends_before_it_is_ready() -> None:
 
 def test_a_server_that_is_not_ready_in_time() -> None:
     message = r"not ready within 0\.7 s; its last output: .*listening"
-    with pytest.raises(EchoError, match=message) as error, provided(_process("--sick", start_timeout_s=0.7)):
+    with pytest.raises(EchoError, match=message) as error, running_server(_process("--sick", start_timeout_s=0.7)):
         raise AssertionError("it is never ready")
     assert error.value.exit_code == 1 and "start_timeout_s" in str(error.value.tip)
 
 
 def test_variables_reach_the_server_and_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", "s3cret")
-    with provided(_process(env={"TOKEN": "Bearer ${MY_TOKEN}", "MODE": "fast"})) as server:
+    with running_server(_process(env={"TOKEN": "Bearer ${MY_TOKEN}", "MODE": "fast"})) as server:
         known = _known(server.url)
         assert (known["env"]["TOKEN"], known["env"]["MODE"]) == ("Bearer s3cret", "fast")
         os.kill(known["pid"], signal.SIGKILL)
@@ -187,14 +187,14 @@ def test_variables_reach_the_server_and_no_message(monkeypatch: pytest.MonkeyPat
 
 def test_a_port_of_ones_own() -> None:
     port = free_port()
-    with provided(_process(port=port)) as server:
+    with running_server(_process(port=port)) as server:
         assert server.url == f"http://127.0.0.1:{port}"
 
 
 def test_a_process_needs_no_openenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "openenv.py").write_text("raise AssertionError('imported')\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]]))
-    with provided(_process()) as server:
+    with running_server(_process()) as server:
         assert answers(server.url)
 
 
@@ -238,7 +238,7 @@ def test_what_cannot_be_started_is_one_line_with_a_tip(
     config: dict[str, Any], message: str, tip: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(EchoError) as error, provided(ProviderConfig(**config)):
+    with pytest.raises(EchoError) as error, running_server(ProviderConfig(**config)):
         raise AssertionError("nothing is started")
     assert message in error.value.message and tip in str(error.value.tip)
     assert error.value.exit_code == 2 and "\n" not in error.value.message
@@ -248,13 +248,13 @@ def test_python_is_the_one_that_runs_us_without_an_activated_environment(monkeyp
     monkeypatch.setenv("PATH", os.defpath)
     ours_alone = f"import pydantic, runpy; runpy.run_path({str(TINY)!r}, run_name='__main__')"
     config = ProviderConfig(kind="process", command=("python", "-c", ours_alone, "{port}"))
-    with provided(config) as server:
+    with running_server(config) as server:
         assert answers(server.url)
 
 
 def test_a_port_that_another_server_has_is_refused() -> None:
     message = "Address already in use"
-    with _taken_port() as port, pytest.raises(EchoError, match=message), provided(_process(port=port)):
+    with _taken_port() as port, pytest.raises(EchoError, match=message), running_server(_process(port=port)):
         raise AssertionError("the other would answer")
 
 
@@ -282,7 +282,7 @@ def _asked(programs: Path) -> list[list[str]]:
 
 
 def test_docker_publishes_on_loopback_alone_and_its_death_is_noticed(programs: Path) -> None:
-    with provided(ProviderConfig(kind="docker", image="org/echo-env:latest", env={"MODE": "fast"})) as server:
+    with running_server(ProviderConfig(kind="docker", image="org/echo-env:latest", env={"MODE": "fast"})) as server:
         assert answers(server.url)
         port = server.url.rpartition(":")[2]
         run = next(words for words in _asked(programs) if words[0] == "run")

@@ -26,13 +26,13 @@ from echo_cli.models.hf.renderer import load_hf_renderer
 from echo_cli.models.loading import load_policy
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import Renderer
-from echo_cli.rollouts.limits import Limits
+from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.rollout import play_scripts
-from echo_cli.traces.retokenize import rerender
+from echo_cli.traces.retokenize import retokenize
 from echo_cli.trajectory import Trajectory
 
 ScoredReply = tuple[bool | None, float | None, bool | None, bool | None]
-LIMITS = Limits(action_tokens=64, output_tokens=400, episode_tokens=1500)
+LIMITS = EpisodeLimits(action_tokens=64, output_tokens=400, episode_tokens=1500)
 SETTINGS = toy_settings(9)
 # Output, no output at all, stderr with an exit status, exit status alone, a line of many.
 COMMANDS = ("ls /", "cat /none", "grep zzz /etc/passwd", "frob", "ls /srv", "wc -l /srv/registry.csv")
@@ -85,7 +85,7 @@ def asked(trajectories: Sequence[Trajectory], renderer: Renderer, form: ReplyFor
 
 def test_a_policy_that_knows_the_transcripts_by_heart_is_exact(played: list[Trajectory], renderer: Renderer) -> None:
     form = reply_form(renderer, SETTINGS)
-    written = [rerender(trajectory, renderer) for trajectory in played]
+    written = [retokenize(trajectory, renderer) for trajectory in played]
     found = asked(written, renderer, form)
     # A transcript ends with its last reply; in a conversation the turn's end would follow.
     after = [token for segment in renderer.reply(()).after for token in segment.token_ids]
@@ -203,7 +203,7 @@ def test_what_is_volatile_counts_as_equal() -> None:
 def test_a_transcript_of_its_own_can_fill_the_context() -> None:
     worlds, form = ToyWorlds([0], [], 9), reply_form(RENDERER, SETTINGS)
     policy = memory(RENDERER, [], max_length=200)  # which never ends a reply
-    limits = Limits(16, 20, 400)
+    limits = EpisodeLimits(16, 20, 400)
     with EventLoop() as loop:
         task = worlds.tasks.heldout[0]
         play = DreamPlay(policy, worlds, task, limits, form, loop, max_tokens=150, closed_loop=True)
@@ -215,7 +215,7 @@ def test_a_transcript_of_its_own_can_fill_the_context() -> None:
 def test_in_an_open_loop_each_reply_follows_the_real_ones(played: list[Trajectory], renderer: Renderer) -> None:
     """A policy that knows the episode by heart answers it whole, and one that begins wrong goes on right."""
     worlds, form = ToyWorlds([0], [], 9), reply_form(renderer, SETTINGS)
-    written = rerender(played[0], renderer)
+    written = retokenize(played[0], renderer)
     after = [token for segment in renderer.reply(()).after for token in segment.token_ids]
     policy = memory(renderer, [[*written.token_ids, *after]])
     with EventLoop() as loop:

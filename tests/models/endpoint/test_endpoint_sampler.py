@@ -24,7 +24,7 @@ from echo_cli.models.endpoint.client import Endpoint
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tiny import TinyModel, load_model, model_folder
-from echo_cli.rollouts.limits import Limits
+from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.rollout import play_policy
 from echo_cli.trajectory import Role, Trajectory
 
@@ -32,7 +32,7 @@ torch.set_num_threads(1)
 
 BASE, TOKENIZER = load_model(model_folder("tiny-base"))
 RENDERER = PlainRenderer(TOKENIZER)
-LIMITS = Limits(action_tokens=8, output_tokens=64, episode_tokens=256)
+LIMITS = EpisodeLimits(action_tokens=8, output_tokens=64, episode_tokens=256)
 PROMPT = [TOKENIZER.start_id, *TOKENIZER.encode("$ ls /\n")]
 SECRET = "sesame-4711"
 

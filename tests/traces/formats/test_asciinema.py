@@ -16,7 +16,7 @@ from echo_cli.trace import Trace
 from echo_cli.traces.builder import ImportOptions, Refusal
 from echo_cli.traces.formats.asciinema import read
 from echo_cli.traces.formats.terminal_line import prompts, shown, typed
-from echo_cli.traces.retokenize import rendered
+from echo_cli.traces.retokenize import render_trace
 from echo_cli.trajectory import Role
 
 Event = tuple[str, str]
@@ -249,7 +249,7 @@ def test_what_warning_matches_is_warning(tmp_path: Path) -> None:
 )
 def test_a_turn_is_written_in_a_policys_tokens(tmp_path: Path, events: list[Event]) -> None:
     trace = only(write(tmp_path, events), DOLLAR)
-    trajectory = rendered(
+    trajectory = render_trace(
         trace, PlainRenderer(Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json"))
     )
     assert [segment.text for segment in trajectory.segments if segment.role is Role.ACTION] == ["ls\n"]

@@ -13,7 +13,7 @@ from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.inspection.account import Inspection, inspect
 from echo_cli.traces.inspection.boundaries import Straddle, StraddleExample, straddles
-from echo_cli.traces.inspection.outputs import KEPT, LONGEST, Tally
+from echo_cli.traces.inspection.outputs import KEPT, LONGEST, BoundedCounter
 from echo_cli.trajectory import Role, Turn
 
 TOKENIZER = Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json")
@@ -224,7 +224,7 @@ def test_commands_that_gave_other_outputs_are_told_from_nondeterminism() -> None
 
 
 def test_a_tally_counts_no_more_than_so_many_things() -> None:
-    tally: Tally[int] = Tally()
+    tally: BoundedCounter[int] = BoundedCounter()
     for number in range(KEPT + 5):
         tally.add(number)
     tally.add(3, 2)
