@@ -1,0 +1,233 @@
+"""The documents: links and named files exist, shell commands are what the program takes, the first pages stay short."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from echo_cli.cli.main import app, main
+from echo_cli.cli.shell_hook import shell_hook
+from echo_cli.config.loader import configs_folder, load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(page for folder in ("docs", "envs", "configs", "echo_cli") for page in (ROOT / folder).rglob("*.md")),
+    ]
+)
+MOST_LINES = {"README.md": 200, "CONTRIBUTING.md": 100}
+
+SHELL = {"bash", "sh"}
+LANGUAGES = SHELL | {"console", "json", "python", "text", "yaml"}
+"""`bash` and `sh` are lines to type, `console` is lines to type behind `$ ` with what they print."""
+
+BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_0-9]+)*=")
+"""A word of a command line that overrides a key of the config."""
+DRY_RUNS = {"train", "sweep-lambda"}
+FOLDERS = (ROOT, ROOT / "echo_cli", ROOT / "echo_cli" / "training" / "trackers", ROOT / "envs" / "toy_terminal_env")
+"""What the path of a source file in the documents may be relative to, beside the page's own folder."""
+OUR_FOLDERS = {"configs", "docs", "envs", "scripts", "tests"}
+TEXTS = {"", ".json", ".py", ".yaml"}
+
+
+def _named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def _prose(page: Path) -> str:
+    """The text of a page without its blocks of code."""
+    return BLOCK.sub("", page.read_text(encoding="utf-8"))
+
+
+def _anchors(page: Path) -> set[str]:
+    """The fragments that the headings of a page give, as GitHub makes them."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#{1,6} +(.+?) *$", _prose(page), re.MULTILINE):
+        words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        slug = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+        repeats = sum(re.fullmatch(rf"{re.escape(slug)}(-\d+)?", other) is not None for other in found)
+        found.add(f"{slug}-{repeats}" if repeats else slug)
+    return found
+
+
+def _blocks(page: Path) -> list[tuple[str, str]]:
+    return [(language, text) for _, language, text in BLOCK.findall(page.read_text(encoding="utf-8"))]
+
+
+def _command_lines(page: Path) -> list[str]:
+    """What a reader types into a shell, a line each, with continued lines joined."""
+    lines: list[str] = []
+    for language, text in _blocks(page):
+        joined = text.replace("\\\n", " ").splitlines()
+        if language in SHELL:
+            lines += [line.strip() for line in joined if line.strip() and not line.lstrip().startswith("#")]
+        elif language == "console":
+            lines += [line.removeprefix("$ ") for line in joined if line.startswith("$ ")]
+    return lines
+
+
+def _ours(line: str) -> Iterator[list[str]]:
+    """The words behind `echo-cli` of every command of ours in a line."""
+    words = shlex.split(line, comments=True)
+    while words:
+        end = words.index("|") if "|" in words else len(words)
+        command, words = words[:end], words[end + 1 :]
+        if command[0] == "echo-cli":
+            yield command[1:]
+
+
+def _parsed(words: Sequence[str]) -> tuple[list[str], typer.Context]:
+    """The name of the command and its arguments, parsed; an unknown option is an exception."""
+    command: Any = typer.main.get_command(app)
+    name: list[str] = []
+    rest = list(words)
+    while hasattr(command, "commands"):
+        assert rest and rest[0] in command.commands, f"no command echo-cli {shlex.join(words)}"
+        name.append(rest.pop(0))
+        command = command.commands[name[-1]]
+    return name, command.make_context(" ".join(["echo-cli", *name]), rest, obj=list(words))
+
+
+def _check_ours(words: Sequence[str]) -> None:
+    """See that a command line of ours is one: its command, its options and its overrides."""
+    _, context = _parsed(words)
+    arguments = [word for value in context.params.values() if isinstance(value, list | tuple) for word in value]
+    assert not [word for word in arguments if str(word).startswith("--")], (
+        "unknown options"
+    )  # a sweep lets them through
+    config = configs_folder() / f"{context.params.get('config') or 'toy'}.yaml"
+    overrides = [word for word in arguments if OVERRIDE.match(str(word))]
+    if overrides and config.is_file() and not context.params.get("model"):
+        load_config(config, overrides)
+
+
+def _check_python(words: Sequence[str]) -> None:
+    """See that `python -m MODULE` is a program with the options given, or `python SCRIPT` a script that is there."""
+    if words[0] != "-m":
+        assert (ROOT / words[0]).is_file()
+        return
+    done = subprocess.run([sys.executable, "-m", words[1], "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(word in done.stdout for word in words[2:] if word.startswith("--"))
+
+
+def _check_script(path: str) -> None:
+    """See that a script of this repository is there and is written in its shell's syntax."""
+    assert (ROOT / path).is_file(), path
+    shell = "fish" if path.endswith(".fish") else "bash"
+    if shutil.which(shell):
+        done = subprocess.run([shell, "-n", path], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def _check_install(targets: Sequence[str]) -> None:
+    """See that the extras that `pip install` names are ours."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for target in targets:
+        where, _, extras = target.rstrip("]").partition("[")
+        assert where in (".", "echo-cli"), target
+        assert all(re.search(rf"^{extra} = \[", project, re.MULTILINE) for extra in extras.split(",") if extra), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_named)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", _prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        other = (page.parent / path).resolve() if path else page
+        assert other.exists(), target
+        assert not anchor or anchor in _anchors(other), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_named)
+def test_every_file_of_ours_that_a_page_names_exists(page: Path) -> None:
+    for name in re.findall(r"`([\w./-]+\.\w+)`", _prose(page)):
+        if name.endswith(".py") or name.partition("/")[0] in OUR_FOLDERS:
+            assert "NAME" in name or any((folder / name).exists() for folder in (page.parent, *FOLDERS)), name
+
+
+def test_every_page_that_code_and_configs_name_exists() -> None:
+    files = [path for folder in ("configs", "echo_cli", "scripts") for path in (ROOT / folder).rglob("*")]
+    texts = [path.read_text(encoding="utf-8") for path in files if path.is_file() and path.suffix in TEXTS]
+    named = {name for text in texts for name in re.findall(r"docs/[\w-]+\.md", text)}
+    assert named and all((ROOT / name).is_file() for name in named), named
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_named)
+def test_every_block_of_code_says_its_language(page: Path) -> None:
+    assert {language for language, _ in _blocks(page)} <= LANGUAGES
+    assert page.read_text(encoding="utf-8").count("```") == 2 * len(_blocks(page))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_named)
+def test_every_command_of_ours_in_a_page_has_its_options(page: Path) -> None:
+    for line in _command_lines(page):
+        for words in _ours(line):
+            _check_ours(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_named)
+def test_every_name_that_a_page_imports_from_us_exists(page: Path) -> None:
+    for language, text in _blocks(page):
+        if language != "python":
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("echo_cli"):
+                module = importlib.import_module(node.module or "")
+                assert all(hasattr(module, alias.name) for alias in node.names), f"line {node.lineno} of {text}"
+
+
+@pytest.mark.parametrize("line", _command_lines(README), ids=lambda line: line.partition(" #")[0].strip())
+def test_a_command_of_the_readme_runs(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in shlex.split(line, comments=True) if word != "&"]
+    program, rest = words[0], words[1:]
+    if program == "python":
+        _check_python(rest)
+    elif program in ("bash", "source"):
+        _check_script(rest[0])
+    elif (program, rest[0]) == ("pip", "install"):
+        _check_install(rest[1:])
+    elif program in ("echo", "echo-cli"):  # `echo train` is `echo-cli train` at a prompt with the shell hook
+        monkeypatch.chdir(tmp_path)
+        _check_ours(rest)
+        name, _ = _parsed(rest)
+        assert program == "echo-cli" or name[0] in shell_hook("bash")
+        assert main([*name, "--help"]) == 0
+        if name[0] in DRY_RUNS:
+            assert main([*rest, "--dry-run", "--json"]) == 0, capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
+    else:
+        pytest.fail(f"no test knows {program}: add it here")
+
+
+def test_the_readme_shows_commands_of_every_kind() -> None:
+    programs = {shlex.split(line, comments=True)[0] for line in _command_lines(README)}
+    assert {"bash", "source", "echo", "echo-cli"} <= programs
+
+
+@pytest.mark.parametrize("name", MOST_LINES)
+def test_the_first_pages_stay_short(name: str) -> None:
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= MOST_LINES[name]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent == ROOT / "docs"], ids=_named)
+def test_the_index_leads_to_every_page(page: Path) -> None:
+    index = ROOT / "docs" / "index.md"
+    assert page == index or f"]({page.name})" in _prose(index)
