@@ -5,27 +5,24 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from echo_cli.config.section import (
+    Fraction,
+    FreeOnResume,
+    Headers,
+    NonNegativeFloat,
+    NonNegativeSeconds,
+    PathText,
+    Positive,
+    PositiveFloat,
+    Seconds,
+    Section,
+    Seed,
+)
 from echo_cli.errors import EchoError
 from echo_cli.text import suggest
 from toy_terminal_env.tasks import FAMILIES
-
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Seconds = Annotated[float, Field(gt=0, le=1e7)]  # far beyond it clocks overflow
-NonNegativeSeconds = Annotated[float, Field(ge=0, le=1e7)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-PathText = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
-
-
-class Section(BaseModel):
-    """A section of a config: unknown keys are errors, values have their type, nothing changes afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def _compiles(pattern: str) -> str:
@@ -91,8 +88,8 @@ class ProviderConfig(Section):
     project_path: PathText | None = None
     app: str = "server.app:app"
     port: Positive | None = None
-    env: dict[str, str] = {}
-    options: dict[str, Any] = {}
+    env: dict[str, str] = Field(default={})
+    options: dict[str, Any] = Field(default={})
     """Further arguments of the provider's constructor."""
     start_timeout_s: Seconds = 60.0
 
@@ -217,16 +214,16 @@ class EnvironmentConfig(Section):
     """
 
     toy_terminal: ToyTerminalConfig | None = None
-    object: ImportPath | None = None
+    object: FreeOnResume[ImportPath | None] = None
     """An OpenEnv `Environment` class, run in this process."""
-    object_options: dict[str, Any] = {}
+    object_options: dict[str, Any] = Field(default={})
     """Arguments of its constructor."""
-    url: Annotated[str, Field(pattern=r"^(http|https|ws|wss)://[^\s/]+\S*$")] | None = None
-    provider: ProviderConfig | None = None
+    url: FreeOnResume[Annotated[str, Field(pattern=r"^(http|https|ws|wss)://[^\s/]+\S*$")] | None] = None
+    provider: FreeOnResume[ProviderConfig | None] = None
     none: Literal[True] | None = None
-    client: ImportPath | None = None
+    client: FreeOnResume[ImportPath | None] = None
     """A typed OpenEnv client class to use with `url` and `provider`."""
-    headers: dict[str, Annotated[str, Field(pattern=r"\$\{\w+\}")]] = {}
+    headers: FreeOnResume[Headers] = Field(default={})
     """HTTP headers of `url` and `provider`; values name environment variables as `${NAME}` and are stored so."""
 
     preset: Literal[PRESETS] | None = None  # type: ignore[valid-type]
@@ -244,14 +241,14 @@ class EnvironmentConfig(Section):
     """Actions that scripted explorers draw from."""
     max_observation_chars: Positive = 50_000
 
-    sessions: Positive | None = None
-    batch_wait_s: NonNegativeSeconds = 2.0
-    attempts: Positive = 3
-    connect_timeout_s: Seconds = 10.0
-    step_timeout_s: Seconds = 60.0
-    retry_s: NonNegativeSeconds = 60.0
+    sessions: FreeOnResume[Positive | None] = None
+    batch_wait_s: FreeOnResume[NonNegativeSeconds] = 2.0
+    attempts: FreeOnResume[Positive] = 3
+    connect_timeout_s: FreeOnResume[Seconds] = 10.0
+    step_timeout_s: FreeOnResume[Seconds] = 60.0
+    retry_s: FreeOnResume[NonNegativeSeconds] = 60.0
     """How long an unavailable environment is tried again before the run gives up."""
-    max_message_mb: PositiveFloat = 100.0
+    max_message_mb: FreeOnResume[PositiveFloat] = 100.0
 
     @model_validator(mode="after")
     def _one_source(self) -> EnvironmentConfig:

@@ -10,17 +10,17 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from echo_cli.config.environment import PRESETS as ENVIRONMENT_PRESETS
 from echo_cli.config.environment import SOURCE_KEYS, SOURCES, TASK_SOURCES
 from echo_cli.config.objective import PRESETS
-from echo_cli.config.schema import Config
+from echo_cli.config.schema import Config, key_paths
 from echo_cli.errors import EchoError
 
 
@@ -108,23 +108,6 @@ def parse_override(word: str) -> tuple[tuple[str, ...], Any]:
 def _without_secret(keys: tuple[str, ...], word: str) -> str:
     """An override for a message: headers may hold a secret that should have been a variable's name."""
     return f"{'.'.join(keys)}=…" if keys == ("environment",) or keys[:2] == ("environment", "headers") else word
-
-
-def key_paths(model: Any = Config, prefix: str = "") -> Iterator[str]:
-    """Every key path of the config, depth first."""
-    items: Mapping[str, Any]
-    if is_dataclass(model):
-        items = {field.name: None for field in fields(model)}
-    else:
-        items = {name: info.annotation for name, info in model.model_fields.items()}
-    for name, annotation in items.items():
-        yield prefix + name
-        # A section, perhaps null, or a list of sections, whose entries have numbers.
-        within = [annotation, *get_args(annotation)]
-        for section in within:
-            if isinstance(section, type) and (issubclass(section, BaseModel) or is_dataclass(section)):
-                number = "0." if get_origin(annotation) is tuple else ""
-                yield from key_paths(section, f"{prefix}{name}.{number}")
 
 
 @dataclass(frozen=True)
@@ -319,7 +302,7 @@ def _first_error(error: ValidationError, place: Any) -> EchoError:
     if details["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         message, tip = (
             f"unknown key '{name}'",
-            _suggest(re.sub(r"\.\d+", ".0", name), list(key_paths()), "top-level keys"),
+            _suggest(re.sub(r"\.\d+", ".0", name), key_paths(), "top-level keys"),
         )
     elif details["type"] == "missing":
         message, tip = f"'{name}' is missing", "add it"

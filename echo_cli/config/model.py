@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from echo_cli.config.environment import PathText, Positive, PositiveFloat, Seconds, Section
+from echo_cli.config.section import FreeOnResume, Headers, PathText, Positive, PositiveFloat, Seconds, Section
 from echo_cli.errors import EchoError
 
 RANDOM_QWEN3 = "random-qwen3"
@@ -41,7 +41,7 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What matrix products are computed in. Weights that are trained, and their optimizer's state, are float32."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: FreeOnResume[bool] = False
     compile: bool = False
     chat_template: PathText | None = None
     """A Jinja file to take instead of the model's own template."""
@@ -97,17 +97,17 @@ class SamplerConfig(Section):
     kind: Literal["torch", "openai"] = "torch"
     refill: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Of torch with kind hf: the share of a batch that has to finish before the environments are asked again."""
-    prefill_tokens: Positive = 16_384
+    prefill_tokens: FreeOnResume[Positive] = 16_384
     """Of torch with kind hf: tokens, padding included, of one forward pass over openings and answers."""
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+\S*$")] | None = None
-    model: str | None = None
+    url: FreeOnResume[Annotated[str, Field(pattern=r"^https?://[^\s/]+\S*$")] | None] = None
+    model: FreeOnResume[str | None] = None
     """Of openai: the name that the endpoint serves the policy under."""
-    headers: dict[str, Annotated[str, Field(pattern=r"\$\{\w+\}")]] = Field(default={})
+    headers: FreeOnResume[Headers] = Field(default={})
     """Of openai: HTTP headers; values name environment variables as `${NAME}` and are stored so."""
     sync: Literal["sglang", "vllm-lora"] | None = None
-    weights: PathText | None = None
-    concurrency: Positive = 64
-    timeout_s: Seconds = 600.0
+    weights: FreeOnResume[PathText | None] = None
+    concurrency: FreeOnResume[Positive] = 64
+    timeout_s: FreeOnResume[Seconds] = 600.0
 
     @model_validator(mode="after")
     def _endpoint(self) -> SamplerConfig:

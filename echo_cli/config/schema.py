@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from echo_cli.config.environment import (
-    EnvironmentConfig,
+from echo_cli.config.environment import EnvironmentConfig, ToyTerminalConfig
+from echo_cli.config.model import ConversationConfig, ModelConfig, SamplerConfig
+from echo_cli.config.objective import ObjectiveSettings
+from echo_cli.config.section import (
     Fraction,
+    FreeOnResume,
     NonNegative,
     NonNegativeFloat,
     PathText,
@@ -18,10 +23,8 @@ from echo_cli.config.environment import (
     PositiveFloat,
     Section,
     Seed,
-    ToyTerminalConfig,
+    is_free,
 )
-from echo_cli.config.model import ConversationConfig, ModelConfig, SamplerConfig
-from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.errors import EchoError
 from echo_cli.text import suggest
 
@@ -49,7 +52,7 @@ class OptimConfig(Section):
     grad_clip: PositiveFloat = 1.0
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: NonNegative = 0
-    token_budget: Positive = 8192
+    token_budget: FreeOnResume[Positive] = 8192
 
 
 class EvaluationConfig(Section):
@@ -143,7 +146,7 @@ class TracesConfig(Section):
     They get the env term, and with `imitation_coeff` above 0 the cross-entropy of their action tokens, by that weight.
     """
 
-    path: Annotated[tuple[PathText, ...], BeforeValidator(_listed), Field(min_length=1)]
+    path: FreeOnResume[Annotated[tuple[PathText, ...], BeforeValidator(_listed), Field(min_length=1)]]
     split: TraceSplitConfig = TraceSplitConfig()
     per_step: Positive = 16
     max_tokens: Positive | None = None
@@ -154,13 +157,13 @@ class TracesConfig(Section):
 class Config(Section):
     """Everything that defines a run."""
 
-    steps: Positive = 60
+    steps: FreeOnResume[Positive] = 60
     seed: Seed = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: NonNegative = 0
-    output_dir: PathText = "outputs"
-    run_name: PathText | None = None
-    track: Annotated[tuple[TrackerName, ...] | None, BeforeValidator(_tracker_names)] = None
+    device: FreeOnResume[Literal["auto", "cpu", "cuda"]] = "auto"
+    threads: FreeOnResume[NonNegative] = 0
+    output_dir: FreeOnResume[PathText] = "outputs"
+    run_name: FreeOnResume[PathText | None] = None
+    track: FreeOnResume[Annotated[tuple[TrackerName, ...] | None, BeforeValidator(_tracker_names)]] = None
     preset: Literal["paper", "released", "prime", "openenv-example"] | None = None
     environment: EnvironmentConfig = EnvironmentConfig(toy_terminal=ToyTerminalConfig())
     model: ModelConfig = ModelConfig()
@@ -171,9 +174,9 @@ class Config(Section):
     objective: ObjectiveSettings = ObjectiveSettings()
     optim: OptimConfig = OptimConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
+    checkpoint: FreeOnResume[CheckpointConfig] = CheckpointConfig()
     probe_every: NonNegative = 0
-    collapse: CollapseConfig = CollapseConfig()
+    collapse: FreeOnResume[CollapseConfig] = CollapseConfig()
 
     @property
     def imitation_coeff(self) -> float:
@@ -251,3 +254,28 @@ def flat_config(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flat_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
+
+
+def key_paths() -> list[str]:
+    """Return every key path of a config, depth first; in a list of sections an entry stands as 0."""
+    return [key for key, _ in _keys(Config)]
+
+
+def free_keys() -> frozenset[str]:
+    """Return the key paths marked `FreeOnResume`, and those below them."""
+    return frozenset(key for key, free in _keys(Config) if free)
+
+
+def _keys(section: Any, prefix: str = "", below_free: bool = False) -> Iterator[tuple[str, bool]]:
+    """Yield the key paths of `section` and whether each is free on resume."""
+    if is_dataclass(section):  # the objective's settings, of which none is free
+        yield from ((prefix + field.name, below_free) for field in fields(section))
+        return
+    for name, field in section.model_fields.items():
+        free = below_free or is_free(field)
+        yield prefix + name, free
+        # A section, perhaps null, or a list of sections.
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and (issubclass(part, BaseModel) or is_dataclass(part)):
+                entry = "0." if get_origin(field.annotation) is tuple else ""
+                yield from _keys(part, f"{prefix}{name}.{entry}", free)

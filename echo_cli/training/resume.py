@@ -1,11 +1,11 @@
-"""Continue a run: what may differ from its config, and bringing its state back."""
+"""Continue a run: refuse another config, other traces or another environment, and bring its state back."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from echo_cli.config.loader import load_config
-from echo_cli.config.schema import Config, flat_config
+from echo_cli.config.schema import Config, flat_config, free_keys
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.errors import EchoError
 from echo_cli.files import read_json, write_atomic
@@ -14,28 +14,6 @@ from echo_cli.runs.directory import RunDirectory
 from echo_cli.runs.summary import best_step
 from echo_cli.text import escape_unprintable
 from echo_cli.traces.corpus import TraceCorpus
-
-# What may differ between a run and its continuation: how far to go, where it lies, what it runs on, where it is shown,
-# and what a collapse does, so that a run which it stopped can go on.
-_FREE_ON_RESUME = {"steps", "output_dir", "run_name", "device", "threads", "track", "checkpoint", "collapse"}
-
-# What is exchanged for memory, so that a run which ran out of it can go on.
-_FREE_MEMORY = {"optim.token_budget", "model.gradient_checkpointing", "sampler.prefill_tokens"}
-
-# Where the environment is and how it is reached may change as well; what it is may not.
-_FREE_ENVIRONMENT = tuple(
-    f"environment.{key}"
-    for key in (
-        *("object", "url", "provider", "client", "headers", "sessions", "batch_wait_s", "attempts"),
-        *("connect_timeout_s", "step_timeout_s", "retry_s", "max_message_mb"),
-    )
-)
-
-# The trace files may lie elsewhere; their bytes may not change.
-_FREE_TRACES = ("traces.path",)
-
-# Likewise an endpoint that samples: it is given the policy's weights again.
-_FREE_ENDPOINT = tuple(f"sampler.{key}" for key in ("url", "headers", "model", "weights", "concurrency", "timeout_s"))
 
 
 def _continue(run: RunDirectory, config: Config, policy: TorchPolicy) -> tuple[int, dict[str, Any]]:
@@ -58,17 +36,28 @@ def _continue(run: RunDirectory, config: Config, policy: TorchPolicy) -> tuple[i
 
 
 def check_same_config(run: RunDirectory, config: Config) -> None:
-    """Raise an EchoError that names the first key in which `config` departs from the run's, unless it may."""
-    before = flat_config(load_config(run.config_path).model_dump(mode="json"))
-    now = flat_config(config.model_dump(mode="json"))
-    for key in sorted(before.keys() | now.keys()):
-        named = key.split(".")[0] in _FREE_ON_RESUME or key in _FREE_MEMORY
-        free = named or key.startswith(_FREE_ENVIRONMENT + _FREE_ENDPOINT + _FREE_TRACES)
-        if not free and before.get(key) != now.get(key):
+    """Refuse to continue with another config, free keys apart.
+
+    Raises:
+        EchoError: names the first key that differs and may not.
+    """
+    before = load_config(run.config_path)
+    free = free_keys()
+    if (before.environment.object is None) != (config.environment.object is None):
+        free |= {"environment.object_options"}  # the environment has moved into this process or out of it
+    was, now = (flat_config(of.model_dump(mode="json")) for of in (before, config))
+    for key in sorted(was.keys() | now.keys()):
+        if was.get(key) != now.get(key) and free.isdisjoint(_upwards(key)):
             raise EchoError(
-                f"cannot resume {run.path} with another config: {key} was {before.get(key)}, now {now.get(key)}",
+                f"cannot resume {run.path} with another config: {key} was {was.get(key)}, now {now.get(key)}",
                 "drop the change to resume, or start another run with --run-name",
             )
+
+
+def _upwards(key: str) -> list[str]:
+    """Return a key path and the sections that it lies in."""
+    parts = key.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
 
 
 def check_same_traces(run: RunDirectory, corpus: TraceCorpus) -> None:

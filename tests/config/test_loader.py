@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from echo_cli.config.environment import EnvironmentConfig, Section, ToyTerminalConfig
-from echo_cli.config.loader import configs_folder, find_config, key_paths, load_config, parse_override
+from echo_cli.config.loader import configs_folder, find_config, load_config, parse_override
 from echo_cli.config.model import ConversationConfig, ModelConfig, SamplerConfig
-from echo_cli.config.schema import Config
+from echo_cli.config.schema import Config, key_paths
 from echo_cli.errors import EchoError
 
 SHIPPED = sorted(configs_folder().glob("*.yaml"))

@@ -16,8 +16,12 @@ from tiny_run import error_of, observations, rows, start, train, train_words, we
 
 from echo_cli.cli.interrupt import interruptible
 from echo_cli.cli.main import main
+from echo_cli.config.loader import load_config
+from echo_cli.config.schema import Config
+from echo_cli.errors import EchoError
 from echo_cli.files import TEMPORARY, write_atomic
-from echo_cli.runs.directory import create_run, is_run, open_run
+from echo_cli.runs.directory import RunDirectory, create_run, is_run, open_run
+from echo_cli.training.resume import check_same_config
 
 
 def _wait_for(stream: IO[str] | None, text: str) -> str:
@@ -204,6 +208,52 @@ def test_a_changed_config_is_refused_and_the_run_left_alone(
     found, tip = error_of(capsys.readouterr().err)
     assert message in found and tip
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+_OBJECT = "environment: {object: 'a.b:C', object_options: {level: 3}, tasks: {seeds: 9}, explorer: [look]}"
+
+
+def _in_an_object(folder: Path, *words: str) -> tuple[RunDirectory, Config]:
+    """A run in an OpenEnv class with options, and the config with which it is to be resumed."""
+    source = folder / "object.yaml"
+    source.write_text(_OBJECT)
+    run = create_run(folder / "run", config_yaml=load_config(source).to_yaml(), environment={"seed": 0})
+    return run, load_config(source, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["environment.object_options.level=4"], "environment.object_options.level was 3, now 4"),
+        (["environment.object_options.size=2"], "environment.object_options.size was None, now 2"),
+        (["environment.object_options={}"], "environment.object_options.level was 3, now None"),
+        (["environment.object=a.b:D", "environment.object_options={}"], "environment.object_options.level was 3"),
+        (["environment.prompt='# '"], "environment.prompt was > , now # "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_the_options_of_an_environments_class_do_not_change_on_resume(
+    words: list[str], message: str, tmp_path: Path
+) -> None:
+    run, config = _in_an_object(tmp_path, *words)
+    with pytest.raises(EchoError) as caught:
+        check_same_config(run, config)
+    assert message in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["environment.object=a.b:D"],
+        ["environment.url=http://127.0.0.1:8000", "environment.headers.Key=${KEY}"],
+        ["environment.provider={kind: docker, image: world}"],
+        ["environment.sessions=2", "environment.attempts=1", "environment.retry_s=0", "steps=9", "collapse.window=2"],
+    ],
+    ids=" ".join,
+)
+def test_where_an_environment_is_and_how_it_is_reached_may_change_on_resume(words: list[str], tmp_path: Path) -> None:
+    check_same_config(*_in_an_object(tmp_path, *words))
 
 
 def test_what_is_not_a_run_cannot_be_resumed(
