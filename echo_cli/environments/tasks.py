@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, get_args
 import yaml
 
 from echo_cli.config.environment import TasksConfig
-from echo_cli.config.loader import key_lines, read_yaml
+from echo_cli.config.yaml_file import key_lines, read_yaml
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable, suggest
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from echo_cli.config.loader import find_config, load_config, parse_override
+from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.model import RANDOM_QWEN3, ConversationConfig, ModelConfig, SamplerConfig
+from echo_cli.config.overrides import parse_override
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.files import read_json
@@ -98,7 +99,7 @@ def loading_config(name: str | None, overrides: Sequence[str], chosen: Sequence[
     """
     hf = [contender for contender in chosen if contender.kind == "hf"]
     for word in overrides:
-        keys, _ = parse_override(word)
+        keys = parse_override(word).keys
         key = ".".join(keys)
         of_hf = keys[0] == "conversation" or (len(keys) == 2 and keys[0] == "model" and keys[1] in _HF_MODEL)
         if not of_hf and key not in _ANY_KIND:

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from echo_cli.config.environment import EnvironmentConfig, Section, ToyTerminalConfig
-from echo_cli.config.loader import configs_folder, find_config, load_config, parse_override
+from echo_cli.config.loader import configs_folder, find_config, load_config
 from echo_cli.config.model import ConversationConfig, ModelConfig, SamplerConfig
+from echo_cli.config.overrides import parse_override
 from echo_cli.config.schema import Config, key_paths
 from echo_cli.errors import EchoError
 
@@ -228,6 +229,9 @@ def test_a_wrong_override_is_refused(word: str, message: str, tmp_path: Path) ->
         "environment.headers.Key=hunter2",
         "environment.headers={Key: hunter2: }",
         "environment={url: 'http://h:1', tasks: {seeds: 2}, headers: {Key: hunter2}}",
+        "sampler.headers={Key: hunter2}",
+        "sampler.headers.Key=hunter2",
+        "sampler={kind: openai, url: 'http://h:1', headers: {Key: hunter2}}",
     ],
 )
 def test_a_header_that_is_a_secret_is_not_repeated(word: str, tmp_path: Path) -> None:
@@ -247,6 +251,19 @@ def test_what_is_of_one_source_has_no_place_with_another(tmp_path: Path) -> None
     assert "environment.client has no effect with object" in _refused(_file(tmp_path, text), *both).message
 
 
+def test_an_override_below_a_value_is_refused(tmp_path: Path) -> None:
+    error = _refused(_file(tmp_path, "environment: 3"), "environment.tasks.seeds=2")
+    assert "'environment' is a value, not a section" in error.message
+
+
+def test_a_text_is_the_name_of_a_shipped_config_or_the_path_of_a_file(tmp_path: Path) -> None:
+    file = _file(tmp_path, "seed: 1")
+    assert load_config("toy", ["seed=2"]) == load_config(find_config("toy"), ["seed=2"])
+    assert load_config(str(file)) == load_config(file)
+    with pytest.raises(EchoError, match="no config named 'toyy'"):
+        load_config("toyy")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(EchoError, match=r"no config file .*nothing\.yaml"):
         find_config(str(tmp_path / "nothing.yaml"))
@@ -261,7 +278,8 @@ def test_an_unknown_name_gets_the_nearest_one() -> None:
 def test_the_last_of_two_overrides_counts_and_values_are_yaml(tmp_path: Path) -> None:
     config = load_config(_file(tmp_path, "seed: 1"), ["seed=2", "seed=3", "optim.betas=[0.5, 0.6]", "run_name=null"])
     assert (config.seed, config.optim.betas, config.run_name) == (3, (0.5, 0.6), None)
-    assert parse_override("a.b=2020-01-01") == (("a", "b"), "2020-01-01")
+    dated = parse_override("a.b=2020-01-01")
+    assert (dated.keys, dated.value) == (("a", "b"), "2020-01-01")
 
 
 def test_keys_win_over_their_preset_and_the_command_line_over_the_file(tmp_path: Path) -> None:
