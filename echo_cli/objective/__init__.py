@@ -1,1 +1,20 @@
-"""The ECHO objective as pure functions on tensors."""
+"""The ECHO objective as pure functions on tensors; these are the ones that a trainer of one's own needs."""
+
+from echo_cli.config.objective import ObjectiveSettings
+from echo_cli.objective.advantages import step_advantages
+from echo_cli.objective.batch import bucket, collate, count_rollouts, targets
+from echo_cli.objective.logprobs import target_logprobs
+from echo_cli.objective.loss import echo_loss, step_totals, step_weights
+
+__all__ = [
+    "ObjectiveSettings",
+    "bucket",
+    "collate",
+    "count_rollouts",
+    "echo_loss",
+    "step_advantages",
+    "step_totals",
+    "step_weights",
+    "target_logprobs",
+    "targets",
+]
