@@ -15,7 +15,19 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from echo_cli.trajectory import FORMAT, NamedRole, Role, Source, StopReason, Trajectory, Turn, bad_line, first_problem
+from echo_cli.trajectory import (
+    FORMAT,
+    Exchange,
+    NamedRole,
+    Role,
+    Source,
+    StopReason,
+    Trajectory,
+    Turn,
+    bad_line,
+    exchanges,
+    first_problem,
+)
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -95,6 +107,10 @@ class Trace:
     def has_token_ids(self) -> bool:
         """Whether every segment says its tokens."""
         return all(segment.token_ids is not None for segment in self.segments)
+
+    def exchanges(self) -> list[Exchange[TraceSegment]]:
+        """Return the exchanges, in order, one a turn. See `trajectory.exchanges`."""
+        return exchanges(self.segments, self.turns)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of its line."""

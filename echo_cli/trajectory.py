@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum
 from functools import cache
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, PlainSerializer, TypeAdapter, ValidationError, WithJsonSchema
 
@@ -91,7 +92,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Turn:
-    """One exchange with the environment, for counting and filters: the parsed command and what it gave."""
+    """The summary of an exchange, for counting and filters: the parsed command and what it gave."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -109,6 +110,75 @@ class Turn:
     def __post_init__(self) -> None:
         if self.parse is not None and self.clean_parse is not (self.parse == "valid"):
             raise ValueError(f"a turn whose clean_parse is {self.clean_parse} cannot be {self.parse}")
+
+
+class RoleText(Protocol):
+    """A segment of a trajectory or of a trace, or a piece of one in the making."""
+
+    @property
+    def role(self) -> Role:
+        """Whose text it is."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """Text of the segment."""
+        ...
+
+
+AnySegment = TypeVar("AnySegment", bound=RoleText)
+
+
+@dataclass(frozen=True)
+class Exchange(Generic[AnySegment]):
+    """An action and all that came back before the next one."""
+
+    turn: Turn
+    segments: tuple[AnySegment, ...]
+    """The action, then what came back, whatever its roles."""
+    place: int
+    """Index of the action among the segments of its episode."""
+
+    @property
+    def action(self) -> AnySegment:
+        """The segment of the action."""
+        return self.segments[0]
+
+    @property
+    def outputs(self) -> tuple[AnySegment, ...]:
+        """The env_output segments: two where a command wrote to stdout and to stderr."""
+        return tuple(segment for segment in self.segments if segment.role is Role.ENV_OUTPUT)
+
+    @property
+    def span(self) -> slice:
+        """Indices of the segments in their episode, and so of whatever is listed segment by segment."""
+        return slice(self.place, self.place + len(self.segments))
+
+
+def split_at_actions(segments: Sequence[AnySegment]) -> list[tuple[AnySegment, ...]]:
+    """Split an episode before each action: first its opening, which may be empty, then a part for each action."""
+    actions = [place for place, segment in enumerate(segments) if segment.role is Role.ACTION]
+    return [tuple(segments[start:end]) for start, end in pairwise([0, *actions, len(segments)])]
+
+
+def exchanges(segments: Sequence[AnySegment], turns: Sequence[Turn]) -> list[Exchange[AnySegment]]:
+    """Return the exchanges of an episode, in order; what precedes the first action belongs to none.
+
+    An aborted episode can have turns at its end whose actions are not in it: they have no exchange.
+
+    Raises:
+        ValueError: an action has no turn.
+    """
+    opening, *parts = split_at_actions(segments)
+    if len(parts) > len(turns):
+        raise ValueError(f"{len(parts)} actions and {len(turns)} turns")
+    places = accumulate(map(len, parts), initial=len(opening))
+    return [Exchange(*each) for each in zip(turns, parts, places, strict=False)]
+
+
+def text_of(segments: Iterable[RoleText], role: Role) -> str:
+    """Return the text of the segments of `role`."""
+    return "".join(segment.text for segment in segments if segment.role is role)
 
 
 @dataclass(frozen=True)
@@ -147,8 +217,17 @@ class Trajectory:
     def roles(self) -> list[Role]:
         return [segment.role for segment in self.segments for _ in segment.token_ids]
 
+    @property
+    def starts(self) -> list[int]:
+        """Position of the first token of each segment."""
+        return [*accumulate((len(segment.token_ids) for segment in self.segments[:-1]), initial=0)]
+
     def __len__(self) -> int:
         return sum(len(segment.token_ids) for segment in self.segments)
+
+    def exchanges(self) -> list[Exchange[Segment]]:
+        """Return the exchanges, in order. See `exchanges`."""
+        return exchanges(self.segments, self.turns)
 
     def count(self, role: Role) -> int:
         """Tokens of `role`."""

@@ -64,13 +64,13 @@ def read(policy: TorchPolicy, output: Output) -> dict[str, Any]:
 
 
 def _outputs(trajectory: Trajectory) -> list[Output]:
-    found, turn, position = [], -1, 0
-    for segment in trajectory.segments:
-        turn += segment.role is Role.ACTION
-        if segment.role is Role.ENV_OUTPUT and segment.token_ids and turn >= 0:
-            found.append(Output(pair_of(trajectory.turns[turn]), trajectory, position, list(segment.token_ids)))
-        position += len(segment.token_ids)
-    return found
+    starts = trajectory.starts
+    return [
+        Output(pair_of(exchange.turn), trajectory, start, list(segment.token_ids))
+        for exchange in trajectory.exchanges()
+        for segment, start in zip(exchange.segments, starts[exchange.span], strict=True)
+        if segment.role is Role.ENV_OUTPUT and segment.token_ids
+    ]
 
 
 _SCORED = (Role.ACTION, Role.ENV_OUTPUT, Role.WARNING)

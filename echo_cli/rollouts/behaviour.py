@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Iterable, Sequence
 
-from echo_cli.trajectory import Role, Trajectory, Turn
+from echo_cli.trajectory import Role, Trajectory, Turn, split_at_actions
 
 BEHAVIOUR_KEYS = (
     "action_length valid_action_fraction malformed_fraction no_action_fraction capped_fraction commands_per_task "
@@ -97,12 +97,10 @@ def _is_cut(rollout: Trajectory, turn: Turn) -> bool:
 
 
 def _prompts(rollout: Trajectory) -> Iterable[str]:
-    """What stands before each action on its line; a line break, which no action begins with, where nothing does."""
-    before = ""
-    for segment in rollout.segments:
-        if segment.role is Role.ACTION:
-            yield before or "\n"
-        before = segment.text.rpartition("\n")[2].lstrip() if segment.role is Role.CONTEXT else ""
+    """Yield the text before each action on its line; a line break, which no action begins with, where there is none."""
+    for *_, last in split_at_actions(rollout.segments)[:-1]:
+        prompt = last.text.rpartition("\n")[2].lstrip() if last.role is Role.CONTEXT else ""
+        yield prompt or "\n"
 
 
 def _lines(rollouts: Sequence[Trajectory], role: Role) -> set[str]:

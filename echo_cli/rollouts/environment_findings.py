@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.environments.protocol import Description, TaskSuite
 from echo_cli.rollouts.limits import EpisodeLimits
-from echo_cli.rollouts.watched_episode import Play, text_of
-from echo_cli.trajectory import CUT_OUTPUT, Role
+from echo_cli.rollouts.watched_episode import Play
+from echo_cli.trajectory import CUT_OUTPUT, Role, text_of
 
 _TOKENS = re.compile(r"\d+|\w+|\W")
 _SHOWN_CHARS = 80

@@ -22,6 +22,7 @@ from echo_cli.trajectory import (
     StopReason,
     Trajectory,
     Turn,
+    text_of,
 )
 
 T = TypeVar("T")
@@ -87,7 +88,7 @@ class Episode:
         reply = await self._or_close(self.environment.step(said.text, said.problem))
         before = len(self.segments)
         following = self._following(ids, said.transient, reply, frame, "turn_cap" if reply.capped else "answered")
-        output = "".join(segment.text for segment in self.segments[before:] if segment.role is Role.ENV_OUTPUT)
+        output = text_of(self.segments[before:], Role.ENV_OUTPUT)
         self.turns.append(Turn(said.text, output, reply.exit_code, reply.valid_action, reply.clean_parse, reply.parse))
         self.penalty += reply.penalty
         return following

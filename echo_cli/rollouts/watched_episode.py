@@ -11,7 +11,7 @@ from echo_cli.environments.tasks import Task
 from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.rollout import play_scripts
-from echo_cli.trajectory import Role, Source, Trajectory
+from echo_cli.trajectory import Role, Source, Trajectory, text_of
 
 
 @dataclass
@@ -77,8 +77,3 @@ def play_watched(
     watched = _WatchedWorlds(worlds, task)
     (watched.last.trajectory,) = play_scripts(renderer, watched, [(task, actions)], limits, source, verify=True)
     return watched.last
-
-
-def text_of(pieces: Sequence[TextPiece], role: Role) -> str:
-    """The text of one role."""
-    return "".join(piece.text for piece in pieces if piece.role is role)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from echo_cli.files import Row
 from echo_cli.trajectory import Role, Trajectory, Turn, visible
@@ -54,24 +55,22 @@ def pool_of(trajectories: Iterable[Trajectory]) -> Pool:
 
 
 def _spans(trajectory: Trajectory) -> list[Span]:
-    """The outputs of a trajectory, one span a turn; empty ones are left out, as they have no token to predict.
+    """Return the outputs of a trajectory, one span an exchange; an empty one has no token to predict and no span.
 
     Output that precedes the first action answers no command and has no span.
     """
-    spans: dict[int, Span] = {}
-    turn, position = -1, 0
-    for segment in trajectory.segments:
-        if segment.role is Role.ACTION:
-            turn += 1
-        elif segment.role is Role.ENV_OUTPUT and segment.token_ids:
-            tokens, output_bytes = len(segment.token_ids), len(segment.text.encode())
-            if turn >= 0:
-                exchange = trajectory.turns[turn]
-                # A command that wrote to stdout and stderr has two segments, one after the other.
-                before = spans.get(turn, Span(pair_of(exchange), position, 0, 0))
-                spans[turn] = Span(before.pair, before.start, before.count + tokens, before.output_bytes + output_bytes)
-            position += tokens
-    return list(spans.values())
+    tokens = [len(segment.token_ids) if segment.role is Role.ENV_OUTPUT else 0 for segment in trajectory.segments]
+    before = [0, *accumulate(tokens)]
+    return [
+        Span(
+            pair_of(exchange.turn),
+            start=before[exchange.place],
+            count=sum(tokens[exchange.span]),
+            output_bytes=sum(len(segment.text.encode()) for segment in exchange.outputs if segment.token_ids),
+        )
+        for exchange in trajectory.exchanges()
+        if any(tokens[exchange.span])
+    ]
 
 
 def pair_of(turn: Turn) -> Pair:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.trajectory import CLOSE, OPEN, WRAPPER, Role, Turn
+from echo_cli.trajectory import CLOSE, OPEN, WRAPPER, Role, Turn, split_at_actions, text_of
 
 FORMATS: Mapping[str, str] = MappingProxyType(
     {
@@ -188,20 +188,11 @@ class TraceBuilder:
         """
         if all(segment.role is Role.CONTEXT for segment in self.segments):
             raise UnplacedError("neither an action nor an observation")
-        turns = tuple(map(_turn, self._exchanges(), self.exit_codes))
+        turns = tuple(map(_turn, split_at_actions(self.segments)[1:], self.exit_codes))
         return Trace(task_id, tuple(self.segments), turns, reward=reward, meta=dict(meta or {}))
 
-    def _exchanges(self) -> list[list[TraceSegment]]:
-        """Each action with all that follows it up to the next."""
-        exchanges: list[list[TraceSegment]] = []
-        for segment in self.segments:
-            if segment.role is Role.ACTION:
-                exchanges.append([segment])
-            elif exchanges:
-                exchanges[-1].append(segment)
-        return exchanges
 
-
-def _turn(exchange: Sequence[TraceSegment], exit_code: int | None) -> Turn:
-    output = "".join(segment.text for segment in exchange if segment.role is Role.ENV_OUTPUT)
-    return Turn(exchange[0].text.removesuffix("\n"), output, exit_code, valid_action=True, clean_parse=True)
+def _turn(part: Sequence[TraceSegment], exit_code: int | None) -> Turn:
+    """Return the turn of an action and what came back."""
+    command, output = part[0].text.removesuffix("\n"), text_of(part, Role.ENV_OUTPUT)
+    return Turn(command, output, exit_code, valid_action=True, clean_parse=True)

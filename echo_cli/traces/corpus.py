@@ -20,7 +20,7 @@ from echo_cli.environments.tasks import Split
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, parse_trace
-from echo_cli.trajectory import Role, bad_line
+from echo_cli.trajectory import Role, bad_line, split_at_actions
 
 _TIP = "traces.path names trajectory files, as `echo-cli traces import` writes them"
 
@@ -230,18 +230,15 @@ def overlap_line(overlap: Mapping[str, Any]) -> str:
 
 
 def observations(trace: Trace) -> list[tuple[int, Hashes]]:
-    """The hashes of what the world returned, each with the index of the turn it answers: -1 before the first action.
+    """Return the hashes of what the world returned, each with the index of its turn: -1 before the first action.
 
     What came in several segments is one observation. Empty ones are left out.
     """
-    texts: dict[int, list[str]] = {}
-    turn = -1
-    for segment in trace.segments:
-        if segment.role is Role.ACTION:
-            turn += 1
-        elif segment.role is Role.ENV_OUTPUT and segment.text:
-            texts.setdefault(turn, []).append(segment.text)
-    return [(turn, _hashes(parts)) for turn, parts in texts.items()]
+    texts = (
+        [segment.text for segment in part if segment.role is Role.ENV_OUTPUT and segment.text]
+        for part in split_at_actions(trace.segments)
+    )
+    return [(turn, _hashes(parts)) for turn, parts in enumerate(texts, start=-1) if parts]
 
 
 def _hashes(parts: Sequence[str]) -> Hashes:

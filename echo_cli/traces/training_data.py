@@ -17,7 +17,7 @@ from echo_cli.seeds import epoch_sample
 from echo_cli.trace import Trace
 from echo_cli.traces.corpus import TraceCorpus, observations, overlap_line
 from echo_cli.traces.retokenize import render_trace, truncated
-from echo_cli.trajectory import Role, Trajectory
+from echo_cli.trajectory import Role, Trajectory, split_at_actions
 
 POOL = "traces"
 """The pool of held-out traces beside those of an environment."""
@@ -100,10 +100,10 @@ def trace_notices(record: Row, splits: Mapping[str, Split]) -> list[str]:
 
 
 def _without(trajectory: Trajectory, turns: set[int]) -> Trajectory:
-    """`trajectory` with the observations of these turns as context."""
-    segments, turn = [], -1
-    for segment in trajectory.segments:
-        turn += segment.role is Role.ACTION
-        seen = segment.role is Role.ENV_OUTPUT and turn in turns
-        segments.append(replace(segment, role=Role.CONTEXT) if seen else segment)
-    return replace(trajectory, segments=tuple(segments))
+    """Return `trajectory` with the observations of these turns as context; -1 is what precedes the first action."""
+    segments = tuple(
+        replace(segment, role=Role.CONTEXT) if turn in turns and segment.role is Role.ENV_OUTPUT else segment
+        for turn, part in enumerate(split_at_actions(trajectory.segments), start=-1)
+        for segment in part
+    )
+    return replace(trajectory, segments=segments)

@@ -9,40 +9,37 @@ from echo_cli.errors import EchoError
 from echo_cli.evaluation.dream.replies import Generated, ReplyForm
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import Renderer
-from echo_cli.trajectory import Role, Trajectory
+from echo_cli.trajectory import Role, Trajectory, Turn, text_of
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """A command in a transcript and the reply that it got."""
+class TrueReply:
+    """The reply that a command got in a transcript."""
 
-    command: str
+    turn: Turn
     context: tuple[int, ...]
-    """The transcript up to where the reply begins: the command and the scaffold before a reply included."""
-    reply: str
-    reply_tokens: int
+    """Token ids of the transcript up to where the reply begins: the command, and the scaffold before a reply."""
+    text: str
+    tokens: int
+    """Number of tokens."""
     output: str
-    """Of it, the text of role env_output."""
-    exit_code: int | None
+    """Text of role env_output."""
 
 
-def exchanges(trajectory: Trajectory, renderer: Renderer, form: ReplyForm) -> list[Exchange]:
-    """The exchanges of a trajectory without transient tokens (`view.visible`), one a turn.
+def true_replies(trajectory: Trajectory, renderer: Renderer, form: ReplyForm) -> list[TrueReply]:
+    """Return the replies in a trajectory without transient tokens (`trajectory.visible`), one a turn.
 
     Args:
         renderer: whose tokens the trajectory has.
     """
-    segments = trajectory.segments
-    actions = [place for place, segment in enumerate(segments) if segment.role is Role.ACTION]
     found = []
-    for turn, begin, end in zip(trajectory.turns, actions, [*actions[1:], len(segments)], strict=True):
-        answer = segments[begin + 1 : end]
-        before = renderer.reply(segments[begin].token_ids).before
-        context = tuple(token for segment in (*segments[: begin + 1], *before) for token in segment.token_ids)
-        said = form.segments(answer)
+    for exchange in trajectory.exchanges():
+        before = renderer.reply(exchange.action.token_ids).before
+        transcript = (*trajectory.segments[: exchange.place + 1], *before)
+        context = tuple(token for segment in transcript for token in segment.token_ids)
+        said = form.segments(exchange.segments[1:])
         size = sum(len(segment.token_ids) for segment in said)
-        output = "".join(segment.text for segment in said if segment.role is Role.ENV_OUTPUT)
-        found.append(Exchange(turn.command, context, form.text(said), size, output, turn.exit_code))
+        found.append(TrueReply(exchange.turn, context, form.text(said), size, text_of(said, Role.ENV_OUTPUT)))
     return found
 
 
@@ -58,7 +55,7 @@ def dream(
     """The policy's replies to commands, all in one batch: each until its end, or its `max_tokens`.
 
     Args:
-        contexts: transcripts up to where a reply begins, as `Exchange.context`.
+        contexts: transcripts up to where a reply begins, as `TrueReply.context`.
         max_tokens: of each reply, its end included; the model's own context may leave fewer.
         temperature: 0 takes the most probable token each time.
 

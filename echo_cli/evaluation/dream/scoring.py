@@ -30,7 +30,7 @@ from echo_cli.config.loader import load_config
 from echo_cli.config.schema import Config
 from echo_cli.environments.worlds import open_worlds, text_settings
 from echo_cli.errors import EchoError
-from echo_cli.evaluation.dream.generation import Exchange, dream, exchanges
+from echo_cli.evaluation.dream.generation import TrueReply, dream, true_replies
 from echo_cli.evaluation.dream.replies import Generated, ReplyForm, reply_form
 from echo_cli.evaluation.loaded_run import build_policy, frozen_pools, load_pool
 from echo_cli.models.policy import TorchPolicy
@@ -54,7 +54,7 @@ class Question:
     trajectory: int
     novel: bool
     """Training has not executed it."""
-    exchange: Exchange
+    reply: TrueReply
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class DreamReport:
             "replies": [
                 {
                     **{"command": question.pair[0], "novel": question.novel, "trajectory": question.trajectory},
-                    **{"exit_code": question.exchange.exit_code, "actual": question.exchange.reply},
+                    **{"exit_code": question.reply.turn.exit_code, "actual": question.reply.text},
                     **{"before": asdict(before), "after": asdict(after)},
                 }
                 for question, before, after in zip(self.questions, self.before, self.after, strict=True)
@@ -192,24 +192,25 @@ def most_tokens(config: Config, policy: TorchPolicy, form: ReplyForm) -> int:
     return limits_for(config, policy).output_tokens + form.longest_end
 
 
-def score_reply(generated: Generated, exchange: Exchange, form: ReplyForm) -> ReplyScore:
+def score_reply(generated: Generated, reply: TrueReply, form: ReplyForm) -> ReplyScore:
     """Compare a generated reply with the true one."""
-    true = form.masked(form.exit_status(exchange.reply)[0])
+    exit_code = reply.turn.exit_code
+    true = form.masked(form.exit_status(reply.text)[0])
     said, status = form.exit_status(generated.text, ended=generated.ended)
-    cut = form.cut(generated, exchange.reply_tokens).text
+    cut = form.cut(generated, reply.tokens).text
     at_length, status_at_length = form.exit_status(cut)
     said, at_length = form.masked(said), form.masked(at_length)
-    known = form.status is not None and exchange.exit_code is not None
+    known = form.status is not None and exit_code is not None
     return ReplyScore(
         text=generated.text,
         exact_match=said == true if form.marked else None,
         edit_similarity=edit_similarity(said, true) if form.marked else None,
-        exit_status=status == exchange.exit_code if form.marked and known else None,
+        exit_status=status == exit_code if form.marked and known else None,
         ended=generated.ended if form.marked else None,
         text_at_length=cut,
         exact_match_at_length=at_length == true,
         edit_similarity_at_length=edit_similarity(at_length, true),
-        exit_status_at_length=status_at_length == exchange.exit_code if known else None,
+        exit_status_at_length=status_at_length == exit_code if known else None,
     )
 
 
@@ -232,10 +233,9 @@ def _questions(pool: Pool, policy: TorchPolicy, form: ReplyForm, executed: set[P
     """The pairs of the pool, but for those whose reply the model's context cut."""
     found = []
     for place, (trajectory, spans) in enumerate(zip(pool.trajectories, pool.spans, strict=True)):
-        turns = zip(trajectory.turns, exchanges(trajectory, policy.renderer, form), strict=True)
-        first: dict[Pair, Exchange] = {}
-        for turn, exchange in turns:
-            first.setdefault(pair_of(turn), exchange)
+        first: dict[Pair, TrueReply] = {}
+        for reply in true_replies(trajectory, policy.renderer, form):
+            first.setdefault(pair_of(reply.turn), reply)
         found += [
             Question(span.pair, place, span.pair not in executed, first[span.pair])
             for span in spans
@@ -254,16 +254,16 @@ def _answers(
     policy: TorchPolicy, form: ReplyForm, questions: Sequence[Question], longest: int, batch: int
 ) -> list[ReplyScore]:
     """Greedy replies to `questions`, `batch` at a time, those of like length together."""
-    order = sorted(range(len(questions)), key=lambda place: len(questions[place].exchange.context))
+    order = sorted(range(len(questions)), key=lambda place: len(questions[place].reply.context))
     scores: dict[int, ReplyScore] = {}
     for first in range(0, len(order), batch):
         places = order[first : first + batch]
-        asked = [questions[place].exchange for place in places]
+        asked = [questions[place].reply for place in places]
         # Without a mark no reply could end itself: only the true length is of interest.
-        most = [longest if form.marked else max(min(longest, exchange.reply_tokens), 1) for exchange in asked]
-        replies = dream(policy, form, [exchange.context for exchange in asked], most)
-        for place, reply in zip(places, replies, strict=True):
-            scores[place] = score_reply(reply, questions[place].exchange, form)
+        most = [longest if form.marked else max(min(longest, reply.tokens), 1) for reply in asked]
+        replies = dream(policy, form, [reply.context for reply in asked], most)
+        for place, generated in zip(places, replies, strict=True):
+            scores[place] = score_reply(generated, questions[place].reply, form)
     return [scores[place] for place in range(len(questions))]
 
 
@@ -317,7 +317,7 @@ def _notes(questions: Sequence[Question], form: ReplyForm, pool: Pool, missing: 
         notes.append("nothing in these transcripts marks the end of a reply: replies are read at the true length")
     if pool.cut:
         notes.append(f"trajectories cut at the tokens that the model takes: {pool.cut}; their cut pairs: {missing}")
-    statuses = Counter(question.exchange.exit_code for question in questions if question.novel)
+    statuses = Counter(question.reply.turn.exit_code for question in questions if question.novel)
     if statuses and form.status is not None:
         listed = ", ".join(f"{code} in {count}" for code, count in statuses.most_common())
         notes.append(f"exit statuses of the true novel replies: {listed}")

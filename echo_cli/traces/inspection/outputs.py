@@ -9,9 +9,10 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from echo_cli.runs.pools import pair_of
 from echo_cli.text import clipped, share
 from echo_cli.trace import Trace
-from echo_cli.trajectory import Role, Turn
+from echo_cli.trajectory import Role, Turn, text_of
 
 LONGEST = 5
 _EMPTIEST = 5
@@ -91,23 +92,19 @@ class OutputSurvey:
 
 
 def turn_outputs(trace: Trace, tokens: Sequence[int]) -> list[TurnOutput]:
-    """The turns of an episode with what they gave, in order.
+    """Return the turns of an episode with what they gave, in order.
 
     Args:
-        tokens: of each segment.
+        tokens: number of tokens of each segment.
     """
-    outputs, counts = [""] * len(trace.turns), [0] * len(trace.turns)
-    number = -1
-    for segment, count in zip(trace.segments, tokens, strict=True):
-        if segment.role is Role.ACTION:
-            number += 1
-        elif segment.role is Role.ENV_OUTPUT and number >= 0:
-            outputs[number] += segment.text
-            counts[number] += count
-    return [
-        TurnOutput(turn, place, " ".join(turn.command.split()), outputs[place - 1], counts[place - 1])
-        for place, turn in enumerate(trace.turns, start=1)
-    ]
+    found = []
+    for number, exchange in enumerate(trace.exchanges(), start=1):
+        sizes = zip(exchange.segments, tokens[exchange.span], strict=True)
+        size = sum(count for segment, count in sizes if segment.role is Role.ENV_OUTPUT)
+        command, _ = pair_of(exchange.turn)
+        output = text_of(exchange.segments, Role.ENV_OUTPUT)
+        found.append(TurnOutput(exchange.turn, number, command, output, size))
+    return found
 
 
 class OutputCount:

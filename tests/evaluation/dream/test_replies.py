@@ -17,7 +17,7 @@ from echo_cli.config.model import ConversationConfig, ModelConfig
 from echo_cli.config.schema import Config, OptimConfig
 from echo_cli.environments.toy import ToyWorlds, toy_settings
 from echo_cli.errors import EchoError
-from echo_cli.evaluation.dream.generation import Exchange, dream, exchanges
+from echo_cli.evaluation.dream.generation import TrueReply, dream, true_replies
 from echo_cli.evaluation.dream.replies import ReplyForm, reply_form
 from echo_cli.evaluation.dream.scoring import score_reply
 from echo_cli.evaluation.dream.session import Answer, DreamPlay, Notice, Opening
@@ -29,7 +29,7 @@ from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.rollout import play_scripts
 from echo_cli.traces.retokenize import retokenize
-from echo_cli.trajectory import Trajectory
+from echo_cli.trajectory import Trajectory, Turn
 
 ScoredReply = tuple[bool | None, float | None, bool | None, bool | None]
 LIMITS = EpisodeLimits(action_tokens=64, output_tokens=400, episode_tokens=1500)
@@ -79,8 +79,8 @@ def memory(renderer: Renderer, sequences: Sequence[Sequence[int]], max_length: i
     return TorchPolicy(model, renderer, OptimConfig(), torch.device("cpu"))
 
 
-def asked(trajectories: Sequence[Trajectory], renderer: Renderer, form: ReplyForm) -> list[Exchange]:
-    return [exchange for trajectory in trajectories for exchange in exchanges(trajectory, renderer, form)]
+def asked(trajectories: Sequence[Trajectory], renderer: Renderer, form: ReplyForm) -> list[TrueReply]:
+    return [reply for trajectory in trajectories for reply in true_replies(trajectory, renderer, form)]
 
 
 def test_a_policy_that_knows_the_transcripts_by_heart_is_exact(played: list[Trajectory], renderer: Renderer) -> None:
@@ -90,11 +90,11 @@ def test_a_policy_that_knows_the_transcripts_by_heart_is_exact(played: list[Traj
     # A transcript ends with its last reply; in a conversation the turn's end would follow.
     after = [token for segment in renderer.reply(()).after for token in segment.token_ids]
     policy = memory(renderer, [[*trajectory.token_ids, *after] for trajectory in written])
-    replies = dream(policy, form, [exchange.context for exchange in found], [500] * len(found))
-    assert {exchange.exit_code for exchange in found} == {0, 1, 2, 127}
-    assert [reply.text for reply in replies] == [exchange.reply for exchange in found]
-    for exchange, reply in zip(found, replies, strict=True):
-        score = score_reply(reply, exchange, form)
+    replies = dream(policy, form, [true.context for true in found], [500] * len(found))
+    assert {true.turn.exit_code for true in found} == {0, 1, 2, 127}
+    assert [reply.text for reply in replies] == [true.text for true in found]
+    for true, reply in zip(found, replies, strict=True):
+        score = score_reply(reply, true, form)
         assert (score.exact_match, score.edit_similarity, score.exit_status, score.ended) == (True, 1.0, True, True)
         assert (score.exact_match_at_length, score.edit_similarity_at_length) == (True, 1.0)
         assert score.exit_status_at_length is True
@@ -102,13 +102,13 @@ def test_a_policy_that_knows_the_transcripts_by_heart_is_exact(played: list[Traj
 
 def test_what_a_reply_gets_wrong_is_told_apart(played: list[Trajectory]) -> None:
     form = reply_form(RENDERER, SETTINGS)
-    exchange = next(exchange for exchange in asked(played, RENDERER, form) if exchange.command == "frob")
-    assert exchange.reply == "sh: frob: command not found\n[exit 127]\n"
+    true = next(true for true in asked(played, RENDERER, form) if true.turn.command == "frob")
+    assert true.text == "sh: frob: command not found\n[exit 127]\n"
 
     def scored(text: str, cap: int = 100) -> ScoredReply:
-        policy = memory(RENDERER, [[*exchange.context, *TOKENIZER.encode(text)]])
-        (reply,) = dream(policy, form, [exchange.context], [cap])
-        score = score_reply(reply, exchange, form)
+        policy = memory(RENDERER, [[*true.context, *TOKENIZER.encode(text)]])
+        (reply,) = dream(policy, form, [true.context], [cap])
+        score = score_reply(reply, true, form)
         return score.exact_match, score.edit_similarity, score.exit_status, score.ended
 
     said = "sh: frob: command not found\n"
@@ -126,10 +126,10 @@ def test_what_a_reply_gets_wrong_is_told_apart(played: list[Trajectory]) -> None
 
 def test_at_the_true_length_a_reply_need_not_end(played: list[Trajectory]) -> None:
     form = reply_form(RENDERER, SETTINGS)
-    exchange = next(exchange for exchange in asked(played, RENDERER, form) if exchange.command == "ls /")
-    policy = memory(RENDERER, [[*exchange.context, *TOKENIZER.encode("etc\nsrv\nvar\n")]])
-    (reply,) = dream(policy, form, [exchange.context], [50])
-    score = score_reply(reply, exchange, form)
+    true = next(true for true in asked(played, RENDERER, form) if true.turn.command == "ls /")
+    policy = memory(RENDERER, [[*true.context, *TOKENIZER.encode("etc\nsrv\nvar\n")]])
+    (reply,) = dream(policy, form, [true.context], [50])
+    score = score_reply(reply, true, form)
     assert not reply.ended and not score.exact_match and len(reply.token_ids) == 50
     assert score.exact_match_at_length and score.text_at_length == "etc\nsrv\nvar\n"
 
@@ -150,8 +150,8 @@ def test_without_prompt_and_scaffold_nothing_marks_the_end(all_renderers: dict[s
     policy = memory(RENDERER, [[1, *TOKENIZER.encode("etc\n$ ls")]])
     (reply,) = dream(policy, form, [[1]], [7])
     assert (len(reply.token_ids), reply.ended) == (7, False)
-    exchange = Exchange("ls", (1,), "etc\n", 2, "etc\n", 0)
-    score = score_reply(reply, exchange, form)
+    true = TrueReply(Turn("ls", "etc\n", 0, True, True), (1,), "etc\n", 2, "etc\n")
+    score = score_reply(reply, true, form)
     assert (score.exact_match, score.edit_similarity, score.exit_status, score.ended) == (None, None, None, None)
     assert score.exact_match_at_length
 
@@ -170,8 +170,8 @@ def test_a_batch_answers_as_each_alone(played: list[Trajectory]) -> None:
     form = reply_form(policy.renderer, SETTINGS)
     found = asked(played, RENDERER, form)[:8]
     caps = [6 + 3 * place for place in range(len(found))]
-    together = dream(policy, form, [exchange.context for exchange in found], caps)
-    alone = [dream(policy, form, [exchange.context], [cap])[0] for exchange, cap in zip(found, caps, strict=True)]
+    together = dream(policy, form, [true.context for true in found], caps)
+    alone = [dream(policy, form, [true.context], [cap])[0] for true, cap in zip(found, caps, strict=True)]
     assert together == alone
     assert dream(policy, form, [], []) == []
     seeded = [dream(policy, form, [found[0].context], [20], temperature=1.0, seed=seed) for seed in (1, 1, 2)]
@@ -195,8 +195,8 @@ def test_the_exit_status_is_told_by_the_rule_of_the_config() -> None:
 
 def test_what_is_volatile_counts_as_equal() -> None:
     form = reply_form(RENDERER, SETTINGS.model_copy(update={"volatile": (r"\d\d:\d\d",)}))
-    exchange = Exchange("date", (1,), "now 10:42\n", 5, "now 10:42\n", 0)
-    score = score_reply(form.read(TOKENIZER.encode("now 23:59\n$ ")), exchange, form)
+    true = TrueReply(Turn("date", "now 10:42\n", 0, True, True), (1,), "now 10:42\n", 5, "now 10:42\n")
+    score = score_reply(form.read(TOKENIZER.encode("now 23:59\n$ ")), true, form)
     assert (score.exact_match, score.edit_similarity) == (True, 1.0)
 
 
