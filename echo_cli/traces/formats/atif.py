@@ -145,7 +145,7 @@ class _Trajectory:
     def _observe(self, result: Any, source: str, copied: bool, *, in_tools: bool) -> None:
         call_id, content = _member(result, "source_call_id"), _member(result, "content")
         references = _member(result, "subagent_trajectory_ref")
-        if call_id is not None and call_id not in self.known_calls:
+        if call_id is not None and not (isinstance(call_id, str) and call_id in self.known_calls):
             raise UnplacedError("a result of no known tool call")
         if call_id is None and source == "user":
             raise UnplacedError("an observation of a user, of no tool call")

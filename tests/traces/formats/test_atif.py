@@ -174,6 +174,11 @@ def test_versions_1_0_to_1_7_are_read(tmp_path: Path, version: str) -> None:
             ": steps[2]",
             "a result of no known tool call",
         ),
+        (
+            changed("steps", 2, "observation", "results", 1, "source_call_id", value=["c2"]),
+            ": steps[2]",
+            "a result of no known tool call",
+        ),
         (changed("steps", 2, "observation", value="text"), ": steps[2]", "an observation without results"),
         (
             changed("steps", 2, "observation", "results", 0, value={"source_call_id": "c1"}),
