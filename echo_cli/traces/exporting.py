@@ -15,9 +15,9 @@ from echo_cli.files import output_file
 from echo_cli.models.renderer import Renderer
 from echo_cli.runs.recordings import Recording, open_recording
 from echo_cli.text import escape_unprintable
-from echo_cli.trace import Trace, trace_line, trajectory_of
+from echo_cli.trace import Trace, TraceSegment, trace_line, trajectory_of
 from echo_cli.traces.retokenize import render_trace
-from echo_cli.trajectory import Role, Trajectory, context_views
+from echo_cli.trajectory import Role, Segment, context_views, split_at_actions
 
 Target = Literal["echo", "openai", "masks"]
 DEFAULT_CONFIG = "toy"
@@ -88,7 +88,7 @@ def _writer(
 
     if config is None and all(trace.has_token_ids for trace in _traces(recordings)):
         result.tokenizer = "own"
-        return lambda trace: [_counted(record, result.tokens) for record in _checked(own_masks, trace)]
+        return lambda trace: [_counted(record, result.tokens) for record in _checked_masks(trace)]
 
     from echo_cli.models.loading import load_renderer
 
@@ -105,9 +105,9 @@ def _counted(record: Mapping[str, Any], tokens: Counter[str]) -> bytes:
     return _line(record)
 
 
-def _checked(masks: Callable[[Trace], list[dict[str, Any]]], trace: Trace) -> list[dict[str, Any]]:
+def _checked_masks(trace: Trace) -> list[dict[str, Any]]:
     try:
-        return masks(trace)
+        return own_masks(trace)
     except ValueError as error:
         message = (
             f"trace of {escape_unprintable(trace.task_id)} has transient tokens and is no trajectory: "
@@ -136,47 +136,33 @@ MASKS = {
 }
 """Which mask has the tokens of a role. They are disjoint; a token of none of them is context."""
 
-_Tokens = Sequence[tuple[Role, Sequence[int]]]
-"""The segments of a sequence: roles and ids."""
-
 
 def own_masks(trace: Trace) -> list[dict[str, Any]]:
-    """The masks of a trace that `has_token_ids`, in those tokens: one record, or one for each view.
+    """Return the masks of a trace that `has_token_ids`, in those tokens: one record, or one for each view.
 
     Raises:
         ValueError: it has transient tokens, and is no trajectory that a policy can have played.
     """
-    tokens = [(segment.role, segment.token_ids or ()) for segment in trace.segments]
-    prompt = _before_action(tokens)
+    prompt = len(split_at_actions(trace.segments)[0])
     if not any(segment.transient for segment in trace.segments):
-        return [_record(trace, tokens, prompt)]
+        return [_record(trace, trace.segments, prompt)]
     # Thinking that was dropped is in the context of its own action alone: such an episode is no single sequence.
-    found = context_views(trajectory_of(trace))
-    return [_record(trace, _tokens(view), prompt) for view in found]
+    return [_record(trace, view.segments, prompt) for view in context_views(trajectory_of(trace))]
 
 
 def made_masks(trace: Trace, renderer: Renderer) -> dict[str, Any]:
-    """The masks of a trace as `renderer` writes it."""
-    tokens = _tokens(render_trace(trace, renderer))
-    return _record(trace, tokens, _before_action(tokens))
+    """Return the masks of a trace as `renderer` writes it."""
+    segments = render_trace(trace, renderer).segments
+    return _record(trace, segments, len(split_at_actions(segments)[0]))
 
 
-def _tokens(trajectory: Trajectory) -> _Tokens:
-    return [(segment.role, segment.token_ids) for segment in trajectory.segments]
-
-
-def _before_action(tokens: _Tokens) -> int:
-    """How many segments precede the first action; all of them where there is none."""
-    return next((number for number, (role, _) in enumerate(tokens) if role is Role.ACTION), len(tokens))
-
-
-def _record(trace: Trace, tokens: _Tokens, prompt: int) -> dict[str, Any]:
-    """A record whose prompt is the first `prompt` segments."""
-    completion = tokens[prompt:]
+def _record(trace: Trace, segments: Sequence[Segment | TraceSegment], prompt: int) -> dict[str, Any]:
+    """Return a record whose prompt is the first `prompt` segments."""
+    completion = [(token, segment.role) for segment in segments[prompt:] for token in segment.token_ids or ()]
     return {
         "task_id": trace.task_id,
         "reward": trace.reward,
-        "prompt_token_ids": [token for _, ids in tokens[:prompt] for token in ids],
-        "completion_token_ids": [token for _, ids in completion for token in ids],
-        **{name: [int(role is of) for role, ids in completion for _ in ids] for of, name in MASKS.items()},
+        "prompt_token_ids": [token for segment in segments[:prompt] for token in segment.token_ids or ()],
+        "completion_token_ids": [token for token, _ in completion],
+        **{name: [int(role is of) for _, role in completion] for of, name in MASKS.items()},
     }

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import zip_longest
 
 from echo_cli.models.renderer import Frame, PlainRenderer, Renderer
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.rollouts.episode import cut_tokens
 from echo_cli.trace import Trace
-from echo_cli.trajectory import CLOSE, CUT_NOTICE, CUT_OUTPUT, OPEN, SCAFFOLD, WRAPPER, Role, Segment, Trajectory, Turn
+from echo_cli.trajectory import (
+    CLOSE,
+    CUT_NOTICE,
+    CUT_OUTPUT,
+    OPEN,
+    SCAFFOLD,
+    WRAPPER,
+    Role,
+    Segment,
+    Trajectory,
+    Turn,
+    split_at_actions,
+)
 
 
 def retokenize(trajectory: Trajectory, renderer: Renderer) -> Trajectory:
@@ -47,49 +58,39 @@ def render_trace(trace: Trace, renderer: Renderer) -> Trajectory:
 
 
 def _rendered(played: Sequence[Segment], turns: Sequence[Turn], renderer: Renderer) -> tuple[Segment, ...]:
+    tokenizer = renderer.tokenizer
     scaffolded = any(segment.channel == SCAFFOLD for segment in played)
     as_written = isinstance(renderer, PlainRenderer) and not scaffolded
-    played = [segment for segment in played if segment.channel != SCAFFOLD]
-    commands = iter(turns)
+    parts = split_at_actions([segment for segment in played if segment.channel != SCAFFOLD])
     segments: list[Segment] = []
     frame, start = renderer.opening(), renderer.start_ids
-    open_frame = False
-
-    def begin() -> None:
-        nonlocal open_frame
-        if not open_frame:
-            segments.extend(frame.before)
-            open_frame = True
-
-    for segment, following in zip_longest(played, played[1:]):
-        if segment.role is Role.ACTION:
-            begin()
+    for number, part in enumerate(parts):
+        reply = part[1:] if number else part
+        if number:
             if start:  # BOS precedes an action that nothing precedes
                 segments.append(Segment(Role.CONTEXT, "", start))
                 start = ()
-            segments.extend(frame.after)
-            command = next(commands).command
+            segments += frame.after
+            command = turns[number - 1].command
             # A line without its end was cut, or ended with a token of one vocabulary, which is no text in another. One
             # that is not its command is how a terminal showed it: with mistakes, sequences and a carriage return.
-            line = segment.text.removesuffix("\n")
-            if as_written and (command in (line, segment.text) or "\n" in line):
-                ids = renderer.tokenizer.encode(segment.text)
-            else:
-                ids = renderer.script(command)
-            segments.append(Segment(Role.ACTION, renderer.tokenizer.decode(ids), tuple(ids)))
-            frame, open_frame = renderer.reply(ids), False
-        else:
-            first, last = not open_frame, following is None or following.role is Role.ACTION
-            begin()
+            text = part[0].text
+            written = as_written and (command in (text.removesuffix("\n"), text) or "\n" in text.removesuffix("\n"))
+            ids = tokenizer.encode(text) if written else renderer.script(command)
+            segments.append(Segment(Role.ACTION, tokenizer.decode(ids), tuple(ids)))
+            frame = renderer.reply(ids)
+        if reply or number + 1 < len(parts):
+            segments += frame.before
+        for place, segment in enumerate(reply):
             wrapper = segment.channel == WRAPPER and segment.text in (OPEN, CLOSE) and _wraps(frame)
-            if wrapper and ((first and segment.text == OPEN) or (last and segment.text == CLOSE)):
+            outermost = place == 0 if segment.text == OPEN else place + 1 == len(reply)
+            if wrapper and outermost:
                 continue
             if start and segment.role is not Role.CONTEXT:  # BOS is nobody's text
                 segments.append(Segment(Role.CONTEXT, "", start))
                 start = ()
-            encode = renderer.tokenizer.encode_scaffold if wrapper else renderer.tokenizer.encode
-            ids = [*start, *encode(segment.text)]
-            segments.append(replace(segment, token_ids=tuple(ids)))
+            encode = tokenizer.encode_scaffold if wrapper else tokenizer.encode
+            segments.append(replace(segment, token_ids=(*start, *encode(segment.text))))
             start = ()
     if not segments or segments[0].role is not Role.CONTEXT:
         segments.insert(0, Segment(Role.CONTEXT, "", start))

@@ -157,21 +157,16 @@ class OutputCount:
             answers_without_output=self._answers,
             blank=self._blank,
             emptiest=tuple(CommandCount(*each) for each in self._emptiest.commonest(_EMPTIEST)),
-            longest=tuple(entry[-1] for entry in sorted(self._longest, key=lambda entry: entry[:3], reverse=True)),
+            longest=tuple(entry[-1] for entry in self._longest),
             volatile=volatile,
             volatile_share=share(self._volatile_bytes.total(), self._bytes),
         )
 
     def _keep_longest(self, turn: TurnOutput, episode: int) -> None:
         size = len(turn.output.encode())
-        if len(self._longest) == LONGEST and size <= self._longest[0][0]:
-            return
         found = LongOutput(*(episode, turn.number, clipped(turn.command)), size, turn.tokens, clipped(turn.output))
         entry = (size, -episode, -turn.number, found)  # of equal ones the earliest stays; no two have one place
-        if len(self._longest) < LONGEST:
-            heapq.heappush(self._longest, entry)
-        else:
-            heapq.heapreplace(self._longest, entry)
+        self._longest = heapq.nlargest(LONGEST, [*self._longest, entry])
 
 
 def _outputs(trace: Trace) -> Iterator[str]:
