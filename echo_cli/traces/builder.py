@@ -1,4 +1,4 @@
-"""What reading the traces of others has in common: the formats by name, what is refused, and a trace in the making.
+"""Parts that the importers share: the text of tool calls and tools, refusals, and a trace in the making.
 
 An importer decides roles where its format says who wrote a text, keeps that text byte for byte, and refuses what it
 cannot place: it never guesses. Roles are OpenEnv RFC 010's.
@@ -6,35 +6,19 @@ cannot place: it never guesses. Roles are OpenEnv RFC 010's.
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.trajectory import CLOSE, OPEN, WRAPPER, Role, Turn, split_at_actions, text_of
-
-FORMATS: Mapping[str, str] = MappingProxyType(
-    {
-        "openai": "echo_cli.traces.formats.openai",
-        "anthropic": "echo_cli.traces.formats.anthropic",
-        "openenv": "echo_cli.traces.formats.openenv",
-        "awm": "echo_cli.traces.formats.awm",
-        "atif": "echo_cli.traces.formats.atif",
-        "asciinema": "echo_cli.traces.formats.asciinema",
-        "echo": "echo_cli.traces.formats.echo",
-    }
-)
-"""The module of each format. It has `read: Importer` and `ROLES: str`, its role rules in a few lines."""
+from echo_cli.trajectory import CLOSE, OPEN, TOOL_RESULT, TOOLS, WRAPPER, Role, Turn, split_at_actions, text_of
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """What an importer could not place."""
+    """A record, or a part of one, that an importer could not place."""
 
     where: str
     """`FILE:LINE` of JSONL or cast lines, `FILE: messages[3]` inside one JSON document."""
@@ -43,31 +27,12 @@ class Refusal:
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What the command line says on how to read."""
+    """Options of the command line on how to read."""
 
     prompt: str | None = None
     """Regular expression of a shell prompt, for casts without input events."""
     warning: str | None = None
-    """Regular expression; what it matches in an observation is warning."""
-
-
-Importer = Callable[[Path, ImportOptions], Iterator[Trace | Refusal]]
-"""Streams the traces of one file, in order, each refused one in its place."""
-
-
-class Format(Protocol):
-    """A module of FORMATS."""
-
-    ROLES: str
-
-    def read(self, path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
-        """An `Importer`."""
-        ...
-
-
-def format_named(name: str) -> Format:
-    """The module of a key of FORMATS, imported now."""
-    return cast(Format, importlib.import_module(FORMATS[name]))
+    """Regular expression; text of an observation that it matches is warning."""
 
 
 class UnplacedError(ValueError):
@@ -80,7 +45,7 @@ class UnplacedError(ValueError):
 
 
 def observed(text: str, channel: str | None, options: ImportOptions) -> list[TraceSegment]:
-    """An observation as segments: env_output, and warning where `options.warning` matches; together they are `text`."""
+    """Split an observation into env_output, and warning where `options.warning` matches; together they are `text`."""
     segments, end = [], 0
     for match in () if options.warning is None else re.finditer(options.warning, text):
         if match.group():
@@ -92,7 +57,7 @@ def observed(text: str, channel: str | None, options: ImportOptions) -> list[Tra
 
 
 def tool_call(name: str, arguments: Any) -> str:
-    """A tool call as text, in the one form that this project writes it in.
+    """Return a tool call as text, in the one form that this project writes it in.
 
     Raises:
         ValueError: `arguments` has a number that JSON has not.
@@ -102,18 +67,18 @@ def tool_call(name: str, arguments: Any) -> str:
 
 
 def said(text: str, calls: Iterable[str] = ()) -> str:
-    """What an agent wrote in one turn, as the text of an action: its words, a newline, and its calls."""
+    """Return the text of an action: the words that an agent wrote, a newline, and its calls."""
     blocks = "".join(calls)
     return f"{text}\n{blocks}" if text or not blocks else blocks
 
 
 def tool_list(tools: Iterable[str]) -> str:
-    """The tools that an agent was offered, one a line, as context (channel `tools`)."""
+    """Return the list of the tools that an agent was offered, one a line."""
     return "\n".join(["<tools>", *tools, "</tools>\n"])
 
 
 def wrapped(segments: Iterable[TraceSegment]) -> list[TraceSegment]:
-    """What a tool answered, between the wrappers that tell a model so; the wrappers are context."""
+    """Put a tool's answer between the wrappers that tell a model so; the wrappers are context."""
     return [TraceSegment(Role.CONTEXT, OPEN, WRAPPER), *segments, TraceSegment(Role.CONTEXT, CLOSE, WRAPPER)]
 
 
@@ -122,10 +87,11 @@ class ToolCalls:
     """The tool calls of a conversation: no two open ones have one id, and each is answered at most once."""
 
     open: dict[str, Any] = field(default_factory=dict)
-    """What was noted of each call without an answer yet, by its id."""
+    """A note on each call without an answer yet, by its id."""
     calls: list[str] = field(default_factory=list)
+    """Ids of all calls, in order."""
     answers: list[str] = field(default_factory=list)
-    """The ids of all calls, and of all answers, in order."""
+    """Ids of all answers, in order."""
 
     def call(self, call_id: str, note: Any = None) -> None:
         """Add a call.
@@ -139,7 +105,7 @@ class ToolCalls:
         self.calls.append(call_id)
 
     def answer(self, call_id: Any) -> Any:
-        """What was noted of the call that is answered now.
+        """Close the call that is answered now, and return the note on it.
 
         Raises:
             UnplacedError: no open call has that id.
@@ -158,19 +124,29 @@ class ToolCalls:
 
 @dataclass
 class TraceBuilder:
-    """A trace in the making: segments in order, and a turn for each action."""
+    """A trace in the making: segments in order, a turn for each action, and the tool calls among the actions."""
 
+    options: ImportOptions
     segments: list[TraceSegment] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+    """Command of each action's turn."""
     exit_codes: list[int | None] = field(default_factory=list)
-    """Of each action; None where nobody said."""
+    """Exit code of each action; None where nobody said."""
+    calls: ToolCalls = field(default_factory=ToolCalls)
 
     def context(self, text: str, channel: str | None = None) -> None:
         """Add text that is neither the agent's nor the world's."""
         self.segments.append(TraceSegment(Role.CONTEXT, text, channel))
 
-    def act(self, text: str, channel: str | None = None) -> None:
-        """Add an action. A newline at its end ends the action and is not part of its turn's command."""
+    def tools(self, tools: Sequence[str]) -> None:
+        """Add the list of tools that the agent was offered, if there are any."""
+        if tools:
+            self.context(tool_list(tools), TOOLS)
+
+    def act(self, text: str, channel: str | None = None, *, command: str | None = None) -> None:
+        """Add an action, whose turn's command is by default `text` without the newline at its end."""
         self.segments.append(TraceSegment(Role.ACTION, text, channel))
+        self.commands.append(text.removesuffix("\n") if command is None else command)
         self.exit_codes.append(None)
 
     def observe(self, segments: Iterable[TraceSegment], exit_code: int | None = None) -> None:
@@ -179,8 +155,12 @@ class TraceBuilder:
         if exit_code is not None and self.exit_codes:
             self.exit_codes[-1] = exit_code
 
+    def answer(self, text: str, channel: str = TOOL_RESULT, exit_code: int | None = None) -> None:
+        """Add the answer of a tool, in its wrappers."""
+        self.observe(wrapped(observed(text, channel, self.options)), exit_code)
+
     def trace(self, task_id: str, *, reward: float | None = None, meta: Mapping[str, Any] | None = None) -> Trace:
-        """The trace.
+        """Return the trace. Its meta names the tool calls too.
 
         Raises:
             UnplacedError: there is nothing but context.
@@ -188,11 +168,9 @@ class TraceBuilder:
         """
         if all(segment.role is Role.CONTEXT for segment in self.segments):
             raise UnplacedError("neither an action nor an observation")
-        turns = tuple(map(_turn, split_at_actions(self.segments)[1:], self.exit_codes))
-        return Trace(task_id, tuple(self.segments), turns, reward=reward, meta=dict(meta or {}))
-
-
-def _turn(part: Sequence[TraceSegment], exit_code: int | None) -> Turn:
-    """Return the turn of an action and what came back."""
-    command, output = part[0].text.removesuffix("\n"), text_of(part, Role.ENV_OUTPUT)
-    return Turn(command, output, exit_code, valid_action=True, clean_parse=True)
+        outputs = (text_of(part, Role.ENV_OUTPUT) for part in split_at_actions(self.segments)[1:])
+        turns = tuple(
+            Turn(command, output, exit_code, valid_action=True, clean_parse=True)
+            for command, output, exit_code in zip(self.commands, outputs, self.exit_codes, strict=True)
+        )
+        return Trace(task_id, tuple(self.segments), turns, reward=reward, meta={**(meta or {}), **self.calls.meta})

@@ -3,35 +3,63 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, cast
 
 from echo_cli.errors import EchoError
 from echo_cli.files import output_file
 from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, trace_line
-from echo_cli.traces.builder import FORMATS, ImportOptions, Refusal, format_named
+from echo_cli.traces.builder import ImportOptions, Refusal
 from echo_cli.trajectory import Role
 
+FORMATS = ("openai", "anthropic", "openenv", "awm", "atif", "asciinema", "echo")
+"""Names of the formats: of each, `formats` has a module, a `Format`."""
 PROMPTED = "asciinema"
 """The one format that reads `ImportOptions.prompt`."""
 
 
+class Format(Protocol):
+    """The module of a format."""
+
+    ROLES: str
+    """Its role rules in a few lines."""
+
+    def read(self, path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
+        """Yield the traces of one file, in order, each refused one in its place."""
+        ...
+
+
+def format_named(name: str) -> Format:
+    """Import the module of a format.
+
+    Raises:
+        EchoError: there is no such format.
+    """
+    if name not in FORMATS:
+        nearest = difflib.get_close_matches(name, FORMATS, n=1)
+        tip = f"did you mean {nearest[0]}?" if nearest else f"one of {', '.join(FORMATS)}"
+        raise EchoError(f"no format '{name}'", tip)
+    return cast(Format, importlib.import_module(f"echo_cli.traces.formats.{name}"))
+
+
 @dataclass
 class ImportResult:
-    """What an import came to."""
+    """Counts of an import."""
 
     traces: int = 0
     segments: int = 0
     bytes: dict[str, int] = field(
         default_factory=lambda: {role.name.lower(): 0 for role in Role if role is not Role.PAD}
     )
-    """Of text, in UTF-8, by role."""
+    """Bytes of text, in UTF-8, by role."""
     refused: Counter[str] = field(default_factory=Counter)
-    """By reason."""
+    """Number of refusals by reason."""
     first_refused: dict[str, str] = field(default_factory=dict)
     """Where each reason first occurred."""
 
@@ -70,14 +98,14 @@ def import_traces(
         EchoError: there is no such format; an option or a file is not what it should be; something cannot be placed;
             nothing is left; `output` cannot be written.
     """
-    check_format(name)
+    source = format_named(name)
     _check_options(name, options)
     for path in files:
         _check_file(path)
     result = ImportResult()
     with output_file(output, overwrite=overwrite) as file:
         for path in files:
-            for found in _read(name, path, options):
+            for found in _read(source, path, options):
                 if isinstance(found, Trace):
                     result.add(found)
                     file.write(trace_line(found))
@@ -88,18 +116,6 @@ def import_traces(
         if not result.traces:
             raise EchoError(*_nothing(files, result))
     return result
-
-
-def check_format(name: str) -> None:
-    """See that `name` is a format.
-
-    Raises:
-        EchoError: it is not.
-    """
-    if name not in FORMATS:
-        nearest = difflib.get_close_matches(name, FORMATS, n=1)
-        tip = f"did you mean {nearest[0]}?" if nearest else f"one of {', '.join(FORMATS)}"
-        raise EchoError(f"no format '{name}'", tip)
 
 
 def _check_options(name: str, options: ImportOptions) -> None:
@@ -121,9 +137,9 @@ def _check_file(path: Path) -> None:
         raise EchoError(f"{escape_unprintable(path)} does not exist", "name the files to import")
 
 
-def _read(name: str, path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
+def _read(source: Format, path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
     try:
-        yield from format_named(name).read(path, options)
+        yield from source.read(path, options)
     except OSError as error:
         raise EchoError(
             f"cannot read {escape_unprintable(path)}: {error.strerror}", "see that it can be read"

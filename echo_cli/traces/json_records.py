@@ -21,12 +21,23 @@ _TOO_DEEP = "it is nested too deeply"
 
 
 def json_records(path: Path) -> Iterator[Record | Refusal]:
-    """Each JSON value of a file with where it is: the lines of JSONL one at a time, or one document, loaded whole.
-
-    JSONL is what is named so, and what has a whole value in its first line.
+    """Yield each record of a file with where it is; a list of records is as many, a list of messages one.
 
     Raises:
         OSError: the file cannot be read.
+    """
+    for entry in _json_values(path):
+        if isinstance(entry, Refusal) or not isinstance(entry[1], list) or _are_messages(entry[1]):
+            yield entry
+        else:
+            where, values = entry
+            yield from ((f"{where}[{number}]", value) for number, value in enumerate(values))
+
+
+def _json_values(path: Path) -> Iterator[Record | Refusal]:
+    """Yield each JSON value of a file: the lines of JSONL one at a time, or one document, loaded whole.
+
+    A file is JSONL if it is named so, or has a whole value in its first line.
     """
     with path.open("rb") as file:
         if path.suffix in _LINES:
@@ -42,8 +53,13 @@ def json_records(path: Path) -> Iterator[Record | Refusal]:
             yield from _records(chain([(number, first)], lines), path)
 
 
+def read_json(path: Path, read: Callable[[Any, str], Trace]) -> Iterator[Trace | Refusal]:
+    """Yield the trace that `read` makes of each record of a file, as `read_each`."""
+    return read_each(json_records(path), read)
+
+
 def read_each(records: Iterable[Record | Refusal], read: Callable[[Any, str], Trace]) -> Iterator[Trace | Refusal]:
-    """`read` each record, given where it is, to a trace; where it raises UnplacedError or ValueError, a refusal."""
+    """Yield the trace that `read` makes of each record and where it is; where it raises ValueError, a refusal."""
     for entry in records:
         if isinstance(entry, Refusal):
             yield entry
@@ -61,7 +77,7 @@ def read_each(records: Iterable[Record | Refusal], read: Callable[[Any, str], Tr
 
 @contextmanager
 def at(place: str) -> Iterator[None]:
-    """Say where in its record the body is, in the UnplacedError that it raises, before what place that has."""
+    """Put `place`, where in its record the body is, before the place of the UnplacedError that it raises."""
     try:
         yield
     except UnplacedError as error:
@@ -69,10 +85,10 @@ def at(place: str) -> Iterator[None]:
 
 
 def parse_json(text: str) -> Any:
-    """A value of strict JSON.
+    """Parse strict JSON.
 
     Raises:
-        ValueError: it is none; or it has a number that no float holds, or brackets a thousand deep.
+        ValueError: it is not JSON; or it has a number that no float holds, or brackets a thousand deep.
     """
     try:
         return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
@@ -80,8 +96,57 @@ def parse_json(text: str) -> Any:
         raise ValueError(_TOO_DEEP) from error
 
 
+def member(value: Any, name: str) -> Any:
+    """Return the value that an object has under `name`; None where it has none, or is no object."""
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def joined(parts: Iterable[Any], noun: str) -> str:
+    """Return the text of parts of the type `text`.
+
+    Raises:
+        UnplacedError: one is something else; its message calls it `noun`.
+    """
+    texts = []
+    for part in parts:
+        text = member(part, "text")
+        if member(part, "type") != "text" or not isinstance(text, str):
+            raise UnplacedError(f"{noun} that is not text: {member(part, 'type')!r}")
+        texts.append(text)
+    return "".join(texts)
+
+
+def tools_of(record: Any, name: str, place: str = "") -> list[str]:
+    """Return the tools, JSON objects, that a record lists under `name`, each as text; none where it has no list.
+
+    Args:
+        place: where `name` is, if not in the record itself.
+
+    Raises:
+        UnplacedError: there is something else under `name`.
+    """
+    tools = member(record, name)
+    if tools is None:
+        return []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise UnplacedError("not a list of tools", place or name)
+    return [json.dumps(tool, sort_keys=True) for tool in tools]
+
+
+def arguments_of(arguments: Any) -> Any:
+    """Return the arguments of a tool call, parsed where they are JSON text.
+
+    Raises:
+        UnplacedError: they are text that is not JSON.
+    """
+    try:
+        return parse_json(arguments) if isinstance(arguments, str) else arguments
+    except ValueError as error:
+        raise UnplacedError(f"the arguments of a tool call are not JSON: {error}") from error
+
+
 def reward_of(record: Mapping[str, Any], *names: str) -> float | None:
-    """The first number among `names`; None where there is none.
+    """Return the first number among `names`; None where there is none.
 
     Raises:
         UnplacedError: there is something else under a name.
@@ -100,26 +165,18 @@ def reward_of(record: Mapping[str, Any], *names: str) -> float | None:
 
 
 def task_of(record: Mapping[str, Any], where: str) -> str:
-    """The id of the task that a record says it is of, or else the record's own place."""
-    for name in ("task_id", "instance_id", "id"):
-        value = record.get(name)
-        if isinstance(value, (str, int)) and not isinstance(value, bool):
-            return str(value)
-    return Path(where).name
+    """Return the id of the task that a conversation's record says it is of, or else the record's own place."""
+    return first_id((record.get(name) for name in ("task_id", "instance_id", "id")), where)
 
 
-def conversations(records: Iterable[Record | Refusal]) -> Iterator[Record | Refusal]:
-    """`records`, with each of a list of records in its list's place; a list of messages is one record."""
-    for entry in records:
-        if isinstance(entry, Refusal) or not isinstance(entry[1], list) or _are_messages(entry[1]):
-            yield entry
-        else:
-            where, values = entry
-            yield from ((f"{where}[{number}]", value) for number, value in enumerate(values))
+def first_id(values: Iterable[Any], where: str) -> str:
+    """Return the first of `values` that can be an id, or else the name of the place `where`."""
+    ids = (str(value) for value in values if isinstance(value, (str, int)) and not isinstance(value, bool))
+    return next(ids, Path(where).name)
 
 
 def messages_of(record: Any) -> tuple[Mapping[str, Any], list[Any]]:
-    """A conversation's record, `{"messages": […]}` or a list of messages alone, and its messages.
+    """Return a conversation's record, `{"messages": […]}` or a list of messages alone, and its messages.
 
     Raises:
         UnplacedError: there are none.

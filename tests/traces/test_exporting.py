@@ -14,8 +14,9 @@ import echo_cli
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.traces.builder import ImportOptions, format_named, said, tool_call
+from echo_cli.traces.builder import ImportOptions, said, tool_call
 from echo_cli.traces.exporting import MASKS, made_masks, own_masks
+from echo_cli.traces.importing import format_named
 from echo_cli.traces.openai_export import calls_of, openai_record
 from echo_cli.trajectory import SCAFFOLD, Role, Turn
 

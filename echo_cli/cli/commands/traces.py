@@ -97,12 +97,9 @@ def formats(
     as_json: AsJson = False,
 ) -> None:
     """Print the formats of `import`, and which text has which role."""
-    from echo_cli.traces.builder import FORMATS, format_named
-    from echo_cli.traces.importing import check_format
+    from echo_cli.traces.importing import FORMATS, format_named
 
-    if name is not None:
-        check_format(name)
-    rules = {known: format_named(known).ROLES for known in FORMATS if name in (None, known)}
+    rules = {known: format_named(known).ROLES for known in (FORMATS if name is None else [name])}
     if as_json:
         print_json({"formats": rules})
         return

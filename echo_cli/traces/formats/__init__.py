@@ -1,1 +1,1 @@
-"""Traces of others: one module for each format, found by `importer.FORMATS`."""
+"""Traces of others: one module for each of `importing.FORMATS`, and what some of them read."""

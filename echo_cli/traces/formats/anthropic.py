@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from echo_cli.trace import Trace
-from echo_cli.traces.builder import (
-    ImportOptions,
-    Refusal,
-    ToolCalls,
-    TraceBuilder,
-    UnplacedError,
-    observed,
-    said,
-    tool_call,
-    tool_list,
-    wrapped,
-)
-from echo_cli.traces.json_records import at, conversations, json_records, messages_of, read_each, reward_of, task_of
-from echo_cli.trajectory import TOOL_RESULT, TOOLS
+from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, said, tool_call
+from echo_cli.traces.json_records import at, joined, member, messages_of, read_json, reward_of, task_of, tools_of
+from echo_cli.trajectory import TOOL_RESULT
 
 TOOL_ERROR = "tool_error"
 """Channel of a result whose tool says that it failed."""
@@ -44,91 +31,72 @@ refused     images, documents and tools that ran at the server; a result of no o
 
 
 def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
-    """The conversations of a file."""
-    return read_each(conversations(json_records(path)), partial(_trace, options=options))
-
-
-@dataclass
-class _Conversation:
-    options: ImportOptions
-    builder: TraceBuilder = field(default_factory=TraceBuilder)
-    calls: ToolCalls = field(default_factory=ToolCalls)
-
-    def add(self, message: Any) -> None:
-        """Place one message.
-
-        Raises:
-            UnplacedError: it has no place.
-        """
-        role = message.get("role") if isinstance(message, dict) else None
-        if role == "user":
-            self._user(_blocks(message.get("content")))
-        elif role == "assistant":
-            self._assistant(_blocks(message.get("content")))
-        else:
-            raise UnplacedError(f"no message of a known role: {role!r}")
-
-    def _user(self, blocks: Iterable[Mapping[str, Any]]) -> None:
-        for kind, run in groupby(blocks, _kind):
-            if kind == "text":
-                self.builder.context(f"{_joined(run)}\n", "user")
-            elif kind == "tool_result":
-                for block in run:
-                    self._result(block)
-            else:
-                raise UnplacedError(f"a user's block that is neither text nor a tool_result: {kind!r}")
-
-    def _assistant(self, blocks: Iterable[Mapping[str, Any]]) -> None:
-        parts = []
-        for kind, run in groupby((block for block in blocks if _kind(block) not in _THINKING), _kind):
-            if kind == "text":
-                parts.append(said(_joined(run)))
-            elif kind == "tool_use":
-                parts += [self._call(block) for block in run]
-            else:
-                raise UnplacedError(f"an assistant's block that is neither text nor a tool_use: {kind!r}")
-        self.builder.act("".join(parts) or said(""))
-
-    def _call(self, block: Mapping[str, Any]) -> str:
-        name, call_id, arguments = block.get("name"), block.get("id"), block.get("input")
-        if not isinstance(name, str) or not isinstance(call_id, str):
-            raise UnplacedError("a tool_use without a name or an id")
-        if not isinstance(arguments, dict):
-            raise UnplacedError("a tool_use whose input is not an object")
-        self.calls.call(call_id)
-        return tool_call(name, arguments)
-
-    def _result(self, block: Mapping[str, Any]) -> None:
-        self.calls.answer(block.get("tool_use_id"))
-        content = block.get("content")
-        text = "" if content is None else _joined(_blocks(content))
-        channel = TOOL_ERROR if block.get("is_error") is True else TOOL_RESULT
-        self.builder.observe(wrapped(observed(text, channel, self.options)))
+    """Yield the conversations of a file."""
+    return read_json(path, partial(_trace, options=options))
 
 
 def _trace(record: Any, where: str, options: ImportOptions) -> Trace:
     whole, messages = messages_of(record)
-    conversation = _Conversation(options)
+    builder = TraceBuilder(options)
     if (system := whole.get("system")) is not None:
         with at("system"):
-            conversation.builder.context(f"{_joined(_blocks(system))}\n", "system")
-    if tools := whole.get("tools"):
-        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-            raise UnplacedError("not a list of tools", "tools")
-        conversation.builder.context(tool_list(json.dumps(tool, sort_keys=True) for tool in tools), TOOLS)
+            builder.context(f"{_text(_blocks(system))}\n", "system")
+    if whole.get("tools"):
+        builder.tools(tools_of(whole, "tools"))
     for number, message in enumerate(messages):
         with at(f"messages[{number}]"):
-            conversation.add(message)
-    reward = reward_of(whole, "reward", "score")
-    return conversation.builder.trace(task_of(whole, where), reward=reward, meta=conversation.calls.meta)
+            _add(message, builder)
+    return builder.trace(task_of(whole, where), reward=reward_of(whole, "reward", "score"))
+
+
+def _add(message: Any, builder: TraceBuilder) -> None:
+    """Place one message."""
+    role = member(message, "role")
+    if role == "user":
+        _add_user(_blocks(message.get("content")), builder)
+    elif role == "assistant":
+        _add_assistant(_blocks(message.get("content")), builder)
+    else:
+        raise UnplacedError(f"no message of a known role: {role!r}")
+
+
+def _add_user(blocks: Iterable[Mapping[str, Any]], builder: TraceBuilder) -> None:
+    for kind, run in groupby(blocks, _kind):
+        if kind == "text":
+            builder.context(f"{_text(run)}\n", "user")
+        elif kind == "tool_result":
+            for block in run:
+                builder.calls.answer(block.get("tool_use_id"))
+                text = "" if block.get("content") is None else _text(_blocks(block["content"]))
+                builder.answer(text, TOOL_ERROR if block.get("is_error") is True else TOOL_RESULT)
+        else:
+            raise UnplacedError(f"a user's block that is neither text nor a tool_result: {kind!r}")
+
+
+def _add_assistant(blocks: Iterable[Mapping[str, Any]], builder: TraceBuilder) -> None:
+    parts = []
+    for kind, run in groupby((block for block in blocks if _kind(block) not in _THINKING), _kind):
+        if kind == "text":
+            parts.append(said(_text(run)))
+        elif kind == "tool_use":
+            parts += [_call(block, builder) for block in run]
+        else:
+            raise UnplacedError(f"an assistant's block that is neither text nor a tool_use: {kind!r}")
+    builder.act("".join(parts) or said(""))
+
+
+def _call(block: Mapping[str, Any], builder: TraceBuilder) -> str:
+    name, call_id, arguments = block.get("name"), block.get("id"), block.get("input")
+    if not isinstance(name, str) or not isinstance(call_id, str):
+        raise UnplacedError("a tool_use without a name or an id")
+    if not isinstance(arguments, dict):
+        raise UnplacedError("a tool_use whose input is not an object")
+    builder.calls.call(call_id)
+    return tool_call(name, arguments)
 
 
 def _blocks(content: Any) -> list[Mapping[str, Any]]:
-    """A message's content as blocks.
-
-    Raises:
-        UnplacedError: it is neither text nor blocks.
-    """
+    """Return a message's content, text or blocks, as blocks."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
@@ -140,15 +108,5 @@ def _kind(block: Mapping[str, Any]) -> Any:
     return block.get("type")
 
 
-def _joined(blocks: Iterable[Mapping[str, Any]]) -> str:
-    """The text of text blocks.
-
-    Raises:
-        UnplacedError: one is something else.
-    """
-    texts = []
-    for block in blocks:
-        if _kind(block) != "text" or not isinstance(block.get("text"), str):
-            raise UnplacedError(f"a block that is not text: {_kind(block)!r}")
-        texts.append(block["text"])
-    return "".join(texts)
+def _text(blocks: Iterable[Mapping[str, Any]]) -> str:
+    return joined(blocks, "a block")

@@ -11,22 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from echo_cli.traces.json_records import parse_json
+from echo_cli.traces.builder import UnplacedError
+from echo_cli.traces.json_records import member, parse_json
 
 OUTPUT, INPUT, EXIT = "o", "i", "x"
 """Codes of the events that a `Cast` keeps."""
 
 _KEPT = (OUTPUT, INPUT, EXIT)
 _COMMENT = b"#"
-
-
-class CastError(ValueError):
-    """What a file has is no cast; `place` is where, as it follows the file's name: `:12`, or `: stdout[3]`."""
-
-    def __init__(self, reason: str, place: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.place = place
 
 
 @dataclass(frozen=True)
@@ -49,52 +41,53 @@ class Cast:
 
     @property
     def columns(self) -> int:
-        """Of the terminal at the start; 0 where the header does not say."""
+        """Columns of the terminal at the start; 0 where the header does not say."""
         terminal = self.header.get("term")
         found = terminal.get("cols") if isinstance(terminal, dict) else self.header.get("width")
         return found if type(found) is int and found > 0 else 0
 
 
 def read_cast(path: Path) -> Cast:
-    """The cast in a file, loaded whole.
+    """Return the cast in a file, loaded whole.
 
     Raises:
-        CastError: it is no cast of version 1, 2 or 3.
+        UnplacedError: it is no cast of version 1, 2 or 3; its place is as it follows the file's name, `:12` or
+            `: stdout[3]`.
         OSError: the file cannot be read.
     """
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     if not data.strip():
-        raise CastError("an empty file")
+        raise UnplacedError("an empty file")
     lines = data.split(b"\n")
     try:
-        header = _json(lines[0])
+        header = parse_json(lines[0].decode())
     except ValueError:
         header = None
     if isinstance(header, dict) and header.get("version") in (2, 3):
         return _events(header, lines)
     try:
-        document = _json(data)
+        document = parse_json(data.decode())
     except ValueError as error:
-        raise CastError(f"not a cast: its header is not JSON: {error}", ":1") from error
-    version = document.get("version") if isinstance(document, dict) else None
+        raise UnplacedError(f"not a cast: its header is not JSON: {error}", ":1") from error
+    version = member(document, "version")
     if version != 1 or isinstance(version, bool):
-        raise CastError(f"not a cast of version 1, 2 or 3: version {version!r}", ":1")
+        raise UnplacedError(f"not a cast of version 1, 2 or 3: version {version!r}", ":1")
     return _frames(document)
 
 
 def _events(header: Mapping[str, Any], lines: list[bytes]) -> Cast:
-    """A cast of version 2 or 3: a header, and an event a line."""
+    """Return a cast of version 2 or 3: a header, and an event a line."""
     version: int = header["version"]
     events: list[CastEvent] = []
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip() or (version == 3 and line.startswith(_COMMENT)):
             continue
         try:
-            value = _json(line)
+            value = parse_json(line.decode())
         except ValueError as error:
             if number == len(lines):  # without its newline
                 return Cast(version, header, tuple(events), cut=number)
-            raise CastError(f"not JSON: {error}", f":{number}") from error
+            raise UnplacedError(f"not JSON: {error}", f":{number}") from error
         event = _event(value, f":{number}")
         if event.code in _KEPT:
             events.append(event)
@@ -103,38 +96,29 @@ def _events(header: Mapping[str, Any], lines: list[bytes]) -> Cast:
 
 def _event(value: Any, place: str) -> CastEvent:
     if not isinstance(value, list) or len(value) != 3 or not _is_time(value[0]) or not isinstance(value[1], str):
-        raise CastError("not an event: [time, code, data]", place)
+        raise UnplacedError("not an event: [time, code, data]", place)
     _, code, data = value
     if code == EXIT:
         if isinstance(data, bool) or not isinstance(data, (int, str)) or not re.fullmatch(r"-?[0-9]{1,10}", str(data)):
-            raise CastError("the exit status is no number", place)
+            raise UnplacedError("the exit status is no number", place)
         return CastEvent(code, str(data))
     if code in _KEPT and not isinstance(data, str):
-        raise CastError(f"the data of an event {code!r} is not text", place)
+        raise UnplacedError(f"the data of an event {code!r} is not text", place)
     return CastEvent(code, data if isinstance(data, str) else "")
 
 
 def _frames(document: Mapping[str, Any]) -> Cast:
-    """A cast of version 1: frames of output."""
+    """Return a cast of version 1: frames of output."""
     frames = document.get("stdout")
     if not isinstance(frames, list):
-        raise CastError("a cast of version 1 without stdout")
+        raise UnplacedError("a cast of version 1 without stdout")
     events = []
     for number, frame in enumerate(frames):
         if not isinstance(frame, list) or len(frame) != 2 or not _is_time(frame[0]) or not isinstance(frame[1], str):
-            raise CastError("not a frame: [delay, data]", f": stdout[{number}]")
+            raise UnplacedError("not a frame: [delay, data]", f": stdout[{number}]")
         events.append(CastEvent(OUTPUT, frame[1]))
     return Cast(1, document, tuple(events))
 
 
 def _is_time(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _json(data: bytes) -> Any:
-    """A JSON value.
-
-    Raises:
-        ValueError: it is none; UnicodeDecodeError among them.
-    """
-    return parse_json(data.decode())

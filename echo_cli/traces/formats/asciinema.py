@@ -10,13 +10,13 @@ import re
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, observed
-from echo_cli.traces.formats.asciicast import EXIT, INPUT, OUTPUT, Cast, CastError, read_cast
+from echo_cli.traces.formats.asciicast import EXIT, INPUT, OUTPUT, Cast, read_cast
 from echo_cli.traces.formats.terminal_line import Span, prompts, shown, skip_sequences, typed
 from echo_cli.trajectory import Role
 
@@ -57,18 +57,14 @@ class _Line:
 
 
 def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
-    """The cast in a file."""
+    """Yield the cast in a file."""
     try:
         cast = read_cast(path)
-    except CastError as error:
-        yield Refusal(f"{path}{error.place}", error.reason)
-        return
-    if cast.cut is not None:
-        yield Refusal(f"{path}:{cast.cut}", "the last line is cut: the recorder was killed while it wrote it")
-    try:
+        if cast.cut is not None:
+            yield Refusal(f"{path}:{cast.cut}", "the last line is cut: the recorder was killed while it wrote it")
         yield _trace(cast, path, options)
     except UnplacedError as error:
-        yield Refusal(str(path), error.reason)
+        yield Refusal(f"{path}{error.place}", error.reason)
     except ValueError as error:
         yield Refusal(str(path), str(error))
 
@@ -77,11 +73,11 @@ def _trace(cast: Cast, path: Path, options: ImportOptions) -> Trace:
     output = "".join(event.data for event in cast.events if event.code == OUTPUT)
     found = [] if options.prompt is None else prompts(output, options.prompt)
     lines = _lines(cast)
-    builder = TraceBuilder()
+    builder = TraceBuilder(options)
     if lines:
-        _with_input(builder, output, lines, found, options)
+        _with_input(builder, output, lines, found)
     elif found:
-        _on_screen(builder, output, found, options)
+        _on_screen(builder, output, found, cast.columns)
     elif options.prompt is None:
         raise UnplacedError(
             "no input events, so nothing says what was typed: --prompt REGEX says what prompts look like"
@@ -91,16 +87,7 @@ def _trace(cast: Cast, path: Path, options: ImportOptions) -> Trace:
     statuses = [int(event.data) for event in cast.events if event.code == EXIT]
     builder.observe([], statuses[-1] if statuses else None)
     header = {name: cast.header[name] for name in ("title", "command") if isinstance(cast.header.get(name), str)}
-    trace = builder.trace(path.name, meta={"cast_version": cast.version, **header})
-    actions = [place for place, segment in enumerate(trace.segments) if segment.role is Role.ACTION]
-    commands = [
-        trace.segments[place].text.removesuffix("\n").removesuffix("\r")
-        if lines
-        else typed(trace.segments[place].text, trace.segments[place - 1].text, cast.columns)
-        for place in actions
-    ]
-    turns = (replace(turn, command=command) for turn, command in zip(trace.turns, commands, strict=True))
-    return replace(trace, turns=tuple(turns))
+    return builder.trace(path.name, meta={"cast_version": cast.version, **header})
 
 
 def _lines(cast: Cast) -> list[_Line]:
@@ -121,18 +108,16 @@ def _lines(cast: Cast) -> list[_Line]:
     return lines
 
 
-def _with_input(
-    builder: TraceBuilder, output: str, lines: Sequence[_Line], found: Sequence[Span], options: ImportOptions
-) -> None:
+def _with_input(builder: TraceBuilder, output: str, lines: Sequence[_Line], found: Sequence[Span]) -> None:
     """Place the output around and behind what was typed."""
     marks = deque(_marks(output, lines, found))
-    _print(builder, output, (0, lines[0].first), marks, None)
+    _print(builder, output, (0, lines[0].first), marks)
     for line, end in zip(lines, _ends(output, lines), strict=True):
-        builder.act(line.text, INPUT_CHANNEL)
-        _print(builder, output, (line.first, end), marks, options)
+        builder.act(line.text, INPUT_CHANNEL, command=line.text.removesuffix("\n").removesuffix("\r"))
+        _print(builder, output, (line.first, end), marks)
 
 
-def _on_screen(builder: TraceBuilder, output: str, found: Sequence[Span], options: ImportOptions) -> None:
+def _on_screen(builder: TraceBuilder, output: str, found: Sequence[Span], columns: int) -> None:
     """Place output that prompts divide: what is typed stands behind each."""
     if found[0][0]:
         builder.context(output[: found[0][0]], OPENING)
@@ -143,11 +128,12 @@ def _on_screen(builder: TraceBuilder, output: str, found: Sequence[Span], option
         drawn_again = newline < 0 and following < len(output)
         builder.context(output[start : entered if drawn_again else end], PROMPT)
         if not drawn_again and entered > end:
-            builder.act(output[end:entered], TERMINAL)
+            action = output[end:entered]
+            builder.act(action, TERMINAL, command=typed(action, output[start:end], columns))
         begins = entered if newline < 0 else _line_edited(output, entered, following)
         if begins > entered:
             builder.observe([TraceSegment(Role.WARNING, output[entered:begins], ECHO)])
-        builder.observe(observed(output[begins:following], TERMINAL, options))
+        builder.observe(observed(output[begins:following], TERMINAL, builder.options))
 
 
 def _ends(output: str, lines: Sequence[_Line]) -> list[int]:
@@ -155,23 +141,20 @@ def _ends(output: str, lines: Sequence[_Line]) -> list[int]:
     return [*(line.first for line in lines[1:]), len(output)]
 
 
-def _print(
-    builder: TraceBuilder, output: str, span: Span, marks: deque[tuple[Span, Role, str]], options: ImportOptions | None
-) -> None:
-    """Add a piece of the output: what is marked, off `marks`; the rest as observed, or without options as context."""
+def _print(builder: TraceBuilder, output: str, span: Span, marks: deque[tuple[Span, Role, str]]) -> None:
+    """Add a piece of the output: what is marked, off `marks`; the rest as observed, or as context before any action."""
+    opening = not builder.commands
     position, end = span
     while position < end:
-        marked = bool(marks) and marks[0][0][0] == position
-        (start, stop), role, channel = marks.popleft() if marked else ((position, end), Role.ENV_OUTPUT, TERMINAL)
-        if not marked:
-            stop = min(end, marks[0][0][0]) if marks else end
-        text = output[start:stop]
-        if marked:
-            builder.observe([TraceSegment(role, text, channel)])
-        elif options is None:
-            builder.context(text, OPENING)
+        if marks and marks[0][0][0] == position:
+            (_, stop), role, channel = marks.popleft()
+            builder.observe([TraceSegment(role, output[position:stop], channel)])
         else:
-            builder.observe(observed(text, channel, options))
+            stop = min(end, marks[0][0][0]) if marks else end
+            if opening:
+                builder.context(output[position:stop], OPENING)
+            else:
+                builder.observe(observed(output[position:stop], TERMINAL, builder.options))
         position = stop
 
 

@@ -5,7 +5,6 @@ Source: Harbor's RFC 0001 (rfcs/0001-trajectory-format.md), versions 1.0 to 1.7,
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,12 +21,21 @@ from echo_cli.traces.builder import (
     observed,
     said,
     tool_call,
-    tool_list,
     wrapped,
 )
 from echo_cli.traces.formats.terminus import is_terminus, terminal_text
-from echo_cli.traces.json_records import Record, at, conversations, json_records, parse_json, read_each, reward_of
-from echo_cli.trajectory import TOOL_RESULT, TOOLS, WRAPPER
+from echo_cli.traces.json_records import (
+    Record,
+    at,
+    joined,
+    json_records,
+    member,
+    parse_json,
+    read_each,
+    reward_of,
+    tools_of,
+)
+from echo_cli.trajectory import TOOL_RESULT, WRAPPER
 
 COPIED, DISPATCHED, SYSTEM_EVENT = "copied", "dispatched", "system_event"
 """Channels of context: steps of an earlier trajectory, steps that no model wrote, what the system did on its own."""
@@ -58,12 +66,12 @@ _KEPT = ("schema_version", "session_id", "trajectory_id", "continued_trajectory_
 
 
 def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
-    """The trajectories of a file."""
-    return read_each(_documents(conversations(json_records(path))), partial(_trace, path=path, options=options))
+    """Yield the trajectories of a file, as traces."""
+    return read_each(_documents(json_records(path)), partial(_trace, path=path, options=options))
 
 
 def _documents(records: Iterable[Record | Refusal]) -> Iterator[Record | Refusal]:
-    """`records`, each followed by the subagents' trajectories embedded in it."""
+    """Yield `records`, each followed by the subagents' trajectories embedded in it."""
     for entry in records:
         waiting = [entry]
         while waiting:
@@ -74,7 +82,7 @@ def _documents(records: Iterable[Record | Refusal]) -> Iterator[Record | Refusal
 
 
 def _embedded(where: str, record: Any) -> list[Record | Refusal]:
-    embedded, where = _member(record, "subagent_trajectories"), f"{where}: subagent_trajectories"
+    embedded, where = member(record, "subagent_trajectories"), f"{where}: subagent_trajectories"
     if embedded is None:
         return []
     if not isinstance(embedded, list):
@@ -83,25 +91,20 @@ def _embedded(where: str, record: Any) -> list[Record | Refusal]:
 
 
 @dataclass
-class _Trajectory:
+class _Steps:
+    """The steps of a document, placed one by one."""
+
+    builder: TraceBuilder
+    """Its calls are those in actions, and the answers to them; a call may be answered more than once."""
     terminus: bool
-    options: ImportOptions
-    builder: TraceBuilder = field(default_factory=TraceBuilder)
     known_calls: set[str] = field(default_factory=set)
-    calls: list[str] = field(default_factory=list)
-    answers: list[str] = field(default_factory=list)
-    """The ids of the calls in actions, and of the answers to them, in order."""
     subagents: int = 0
-    """References to trajectories of subagents."""
+    """Number of references to trajectories of subagents."""
     left_out: int = 0
-    """Steps whose token ids are left out."""
+    """Number of steps whose token ids are left out."""
 
     def add(self, step: Mapping[str, Any]) -> None:
-        """Place one step.
-
-        Raises:
-            UnplacedError: it has no place.
-        """
+        """Place one step."""
         source, copied = step.get("source"), step.get("is_copied_context") is True
         if source not in ("system", "user", "agent"):
             raise UnplacedError(f"no step of a known source: {source!r}")
@@ -113,15 +116,15 @@ class _Trajectory:
             self.builder.context(said(text, calls.values()), COPIED if copied else DISPATCHED)
         else:
             self.builder.act(said(text, calls.values()))
-            self.calls += calls
+            self.builder.calls.calls += calls
             metrics = step.get("metrics")
-            self.left_out += isinstance(metrics, dict) and metrics.get("completion_token_ids") is not None
+            self.left_out += member(metrics, "completion_token_ids") is not None
         for number, result in enumerate(_results(step.get("observation"))):
             with at(f"observation.results[{number}]"):
                 self._observe(result, source, copied, in_tools=bool(calls))
 
     def _calls(self, calls: Any, source: str) -> dict[str, str]:
-        """The text of each tool call of a step, by its id."""
+        """Return the text of each tool call of a step, by its id."""
         if not calls:
             return {}
         if source != "agent" or not isinstance(calls, list):
@@ -129,9 +132,8 @@ class _Trajectory:
         texts: dict[str, str] = {}
         for number, call in enumerate(calls):
             with at(f"tool_calls[{number}]"):
-                call_id, name, arguments = (
-                    _member(call, key) for key in ("tool_call_id", "function_name", "arguments")
-                )
+                call_id, name = member(call, "tool_call_id"), member(call, "function_name")
+                arguments = member(call, "arguments")
                 if not isinstance(call_id, str) or not isinstance(name, str):
                     raise UnplacedError("a tool call without tool_call_id or function_name")
                 if not isinstance(arguments, dict):
@@ -143,8 +145,8 @@ class _Trajectory:
         return texts
 
     def _observe(self, result: Any, source: str, copied: bool, *, in_tools: bool) -> None:
-        call_id, content = _member(result, "source_call_id"), _member(result, "content")
-        references = _member(result, "subagent_trajectory_ref")
+        call_id, content = member(result, "source_call_id"), member(result, "content")
+        references = member(result, "subagent_trajectory_ref")
         if call_id is not None and not (isinstance(call_id, str) and call_id in self.known_calls):
             raise UnplacedError("a result of no known tool call")
         if call_id is None and source == "user":
@@ -160,62 +162,63 @@ class _Trajectory:
         if copied or (call_id is None and source == "system"):
             self.builder.context(f"{text}\n", COPIED if copied else SYSTEM_EVENT)
             return
-        segments = terminal_text(text, self.options) if self.terminus else observed(text, TOOL_RESULT, self.options)
+        options = self.builder.options
+        segments = terminal_text(text, options) if self.terminus else observed(text, TOOL_RESULT, options)
         if in_tools or call_id is not None:
             self.builder.observe(wrapped(segments))
-            self.answers += [] if call_id is None else [call_id]
+            self.builder.calls.answers += [] if call_id is None else [call_id]
         else:
             self.builder.observe(segments)
             self.builder.context("\n", WRAPPER)
 
 
 def _trace(record: Any, where: str, path: Path, options: ImportOptions) -> Trace:
-    version = _member(record, "schema_version")
+    version = member(record, "schema_version")
     if not isinstance(version, str) or not _VERSION.fullmatch(version):
         raise UnplacedError(f"not ATIF-v1.0 to ATIF-v1.7: {version!r}", "schema_version")
-    agent, steps = _member(record, "agent"), record.get("steps")
-    name = _member(agent, "name")
+    agent, steps = member(record, "agent"), record.get("steps")
+    name = member(agent, "name")
     if not isinstance(name, str):
         raise UnplacedError("no agent with a name", "agent")
     if not isinstance(steps, list) or not steps:
         raise UnplacedError("no steps", "steps")
-    trajectory = _Trajectory(is_terminus(name), options)
-    tools = _tools(_member(agent, "tool_definitions"))
+    builder = TraceBuilder(options)
+    placed = _Steps(builder, is_terminus(name))
+    tools = tools_of(agent, "tool_definitions", "agent.tool_definitions")
     for number, step in enumerate(steps, start=1):
         with at(f"steps[{number - 1}]"):
-            if _member(step, "step_id") != number:
-                raise UnplacedError(f"step {_member(step, 'step_id')!r} where step {number} is expected")
-            if tools and step.get("source") != "system":
-                trajectory.builder.context(tool_list(tools), TOOLS)
+            if member(step, "step_id") != number:
+                raise UnplacedError(f"step {member(step, 'step_id')!r} where step {number} is expected")
+            if step.get("source") != "system":
+                builder.tools(tools)
                 tools = []
-            trajectory.add(step)
+            placed.add(step)
     task, reward, rewards = _outcome(record, where, path)
     kept = {key: record[key] for key in _KEPT if record.get(key) is not None}
     known = {
         "agent": name,
-        "model_name": _member(agent, "model_name"),
+        "model_name": member(agent, "model_name"),
         "rewards": rewards,
-        "tool_calls": trajectory.calls,
-        "tool_responses": trajectory.answers,
-        "subagent_references": trajectory.subagents,
-        "token_ids_left_out": trajectory.left_out,
+        **builder.calls.meta,
+        "subagent_references": placed.subagents,
+        "token_ids_left_out": placed.left_out,
     }
     meta = kept | {key: value for key, value in known.items() if value}
-    return trajectory.builder.trace(task, reward=reward, meta=meta)
+    return builder.trace(task, reward=reward, meta=meta)
 
 
 def _outcome(record: Mapping[str, Any], where: str, path: Path) -> tuple[str, float | None, Any]:
-    """Task, reward and all rewards by name: of the document, or else of the trial that it is the agent's part of.
+    """Return task, reward and all rewards by name: the document's, or else those of the trial that it is a part of.
 
     A trial's verdict is on the whole run, not on what a subagent of it did.
     """
-    told = [record.get("extra"), _member(record.get("final_metrics"), "extra")]
+    told = [record.get("extra"), member(record.get("final_metrics"), "extra")]
     told += [] if "subagent_trajectories[" in where.removeprefix(str(path)) else [_trial(path)]
     sources = [source for source in told if isinstance(source, dict)]
     tasks = (source.get(name) for source in sources for name in ("task_id", "task_name"))
     task = next((name for name in tasks if isinstance(name, str)), None) or _run(record, path)
-    verdicts = [_member(source, "verifier_result") for source in sources]
-    rewards = next((found for verdict in verdicts if (found := _member(verdict, "rewards"))), None)
+    verdicts = [member(source, "verifier_result") for source in sources]
+    rewards = next((found for verdict in verdicts if (found := member(verdict, "rewards"))), None)
     for holder in (*sources, rewards, *verdicts):
         if isinstance(holder, dict) and (reward := reward_of(holder, "reward")) is not None:
             return task, reward, rewards
@@ -223,13 +226,13 @@ def _outcome(record: Mapping[str, Any], where: str, path: Path) -> tuple[str, fl
 
 
 def _run(record: Mapping[str, Any], path: Path) -> str:
-    """The id of a run whose task nobody names."""
+    """Return the id of a run whose task nobody names."""
     ids = (record.get(name) for name in ("trajectory_id", "session_id"))
     return next((value for value in ids if isinstance(value, str)), path.name)
 
 
 def _trial(path: Path) -> Mapping[str, Any]:
-    """What Harbor says of the trial whose `agent/` folder `path` lies in.
+    """Return what Harbor says of the trial whose `agent/` folder `path` lies in.
 
     Raises:
         UnplacedError: it is not a JSON object.
@@ -246,39 +249,19 @@ def _trial(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def _tools(tools: Any) -> list[str]:
-    if tools is None:
-        return []
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise UnplacedError("not a list of tools", "agent.tool_definitions")
-    return [json.dumps(tool, sort_keys=True) for tool in tools]
-
-
 def _results(observation: Any) -> list[Any]:
     if observation is None:
         return []
-    results = _member(observation, "results")
+    results = member(observation, "results")
     if not isinstance(results, list):
         raise UnplacedError("an observation without results", "observation")
     return results
 
 
 def _text(content: Any, name: str) -> str:
-    """A message or content as text.
-
-    Raises:
-        UnplacedError: it is neither text nor parts of text.
-    """
+    """Return a message or content, text or parts of text, as text."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
         raise UnplacedError(f"no text: {name} is neither text nor parts")
-    for part in content:
-        if _member(part, "type") != "text" or not isinstance(_member(part, "text"), str):
-            raise UnplacedError(f"a part of {name} that is not text: {_member(part, 'type')!r}")
-    return "".join(part["text"] for part in content)
-
-
-def _member(value: Any, name: str) -> Any:
-    """What an object has under `name`; None where it has not, or is none."""
-    return value.get(name) if isinstance(value, dict) else None
+    return joined(content, f"a part of {name}")

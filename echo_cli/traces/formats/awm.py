@@ -9,18 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.traces.builder import (
-    ImportOptions,
-    Refusal,
-    TraceBuilder,
-    UnplacedError,
-    observed,
-    tool_call,
-    tool_list,
-    wrapped,
-)
-from echo_cli.traces.json_records import conversations, json_records, read_each, reward_of
-from echo_cli.trajectory import TOOL_RESULT, TOOLS, WRAPPER, Role
+from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, observed, tool_call, wrapped
+from echo_cli.traces.json_records import at, member, read_json, reward_of
+from echo_cli.trajectory import TOOL_RESULT, WRAPPER, Role
 
 ROLES = """\
 input       one episode, an array of them, or JSONL: task, steps, and where known scenario, task_idx, tools, reward
@@ -33,34 +24,26 @@ refused     a step without a tool's name or with nothing observed; its last obse
 
 
 def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
-    """The episodes of a file."""
-    return read_each(conversations(json_records(path)), partial(_trace, options=options))
+    """Yield the episodes of a file."""
+    return read_json(path, partial(_trace, options=options))
 
 
 def _trace(record: Any, where: str, options: ImportOptions) -> Trace:
-    if not isinstance(record, dict) or not isinstance(record.get("task"), str):
+    if not isinstance(member(record, "task"), str):
         raise UnplacedError("not an episode: it has no task")
     steps, scenario = record.get("steps"), record.get("scenario")
     if not isinstance(steps, list):
         raise UnplacedError("not an episode: it has no steps")
-    builder = TraceBuilder()
+    builder = TraceBuilder(options)
     world = f" in {scenario}" if isinstance(scenario, str) else ""
     builder.context(f"You carry out a task{world} by calling tools.\n", "system")
     builder.context(f"{record['task']}\n", "user")
     if tools := record.get("tools"):
-        builder.context(tool_list(_tools(tools)), TOOLS)
+        builder.tools(_tools(tools))
     for number, step in enumerate(steps):
-        place = f"steps[{number}]"
-        if not isinstance(step, dict):
-            raise UnplacedError("not a step", place)
-        builder.act(_action(step.get("action"), place))
-        observation = step.get("observation")
-        if observation is not None:
-            builder.observe(wrapped(_observation(observation, place, options)))
-        elif number + 1 < len(steps):
-            raise UnplacedError("a step without an observation", place)
-    index = record.get("task_idx")
-    task = ":".join(str(part) for part in (scenario, index) if isinstance(part, (str, int)))
+        with at(f"steps[{number}]"):
+            _add(step, builder, last=number + 1 == len(steps))
+    task = ":".join(str(part) for part in (scenario, record.get("task_idx")) if isinstance(part, (str, int)))
     return builder.trace(task or Path(where).name, reward=reward_of(record, "reward"))
 
 
@@ -70,38 +53,40 @@ def _tools(tools: Any) -> list[str]:
     return [tool if isinstance(tool, str) else json.dumps(tool, sort_keys=True) for tool in tools]
 
 
-def _action(action: Any, place: str) -> str:
-    name = action.get("tool_name") if isinstance(action, dict) else None
+def _add(step: Any, builder: TraceBuilder, *, last: bool) -> None:
+    """Place one step."""
+    if not isinstance(step, dict):
+        raise UnplacedError("not a step")
+    action, observation = step.get("action"), step.get("observation")
+    name = member(action, "tool_name")
     if not isinstance(name, str):
-        raise UnplacedError("an action without a tool_name", place)
-    return tool_call(name, action.get("arguments") or {})
+        raise UnplacedError("an action without a tool_name")
+    builder.act(tool_call(name, member(action, "arguments") or {}))
+    if observation is not None:
+        builder.observe(wrapped(_observation(observation, builder.options)))
+    elif not last:
+        raise UnplacedError("a step without an observation")
 
 
-def _observation(observation: Any, place: str, options: ImportOptions) -> list[TraceSegment]:
+def _observation(observation: Any, options: ImportOptions) -> list[TraceSegment]:
     if not isinstance(observation, dict):
-        raise UnplacedError("an observation that is not a JSON object", place)
-    segments = observed(_text(observation, place), TOOL_RESULT, options)
+        raise UnplacedError("an observation that is not a JSON object")
+    segments = observed(_text(observation), TOOL_RESULT, options)
     warning = observation.get("warning")
     if warning is None or warning == "":
         return segments
     if not isinstance(warning, str):
-        raise UnplacedError("a warning that is not text", place)
-    return [
-        *segments,
-        TraceSegment(Role.CONTEXT, "\n", WRAPPER),
-        TraceSegment(Role.WARNING, warning, "warning"),
-    ]
+        raise UnplacedError("a warning that is not text")
+    return [*segments, TraceSegment(Role.CONTEXT, "\n", WRAPPER), TraceSegment(Role.WARNING, warning, "warning")]
 
 
-def _text(observation: Mapping[str, Any], place: str) -> str:
+def _text(observation: Mapping[str, Any]) -> str:
     result = observation.get("tool_result")
     if isinstance(result, str):
         return result
     if result is not None:
         return json.dumps(result, sort_keys=True)
-    if observation.get("verify_result") is not None:
-        said = {name: observation[name] for name in ("reward_type", "verify_result") if name in observation}
-        return json.dumps(said, sort_keys=True)
-    if observation.get("error") is not None:
-        return json.dumps({"error": observation["error"]}, sort_keys=True)
-    raise UnplacedError("an observation with neither tool_result, verify_result nor error", place)
+    for told in (("reward_type", "verify_result"), ("error",)):
+        if observation.get(told[-1]) is not None:
+            return json.dumps({name: observation[name] for name in told if name in observation}, sort_keys=True)
+    raise UnplacedError("an observation with neither tool_result, verify_result nor error")

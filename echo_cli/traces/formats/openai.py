@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from echo_cli.trace import Trace
-from echo_cli.traces.builder import (
-    ImportOptions,
-    Refusal,
-    ToolCalls,
-    TraceBuilder,
-    UnplacedError,
-    observed,
-    said,
-    tool_call,
-    tool_list,
-    wrapped,
-)
-from echo_cli.traces.json_records import (
-    at,
-    conversations,
-    json_records,
-    messages_of,
-    parse_json,
-    read_each,
-    reward_of,
-    task_of,
-)
-from echo_cli.trajectory import TOOL_RESULT, TOOLS
+from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, said, tool_call
+from echo_cli.traces.json_records import arguments_of, at, member, messages_of, read_json, reward_of, task_of, tools_of
 
 CONTEXT_ROLES = ("system", "developer", "user")
 """Whose messages are context; the channel of their segments says whose."""
@@ -49,100 +26,74 @@ refused     images, audio and files; arguments that are not JSON; an answer to n
 
 
 def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
-    """The conversations of a file."""
-    return read_each(conversations(json_records(path)), partial(_trace, options=options))
-
-
-@dataclass
-class _Conversation:
-    options: ImportOptions
-    builder: TraceBuilder = field(default_factory=TraceBuilder)
-    calls: ToolCalls = field(default_factory=ToolCalls)
-    """Of one in the legacy form, the function's name is noted."""
-
-    def add(self, message: Any) -> None:
-        """Place one message.
-
-        Raises:
-            UnplacedError: it has no place.
-        """
-        role = message.get("role") if isinstance(message, dict) else None
-        if role in CONTEXT_ROLES:
-            self.builder.context(f"{_text(message.get('content'))}\n", role)
-        elif role == "assistant":
-            self._assistant(message)
-        elif role == "tool":
-            self._answer(message.get("tool_call_id"), message)
-        elif role == "function":
-            named = [call for call, name in self.calls.open.items() if name is not None and name == message.get("name")]
-            self._answer(named[0] if named else None, message)
-        else:
-            raise UnplacedError(f"no message of a known role: {role!r}")
-
-    def _assistant(self, message: Mapping[str, Any]) -> None:
-        if message.get("audio") is not None:
-            raise UnplacedError("audio is not text")
-        content, refusal = message.get("content"), message.get("refusal")
-        text = "" if content is None else _text(content)
-        text += "" if refusal is None else _text(refusal)
-        blocks = []
-        calls = message.get("tool_calls") or []
-        if not isinstance(calls, list):
-            raise UnplacedError("tool_calls is not a list")
-        for call in calls:
-            if not isinstance(call, dict) or call.get("type", "function") != "function":
-                raise UnplacedError("a tool call that is not of a function")
-            if not isinstance(call.get("id"), str):
-                raise UnplacedError("a tool call without an id")
-            blocks.append(self._call(call["id"], call.get("function"), legacy=False))
-        if message.get("function_call") is not None:
-            blocks.append(self._call(f"call_{len(self.calls.calls)}", message["function_call"], legacy=True))
-        self.builder.act(said(text, blocks))
-
-    def _call(self, call_id: str, function: Any, *, legacy: bool) -> str:
-        name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(name, str):
-            raise UnplacedError("a tool call without a function's name")
-        arguments = function.get("arguments")
-        if isinstance(arguments, str):
-            try:
-                arguments = parse_json(arguments)
-            except ValueError as error:
-                raise UnplacedError(f"the arguments of a tool call are not JSON: {error}") from error
-        elif not isinstance(arguments, dict):
-            raise UnplacedError("the arguments of a tool call are neither JSON text nor an object")
-        self.calls.call(call_id, name if legacy else None)
-        return tool_call(name, arguments)
-
-    def _answer(self, call_id: Any, message: Mapping[str, Any]) -> None:
-        self.calls.answer(call_id)
-        text = _text(message.get("content"))
-        self.builder.observe(wrapped(observed(text, TOOL_RESULT, self.options)))
+    """Yield the conversations of a file."""
+    return read_json(path, partial(_trace, options=options))
 
 
 def _trace(record: Any, where: str, options: ImportOptions) -> Trace:
     whole, messages = messages_of(record)
-    tools = whole.get("tools") or []
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise UnplacedError("not a list of tools", "tools")
-    conversation = _Conversation(options)
+    tools = tools_of(whole, "tools") if whole.get("tools") else []
+    builder = TraceBuilder(options)
     for number, message in enumerate(messages):
-        if tools and not (isinstance(message, dict) and message.get("role") in ("system", "developer")):
-            lines = [json.dumps(tool, sort_keys=True) for tool in tools]
-            conversation.builder.context(tool_list(lines), TOOLS)
+        if member(message, "role") not in ("system", "developer"):
+            builder.tools(tools)
             tools = []
         with at(f"messages[{number}]"):
-            conversation.add(message)
-    reward = reward_of(whole, "reward", "score")
-    return conversation.builder.trace(task_of(whole, where), reward=reward, meta=conversation.calls.meta)
+            _add(message, builder)
+    return builder.trace(task_of(whole, where), reward=reward_of(whole, "reward", "score"))
+
+
+def _add(message: Any, builder: TraceBuilder) -> None:
+    """Place one message."""
+    role, calls = member(message, "role"), builder.calls
+    if role in CONTEXT_ROLES:
+        builder.context(f"{_text(message.get('content'))}\n", role)
+    elif role == "assistant":
+        builder.act(_action(message, builder))
+    elif role == "tool":
+        calls.answer(message.get("tool_call_id"))
+        builder.answer(_text(message.get("content")))
+    elif role == "function":  # of a call in the legacy form, the function's name is noted
+        named = (call for call, name in calls.open.items() if name is not None and name == message.get("name"))
+        calls.answer(next(named, None))
+        builder.answer(_text(message.get("content")))
+    else:
+        raise UnplacedError(f"no message of a known role: {role!r}")
+
+
+def _action(message: Mapping[str, Any], builder: TraceBuilder) -> str:
+    if message.get("audio") is not None:
+        raise UnplacedError("audio is not text")
+    text = "".join(_text(message[name]) for name in ("content", "refusal") if message.get(name) is not None)
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise UnplacedError("tool_calls is not a list")
+    blocks = []
+    for call in calls:
+        if not isinstance(call, dict) or call.get("type", "function") != "function":
+            raise UnplacedError("a tool call that is not of a function")
+        if not isinstance(call.get("id"), str):
+            raise UnplacedError("a tool call without an id")
+        blocks.append(_call(call["id"], call.get("function"), builder, legacy=False))
+    if message.get("function_call") is not None:
+        legacy_id = f"call_{len(builder.calls.calls)}"
+        blocks.append(_call(legacy_id, message["function_call"], builder, legacy=True))
+    return said(text, blocks)
+
+
+def _call(call_id: str, function: Any, builder: TraceBuilder, *, legacy: bool) -> str:
+    name, arguments = member(function, "name"), member(function, "arguments")
+    if not isinstance(name, str):
+        raise UnplacedError("a tool call without a function's name")
+    if not isinstance(arguments, (str, dict)):
+        raise UnplacedError("the arguments of a tool call are neither JSON text nor an object")
+    arguments = arguments_of(arguments)
+    builder.calls.call(call_id, name if legacy else None)
+    return tool_call(name, arguments)
 
 
 def _text(content: Any) -> str:
-    """The text of a message's content.
-
-    Raises:
-        UnplacedError: there is none, or something else beside it.
-    """
+    """Return the text of a message's content: text, or parts of text."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -151,7 +102,7 @@ def _text(content: Any) -> str:
 
 
 def _part(part: Any) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
+    kind = member(part, "type")
     if kind not in ("text", "refusal"):
         raise UnplacedError(f"a part that is not text: {kind!r}")
     text = part.get(kind)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from echo_cli.errors import EchoError
 from echo_cli.trace import Trace, trace_line
-from echo_cli.traces.builder import ImportOptions, Refusal, format_named
+from echo_cli.traces.builder import ImportOptions, Refusal
+from echo_cli.traces.importing import format_named
 from echo_cli.trajectory import Role
 
 AWM_EPISODE = Path(__file__).resolve().parents[4] / "shared" / "data" / "awm_ecommerce_episode.json"
