@@ -1,7 +1,7 @@
-"""A trajectory as text with roles, whoever recorded it: what trajectory files hold, one JSON object a line.
+"""A trace: an episode as text with roles, whoever recorded it. A trajectory file holds one a line, as a JSON object.
 
-A `Trajectory` is a trace in the tokens of one policy. A trace from elsewhere has no tokens, or those of another
-tokenizer; `rerender.rendered` writes it in a policy's own. The format is documented in docs/trajectory-format.md.
+A `Trajectory` is the same in the tokens of one policy. A trace from elsewhere has no tokens, or those of another
+tokenizer; `retokenize.render_trace` writes it in a policy's own. docs/trajectory-format.md documents the format.
 """
 
 from __future__ import annotations
@@ -119,12 +119,12 @@ class Trace:
 
 
 def trace_of(trajectory: Trajectory) -> Trace:
-    """The trace of a trajectory, its tokens included."""
+    """Return the trace of a trajectory, its tokens included."""
     return _adapter().validate_json(json.dumps(trajectory.to_json()))
 
 
 def trajectory_of(trace: Trace) -> Trajectory:
-    """The trajectory of a trace that `has_token_ids`: `trace_of` undone.
+    """Return the trajectory of a trace that `has_token_ids`: `trace_of` undone.
 
     Raises:
         ValueError: no policy can have played it so; says why.
@@ -133,14 +133,14 @@ def trajectory_of(trace: Trace) -> Trajectory:
 
 
 def write_traces(path: Path, traces: Iterable[Trace]) -> None:
-    """Append `traces` to a JSONL file, one object a line, as they come."""
+    """Append `traces` to a trajectory file, as they come."""
     with path.open("ab") as file:
         for trace in traces:
             file.write(trace_line(trace))
 
 
 def trace_line(trace: Trace) -> bytes:
-    """The line of a trajectory file, its newline included; `parse_trace` is its inverse."""
+    """Return the line of a trajectory file, its newline included; `parse_trace` is its inverse."""
     return _adapter().dump_json(trace) + b"\n"
 
 
@@ -161,11 +161,11 @@ def read_traces(path: Path, *, growing: bool = False) -> Iterator[Trace]:
             except ValueError as error:
                 if growing and not line.endswith(b"\n"):  # only the last line can lack it
                     return
-                raise bad_line(path, number, error) from error
+                raise bad_line(path, number, error, "trace") from error
 
 
 def parse_trace(line: bytes) -> Trace:
-    """The trace of a line of a trajectory file.
+    """Parse a line of a trajectory file.
 
     Raises:
         ValueError: a field is missing, unknown, of another type (text that is not Unicode among them) or breaks an
@@ -178,7 +178,7 @@ def parse_trace(line: bytes) -> Trace:
 
 
 def trace_schema() -> dict[str, Any]:
-    """The JSON Schema of a line, draft 2020-12: schemas/trajectory.schema.json.
+    """Return the JSON Schema of a line, draft 2020-12: traces/schemas/trajectory.schema.json.
 
     It cannot say that each action has a turn, and what logprobs and `transient` stand beside; `parse_trace` can.
     """

@@ -1,4 +1,4 @@
-"""What happened in an episode: role-tagged segments of tokens, with the reward and how the episode ended.
+"""A trajectory: an episode in the tokens of one policy, in role-tagged segments, with its reward and its ending.
 
 Roles are OpenEnv RFC 010's. A segment's role is decided where its text is produced and never derived again
 from token ids, padding or the text itself.
@@ -50,12 +50,12 @@ NamedRole = Annotated[
 """A role that stands in JSON by its name."""
 
 FORMAT: Literal["echo-cli trajectory 1"] = "echo-cli trajectory 1"
-"""What a line of a trajectory file says that it is; one that says nothing is of an earlier version, and the same."""
+"""Value of `format` in a line of a trajectory file; a line without it is of an earlier version, and the same."""
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Source = Literal["policy", "explorer", "expert", "trace"]
-"""Who acted: the policy in training, a script, or whoever it was that an imported trace is of."""
+"""Who acted: the policy in training, a script, or whoever acted in an imported trace."""
 StopReason = Literal["answered", "turn_cap", "length_cap", "script_end", "aborted", "unknown"]
 Parse = Literal["valid", "malformed", "none"]
 """What a policy wrote is an action, tried to be one and failed, or does not try to be one."""
@@ -66,7 +66,7 @@ class Segment:
     """A run of tokens of one role. `logprobs` are the behaviour logprobs of sampled actions, one a token.
 
     `transient` counts the leading tokens that nothing after the segment has seen: thinking that later turns drop. See
-    view.py for how such a trajectory is scored.
+    `context_views` for how such a trajectory is scored.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -269,9 +269,9 @@ def first_problem(error: ValidationError) -> str:
     return f"{where}: {details['msg']}" if where else details["msg"]
 
 
-def bad_line(path: Path, number: int, error: Exception) -> EchoError:
-    """What to raise of a line, from 1, of a trajectory file that is none."""
-    problem = f"{escape_unprintable(path)}:{number}: not a trajectory: {escape_unprintable(str(error))}"
+def bad_line(path: Path, number: int, error: Exception, noun: Literal["trajectory", "trace"]) -> EchoError:
+    """Return the error to raise for a line of a trajectory file, numbered from 1, that is no `noun`."""
+    problem = f"{escape_unprintable(path)}:{number}: not a {noun}: {escape_unprintable(str(error))}"
     return EchoError(problem, "the format is in docs/trajectory-format.md")
 
 
@@ -281,14 +281,14 @@ def _adapter() -> TypeAdapter[Trajectory]:
 
 
 def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
-    """Append `trajectories` to a JSONL file, one object a line."""
+    """Append `trajectories` to a trajectory file."""
     with path.open("a", encoding="utf-8") as file:
         for trajectory in trajectories:
             file.write(json.dumps(trajectory.to_json(), ensure_ascii=False) + "\n")
 
 
 def read_trajectories(path: Path) -> Iterator[Trajectory]:
-    """Stream the trajectories of a JSONL file.
+    """Stream the trajectories of a trajectory file whose lines all have tokens.
 
     Raises:
         EchoError: a line is not a trajectory; names the file and the line.
@@ -301,7 +301,7 @@ def read_trajectories(path: Path) -> Iterator[Trajectory]:
                     raise ValueError("not a JSON object")
                 yield Trajectory.from_json(record)
             except (ValueError, RecursionError) as error:
-                raise bad_line(path, number, error) from error
+                raise bad_line(path, number, error, "trajectory") from error
 
 
 def visible(trajectory: Trajectory) -> Trajectory:
@@ -362,6 +362,6 @@ CUT_OUTPUT = "[output cut]\n"
 CUT_NOTICE = "notice"
 """The channel of the warnings that say so."""
 
-WRAPPER, TOOL_RESULT, TOOLS = "wrapper", "tool_result", "tools"
-"""Channels of what stands around a tool's answer, of the answer, and of the list of tools."""
+WRAPPER, TOOL_RESULT, TOOL_ERROR, TOOLS = "wrapper", "tool_result", "tool_error", "tools"
+"""Channels of the text around a tool's answer, of an answer, of one that reports a failure, of the list of tools."""
 OPEN, CLOSE = "<tool_response>\n", "\n</tool_response>\n"

@@ -80,7 +80,7 @@ def test_a_line_that_is_no_trace_is_named(tmp_path: Path, change: dict[str, obje
     path = tmp_path / "a.jsonl"
     lines = [trace_of(played()).to_json(), {**trace_of(played()).to_json(), **change}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(EchoError, match=f"a.jsonl:2: not a trajectory: .*{reason}"):
+    with pytest.raises(EchoError, match=f"a.jsonl:2: not a trace: .*{reason}"):
         list(read_traces(path))
 
 

@@ -34,7 +34,7 @@ class Recording:
         """Stream the episodes.
 
         Raises:
-            EchoError: a line is not a trajectory; names the file and the line.
+            EchoError: a line is not a trace; names the file and the line.
         """
         for trace in read_traces(self.path, growing=self.run is not None):
             if self.step is None or step_of(trace) == self.step:
@@ -44,7 +44,7 @@ class Recording:
         """The episode of that number, from 1.
 
         Raises:
-            EchoError: there are fewer, or a line before it is not a trajectory.
+            EchoError: there are fewer, or a line before it is not a trace.
         """
         count = 0
         for count, trace in enumerate(self.traces(), start=1):
@@ -105,7 +105,7 @@ def step_of(trace: Trace) -> int | None:
 def _nothing(place: Path, config: Config | None) -> EchoError:
     """What to say of a file without episodes, or of a run (with `config`) that has kept none."""
     if config is None:
-        return EchoError(f"{escape_unprintable(place)} holds no trajectories", "it is empty: name one with some")
+        return EchoError(f"{escape_unprintable(place)} holds no traces", "it is empty: name one with some")
     tip = (
         "a run keeps some when it plays its tasks (evaluation.pass_every): this one has not come to it, or was copied "
         "without its trajectories.jsonl"

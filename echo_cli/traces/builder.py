@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.trajectory import CLOSE, OPEN, TOOL_RESULT, TOOLS, WRAPPER, Role, Turn, split_at_actions, text_of
+from echo_cli.trajectory import CLOSE, OPEN, TOOLS, WRAPPER, Role, Turn, split_at_actions, text_of
 
 
 @dataclass(frozen=True)
@@ -149,15 +149,19 @@ class TraceBuilder:
         self.commands.append(text.removesuffix("\n") if command is None else command)
         self.exit_codes.append(None)
 
+    def observed(self, text: str, channel: str | None) -> list[TraceSegment]:
+        """Split an observation by the options, as `observed`."""
+        return observed(text, channel, self.options)
+
     def observe(self, segments: Iterable[TraceSegment], exit_code: int | None = None) -> None:
         """Add what came back, and how the last action ended, where the record says it."""
         self.segments.extend(segments)
         if exit_code is not None and self.exit_codes:
             self.exit_codes[-1] = exit_code
 
-    def answer(self, text: str, channel: str = TOOL_RESULT, exit_code: int | None = None) -> None:
+    def answer(self, segments: Iterable[TraceSegment], exit_code: int | None = None) -> None:
         """Add the answer of a tool, in its wrappers."""
-        self.observe(wrapped(observed(text, channel, self.options)), exit_code)
+        self.observe(wrapped(segments), exit_code)
 
     def trace(self, task_id: str, *, reward: float | None = None, meta: Mapping[str, Any] | None = None) -> Trace:
         """Return the trace. Its meta names the tool calls too.

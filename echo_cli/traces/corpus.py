@@ -141,25 +141,20 @@ def index_traces(traces: TracesConfig) -> TraceCorpus:
         EchoError: a file cannot be read, a line of it is not a trace (names file and line), or there are too few.
     """
     paths = tuple(Path(path) for path in traces.path)
-    digests: list[str] = []
+    digests = [hashlib.sha256() for _ in paths]
     entries: list[Entry] = []
     known: dict[bytes, bytes] = {}
     for number, path in enumerate(paths):
-        digest = hashlib.sha256()
+        name = escape_unprintable(path)
         if path.is_fifo():  # a run reads its traces at their places in the file, again and again
-            raise EchoError(
-                f"{escape_unprintable(path)} is not a file that can be read twice", "write it to a file first"
-            )
+            raise EchoError(f"{name} is not a file that can be read twice", "write it to a file first")
         try:
             with path.open("rb") as file:
-                entries += list(_entries(path, number, file, digest, known))
+                entries += _entries(path, number, file, digests[number], known)
         except IsADirectoryError as error:
-            raise EchoError(
-                f"{escape_unprintable(path)} is a folder", f"{_TIP}; a pool has a trajectories.jsonl"
-            ) from error
+            raise EchoError(f"{name} is a folder", f"{_TIP}; a pool has a trajectories.jsonl") from error
         except OSError as error:
-            raise EchoError(f"cannot read {escape_unprintable(path)}: {error.strerror or error}", _TIP) from error
-        digests.append(digest.hexdigest())
+            raise EchoError(f"cannot read {name}: {error.strerror or error}", _TIP) from error
     if not entries:
         raise EchoError(f"no trace in {', '.join(escape_unprintable(path) for path in paths)}", _TIP)
     splits = split_of({entry.content for entry in entries}, traces.split)
@@ -175,7 +170,7 @@ def index_traces(traces: TracesConfig) -> TraceCorpus:
         for entry in entries
         for split in (splits[entry.content],)
     )
-    return TraceCorpus(paths, tuple(digests), tuple(placed), seen)
+    return TraceCorpus(paths, tuple(digest.hexdigest() for digest in digests), tuple(placed), seen)
 
 
 def split_of(contents: set[bytes], shares: TraceSplitConfig) -> Mapping[bytes, Split]:
@@ -254,7 +249,7 @@ def _entries(path: Path, number: int, file: BinaryIO, digest: Any, known: dict[b
         try:
             trace = parse_trace(data)
         except ValueError as error:
-            raise bad_line(path, line, error) from error
+            raise bad_line(path, line, error, "trace") from error
         found = observations(trace)
         yield Entry(
             file=number,

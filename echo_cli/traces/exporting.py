@@ -1,4 +1,4 @@
-"""Trajectory files for other tools: one echo-cli trajectory, OpenAI conversation or record of masks a line."""
+"""Traces for other tools: a line of a trajectory file, an OpenAI conversation or a record of masks for each."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TIP = "name a run, a pool or a trajectory file"
 
 @dataclass
 class ExportResult:
-    """What an export came to."""
+    """Counts of an export."""
 
     traces: int = 0
     lines: int = 0
@@ -59,7 +59,7 @@ def export_traces(
         overwrite: replace `output` where it is there.
 
     Raises:
-        EchoError: as `open_recording`; a line is not a trajectory, there is none, or `output` cannot be written.
+        EchoError: as `open_recording`; a line is not a trace, there is none, or `output` cannot be written.
     """
     recordings = [open_recording(source) for source in sources]
     result = ExportResult()
@@ -71,7 +71,7 @@ def export_traces(
                 result.lines += 1
                 out.write(line)
         if not result.traces:
-            raise EchoError(f"nothing to export: {escape_unprintable(sources[0])} has no trajectory", _TIP)
+            raise EchoError(f"nothing to export: {escape_unprintable(sources[0])} has no trace", _TIP)
     return result
 
 

@@ -20,22 +20,37 @@ _LINES = {".jsonl", ".ndjson"}
 _TOO_DEEP = "it is nested too deeply"
 
 
-def json_records(path: Path) -> Iterator[Record | Refusal]:
-    """Yield each record of a file with where it is; a list of records is as many, a list of messages one.
+def read_json(
+    path: Path,
+    read: Callable[[Any, str], Trace],
+    expand: Callable[[Iterator[Record | Refusal]], Iterator[Record | Refusal]] = iter,
+) -> Iterator[Trace | Refusal]:
+    """Yield the trace that `read` makes of each record of a file; a refusal where it raises ValueError.
+
+    Args:
+        read: takes a record and where it is.
+        expand: adds the records that others have embedded.
 
     Raises:
         OSError: the file cannot be read.
     """
-    for entry in _json_values(path):
-        if isinstance(entry, Refusal) or not isinstance(entry[1], list) or _are_messages(entry[1]):
+    for entry in expand(_flattened(_json_values(path))):
+        if isinstance(entry, Refusal):
             yield entry
-        else:
-            where, values = entry
-            yield from ((f"{where}[{number}]", value) for number, value in enumerate(values))
+            continue
+        where, value = entry
+        try:
+            yield read(value, where)
+        except UnplacedError as error:
+            yield Refusal(f"{where}: {error.place}" if error.place else where, error.reason)
+        except ValueError as error:
+            yield Refusal(where, str(error))
+        except RecursionError:
+            yield Refusal(where, _TOO_DEEP)
 
 
 def _json_values(path: Path) -> Iterator[Record | Refusal]:
-    """Yield each JSON value of a file: the lines of JSONL one at a time, or one document, loaded whole.
+    """Yield each JSON value of a file with where it is: the lines of JSONL one at a time, or one document, read whole.
 
     A file is JSONL if it is named so, or has a whole value in its first line.
     """
@@ -53,26 +68,14 @@ def _json_values(path: Path) -> Iterator[Record | Refusal]:
             yield from _records(chain([(number, first)], lines), path)
 
 
-def read_json(path: Path, read: Callable[[Any, str], Trace]) -> Iterator[Trace | Refusal]:
-    """Yield the trace that `read` makes of each record of a file, as `read_each`."""
-    return read_each(json_records(path), read)
-
-
-def read_each(records: Iterable[Record | Refusal], read: Callable[[Any, str], Trace]) -> Iterator[Trace | Refusal]:
-    """Yield the trace that `read` makes of each record and where it is; where it raises ValueError, a refusal."""
-    for entry in records:
-        if isinstance(entry, Refusal):
+def _flattened(values: Iterable[Record | Refusal]) -> Iterator[Record | Refusal]:
+    """Yield the records among JSON values: a list of records is as many, a list of messages is one."""
+    for entry in values:
+        if isinstance(entry, Refusal) or not isinstance(entry[1], list) or _are_messages(entry[1]):
             yield entry
-            continue
-        where, value = entry
-        try:
-            yield read(value, where)
-        except UnplacedError as error:
-            yield Refusal(f"{where}: {error.place}" if error.place else where, error.reason)
-        except ValueError as error:
-            yield Refusal(where, str(error))
-        except RecursionError:
-            yield Refusal(where, _TOO_DEEP)
+        else:
+            where, records = entry
+            yield from ((f"{where}[{number}]", record) for number, record in enumerate(records))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Traces as OpenAI-style messages: the way back from importers/openai.py, for any trace."""
+"""Traces as OpenAI-style messages: the way back from formats/openai.py, for any trace."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def openai_record(trace: Trace) -> dict[str, Any]:
 
 
 def calls_of(action: str) -> tuple[str, list[tuple[str, Any]]]:
-    """The words of an action, and name and arguments of the canonical calls at its end: `importer.said` undone.
+    """The words of an action, and name and arguments of the canonical calls at its end: `builder.said` undone.
 
     The newline that ends the words is no part of them.
     """

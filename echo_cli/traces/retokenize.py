@@ -1,4 +1,4 @@
-"""An episode in other tokens: a trajectory, or a trace that has none yet, as a renderer writes it."""
+"""An episode in other tokens: the trajectory that a renderer writes of a trajectory or of a trace."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Traces in the policy's tokens: a step's rollouts of them, and the held-out pools that they are measured on.
+"""Traces as trajectories in the policy's tokens: those that a step trains on, and the held-out pools.
 
-A trace is rendered anew (`rerender.rendered`), so it is one sequence whoever recorded it: thinking that its recorder
-dropped from later turns is not in it, and an action is the command that its turn says.
+A trace is rendered anew (`retokenize.render_trace`), so it is one sequence whoever recorded it: thinking that its
+recorder dropped from later turns is not in it, and an action is the command that its turn says.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Traces:
 
 @dataclass(frozen=True)
 class RenderedTraces:
-    """Traces as rollouts that get no RL term, and of how many of them something did not fit."""
+    """Traces as trajectories that get no RL term."""
 
     trajectories: tuple[Trajectory, ...]
     cut: int
-    """Traces that were cut; where not even the first segment fits, the trace is not among the trajectories."""
+    """Number of traces that were truncated; one whose first segment does not fit has no trajectory."""
 
 
 def render_and_truncate(traces: Iterable[Trace], renderer: Renderer, max_tokens: int) -> RenderedTraces:

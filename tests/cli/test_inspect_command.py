@@ -170,9 +170,9 @@ def test_a_line_that_a_kill_has_cut_is_left_out_of_a_run_and_named_in_a_file(
     (copy / "trajectories.jsonl").write_bytes(b"".join(lines)[:-20])
     assert as_json(capsys, copy)["trajectories"] == len(lines) - 1
     message, _ = fails(capsys, copy / "trajectories.jsonl")
-    assert f"trajectories.jsonl:{len(lines)}: not a trajectory" in message
+    assert f"trajectories.jsonl:{len(lines)}: not a trace" in message
     (copy / "trajectories.jsonl").write_bytes(lines[0] + b'{"task_id": 1}\n' + lines[1])
-    assert "trajectories.jsonl:2: not a trajectory" in fails(capsys, copy)[0]
+    assert "trajectories.jsonl:2: not a trace" in fails(capsys, copy)[0]
 
 
 # --- One episode -----------------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ def test_a_run_says_where_its_group_is_incomplete(
         (["RUN", "--model", "nowhere/at/all"], "no model nowhere/at/all"),
         (["FILE", "--episode", "1", "--checkpoint", "best"], "is no run"),
         (["FILE", "--step", "3"], "no trajectories of step 3"),
-        (["EMPTY"], "holds no trajectories"),
+        (["EMPTY"], "holds no traces"),
         (["FOLDER"], "neither a run nor a pool"),
         (["nowhere"], "nowhere does not exist"),
         (["/dev/null"], "not a file that can be read twice"),

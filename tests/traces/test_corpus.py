@@ -148,9 +148,9 @@ def test_a_trace_that_occurs_twice_is_of_one_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("{}\n", "a.jsonl:1: not a trajectory: "),
-        ("GOOD\nno json\n", "a.jsonl:2: not a trajectory: "),
-        ("GOOD\n\nGOOD\n", "a.jsonl:2: not a trajectory: "),
+        ("{}\n", "a.jsonl:1: not a trace: "),
+        ("GOOD\nno json\n", "a.jsonl:2: not a trace: "),
+        ("GOOD\n\nGOOD\n", "a.jsonl:2: not a trace: "),
         ("", "no trace in "),
     ],
 )

@@ -11,10 +11,8 @@ from typing import Any
 from echo_cli.trace import Trace
 from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, said, tool_call
 from echo_cli.traces.json_records import at, joined, member, messages_of, read_json, reward_of, task_of, tools_of
-from echo_cli.trajectory import TOOL_RESULT
+from echo_cli.trajectory import TOOL_ERROR, TOOL_RESULT
 
-TOOL_ERROR = "tool_error"
-"""Channel of a result whose tool says that it failed."""
 _THINKING = ("thinking", "redacted_thinking")
 
 ROLES = """\
@@ -68,7 +66,8 @@ def _add_user(blocks: Iterable[Mapping[str, Any]], builder: TraceBuilder) -> Non
             for block in run:
                 builder.calls.answer(block.get("tool_use_id"))
                 text = "" if block.get("content") is None else _text(_blocks(block["content"]))
-                builder.answer(text, TOOL_ERROR if block.get("is_error") is True else TOOL_RESULT)
+                channel = TOOL_ERROR if block.get("is_error") is True else TOOL_RESULT
+                builder.answer(builder.observed(text, channel))
         else:
             raise UnplacedError(f"a user's block that is neither text nor a tool_result: {kind!r}")
 

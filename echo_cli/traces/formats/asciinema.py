@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, observed
+from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError
 from echo_cli.traces.formats.asciicast import EXIT, INPUT, OUTPUT, Cast, read_cast
 from echo_cli.traces.formats.terminal_line import Span, prompts, shown, skip_sequences, typed
 from echo_cli.trajectory import Role
@@ -133,7 +133,7 @@ def _on_screen(builder: TraceBuilder, output: str, found: Sequence[Span], column
         begins = entered if newline < 0 else _line_edited(output, entered, following)
         if begins > entered:
             builder.observe([TraceSegment(Role.WARNING, output[entered:begins], ECHO)])
-        builder.observe(observed(output[begins:following], TERMINAL, builder.options))
+        builder.observe(builder.observed(output[begins:following], TERMINAL))
 
 
 def _ends(output: str, lines: Sequence[_Line]) -> list[int]:
@@ -154,7 +154,7 @@ def _print(builder: TraceBuilder, output: str, span: Span, marks: deque[tuple[Sp
             if opening:
                 builder.context(output[position:stop], OPENING)
             else:
-                builder.observe(observed(output[position:stop], TERMINAL, builder.options))
+                builder.observe(builder.observed(output[position:stop], TERMINAL))
         position = stop
 
 

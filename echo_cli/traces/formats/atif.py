@@ -1,4 +1,4 @@
-"""Trajectories in ATIF, the Agent Trajectory Interchange Format that Harbor writes: `agent/trajectory.json` of a trial.
+"""Documents in ATIF, the Agent Trajectory Interchange Format that Harbor writes: `agent/trajectory.json` of a trial.
 
 Source: Harbor's RFC 0001 (rfcs/0001-trajectory-format.md), versions 1.0 to 1.7, and its validator's rules.
 """
@@ -13,32 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.trace import Trace
-from echo_cli.traces.builder import (
-    ImportOptions,
-    Refusal,
-    TraceBuilder,
-    UnplacedError,
-    observed,
-    said,
-    tool_call,
-    wrapped,
-)
+from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, said, tool_call
 from echo_cli.traces.formats.terminus import is_terminus, terminal_text
-from echo_cli.traces.json_records import (
-    Record,
-    at,
-    joined,
-    json_records,
-    member,
-    parse_json,
-    read_each,
-    reward_of,
-    tools_of,
-)
+from echo_cli.traces.json_records import Record, at, joined, member, parse_json, read_json, reward_of, tools_of
 from echo_cli.trajectory import TOOL_RESULT, WRAPPER
 
 COPIED, DISPATCHED, SYSTEM_EVENT = "copied", "dispatched", "system_event"
-"""Channels of context: steps of an earlier trajectory, steps that no model wrote, what the system did on its own."""
+"""Channels of context: steps of an earlier document, steps that no model wrote, what the system did on its own."""
 
 ROLES = """\
 input       ATIF-v1.0 to ATIF-v1.7: one trajectory, an array of them, or JSONL; each embedded subagent trajectory is a
@@ -66,12 +47,12 @@ _KEPT = ("schema_version", "session_id", "trajectory_id", "continued_trajectory_
 
 
 def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
-    """Yield the trajectories of a file, as traces."""
-    return read_each(_documents(json_records(path)), partial(_trace, path=path, options=options))
+    """Yield the traces of a file's documents."""
+    return read_json(path, partial(_trace, path=path, options=options), expand=_documents)
 
 
 def _documents(records: Iterable[Record | Refusal]) -> Iterator[Record | Refusal]:
-    """Yield `records`, each followed by the subagents' trajectories embedded in it."""
+    """Yield `records`, each followed by the documents of subagents embedded in it."""
     for entry in records:
         waiting = [entry]
         while waiting:
@@ -87,7 +68,7 @@ def _embedded(where: str, record: Any) -> list[Record | Refusal]:
         return []
     if not isinstance(embedded, list):
         return [Refusal(where, "not a list of trajectories")]
-    return [(f"{where}[{number}]", trajectory) for number, trajectory in enumerate(embedded)]
+    return [(f"{where}[{number}]", document) for number, document in enumerate(embedded)]
 
 
 @dataclass
@@ -99,7 +80,7 @@ class _Steps:
     terminus: bool
     known_calls: set[str] = field(default_factory=set)
     subagents: int = 0
-    """Number of references to trajectories of subagents."""
+    """Number of references to documents of subagents."""
     left_out: int = 0
     """Number of steps whose token ids are left out."""
 
@@ -162,14 +143,14 @@ class _Steps:
         if copied or (call_id is None and source == "system"):
             self.builder.context(f"{text}\n", COPIED if copied else SYSTEM_EVENT)
             return
-        options = self.builder.options
-        segments = terminal_text(text, options) if self.terminus else observed(text, TOOL_RESULT, options)
+        builder = self.builder
+        segments = terminal_text(text, builder.options) if self.terminus else builder.observed(text, TOOL_RESULT)
         if in_tools or call_id is not None:
-            self.builder.observe(wrapped(segments))
-            self.builder.calls.answers += [] if call_id is None else [call_id]
+            builder.answer(segments)
+            builder.calls.answers += [] if call_id is None else [call_id]
         else:
-            self.builder.observe(segments)
-            self.builder.context("\n", WRAPPER)
+            builder.observe(segments)
+            builder.context("\n", WRAPPER)
 
 
 def _trace(record: Any, where: str, path: Path, options: ImportOptions) -> Trace:

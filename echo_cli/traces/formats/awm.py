@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, observed, tool_call, wrapped
+from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, tool_call
 from echo_cli.traces.json_records import at, member, read_json, reward_of
 from echo_cli.trajectory import TOOL_RESULT, WRAPPER, Role
 
@@ -63,15 +63,15 @@ def _add(step: Any, builder: TraceBuilder, *, last: bool) -> None:
         raise UnplacedError("an action without a tool_name")
     builder.act(tool_call(name, member(action, "arguments") or {}))
     if observation is not None:
-        builder.observe(wrapped(_observation(observation, builder.options)))
+        builder.answer(_observation(observation, builder))
     elif not last:
         raise UnplacedError("a step without an observation")
 
 
-def _observation(observation: Any, options: ImportOptions) -> list[TraceSegment]:
+def _observation(observation: Any, builder: TraceBuilder) -> list[TraceSegment]:
     if not isinstance(observation, dict):
         raise UnplacedError("an observation that is not a JSON object")
-    segments = observed(_text(observation), TOOL_RESULT, options)
+    segments = builder.observed(_text(observation), TOOL_RESULT)
     warning = observation.get("warning")
     if warning is None or warning == "":
         return segments

@@ -1,4 +1,4 @@
-"""Trajectory files of echo-cli itself: every line validated, and written anew in the present version."""
+"""Trajectory files of echo-cli itself: every line is validated, and written anew in the present version."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from echo_cli.traces.builder import ImportOptions, Refusal
 ROLES = """\
 input       trajectory files of any version: of runs, of pools, imported
 roles       as the lines say them; nothing is decided anew, so --warning is not taken
-refused     a line that is not a trajectory"""
+refused     a line that is not a trace"""
 
 
 def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
-    """The traces of a trajectory file.
+    """Yield the traces of a trajectory file.
 
     Raises:
         EchoError: `options.warning` is given.
@@ -28,4 +28,4 @@ def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
             try:
                 yield parse_trace(line)
             except ValueError as error:
-                yield Refusal(f"{path}:{number}", f"not a trajectory: {error}")
+                yield Refusal(f"{path}:{number}", f"not a trace: {error}")

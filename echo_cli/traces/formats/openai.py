@@ -10,6 +10,7 @@ from typing import Any
 from echo_cli.trace import Trace
 from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, said, tool_call
 from echo_cli.traces.json_records import arguments_of, at, member, messages_of, read_json, reward_of, task_of, tools_of
+from echo_cli.trajectory import TOOL_RESULT
 
 CONTEXT_ROLES = ("system", "developer", "user")
 """Whose messages are context; the channel of their segments says whose."""
@@ -52,11 +53,11 @@ def _add(message: Any, builder: TraceBuilder) -> None:
         builder.act(_action(message, builder))
     elif role == "tool":
         calls.answer(message.get("tool_call_id"))
-        builder.answer(_text(message.get("content")))
+        builder.answer(builder.observed(_text(message.get("content")), TOOL_RESULT))
     elif role == "function":  # of a call in the legacy form, the function's name is noted
         named = (call for call, name in calls.open.items() if name is not None and name == message.get("name"))
         calls.answer(next(named, None))
-        builder.answer(_text(message.get("content")))
+        builder.answer(builder.observed(_text(message.get("content")), TOOL_RESULT))
     else:
         raise UnplacedError(f"no message of a known role: {role!r}")
 

@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, observed, said, tool_call
+from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, said, tool_call
+from echo_cli.traces.formats.openai import CONTEXT_ROLES
 from echo_cli.traces.json_records import arguments_of, at, first_id, member, parse_json, read_json, reward_of
-from echo_cli.trajectory import TOOL_RESULT, Role
-
-TOOL_ERROR = "tool_error"
-"""Channel of an answer whose tool says that it failed."""
+from echo_cli.trajectory import TOOL_ERROR, TOOL_RESULT, Role
 
 ROLES = """\
 input       episode records of OpenEnv's collector, JSONL, one or an array: messages and tool_trace; or segments, each
@@ -35,7 +33,6 @@ left out    artifacts; names and ids
 refused     messages without a tool_trace; an answer that the tool_trace has not, or has otherwise; a result of the
             tool_trace that no message shows; other roles; content that is not text"""
 
-_CONTEXT = ("system", "developer", "user")
 _SEGMENT_ROLES = {role.name.lower(): role for role in Role if role is not Role.PAD}
 _KEPT = ("episode_id", "done", "metrics", "verify_metrics")
 """What of a record goes to the trace's meta."""
@@ -77,7 +74,7 @@ def _add_played(messages: Any, tool_trace: Any, builder: TraceBuilder) -> None:
 def _add(message: Any, tool_trace: list[Any], builder: TraceBuilder) -> None:
     """Place one message."""
     role = member(message, "role")
-    if role in _CONTEXT:
+    if role in CONTEXT_ROLES:
         builder.context(f"{_text(message)}\n", role)
     elif role == "assistant":
         calls = message.get("tool_calls") or []
@@ -111,7 +108,8 @@ def _answer(message: Mapping[str, Any], tool_trace: list[Any], builder: TraceBui
         raise UnplacedError(f"a tool's answer that the tool_trace has not: it has {number}")
     text = _text(message)
     result = _result(tool_trace[number], name, arguments, text, f"tool_trace[{number}]")
-    builder.answer(text, TOOL_RESULT if result.get("error") is None else TOOL_ERROR, _exit_code(result))
+    channel = TOOL_RESULT if result.get("error") is None else TOOL_ERROR
+    builder.answer(builder.observed(text, channel), _exit_code(result))
 
 
 def _add_tagged(segments: Any, builder: TraceBuilder) -> None:
@@ -129,7 +127,7 @@ def _add_tagged(segments: Any, builder: TraceBuilder) -> None:
             if role is Role.ACTION:
                 builder.act(text, channel)
             elif role is Role.ENV_OUTPUT:
-                builder.observe(observed(text, channel, builder.options))
+                builder.observe(builder.observed(text, channel))
             else:
                 builder.observe([TraceSegment(role, text, channel)])
 

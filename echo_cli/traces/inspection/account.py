@@ -29,7 +29,7 @@ class Rewards:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is in a file of trajectories."""
+    """Contents of a trajectory file."""
 
     trajectories: int
     world_model_only: int

@@ -22,7 +22,7 @@ class Repeated:
     """Something that came up more than once."""
 
     text: str
-    """Its beginning; of a whole trajectory, its task."""
+    """Its beginning; of a whole episode, its task."""
     count: int
     """How often in all."""
     episode: int

@@ -27,7 +27,7 @@ class TurnOutput:
     number: int
     """Of the turn in its episode, from 1."""
     command: str
-    """Without the spaces that a shell ignores, as in `pool.pair_of`."""
+    """Without the spaces that a shell ignores, as in `pools.pair_of`."""
     output: str
     tokens: int
 

@@ -321,6 +321,6 @@ def test_lines_of_echo_are_validated_one_by_one(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(trace_line(good) + b"{}\n" + trace_line(good))
     first, bad, last = imported("echo", tmp_path / "a.jsonl")
     assert first == last == good
-    assert bad == Refusal(f"{tmp_path}/a.jsonl:2", "not a trajectory: task_id: Field required")
+    assert bad == Refusal(f"{tmp_path}/a.jsonl:2", "not a trace: task_id: Field required")
     with pytest.raises(EchoError, match="--warning has no effect on echo"):
         imported("echo", tmp_path / "a.jsonl", ImportOptions(warning="x"))
