@@ -18,7 +18,7 @@ import numpy as np
 
 from echo_cli.evaluation.measures import Bools, Ints, Measures, Predictions, Tokens, predictions_from
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.runs.pools import Pair, Pool
+from echo_cli.runs.pools import Pair
 from echo_cli.statistics import Floats, ratio
 
 ORDER = 5
@@ -80,13 +80,12 @@ def exchange_tokens(pairs: Iterable[Pair], tokenizer: Tokenizer) -> list[tuple[l
     return [(tokenizer.encode(command + "\n"), tokenizer.encode(output)) for command, output in pairs]
 
 
-def ngram_predictions(model: NGram, pool: Pool, tokens: Tokens) -> Predictions:
-    """The model's predictions from the exchange so far: command, newline and output up to the token."""
-    sequences = [trajectory.token_ids for trajectory in pool.trajectories]
+def ngram_predictions(model: NGram, tokens: Tokens) -> Predictions:
+    """Predict each token from the exchange so far: command, newline and output up to the token."""
 
     def distribution(row: int) -> Floats:
         begin, index = tokens.begin[row], tokens.index[row]
-        return model.distribution(sequences[tokens.trajectory[row]][max(begin, index - model.order + 1) : index])
+        return model.distribution(tokens.sequences[tokens.trajectory[row]][max(begin, index - model.order + 1) : index])
 
     return predictions_from(distribution, tokens)
 

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.runs.pools import Pair, Pool, pair_of
+from echo_cli.runs.pools import Pair, Pool, Span, pair_of
 from echo_cli.statistics import Estimate, Floats, absolute_ratio, ratio, ratio_difference
 from echo_cli.trajectory import Role, Segment, Trajectory
 
+Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Texts = NDArray[np.object_]
 
@@ -31,21 +33,25 @@ POSITIONS = (("0", 0), ("1-3", 1), ("4-15", 4), ("16-63", 16), ("64+", 64))
 """Buckets of the position in an output, with the first index of each."""
 
 _MEASURED = (Role.ENV_OUTPUT, Role.WARNING)
+# By the annotations of the columns of `Tokens`.
+_DTYPES = {"Ints": np.int64, "Bools": np.bool_, "Texts": np.object_}
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The measured tokens of a pool, as columns of N entries: those of its spans, and all warning tokens."""
+    """The measured tokens of a pool, as columns of N entries: the tokens of its spans, and all warning tokens."""
 
+    sequences: Sequence[Sequence[int]]
+    """Token ids of each trajectory of the pool."""
     trajectory: Ints
     """Index in the pool."""
     index: Ints
     """Position in the trajectory."""
     begin: Ints
-    """Where the exchange begins: the position of its command's first token."""
+    """Position of the first token of the exchange's command."""
     token_id: Ints
     byte_count: Ints
-    """Bytes of text that the token stands for; over a span they are its `output_bytes`."""
+    """Number of bytes of text that the token stands for; over a span they sum to its `output_bytes`."""
     role: Texts
     """env_output or warning."""
     channel: Texts
@@ -53,15 +59,11 @@ class Tokens:
     """First word of the command."""
     exit_status: Texts
     novel: Bools
-    """Training has not executed the (command, output) pair; for a warning, that of its turn."""
+    """Whether training has not executed the (command, output) pair; for a warning, that of its turn."""
     span: Ints
-    """Which of the pool's spans; -1 for warnings."""
+    """Index among the pool's spans; -1 for warnings."""
     position: Ints
     """Index within the output; for a warning, within its segment."""
-    match_length: Ints
-    """Tokens of the longest match in the trajectory up to here, see `longest_suffix_matches`."""
-    match_token: Ints
-    """What followed that match; -1 without one."""
 
     def __len__(self) -> int:
         return len(self.trajectory)
@@ -70,6 +72,25 @@ class Tokens:
     def headline(self) -> Bools:
         """Which tokens the headline is over: the environment's, of novel pairs."""
         return np.asarray((self.role == "env_output") & self.novel)
+
+    @property
+    def match_length(self) -> Ints:
+        """Number of tokens of the longest match in the trajectory up to here, see `longest_suffix_matches`."""
+        return self._matches[0]
+
+    @property
+    def match_token(self) -> Ints:
+        """Id of the token that followed that match; -1 without one."""
+        return self._matches[1]
+
+    @cached_property
+    def _matches(self) -> tuple[Ints, Ints]:
+        length, following = np.zeros(len(self), dtype=np.int64), np.full(len(self), -1)
+        for number, token_ids in enumerate(self.sequences):
+            rows = np.flatnonzero(self.trajectory == number)
+            length_T, following_T = longest_suffix_matches(token_ids)
+            length[rows], following[rows] = length_T[self.index[rows]], following_T[self.index[rows]]
+        return length, following
 
     @property
     def copyable(self) -> Bools:
@@ -105,25 +126,19 @@ class Measures:
 
 
 def tokens_of(pool: Pool, seen: Collection[Pair], tokenizer: Tokenizer) -> Tokens:
-    """The measured tokens of `pool`, each pair once; `seen` are the pairs that training has executed."""
-    rows: list[tuple[Any, ...]] = []
-    spans_before = 0
+    """Return the measured tokens of `pool`, each pair once; `seen` are the pairs that training has executed."""
+    segments: list[dict[str, Any]] = []
+    first_span = 0
     for number, (trajectory, spans) in enumerate(zip(pool.trajectories, pool.spans, strict=True)):
-        span_of = {
-            place: (spans_before + order, place - span.start)
-            for order, span in enumerate(spans)
-            for place in range(span.start, span.start + span.count)
-        }
-        spans_before += len(spans)
-        rows += _rows(number, trajectory, span_of, seen, tokenizer)
-    types = {"role": object, "channel": object, "command": object, "exit_status": object, "novel": np.bool_}
-    columns = zip(*rows, strict=True) if rows else ([] for _ in fields(Tokens))
-    return Tokens(
-        *(
-            np.array(list(column), dtype=types.get(field.name, np.int64))
-            for field, column in zip(fields(Tokens), columns, strict=True)
-        )
-    )
+        segments += _segments(number, trajectory, dict(enumerate(spans, first_span)), seen, tokenizer)
+        first_span += len(spans)
+
+    def column(name: str, dtype: type[np.generic]) -> NDArray[Any]:
+        parts = [np.full(len(segment["token_id"]), segment[name], dtype) for segment in segments]
+        return np.concatenate([np.zeros(0, dtype), *parts])
+
+    columns = {of.name: column(of.name, _DTYPES[of.type]) for of in fields(Tokens) if of.type in _DTYPES}
+    return Tokens([trajectory.token_ids for trajectory in pool.trajectories], **columns)
 
 
 def predict(policy: TorchPolicy, pool: Pool, tokens: Tokens) -> Predictions:
@@ -237,48 +252,47 @@ def predictions_from(distribution: Callable[[int], Floats], tokens: Tokens) -> P
     return Predictions(nats, correct, confidence)
 
 
-def _rows(
-    number: int,
-    trajectory: Trajectory,
-    span_of: Mapping[int, tuple[int, int]],
-    seen: Collection[Pair],
-    tokenizer: Tokenizer,
-) -> Iterator[tuple[Any, ...]]:
-    """The entries of one trajectory, in the order of the fields of `Tokens`.
-
-    `span_of` maps a count of env_output tokens to the span that the token is in, and its position there.
-    """
-    length_T, following_T = longest_suffix_matches(trajectory.token_ids)
+def _segments(
+    number: int, trajectory: Trajectory, spans: Mapping[int, Span], seen: Collection[Pair], tokenizer: Tokenizer
+) -> Iterator[dict[str, Any]]:
+    """Yield the columns of each measured segment; a value that all of its tokens share stands once."""
     index = outputs = begin = 0
     turn = -1
     for segment in trajectory.segments:
+        count = len(segment.token_ids)
         if segment.role is Role.ACTION:
             turn, begin = turn + 1, index
-        if segment.role in _MEASURED:
-            sizes = _sizes(segment, tokenizer)
-            for place, (token_id, size) in enumerate(zip(segment.token_ids, sizes, strict=True)):
-                span, position = -1, place
-                if segment.role is Role.ENV_OUTPUT:
-                    span, position = span_of.get(outputs, (-1, -1))
-                    outputs += 1
-                if span >= 0 or segment.role is Role.WARNING:
-                    yield (
-                        *(number, index + place, begin, token_id, size),
-                        *(segment.role.name.lower(), segment.channel or ""),
-                        *_turn_columns(trajectory, turn, seen),
-                        *(span, position, length_T[index + place], following_T[index + place]),
-                    )
-        index += len(segment.token_ids)
+        span, position = -1, 0
+        if segment.role is Role.ENV_OUTPUT:
+            inside = [(key, outputs - of.start) for key, of in spans.items() if 0 <= outputs - of.start < of.count]
+            span, position = inside[0] if inside else (-1, 0)
+            outputs += count
+        if span >= 0 or segment.role is Role.WARNING:
+            yield {
+                "trajectory": number,
+                "index": np.arange(index, index + count),
+                "begin": begin,
+                "token_id": segment.token_ids,
+                "byte_count": _sizes(segment, tokenizer),
+                "role": segment.role.name.lower(),
+                "channel": segment.channel or "",
+                **_turn_columns(trajectory, turn, seen),
+                "span": span,
+                "position": np.arange(position, position + count),
+            }
+        index += count
 
 
-def _turn_columns(trajectory: Trajectory, turn: int, seen: Collection[Pair]) -> tuple[str, str, bool]:
-    """Command word, exit status and novelty; a notice before the first action belongs to no command."""
+def _turn_columns(trajectory: Trajectory, turn: int, seen: Collection[Pair]) -> dict[str, Any]:
+    """Return command word, exit status and novelty; a notice before the first action belongs to no command."""
     if turn < 0:
-        return "", "none", False
+        return {"command": "", "exit_status": "none", "novel": False}
     exchange = trajectory.turns[turn]
-    words = exchange.command.split(maxsplit=1)
-    status = "none" if exchange.exit_code is None else str(exchange.exit_code)
-    return words[0] if words else "", status, pair_of(exchange) not in seen
+    return {
+        "command": next(iter(exchange.command.split(maxsplit=1)), ""),
+        "exit_status": "none" if exchange.exit_code is None else str(exchange.exit_code),
+        "novel": pair_of(exchange) not in seen,
+    }
 
 
 def _sizes(segment: Segment, tokenizer: Tokenizer) -> list[int]:
@@ -297,9 +311,6 @@ def _per_trajectory(tokens: Tokens, values: NDArray[Any], chosen: Bools) -> Floa
 
 def _bins(predictions: Predictions) -> Ints:
     return np.minimum((predictions.confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
-
-
-Ints = NDArray[np.int64]
 
 
 def longest_suffix_matches(token_ids: Sequence[int]) -> tuple[Ints, Ints]:

@@ -112,7 +112,7 @@ def evaluate_models(
             for name in columns
         ],
         baselines=measure_baselines(
-            *("", first.pools, first.tokens, first.tokenizer, observed), tokens_of(fitting, (), first.tokenizer)
+            "", first.tokens, first.tokenizer, observed, tokens_of(fitting, (), first.tokenizer)
         ),
         notes=[*_notes(scored, same, seen), *missing_baselines()],
         readout={

@@ -119,7 +119,7 @@ def _evaluate(
         novel_pairs={name: novel_pairs(of) for name, of in tokens.items()},
         before=before,
         after=after,
-        baselines=measure_baselines(subject.name, subject.pools, tokens, policy.tokenizer, executed, validation),
+        baselines=measure_baselines(subject.name, tokens, policy.tokenizer, executed, validation),
         tasks=[row for pool in played for row in _task_rows(pool, played[pool], played_after[pool])],
         notes=[*cut_notes(subject.pools, policy.model.max_length), *subject.notes, *_notes(executed, steps[-1])],
         readout=readout,
@@ -183,17 +183,16 @@ def report_policy(
 
 def measure_baselines(
     run: str,
-    pools: Mapping[str, Pool],
     tokens: Mapping[str, Tokens],
     tokenizer: Tokenizer,
     observed: Sequence[Pair] | None,
     validation: Tokens,
 ) -> list[Measured]:
-    """The headlines of every baseline, by pool.
+    """Measure the headlines of every baseline, by pool.
 
     Args:
-        tokens: of `pools`, in the ids of `tokenizer`; so is `validation`, which copying is fitted on.
-        observed: what the others are fitted on; None leaves those that need something out.
+        tokens: the pools in the ids of `tokenizer`; so is `validation`, which copying is fitted on.
+        observed: the pairs that the others are fitted on; None leaves out those that need some.
     """
     exchanges = exchange_tokens(observed or (), tokenizer)
     orders = {"uniform": 1} if observed is None else {f"{ORDER}-gram": ORDER, "unigram": 1}
@@ -203,9 +202,9 @@ def measure_baselines(
     transcript = None if observed is None else "".join(f"{command}\n{output}" for command, output in observed).encode()
     measured = []
     for name, of in tokens.items():
-        pool, chosen = pools[name], of.headline
+        chosen = of.headline
         found: dict[str, Measures | None] = {
-            **{label: measure(of, ngram_predictions(model, pool, of), chosen) for label, model in ngrams.items()},
+            **{label: measure(of, ngram_predictions(model, of), chosen) for label, model in ngrams.items()},
             "copying": measure(of, copy_predictions(mass, unigram, of), chosen),
             **{label: compress(size, of, chosen, tokenizer) for label, size in compressors(transcript).items()},
         }

@@ -60,9 +60,7 @@ def test_without_observations_an_ngram_is_uniform() -> None:
 
 def test_a_longer_context_helps_on_what_was_observed() -> None:
     tokens, exchanges = columns(), exchange_tokens(OWN, TOKENIZER)
-    unigram, bigram, ngram = (
-        bits(tokens, ngram_predictions(fit_ngram(exchanges, n, V), POOL, tokens)) for n in (1, 2, 5)
-    )
+    unigram, bigram, ngram = (bits(tokens, ngram_predictions(fit_ngram(exchanges, n, V), tokens)) for n in (1, 2, 5))
     assert ngram < bigram < unigram < np.log2(V)
 
 
@@ -75,7 +73,7 @@ def test_an_ngram_looks_at_the_exchange_and_not_beyond() -> None:
     nats = []
     for pool in (alone, after):
         tokens = tokens_of(pool, (), TOKENIZER)
-        nats.append(ngram_predictions(model, pool, tokens).nats[tokens.command == "cat"])
+        nats.append(ngram_predictions(model, tokens).nats[tokens.command == "cat"])
     assert nats[0] == pytest.approx(nats[1])
 
 

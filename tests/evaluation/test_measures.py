@@ -91,6 +91,7 @@ def plain(trajectories: list[int], byte_counts: list[int]) -> Tokens:
     count = len(trajectories)
     zeros, texts = np.zeros(count, dtype=np.int64), np.array([""] * count, dtype=object)
     return Tokens(
+        sequences=[],
         trajectory=np.array(trajectories),
         index=zeros,
         begin=zeros,
@@ -103,8 +104,6 @@ def plain(trajectories: list[int], byte_counts: list[int]) -> Tokens:
         novel=np.ones(count, dtype=np.bool_),
         span=zeros,
         position=zeros,
-        match_length=zeros,
-        match_token=zeros,
     )
 
 
@@ -179,13 +178,15 @@ def test_longest_matches_by_hand() -> None:
 
 
 def test_copyable_by_hand() -> None:
-    tokens = plain([0] * 4, [1] * 4)
+    long = list(range(11, 20))
+    sequences = [[1, 7, 1, 7], [1, 2, 7, 1, 2, 7], [1, 2, 8, 1, 2, 7], [*long, 7, *long, 7]]
     tokens = replace(
-        tokens,
+        plain([0, 1, 2, 3], [1] * 4),
+        sequences=sequences,
+        index=np.array([len(sequence) - 1 for sequence in sequences]),
         token_id=np.array([7, 7, 7, 7]),
-        match_length=np.array([1, 2, 2, 9]),
-        match_token=np.array([7, 7, 8, 7]),
     )
+    assert (tokens.match_length.tolist(), tokens.match_token.tolist()) == ([1, 2, 2, 9], [7, 7, 8, 7])
     # Too short a match; continued; continued otherwise; continued.
     assert tokens.copyable.tolist() == [False, True, False, True]
     pool = pool_of([transcript(("cat a", "12 34\n", "", 0), ("cat b", "12 39\n", "", 0))])

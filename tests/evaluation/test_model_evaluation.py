@@ -247,7 +247,7 @@ def test_a_fit_pool_stands_for_what_training_observed(evaluate: Evaluate, place:
     tokens = tokens_of(pool, pairs, TOKENIZER)
     assert novel_pairs(tokens) == 5
     model = fit_ngram(exchange_tokens(pairs, TOKENIZER), ORDER, V)
-    measures = measure(tokens, ngram_predictions(model, pool, tokens), tokens.headline)
+    measures = measure(tokens, ngram_predictions(model, tokens), tokens.headline)
     assert measures is not None
     assert found[f"{ORDER}-gram"]["env_ce"]["value"] == pytest.approx(measures.estimates["env_ce"].value)
     assert {entry["bytes"] for entry in found.values()} == {measures.bytes}
