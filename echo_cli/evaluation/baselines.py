@@ -9,6 +9,7 @@ models are uniform and the compressors have no dictionary.
 from __future__ import annotations
 
 import importlib.util
+import math
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from echo_cli.evaluation.measures import Bools, Ints, Measures, Predictions, Tokens, predictions_from
+from echo_cli.evaluation.measures import Bools, Ints, Measures, Predictions, Tokens
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.runs.pools import Pair
 from echo_cli.statistics import Floats, ratio
@@ -88,6 +89,18 @@ def ngram_predictions(model: NGram, tokens: Tokens) -> Predictions:
         return model.distribution(tokens.sequences[tokens.trajectory[row]][max(begin, index - model.order + 1) : index])
 
     return predictions_from(distribution, tokens)
+
+
+def predictions_from(distribution: Callable[[int], Floats], tokens: Tokens) -> Predictions:
+    """Return the predictions of a model that gives row by row the probabilities of all V tokens."""
+    nats, confidence = np.zeros(len(tokens)), np.zeros(len(tokens))
+    correct = np.zeros(len(tokens), dtype=np.bool_)
+    for row, token_id in enumerate(tokens.token_id):
+        probability_V = distribution(row)
+        likeliest = int(probability_V.argmax())
+        nats[row] = -math.log(probability_V[token_id])
+        correct[row], confidence[row] = likeliest == token_id, probability_V[likeliest]
+    return Predictions(nats, correct, confidence)
 
 
 def fit_copying(tokens: Tokens) -> Floats:

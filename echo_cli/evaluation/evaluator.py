@@ -7,13 +7,16 @@ The validation pool, on which the best step is chosen, is scored over all its pa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.tasks import Task
+from echo_cli.evaluation.measures import Predictions, Tokens, predict, tokens_of, values_of
+from echo_cli.evaluation.pass_at_k import solved_share
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.limits import EpisodeLimits, limits_for
@@ -21,41 +24,6 @@ from echo_cli.rollouts.rollout import play_policy, play_scripts, without_fragmen
 from echo_cli.runs.pools import Pair, Pool, pool_of
 from echo_cli.seeds import derive_seed
 from echo_cli.trajectory import Role, Trajectory
-
-
-@dataclass(frozen=True)
-class PairScore:
-    """What the policy makes of one output, teacher-forced at temperature 1."""
-
-    pair: Pair
-    nats: float
-    correct: int
-    tokens: int
-    output_bytes: int
-
-
-def score_pool(policy: TorchPolicy, pool: Pool) -> list[PairScore]:
-    """Score every output of the pool."""
-    scores = []
-    for of, spans in zip(policy.score(pool.trajectories, {Role.ENV_OUTPUT}), pool.spans, strict=True):
-        for span in spans:
-            window = slice(span.start, span.start + span.count)
-            nats = -float(of.logprobs[window].double().sum())
-            scores.append(PairScore(span.pair, nats, int(of.correct[window].sum()), span.count, span.output_bytes))
-    return scores
-
-
-def summarize(scores: Sequence[PairScore], prefix: str) -> dict[str, float | None]:
-    """env-CE (nats/token), bits per byte and token accuracy over all tokens of `scores`; None over nothing."""
-    tokens = sum(score.tokens for score in scores)
-    if tokens == 0:
-        return {f"{prefix}/{name}": None for name in ("env_ce", "env_bits_per_byte", "token_accuracy")}
-    nats = sum(score.nats for score in scores)
-    return {
-        f"{prefix}/env_ce": nats / tokens,
-        f"{prefix}/env_bits_per_byte": nats / math.log(2) / sum(score.output_bytes for score in scores),
-        f"{prefix}/token_accuracy": sum(score.correct for score in scores) / tokens,
-    }
 
 
 def rollout_tasks(
@@ -69,12 +37,6 @@ def rollout_tasks(
     sampler = policy.sampler(config.rollout.temperature, seed)
     played = play_policy(sampler, policy.renderer, worlds, wanted, limits_for(config, policy), verify=True)
     return [trajectory for trajectory in played if trajectory.stop_reason != "aborted"]
-
-
-def pass_at_1(trajectories: Sequence[Trajectory]) -> float | None:
-    """The mean reward; None without rollouts."""
-    rewards = [trajectory.reward for trajectory in trajectories if trajectory.reward is not None]
-    return sum(rewards) / len(rewards) if rewards else None
 
 
 def pool_tasks(worlds: TaskSuite) -> dict[str, tuple[TaskSuite, Sequence[Task]]]:
@@ -112,8 +74,8 @@ def play_pools(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict[s
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One evaluation: its metrics, and some rollouts to keep."""
+class StepEvaluation:
+    """The metrics of one step, and some rollouts to keep."""
 
     metrics: Mapping[str, float | None]
     trajectories: Sequence[Trajectory]
@@ -126,35 +88,27 @@ class Evaluator:
         self._config = config
         self._worlds = worlds
         self.pools = pools
-        self._pairs = frozenset(pair for pool in self.pools.values() for pair in pool.pairs)
+        self._pairs = frozenset(pair for pool in pools.values() for pair in pool.pairs)
         self.seen: set[Pair] = set()
-        self._start: Mapping[str, Sequence[PairScore]] = {}
+        self._tokens: dict[str, Tokens] = {}
+        self._start: Mapping[str, Predictions] = {}
 
     def remember_start(self, policy: TorchPolicy) -> None:
         """Score the pools with the policy that training starts from, to compare with over the same pairs later."""
-        self._start = {name: score_pool(policy, pool) for name, pool in self.pools.items()}
+        self._start = self._predict(policy)
 
     def observe(self, pairs: Iterable[Pair]) -> None:
         """Note which pool pairs are among those that training executed: they are novel no more."""
         self.seen |= self._pairs.intersection(pairs)
 
-    def evaluate(self, policy: TorchPolicy, step: int, *, play: bool = True) -> Evaluation:
+    def evaluate(self, policy: TorchPolicy, step: int, *, play: bool = True) -> StepEvaluation:
         """Score the pools and, with `play`, play the validation and held-out tasks (else their pass@1 is None).
 
         Draws from generators of its own.
         """
         metrics: dict[str, float | None] = {}
-        for name, pool in self.pools.items():
-            scores = score_pool(policy, pool)
-            novel = [score for score in scores if score.pair not in self.seen]
-            # The best step is chosen on validation, over all its pairs: steps compare only over the same ones.
-            metrics |= summarize(scores if name == "validation" else novel, name)
-            metrics[f"{name}/novel_pairs"] = len(novel)
-            # What is novel shrinks as the policy explores; this is where the same pairs stood before training.
-            start = [s for s in self._start.get(name, ()) if name == "validation" or s.pair not in self.seen]
-            metrics[f"{name}/env_ce_start"] = summarize(start, name)[f"{name}/env_ce"]
-            seen = [score for score in scores if score.pair in self.seen]
-            metrics[f"{name}/env_ce_seen"] = summarize(seen, name)[f"{name}/env_ce"]
+        for name, predictions in self._predict(policy).items():
+            metrics |= {f"{name}/{key}": value for key, value in self._measure(name, predictions).items()}
         kept: list[Trajectory] = []
         settings = self._config.evaluation
         for name, tasks, rollouts in (
@@ -164,9 +118,32 @@ class Evaluator:
             seed = derive_seed(self._config.seed, f"evaluate/{name}", step)
             wanted = play and rollouts > 0 and len(tasks) > 0
             played = rollout_tasks(policy, self._worlds, tasks, rollouts, self._config, seed) if wanted else []
-            metrics[f"{name}/pass_at_1"] = pass_at_1(played)
+            metrics[f"{name}/pass_at_1"] = solved_share(played)
             kept += played[: settings.kept_trajectories]
-        return Evaluation(metrics, kept)
+        return StepEvaluation(metrics, kept)
+
+    def _predict(self, policy: TorchPolicy) -> dict[str, Predictions]:
+        if not self._tokens:
+            outputs = (Role.ENV_OUTPUT,)
+            self._tokens = {name: tokens_of(of, (), policy.tokenizer, outputs) for name, of in self.pools.items()}
+        return {name: predict(policy, pool, self._tokens[name]) for name, pool in self.pools.items()}
+
+    def _measure(self, name: str, predictions: Predictions) -> dict[str, float | None]:
+        """Measure a pool: its headline, the same pairs at the start of training, and the seen pairs."""
+        tokens, start = self._tokens[name], self._start.get(name)
+        seen_spans = [span.pair in self.seen for spans in self.pools[name].spans for span in spans]
+        seen = np.array(seen_spans, dtype=np.bool_)[tokens.span]
+        # The best step is chosen on validation, over all its pairs: steps compare only over the same ones. Elsewhere
+        # the novel pairs grow fewer as the policy explores, and `env_ce_start` is where the same ones stood at first.
+        headline = np.ones_like(seen) if name == "validation" else ~seen
+        values: dict[str, float | None] = dict.fromkeys(("env_ce", "env_bits_per_byte", "token_accuracy"))
+        return {
+            **values,
+            **values_of(tokens, predictions, headline),
+            "novel_pairs": seen_spans.count(False),
+            "env_ce_start": None if start is None else values_of(tokens, start, headline).get("env_ce"),
+            "env_ce_seen": values_of(tokens, predictions, seen).get("env_ce"),
+        }
 
 
 def expert_pool(worlds: TaskSuite, tasks: Sequence[Task], renderer: Renderer, limits: EpisodeLimits) -> Pool:

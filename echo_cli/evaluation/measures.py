@@ -1,19 +1,21 @@
 """What a model makes of a pool's tokens: env-CE, bits per byte, accuracy and calibration, with intervals, by group.
 
 The tokens of a pool are columns, one entry a token, and so are a model's predictions of them: any two models are
-measured over the same tokens. Intervals come from resampling whole trajectories.
+measured over the same tokens. Training logs the values alone (`values_of`). Intervals come from resampling whole
+trajectories.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from echo_cli.models.policy import TorchPolicy
@@ -32,14 +34,13 @@ CALIBRATION_BINS = 15
 POSITIONS = (("0", 0), ("1-3", 1), ("4-15", 4), ("16-63", 16), ("64+", 64))
 """Buckets of the position in an output, with the first index of each."""
 
-_MEASURED = (Role.ENV_OUTPUT, Role.WARNING)
 # By the annotations of the columns of `Tokens`.
 _DTYPES = {"Ints": np.int64, "Bools": np.bool_, "Texts": np.object_}
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The measured tokens of a pool, as columns of N entries: the tokens of its spans, and all warning tokens."""
+    """The measured tokens of a pool, as columns of N entries: the tokens of its spans, and warning tokens."""
 
     sequences: Sequence[Sequence[int]]
     """Token ids of each trajectory of the pool."""
@@ -125,12 +126,18 @@ class Measures:
     trajectories: int
 
 
-def tokens_of(pool: Pool, seen: Collection[Pair], tokenizer: Tokenizer) -> Tokens:
-    """Return the measured tokens of `pool`, each pair once; `seen` are the pairs that training has executed."""
+def tokens_of(
+    pool: Pool, seen: Collection[Pair], tokenizer: Tokenizer, roles: Collection[Role] = (Role.ENV_OUTPUT, Role.WARNING)
+) -> Tokens:
+    """Return the tokens of `pool` that have one of `roles`, each pair once.
+
+    Args:
+        seen: the pairs that training has executed.
+    """
     segments: list[dict[str, Any]] = []
     first_span = 0
     for number, (trajectory, spans) in enumerate(zip(pool.trajectories, pool.spans, strict=True)):
-        segments += _segments(number, trajectory, dict(enumerate(spans, first_span)), seen, tokenizer)
+        segments += _segments(number, trajectory, dict(enumerate(spans, first_span)), seen, tokenizer, roles)
         first_span += len(spans)
 
     def column(name: str, dtype: type[np.generic]) -> NDArray[Any]:
@@ -142,11 +149,12 @@ def tokens_of(pool: Pool, seen: Collection[Pair], tokenizer: Tokenizer) -> Token
 
 
 def predict(policy: TorchPolicy, pool: Pool, tokens: Tokens) -> Predictions:
-    """The policy's predictions of a pool's tokens, teacher-forced."""
+    """Predict a pool's tokens, teacher-forced."""
+    roles = [role for role in Role if role.name.lower() in set(tokens.role)]
     nats, confidence = np.zeros(len(tokens)), np.zeros(len(tokens))
     correct = np.zeros(len(tokens), dtype=np.bool_)
-    for number, scores in enumerate(policy.score(pool.trajectories, _MEASURED)):
-        places = np.flatnonzero(np.isin(pool.trajectories[number].roles, _MEASURED))
+    for number, scores in enumerate(policy.score(pool.trajectories, roles)):
+        places = np.flatnonzero(np.isin(pool.trajectories[number].roles, roles))
         rows = np.flatnonzero(tokens.trajectory == number)
         at = np.searchsorted(places, tokens.index[rows])
         nats[rows] = -scores.logprobs.double().numpy()[at]
@@ -155,25 +163,42 @@ def predict(policy: TorchPolicy, pool: Pool, tokens: Tokens) -> Predictions:
     return Predictions(nats, correct, confidence)
 
 
+def values_of(tokens: Tokens, predictions: Predictions, chosen: Bools) -> dict[str, float]:
+    """Return env_ce, env_bits_per_byte and token_accuracy over the `chosen` tokens; empty over nothing."""
+    rows = np.flatnonzero(chosen)
+    if not len(rows):
+        return {}
+    # Added output by output, and then over the outputs: runs of earlier versions are reproduced to the last bit.
+    outputs = np.split(predictions.nats[rows], np.flatnonzero(np.diff(tokens.span[rows])) + 1)
+    nats = sum(float(torch.from_numpy(output).sum()) for output in outputs)
+    size = int(tokens.byte_count[rows].sum())
+    return {
+        "env_ce": nats / len(rows),
+        **({"env_bits_per_byte": nats / math.log(2) / size} if size else {}),
+        "token_accuracy": int(predictions.correct[rows].sum()) / len(rows),
+    }
+
+
 def measure(tokens: Tokens, predictions: Predictions, chosen: Bools) -> Measures | None:
-    """The measures over the `chosen` tokens; None over nothing."""
-    count = _per_trajectory(tokens, chosen, chosen)
-    if not count.any():
+    """Measure the `chosen` tokens, with intervals; None over nothing."""
+    values = values_of(tokens, predictions, chosen)
+    if not values:
         return None
+    count = _per_trajectory(tokens, chosen, chosen)
     size = _per_trajectory(tokens, tokens.byte_count, chosen)
     nats = _per_trajectory(tokens, predictions.nats, chosen)
     gaps = [
         _per_trajectory(tokens, predictions.confidence - predictions.correct, chosen & (_bins(predictions) == number))
         for number in range(CALIBRATION_BINS)
     ]
-    estimates = {
+    resampled = {
         "env_ce": ratio(nats, count),
         "env_bits_per_byte": ratio(nats / math.log(2), size),
         "token_accuracy": ratio(_per_trajectory(tokens, predictions.correct, chosen), count),
         "calibration_error": absolute_ratio(gaps, count),
     }
     return Measures(
-        {name: estimate for name, estimate in estimates.items() if estimate is not None},
+        {name: _around(values.get(name), found) for name, found in resampled.items() if found is not None},
         int(count.sum()),
         int(size.sum()),
         int((count > 0).sum()),
@@ -240,20 +265,13 @@ def groups(tokens: Tokens) -> Iterator[tuple[str, str, Bools]]:
             yield "copyable", key, chosen
 
 
-def predictions_from(distribution: Callable[[int], Floats], tokens: Tokens) -> Predictions:
-    """The predictions of a model that gives row by row the probabilities of all V tokens."""
-    nats, confidence = np.zeros(len(tokens)), np.zeros(len(tokens))
-    correct = np.zeros(len(tokens), dtype=np.bool_)
-    for row, token_id in enumerate(tokens.token_id):
-        probability_V = distribution(row)
-        likeliest = int(probability_V.argmax())
-        nats[row] = -math.log(probability_V[token_id])
-        correct[row], confidence[row] = likeliest == token_id, probability_V[likeliest]
-    return Predictions(nats, correct, confidence)
-
-
 def _segments(
-    number: int, trajectory: Trajectory, spans: Mapping[int, Span], seen: Collection[Pair], tokenizer: Tokenizer
+    number: int,
+    trajectory: Trajectory,
+    spans: Mapping[int, Span],
+    seen: Collection[Pair],
+    tokenizer: Tokenizer,
+    roles: Collection[Role],
 ) -> Iterator[dict[str, Any]]:
     """Yield the columns of each measured segment; a value that all of its tokens share stands once."""
     index = outputs = begin = 0
@@ -267,7 +285,7 @@ def _segments(
             inside = [(key, outputs - of.start) for key, of in spans.items() if 0 <= outputs - of.start < of.count]
             span, position = inside[0] if inside else (-1, 0)
             outputs += count
-        if span >= 0 or segment.role is Role.WARNING:
+        if segment.role in roles and (span >= 0 or segment.role is Role.WARNING):
             yield {
                 "trajectory": number,
                 "index": np.arange(index, index + count),
@@ -301,6 +319,13 @@ def _sizes(segment: Segment, tokenizer: Tokenizer) -> list[int]:
         # An output cut within a character shows a replacement for it, which has bytes of its own.
         sizes[-1] += len(segment.text.encode()) - sum(sizes)
     return sizes
+
+
+def _around(value: float | None, found: Estimate) -> Estimate:
+    """Return `found` with `value`, the same but for the order of its sums, as its value."""
+    if value is None or found.low is None or found.high is None:
+        return replace(found, value=found.value if value is None else value)
+    return Estimate(value, min(found.low, value), max(found.high, value))
 
 
 def _per_trajectory(tokens: Tokens, values: NDArray[Any], chosen: Bools) -> Floats:

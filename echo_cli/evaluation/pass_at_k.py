@@ -36,13 +36,24 @@ class OutcomeComparison:
     """pass@1 of B less that of A over all rollouts, paired by task."""
 
 
+def solved(rollout: Trajectory) -> bool:
+    """Whether the rollout solved its task: a reward of 1. An unknown reward is none."""
+    return (rollout.reward or 0.0) >= 1
+
+
+def solved_share(rollouts: Sequence[Trajectory]) -> float | None:
+    """Return pass@1 alone: the share of the rollouts of known reward that solved their task; None without any."""
+    known = [rollout for rollout in rollouts if rollout.reward is not None]
+    return sum(map(solved, known)) / len(known) if known else None
+
+
 def outcomes_of(tasks: Sequence[Task], trajectories: Sequence[Trajectory]) -> list[TaskOutcome]:
     """The outcomes of `tasks`, from as many verified rollouts of each, task by task in the same order."""
     rollouts = len(trajectories) // max(len(tasks), 1)
     outcomes = []
     for number, task in enumerate(tasks):
-        solved = [(t.reward or 0.0) >= 1 for t in trajectories[number * rollouts : (number + 1) * rollouts]]
-        outcomes.append(TaskOutcome(task.task_id, task.family, rollouts, sum(solved), solved[0]))
+        found = [solved(rollout) for rollout in trajectories[number * rollouts : (number + 1) * rollouts]]
+        outcomes.append(TaskOutcome(task.task_id, task.family, rollouts, sum(found), found[0]))
     return outcomes
 
 

@@ -16,23 +16,16 @@ from echo_cli.config.schema import Config, EvaluationConfig, OptimConfig
 from echo_cli.environments.protocol import Description, Environment, HostLimits, StepResult, TaskSuite, TextPiece
 from echo_cli.environments.tasks import Task, TaskSplits
 from echo_cli.environments.toy import ToyWorlds
-from echo_cli.evaluation.evaluator import (
-    Evaluator,
-    PairScore,
-    expert_pool,
-    expert_pools,
-    pass_at_1,
-    rollout_tasks,
-    score_pool,
-    summarize,
-)
+from echo_cli.evaluation.evaluator import Evaluator, expert_pool, expert_pools, rollout_tasks
+from echo_cli.evaluation.measures import Predictions, Tokens, measure, predict, tokens_of, values_of
+from echo_cli.evaluation.pass_at_k import outcomes_of, pass_at, solved_share
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tiny import TinyConfig, TinyModel
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.rollout import play_scripts
-from echo_cli.runs.pools import ObservationLog, Pair, pairs_of
+from echo_cli.runs.pools import ObservationLog, Pair, Pool, pairs_of
 from echo_cli.trajectory import Role, Trajectory
 
 torch.set_num_threads(1)
@@ -119,6 +112,11 @@ def count(text: str) -> int:
     return len(TOKENIZER.encode(text))
 
 
+def scored(scorer: TorchPolicy, pool: Pool) -> tuple[Tokens, Predictions]:
+    tokens = tokens_of(pool, (), TOKENIZER)
+    return tokens, predict(scorer, pool, tokens)
+
+
 # --- Pools -----------------------------------------------------------------------------------------------------------
 
 
@@ -136,8 +134,8 @@ def test_a_pair_twice_in_one_trajectory_is_counted_once() -> None:
     worlds = CannedWorlds(ANSWERS, [["a", "b", "a"]])
     pool = expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE)
     assert pool.spans[0][0].start == 0
-    scores = score_pool(policy(), pool)
-    assert [score.pair[0] for score in scores] == ["a", "b"]
+    assert [span.pair[0] for span in pool.spans[0]] == ["a", "b"]
+    assert len(tokens_of(pool, (), TOKENIZER)) == count("alpha\n") + count("日本\n")
 
 
 def test_stdout_and_stderr_of_a_command_are_one_span() -> None:
@@ -174,12 +172,11 @@ def test_output_before_the_first_action_belongs_to_no_command() -> None:
 
 def test_uniform_logits_cost_ln_v_a_token() -> None:
     worlds = CannedWorlds(ANSWERS, [["a", "both"], ["b"]])
-    scores = score_pool(policy(uniform=True), expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE))
-    tokens = count("alpha\n") + count("out\n") + count("cat: no\n") + count("日本\n")
-    assert sum(score.tokens for score in scores) == tokens
-    found = summarize(scores, "heldout")
-    assert found["heldout/env_ce"] == pytest.approx(math.log(V), abs=1e-5)
-    assert found["heldout/env_bits_per_byte"] == pytest.approx(tokens * math.log2(V) / (6 + 12 + 7), rel=1e-6)
+    tokens, predictions = scored(policy(uniform=True), expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE))
+    assert len(tokens) == count("alpha\n") + count("out\n") + count("cat: no\n") + count("日本\n")
+    found = values_of(tokens, predictions, tokens.headline)
+    assert found["env_ce"] == pytest.approx(math.log(V), abs=1e-5)
+    assert found["env_bits_per_byte"] == pytest.approx(len(tokens) * math.log2(V) / (6 + 12 + 7), rel=1e-6)
 
 
 def test_a_score_is_the_teacher_forced_cross_entropy_of_the_output() -> None:
@@ -201,29 +198,20 @@ def test_a_score_is_the_teacher_forced_cross_entropy_of_the_output() -> None:
                 hit = int(logits_TV[position - 1].argmax()) == token
                 expected[name] = (nats - float(logprobs_TV[position - 1, token]), correct + hit)
             position += 1
-    for score in score_pool(scorer, pool):
-        assert (score.nats, score.correct) == pytest.approx(expected[score.pair[0]], rel=1e-4)
+    tokens, predictions = scored(scorer, pool)
+    for number, span in enumerate(pool.spans[0]):
+        inside = tokens.span == number
+        found = predictions.nats[inside].sum(), predictions.correct[inside].sum()
+        assert found == pytest.approx(expected[span.pair[0]], rel=1e-4)
 
 
 def test_an_output_cut_at_its_cap_is_scored_over_the_bytes_that_were_shown() -> None:
     worlds = CannedWorlds({"long": [("0123456789" * 3, "stdout")]}, [["long"]])
     limits = EpisodeLimits(action_tokens=50, output_tokens=12, episode_tokens=10_000)
-    (score,) = score_pool(policy(uniform=True), expert_pool(worlds, worlds.tasks.heldout, PLAIN, limits))
-    assert (score.tokens, score.output_bytes) == (12, 12)
-    assert summarize([score], "x")["x/env_bits_per_byte"] == pytest.approx(math.log2(V), rel=1e-6)
-
-
-def test_summaries_by_hand() -> None:
-    scores = [
-        PairScore(("a", ""), nats=3.0, correct=1, tokens=4, output_bytes=10),
-        PairScore(("b", ""), nats=1.0, correct=2, tokens=1 + 3, output_bytes=6),
-    ]
-    assert summarize(scores, "p") == {
-        "p/env_ce": 0.5,
-        "p/env_bits_per_byte": pytest.approx(4.0 / math.log(2) / 16),
-        "p/token_accuracy": 3 / 8,
-    }
-    assert summarize([], "p") == {"p/env_ce": None, "p/env_bits_per_byte": None, "p/token_accuracy": None}
+    tokens, predictions = scored(policy(uniform=True), expert_pool(worlds, worlds.tasks.heldout, PLAIN, limits))
+    assert (tokens.headline.sum(), tokens.byte_count[tokens.headline].sum()) == (12, 12)
+    found = values_of(tokens, predictions, tokens.headline)
+    assert found["env_bits_per_byte"] == pytest.approx(math.log2(V), rel=1e-6)
 
 
 def rewarded(reward: float | None) -> Trajectory:
@@ -232,10 +220,18 @@ def rewarded(reward: float | None) -> Trajectory:
     return replace(trajectory, reward=reward)
 
 
-def test_pass_at_1_is_the_mean_reward() -> None:
-    assert pass_at_1([rewarded(1.0), rewarded(0.0), rewarded(0.0), rewarded(1.0), rewarded(1.0)]) == 0.6
-    assert pass_at_1([rewarded(None)]) is None
-    assert pass_at_1([]) is None
+def test_pass_at_1_is_the_share_of_rollouts_that_solved_their_task() -> None:
+    assert solved_share([rewarded(1.0), rewarded(0.0), rewarded(0.0), rewarded(1.0), rewarded(1.0)]) == 0.6
+    assert solved_share([rewarded(0.9), rewarded(2.0), rewarded(None)]) == 0.5
+    assert solved_share([rewarded(None)]) is None
+    assert solved_share([]) is None
+
+
+def test_pass_at_1_in_training_is_that_of_eval_heldout() -> None:
+    task = CannedWorlds(ANSWERS, [["a"]]).tasks.heldout[0]
+    rollouts = [rewarded(reward) for reward in (1.0, 0.0, 0.5, 0.0, 1.0, 1.5)]
+    found = pass_at(outcomes_of([task, task], rollouts), 1)
+    assert found is not None and found.value == pytest.approx(solved_share(rollouts))
 
 
 # --- The evaluator ---------------------------------------------------------------------------------------------------
@@ -282,15 +278,47 @@ def test_executed_pairs_are_no_longer_novel(toy: tuple[ToyWorlds, Config]) -> No
     evaluator.observe(executed_pairs([*executed, *executed]))
     assert evaluator.seen == executed_pairs(executed) & pool.pairs
     after = evaluator.evaluate(scorer, 0).metrics
-    scores = score_pool(scorer, pool)
-    novel = [score for score in scores if score.pair not in evaluator.seen]
-    seen = [score for score in scores if score.pair in evaluator.seen]
-    assert seen and len(novel) + len(seen) == len(pool.pairs)
-    assert after["heldout/novel_pairs"] == len(novel)
-    assert after["heldout/env_ce"] == summarize(novel, "h")["h/env_ce"]
-    assert after["heldout/env_ce_seen"] == summarize(seen, "h")["h/env_ce"]
+    # Added output by output, as the metrics of runs always were.
+    nats: dict[bool, list[tuple[float, int]]] = {True: [], False: []}
+    for of, spans in zip(scorer.score(pool.trajectories, {Role.ENV_OUTPUT}), pool.spans, strict=True):
+        for span in spans:
+            logprobs = of.logprobs[span.start : span.start + span.count].double()
+            nats[span.pair in evaluator.seen].append((-float(logprobs.sum()), span.count))
+    assert nats[True] and len(nats[False]) + len(nats[True]) == len(pool.pairs)
+    assert after["heldout/novel_pairs"] == len(nats[False])
+    for name, seen in (("env_ce", False), ("env_ce_seen", True)):
+        assert after[f"heldout/{name}"] == sum(n for n, _ in nats[seen]) / sum(tokens for _, tokens in nats[seen])
     assert after["ood/env_ce"] == before["ood/env_ce"]
     assert after.keys() == before.keys()
+
+
+def test_training_and_eval_heldout_have_one_scorer(toy: tuple[ToyWorlds, Config]) -> None:
+    worlds, config = toy
+    evaluator, scorer = evaluator_of(worlds, config), policy()
+    start, trained = policy(uniform=True), evaluator.pools["heldout"].trajectories[:3]
+    evaluator.remember_start(start)
+    evaluator.observe(executed_pairs(trained))
+    metrics = evaluator.evaluate(scorer, 0).metrics
+    for name, pool in evaluator.pools.items():
+        seen = set() if name == "validation" else evaluator.seen
+        tokens = tokens_of(pool, seen, TOKENIZER)
+        found = measure(tokens, predict(scorer, pool, tokens), tokens.headline)
+        assert found is not None
+        for measured in ("env_ce", "env_bits_per_byte", "token_accuracy"):
+            assert metrics[f"{name}/{measured}"] == pytest.approx(found.estimates[measured].value, rel=1e-6)
+        before = values_of(tokens, predict(start, pool, tokens), tokens.headline)
+        assert metrics[f"{name}/env_ce_start"] == pytest.approx(before["env_ce"], rel=1e-6)
+
+
+def test_a_pool_without_novel_pairs_has_no_headline(toy: tuple[ToyWorlds, Config]) -> None:
+    worlds, config = toy
+    evaluator = evaluator_of(worlds, config)
+    evaluator.remember_start(policy())
+    evaluator.observe(evaluator.pools["heldout"].pairs | evaluator.pools["validation"].pairs)
+    metrics = evaluator.evaluate(policy(), 0).metrics
+    for name in ("env_ce", "env_bits_per_byte", "token_accuracy", "env_ce_start"):
+        assert metrics[f"heldout/{name}"] is None and metrics[f"validation/{name}"] is not None
+    assert metrics["heldout/novel_pairs"] == 0 and metrics["heldout/env_ce_seen"] is not None
 
 
 def test_the_same_command_with_another_output_is_another_pair(toy: tuple[ToyWorlds, Config]) -> None:

@@ -12,7 +12,7 @@ import torch
 
 import echo_cli
 from echo_cli.config.schema import OptimConfig
-from echo_cli.evaluation.evaluator import score_pool, summarize
+from echo_cli.evaluation.baselines import predictions_from
 from echo_cli.evaluation.measures import (
     POSITIONS,
     Predictions,
@@ -22,9 +22,9 @@ from echo_cli.evaluation.measures import (
     longest_suffix_matches,
     measure,
     predict,
-    predictions_from,
     reliability,
     tokens_of,
+    values_of,
 )
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import PlainRenderer
@@ -248,14 +248,36 @@ def test_a_uniform_model_costs_log_v() -> None:
         assert found.estimates["env_bits_per_byte"].value == pytest.approx(expected, rel=1e-6)
 
 
-def test_it_agrees_with_what_training_measures() -> None:
-    scorer, seen = policy(), ("cat b", "cat: b: no such file\n")
-    tokens = columns(POOL, seen)
-    found = measure(tokens, predict(scorer, POOL, tokens), tokens.headline)
-    expected = summarize([score for score in score_pool(scorer, POOL) if score.pair != seen], "x")
-    assert found is not None
-    for name in ("env_ce", "env_bits_per_byte", "token_accuracy"):
-        assert found.estimates[name].value == pytest.approx(expected[f"x/{name}"], rel=1e-5)
+def test_values_by_hand() -> None:
+    tokens = replace(plain([0] * 5 + [1] * 3, [2] * 5 + [1, 2, 3]), span=np.array([0] * 4 + [1] * 4))
+    predictions = by_hand([0.5, 1.0, 1.0, 0.5, 0.25, 0.25, 0.25, 0.25], [0, 1, 0, 0, 1, 1, 0, 0], [0.5] * 8)
+    assert values_of(tokens, predictions, tokens.headline) == {
+        "env_ce": 0.5,
+        "env_bits_per_byte": pytest.approx(4.0 / math.log(2) / 16),
+        "token_accuracy": 3 / 8,
+    }
+    assert values_of(tokens, predictions, ~tokens.headline) == {}
+
+
+def test_a_measure_is_its_value_with_an_interval() -> None:
+    tokens = columns(POOL, ("cat b", "cat: b: no such file\n"))
+    predictions = predict(policy(), POOL, tokens)
+    for _, _, chosen in groups(tokens):
+        found, values = measure(tokens, predictions, chosen), values_of(tokens, predictions, chosen)
+        assert found is not None
+        for name, value in values.items():
+            estimate = found.estimates[name]
+            assert estimate.value == value
+            assert estimate.low is None or estimate.high is None or estimate.low <= value <= estimate.high
+
+
+def test_only_the_roles_that_are_asked_for_are_measured() -> None:
+    outputs = tokens_of(POOL, (), TOKENIZER, (Role.ENV_OUTPUT,))
+    both, scorer = columns(), policy()
+    chosen = both.role == "env_output"
+    assert set(outputs.role) == {"env_output"} and outputs.index.tolist() == both.index[chosen].tolist()
+    found, expected = (predict(scorer, POOL, tokens) for tokens in (outputs, both))
+    assert found.nats == pytest.approx(expected.nats[chosen], rel=1e-5)
 
 
 def test_confidence_is_the_probability_of_the_most_probable_token() -> None:
