@@ -1,4 +1,4 @@
-"""Edit distance against its definition."""
+"""Edit similarity against the definition of edit distance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echo_cli.evaluation.dream.scoring import edit_distance, edit_similarity
+from echo_cli.evaluation.dream.scoring import edit_similarity
 
 TEXT = st.text(alphabet="ab\né😀", max_size=9)
 
@@ -27,7 +27,9 @@ def by_definition(first: str, second: str) -> int:
 @given(TEXT, TEXT)
 @settings(max_examples=100, deadline=None)
 def test_the_distance_is_the_fewest_edits(first: str, second: str) -> None:
-    assert edit_distance(first, second) == edit_distance(second, first) == by_definition(first, second)
+    longest = max(len(first), len(second))
+    expected = 1 - by_definition(first, second) / longest if longest else 1.0
+    assert edit_similarity(first, second) == edit_similarity(second, first) == expected
 
 
 @pytest.mark.parametrize(
@@ -42,5 +44,5 @@ def test_the_distance_is_the_fewest_edits(first: str, second: str) -> None:
     ],
 )
 def test_distances_known_by_hand(first: str, second: str, distance: int, similarity: float) -> None:
-    assert edit_distance(first, second) == distance
     assert edit_similarity(first, second) == pytest.approx(similarity)
+    assert round((1 - edit_similarity(first, second)) * max(len(first), len(second))) == distance
