@@ -16,7 +16,7 @@ Readers never change a run. A writer holds `RunDirectory.lock`, which also clear
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -24,6 +24,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from echo_cli.config.loader import load_config
+from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.files import (
     TEMPORARY,
@@ -85,6 +87,10 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.path / "checkpoints")
+
+    def read_config(self, overrides: Sequence[str] = ()) -> Config:
+        """Return the run's config with `KEY.PATH=VALUE` overrides on top. Errors as in `load_config`."""
+        return load_config(self.config_path, overrides)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

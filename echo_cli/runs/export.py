@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 
-from echo_cli.config.loader import load_config
 from echo_cli.config.model import RANDOM_QWEN3
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
@@ -45,7 +44,7 @@ def export_checkpoint(run_path: Path, which: str | int, folder: Path, *, merge: 
             or an adapter's base is nowhere to be loaded from; the disk is full (exit code 1).
     """
     run = open_run(run_path)
-    config = load_config(run.config_path)
+    config = run.read_config()
     checkpoint, meta = run.load_checkpoint(which)
     # Also of a run without model.lora, whose model.path was an adapter that it trained further.
     adapted = (checkpoint / _ADAPTER_CONFIG).is_file()

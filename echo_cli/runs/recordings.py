@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from echo_cli.config.loader import load_config
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.runs.directory import RunDirectory, is_run, open_run
@@ -87,7 +86,7 @@ def open_recording(place: Path, step: int | None = None, overrides: Sequence[str
         raise EchoError(f"{escape_unprintable(place)} is neither a run nor a pool", _TIP)
     if is_run(place) or not place.exists():
         run = open_run(place, _TIP)
-        config = load_config(run.config_path, overrides)
+        config = run.read_config(overrides)
         if not run.trajectories_path.is_file():
             raise _nothing(place, config)
         return Recording(place, run.trajectories_path, run, config, step)

@@ -145,5 +145,5 @@ def _config(name: str | None, words: list[str], run: Path | None) -> Config:
     if name is None and run is not None:
         from echo_cli.runs.directory import open_run
 
-        return load_config(open_run(run).config_path, words)
+        return open_run(run).read_config(words)
     return load_config(find_config("toy" if name is None else name), words)
