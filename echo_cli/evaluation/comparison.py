@@ -8,15 +8,7 @@ from pathlib import Path
 
 from echo_cli.config.schema import flat_config
 from echo_cli.errors import EchoError
-from echo_cli.evaluation.loaded_run import (
-    LoadedRun,
-    build_policy,
-    checkpoint_steps,
-    executed_by,
-    load_step,
-    open_subject,
-    play_tasks,
-)
+from echo_cli.evaluation.loaded_run import LoadedRun, load_run
 from echo_cli.evaluation.measures import env_ce_difference, tokens_of
 from echo_cli.evaluation.pass_at_k import compare_outcomes
 from echo_cli.evaluation.records import HELDOUT, Comparison, Difference
@@ -49,7 +41,9 @@ def compare_runs(
         EchoError: no such run, checkpoint or pool, or the runs' pools, tasks or tokenizers are not the same.
     """
     with ExitStack() as opened:
-        first, second = (opened.enter_context(open_subject(path, pool_folders, device)) for path in paths)
+        first, second = (
+            opened.enter_context(load_run(path, device=device, pool_folders=pool_folders)) for path in paths
+        )
         return _compare(first, second, checkpoint, rollouts, pass_k)
 
 
@@ -62,7 +56,7 @@ def _compare(
     executed = executed_a | executed_b
     tokens = {name: tokens_of(pool, executed, first.initial.tokenizer) for name, pool in first.pools.items()}
     predictions_a, predictions_b = (predict_pools(first.pools, policy, tokens) for policy in (policy_a, policy_b))
-    played_a, played_b = (play_tasks(first, policy, rollouts) for policy in (policy_a, policy_b))
+    played_a, played_b = (first.play(policy, rollouts) for policy in (policy_a, policy_b))
     labels = f"A: {escape_unprintable(first.name)}", f"B: {escape_unprintable(second.name)}"
     return Comparison(
         labels=labels,
@@ -84,16 +78,14 @@ def _compare(
     )
 
 
-def _checkpoint(subject: LoadedRun, which: str | int) -> tuple[TorchPolicy, int, frozenset[Pair]]:
-    """The policy of a checkpoint, its step, and the pairs that training had executed by then."""
-    (step,) = checkpoint_steps(subject.run, [which])
-    policy, _ = build_policy(subject.config, quiet=True)
-    load_step(subject, policy, step)
-    return policy, step, frozenset(executed_by(subject, step))
+def _checkpoint(run: LoadedRun, which: str | int) -> tuple[TorchPolicy, int, frozenset[Pair]]:
+    """Return the policy of a checkpoint, its step, and the pairs that training had executed by then."""
+    folder, step = run.checkpoint(which)
+    return run.policy(folder, sampled_here=False), step, frozenset(run.observed(step))
 
 
 def _check_same_pools(first: LoadedRun, second: LoadedRun) -> None:
-    before, now = (flat_config(subject.config.model_dump(mode="json")) for subject in (first, second))
+    before, now = (flat_config(run.config.model_dump(mode="json")) for run in (first, second))
     for key in sorted(before.keys() | now.keys()):
         if key.startswith(_POOL_KEYS) and before.get(key) != now.get(key):
             raise EchoError(
@@ -101,7 +93,7 @@ def _check_same_pools(first: LoadedRun, second: LoadedRun) -> None:
                 "compare runs of the same environment and limits",
             )
     if first.config.traces is not None and second.config.traces is not None:
-        held = [subject.pools[POOL if POOL in subject.pools else HELDOUT] for subject in (first, second)]
+        held = [run.pools[POOL if POOL in run.pools else HELDOUT] for run in (first, second)]
         if held[0].trajectories != held[1].trajectories:
             raise EchoError(
                 "the runs hold out other traces: their files, split or cut differ", "compare runs on the same traces"
@@ -113,8 +105,8 @@ def _check_same_pools(first: LoadedRun, second: LoadedRun) -> None:
             f"{escape_unprintable(second.config.model.path)} in B",
             "nats per token are not comparable over tokenizers; evaluate each run alone and compare bits per byte",
         )
-    contexts = [subject.initial.model.max_length for subject in (first, second)]
-    if contexts[0] != contexts[1] and any(pool.cut for subject in (first, second) for pool in subject.pools.values()):
+    contexts = [run.initial.model.max_length for run in (first, second)]
+    if contexts[0] != contexts[1] and any(pool.cut for run in (first, second) for pool in run.pools.values()):
         raise EchoError(
             f"a pool does not fit the models, which take {contexts[0]} tokens in A and {contexts[1]} in B",
             "it would be cut at two places; compare on pools of shorter trajectories",

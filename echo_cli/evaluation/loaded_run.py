@@ -1,14 +1,16 @@
-"""A run under evaluation: the pools and tasks it is measured on, where it started, and its checkpoints."""
+"""A run, opened to be measured: its policies, its tasks, and the frozen pools it is measured on."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from echo_cli.config.loader import load_config
+from echo_cli.config.model import SamplerConfig
 from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.worlds import open_worlds
@@ -16,11 +18,9 @@ from echo_cli.errors import EchoError
 from echo_cli.evaluation.evaluator import expert_pools, rollout_tasks
 from echo_cli.evaluation.pass_at_k import TaskOutcome, outcomes_of
 from echo_cli.evaluation.records import HELDOUT, OOD
-from echo_cli.files import (
-    read_json,
-)
+from echo_cli.files import read_json
 from echo_cli.models.device import DeviceChoice
-from echo_cli.models.loading import open_policy
+from echo_cli.models.loading import load_renderer, open_policy
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.limits import limits_for, limits_of
@@ -35,102 +35,186 @@ from echo_cli.traces.training_data import POOL, pool_splits, trace_notices
 from echo_cli.trajectory import read_trajectories
 
 
-@dataclass(frozen=True)
 class LoadedRun:
-    """A run, opened for measuring. Pools come in the order of the table's columns."""
+    """A run directory with its config, and what can be opened of it. Nothing is opened before it is asked for.
 
-    run: RunDirectory
-    config: Config
-    initial: TorchPolicy
-    """The policy that training started from."""
-    worlds: Mapping[str, TaskSuite]
-    """By pool, the worlds whose held-out tasks the pool is of; pools from files have none."""
-    pools: Mapping[str, Pool]
-    validation: Pool
-    notes: Sequence[str] = ()
-    """What to know of its traces."""
+    As a context manager it closes, at the end of the block, the environment that was opened in it.
+
+    Args:
+        pool_folders: pools that the run is measured on beside its own.
+    """
+
+    def __init__(self, directory: RunDirectory, config: Config, pool_folders: Sequence[Path] = ()) -> None:
+        self.directory = directory
+        self.config = config
+        self._pool_folders = pool_folders
+        self._opened = ExitStack()
+
+    def __enter__(self) -> LoadedRun:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._opened.__exit__(*error)
 
     @property
     def name(self) -> str:
-        return self.run.path.resolve().name
+        return self.directory.path.resolve().name
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know of the run's traces, line by line."""
+        return run_notices(self.directory, self.config)
+
+    def observed(self, until_step: int) -> list[Pair]:
+        """Return the pairs that training had executed by a step, in the order of their first occurrence.
+
+        Raises:
+            EchoError: the run did not record them, or the record is damaged.
+        """
+        rows = self.directory.read_observations(until_step)
+        return list(dict.fromkeys((row["command"], row["output"]) for row in rows))
+
+    def checkpoint(self, which: str | int) -> tuple[Path, int]:
+        """Return the folder and the step of a verified checkpoint ("best", "latest" or a step).
+
+        Raises:
+            EchoError: there is no such checkpoint, or it is damaged.
+        """
+        folder, meta = self.directory.load_checkpoint(which)
+        return folder, int(meta["step"])
+
+    def checkpoint_steps(self, wanted: Sequence[str | int]) -> list[int]:
+        """Return the steps that `best`, `latest`, `all` and step numbers stand for, ascending and each once.
+
+        Raises:
+            EchoError: there is no such checkpoint, or it is damaged.
+        """
+        steps: set[int] = set()
+        for which in wanted:
+            if which == "all":
+                steps |= set(self.directory.checkpoints.steps())
+            if which != "all" or not steps:
+                steps.add(self.checkpoint("latest" if which == "all" else which)[1])
+        return sorted(steps)
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """How the run's model writes conversations, without its weights."""
+        return load_renderer(self.config)
+
+    def policy(self, checkpoint: Path | None = None, *, sampled_here: bool = True) -> TorchPolicy:
+        """Load the policy of a checkpoint's folder, or the one that training started from.
+
+        Args:
+            sampled_here: sample in this process, also where an endpoint sampled for training.
+
+        Raises:
+            EchoError: the device or the model is not available, or the checkpoint is of another architecture.
+        """
+        config = self.config
+        if sampled_here and config.sampler.kind == "openai":
+            config = config.model_copy(update={"sampler": SamplerConfig()})
+        policy, _ = open_policy(config)
+        if checkpoint is not None:
+            policy.load(checkpoint)
+        return policy
+
+    def load(self, policy: TorchPolicy, step: int) -> None:
+        """Bring `policy` to the checkpoint of `step`.
+
+        Raises:
+            EchoError: the checkpoint is damaged or of another architecture.
+        """
+        policy.load(self.checkpoint(step)[0])
+
+    @cached_property
+    def initial(self) -> TorchPolicy:
+        """The policy that training started from, sampled as in training. Load no checkpoint into it."""
+        policy = self.policy(sampled_here=False)
+        check_context(self.config, policy)
+        return policy
+
+    @cached_property
+    def task_suite(self) -> TaskSuite:
+        """The run's tasks and environments, open until the end of the run's `with` block."""
+        return self._opened.enter_context(open_worlds(self.config))
+
+    def kept_pool(self, name: str) -> Pool | None:
+        """Return a frozen pool from the run's own file; None where the run has none."""
+        path = self.directory.pool_paths.get(name)
+        return None if path is None else pool_of(read_trajectories(path))
+
+    def frozen_pools(self, policy: TorchPolicy) -> dict[str, Pool]:
+        """Return the run's frozen pools by name; the environment is opened only where they are played again.
+
+        Args:
+            policy: any policy of the run, for its renderer and context length.
+        """
+        worlds = None if self.config.environment.toy_worlds is None else self.task_suite
+        return frozen_pools(self.directory, self.config, worlds, policy)
+
+    @cached_property
+    def pools(self) -> dict[str, Pool]:
+        """The pools that the run is measured on, by and in the order of a table's columns; its own come first."""
+        columns = {HELDOUT: self._frozen_pool(HELDOUT)}
+        if OOD in self._frozen and self._frozen[OOD].trajectories:
+            columns[OOD] = self._frozen[OOD]
+        if POOL in self._frozen:
+            columns[POOL] = self._frozen[POOL]
+        renderer, context, cut = self.initial.renderer, self.initial.model.max_length, self.config.model.kind == "hf"
+        for name, folder in pool_columns(self._pool_folders, columns).items():
+            columns[name] = load_pool(folder, renderer, context, cut=cut)
+        return columns
+
+    @property
+    def validation(self) -> Pool:
+        """The pool that the best step was chosen on."""
+        return self._frozen_pool("validation")
+
+    def play(self, policy: TorchPolicy, rollouts: int) -> dict[str, list[TaskOutcome]]:
+        """Return, by pool, the outcomes of its held-out tasks; empty without rollouts.
+
+        The sampling seed is the same for every run and checkpoint: first rollouts can be paired.
+
+        Raises:
+            EchoError: the environment lost the session of a rollout again and again (exit code 1).
+        """
+        if not rollouts:
+            return {}
+        suites = {HELDOUT: self.task_suite}
+        if OOD in self._frozen and self._frozen[OOD].trajectories:
+            suites[OOD] = self.task_suite.out_of_distribution()
+        played: dict[str, list[TaskOutcome]] = {}
+        for name, suite in suites.items():
+            if tasks := suite.tasks.heldout:
+                seed = derive_seed(0, f"eval-heldout/{name}")
+                trajectories = rollout_tasks(policy, suite, tasks, rollouts, self.config, seed)
+                whole = without_fragments(trajectories, rollouts * len(tasks), suite.hosting)
+                played[name] = outcomes_of(tasks, whole)
+        return played
+
+    @cached_property
+    def _frozen(self) -> dict[str, Pool]:
+        return self.frozen_pools(self.initial)
+
+    def _frozen_pool(self, name: str) -> Pool:
+        if name not in self._frozen:
+            message = f"{escape_unprintable(self.directory.path)} has lost its {name} pool"
+            raise EchoError(message, "train it again, with --overwrite")
+        return self._frozen[name]
 
 
-@contextmanager
-def open_subject(path: Path, pool_folders: Sequence[Path], device: str | None) -> Iterator[LoadedRun]:
-    """Open the run at `path`, with its environment, for a `with` block, and load the pools in `pool_folders`.
+def load_run(path: Path, *, device: str | None = None, pool_folders: Sequence[Path] = ()) -> LoadedRun:
+    """Return the run at `path`, with the config that it was trained with.
+
+    Args:
+        device: where its policies run; None takes the config's.
 
     Raises:
-        EchoError: no such run, its model cannot be loaded, a pool cannot, or two columns would have one name.
+        EchoError: there is no run at `path`.
     """
-    run = open_run(path)
-    config = load_config(run.config_path, [f"device={device}"] if device else [])
-    initial, _ = build_policy(config)
-    with open_worlds(config) as worlds:
-        pools = frozen_pools(run, config, worlds, initial)
-        columns = {HELDOUT: pools["heldout"]}
-        by_pool: dict[str, TaskSuite] = {HELDOUT: worlds}
-        if OOD in pools and pools[OOD].trajectories:
-            columns[OOD], by_pool[OOD] = pools[OOD], worlds.out_of_distribution()
-        if POOL in pools:
-            columns[POOL] = pools[POOL]
-        for name, folder in pool_columns(pool_folders, columns).items():
-            cut = config.model.kind == "hf"
-            columns[name] = load_pool(folder, initial.renderer, initial.model.max_length, cut=cut)
-        yield LoadedRun(run, config, initial, by_pool, columns, pools["validation"], run_notices(run, config))
-
-
-def checkpoint_steps(run: RunDirectory, wanted: Sequence[str | int]) -> list[int]:
-    """The steps that `best`, `latest`, `all` and step numbers stand for, ascending and each once.
-
-    Raises:
-        EchoError: there is no such checkpoint, or it is damaged.
-    """
-    steps: set[int] = set()
-    for which in wanted:
-        if which == "all":
-            steps |= set(run.checkpoints.steps())
-        if which != "all" or not steps:
-            steps.add(int(run.load_checkpoint("latest" if which == "all" else which)[1]["step"]))
-    return sorted(steps)
-
-
-def load_step(subject: LoadedRun, policy: TorchPolicy, step: int) -> None:
-    """Bring `policy` to the run's checkpoint of `step`.
-
-    Raises:
-        EchoError: the checkpoint is damaged or of another architecture.
-    """
-    folder, _ = subject.run.load_checkpoint(step)
-    policy.load(folder)
-
-
-def executed_by(subject: LoadedRun, step: int) -> list[Pair]:
-    """The pairs that training had executed by `step`, in the order of their first occurrence.
-
-    Raises:
-        EchoError: the run did not record them, or the record is damaged.
-    """
-    rows = subject.run.read_observations(step)
-    return list(dict.fromkeys((row["command"], row["output"]) for row in rows))
-
-
-def play_tasks(subject: LoadedRun, policy: TorchPolicy, rollouts: int) -> dict[str, list[TaskOutcome]]:
-    """By pool, the outcomes of its held-out tasks; empty without rollouts.
-
-    The sampling seed is the same for every run and checkpoint: first rollouts can be paired.
-
-    Raises:
-        EchoError: the environment lost the session of a rollout again and again (exit code 1).
-    """
-    played: dict[str, list[TaskOutcome]] = {}
-    for name, worlds in subject.worlds.items():
-        tasks = worlds.tasks.heldout
-        if rollouts and tasks:
-            seed = derive_seed(0, f"eval-heldout/{name}")
-            trajectories = rollout_tasks(policy, worlds, tasks, rollouts, subject.config, seed)
-            whole = without_fragments(trajectories, rollouts * len(tasks), worlds.hosting)
-            played[name] = outcomes_of(tasks, whole)
-    return played
+    directory = open_run(path)
+    return LoadedRun(directory, directory.read_config([f"device={device}"] if device else []), pool_folders)
 
 
 def load_pool(folder: Path, renderer: Renderer, max_tokens: int | None = None, *, cut: bool = False) -> Pool:
@@ -176,19 +260,28 @@ def pool_columns(folders: Sequence[Path], taken: Collection[str] = ()) -> dict[s
 
 
 def build_policy(config: Config, *, quiet: bool = False) -> tuple[TorchPolicy, DeviceChoice]:
-    """The policy at the start of a run.
-
-    Where episodes may outgrow a model of kind hf, `limits_for` brings them down; unless `quiet`, a line on stderr
-    says so.
+    """Return the policy at the start of a run, with the reference of the KL penalty where there is one.
 
     Raises:
-        EchoError: as `open_policy`; episodes may outgrow the built-in model, or not even one turn fits one of kind hf.
+        EchoError: as `open_policy` and `check_context`.
     """
     policy, choice = open_policy(config)
     if config.objective.kl_coeff > 0:
         policy.keep_reference()
+    check_context(config, policy, quiet=quiet)
+    return policy, choice
+
+
+def check_context(config: Config, policy: TorchPolicy, *, quiet: bool = False) -> None:
+    """See that episodes fit the model's context.
+
+    Where they may outgrow a model of kind hf, `limits_for` brings them down; unless `quiet`, a line on stderr says so.
+
+    Raises:
+        EchoError: episodes may outgrow the built-in model, or not even one turn fits one of kind hf.
+    """
     if config.environment.none:  # no episode is played
-        return policy, choice
+        return
     context, limits = policy.model.max_length, limits_of(config)
     longest = limits.longest(policy.renderer.overhead)
     if longest > context and config.model.kind == "tiny":
@@ -204,18 +297,20 @@ def build_policy(config: Config, *, quiet: bool = False) -> tuple[TorchPolicy, D
             file=sys.stderr,
             flush=True,
         )
-    return policy, choice
 
 
-def frozen_pools(run: RunDirectory, config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict[str, Pool]:
-    """The frozen pools of a run: those it has kept, or those that its worlds' experts play again; its traces' last.
+def frozen_pools(run: RunDirectory, config: Config, worlds: TaskSuite | None, policy: TorchPolicy) -> dict[str, Pool]:
+    """Return the frozen pools of a run, as it kept them or as its worlds' experts play them again; its traces' last.
+
+    Args:
+        worlds: None where they cannot be played again.
 
     Raises:
         EchoError: a kept pool is damaged.
     """
     paths = run.pool_paths
     traces = paths.pop(POOL, None)
-    if worlds.replayable:
+    if worlds is not None and worlds.replayable:
         pools = expert_pools(config, worlds, policy)
     else:
         pools = {name: pool_of(read_trajectories(path)) for name, path in paths.items()}

@@ -16,15 +16,7 @@ from echo_cli.evaluation.baselines import (
     has_zstd,
     ngram_predictions,
 )
-from echo_cli.evaluation.loaded_run import (
-    LoadedRun,
-    build_policy,
-    checkpoint_steps,
-    executed_by,
-    load_step,
-    open_subject,
-    play_tasks,
-)
+from echo_cli.evaluation.loaded_run import LoadedRun, load_run
 from echo_cli.evaluation.measures import (
     Bools,
     Measures,
@@ -80,48 +72,44 @@ def evaluate_run(
     Raises:
         EchoError: no such run, checkpoint or pool, or `command` is not in the held-out pool.
     """
-    with open_subject(path, pool_folders, device) as subject:
-        return _evaluate(subject, checkpoints, rollouts, pass_k, command)
+    with load_run(path, device=device, pool_folders=pool_folders) as run:
+        return _evaluate(run, checkpoints, rollouts, pass_k, command)
 
 
 def _evaluate(
-    subject: LoadedRun,
-    checkpoints: Sequence[str | int],
-    rollouts: int,
-    pass_k: Sequence[int],
-    command: str | None,
+    run: LoadedRun, checkpoints: Sequence[str | int], rollouts: int, pass_k: Sequence[int], command: str | None
 ) -> Evaluation:
-    steps = checkpoint_steps(subject.run, checkpoints)
-    policy, _ = build_policy(subject.config, quiet=True)
-    executed = executed_by(subject, steps[-1])
-    load_step(subject, policy, steps[-1])
-    output = find_output(subject.pools[HELDOUT], command, executed, "held-out")
-    readout = read_out(output, subject.initial, policy)
+    steps = run.checkpoint_steps(checkpoints)
+    policy = run.policy(sampled_here=False)
+    executed = run.observed(steps[-1])
+    run.load(policy, steps[-1])
+    output = find_output(run.pools[HELDOUT], command, executed, "held-out")
+    readout = read_out(output, run.initial, policy)
 
-    tokens = {name: tokens_of(pool, set(executed), policy.tokenizer) for name, pool in subject.pools.items()}
-    played = play_tasks(subject, subject.initial, rollouts)
-    predictions = predict_pools(subject.pools, subject.initial, tokens)
-    before = report_policy(subject.name, INITIAL, 0, predictions, tokens, played, pass_k)
+    tokens = {name: tokens_of(pool, set(executed), policy.tokenizer) for name, pool in run.pools.items()}
+    played = run.play(run.initial, rollouts)
+    predictions = predict_pools(run.pools, run.initial, tokens)
+    before = report_policy(run.name, INITIAL, 0, predictions, tokens, played, pass_k)
     after, played_after = [], played
     for step in steps:
-        load_step(subject, policy, step)
-        played_after = play_tasks(subject, policy, rollouts)
-        predictions = predict_pools(subject.pools, policy, tokens)
+        run.load(policy, step)
+        played_after = run.play(policy, rollouts)
+        predictions = predict_pools(run.pools, policy, tokens)
         detailed = step == steps[-1]
         after.append(
-            report_policy(subject.name, POLICY, step, predictions, tokens, played_after, pass_k, detailed=detailed)
+            report_policy(run.name, POLICY, step, predictions, tokens, played_after, pass_k, detailed=detailed)
         )
-    validation = tokens_of(subject.validation, (), policy.tokenizer)
+    validation = tokens_of(run.validation, (), policy.tokenizer)
     return Evaluation(
-        run=subject.name,
+        run=run.name,
         step=steps[-1],
         steps=steps,
         novel_pairs={name: novel_pairs(of) for name, of in tokens.items()},
         before=before,
         after=after,
-        baselines=measure_baselines(subject.name, tokens, policy.tokenizer, executed, validation),
+        baselines=measure_baselines(run.name, tokens, policy.tokenizer, executed, validation),
         tasks=[row for pool in played for row in _task_rows(pool, played[pool], played_after[pool])],
-        notes=[*cut_notes(subject.pools, policy.model.max_length), *subject.notes, *_notes(executed, steps[-1])],
+        notes=[*cut_notes(run.pools, policy.model.max_length), *run.notes, *_notes(executed, steps[-1])],
         readout=readout,
     )
 
