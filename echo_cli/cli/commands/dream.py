@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from echo_cli.cli.options import AsJson, Device, checkpoint_named, print_json
 from echo_cli.errors import EchoError
+
+if TYPE_CHECKING:
+    from echo_cli.evaluation.dream.scoring import DreamReport
+    from echo_cli.evaluation.dream.session import Event, OpenDream
 
 
 def dream(
@@ -56,70 +60,79 @@ def dream(
         from echo_cli.evaluation.dream.scoring import score_dreams
 
         found = score_dreams(
-            run,
-            checkpoint=which,
-            number=score,
-            pool_folder=pool,
-            seed=seed,
-            max_tokens=max_tokens,
-            device=device,
+            run, checkpoint=which, number=score, pool_folder=pool, seed=seed, max_tokens=max_tokens, device=device
         )
-        if as_json:
-            print_json(found.to_json())
-        else:
-            from echo_cli.cli.display.dream import print_dreams
-
-            print_dreams(found, breakdown=breakdown)
+        _print_score(found, breakdown, as_json)
         return
     _refuse({"--pool": pool, "--breakdown": breakdown}, "without --score", "--score N")
-
-    from echo_cli.cli.display.dream import print_event, print_tasks
-    from echo_cli.evaluation.dream.session import Answer, Notice, Opening, open_dream, tasks_of
-
     if list_tasks:
         _refuse({**of_play, "--max-tokens": max_tokens}, "with --list-tasks", "leave --list-tasks away to play")
-        tasks = tasks_of(run)
-        if as_json:
-            print_json({"tasks": [{"id": of.task_id, "split": of.split, "family": of.family} for of in tasks]})
-        else:
-            print_tasks(tasks)
+        _print_tasks(run, as_json)
         return
-    with open_dream(
-        run,
-        checkpoint=which,
-        task_id=task,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        seed=seed,
-        closed_loop=closed_loop,
-        device=device,
-    ) as opened:
-        print(f"{opened.title}; exit or Ctrl-D ends", file=sys.stderr)
-        # Closed here where printing breaks off: the episode goes before its environment does.
-        with closing(opened.play.converse(_commands(opened.prompt, sys.stderr if as_json else sys.stdout))) as events:
-            if not as_json:
-                for event in events:
-                    print_event(event, None if _is_typed() else opened.prompt)
-                return
-            kept = list(events)
-    print_json(
-        {
-            **{"run": opened.run, "step": opened.step, "task": opened.task_id, "closed_loop": closed_loop},
-            "openings": [event.text for event in kept if isinstance(event, Opening)],
-            "exchanges": [vars(event) for event in kept if isinstance(event, Answer)],
-            "notices": [event.text for event in kept if isinstance(event, Notice)],
-        }
-    )
+    from echo_cli.evaluation.dream.session import DreamSettings, open_dream
 
-
-def _is_typed() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty()
+    settings = DreamSettings(max_tokens, temperature, seed, closed_loop)
+    with open_dream(run, checkpoint=which, task_id=task, settings=settings, device=device) as opened:
+        events = _play(opened, as_json)
+    if as_json:
+        _print_events(opened, closed_loop, events)
 
 
 def _refuse(options: Mapping[str, object], when: str, tip: str) -> None:
     for name, value in options.items():
         if value:
             raise EchoError(f"{name} has no effect {when}", tip)
+
+
+def _print_score(found: DreamReport, breakdown: bool, as_json: bool) -> None:
+    if as_json:
+        print_json(found.to_json())
+        return
+    from echo_cli.cli.display.dream import print_dreams
+
+    print_dreams(found, breakdown=breakdown)
+
+
+def _print_tasks(run: Path, as_json: bool) -> None:
+    from echo_cli.cli.display.dream import print_tasks
+    from echo_cli.evaluation.dream.session import tasks_of
+
+    tasks = tasks_of(run)
+    if as_json:
+        print_json({"tasks": [{"id": of.task_id, "split": of.split, "family": of.family} for of in tasks]})
+    else:
+        print_tasks(tasks)
+
+
+def _play(opened: OpenDream, as_json: bool) -> list[Event]:
+    """Answer the commands of stdin. Print what happens as it happens; with `as_json`, return it."""
+    from echo_cli.cli.display.dream import print_event
+
+    print(f"{opened.title}; exit or Ctrl-D ends", file=sys.stderr)
+    # Closed here where printing breaks off: the episode goes before its environment does.
+    with closing(opened.play.converse(_commands(opened.prompt, sys.stderr if as_json else sys.stdout))) as events:
+        if as_json:
+            return list(events)
+        for event in events:
+            print_event(event, None if _is_typed() else opened.prompt)
+    return []
+
+
+def _print_events(opened: OpenDream, closed_loop: bool, events: Sequence[Event]) -> None:
+    from echo_cli.evaluation.dream.session import Answer, Notice, Opening
+
+    print_json(
+        {
+            **{"run": opened.run, "step": opened.step, "task": opened.task_id, "closed_loop": closed_loop},
+            "openings": [event.text for event in events if isinstance(event, Opening)],
+            "exchanges": [vars(event) for event in events if isinstance(event, Answer)],
+            "notices": [event.text for event in events if isinstance(event, Notice)],
+        }
+    )
+
+
+def _is_typed() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _commands(prompt: str, screen: TextIO) -> Iterator[str]:

@@ -25,20 +25,18 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
-from echo_cli.config.loader import load_config
 from echo_cli.config.schema import Config
-from echo_cli.environments.worlds import open_worlds, text_settings
+from echo_cli.environments.worlds import text_settings
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.dream.generation import TrueReply, dream, true_replies
 from echo_cli.evaluation.dream.replies import Generated, ReplyForm, reply_form
-from echo_cli.evaluation.loaded_run import build_policy, frozen_pools, load_pool
+from echo_cli.evaluation.loaded_run import LoadedRun, load_pool, load_run
+from echo_cli.evaluation.records import HELDOUT
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.rollouts.limits import limits_for
-from echo_cli.runs.directory import RunDirectory, open_run
-from echo_cli.runs.pools import Pair, Pool, pair_of, pairs_of, pool_of
+from echo_cli.runs.pools import Pair, Pool, pair_of
 from echo_cli.seeds import generator
 from echo_cli.statistics import Estimate, ratio, ratio_difference
-from echo_cli.trajectory import read_trajectories
 
 AT_LENGTH = ("exact_match_at_length", "edit_similarity_at_length", "exit_status_at_length")
 MEASURES = ("exact_match", "edit_similarity", "exit_status", "ended", *AT_LENGTH)
@@ -152,13 +150,12 @@ def score_dreams(
         EchoError: no such run, checkpoint or pool, the pool is empty, or it has to be played and the environment is
             not available (exit code 1).
     """
-    run = open_run(path)
-    config = load_config(run.config_path, [f"device={device}"] if device else [])
-    folder, meta = run.load_checkpoint(checkpoint)
-    step = int(meta["step"])
-    executed = pairs_of(run.read_observations(step))
-    policy, _ = build_policy(config, quiet=True)
-    pool = _heldout_pool(run, config, policy) if pool_folder is None else _pool_at(pool_folder, config, policy)
+    with load_run(path, device=device) as run:
+        folder, step = run.checkpoint(checkpoint)
+        executed = set(run.observed(step))
+        policy = run.policy()
+        pool = _heldout_pool(run, policy) if pool_folder is None else _pool_at(pool_folder, run.config, policy)
+    config = run.config
     form = reply_form(policy.renderer, text_settings(config.environment))
     usable = _questions(pool, policy, form, executed)
     if not usable:
@@ -170,7 +167,7 @@ def score_dreams(
     policy.load(folder)
     after = _answers(policy, form, questions, longest, batch)
     return DreamReport(
-        run=path.resolve().name,
+        run=run.name,
         step=step,
         pool="heldout" if pool_folder is None else pool_folder.resolve().name,
         seed=seed,
@@ -218,15 +215,12 @@ def edit_similarity(first: str, second: str) -> float:
     return Levenshtein.normalized_similarity(first, second)
 
 
-def _heldout_pool(run: RunDirectory, config: Config, policy: TorchPolicy) -> Pool:
-    kept = run.pool_paths.get("heldout")
-    if kept is not None:
-        return pool_of(read_trajectories(kept))
-    with open_worlds(config) as worlds:
-        pools = frozen_pools(run, config, worlds, policy)
-    if "heldout" not in pools:
-        raise EchoError(f"{run.path.name} has kept no held-out pool", "--pool DIR; `echo-cli pool build DIR` makes one")
-    return pools["heldout"]
+def _heldout_pool(run: LoadedRun, policy: TorchPolicy) -> Pool:
+    pool = run.kept_pool(HELDOUT) or run.frozen_pools(policy).get(HELDOUT)
+    if pool is None:
+        message = f"{run.directory.path.name} has kept no held-out pool"
+        raise EchoError(message, "--pool DIR; `echo-cli pool build DIR` makes one")
+    return pool
 
 
 def _pool_at(folder: Path, config: Config, policy: TorchPolicy) -> Pool:

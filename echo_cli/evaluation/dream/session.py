@@ -16,20 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from echo_cli.concurrency import EventLoop
-from echo_cli.config.loader import load_config
 from echo_cli.environments.faults import SessionLost
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.tasks import Task
-from echo_cli.environments.worlds import open_worlds, text_settings
+from echo_cli.environments.worlds import text_settings
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.dream.generation import dream
 from echo_cli.evaluation.dream.replies import ReplyForm, reply_form
 from echo_cli.evaluation.dream.scoring import edit_similarity
-from echo_cli.evaluation.loaded_run import build_policy
+from echo_cli.evaluation.loaded_run import load_run
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.rollouts.episode import Episode
 from echo_cli.rollouts.limits import EpisodeLimits, limits_for
-from echo_cli.runs.directory import open_run
 from echo_cli.seeds import derive_seed
 from echo_cli.text import escape_unprintable
 
@@ -66,13 +64,22 @@ class Notice:
 Event = Opening | Answer | Notice
 
 
-class DreamPlay:
-    """One task, played again and again.
+@dataclass(frozen=True)
+class DreamSettings:
+    """How replies are predicted."""
 
-    Args:
-        max_tokens: of a predicted reply; None for as many as the real one has, and its end.
-        temperature: 0 takes the most probable token each time.
-    """
+    max_tokens: int | None = None
+    """Longest predicted reply, in tokens; None for as many as the real one has, and its end."""
+    temperature: float = 0.0
+    """0 takes the most probable token each time."""
+    seed: int = 0
+    """Seed of sampling."""
+    closed_loop: bool = False
+    """Whether a reply follows the policy's own earlier replies, instead of the real ones."""
+
+
+class DreamPlay:
+    """One task, played again and again."""
 
     def __init__(
         self,
@@ -82,11 +89,7 @@ class DreamPlay:
         limits: EpisodeLimits,
         form: ReplyForm,
         loop: EventLoop,
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        seed: int = 0,
-        closed_loop: bool = False,
+        settings: DreamSettings,
     ) -> None:
         self._policy = policy
         self._worlds = worlds
@@ -94,10 +97,7 @@ class DreamPlay:
         self._limits = limits
         self._form = form
         self._loop = loop
-        self._max_tokens = max_tokens
-        self._temperature = temperature
-        self._seed = seed
-        self._closed_loop = closed_loop
+        self._settings = settings
         self._asked = 0
         self._transcript: list[int] = []
         self._episode: Episode | None = None
@@ -134,7 +134,7 @@ class DreamPlay:
         raise EchoError(message, "look at the server's own log", exit_code=1)
 
     def _ask(self, command: str) -> Iterator[Event]:
-        episode, form, renderer = self._episode, self._form, self._policy.renderer
+        episode, form, renderer, settings = self._episode, self._form, self._policy.renderer, self._settings
         assert episode is not None
         action = renderer.script(command)
         if not episode.has_room(action):
@@ -157,12 +157,12 @@ class DreamPlay:
             return
         said = form.segments(episode.segments[before:])
         size = sum(len(segment.token_ids) for segment in said)
-        most = size + form.longest_end if self._max_tokens is None else self._max_tokens
-        seed = derive_seed(self._seed, "dream/reply", self._asked)
+        most = size + form.longest_end if settings.max_tokens is None else settings.max_tokens
+        seed = derive_seed(settings.seed, "dream/reply", self._asked)
         self._asked += 1
-        (reply,) = dream(self._policy, form, [context], [most], temperature=self._temperature, seed=seed)
+        (reply,) = dream(self._policy, form, [context], [most], temperature=settings.temperature, seed=seed)
         ended = reply.ended
-        if not ended and self._max_tokens is None:
+        if not ended and settings.max_tokens is None:
             reply = form.cut(reply, max(size, 1))  # where the real one is empty, how another would begin
         actual = form.text(said)
         turn = episode.turns[-1]
@@ -178,7 +178,7 @@ class DreamPlay:
             status,
             turn.exit_code,
         )
-        if self._closed_loop:
+        if settings.closed_loop:
             after = [token for part in frame.after for token in part.token_ids]
             encode = renderer.tokenizer.encode
             self._transcript = [*context, *encode(reply.text), *encode(form.prompt), *after]
@@ -221,26 +221,18 @@ class OpenDream:
 
 
 def tasks_of(path: Path) -> list[Task]:
-    """The tasks of the run at `path`, held-out ones first, and those out of distribution last.
+    """Return the tasks of the run at `path`, held-out ones first, and those out of distribution last.
 
     Raises:
         EchoError: no such run, or its environment is not available (exit code 1).
     """
-    with open_worlds(load_config(open_run(path).config_path)) as worlds:
-        return [task for _, task in _tasks(worlds)]
+    with load_run(path) as run:
+        return [task for _, task in _tasks(run.task_suite)]
 
 
 @contextmanager
 def open_dream(
-    path: Path,
-    *,
-    checkpoint: str | int,
-    task_id: str | None,
-    max_tokens: int | None,
-    temperature: float,
-    seed: int,
-    closed_loop: bool,
-    device: str | None,
+    path: Path, *, checkpoint: str | int, task_id: str | None, settings: DreamSettings, device: str | None
 ) -> Iterator[OpenDream]:
     """Open the run at `path` with its environment, for a `with` block.
 
@@ -251,28 +243,14 @@ def open_dream(
     Raises:
         EchoError: no such run, checkpoint or task, or the environment is not available (exit code 1).
     """
-    run = open_run(path)
-    config = load_config(run.config_path, [f"device={device}"] if device else [])
-    folder, meta = run.load_checkpoint(checkpoint)
-    with open_worlds(config) as worlds:
-        of, task = _task(worlds, task_id)
-        policy, _ = build_policy(config, quiet=True)
-        policy.load(folder)
-        form = reply_form(policy.renderer, text_settings(config.environment))
+    with load_run(path, device=device) as run:
+        folder, step = run.checkpoint(checkpoint)
+        worlds, task = _task(run.task_suite, task_id)
+        policy = run.policy(folder)
+        form = reply_form(policy.renderer, text_settings(run.config.environment))
         with EventLoop() as loop:
-            play = DreamPlay(
-                policy,
-                of,
-                task,
-                limits_for(config, policy),
-                form,
-                loop,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                seed=seed,
-                closed_loop=closed_loop,
-            )
-            yield OpenDream(path.resolve().name, int(meta["step"]), task.task_id, form.prompt or "> ", play)
+            play = DreamPlay(policy, worlds, task, limits_for(run.config, policy), form, loop, settings)
+            yield OpenDream(run.name, step, task.task_id, form.prompt or "> ", play)
 
 
 def _tasks(worlds: TaskSuite) -> list[tuple[TaskSuite, Task]]:

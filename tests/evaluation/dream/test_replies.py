@@ -20,7 +20,7 @@ from echo_cli.errors import EchoError
 from echo_cli.evaluation.dream.generation import TrueReply, dream, true_replies
 from echo_cli.evaluation.dream.replies import ReplyForm, reply_form
 from echo_cli.evaluation.dream.scoring import score_reply
-from echo_cli.evaluation.dream.session import Answer, DreamPlay, Notice, Opening
+from echo_cli.evaluation.dream.session import Answer, DreamPlay, DreamSettings, Notice, Opening
 from echo_cli.models.hf.random_qwen3 import make_random_qwen3
 from echo_cli.models.hf.renderer import load_hf_renderer
 from echo_cli.models.loading import load_policy
@@ -206,7 +206,8 @@ def test_a_transcript_of_its_own_can_fill_the_context() -> None:
     limits = EpisodeLimits(16, 20, 400)
     with EventLoop() as loop:
         task = worlds.tasks.heldout[0]
-        play = DreamPlay(policy, worlds, task, limits, form, loop, max_tokens=150, closed_loop=True)
+        settings = DreamSettings(max_tokens=150, closed_loop=True)
+        play = DreamPlay(policy, worlds, task, limits, form, loop, settings)
         events = list(play.converse(iter(["ls /"] * 4)))
     assert [type(event) for event in events] == [Opening, Answer, Answer, Notice, Opening, Answer]
     assert isinstance(events[3], Notice) and "fills the model's context" in events[3].text
@@ -220,7 +221,8 @@ def test_in_an_open_loop_each_reply_follows_the_real_ones(played: list[Trajector
     policy = memory(renderer, [[*written.token_ids, *after]])
     with EventLoop() as loop:
         for closed_loop in (False, True):
-            play = DreamPlay(policy, worlds, worlds.tasks.train[0], LIMITS, form, loop, closed_loop=closed_loop)
+            settings = DreamSettings(closed_loop=closed_loop)
+            play = DreamPlay(policy, worlds, worlds.tasks.train[0], LIMITS, form, loop, settings)
             answers = [event for event in play.converse(iter(COMMANDS)) if isinstance(event, Answer)]
             exact = [answer.exact_match and answer.ended for answer in answers]
             # Beside its own replies stderr and exit status are one text, whose tokens may differ from the real ones.
