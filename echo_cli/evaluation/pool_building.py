@@ -11,21 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from echo_cli.config.loader import load_config
 from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.tasks import Split, Task
 from echo_cli.environments.worlds import open_worlds
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.evaluator import expert_scripts
-from echo_cli.evaluation.loaded_run import build_policy
+from echo_cli.evaluation.loaded_run import build_policy, load_run
 from echo_cli.files import sha256_of
 from echo_cli.models.loading import load_renderer
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.limits import EpisodeLimits, limits_for, limits_of
 from echo_cli.rollouts.rollout import play_policy, play_scripts, without_fragments
-from echo_cli.runs.directory import open_run
 from echo_cli.runs.pool_folder import Actor, Manifest, Provenance, check_free, write_pool
 from echo_cli.runs.provenance import git_commit
 from echo_cli.seeds import derive_seed, generator
@@ -128,20 +126,19 @@ def _tasks(worlds: TaskSuite, recipe: Recipe) -> Sequence[Task]:
 
 
 def _load(actor: CheckpointActor, config: Config) -> tuple[TorchPolicy, Actor]:
-    """The policy of a checkpoint, with the checkpoint's own architecture and tokenizer, and its record."""
-    run = open_run(actor.run)
-    folder, meta = run.load_checkpoint(actor.which)
-    trained = load_config(run.config_path)
-    model, adapted = trained.model, trained.model.lora is not None
+    """Return the policy of a checkpoint, with the checkpoint's own architecture and tokenizer, and its record."""
+    run = load_run(actor.run)
+    folder, step = run.checkpoint(actor.which)
+    model, adapted = run.config.model, run.config.model.lora is not None
     if not adapted:
         model = model.model_copy(update={"path": str(folder), "init": "pretrained", "revision": None})
     # The seed is for the base of an adapter, which may be random weights of the run's own.
-    own = {"model": model, "conversation": trained.conversation, "seed": trained.seed}
+    own = {"model": model, "conversation": run.config.conversation, "seed": run.config.seed}
     policy, _ = build_policy(config.model_copy(update=own))
     if adapted:
         policy.model.load(folder)
     sha256 = _weights_sha256(folder)
-    return policy, Actor(kind="checkpoint", run=run.path.resolve().name, step=meta["step"], model_sha256=sha256)
+    return policy, Actor(kind="checkpoint", run=run.name, step=step, model_sha256=sha256)
 
 
 def _weights_sha256(folder: Path) -> str:

@@ -15,6 +15,7 @@ from echo_cli.text import escape_unprintable
 if TYPE_CHECKING:
     from echo_cli.config.schema import Config
     from echo_cli.models.renderer import Renderer
+    from echo_cli.reports.episode_view import EpisodeView
     from echo_cli.runs.recordings import Recording
 
 _NAMES = ("initial", "best", "latest")
@@ -68,26 +69,37 @@ def inspect(
     wanted = [checkpoint_named(name, _NAMES) for name in (checkpoint, against) if name is not None]
     chosen = None if model is None else _model(model, config, [*(overrides or []), *as_overrides(device=device)])
 
-    from echo_cli.cli.display.inspection import print_episode, print_inspection
     from echo_cli.reports.episode_view import view_episode
 
     view = None if episode is None else view_episode(recording, episode, checkpoints=wanted, model=chosen)
-    if view is not None and not as_json:
-        print_episode(view, place=str(place))
+    if view is None or as_json:
+        _inspect_all(recording, chosen, view, as_json)
         return
+    from echo_cli.cli.display.inspection import print_episode
+
+    print_episode(view, place=str(place))
+
+
+def _inspect_all(
+    recording: Recording, chosen: tuple[str, Config] | None, view: EpisodeView | None, as_json: bool
+) -> None:
+    """Print the figures of all episodes; as JSON, together with the one in `view`."""
     from echo_cli.traces.inspection.account import inspect as count
 
+    place = str(recording.place)
     label, renderer = _renderer(recording, chosen)
-    own_ids = model is None and all(trace.has_token_ids for trace in recording.traces())
+    own_ids = chosen is None and all(trace.has_token_ids for trace in recording.traces())
     inspection = count(recording.traces(), renderer.tokenizer, own_ids=own_ids)
     recording.check_any(inspection.trajectories)
-    tokens = "the file's own" if own_ids else f"of {label}, each segment encoded alone"
     if as_json:
-        named = {"place": str(place), "tokens": "file" if own_ids else label, "boundaries": label}
+        named = {"place": place, "tokens": "file" if own_ids else label, "boundaries": label}
         shown_episode = {} if view is None else {"episode": view.to_json()}
         print_json({**named, **inspection.to_json(), **shown_episode})
-    else:
-        print_inspection(inspection, place=str(place), tokens=tokens, boundaries=label)
+        return
+    from echo_cli.cli.display.inspection import print_inspection
+
+    tokens = "the file's own" if own_ids else f"of {label}, each segment encoded alone"
+    print_inspection(inspection, place=place, tokens=tokens, boundaries=label)
 
 
 def _refuse_unused(

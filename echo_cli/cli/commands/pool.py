@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -62,20 +63,10 @@ def build(
     A RUN as the actor brings its own config; --config and overrides change the worlds and caps, not its model.
     """
     scripted = actor in _SCRIPTS
-    unused = {
-        "--checkpoint": checkpoint,
-        "--temperature": temperature,
-        "--device": device,
-        "--only-solved": only_solved,
-    }
-    if scripted and (given := [name for name, value in unused.items() if value not in (None, False)]):
-        raise EchoError(f"{given[0]} has no effect with --actor {actor}", "it is for a run directory as the actor")
-    if actor == "expert" and (rollouts > 1 or seed is not None):
-        option = "--rollouts" if rollouts > 1 else "--seed"
-        raise EchoError(f"{option} has no effect with --actor expert", "the expert plays every task in one way")
-    chosen = next((name for name in get_args(Split) if name == split), None)
-    if chosen is None:
-        raise EchoError(f"no split '{split}'", f"one of {', '.join(get_args(Split))}")
+    if scripted:
+        of_run = {"--checkpoint": checkpoint, "--temperature": temperature, "--device": device}
+        _refuse_for_script(actor, {**of_run, "--only-solved": only_solved}, rollouts, seed)
+    chosen = _split(split)
     words = [*(overrides or []), *as_overrides(seed=seed, device=device)]
     played = actor if scripted else _checkpoint_actor(actor, checkpoint, temperature)
     loaded = _config(config, words, None if scripted else Path(actor))
@@ -83,11 +74,8 @@ def build(
     from echo_cli.evaluation.pool_building import Recipe, build_pool
 
     print(f"pool: {escape_unprintable(out)}, {escape_unprintable(actor)} on the {split} tasks", file=sys.stderr)
-    manifest = build_pool(
-        out,
-        Recipe(loaded, played, chosen, out_of_distribution=ood, rollouts=rollouts, only_solved=only_solved),
-        overwrite=overwrite,
-    )
+    recipe = Recipe(loaded, played, chosen, out_of_distribution=ood, rollouts=rollouts, only_solved=only_solved)
+    manifest = build_pool(out, recipe, overwrite=overwrite)
     if as_json:
         print_json({"pool": str(out), "manifest": manifest.model_dump(mode="json")})
     else:
@@ -123,6 +111,22 @@ def show(
     print_pool(manifest)
     if chosen is not None:
         print(f"\n{transcript(chosen)}")
+
+
+def _refuse_for_script(actor: str, of_run: Mapping[str, object], rollouts: int, seed: str | None) -> None:
+    """Refuse the options of a run as the actor and, for the expert, those that would play a task another way."""
+    if given := [name for name, value in of_run.items() if value not in (None, False)]:
+        raise EchoError(f"{given[0]} has no effect with --actor {actor}", "it is for a run directory as the actor")
+    if actor == "expert" and (rollouts > 1 or seed is not None):
+        option = "--rollouts" if rollouts > 1 else "--seed"
+        raise EchoError(f"{option} has no effect with --actor expert", "the expert plays every task in one way")
+
+
+def _split(name: str) -> Split:
+    chosen: Split | None = next((split for split in get_args(Split) if split == name), None)
+    if chosen is None:
+        raise EchoError(f"no split '{name}'", f"one of {', '.join(get_args(Split))}")
+    return chosen
 
 
 def _checkpoint_actor(actor: str, checkpoint: str | None, temperature: float | None) -> CheckpointActor:
