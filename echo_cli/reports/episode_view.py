@@ -9,16 +9,15 @@ from typing import Any
 
 import torch
 
-from echo_cli.config.model import SamplerConfig
 from echo_cli.config.objective import AdvantageKind, ObjectiveSettings
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
+from echo_cli.evaluation.loaded_run import LoadedRun
 from echo_cli.evaluation.token_losses import TokenLosses, pieces_of, token_losses
 from echo_cli.models.loading import open_policy
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.objective.advantages import advantages
-from echo_cli.runs.directory import RunDirectory
 from echo_cli.runs.recordings import Recording, step_of
 from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, trajectory_of
@@ -119,9 +118,9 @@ def view_episode(
         heats[label], note = _heat(policy, render_trace(trace, policy.renderer))
     elif checkpoints:
         assert recording.run is not None and recording.config is not None
-        folders = _folders(recording.run, checkpoints)
-        # An endpoint that samples is not asked for anything: the weights are here.
-        policy, _ = open_policy(recording.config.model_copy(update={"sampler": SamplerConfig()}))
+        run = LoadedRun(recording.run, recording.config)
+        folders = _folders(run, checkpoints)
+        policy = run.policy()
         trajectory = _as_played(trace, policy.tokenizer, recording, number)
         for name, folder in sorted(folders.items(), key=lambda item: item[1] is not None):
             if folder is not None:  # as it was opened, it is the initial policy
@@ -169,21 +168,16 @@ def _incomplete(recording: Recording, rewards: Sequence[float | None]) -> str:
     return ""
 
 
-def _folders(run: RunDirectory, checkpoints: Sequence[str | int]) -> dict[str, Path | None]:
+def _folders(run: LoadedRun, checkpoints: Sequence[str | int]) -> dict[str, Path | None]:
     """The folders of checkpoints by the names that they are shown under; None for the policy before training."""
     folders: dict[str, Path | None] = {}
     for which in checkpoints:
-        folder, step = (None, 0) if which == INITIAL else _checkpoint(run, which)
+        folder, step = (None, 0) if which == INITIAL else run.checkpoint(which)
         name = INITIAL if folder is None else f"step {step}"
         if name in folders:
             raise EchoError(f"--against is the policy that --checkpoint names: {name}", "name another one")
         folders[name] = folder
     return folders
-
-
-def _checkpoint(run: RunDirectory, which: str | int) -> tuple[Path, int]:
-    folder, meta = run.load_checkpoint(which)
-    return folder, int(meta["step"])
 
 
 def _as_played(trace: Trace, tokenizer: Tokenizer, recording: Recording, number: int) -> Trajectory:

@@ -6,35 +6,29 @@ No environment of a user is started: pools are those that the run has kept, or t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
-from echo_cli.config.model import SamplerConfig
-from echo_cli.config.schema import Config
-from echo_cli.environments.protocol import TaskSuite
-from echo_cli.environments.worlds import open_worlds
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.evaluator import expert_pool, rollout_tasks
-from echo_cli.evaluation.loaded_run import frozen_pools
+from echo_cli.evaluation.loaded_run import LoadedRun
 from echo_cli.evaluation.measures import Predictions, Tokens, measure, predict, tokens_of
 from echo_cli.evaluation.pass_at_k import outcomes_of, pass_at
 from echo_cli.evaluation.records import HELDOUT, OOD, pool_title
 from echo_cli.evaluation.token_losses import TokenLosses, token_losses
-from echo_cli.models.loading import load_renderer, open_policy
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.reports.content import Column, ObservationHeat, PageEpisode, PageText
 from echo_cli.rollouts.limits import limits_of
-from echo_cli.runs.directory import RunDirectory
-from echo_cli.runs.pools import Pool, pairs_of, pool_of
+from echo_cli.runs.pools import Pair, Pool, pool_of
 from echo_cli.seeds import derive_seed
 from echo_cli.statistics import Estimate
 from echo_cli.text import escape_unprintable
 from echo_cli.traces.training_data import POOL
-from echo_cli.trajectory import Role, Trajectory, read_trajectories
+from echo_cli.trajectory import Role, Trajectory
 
 _MOST_CHOICES = 3
+_NO_POOL = "its held-out pool is not in the run directory, and a report starts no environment to play it again"
 
 
 @dataclass(frozen=True)
@@ -59,74 +53,58 @@ class Found:
     notes: tuple[str, ...]
 
 
-def measured(
-    run: RunDirectory, config: Config, rollouts: Sequence[KeptRollout], checkpoint: str | int | None, most: int
-) -> Found:
+def measured(run: LoadedRun, rollouts: Sequence[KeptRollout], checkpoint: str | int | None, most: int) -> Found:
     """Measure the run's checkpoints, and score at most `most` episodes of its pool and of `rollouts`.
 
     A run that is still trained may delete a checkpoint that was chosen and is not loaded yet: then others are chosen.
 
     Args:
-        checkpoint: as in `report_run.read_run`.
+        checkpoint: as in `run_content.read_run`.
 
     Raises:
         EchoError: a checkpoint or a log is damaged, or is not there; training deletes checkpoints faster than they
             are measured (exit code 1).
     """
+    checkpoints = run.directory.checkpoints
     for _ in range(_MOST_CHOICES):
-        there = set(run.checkpoints.steps())
+        there = set(checkpoints.steps())
         try:
-            return _measured_once(run, config, rollouts, checkpoint, most)
+            return _measured_once(run, rollouts, checkpoint, most)
         except (EchoError, OSError):
-            if there <= set(run.checkpoints.steps()):
+            if there <= set(checkpoints.steps()):
                 raise
     raise EchoError(
-        f"{escape_unprintable(run.path)} is being trained, and deletes its checkpoints before they are read",
+        f"{escape_unprintable(run.directory.path)} is being trained, and deletes its checkpoints before they are read",
         "report it when training has ended, or train with a larger checkpoint.keep or checkpoint.every",
         exit_code=1,
     )
 
 
-def _measured_once(
-    run: RunDirectory, config: Config, rollouts: Sequence[KeptRollout], checkpoint: str | int | None, most: int
-) -> Found:
-    if not run.checkpoints.steps() and checkpoint is None:
-        return _without_policies(run, config, rollouts, most, ["it has no checkpoints here: no heat maps"])
+def _measured_once(run: LoadedRun, rollouts: Sequence[KeptRollout], checkpoint: str | int | None, most: int) -> Found:
+    checkpoints = run.directory.checkpoints
+    if not checkpoints.steps() and checkpoint is None:
+        return _without_policies(run, rollouts, most, ["it has no checkpoints here: no heat maps"])
     chosen = checkpoint
     notes = []
     if chosen is None:
-        chosen = "best" if run.checkpoints.best_step() is not None else "latest"
+        chosen = "best" if checkpoints.best_step() is not None else "latest"
         if chosen == "latest":
             notes.append("no checkpoint is marked as the best: the heat maps are of the latest")
-    step = int(run.load_checkpoint(chosen)[1]["step"])
+    _, step = run.checkpoint(chosen)
     if step == 0:
         notes.append("the checkpoint of the heat maps is that of step 0: before and after are one policy")
     try:
-        policy, _ = open_policy(config.model_copy(update={"sampler": SamplerConfig()}))
+        policy = run.policy()
     except EchoError as error:
         if checkpoint is not None:
             raise
-        return _without_policies(run, config, rollouts, most, [f"its model cannot be loaded, so no heat maps: {error}"])
-    return _with_policies(run, config, rollouts, policy, step, most, notes)
+        return _without_policies(run, rollouts, most, [f"its model cannot be loaded, so no heat maps: {error}"])
+    return _with_policies(run, rollouts, policy, step, most, notes)
 
 
-def _without_policies(
-    run: RunDirectory, config: Config, rollouts: Sequence[KeptRollout], most: int, notes: Sequence[str]
-) -> Found:
-    """The held-out pool and the kept rollouts as text."""
-    said, heldout = list(notes), pool_of(())
-    if path := run.pool_paths.get("heldout"):
-        heldout = pool_of(read_trajectories(path))
-    elif config.environment.toy_terminal is not None:
-        try:
-            renderer = load_renderer(config)
-        except EchoError as error:
-            said.append(f"its tokenizer cannot be loaded, so its held-out pool is left out: {error}")
-        else:
-            with open_worlds(config) as worlds:
-                heldout = expert_pool(worlds, worlds.tasks.heldout, renderer, limits_of(config))
-    else:
-        said.append(_NO_POOL)
+def _without_policies(run: LoadedRun, rollouts: Sequence[KeptRollout], most: int, notes: Sequence[str]) -> Found:
+    """Return the held-out pool and the kept rollouts as text."""
+    heldout, missing = _pool_as_text(run)
     played = _chosen(heldout, rollouts, most)
     texts = [tuple(_text(segment.role, segment.channel, segment.text) for segment in t.segments) for t, _ in played]
     return Found(
@@ -136,16 +114,26 @@ def _without_policies(
         episodes=tuple(_episode(*entry, text) for entry, text in zip(played, texts, strict=True)),
         pool_episodes=len(heldout.trajectories),
         observations=(),
-        notes=tuple(said),
+        notes=(*notes, *missing),
     )
 
 
-_NO_POOL = "its held-out pool is not in the run directory, and a report starts no environment to play it again"
+def _pool_as_text(run: LoadedRun) -> tuple[Pool, list[str]]:
+    """Return the held-out pool, for which no model is loaded, and a line that says why it is missing where it is."""
+    kept = run.kept_pool(HELDOUT)
+    if kept is not None:
+        return kept, []
+    if run.config.environment.toy_terminal is None:
+        return pool_of(()), [_NO_POOL]
+    try:
+        renderer = run.renderer
+    except EchoError as error:
+        return pool_of(()), [f"its tokenizer cannot be loaded, so its held-out pool is left out: {error}"]
+    return expert_pool(run.task_suite, run.task_suite.tasks.heldout, renderer, limits_of(run.config)), []
 
 
 def _with_policies(
-    run: RunDirectory,
-    config: Config,
+    run: LoadedRun,
     rollouts: Sequence[KeptRollout],
     policy: TorchPolicy,
     step: int,
@@ -156,51 +144,33 @@ def _with_policies(
 
     As `eval-heldout` does, everything is over the pairs that training had not executed by the last of the steps.
     """
-    best, last = run.checkpoints.best_step(), run.checkpoints.steps()[-1]
-    labels = {"best": best, "last": last} | ({} if step in (best, last) else {"chosen": step})
-    steps = {label: at for label, at in labels.items() if at is not None}
-    said = list(notes)
-    with _own_worlds(config) as worlds:
-        pools = _pools(run, config, worlds, policy)
-        if not pools:
-            said.append(_NO_POOL)
-        if not run.observations_path.is_file():
-            said.append("it did not record what training executed: the figures are over all pairs, seen ones too")
-        executed = pairs_of(run.read_observations(max(steps.values()))) if run.observations_path.is_file() else set()
-        tokens = {name: tokens_of(pool, executed, policy.tokenizer) for name, pool in pools.items()}
-        said += [f"no {pool_title(name)} pair is novel any more" for name, of in tokens.items() if not _novel(of)]
-        plays = worlds is not None and config.evaluation.heldout_rollouts > 0 and config.sampler.kind != "openai"
-        if not plays and any(row.get("heldout/pass_at_1") is not None for row in run.read_metrics()):
-            said.append("pass@1 has no interval: its tasks are not played again for a report")
-        heldout = pools.get(HELDOUT, pool_of(()))
-        played = _chosen(heldout, rollouts, most)
-        scored = [number for number, (trajectory, _) in enumerate(played) if _fits(trajectory, policy)]
-        if len(scored) < len(played):
-            other = len(played) - len(scored)
-            said.append(
-                f"episodes without heat, as they are not in the tokens of its model or too long for it: {other}"
-            )
+    steps = _steps(run, step)
+    pools = _pools(run, policy)
+    recorded = run.directory.observations_path.is_file()
+    executed = set(run.observed(max(steps.values()))) if recorded else set()
+    tokens = {name: tokens_of(pool, executed, policy.tokenizer) for name, pool in pools.items()}
+    heldout = pools.get(HELDOUT, pool_of(()))
+    played = _chosen(heldout, rollouts, most)
+    scored = [number for number, (trajectory, _) in enumerate(played) if _fits(trajectory, policy)]
 
-        def look(label: str, at: int) -> tuple[Column, Predictions | None]:
-            predictions = {name: predict(policy, pool, tokens[name]) for name, pool in pools.items()}
-            figures = _figures(tokens, predictions)
-            if plays and worlds is not None:
-                figures |= _pass_at_1(policy, worlds, config, at)
-            return Column(label, at, figures), predictions.get(HELDOUT)
+    def look(at: int) -> tuple[dict[str, Estimate], Predictions | None]:
+        predictions = {name: predict(policy, pool, tokens[name]) for name, pool in pools.items()}
+        passed = _pass_at_1(policy, run, at) if _plays(run) else {}
+        return {**_figures(tokens, predictions), **passed}, predictions.get(HELDOUT)
 
-        def heats() -> dict[int, list[TokenLosses]]:
-            return dict(zip(scored, token_losses(policy, [played[number][0] for number in scored]), strict=True))
+    def heats() -> dict[int, list[TokenLosses]]:
+        return dict(zip(scored, token_losses(policy, [played[number][0] for number in scored]), strict=True))
 
-        column, predicted_before = look("before", 0)
-        columns, before = [column], heats()
-        scores: dict[int, tuple[Column, Predictions | None]] = {}
-        for at in sorted(set(steps.values()), key=lambda at: at == step):  # the one of the heat maps comes last
-            policy.load(run.load_checkpoint(at)[0])
-            scores[at] = look("", at)
-        after = heats()
-    columns += [Column(_label(label, at), at, scores[at][0].figures) for label, at in steps.items()]
+    figures_before, predicted_before = look(0)
+    before, found = heats(), {}
+    for at in sorted(set(steps.values()), key=lambda at: at == step):  # the one of the heat maps comes last
+        run.load(policy, at)
+        found[at] = look(at)
+    after = heats()
+    columns = [Column("before", 0, figures_before)]
+    columns += [Column(_label(label, at), at, found[at][0]) for label, at in steps.items()]
     return Found(
-        columns=tuple(_with_plain_pass_at_1(columns, run)) if not plays else tuple(columns),
+        columns=tuple(columns if _plays(run) else _with_plain_pass_at_1(columns, run)),
         pairs={name: _novel(of) for name, of in tokens.items()},
         checkpoint=step,
         episodes=tuple(
@@ -208,27 +178,48 @@ def _with_policies(
             for number, entry in enumerate(played)
         ),
         pool_episodes=len(heldout.trajectories),
-        observations=tuple(_observations(heldout, tokens.get(HELDOUT), executed, predicted_before, scores[step][1])),
-        notes=tuple(said),
+        observations=tuple(_observations(heldout, tokens.get(HELDOUT), executed, predicted_before, found[step][1])),
+        notes=(*notes, *_remarks(run, tokens, len(played) - len(scored))),
     )
 
 
-@contextmanager
-def _own_worlds(config: Config) -> Iterator[TaskSuite | None]:
-    """The toy worlds of this process; None for every other environment, which belongs to the user."""
-    if config.environment.toy_terminal is None:
-        yield None
-    else:
-        with open_worlds(config) as worlds:
-            yield worlds
+def _steps(run: LoadedRun, chosen: int) -> dict[str, int]:
+    """Return the steps that are measured, by their labels: the best and the last one, and `chosen` if it is another."""
+    best, last = run.directory.checkpoints.best_step(), run.directory.checkpoints.steps()[-1]
+    labels = {"best": best, "last": last} | ({} if chosen in (best, last) else {"chosen": chosen})
+    return {label: step for label, step in labels.items() if step is not None}
 
 
-def _pools(run: RunDirectory, config: Config, worlds: TaskSuite | None, policy: TorchPolicy) -> dict[str, Pool]:
-    if worlds is not None:
-        pools = frozen_pools(run, config, worlds, policy)
-    else:
-        pools = {name: pool_of(read_trajectories(path)) for name, path in run.pool_paths.items()}
-    return {name: pools[name] for name in (HELDOUT, OOD, POOL) if name in pools and pools[name].trajectories}
+def _pools(run: LoadedRun, policy: TorchPolicy) -> dict[str, Pool]:
+    """Return the pools that are not empty; none of an environment that would have to be started for them."""
+    names = (HELDOUT, OOD, POOL)
+    in_this_process = run.config.environment.toy_terminal is not None
+    pools: Mapping[str, Pool | None] = (
+        run.frozen_pools(policy) if in_this_process else {name: run.kept_pool(name) for name in names}
+    )
+    return {name: pool for name in names if (pool := pools.get(name)) is not None and pool.trajectories}
+
+
+def _plays(run: LoadedRun) -> bool:
+    """Whether the held-out tasks are played again: only in this process, and only where training played them here."""
+    config = run.config
+    here = config.environment.toy_terminal is not None and config.sampler.kind != "openai"
+    return here and config.evaluation.heldout_rollouts > 0
+
+
+def _remarks(run: LoadedRun, tokens: Mapping[str, Tokens], without_heat: int) -> Iterator[str]:
+    """Say what the measurements lack."""
+    if not tokens:
+        yield _NO_POOL
+    if not run.directory.observations_path.is_file():
+        yield "it did not record what training executed: the figures are over all pairs, seen ones too"
+    for name, of in tokens.items():
+        if not _novel(of):
+            yield f"no {pool_title(name)} pair is novel any more"
+    if not _plays(run) and any(row.get("heldout/pass_at_1") is not None for row in run.directory.read_metrics()):
+        yield "pass@1 has no interval: its tasks are not played again for a report"
+    if without_heat:
+        yield f"episodes without heat, as they are not in the tokens of its model or too long for it: {without_heat}"
 
 
 def _chosen(heldout: Pool, rollouts: Sequence[KeptRollout], most: int) -> list[tuple[Trajectory, KeptRollout | None]]:
@@ -263,18 +254,19 @@ def _figures(tokens: Mapping[str, Tokens], predictions: Mapping[str, Predictions
     return figures
 
 
-def _pass_at_1(policy: TorchPolicy, worlds: TaskSuite, config: Config, step: int) -> dict[str, Estimate]:
+def _pass_at_1(policy: TorchPolicy, run: LoadedRun, step: int) -> dict[str, Estimate]:
     """pass@1 of the rollouts that the evaluation at `step` sampled, sampled again: resampled over tasks."""
-    tasks, rollouts = worlds.tasks.heldout, config.evaluation.heldout_rollouts
+    suite, config = run.task_suite, run.config
+    tasks, rollouts = suite.tasks.heldout, config.evaluation.heldout_rollouts
     seed = derive_seed(config.seed, "evaluate/heldout", step)
-    played = rollout_tasks(policy, worlds, tasks, rollouts, config, seed)
+    played = rollout_tasks(policy, suite, tasks, rollouts, config, seed)
     estimate = pass_at(outcomes_of(tasks, played), 1)
     return {} if estimate is None else {"heldout/pass_at_1": estimate}
 
 
-def _with_plain_pass_at_1(columns: Sequence[Column], run: RunDirectory) -> Iterator[Column]:
+def _with_plain_pass_at_1(columns: Sequence[Column], run: LoadedRun) -> Iterator[Column]:
     """The columns with the pass@1 that the run measured at their steps, where it did."""
-    found = {row["step"]: row.get("heldout/pass_at_1") for row in run.read_metrics()}
+    found = {row["step"]: row.get("heldout/pass_at_1") for row in run.directory.read_metrics()}
     for column in columns:
         value = found.get(column.step)
         plain = {} if value is None else {"heldout/pass_at_1": Estimate(value, None, None)}
@@ -284,7 +276,7 @@ def _with_plain_pass_at_1(columns: Sequence[Column], run: RunDirectory) -> Itera
 def _observations(
     pool: Pool,
     tokens: Tokens | None,
-    executed: set[tuple[str, str]],
+    executed: set[Pair],
     before: Predictions | None,
     after: Predictions | None,
 ) -> Iterator[ObservationHeat]:

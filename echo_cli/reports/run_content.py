@@ -14,11 +14,12 @@ import torch
 from echo_cli.config.loader import configs_folder, find_config, load_config
 from echo_cli.config.schema import Config, flat_config
 from echo_cli.errors import EchoError
+from echo_cli.evaluation.loaded_run import load_run
 from echo_cli.files import Row, read_json
 from echo_cli.objective.advantages import advantages
 from echo_cli.reports.content import RunReport, plain_columns
 from echo_cli.reports.measurements import KeptRollout, measured
-from echo_cli.runs.directory import RunDirectory, open_run
+from echo_cli.runs.directory import RunDirectory
 from echo_cli.runs.recordings import step_of
 from echo_cli.runs.summary import summarize_run, warnings_of
 from echo_cli.text import escape_unprintable
@@ -54,15 +55,15 @@ def read_run(
     Raises:
         EchoError: no such run, or a file of it is damaged; there is no checkpoint of that step.
     """
-    run = open_run(path)
-    config = load_config(run.config_path, [f"device={device}"] if device else [])
-    rows = run.read_metrics()
-    summary = run.read_summary() or _so_far(rows, config)
-    record = read_json(run.path / "environment.json") if (run.path / "environment.json").is_file() else {}
-    kept = _kept(run, config, most_episodes)
-    found = measured(run, config, kept.rollouts, checkpoint, most_episodes)
+    with load_run(path, device=device) as run:
+        directory, config = run.directory, run.config
+        rows = directory.read_metrics()
+        summary = directory.read_summary() or _so_far(rows, config)
+        record = read_json(path / "environment.json") if (path / "environment.json").is_file() else {}
+        kept = _kept(directory, config, most_episodes)
+        found = measured(run, kept.rollouts, checkpoint, most_episodes)
     notes = list(found.notes)
-    if not run.trajectories_path.is_file():
+    if not directory.trajectories_path.is_file():
         notes.append("it has no trajectories.jsonl: no evaluation rollouts to show, no role shares")
     if found.columns is None:
         notes.append("the summary has the plain figures of summary.json, without intervals")
