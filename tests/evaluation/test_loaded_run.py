@@ -1,0 +1,97 @@
+"""A loaded run opens what it is asked for, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_run import error_of
+
+from echo_cli.cli.main import main
+from echo_cli.config.schema import Config
+from echo_cli.environments.protocol import TaskSuite
+from echo_cli.environments.worlds import open_worlds
+from echo_cli.evaluation import loaded_run
+from echo_cli.evaluation.loaded_run import load_run
+from echo_cli.trajectory import write_trajectories
+
+
+@pytest.fixture
+def elsewhere(finished: Path, tmp_path: Path) -> Path:
+    """A copy whose environment is at an address where nobody listens, with the pools that it kept."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    with load_run(finished) as opened:
+        for name, pool in opened.frozen_pools(opened.policy()).items():
+            write_trajectories(run / f"pool_{name}.jsonl", pool.trajectories)
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["environment"] = {
+        "url": "http://127.0.0.1:9",
+        "retry_s": 0.2,
+        "tasks": {"items": [{"instruction": word} for word in "oak elm ash yew fir fig bay box".split()]},
+        "action": {"template": {"command": "{text}"}},
+        "observation": [{"path": "output", "channel": "stdout"}],
+        "explorer": ["look"],
+        "reward": {"none": "zero"},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    return run
+
+
+def test_files_are_read_without_a_model_or_an_environment(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("open_worlds", "open_policy", "load_renderer"):
+        monkeypatch.setattr(loaded_run, name, lambda *_: pytest.fail("opened"))
+    with load_run(finished) as run:
+        assert run.name == finished.name and run.notes == []
+        assert run.checkpoint("latest") == (finished / "checkpoints" / "step_000004", 4)
+        assert run.checkpoint_steps(["all"]) == [0, 1, 2, 3, 4] == run.checkpoint_steps([4, "all", 2])
+        assert len(run.observed(4)) == len(set(run.observed(4))) > len(run.observed(1)) > 0
+        assert run.kept_pool("heldout") is None
+
+
+def test_an_environment_is_open_until_the_end_of_the_block(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = []
+
+    @contextmanager
+    def watched(config: Config) -> Iterator[TaskSuite]:
+        with open_worlds(config) as worlds:
+            events.append("open")
+            yield worlds
+        events.append("closed")
+
+    monkeypatch.setattr(loaded_run, "open_worlds", watched)
+    with load_run(finished) as run:
+        run.policy()
+        assert events == []
+        assert run.task_suite is run.task_suite and run.task_suite.tasks.heldout
+        assert events == ["open"]
+    assert events == ["open", "closed"]
+
+
+def test_the_initial_policy_is_not_the_one_that_a_checkpoint_is_loaded_into(finished: Path) -> None:
+    run = load_run(finished)
+    policy = run.policy(run.checkpoint("latest")[0])
+    start, trained = ([*of.model.parameters()] for of in (run.initial, policy))
+    assert not all(before.equal(after) for before, after in zip(start, trained, strict=True))
+    run.load(policy, 0)
+    assert all(before.equal(after) for before, after in zip(start, trained, strict=True))
+
+
+def test_kept_pools_are_measured_without_their_environment(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["eval-heldout", str(elsewhere), "--rollouts", "0", "--json"]) == 0
+    capsys.readouterr()
+    assert main(["eval-heldout", str(elsewhere), "--rollouts", "1"]) == 1
+    assert "127.0.0.1:9" in error_of(capsys.readouterr().err)[0]
+
+
+@pytest.mark.parametrize("name", ["heldout", "validation"])
+def test_a_run_that_has_lost_a_pool_says_so(name: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (elsewhere / f"pool_{name}.jsonl").unlink()
+    capsys.readouterr()
+    assert main(["eval-heldout", str(elsewhere), "--rollouts", "0"]) == 2
+    message, tip = error_of(capsys.readouterr().err)
+    assert message.endswith(f"has lost its {name} pool") and "--overwrite" in tip
