@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from contextlib import suppress
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -125,19 +122,3 @@ def _abandon(task: asyncio.Task[Any]) -> None:
     task.cancel()
     # How it ends is nobody's business now, and asyncio would complain that nobody asked.
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-
-
-def take_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Our stdin and stdout, under numbers that no child inherits; children read nothing and write to stderr."""
-    orders, report = os.fdopen(os.dup(0), "rb", 0), os.fdopen(os.dup(1), "wb", 0)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.dup2(2, 1)
-    os.close(nothing)
-    return orders, report
-
-
-def say(report: BinaryIO, message: dict[str, Any]) -> None:
-    """Write one line, if anybody is there to hear it."""
-    with suppress(BrokenPipeError):
-        report.write(json.dumps(message).encode() + b"\n")

@@ -6,22 +6,18 @@ the end of the block, and by the kernel when we are killed.
 
 from __future__ import annotations
 
-import json
 import os
-import select
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from echo_cli.child_process import ChildProcess
 from echo_cli.config.environment import ProviderConfig
 from echo_cli.environments.faults import fault_line
 from echo_cli.environments.openenv.address import expand_env
@@ -46,7 +42,7 @@ _TIPS = {
 class Provided:
     """A server that is running, or was."""
 
-    def __init__(self, host: subprocess.Popen[bytes], log: IO[bytes], secrets: Mapping[str, str]) -> None:
+    def __init__(self, host: ChildProcess, log: IO[bytes], secrets: Mapping[str, str]) -> None:
         self._host = host
         self._log = log
         self._secrets = secrets
@@ -56,10 +52,12 @@ class Provided:
         """Its base URL."""
 
     def ended(self) -> str | None:
-        """Why there is no server any more: how it ended and its last output, one line. None while there is one."""
+        """Return why there is no server any more, its last output included, on one line; None while there is one."""
         with self._lock:
-            if self._end is None and self._said_something(0):
-                self._end = self._how_it_ended(self._message())
+            if self._end is None:
+                self._host.exchange(0)
+                if self._host.has_message or self._host.has_ended:
+                    self._end = self._how_it_ended(self._host.receive() or {})
             return self._end
 
     def wait_ready(self) -> None:
@@ -68,7 +66,7 @@ class Provided:
         Raises:
             EchoError: it cannot be started (exit code 2), or ended or was not ready in time (exit code 1).
         """
-        message = self._message()
+        message = self._host.receive() or {}
         if "url" in message:
             self.url = message["url"]
         elif "error" in message:
@@ -79,31 +77,10 @@ class Provided:
             raise EchoError(self._how_it_ended(message), "start it by hand to see why", exit_code=1)
 
     def stop(self) -> None:
-        """End the server and its host, and wait for it."""
-        assert self._host.stdin is not None and self._host.stdout is not None
+        """End the server and its host, and wait for them."""
         with self._lock:
             self._end = self._end or "the server was stopped"
-            self._host.stdin.close()
-            deadline = time.monotonic() + _STOP_SECONDS
-            while (left := deadline - time.monotonic()) > 0 and self._said_something(left):
-                if not self._host.stdout.read(4096):
-                    break
-            # What is left of the host's group, if it was killed itself. Not yet waited for, it still has its number.
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._host.pid, signal.SIGKILL)
-            self._host.wait()
-            self._host.stdout.close()
-
-    def _said_something(self, timeout_s: float) -> bool:
-        assert self._host.stdout is not None
-        return bool(select.select([self._host.stdout], [], [], timeout_s)[0])
-
-    def _message(self) -> dict[str, Any]:
-        """The host's next line; empty where it has ended."""
-        assert self._host.stdout is not None
-        line = self._host.stdout.readline()
-        message: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
-        return message
+            self._host.stop(_STOP_SECONDS)
 
     def _how_it_ended(self, message: Mapping[str, Any]) -> str:
         if "ended" not in message:
@@ -139,19 +116,10 @@ def running_server(config: ProviderConfig) -> Iterator[Provided]:
     _check(config)
     env, secrets = _filled(config.env)
     with tempfile.TemporaryFile("a+b") as log:
-        host = subprocess.Popen(
-            [sys.executable, "-m", "echo_cli.environments.openenv.provider_host"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            bufsize=0,
-            start_new_session=True,
-        )
+        host = ChildProcess("echo_cli.environments.openenv.provider_host", stderr=log)
         server = Provided(host, log, secrets)
         try:
-            assert host.stdin is not None
-            with suppress(BrokenPipeError):  # then it has ended, and the log says why
-                host.stdin.write(config.model_copy(update={"env": env}).model_dump_json().encode() + b"\n")
+            host.send(config.model_copy(update={"env": env}).model_dump(mode="json"))
             server.wait_ready()
             yield server
         finally:

@@ -1,4 +1,4 @@
-"""The process of one tracker: `python -m echo_cli.trackers.host`, for `tracker.py`.
+"""The process of one tracker: `python -m echo_cli.training.trackers.host`, for `tracking.py`.
 
 It reads a `TrackedRun` from the first line of stdin, then `{"row": …}` lines, and at last `{"end": summary}`. To stdout
 it writes one line: `{"done": true}`, or `{"error": …}` where the tracker failed. Stdin ends without `end` when the run
@@ -8,6 +8,7 @@ was killed: what was recorded by then is written out.
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from echo_cli.concurrency import say, take_pipes
+from echo_cli.child_process import say, take_pipes
 from echo_cli.errors import EchoError, first_line
 from echo_cli.files import read_jsonl
 from echo_cli.text import escape_unprintable
@@ -57,12 +58,8 @@ def values_of(row: Row) -> dict[str, float | str]:
 def _track(orders: BinaryIO) -> None:
     run = TrackedRun(**json.loads(orders.readline()))
     tracker: Tracker = importlib.import_module(f"echo_cli.training.trackers.{run.tracker}").open_tracker(run)
-    for row in _rows_before(run):
-        if row["step"] >= tracker.first_step:
-            tracker.log(row["step"], values_of(row))
     summary: Mapping[str, Any] | None = None
-    for line in orders:
-        message = json.loads(line)
+    for message in itertools.chain(_rows_before(run), map(json.loads, orders)):
         if "row" not in message:
             summary = message["end"]
             break
@@ -72,13 +69,13 @@ def _track(orders: BinaryIO) -> None:
     tracker.finish(summary)
 
 
-def _rows_before(run: TrackedRun) -> Iterator[Row]:
-    """The rows of metrics.jsonl that a resumed run goes on from: a tracker that is new to the run lacks them."""
+def _rows_before(run: TrackedRun) -> Iterator[Mapping[str, Any]]:
+    """Give the rows of metrics.jsonl that a resumed run continues from: a tracker that is new to the run lacks them."""
     if run.last_step is None:
         return
     for row in read_jsonl(Path(run.folder) / "metrics.jsonl"):
         if row["step"] <= run.last_step:
-            yield row
+            yield {"row": row}
 
 
 def _reason(error: Exception) -> str:

@@ -8,11 +8,6 @@ that fails or hangs costs its own records alone.
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import select
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from echo_cli.child_process import ChildProcess
 from echo_cli.config.schema import TrackerName
 from echo_cli.errors import EchoError
 
@@ -83,56 +79,67 @@ class Trackers:
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
-        self._running: list[_Process] = []
+        self._running: dict[TrackerName, ChildProcess] = {}
         self._summary: dict[str, Any] | None = None
 
     def start(self, run: TrackedRun) -> None:
         try:
-            process = _Process(run)
+            host = ChildProcess("echo_cli.training.trackers.host")
         except OSError as error:
             self._give_up(run.tracker, str(error))
             return
-        self._running.append(process)
+        self._running[run.tracker] = host
+        host.send(asdict(run))
 
     def log(self, row: Row) -> None:
         """Give a row of metrics.jsonl to every tracker; never waits for one."""
-        for process in list(self._running):
-            process.send({"row": dict(row)})
-            process.exchange(0)
-            if process.has_ended or process.is_stuck:
-                self._drop(process, "it takes no more rows")
+        for name, host in list(self._running.items()):
+            host.send({"row": dict(row)})
+            host.exchange(0)
+            if host.has_ended or host.unsent > _MOST_PENDING:
+                self._drop(name, "it takes no more rows")
 
     def summarize(self, summary: Mapping[str, Any]) -> None:
         """Have the summary recorded at the end."""
         self._summary = dict(summary)
 
     def close(self, wait_s: float) -> None:
-        """End the trackers, and whatever they have started, within `wait_s` seconds."""
+        """End the trackers within `wait_s` seconds."""
         deadline = time.monotonic() + wait_s
         try:
-            for process in self._running:
-                process.send({"end": self._summary})
+            for host in self._running.values():
+                host.send({"end": self._summary})
             # In turns: none is judged by how long another took.
-            while waiting := [process for process in self._running if not process.has_ended]:
+            while waiting := [host for host in self._running.values() if not host.has_ended]:
                 if (left := deadline - time.monotonic()) <= 0:
                     break
-                for process in waiting:
-                    process.exchange(min(left, _TURN_SECONDS))
-            for process in list(self._running):
-                self._drop(process, f"it did not finish within {wait_s:g} s")
+                for host in waiting:
+                    host.exchange(min(left, _TURN_SECONDS))
+            for name in list(self._running):
+                self._drop(name, f"it did not finish within {wait_s:g} s")
         finally:
-            for process in self._running:
-                process.kill()
+            for host in self._running.values():
+                host.kill()
 
-    def _drop(self, process: _Process, otherwise: str) -> None:
-        reason = process.failure() if process.has_ended else otherwise
-        self._running.remove(process)
-        process.kill()
+    def _drop(self, name: TrackerName, otherwise: str) -> None:
+        host = self._running[name]
+        reason = _failure(host) if host.has_ended else otherwise
+        del self._running[name]
+        host.kill()
         if reason is not None:
-            self._give_up(process.name, reason)
+            self._give_up(name, reason)
 
-    def _give_up(self, name: str, reason: str) -> None:
+    def _give_up(self, name: TrackerName, reason: str) -> None:
         self._warn(f"warning: {name} failed, and the run goes on without it: {reason}")
+
+
+def _failure(host: ChildProcess) -> str | None:
+    """Return why a tracker's process has ended; None if it had finished."""
+    last = host.receive() or {}
+    if last.get("done"):
+        return None
+    code = host.exit_code()
+    return str(last.get("error") or f"its process ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}")
 
 
 @contextmanager
@@ -164,70 +171,3 @@ def tracking(
         raise
     finally:
         trackers.close(wait_s)
-
-
-class _Process:
-    """The process of one tracker, and our ends of its pipes."""
-
-    def __init__(self, run: TrackedRun) -> None:
-        """Raises OSError: it cannot be started."""
-        self.name = run.tracker
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "echo_cli.training.trackers.host"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            start_new_session=True,  # the terminal's Ctrl-C is for the run, and a prompt finds no terminal to be on
-        )
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
-        os.set_blocking(self._to, False)
-        self._pending = bytearray()
-        self._said = bytearray()
-        self.has_ended = False
-        self.send(asdict(run))
-
-    @property
-    def is_stuck(self) -> bool:
-        return len(self._pending) > _MOST_PENDING
-
-    def send(self, message: Mapping[str, Any]) -> None:
-        """Have `exchange` write a line."""
-        self._pending += json.dumps(message).encode() + b"\n"
-
-    def exchange(self, wait_s: float) -> None:
-        """Write and read what the pipes take and have, waiting up to `wait_s` seconds for either."""
-        if self.has_ended:
-            return
-        poll = select.poll()
-        poll.register(self._from, select.POLLIN)
-        if self._pending:
-            poll.register(self._to, select.POLLOUT)
-        for descriptor, _ in poll.poll(wait_s * 1000):
-            if descriptor == self._from:
-                said = os.read(self._from, 2**16)
-                self._said += said
-                self.has_ended = not said
-                continue
-            try:
-                del self._pending[: os.write(self._to, self._pending)]
-            except BrokenPipeError:
-                self._pending.clear()  # it has ended; what it has said tells why
-
-    def failure(self) -> str | None:
-        """Why it has ended; None where it had finished. Waits for its end, which `has_ended` has announced."""
-        last = json.loads(self._said.splitlines()[-1]) if self._said else {}
-        if last.get("done"):
-            return None
-        code = self._process.wait()
-        return str(
-            last.get("error") or f"its process ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}"
-        )
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
