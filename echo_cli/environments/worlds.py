@@ -99,22 +99,19 @@ def _server(
     environment: EnvironmentConfig, url: str, wanted_sessions: int, ended: Callable[[], str | None]
 ) -> EnvironmentSource:
     """A server at `url`, through our client or a typed one."""
+    from echo_cli.environments.openenv.session import SessionLimits
     from echo_cli.environments.openenv.websocket_client import WireSource
 
-    limits = {
-        "connect_timeout_s": environment.connect_timeout_s,
-        "step_timeout_s": environment.step_timeout_s,
-        "max_message_mb": environment.max_message_mb,
-    }
+    limits = SessionLimits(environment.connect_timeout_s, environment.step_timeout_s, environment.max_message_mb)
     probed = 0 if environment.sessions else wanted_sessions
-    wire = WireSource(url, environment.headers, **limits, sessions_wanted=probed, ended=ended)
+    wire = WireSource(url, environment.headers, limits, sessions_wanted=probed, ended=ended)
     if environment.client is None:
         return wire
     from echo_cli.environments.openenv.address import wire_address
     from echo_cli.environments.openenv.typed_client import TypedSource
 
     address = wire_address(url, environment.headers)
-    return TypedSource(environment.client, url, wire, headers=address.headers, secrets=address.secrets, **limits)
+    return TypedSource(environment.client, url, wire, limits, headers=address.headers, secrets=address.secrets)
 
 
 class TaskWorlds:

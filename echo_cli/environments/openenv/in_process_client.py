@@ -9,16 +9,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from echo_cli.concurrency import WorkerThread, wait_at_most
-from echo_cli.environments.faults import (
-    BadAction,
-    EnvironmentFault,
-    Fault,
-    SessionLost,
-    Unavailable,
-    errors_text,
-    fault_line,
-)
+from echo_cli.environments.faults import Fault, fault_line
 from echo_cli.environments.openenv.package import require_openenv
+from echo_cli.environments.openenv.session import CANCELLED, SessionState
 from echo_cli.environments.openenv.websocket import decode, encode
 from echo_cli.environments.protocol import Description, JsonObject, Payload
 from echo_cli.errors import EchoError
@@ -30,7 +23,7 @@ _LEAVE_SECONDS = 2.0
 
 
 class ObjectClient:
-    """One episode of one environment object, a `client.Client`.
+    """One episode of one environment object, a `protocol.Client`.
 
     Whatever does not answer within `step_timeout_s` is lost: its thread cannot be killed, so it is left behind as a
     daemon. Should it ever return, it closes its environment and ends.
@@ -47,28 +40,25 @@ class ObjectClient:
         self._shared = shared
         self._thread: WorkerThread | None = None
         self._session: ObjectSession | None = None
-        self._lock = asyncio.Lock()
-        self._begun = False
-        self._lost: str | None = None
-        """Why the session is over."""
+        self._state = SessionState(environment_class.import_path)
         self._hung = False
         """Something may still run in the thread."""
 
     async def reset(self, arguments: JsonObject) -> Payload:
-        """Make the environment and start the episode. Called once. Errors as in `client.Client`."""
+        """Make the environment and start the episode. Called once. Errors as in `protocol.Client`."""
         payload = await self._ask("reset", arguments)
-        self._begun = True
+        self._state.begun = True
         return payload
 
     async def step(self, action: JsonObject) -> Payload:
-        """Let the environment answer one action. Errors as in `client.Client`."""
+        """Let the environment answer one action. Errors as in `protocol.Client`."""
         return await self._ask("step", action)
 
     async def close(self) -> None:
         """Close the environment in its thread and end the thread. Raises nothing; may be called twice."""
-        self._lost = self._lost or "it is closed"
+        self._state.end("it is closed")
         # Who closes in the middle of a request is leaving, and waits for no answer.
-        patience_s = min(self._step_timeout_s, _LEAVE_SECONDS) if self._lock.locked() else self._step_timeout_s
+        patience_s = min(self._step_timeout_s, _LEAVE_SECONDS) if self._state.lock.locked() else self._step_timeout_s
         session, thread, self._session, self._thread = self._session, self._thread, None, None
         if session is None or thread is None:
             return
@@ -93,9 +83,8 @@ class ObjectClient:
 
     async def _ask(self, kind: str, data: JsonObject) -> Payload:
         request = encode({"type": kind, "data": data})
-        async with self._lock:
-            if self._lost is not None:
-                raise SessionLost(self._lost)
+        async with self._state.lock:
+            self._state.check()
             try:
                 if self._session is None:
                     await self._open()
@@ -103,16 +92,22 @@ class ObjectClient:
                 reply = await wait_at_most(self._step_timeout_s, self._session.reply(request))
             except asyncio.TimeoutError:
                 self._hung = True
-                raise self._broken(f"no answer within {self._step_timeout_s:g} s") from None
+                raise self._state.broken(f"no answer within {self._step_timeout_s:g} s") from None
             except asyncio.CancelledError:
                 self._hung = True
-                self._lost = self._line("the call was cancelled")
+                self._state.lose(CANCELLED)
                 raise
             except Fault:
                 raise
             except Exception as error:  # what a server ends the session for
-                raise self._broken(f"{error} (SESSION_ERROR)") from error
-        return self._payload(reply)
+                raise self._state.broken(f"{error} (SESSION_ERROR)") from error
+        try:
+            kind, data = decode(reply)
+        except ValueError as error:  # nested too deep
+            raise self._state.nonsense(f"it sent a malformed observation: {error}") from None
+        if kind == "error":
+            raise self._state.fault(data)
+        return self._state.payload(data)
 
     async def _open(self) -> None:
         from echo_cli.environments.openenv.in_process_session import ObjectSession
@@ -129,30 +124,11 @@ class ObjectClient:
 
         await wait_at_most(self._step_timeout_s, open_session(self._session))
         if failure:
-            raise self._broken(f"cannot be made: {type(failure[0]).__name__}: {failure[0]}") from failure[0]
-
-    def _payload(self, reply: str) -> Payload:
-        try:
-            kind, data = decode(reply)
-            if kind == "error":
-                if data["code"] == "VALIDATION_ERROR":
-                    raise BadAction(fault_line(errors_text(data["errors"]) or data["message"]))
-                raise EnvironmentFault(fault_line(data["message"]) or "it does not say why")
-            return Payload.from_data(data)
-        except ValueError as error:
-            self._lost = self._line(f"it sent a malformed observation: {error}")
-            raise SessionLost(self._lost) from None
-
-    def _broken(self, reason: str) -> Fault:
-        line = self._lost = self._line(reason)
-        return SessionLost(line) if self._begun else Unavailable(line)
-
-    def _line(self, reason: str) -> str:
-        return fault_line(f"{self._class.import_path}: {reason}")
+            raise self._state.broken(f"cannot be made: {type(failure[0]).__name__}: {failure[0]}") from failure[0]
 
 
 class ObjectSource:
-    """Environments of a class, a `client.EnvironmentSource`.
+    """Environments of a class, a `protocol.EnvironmentSource`.
 
     Sessions run in parallel, each in a thread of its own; where the class has REQUIRES_SINGLE_THREAD_EXECUTOR, all in
     one, which lives as long as the process.

@@ -20,17 +20,9 @@ import pydantic
 from pydantic_core import PydanticSerializationError, to_json
 
 from echo_cli.concurrency import wait_at_most
-from echo_cli.environments.faults import (
-    BadAction,
-    EnvironmentFault,
-    Fault,
-    SessionLost,
-    Unavailable,
-    errors_text,
-    fault_line,
-)
+from echo_cli.environments.faults import BadAction, EnvironmentFault, Fault, errors_text, fault_line
 from echo_cli.environments.openenv.package import generic_arguments, load_class, require_openenv
-from echo_cli.environments.openenv.websocket import NO_SESSION
+from echo_cli.environments.openenv.session import CANCELLED, SessionLimits, SessionState
 from echo_cli.environments.protocol import Description, EnvironmentSource, JsonObject, Payload
 from echo_cli.errors import EchoError
 
@@ -39,7 +31,7 @@ _SERVER_ERROR = re.compile(r"Server error: (.*) \(code: (\w+)\)", re.DOTALL)
 
 
 class TypedClient:
-    """One episode through a typed client, a `client.Client`.
+    """One episode through a typed client, a `protocol.Client`.
 
     Args:
         make: gives a client that is not yet connected.
@@ -52,34 +44,26 @@ class TypedClient:
         self,
         make: Callable[[], Any],
         action: Callable[[JsonObject], Any],
+        limits: SessionLimits,
         *,
         name: str,
-        connect_timeout_s: float,
-        step_timeout_s: float,
         secrets: Mapping[str, str],
     ) -> None:
         self._make = make
         self._action = action
-        self._name = name
-        self._connect_timeout_s = connect_timeout_s
-        self._step_timeout_s = step_timeout_s
-        self._secrets = secrets
+        self._limits = limits
         self._client: Any = None
         self._episode: Any = None
-        self._lock = asyncio.Lock()  # two requests at once would shift every later reply by one
-        self._begun = False
-        self._lost: str | None = None
-        """Why the session is over."""
+        self._session = SessionState(name, secrets)
 
     async def reset(self, arguments: JsonObject) -> Payload:
-        """Open the session and start the episode. Called once. Errors as in `client.Client`.
+        """Open the session and start the episode. Called once. Errors as in `protocol.Client`.
 
         Raises:
             EchoError: the environment names no episode, so a silent reconnection could not be noticed (exit code 1).
         """
-        async with self._lock:
-            if self._lost is not None:
-                raise SessionLost(self._lost)
+        async with self._session.lock:
+            self._session.check()
             await self._connect()
             result = await self._ask(lambda: self._client.reset(**arguments))
             try:
@@ -88,15 +72,14 @@ class TypedClient:
                 raise self._refused(f"its state cannot be asked for: {fault}") from None
             if self._episode is None or self._episode == "":
                 raise self._refused("its state has no episode_id")
-            self._begun = True
+            self._session.begun = True
             return self._payload(result)
 
     async def step(self, action: JsonObject) -> Payload:
-        """Let the environment answer one action. Errors as in `client.Client`."""
+        """Let the environment answer one action. Errors as in `protocol.Client`."""
         made = self._action(action)
-        async with self._lock:
-            if self._lost is not None:
-                raise SessionLost(self._lost)
+        async with self._session.lock:
+            self._session.check()
             assert self._client is not None, "reset comes first"
             try:
                 result = await self._ask(lambda: self._client.step(made))
@@ -108,7 +91,7 @@ class TypedClient:
 
     async def close(self) -> None:
         """Give the session back, whatever its state. Raises nothing; may be called twice."""
-        self._lost = self._lost or "it is closed"
+        self._session.end("it is closed")
         client, self._client = self._client, None
         if client is not None:
             with suppress(Exception):  # of a connection that is already gone, or of the user's own close
@@ -117,25 +100,28 @@ class TypedClient:
     async def _connect(self) -> None:
         try:
             self._client = self._make()
-            await wait_at_most(self._connect_timeout_s, _awaited(self._client.connect))
-        except asyncio.CancelledError:
-            self._lost = self._line("the call was cancelled")
+            await self._within(self._limits.connect_timeout_s, self._client.connect, "no connection")
+        except Fault:
             raise
-        except asyncio.TimeoutError:
-            raise self._broken(f"no connection within {self._connect_timeout_s:g} s") from None
         except Exception as error:
-            raise self._broken(_words(error)) from error
+            raise self._session.broken(_words(error)) from error
 
     async def _ask(self, call: Callable[[], Awaitable[Any]]) -> Any:
         try:
-            return await wait_at_most(self._step_timeout_s, _awaited(call))
-        except asyncio.CancelledError:
-            self._lost = self._line("the call was cancelled")
+            return await self._within(self._limits.step_timeout_s, call, "no answer")
+        except Fault:
             raise
-        except asyncio.TimeoutError:
-            raise self._broken(f"no answer within {self._step_timeout_s:g} s") from None
         except Exception as error:
             raise self._fault(error) from error
+
+    async def _within(self, seconds: float, call: Callable[[], Awaitable[Any]], late: str) -> Any:
+        try:
+            return await wait_at_most(seconds, _awaited(call))
+        except asyncio.CancelledError:
+            self._session.lose(CANCELLED)
+            raise
+        except asyncio.TimeoutError:
+            raise self._session.broken(f"{late} within {seconds:g} s") from None
 
     async def _episode_id(self) -> Any:
         state = await self._ask(lambda: self._client.state())
@@ -145,9 +131,9 @@ class TypedClient:
         try:
             now = await self._episode_id()
         except (BadAction, EnvironmentFault) as fault:
-            raise self._broken(f"its state cannot be asked for: {fault}") from None
+            raise self._session.broken(f"its state cannot be asked for: {fault}") from None
         if now != self._episode:
-            raise self._broken("it connected anew, to an environment that is in another episode")
+            raise self._session.broken("it connected anew, to an environment that is in another episode")
 
     def _payload(self, result: Any) -> Payload:
         try:
@@ -159,50 +145,30 @@ class TypedClient:
                     decoded["observation"].pop(name, None)
             return Payload.from_data(decoded)
         except (ValueError, TypeError, AttributeError, PydanticSerializationError) as error:
-            raise self._nonsense(f"its result is none of OpenEnv's: {_words(error)}") from error
+            raise self._session.nonsense(f"its result is none of OpenEnv's: {_words(error)}") from error
 
     def _fault(self, error: Exception) -> Fault:
-        """What an exception of the client means. The session lives on after BadAction and EnvironmentFault."""
+        """Return what an exception of the client means. The session lives on after BadAction and EnvironmentFault."""
         from websockets.exceptions import WebSocketException
 
         told = _SERVER_ERROR.fullmatch(str(error)) if isinstance(error, RuntimeError) else None
         if told is None:
             gone = isinstance(error, OSError | WebSocketException)
-            return self._broken(_words(error)) if gone else self._nonsense(_words(error))
+            return (self._session.broken if gone else self._session.nonsense)(_words(error))
         text, code = told.groups()
-        if code == "VALIDATION_ERROR":
-            return BadAction(self._text(text))
-        if code == "EXECUTION_ERROR":
-            return EnvironmentFault(self._text(text))
-        return self._broken(f"{text} ({code})") if code in NO_SESSION else self._nonsense(f"{text} ({code})")
-
-    def _broken(self, reason: str) -> Fault:
-        """The connection is gone, or was never had."""
-        line = self._lost = self._line(reason)
-        return SessionLost(line) if self._begun else Unavailable(line)
-
-    def _nonsense(self, reason: str) -> SessionLost:
-        """What came is no reply by the protocol, or the client could not read it."""
-        self._lost = self._line(reason)
-        return SessionLost(self._lost)
+        return self._session.fault({"message": text, "code": code})
 
     def _refused(self, reason: str) -> EchoError:
-        self._lost = self._line(reason)
         return EchoError(
-            f"{self._lost}, and without one nobody can tell whether the client has silently connected anew",
+            f"{self._session.lose(reason)}, and without one nobody can tell whether the client has silently connected "
+            "anew",
             "drop environment.client, or let the environment's state name its episode",
             exit_code=1,
         )
 
-    def _line(self, reason: str) -> str:
-        return self._text(f"{self._name}: {reason}")
-
-    def _text(self, text: str) -> str:
-        return fault_line(text, self._secrets)
-
 
 class TypedSource:
-    """Environments of a server, asked through a typed client, a `client.EnvironmentSource`.
+    """Environments of a server, asked through a typed client, a `protocol.EnvironmentSource`.
 
     Args:
         import_path: `pkg.module:Class`, an OpenEnv `EnvClient`.
@@ -210,8 +176,6 @@ class TypedSource:
         base: the same server without the client: it describes it and knows whether it has ended.
         headers: HTTP headers, their values filled in.
         secrets: values in the headers that no message may show, and what it shows in their place.
-        connect_timeout_s, step_timeout_s: for a connection and for an answer, in seconds.
-        max_message_mb: largest message that is taken, in MiB.
 
     Raises:
         EchoError: openenv is not here, there is no such class, nothing says what actions it takes, or it takes no
@@ -223,12 +187,10 @@ class TypedSource:
         import_path: str,
         url: str,
         base: EnvironmentSource,
+        limits: SessionLimits,
         *,
         headers: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
-        connect_timeout_s: float = 10.0,
-        step_timeout_s: float = 60.0,
-        max_message_mb: float = 100.0,
     ) -> None:
         require_openenv("environment.client")
         from openenv.core.env_client import EnvClient
@@ -240,9 +202,9 @@ class TypedSource:
             import_path,
             {
                 "base_url": url,
-                "connect_timeout_s": connect_timeout_s,
-                "message_timeout_s": step_timeout_s,
-                "max_message_size_mb": max_message_mb,
+                "connect_timeout_s": limits.connect_timeout_s,
+                "message_timeout_s": limits.step_timeout_s,
+                "max_message_size_mb": limits.max_message_mb,
                 # A trainer may leave its event loop without the GIL for longer than a ping may take.
                 "websocket_ping_interval_s": None,
                 **({"headers": dict(headers)} if headers else {}),
@@ -251,8 +213,7 @@ class TypedSource:
         self._base = base
         self._name = f"{import_path} at {url}"
         self._secrets = dict(secrets or {})
-        self._connect_timeout_s = connect_timeout_s
-        self._step_timeout_s = step_timeout_s
+        self._limits = limits
 
     def describe(self) -> Description:
         """What the server says of itself. Errors as of the base."""
@@ -263,9 +224,8 @@ class TypedSource:
         return TypedClient(
             lambda: self._class(**self._arguments),
             self._action,
+            self._limits,
             name=self._name,
-            connect_timeout_s=self._connect_timeout_s,
-            step_timeout_s=self._step_timeout_s,
             secrets=self._secrets,
         )
 

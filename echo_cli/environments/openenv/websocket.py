@@ -1,4 +1,4 @@
-"""One websocket to a server: how it is opened, and why it closed."""
+"""One websocket to a server: how it is opened, why it closed, and the messages on it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 
 from echo_cli.environments.faults import BadAction, Unavailable
 from echo_cli.environments.openenv.address import WireAddress
+from echo_cli.environments.openenv.session import SessionLimits
 from echo_cli.environments.protocol import JsonObject
 
 CLOSE_TIMEOUT_S = 5.0
+MAX_REQUEST_BYTES = 16 * 2**20
+"""What OpenEnv's servers take (uvicorn's limit); they close the connection on more."""
 
 _REFUSALS = {
     1002: "it broke the websocket protocol",
@@ -24,13 +27,22 @@ _REFUSALS = {
 }
 """Codes with which websockets closes what it cannot take."""
 
-_LOGGER = logging.Logger(
-    "echo_cli.environments.openenv.websocket", logging.WARNING
-)  # below it, websockets logs the headers
+# Below warnings, websockets logs the headers.
+_LOGGER = logging.Logger("echo_cli.environments.openenv.websocket", logging.WARNING)
+
+# OpenEnv sends NaN and infinity as null; a server that writes them bare means the same.
+_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 
 
-async def open_connection(address: WireAddress, timeout_s: float, max_message_mb: float) -> ClientConnection:
-    """A new connection to the `/ws` of `address`; a message may have `max_message_mb` MiB.
+class _Direct(connect):
+    """A connection to the very server that was named: a redirect could carry the headers to another one."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
+
+
+async def open_connection(address: WireAddress, limits: SessionLimits) -> ClientConnection:
+    """Open a new connection to the `/ws` of `address`.
 
     Raises:
         Unavailable: there is none to be had now.
@@ -41,18 +53,18 @@ async def open_connection(address: WireAddress, timeout_s: float, max_message_mb
             additional_headers=dict(address.headers),
             compression=None,  # costs more time than it saves on a loopback or a fast network
             proxy=None if address.loopback else True,
-            open_timeout=timeout_s,
+            open_timeout=limits.connect_timeout_s,
             # No pings: a trainer may keep the GIL from its event loop for longer than a ping may take, and an answer
             # that does not come is noticed by the step timeout.
             ping_interval=None,
             close_timeout=CLOSE_TIMEOUT_S,
-            max_size=int(max_message_mb * 2**20),
+            max_size=int(limits.max_message_mb * 2**20),
             logger=_LOGGER,
         )
     except InvalidStatus as error:
         reason = f"it refuses the connection with HTTP {error.response.status_code}"
     except asyncio.TimeoutError:
-        reason = f"no connection within {timeout_s:g} s"
+        reason = f"no connection within {limits.connect_timeout_s:g} s"
     except ConnectionError as error:  # asyncio says "Connect call failed", whatever the reason
         reason = os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
     except OSError as error:
@@ -75,23 +87,6 @@ def why_closed(closed: ConnectionClosed) -> str:
         reason = f" ({closed.rcvd.reason})" if closed.rcvd.reason else ""
         return f"it closed the connection with code {closed.rcvd.code}{reason}"
     return "the connection broke off"
-
-
-class _Direct(connect):
-    """A connection to the very server that was named: a redirect could carry the headers to another one."""
-
-    def process_redirect(self, exc: Exception) -> Exception:
-        return exc
-
-
-MAX_REQUEST_BYTES = 16 * 2**20
-"""What OpenEnv's servers take (uvicorn's limit); they close the connection on more."""
-
-NO_SESSION = ("CAPACITY_REACHED", "FACTORY_ERROR", "SESSION_ERROR")
-"""Codes of error messages after which there is no session."""
-
-# OpenEnv sends NaN and infinity as null; a server that writes them bare means the same.
-_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 
 
 def encode(request: JsonObject) -> str:

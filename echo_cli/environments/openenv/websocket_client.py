@@ -19,12 +19,12 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from echo_cli.concurrency import EventLoop
-from echo_cli.environments.faults import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable, errors_text
+from echo_cli.environments.faults import BadAction, EnvironmentFault, SessionLost, Unavailable
 from echo_cli.environments.openenv.address import WireAddress, wire_address
 from echo_cli.environments.openenv.server_info import ask_server
+from echo_cli.environments.openenv.session import CANCELLED, SessionLimits, SessionState
 from echo_cli.environments.openenv.websocket import (
     CLOSE_TIMEOUT_S,
-    NO_SESSION,
     decode,
     encode,
     is_refused,
@@ -33,50 +33,37 @@ from echo_cli.environments.openenv.websocket import (
 )
 from echo_cli.environments.protocol import Description, JsonObject, Payload
 
-_CANCELLED = "the call was cancelled"
-
 
 class WireClient:
-    """One episode on one connection, a `client.Client`. Both timeouts are in seconds.
+    """One episode on one connection, a `protocol.Client`. A call that is cancelled costs the session."""
 
-    Before the first observation, a connection that breaks or is refused is Unavailable, since nothing has begun; after
-    it, SessionLost. What is no reply by the protocol is SessionLost always. A call that is cancelled costs the session.
-    """
-
-    def __init__(
-        self, address: WireAddress, *, connect_timeout_s: float, step_timeout_s: float, max_message_mb: float
-    ) -> None:
+    def __init__(self, address: WireAddress, limits: SessionLimits) -> None:
         self._address = address
-        self._connect_timeout_s = connect_timeout_s
-        self._step_timeout_s = step_timeout_s
-        self._max_message_mb = max_message_mb
+        self._limits = limits
         self._connection: ClientConnection | None = None
-        self._lock = asyncio.Lock()  # two requests at once would shift every later reply by one
-        self._begun = False
-        self._lost: str | None = None
-        """Why the session is over."""
+        self._session = SessionState(address.http, address.secrets, self._abort)
 
     async def reset(self, arguments: JsonObject) -> Payload:
-        """Open the session and start the episode. Called once. Errors as in `client.Client`."""
-        payload = self._payload(await self._ask("reset", "observation", arguments))
-        self._begun = True
+        """Open the session and start the episode. Called once. Errors as in `protocol.Client`."""
+        payload = self._session.payload(await self._ask("reset", "observation", arguments))
+        self._session.begun = True
         return payload
 
     async def step(self, action: JsonObject) -> Payload:
-        """Let the environment answer one action. Errors as in `client.Client`."""
-        return self._payload(await self._ask("step", "observation", action))
+        """Let the environment answer one action. Errors as in `protocol.Client`."""
+        return self._session.payload(await self._ask("step", "observation", action))
 
     async def state(self) -> JsonObject:
-        """The environment's state; opens the session where it is not open, as `reset` does. Errors as of `reset`."""
+        """Return the environment's state; opens the session where it is not open, as `reset` does. Errors likewise."""
         return await self._ask("state", "state", None)
 
     async def close(self) -> None:
         """Give the session back, whatever its state. Raises nothing; may be called twice."""
-        connection, lost = self._connection, self._lost
-        self._lost = lost or "the session is closed"
+        connection, lost = self._connection, self._session.lost
+        self._session.end("the session is closed")
         if connection is None or lost is not None:
             return
-        if self._lock.locked():  # whoever waits for an answer is told at once
+        if self._session.lock.locked():  # whoever waits for an answer is told at once
             connection.transport.abort()
             return
         timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, connection.transport.abort)
@@ -94,26 +81,25 @@ class WireClient:
 
     async def _ask(self, kind: str, answer: str, data: JsonObject | None) -> dict[str, Any]:
         """The `data` of the reply of type `answer` to a request of type `kind`."""
-        async with self._lock:
-            if self._lost is not None:
-                raise SessionLost(self._lost)
+        async with self._session.lock:
+            self._session.check()
             request = encode({"type": kind} if data is None else {"type": kind, "data": data})
             if self._connection is None:
                 assert kind != "step", "reset comes first"
                 self._connection = await self._open()
-                if self._lost is not None:  # by `close` in the meantime
-                    self._connection.transport.abort()
-                    raise SessionLost(self._lost)
+                if self._session.lost is not None:  # by `close` in the meantime
+                    self._abort()
+                    self._session.check()
             reply, why_unsent = await self._exchange(self._connection, request)
             return self._data(reply, answer, why_unsent)
 
     async def _open(self) -> ClientConnection:
         try:
-            return await open_connection(self._address, self._connect_timeout_s, self._max_message_mb)
+            return await open_connection(self._address, self._limits)
         except Unavailable as error:
-            raise self._broken(str(error)) from None
+            raise self._session.broken(str(error)) from None
         except asyncio.CancelledError:
-            self._lose(_CANCELLED)
+            self._session.lose(CANCELLED)
             raise
 
     async def _exchange(self, connection: ClientConnection, request: str) -> tuple[str | bytes, str | None]:
@@ -125,7 +111,7 @@ class WireClient:
             expired = True
             connection.transport.abort()
 
-        timer = asyncio.get_running_loop().call_later(self._step_timeout_s, expire)
+        timer = asyncio.get_running_loop().call_later(self._limits.step_timeout_s, expire)
         why_unsent = None
         try:
             try:
@@ -135,13 +121,14 @@ class WireClient:
                 why_unsent = why_closed(closed)
             return await connection.recv(), why_unsent
         except ConnectionClosed as closed:
-            if self._lost is not None:
-                raise SessionLost(self._lost) from None  # by `close` in the meantime
+            session = self._session
+            if session.lost is not None:
+                raise SessionLost(session.lost) from None  # by `close` in the meantime
             if expired:
-                raise self._broken(f"no answer within {self._step_timeout_s:g} s") from None
-            raise (self._nonsense if is_refused(closed) else self._broken)(why_closed(closed)) from None
+                raise session.broken(f"no answer within {self._limits.step_timeout_s:g} s") from None
+            raise (session.nonsense if is_refused(closed) else session.broken)(why_closed(closed)) from None
         except asyncio.CancelledError:
-            self._lose(_CANCELLED)
+            self._session.lose(CANCELLED)
             raise
         finally:
             timer.cancel()
@@ -150,58 +137,26 @@ class WireClient:
         try:
             kind, data = decode(reply)
         except ValueError as error:
-            raise self._nonsense(f"it sent {error}") from None
+            raise self._session.nonsense(f"it sent {error}") from None
         if kind == "error":
-            raise self._fault(data)
+            raise self._session.fault(data)
         if why_unsent is not None:
-            raise self._broken(why_unsent)
+            raise self._session.broken(why_unsent)
         if kind != answer:
-            raise self._nonsense(f"it sent a message of type {json.dumps(kind)} where {answer} was due")
+            raise self._session.nonsense(f"it sent a message of type {json.dumps(kind)} where {answer} was due")
         return data
 
-    def _payload(self, data: dict[str, Any]) -> Payload:
-        try:
-            return Payload.from_data(data)
-        except ValueError as error:
-            raise self._nonsense(f"it sent a malformed observation: {error}") from None
-
-    def _fault(self, data: JsonObject) -> Fault:
-        """What an error message means. The session lives on after the first two."""
-        code, message = data.get("code"), data.get("message")
-        text = message if isinstance(message, str) and message.strip() else "it does not say why"
-        if code == "VALIDATION_ERROR":
-            return BadAction(self._address.line(errors_text(data.get("errors")) or text))
-        if code == "EXECUTION_ERROR":
-            return EnvironmentFault(self._address.line(text))
-        if code in NO_SESSION:
-            return self._broken(f"{text} ({code})")
-        return self._nonsense(f"{text} ({json.dumps(code)})")
-
-    def _broken(self, reason: str) -> Fault:
-        """The connection is gone, or was never had."""
-        line = self._lose(reason)
-        return SessionLost(line) if self._begun else Unavailable(line)
-
-    def _nonsense(self, reason: str) -> SessionLost:
-        """What came is no reply by the protocol."""
-        return SessionLost(self._lose(reason))
-
-    def _lose(self, reason: str) -> str:
-        line = self._lost = self._address.line(f"{self._address.http}: {reason}")
+    def _abort(self) -> None:
         if self._connection is not None:
             self._connection.transport.abort()
-        return line
 
 
 class WireSource:
-    """Environments of the server at a base URL, a `client.EnvironmentSource`.
+    """Environments of the server at a base URL, a `protocol.EnvironmentSource`.
 
     Args:
         url: http, https, ws or wss; its path is kept, with the websocket at `{url}/ws`.
         headers: names to templates, in which `${NAME}` is filled from the environment variables.
-        connect_timeout_s: for a connection and for each GET, in seconds.
-        step_timeout_s: for an answer, in seconds.
-        max_message_mb: largest message that is taken, in MiB.
         sessions_wanted: how many parallel sessions are worth knowing of: where the server does not publish its
             capacity, `describe` opens sessions up to this number to see. 0: it does not try.
         ended: why no session will ever be had again, where somebody watches the server.
@@ -214,17 +169,13 @@ class WireSource:
         self,
         url: str,
         headers: Mapping[str, str],
+        limits: SessionLimits,
         *,
-        connect_timeout_s: float = 10.0,
-        step_timeout_s: float = 60.0,
-        max_message_mb: float = 100.0,
         sessions_wanted: int = 0,
         ended: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._address = wire_address(url, headers)
-        self._connect_timeout_s = connect_timeout_s
-        self._step_timeout_s = step_timeout_s
-        self._max_message_mb = max_message_mb
+        self._limits = limits
         self._sessions_wanted = sessions_wanted
         self._ended = ended
 
@@ -234,7 +185,7 @@ class WireSource:
         Raises:
             EchoError: it cannot be reached or refuses to answer (exit code 1), or does not speak OpenEnv.
         """
-        description = ask_server(self._address, self._connect_timeout_s)
+        description = ask_server(self._address, self._limits.connect_timeout_s)
         if description.sessions is not None or self._sessions_wanted == 0:
             return description
         with EventLoop() as loop:
@@ -242,12 +193,7 @@ class WireSource:
 
     def client(self) -> WireClient:
         """A client for one episode; it opens its session at `reset`."""
-        return WireClient(
-            self._address,
-            connect_timeout_s=self._connect_timeout_s,
-            step_timeout_s=self._step_timeout_s,
-            max_message_mb=self._max_message_mb,
-        )
+        return WireClient(self._address, self._limits)
 
     def ended(self) -> str | None:
         """Why no session will ever be had again, where that is known."""

@@ -14,6 +14,7 @@ from openenv.core.env_client import EnvClient
 from openenv_samples import AnyTalkClient, Say, TalkClient
 
 from echo_cli.environments.faults import BadAction, EnvironmentFault, SessionLost, Unavailable
+from echo_cli.environments.openenv.session import SessionLimits
 from echo_cli.environments.openenv.typed_client import TypedSource
 from echo_cli.environments.protocol import Client, Description, Payload
 from echo_cli.errors import EchoError
@@ -34,8 +35,10 @@ class Base:
         return "exit code 3"
 
 
-def _source(url: str, client: str = "openenv_samples:TalkClient", **limits: Any) -> TypedSource:
-    return TypedSource(client, url, Base(), **limits)
+def _source(
+    url: str, client: str = "openenv_samples:TalkClient", limits: SessionLimits | None = None, **settings: Any
+) -> TypedSource:
+    return TypedSource(client, url, Base(), limits or SessionLimits(), **settings)
 
 
 def test_an_episode_in_payloads_and_faults(openenv_server: OpenEnvServer) -> None:
@@ -110,7 +113,7 @@ def test_an_error_of_another_environment_loses_the_session_too(openenv_server: O
 
 def test_a_step_that_takes_too_long_loses_the_session(openenv_server: OpenEnvServer) -> None:
     async def play() -> None:
-        client = _source(f"{openenv_server.url}/talk", step_timeout_s=0.3).client()
+        client = _source(f"{openenv_server.url}/talk", limits=SessionLimits(step_timeout_s=0.3)).client()
         await client.reset({})
         with pytest.raises(SessionLost, match=r"no answer within 0\.3 s"):
             await client.step({"text": "sleep"})

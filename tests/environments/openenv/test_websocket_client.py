@@ -15,6 +15,7 @@ from loopback import OpenEnvServer, free_port
 from loopback_server import CONNECT, Behaviour, Incident, LoopbackServer, Refused, loopback_server
 
 from echo_cli.environments.faults import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable
+from echo_cli.environments.openenv.session import SessionLimits
 from echo_cli.environments.openenv.websocket import MAX_REQUEST_BYTES
 from echo_cli.environments.openenv.websocket_client import WireClient, WireSource
 from echo_cli.environments.protocol import Payload
@@ -31,7 +32,8 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def source(server: LoopbackServer, **settings: Any) -> WireSource:
-    return WireSource(server.url, settings.pop("headers", {}), **settings)
+    limits = {name: settings.pop(name) for name in ("step_timeout_s", "max_message_mb") if name in settings}
+    return WireSource(server.url, settings.pop("headers", {}), SessionLimits(**limits), **settings)
 
 
 async def fault_of(coroutine: Coroutine[Any, Any, Any]) -> Fault:
@@ -275,7 +277,7 @@ def test_a_session_that_never_began_is_unavailable() -> None:
 
 def test_nobody_there_and_nobody_answering_are_unavailable() -> None:
     async def reset(url: str) -> Fault:
-        return await fault_of(WireSource(url, {}, connect_timeout_s=0.1).client().reset({}))
+        return await fault_of(WireSource(url, {}, SessionLimits(connect_timeout_s=0.1)).client().reset({}))
 
     refused = run(reset(f"http://127.0.0.1:{free_port()}"))
     assert isinstance(refused, Unavailable) and "refused" in str(refused).lower()
@@ -485,7 +487,7 @@ def test_a_header_that_cannot_be_sent_is_named_without_its_value(
     monkeypatch.setenv("TORN", f"{SECRET}\n")
     monkeypatch.delenv("MISSING", raising=False)
     with pytest.raises(EchoError) as error:
-        WireSource("http://127.0.0.1:1", headers)
+        WireSource("http://127.0.0.1:1", headers, SessionLimits())
     assert said in error.value.message and SECRET not in f"{error.value.message}{error.value.tip}"
 
 
@@ -506,7 +508,7 @@ def test_a_header_that_cannot_be_sent_is_named_without_its_value(
 )
 def test_a_url_that_is_no_base_url_is_refused_without_showing_it(url: str) -> None:
     with pytest.raises(EchoError) as error:
-        WireSource(url, {})
+        WireSource(url, {}, SessionLimits())
     assert error.value.message.startswith("environment.url") and SECRET not in error.value.message
 
 
@@ -527,7 +529,7 @@ def test_no_redirect_is_followed_and_no_header_reaches_another_server(monkeypatc
 def test_describing_keeps_the_path_and_needs_only_the_schema() -> None:
     absent = {"/metadata": (500, "Internal Server Error"), "/health": (404, "not found")}
     with loopback_server(Behaviour(prefix="/team/env", http=absent)) as server:
-        description = WireSource(f"{server.url.replace('http', 'ws')}/", {}).describe()
+        description = WireSource(f"{server.url.replace('http', 'ws')}/", {}, SessionLimits()).describe()
         assert (description.name, description.sessions) == ("unnamed", None)
         assert description.action_schema["required"] == ["command"]
         assert description.observation_schema["properties"] == {"output": {"type": "string"}}
@@ -574,7 +576,7 @@ def test_what_does_not_speak_http_or_breaks_off_is_told_apart(answer: bytes, sai
         thread = threading.Thread(target=mumble)
         thread.start()
         with pytest.raises(EchoError, match=said) as error:
-            WireSource(f"http://127.0.0.1:{listening.getsockname()[1]}", {}).describe()
+            WireSource(f"http://127.0.0.1:{listening.getsockname()[1]}", {}, SessionLimits()).describe()
         thread.join()
     assert error.value.exit_code == exit_code
 
@@ -598,7 +600,7 @@ def test_a_server_that_never_ends_its_answer_is_given_up(head: bytes) -> None:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         try:
             with pytest.raises(EchoError, match=f"cannot reach {url}: timed out") as error:
-                WireSource(url, {}, connect_timeout_s=0.3).describe()
+                WireSource(url, {}, SessionLimits(connect_timeout_s=0.3)).describe()
         finally:
             over.set()
             thread.join()
@@ -607,7 +609,7 @@ def test_a_server_that_never_ends_its_answer_is_given_up(head: bytes) -> None:
 
 def test_a_server_that_is_not_there_cannot_be_reached() -> None:
     with pytest.raises(EchoError, match=r"cannot reach http://127\.0\.0\.1:\d+: Connection refused") as error:
-        WireSource(f"http://127.0.0.1:{free_port()}", {}).describe()
+        WireSource(f"http://127.0.0.1:{free_port()}", {}, SessionLimits()).describe()
     assert error.value.exit_code == 1 and error.value.tip
 
 
@@ -628,7 +630,7 @@ def test_a_source_has_ended_when_its_watcher_says_so(well: LoopbackServer) -> No
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("openenv") is None, reason="openenv is an extra")
 def test_a_real_openenv_server(openenv_server: OpenEnvServer) -> None:
-    wire = WireSource(f"{openenv_server.url}/few", {}, sessions_wanted=16)
+    wire = WireSource(f"{openenv_server.url}/few", {}, SessionLimits(), sessions_wanted=16)
     description = wire.describe()
     assert (description.name, description.sessions) == ("Talk", 3)
     assert description.action_schema["required"] == ["text"]
