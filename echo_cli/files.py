@@ -188,16 +188,16 @@ def os_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        if error.errno in _DISK_FULL:
-            tip = "free some space and run the command again (a run: with --resume); what was there before is intact"
-            raise EchoError(
-                f"the disk is full: cannot write {escape_unprintable(path)} ({reason})", tip, exit_code=1
-            ) from error
-        if error.errno in _NOT_WRITABLE:
-            tip = "choose a place that you can write to: --output-dir (pictures, traces: --output; pool build: OUT)"
-            raise EchoError(f"cannot write {escape_unprintable(path)}: {reason}", tip) from error
+        message = f"cannot write {escape_unprintable(path)}: {reason}"
         tip = "what was there before is intact: once the disk is well, run the command again (a run: with --resume)"
-        raise EchoError(f"cannot write {escape_unprintable(path)}: {reason}", tip, exit_code=1) from error
+        exit_code = 1
+        if error.errno in _DISK_FULL:
+            message = f"the disk is full: cannot write {escape_unprintable(path)} ({reason})"
+            tip = "free some space and run the command again (a run: with --resume); what was there before is intact"
+        elif error.errno in _NOT_WRITABLE:
+            tip = "choose a place that you can write to: --output-dir (pictures, traces: --output; pool build: OUT)"
+            exit_code = 2
+        raise EchoError(message, tip, exit_code=exit_code) from error
 
 
 def check_writable(folder: Path) -> None:
