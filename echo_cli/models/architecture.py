@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from echo_cli.config.model import RANDOM_QWEN3, ModelConfig
 
+Form = Literal["llama", "qwen2", "qwen3", "tiny"]
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -30,7 +32,7 @@ class Architecture:
     tied: bool
     max_length: int
     """Positions, tokens."""
-    form: Literal["llama", "qwen2", "qwen3", "tiny"] = "llama"
+    form: Form = "llama"
     """What is beside the matrices: `qwen2` has biases on queries, keys and values, `qwen3` norms on queries and keys.
 
     `tiny` has a convolution in place of norms' weights, and an MLP without a gate.
@@ -106,12 +108,7 @@ NAMED: Mapping[str, Architecture] = {
 }
 """Models whose numbers are known without their files."""
 
-_FORMS: Mapping[str, Literal["llama", "qwen2", "qwen3"]] = {
-    "llama": "llama",
-    "mistral": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-}
+_FORMS: Mapping[str, Form] = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """By `model_type`."""
 
 

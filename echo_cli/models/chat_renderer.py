@@ -121,7 +121,6 @@ class ChatRenderer:
         self._marks = re.compile(f"({'|'.join(marks)})") if marks else None
 
     def opening(self) -> Frame:
-        """The conversation up to the task, and from the task to where the policy writes."""
         return self._opening
 
     def reply(self, action_ids: Sequence[int]) -> Frame:
@@ -151,7 +150,6 @@ class ChatRenderer:
         return Message(text.strip(), complete, problem, transient)
 
     def script(self, text: str) -> list[int]:
-        """The tokens of an assistant turn that says `text`, the end of the turn included."""
         parts = [text] if self._marks is None else self._marks.split(text)
         ids = list(self._script_start)
         for part in parts:

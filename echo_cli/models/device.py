@@ -1,4 +1,4 @@
-"""Where a model runs and what it computes in, and why."""
+"""The device a model runs on: its choice and its dtype, its memory, and what to do where that is not enough."""
 
 from __future__ import annotations
 
@@ -12,6 +12,24 @@ from typing import Literal
 import torch
 
 from echo_cli.errors import EchoError, first_line
+
+Phase = Literal["loading", "rollout", "update", "scoring"]
+
+_TIPS: dict[Phase, str] = {
+    "loading": "set model.lora (kind hf), or name a smaller model",
+    "rollout": (
+        "lower environment.sessions or, with kind hf, sampler.prefill_tokens; in a new run, rollout.tasks_per_step or "
+        "rollout.group_size"
+    ),
+    "update": "lower optim.token_budget or, with kind hf, set model.gradient_checkpointing=true",
+    "scoring": "lower optim.token_budget",
+}
+
+# What a failed allocation says where it is no torch.OutOfMemoryError: torch's allocator for the CPU, the C++ library,
+# and the libraries of CUDA.
+_SIGNS = ("DefaultCPUAllocator", "can't allocate memory", "bad_alloc", "CUDA error: out of memory", "ALLOC_FAILED")
+
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -61,23 +79,6 @@ def _computes_bfloat16(device: torch.device) -> bool:
     return probe is not None and bool(probe())
 
 
-Phase = Literal["loading", "rollout", "update", "scoring"]
-
-_TIPS: dict[Phase, str] = {
-    "loading": "set model.lora (kind hf), or name a smaller model",
-    "rollout": (
-        "lower environment.sessions or, with kind hf, sampler.prefill_tokens; in a new run, rollout.tasks_per_step or "
-        "rollout.group_size"
-    ),
-    "update": "lower optim.token_budget or, with kind hf, set model.gradient_checkpointing=true",
-    "scoring": "lower optim.token_budget",
-}
-
-# What a failed allocation says where it is no torch.OutOfMemoryError: torch's allocator for the CPU, the C++ library,
-# and the libraries of CUDA.
-_SIGNS = ("DefaultCPUAllocator", "can't allocate memory", "bad_alloc", "CUDA error: out of memory", "ALLOC_FAILED")
-
-
 class OutOfMemory(EchoError):
     """An allocation failed (exit code 1). Nothing of the optimizer step that it ended is kept."""
 
@@ -104,9 +105,6 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
-
-
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)

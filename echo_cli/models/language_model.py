@@ -21,11 +21,9 @@ class Cache(Protocol):
 
     def keep(self, rows: Tensor) -> None:
         """Keep only the sequences `rows`, in that order."""
-        ...
 
     def add(self, count: int) -> None:
         """Add `count` empty sequences after the others."""
-        ...
 
 
 class LanguageModel(Protocol):
@@ -34,45 +32,38 @@ class LanguageModel(Protocol):
     @property
     def max_length(self) -> int:
         """The most tokens that a sequence can have."""
-        ...
 
     @property
     def vocab_size(self) -> int:
         """V, the width of the head."""
-        ...
 
     def __call__(self, token_ids_BT: Tensor) -> Tensor:
         """Final hidden states [B, T, H] of right-padded sequences. Padding changes no state before it."""
-        ...
 
     def head(self, hidden_NH: Tensor) -> Tensor:
         """Logits [N, V] of final hidden states."""
-        ...
 
     def new_cache(self, batch: int) -> Cache:
         """An empty cache for `batch` sequences, for `extend`."""
-        ...
 
     def extend(self, token_ids_BT: Tensor, starts_B: Tensor, cache: Any, rows_B: Tensor | None = None) -> Tensor:
-        """Final hidden states [B, T, H] of new tokens; fills `cache`.
+        """Return the final hidden states [B, T, H] of new tokens, and fill `cache` with them.
+
+        Padding may reach past `max_length`; tokens that count may not.
 
         Args:
             starts_B: the position of each sequence's first new token.
             rows_B: which rows of the cache the sequences are; None for all of them, in order.
         """
-        ...
 
     def holding_weights(self) -> AbstractContextManager[Any]:
         """Around calls without gradients between which no weight changes: what is made of one is made once."""
-        ...
 
     def reference(self) -> LanguageModel:
         """The model as it is now, never to change: what a KL penalty is taken to."""
-        ...
 
     def save(self, folder: Path) -> None:
         """Write weights and architecture into `folder`."""
-        ...
 
     def load(self, folder: Path) -> None:
         """Take the weights of a folder that `save` wrote.
@@ -80,12 +71,9 @@ class LanguageModel(Protocol):
         Raises:
             EchoError: a file is damaged or belongs to another architecture.
         """
-        ...
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The parameters; those that require no gradient are not trained."""
-        ...
 
     def to(self, device: Any) -> Any:
         """The model, moved to `device`."""
-        ...

@@ -50,23 +50,19 @@ class Renderer(Protocol):
 
     def opening(self) -> Frame:
         """What stands around the text of a reset."""
-        ...
 
     def reply(self, action_ids: Sequence[int]) -> Frame:
         """What stands around the answer to an action of these tokens."""
-        ...
 
     def message(self, action_ids: Sequence[int]) -> Message:
         """What sampled tokens say."""
-        ...
 
     def script(self, text: str) -> list[int]:
         """The tokens of an action as the policy would write it, its stop token included."""
-        ...
 
 
 class PlainRenderer:
-    """A transcript without scaffold: an action is one line. For the built-in model, and for base models."""
+    """A transcript without scaffold, for the built-in model and for base models: an action is one line and its end."""
 
     overhead = 1
 
@@ -76,11 +72,9 @@ class PlainRenderer:
         self.stop_ids: tuple[int, ...] = (*tokenizer.newline_ids, *tokenizer.eos_ids)
 
     def opening(self) -> Frame:
-        """Nothing stands around the text of a reset."""
         return Frame()
 
     def reply(self, action_ids: Sequence[int]) -> Frame:
-        """Nothing stands around an answer."""
         return Frame()
 
     def message(self, action_ids: Sequence[int]) -> Message:
@@ -94,5 +88,4 @@ class PlainRenderer:
         return Message(text.split("\n", 1)[0], complete=True)
 
     def script(self, text: str) -> list[int]:
-        """The line and its end."""
         return self.tokenizer.encode(text + "\n")

@@ -23,6 +23,9 @@ from torch.nn import functional as F
 from echo_cli.errors import EchoError, first_line
 from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
 
+TINY_BASE = "tiny-base"
+"""The name of the model that ships with the package."""
+
 MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 # Queries and keys have unit mean square, so 1/sqrt(D) would bound logits at sqrt(D) = 5.7: too flat to point at one
@@ -45,10 +48,7 @@ class TinyConfig:
 
 
 class KVCache:
-    """Keys, values and convolution inputs of every layer for `batch` sequences; grows as they do.
-
-    Slots past a sequence's end may hold garbage (from padding): causality hides them until they are overwritten.
-    """
+    """A `language_model.Cache`: keys, values and convolution inputs of every layer; grows as the sequences do."""
 
     def __init__(self, config: TinyConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
         width = config.hidden // config.heads
@@ -66,20 +66,18 @@ class KVCache:
             self.inputs_LBCH = F.pad(self.inputs_LBCH, (0, 0, 0, missing))
 
     def keep(self, rows: Tensor) -> None:
-        """Keep only the sequences `rows`, in that order."""
         self.keys_LBNCD = self.keys_LBNCD[:, rows]
         self.values_LBNCD = self.values_LBNCD[:, rows]
         self.inputs_LBCH = self.inputs_LBCH[:, rows]
 
     def add(self, count: int) -> None:
-        """Add `count` empty sequences after the others."""
         self.keys_LBNCD = F.pad(self.keys_LBNCD, (0, 0, 0, 0, 0, 0, 0, count))
         self.values_LBNCD = F.pad(self.values_LBNCD, (0, 0, 0, 0, 0, 0, 0, count))
         self.inputs_LBCH = F.pad(self.inputs_LBCH, (0, 0, 0, 0, 0, count))
 
 
 class TinyModel(nn.Module):
-    """Token ids to final hidden states; `lm_head_VH` (tied to the embedding) turns those into logits."""
+    """The built-in `LanguageModel`; its head is the embedding, `lm_head_VH`."""
 
     rotations_T1d: Tensor
 
@@ -112,34 +110,24 @@ class TinyModel(nn.Module):
         return hidden_BTH
 
     def head(self, hidden_NH: Tensor) -> Tensor:
-        """Logits [N, V] of final hidden states."""
         return F.linear(hidden_NH, self.lm_head_VH)
 
     def new_cache(self, batch: int) -> KVCache:
-        """An empty cache for `batch` sequences, for `extend`."""
         return KVCache(self.config, batch, self.lm_head_VH.device, self.lm_head_VH.dtype)
 
     def holding_weights(self) -> AbstractContextManager[None]:
-        """Nothing is made of the weights before they are used."""
-        return nullcontext()
+        return nullcontext()  # nothing is made of the weights before they are used
 
     def reference(self) -> TinyModel:
-        """A frozen copy."""
         return copy.deepcopy(self).requires_grad_(False)
 
     def save(self, folder: Path) -> None:
-        """Write weights and architecture into `folder`."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         # Written by Python and not by the libraries, whose errors do not say that the disk is full.
         (folder / MODEL_FILE).write_bytes(safetensors_bytes(tensors))
         (folder / CONFIG_FILE).write_text(json.dumps(self.config.to_json(), indent=2) + "\n", encoding="utf-8")
 
     def load(self, folder: Path) -> None:
-        """Take the weights of a folder that `save` wrote.
-
-        Raises:
-            EchoError: the file is damaged or belongs to another architecture.
-        """
         path = folder / MODEL_FILE
         try:
             self.load_state_dict(load_file(path))
@@ -160,7 +148,6 @@ class TinyModel(nn.Module):
                 nn.init.normal_(parameter, std=std, generator=generator)
 
     def forward(self, token_ids_BT: Tensor) -> Tensor:
-        """Final hidden states [B, T, H] of right-padded sequences. Padding changes no state before it."""
         T = token_ids_BT.shape[1]
         rotations_T1d = self.rotations_T1d[:T]
         hidden_BTH = _norm(self.embedding(token_ids_BT))
@@ -169,13 +156,6 @@ class TinyModel(nn.Module):
         return _norm(hidden_BTH)
 
     def extend(self, token_ids_BT: Tensor, starts_B: Tensor, cache: KVCache, rows_B: Tensor | None = None) -> Tensor:
-        """Final hidden states [B, T, H] of new tokens, sequence b's first at position `starts_B[b]`; fills `cache`.
-
-        Padding may reach past `max_length`; tokens that count may not.
-
-        Args:
-            rows_B: which rows of the cache the sequences are; None for all of them, in order.
-        """
         B, T = token_ids_BT.shape
         rows_B1 = (torch.arange(B, device=starts_B.device) if rows_B is None else rows_B)[:, None]
         last = self.config.max_length - 1
@@ -258,10 +238,6 @@ def _rotate(x_BTMD: Tensor, rotations: Tensor) -> Tensor:
     """Rotate pairs of neighbouring features by their position's angles."""
     pairs = torch.view_as_complex(x_BTMD.reshape(*x_BTMD.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * rotations).flatten(-2)
-
-
-TINY_BASE = "tiny-base"
-"""The name of the model that ships with the package."""
 
 
 def model_folder(path: str) -> Path:

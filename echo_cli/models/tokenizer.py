@@ -162,22 +162,30 @@ class Tokenizer:
     @staticmethod
     def train(texts: list[str], vocab_size: int) -> Tokenizer:
         """A tokenizer of at most `vocab_size` entries, fitted on `texts`, with one id a digit and a newline."""
-        backend = Backend(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        backend.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[PAD, BOS],
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        )
-        backend.train_from_iterator(texts, trainer)
+        backend = new_backend(_PIECES)
+        fit_backend(backend, texts, vocab_size, special_tokens=[PAD, BOS])
         return _built_in(backend)
+
+
+def new_backend(pieces: str) -> Backend:
+    """Return an empty byte-level BPE, whose merges stay within the matches of the pattern `pieces`."""
+    backend = Backend(models.BPE())
+    split = pre_tokenizers.Split(Regex(pieces), behavior="isolated")
+    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_of])
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def fit_backend(backend: Backend, texts: list[str], vocab_size: int, special_tokens: Sequence[str] = ()) -> None:
+    """Fit the merges of a backend on `texts`, to at most `vocab_size` entries, every byte among them."""
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(special_tokens),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
 
 
 def _built_in(backend: Backend) -> Tokenizer:

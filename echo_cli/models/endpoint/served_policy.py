@@ -32,6 +32,13 @@ from echo_cli.seeds import derive_seed
 
 _PREFIX = "echo-weights-"
 
+# Nats a token, on average: another dtype or kernel is allowed for, another model is not.
+_TOLERANCE = 0.1
+# What float32 rounds off, below which logprobs are the same.
+_ROUNDING = 1e-3
+_PROBE_TEXT = "Once there was"
+_PROBE_TOKENS = 32
+
 
 class WeightSync:
     """Versions of a policy's weights, each in a fresh folder below `folder`, where only the loaded one stays.
@@ -123,14 +130,6 @@ class WeightSync:
             self._endpoint.run(self._endpoint.post("/v1/unload_lora_adapter", body, missing_ok=True))
         body = {"lora_name": f"{self._model}-{version}", "lora_path": str(path)}
         self._endpoint.run(self._endpoint.post("/v1/load_lora_adapter", body))
-
-
-# Nats a token, on average: another dtype or kernel is allowed for, another model is not.
-_TOLERANCE = 0.1
-# What float32 rounds off, below which logprobs are the same.
-_ROUNDING = 1e-3
-_PROBE_TEXT = "Once there was"
-_PROBE_TOKENS = 32
 
 
 class ServedPolicy:

@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class RowCache(Cache):  # type: ignore[misc]
-    """A cache whose rows have lengths of their own: position p of a sequence is slot p of its row.
+    """A `language_model.Cache` whose rows have lengths of their own: position p of a sequence is slot p of its row.
 
     Slots past a sequence's end may hold garbage (from padding): the mask of the caller hides them until they are
     overwritten. `place` says where the next forward pass writes; each layer allocates on its first one and grows by an
@@ -33,14 +33,12 @@ class RowCache(Cache):  # type: ignore[misc]
         self.slots_BT, self.rows_B, self.length = slots_BT, rows_B, length
 
     def keep(self, rows: Tensor) -> None:
-        """Keep only the sequences `rows`, in that order."""
         self.batch = len(rows)
         for layer in self.layers:
             if layer.is_initialized:
                 layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
     def add(self, count: int) -> None:
-        """Add `count` empty sequences after the others."""
         self.batch += count
         for layer in self.layers:
             if layer.is_initialized:

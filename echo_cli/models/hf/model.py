@@ -25,7 +25,7 @@ from echo_cli.text import escape_unprintable
 
 
 class HfModel(nn.Module):
-    """A decoder of transformers; what is trained is float32.
+    """A decoder of transformers as a `LanguageModel`; what is trained is float32.
 
     Rows are right-padded and come without an attention mask: causality keeps padding from what is before it, and
     attention stays the fused causal one.
@@ -54,7 +54,7 @@ class HfModel(nn.Module):
 
     @property
     def vocab_size(self) -> int:
-        """V, the width of the head; a tokenizer may have fewer tokens."""
+        """Return V, the width of the head; a tokenizer may have fewer tokens."""
         return int(self.causal_lm.get_output_embeddings().weight.shape[0])
 
     def __call__(self, token_ids_BT: Tensor) -> Tensor:
@@ -62,30 +62,20 @@ class HfModel(nn.Module):
         return hidden_BTH
 
     def forward(self, token_ids_BT: Tensor) -> Tensor:
-        """Final hidden states [B, T, H] of right-padded sequences. Padding changes no state before it."""
         training = torch.is_grad_enabled()
         self._set_mode(training)
         with self._computing():
             return self._hidden(token_ids_BT) if training else self._run(token_ids_BT)
 
     def head(self, hidden_NH: Tensor) -> Tensor:
-        """Logits [N, V] of final hidden states."""
         with self._computing():
             logits_NV: Tensor = self.causal_lm.get_output_embeddings()(hidden_NH)
         return logits_NV
 
     def new_cache(self, batch: int) -> RowCache:
-        """An empty cache for `batch` sequences, for `extend`."""
         return RowCache(self._layers, batch, self.dtype)
 
     def extend(self, token_ids_BT: Tensor, starts_B: Tensor, cache: RowCache, rows_B: Tensor | None = None) -> Tensor:
-        """Final hidden states [B, T, H] of new tokens, sequence b's first at position `starts_B[b]`; fills `cache`.
-
-        Padding may reach past `max_length`; tokens that count may not.
-
-        Args:
-            rows_B: which rows of the cache the sequences are; None for all of them, in order.
-        """
         T, limit = token_ids_BT.shape[1], self.max_length
         ends_BT = starts_B[:, None] + torch.arange(T, device=starts_B.device)
         # Padding past the last position has a slot of its own, which no mask ever shows.
@@ -101,8 +91,10 @@ class HfModel(nn.Module):
                 return self._run(token_ids_BT, cache, positions_BT, self._mask(visible_B1TC))
 
     def holding_weights(self) -> AbstractContextManager[Any]:
-        """Around calls without gradients between which no weight changes: autocast casts each weight once."""
-        return self._autocast()
+        """Autocast, under which each weight is cast once."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.causal_lm.get_output_embeddings().weight.device.type, dtype=self.dtype)
 
     def reference(self) -> HfModel:
         """The model as it is at the start of training, frozen.
@@ -128,11 +120,6 @@ class HfModel(nn.Module):
             save_whole(self.model, folder)
 
     def load(self, folder: Path) -> None:
-        """Take the weights of a folder that `save` wrote.
-
-        Raises:
-            EchoError: a file is damaged or belongs to another architecture.
-        """
         if isinstance(self.model, PeftModel):
             load_adapter(folder, self.model)
             return
@@ -188,12 +175,7 @@ class HfModel(nn.Module):
             self.model.train(wanted)
 
     def _computing(self) -> AbstractContextManager[Any]:
-        return self._autocast()
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.causal_lm.get_output_embeddings().weight.device.type, dtype=self.dtype)
+        return self.holding_weights()
 
     @property
     def _attention(self) -> str:
@@ -213,7 +195,7 @@ class _Base(HfModel):
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        with self.model.disable_adapter(), self._autocast():
+        with self.model.disable_adapter(), self.holding_weights():
             yield
 
 

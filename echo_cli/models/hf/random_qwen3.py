@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save as safetensors_bytes
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, normalizers
 
 from echo_cli.errors import EchoError
+from echo_cli.models.tokenizer import TOKENIZER_FILE, fit_backend, new_backend
 from toy_terminal_env.environment import world_and_tasks
 from toy_terminal_env.scripted import explorer_actions, explorer_commands
 from toy_terminal_env.shell import run
@@ -116,21 +117,9 @@ def make_random_qwen3(folder: Path, seed: int) -> None:
 
 def _tokenizer() -> Tokenizer:
     """A byte-level BPE of Qwen's form, fitted on the toy terminal's output."""
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = new_backend(_PIECES)
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=MAX_VOCAB_SIZE - len(SPECIAL_TOKENS) - len(ADDED_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_texts(), trainer)
+    fit_backend(tokenizer, _texts(), MAX_VOCAB_SIZE - len(SPECIAL_TOKENS) - len(ADDED_TOKENS))
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ADDED_TOKENS])
     return tokenizer
@@ -172,6 +161,6 @@ def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         "tokenizer_class": "Qwen2Tokenizer",
         "unk_token": None,
     }
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    (folder / TOKENIZER_FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     (folder / "chat_template.jinja").write_text(_TEMPLATE, encoding="utf-8")

@@ -30,14 +30,8 @@ _PATTERNS = (
 _END_OF_TEXT = "<|endoftext|>"
 
 _SAMPLES = (
-    *(
-        "ls -la /srv\n",
-        " a  b\n\n\tc \r\n",
-        "12:40 WARN 8080 == x[0]; rm 'q'",
-        "\x1b[31mé日本🚀\u200d",
-        "e\u0301 ﬁ \u00a0",
-    ),
-    *("$ ", "\n", " ", "don't"),
+    *("ls -la /srv\n", " a  b\n\n\tc \r\n", "12:40 WARN 8080 == x[0]; rm 'q'", "\x1b[31mé日本🚀\u200d"),
+    *("e\u0301 ﬁ \u00a0", "$ ", "\n", " ", "don't"),
 )
 
 
