@@ -1,10 +1,10 @@
-"""A thread of its own for code that blocks, and that may be bound to the thread it was made in."""
+"""Code that blocks, beside the code that waits for it: a worker thread, an event loop in a thread, a time limit."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from queue import SimpleQueue
 from types import TracebackType
@@ -100,8 +100,8 @@ async def _cancel_others() -> None:
     await asyncio.gather(*others, return_exceptions=True)
 
 
-async def wait_at_most(seconds: float, answer: Coroutine[Any, Any, T]) -> T:
-    """The result of `answer`, which is cancelled at the end of the time but, unlike by `wait_for`, not waited for.
+async def wait_at_most(seconds: float, answer: Awaitable[T]) -> T:
+    """Return the result of `answer`, which is cancelled when the time is up but, unlike by `wait_for`, not waited for.
 
     Raises:
         asyncio.TimeoutError: there is none within `seconds`.
@@ -118,7 +118,7 @@ async def wait_at_most(seconds: float, answer: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
-def _abandon(task: asyncio.Task[Any]) -> None:
+def _abandon(task: asyncio.Future[Any]) -> None:
     task.cancel()
     # How it ends is nobody's business now, and asyncio would complain that nobody asked.
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())

@@ -19,8 +19,6 @@ from echo_cli.environments.protocol import Payload, TextPiece
 from echo_cli.errors import EchoError
 from echo_cli.trajectory import Role
 
-ROLES = {"env_output": Role.ENV_OUTPUT, "context": Role.CONTEXT, "warning": Role.WARNING}
-
 _STEP = re.compile(r"(?:^|(?<=.)\.)([^.\[\]]+)|\[([0-9]{1,9}|\*)\]", re.DOTALL)
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _SAFE = {
@@ -110,7 +108,7 @@ class ObservationMapping:
 
     def _spans(self, rule: ObservationRule, text: str, action: str | None) -> Iterator[TextPiece]:
         """A value's text in pieces: the echo of the action, then boilerplate, volatile, and the rule's own."""
-        own = ROLES[rule.role]
+        own = Role[rule.role.upper()]
         if action is None and own is not Role.WARNING:
             own = Role.CONTEXT
         start = 0 if action is None else _echo_end(rule.drop_echo, text, action)

@@ -1,4 +1,4 @@
-"""What answers: the environment protocol, in text with roles.
+"""The protocol of environments: in text with roles, as a rollout plays it, and in payloads, as OpenEnv speaks it.
 
 An environment turns the policy's text into role-tagged text. It decides the roles, because only it knows which
 bytes came from the world and which are the harness's own.
@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from echo_cli.environments.faults import FaultCounts
 from echo_cli.environments.tasks import Task, TaskSplits
 from echo_cli.trajectory import Parse, Role
+
+JsonObject = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -63,24 +65,20 @@ class Environment(Protocol):
 
     async def reset(self, task: Task) -> tuple[TextPiece, ...]:
         """Start the episode of `task` and return its opening context."""
-        ...
 
     async def step(self, action: str, problem: str | None = None) -> StepResult:
         """Let the world answer `action`; one with a `problem` is none, and is refused for that reason."""
-        ...
 
     async def verify(self) -> float | None:
         """Call the verifier: the reward of the episode as it stands; None where there is none."""
-        ...
 
     async def close(self) -> None:
         """Release what the episode holds."""
-        ...
 
 
 @dataclass(frozen=True)
 class HostLimits:
-    """How many episodes there may be at once, and what is counted of their faults."""
+    """How many episodes are played at once, how often one is begun again, and the counts of their faults."""
 
     sessions: int | None = None
     """Episodes at a time; None for any number."""
@@ -105,22 +103,15 @@ class TaskSuite(Protocol):
 
     def environment(self) -> Environment:
         """A new environment for one episode."""
-        ...
 
     def expert(self, task: Task) -> list[str] | None:
         """The actions that solve `task`, where they are known."""
-        ...
 
     def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
         """`count` exploring actions in the world of `task`, none of which solves a validation or held-out task."""
-        ...
 
     def out_of_distribution(self) -> TaskSuite:
         """The same kind of tasks where training has never been."""
-        ...
-
-
-JsonObject = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -175,15 +166,12 @@ class Client(Protocol):
 
     async def reset(self, arguments: JsonObject) -> Payload:
         """Open the session and start the episode. Called once."""
-        ...
 
     async def step(self, action: JsonObject) -> Payload:
         """Let the environment answer one action."""
-        ...
 
     async def close(self) -> None:
         """Give the session back, whatever its state. Raises nothing; may be called twice."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -206,12 +194,9 @@ class EnvironmentSource(Protocol):
         Raises:
             EchoError: it cannot be reached, or does not speak OpenEnv.
         """
-        ...
 
     def client(self) -> Client:
         """A client for one episode; it opens its session at `reset`."""
-        ...
 
     def ended(self) -> str | None:
         """Why no session will ever be had again, where that is known: the server that we started has ended."""
-        ...

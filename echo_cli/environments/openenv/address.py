@@ -14,6 +14,7 @@ from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,6 @@ def _header(name: str, template: str, secrets: dict[str, str], section: str) -> 
         raise EchoError(
             f"{section}.headers: '{escape_unprintable(name)}' is no name of a header", "for example Authorization"
         )
-
     value, taken = expand_env(template, f"{section}.headers.{name}", empty=False)
     secrets |= taken
     if not (value.isascii() and value.isprintable()):
@@ -100,9 +100,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
-
-
-_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 def expand_env(template: str, key: str, *, empty: bool) -> tuple[str, dict[str, str]]:

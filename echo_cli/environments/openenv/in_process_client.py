@@ -45,17 +45,14 @@ class ObjectClient:
         """Something may still run in the thread."""
 
     async def reset(self, arguments: JsonObject) -> Payload:
-        """Make the environment and start the episode. Called once. Errors as in `protocol.Client`."""
         payload = await self._ask("reset", arguments)
         self._state.begun = True
         return payload
 
     async def step(self, action: JsonObject) -> Payload:
-        """Let the environment answer one action. Errors as in `protocol.Client`."""
         return await self._ask("step", action)
 
     async def close(self) -> None:
-        """Close the environment in its thread and end the thread. Raises nothing; may be called twice."""
         self._state.end("it is closed")
         # Who closes in the middle of a request is leaving, and waits for no answer.
         patience_s = min(self._step_timeout_s, _LEAVE_SECONDS) if self._state.lock.locked() else self._step_timeout_s
@@ -73,7 +70,7 @@ class ObjectClient:
         if self._hung:
             return
         try:
-            await wait_at_most(patience_s, _result(closed))
+            await wait_at_most(patience_s, asyncio.wrap_future(closed))
         except asyncio.TimeoutError:
             return
         except Exception:  # likewise
@@ -183,12 +180,10 @@ class ObjectSource:
         )
 
     def client(self) -> ObjectClient:
-        """A client for one episode; it makes its environment at `reset`."""
         return ObjectClient(self._class, self._step_timeout_s, self._shared)
 
     def ended(self) -> str | None:
-        """None: what is in this process ends with it."""
-        return None
+        return None  # what is in this process ends with it
 
     def _name(self) -> str:
         environment = self._class.make()
@@ -197,7 +192,3 @@ class ObjectSource:
         finally:
             with suppress(Exception):  # as at an episode's end
                 environment.close()
-
-
-async def _result(closed: Any) -> None:
-    await asyncio.wrap_future(closed)

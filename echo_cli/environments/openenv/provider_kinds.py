@@ -38,23 +38,24 @@ class Server(Protocol):
         Raises:
             EchoError: it cannot be started.
         """
-        ...
 
     def wait_ready(self, url: str, timeout_s: float) -> None:
-        """Wait until it answers. Whoever waits also watches for its end."""
-        ...
+        """Wait until it answers. Whoever waits also watches for its end.
+
+        Raises:
+            TimeoutError: it does not within `timeout_s`.
+        """
+        _poll_health(url, timeout_s)
 
     def wait(self) -> int | None:
         """Wait until it has ended, and return its exit code where there is one."""
-        ...
 
     def log_tail(self) -> None:
-        """Write its last output to our own stderr, where that is not where it writes anyway."""
-        ...
+        """Write its last output to our own stderr; by default, that is where it writes anyway."""
+        return
 
     def stop(self) -> None:
         """End it, whatever its state."""
-        ...
 
 
 def make_server(config: ProviderConfig) -> Server:
@@ -70,7 +71,7 @@ def make_server(config: ProviderConfig) -> Server:
     return RuntimeServer(config)
 
 
-class ProcessServer:
+class ProcessServer(Server):
     """The server of `command`, run without a shell; `python` is the one that runs echo-cli."""
 
     def __init__(self, config: ProviderConfig) -> None:
@@ -92,22 +93,16 @@ class ProcessServer:
             ) from None
         return f"http://127.0.0.1:{port}"
 
-    def wait_ready(self, url: str, timeout_s: float) -> None:
-        _poll_health(url, timeout_s)
-
     def wait(self) -> int | None:
         assert self._process is not None
         return self._process.wait()
-
-    def log_tail(self) -> None:
-        pass
 
     def stop(self) -> None:
         if self._process is not None:
             end_process(self._process)
 
 
-class DockerServer:
+class DockerServer(Server):
     """A container of `image`, whose port 8000 is published on 127.0.0.1 alone."""
 
     def __init__(self, config: ProviderConfig) -> None:
@@ -134,9 +129,6 @@ class DockerServer:
             ) from None
         return f"http://127.0.0.1:{port}"
 
-    def wait_ready(self, url: str, timeout_s: float) -> None:
-        _poll_health(url, timeout_s)
-
     def wait(self) -> int | None:
         waited = subprocess.run(
             ["docker", "wait", self._provider._container_id], capture_output=True, text=True, check=False
@@ -155,7 +147,7 @@ class DockerServer:
             subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
 
 
-class RuntimeServer:
+class RuntimeServer(Server):
     """What `uv run` or a provider class starts.
 
     The end of a provider class's server is noticed where the provider keeps its process as `_process`, as OpenEnv's
@@ -209,9 +201,6 @@ class RuntimeServer:
             return process.wait()
         threading.Event().wait()
         raise AssertionError("nobody sets it")
-
-    def log_tail(self) -> None:
-        pass
 
     def stop(self) -> None:
         process = getattr(self._provider, "_process", None)

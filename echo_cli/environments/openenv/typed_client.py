@@ -57,7 +57,7 @@ class TypedClient:
         self._session = SessionState(name, secrets)
 
     async def reset(self, arguments: JsonObject) -> Payload:
-        """Open the session and start the episode. Called once. Errors as in `protocol.Client`.
+        """Start the episode, as `protocol.Client` says.
 
         Raises:
             EchoError: the environment names no episode, so a silent reconnection could not be noticed (exit code 1).
@@ -76,7 +76,6 @@ class TypedClient:
             return self._payload(result)
 
     async def step(self, action: JsonObject) -> Payload:
-        """Let the environment answer one action. Errors as in `protocol.Client`."""
         made = self._action(action)
         async with self._session.lock:
             self._session.check()
@@ -90,12 +89,11 @@ class TypedClient:
             return self._payload(result)
 
     async def close(self) -> None:
-        """Give the session back, whatever its state. Raises nothing; may be called twice."""
         self._session.end("it is closed")
         client, self._client = self._client, None
         if client is not None:
             with suppress(Exception):  # of a connection that is already gone, or of the user's own close
-                await wait_at_most(_CLOSE_TIMEOUT_S, _awaited(client.close))
+                await wait_at_most(_CLOSE_TIMEOUT_S, client.close())
 
     async def _connect(self) -> None:
         try:
@@ -116,7 +114,7 @@ class TypedClient:
 
     async def _within(self, seconds: float, call: Callable[[], Awaitable[Any]], late: str) -> Any:
         try:
-            return await wait_at_most(seconds, _awaited(call))
+            return await wait_at_most(seconds, call())
         except asyncio.CancelledError:
             self._session.lose(CANCELLED)
             raise
@@ -216,11 +214,9 @@ class TypedSource:
         self._limits = limits
 
     def describe(self) -> Description:
-        """What the server says of itself. Errors as of the base."""
         return self._base.describe()
 
     def client(self) -> TypedClient:
-        """A client for one episode; it opens its session at `reset`."""
         return TypedClient(
             lambda: self._class(**self._arguments),
             self._action,
@@ -230,7 +226,6 @@ class TypedSource:
         )
 
     def ended(self) -> str | None:
-        """Why no session will ever be had again, where that is known."""
         return self._base.ended()
 
 
@@ -285,11 +280,6 @@ def _action_maker(client: type[Any], import_path: str) -> Callable[[JsonObject],
             raise BadAction(fault_line(str(error))) from None
 
     return checked
-
-
-async def _awaited(call: Callable[[], Awaitable[Any]]) -> Any:
-    """OpenEnv's methods give something awaitable, which is not always a coroutine."""
-    return await call()
 
 
 def _words(error: BaseException) -> str:

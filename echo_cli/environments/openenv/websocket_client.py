@@ -44,13 +44,11 @@ class WireClient:
         self._session = SessionState(address.http, address.secrets, self._abort)
 
     async def reset(self, arguments: JsonObject) -> Payload:
-        """Open the session and start the episode. Called once. Errors as in `protocol.Client`."""
         payload = self._session.payload(await self._ask("reset", "observation", arguments))
         self._session.begun = True
         return payload
 
     async def step(self, action: JsonObject) -> Payload:
-        """Let the environment answer one action. Errors as in `protocol.Client`."""
         return self._session.payload(await self._ask("step", "observation", action))
 
     async def state(self) -> JsonObject:
@@ -58,7 +56,6 @@ class WireClient:
         return await self._ask("state", "state", None)
 
     async def close(self) -> None:
-        """Give the session back, whatever its state. Raises nothing; may be called twice."""
         connection, lost = self._connection, self._session.lost
         self._session.end("the session is closed")
         if connection is None or lost is not None:
@@ -192,11 +189,9 @@ class WireSource:
             return replace(description, sessions=loop.run(self.free_sessions(self._sessions_wanted)))
 
     def client(self) -> WireClient:
-        """A client for one episode; it opens its session at `reset`."""
         return WireClient(self._address, self._limits)
 
     def ended(self) -> str | None:
-        """Why no session will ever be had again, where that is known."""
         return self._ended()
 
     async def free_sessions(self, wanted: int) -> int | None:

@@ -65,8 +65,7 @@ class TensorBoardFiles:
         self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
 
-def open_tracker(run: TrackedRun) -> TensorBoardFiles:
-    return TensorBoardFiles(run)
+open_tracker = TensorBoardFiles
 
 
 def _session_end(status: int) -> Summary:

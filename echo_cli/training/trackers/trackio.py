@@ -85,8 +85,7 @@ class TrackioRun:
             raise EchoError(self._failures[0])
 
 
-def open_tracker(run: TrackedRun) -> TrackioRun:
-    return TrackioRun(run)
+open_tracker = TrackioRun
 
 
 def _cut(name: str, run_id: str, last_step: int) -> bool:

@@ -80,8 +80,7 @@ class WandbRun:
         self._wandb.teardown()
 
 
-def open_tracker(run: TrackedRun) -> WandbRun:
-    return WandbRun(run)
+open_tracker = WandbRun
 
 
 def has_key(base_url: str, in_settings: str | None) -> bool:
