@@ -7,7 +7,6 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -84,9 +83,7 @@ class EventLoop:
         """Run `coroutine` in the thread and wait for its result."""
         return self.start(coroutine).result()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.run(_cancel_others())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

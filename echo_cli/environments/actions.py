@@ -152,11 +152,10 @@ def _template(config: ActionConfig) -> JsonObject:
         return {}
     if config.template is None:
         raise EchoError(f"{TEMPLATE} is missing", 'give the action\'s fields, for example {command: "{text}"}')
-    holes: list[str] = []
-
-    def look(leaf: str) -> None:
+    leaves: list[str] = []
+    _filled(config.template, leaves.append)
+    for leaf in leaves:
         for hole in HOLE.finditer(leaf):
-            holes.append(leaf)
             cast = hole.group(1)
             if cast is not None and cast not in CAST_TYPES:
                 raise EchoError(f"{TEMPLATE}: no cast '{cast}' in {leaf!r}", suggest(cast, CAST_TYPES, "casts"))
@@ -164,9 +163,7 @@ def _template(config: ActionConfig) -> JsonObject:
                 raise EchoError(
                     f"{TEMPLATE}: {hole.group()} gives a value and stands alone, not in {leaf!r}", "write {text}"
                 )
-
-    _filled(config.template, look)
-    if not holes:
+    if not any(HOLE.search(leaf) for leaf in leaves):
         raise EchoError(f"{TEMPLATE} has no {{text}}: every action would be the same", "write {text} where it goes")
     return config.template
 

@@ -106,7 +106,6 @@ class TextEnvironment:
         return episode_reward(final if rules.mode == "final" else [*self._rewards, *final], rules.mode, rules.none)
 
     async def close(self) -> None:
-        """Give the session back."""
         if self._client is not None:
             await self._client.close()
 
@@ -177,7 +176,6 @@ class EnvironmentFactory:
     description: Description
 
     def environment(self) -> TextEnvironment:
-        """An environment for one episode."""
         return TextEnvironment(self.source, self.settings, self.hosting)
 
 

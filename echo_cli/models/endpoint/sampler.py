@@ -23,7 +23,7 @@ class _Row:
 
 
 class EndpointSampler:
-    """Growing sequences, each sampled by requests of its own: one that takes long holds up no other.
+    """As `CachedSampler`, but each sequence is sampled by requests of its own: one that takes long holds up no other.
 
     A request's seed comes from `seed`, its row and its turn, so that no two are alike. A server that batches by load
     does not promise the same tokens for the same seed.
@@ -40,23 +40,19 @@ class EndpointSampler:
         self.add(batch)
 
     def append(self, token_lists: Sequence[Sequence[int]]) -> None:
-        """Add tokens that the policy did not sample, one list a sequence."""
         for row, token_ids in zip(self._rows, token_lists, strict=True):
             row.token_ids.extend(token_ids)
 
     def rewind(self, row: int, count: int) -> None:
-        """Take the last `count` tokens of a sequence back."""
         token_ids = self._rows[row].token_ids
         del token_ids[max(len(token_ids) - count, 0) :]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with the sequences `rows` only."""
         kept = [self._rows[row] for row in rows]
         left, self._rows = self._rows, kept
         _cancel([row for row in left if row not in kept])
 
     def add(self, count: int) -> None:
-        """Go on with `count` empty sequences after the others."""
         self._rows += [_Row(self._joined + number) for number in range(count)]
         self._joined += count
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save as safetensors_bytes
 from tokenizers import AddedToken, Tokenizer, normalizers
+from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-from echo_cli.errors import EchoError
 from echo_cli.models.tokenizer import TOKENIZER_FILE, fit_backend, new_backend
 from toy_terminal_env.environment import world_and_tasks
 from toy_terminal_env.scripted import explorer_actions, explorer_commands
@@ -75,15 +75,7 @@ _TEMPLATE = """\
 
 
 def make_random_qwen3(folder: Path, seed: int) -> None:
-    """Write a model folder that `from_pretrained` loads; the same seed writes the same bytes.
-
-    Raises:
-        EchoError: transformers is not installed.
-    """
-    try:
-        from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
-    except ImportError as error:
-        raise EchoError("model.path: random-qwen3 needs transformers", "pip install 'echo-cli[hf]'") from error
+    """Write a model folder that `from_pretrained` loads; the same seed writes the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
     _write_tokenizer(tokenizer, folder)

@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from echo_cli.config.model import ModelConfig
 from echo_cli.errors import EchoError, first_line
 from echo_cli.files import read_json
+from echo_cli.models.hf.weights import CONFIG_FILE, read_config
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.text import escape_unprintable
 
@@ -39,13 +42,8 @@ def load_hf_tokenizer(folder: Path, model: ModelConfig) -> tuple[Any, Tokenizer]
     """The `transformers` tokenizer of a local folder, with the chat template of the config, and ours of the same.
 
     Raises:
-        EchoError: the extra is not installed, a file is missing or damaged, config.json among them, there is no eos, or
-            text is not kept.
+        EchoError: a file is missing or damaged, config.json among them, there is no eos, or text is not kept.
     """
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise EchoError("model.kind: hf needs transformers", "pip install 'echo-cli[hf]'") from error
     where = escape_unprintable(folder)
     restore = "a tokenizer is tokenizer.json and tokenizer_config.json at least: copy the model's own into the folder"
     if not (folder / TOKENIZER_CONFIG_FILE).is_file():
@@ -55,8 +53,6 @@ def load_hf_tokenizer(folder: Path, model: ModelConfig) -> tuple[Any, Tokenizer]
             str(folder), local_files_only=True, trust_remote_code=model.trust_remote_code
         )
     except Exception as error:  # the files may be anything: OSError, ValueError, KeyError, or Rust's bare Exception
-        from echo_cli.models.hf.weights import CONFIG_FILE, read_config
-
         if (folder / CONFIG_FILE).is_file():  # transformers looks into it first, and its damage is not the tokenizer's
             read_config(folder, trust_remote_code=model.trust_remote_code)
         raise EchoError(
