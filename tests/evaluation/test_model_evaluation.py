@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs.test_pool_folder import AWKWARD, ORIGIN, OTHER, PLAIN, PLAIN_OTHER, TOKENIZER, printed
+from pool_samples import AWKWARD, ORIGIN, OTHER, PLAIN, PLAIN_OTHER, TOKENIZER, printed
 from tiny_run import error_of, rows
 
 from echo_cli.cli.main import main

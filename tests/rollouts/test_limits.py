@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from runs.test_pool_folder import AWKWARD, LIMITS, ORIGIN, PLAIN, TOKENIZER, printed
+from pool_samples import AWKWARD, LIMITS, ORIGIN, PLAIN, TOKENIZER, printed
 from tiny_run import TINY, error_of, rows, train_words
 
 from echo_cli.cli.main import main
