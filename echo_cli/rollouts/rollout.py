@@ -101,19 +101,6 @@ def play_scripts(
         return loop.run(play_all())
 
 
-@dataclass
-class _Rollout:
-    """One rollout that is wanted, its episode once it is played, and the answer that the policy waits for."""
-
-    number: int
-    task: Task
-    group_id: str
-    attempts: int = 0
-    episode: Episode = field(init=False)
-    answer: Future[Following] | None = field(init=False, default=None)
-    """None while the policy samples its action."""
-
-
 def play_policy(
     new_sampler: Callable[[int], Sampler],
     renderer: Renderer,
@@ -126,9 +113,9 @@ def play_policy(
 ) -> list[Trajectory]:
     """Play a rollout for each (task, group id), as many at once as there are sessions.
 
-    The policy samples for all that wait for it while the environments of the others work. Finished episodes leave the
-    batch, waiting ones join. A rollout whose session is lost is played again; what it had observed comes last in the
-    result, `aborted`.
+    The policy samples for all rollouts that wait for it while the environments of the others work. Finished episodes
+    leave the batch, waiting rollouts join it. A rollout whose session is lost is played again; the observations of the
+    lost session come last in the result, as a trajectory that was `aborted`.
 
     Args:
         new_sampler: makes a sampler for that many sequences.
@@ -138,84 +125,162 @@ def play_policy(
     Raises:
         EchoError: the environment is not available, or refuses a task (exit code 1).
     """
-    hosting = worlds.hosting
-    waiting = deque(_Rollout(number, task, group_id) for number, (task, group_id) in enumerate(wanted))
-    playing: list[_Rollout] = []  # each is a row of the sampler
-    ending: dict[Future[Trajectory], _Rollout] = {}
-    played: dict[int, Trajectory] = {}
-    fragments: list[Trajectory] = []
-    sampler: Sampler | None = None
-
-    def lose(rollout: _Rollout) -> None:
-        hosting.faults.count("sessions_lost")
-        if (fragment := rollout.episode.aborted("policy")) is not None:
-            fragments.append(fragment)
-        if rollout.attempts < hosting.attempts:
-            hosting.faults.count("topped_up")
-            waiting.appendleft(rollout)
-
+    if not wanted:
+        return []
     with EventLoop() as loop:
+        scheduler = _Scheduler(loop, renderer, worlds, wanted, limits, verify=verify, penalize=penalize)
+        scheduler.run(new_sampler)
+    whole = [trajectory for _, trajectory in sorted(scheduler.played.items())]
+    return [*(_settled(whole, wanted, worlds.hosting) if verify else whole), *scheduler.fragments]
+
+
+@dataclass
+class _Wanted:
+    """A rollout to play, and the number of sessions that it has had."""
+
+    number: int
+    task: Task
+    group_id: str
+    sessions: int = 0
+
+
+@dataclass
+class _Rollout:
+    """A rollout in a session of its own."""
+
+    wanted: _Wanted
+    episode: Episode
+    answer: Future[Following] | None
+    """The environment's next answer; None while the policy samples an action."""
+    following: Following = field(default_factory=lambda: Following([]))
+    """Tokens that the sampler has not been given yet."""
+
+
+class _Scheduler:
+    """Plays rollouts in rounds: collect what the environments have answered, sample, admit rollouts that wait.
+
+    A rollout waits for a session, plays as a row of the sampler, and ends while its environment verifies and closes.
+    """
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        renderer: Renderer,
+        worlds: TaskSuite,
+        wanted: Sequence[tuple[Task, str]],
+        limits: EpisodeLimits,
+        *,
+        verify: bool,
+        penalize: bool,
+    ) -> None:
+        self._loop, self._renderer, self._worlds, self._limits = loop, renderer, worlds, limits
+        self._hosting, self._verify, self._penalize = worlds.hosting, verify, penalize
+        self._waiting = deque(_Wanted(number, task, group_id) for number, (task, group_id) in enumerate(wanted))
+        self._playing: list[_Rollout] = []  # in the order of the sampler's rows
+        self._ending: dict[Future[Trajectory], _Rollout] = {}
+        self.played: dict[int, Trajectory] = {}
+        """The finished rollouts, by their places among those wanted."""
+        self.fragments: list[Trajectory] = []
+        """The observations of lost sessions."""
+
+    def run(self, new_sampler: Callable[[int], Sampler]) -> None:
+        """Play all rollouts; whatever ends it, every session is closed."""
         try:
-            while waiting or playing or ending:
-                joining = _free_sessions(hosting, len(waiting), len(playing) + len(ending))
-                for _ in range(joining):
-                    rollout = waiting.popleft()
-                    rollout.attempts += 1
-                    rollout.episode = Episode(renderer, worlds.environment(), rollout.task, rollout.group_id, limits)
-                    rollout.answer = loop.start(rollout.episode.reset())
-                    playing.append(rollout)
-                if sampler is None:
-                    sampler = new_sampler(joining)
-                elif joining:
+            sampler = new_sampler(self._admit())
+            while self._waiting or self._playing or self._ending:
+                self._collect(sampler)
+                self._sample(sampler)
+                if joining := self._admit():
                     sampler.add(joining)
-
-                answers = [rollout.answer for rollout in playing if rollout.answer is not None]
-                sampling = len(answers) < len(playing)
-                _wait(answers, list(ending), hosting.batch_wait_s, full=bool(waiting), sampling=sampling)
-                for end in [end for end in ending if end.done()]:
-                    rollout = ending.pop(end)
-                    try:
-                        played[rollout.number] = end.result()
-                    except SessionLost:
-                        lose(rollout)
-                going_on: list[int] = []
-                ready: list[int] = []
-                following: list[Following] = []
-                for row, rollout in enumerate(playing):
-                    answer = Following([])
-                    if rollout.answer is None:
-                        ready.append(len(going_on))
-                    elif rollout.answer.done():
-                        try:
-                            answer = rollout.answer.result()
-                        except SessionLost:
-                            lose(rollout)
-                            continue
-                        if rollout.episode.stop_reason is not None:
-                            finish = rollout.episode.finish("policy", verify=verify, penalize=penalize)
-                            ending[loop.start(finish)] = rollout
-                            continue
-                        ready.append(len(going_on))
-                        rollout.answer = None
-                    going_on.append(row)
-                    following.append(answer)
-
-                if len(going_on) < len(playing):
-                    sampler.keep(going_on)
-                    playing = [playing[row] for row in going_on]
-                if ready:
-                    for row, answer in enumerate(following):
-                        if answer.rewind:
-                            sampler.rewind(row, answer.rewind)
-                    sampler.append([answer.token_ids for answer in following])
-                    for row, sample in zip(ready, sampler.sample(limits.action_tokens, ready), strict=True):
-                        if sample is not None:
-                            playing[row].answer = loop.start(playing[row].episode.act(*sample))
         finally:
-            left = [*playing, *ending.values()]
-            wait([loop.start(rollout.episode.environment.close()) for rollout in left])
-    whole = [played[number] for number in sorted(played)]
-    return [*(_settled(whole, wanted, hosting) if verify else whole), *fragments]
+            left = [*self._playing, *self._ending.values()]
+            wait([self._loop.start(rollout.episode.environment.close()) for rollout in left])
+
+    def _admit(self) -> int:
+        """Give every free session to a rollout that waits; returns how many have joined."""
+        free = len(self._waiting)
+        if self._hosting.sessions is not None:
+            free = min(free, self._hosting.sessions - len(self._playing) - len(self._ending))
+        for _ in range(free):
+            wanted = self._waiting.popleft()
+            wanted.sessions += 1
+            environment = self._worlds.environment()
+            episode = Episode(self._renderer, environment, wanted.task, wanted.group_id, self._limits)
+            self._playing.append(_Rollout(wanted, episode, self._loop.start(episode.reset())))
+        return free
+
+    def _collect(self, sampler: Sampler) -> None:
+        """Wait for the environments, take what they have answered, and drop the rows of rollouts that leave."""
+        self._wait()
+        for end in [end for end in self._ending if end.done()]:
+            rollout = self._ending.pop(end)
+            try:
+                self.played[rollout.wanted.number] = end.result()
+            except SessionLost:
+                self._lose(rollout)
+        staying = [row for row, rollout in enumerate(self._playing) if self._advance(rollout)]
+        if len(staying) < len(self._playing):
+            sampler.keep(staying)
+            self._playing = [self._playing[row] for row in staying]
+
+    def _wait(self) -> None:
+        """Wait for all answers, at most `batch_wait_s`, but for at least one where the policy has nothing to sample.
+
+        While rollouts wait for a session, an ending is waited for too: it frees one.
+        """
+        answers = [rollout.answer for rollout in self._playing if rollout.answer is not None]
+        sampling = len(answers) < len(self._playing)
+        expected: list[Future[Any]] = [*answers]
+        if self._waiting or not (answers or sampling):
+            expected += self._ending
+        if not wait(expected, timeout=self._hosting.batch_wait_s).done and not sampling:
+            wait(expected, return_when=FIRST_COMPLETED)
+
+    def _advance(self, rollout: _Rollout) -> bool:
+        """Take the answer of the environment if it has come; return whether the rollout stays in the batch."""
+        # Asked once a round: an answer that comes while the others are collected waits for the next round.
+        if rollout.answer is None or not rollout.answer.done():
+            return True
+        try:
+            rollout.following = rollout.answer.result()
+        except SessionLost:
+            self._lose(rollout)
+            return False
+        if rollout.episode.stop_reason is not None:
+            self._retire(rollout)
+            return False
+        rollout.answer = None
+        return True
+
+    def _sample(self, sampler: Sampler) -> None:
+        """Give the sampler the new tokens, and let the environments work on the actions that it finishes."""
+        ready = [row for row, rollout in enumerate(self._playing) if rollout.answer is None]
+        if not ready:
+            return
+        for row, rollout in enumerate(self._playing):
+            if rollout.following.rewind:
+                sampler.rewind(row, rollout.following.rewind)
+        sampler.append([rollout.following.token_ids for rollout in self._playing])
+        for rollout in self._playing:
+            rollout.following = Following([])
+        for row, sample in zip(ready, sampler.sample(self._limits.action_tokens, ready), strict=True):
+            if sample is not None:
+                rollout = self._playing[row]
+                rollout.answer = self._loop.start(rollout.episode.act(*sample))
+
+    def _retire(self, rollout: _Rollout) -> None:
+        """Let the environment verify and close a finished episode."""
+        finish = rollout.episode.finish("policy", verify=self._verify, penalize=self._penalize)
+        self._ending[self._loop.start(finish)] = rollout
+
+    def _lose(self, rollout: _Rollout) -> None:
+        """Keep what a lost session has observed, and let its rollout wait again, unless it has had all its attempts."""
+        self._hosting.faults.count("sessions_lost")
+        if (fragment := rollout.episode.aborted("policy")) is not None:
+            self.fragments.append(fragment)
+        if rollout.wanted.sessions < self._hosting.attempts:
+            self._hosting.faults.count("topped_up")
+            self._waiting.appendleft(rollout.wanted)
 
 
 def without_fragments(played: Sequence[Trajectory], wanted: int, hosting: HostLimits) -> list[Trajectory]:
@@ -229,27 +294,6 @@ def without_fragments(played: Sequence[Trajectory], wanted: int, hosting: HostLi
         message = f"the environment lost the session of {missing} of {wanted} rollouts"
         raise EchoError(f"{message} {hosting.attempts} times", "look at the server's own log", exit_code=1)
     return whole
-
-
-def _free_sessions(hosting: HostLimits, waiting: int, taken: int) -> int:
-    return waiting if hosting.sessions is None else min(waiting, hosting.sessions - taken)
-
-
-def _wait(
-    answers: Sequence[Future[Following]],
-    endings: Sequence[Future[Trajectory]],
-    batch_wait_s: float,
-    *,
-    full: bool,
-    sampling: bool,
-) -> None:
-    """Wait for all answers, at most `batch_wait_s`, but for one at least where the policy is not `sampling`.
-
-    Where all sessions are taken (`full`), an ending is waited for too: it frees one.
-    """
-    expected: list[Future[Any]] = [*answers, *endings] if full or not (answers or sampling) else [*answers]
-    if not wait(expected, timeout=batch_wait_s).done and not sampling:
-        wait(expected, return_when=FIRST_COMPLETED)
 
 
 def _settled(
