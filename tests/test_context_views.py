@@ -26,9 +26,7 @@ from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import Message, PlainRenderer
 from echo_cli.models.tiny import TinyConfig, TinyModel
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.objective.advantages import step_advantages
-from echo_cli.objective.batch import count_rollouts
-from echo_cli.objective.loss import StepWeights, step_totals, step_weights
+from echo_cli.objective.step import WeighedStep, weigh_step
 from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.rollout import play_policy
 from echo_cli.runs.pools import pool_of
@@ -218,9 +216,8 @@ def test_behaviour_logprobs_equal_a_replay_of_the_views(played: list[Trajectory]
 SETTINGS = ObjectiveSettings(rl_normalization="sequence_mean", env_normalization="observation_tokens")
 
 
-def weigh(rollouts: Sequence[Trajectory], objective: ObjectiveSettings = SETTINGS) -> tuple[Tensor, StepWeights]:
-    counts = count_rollouts(rollouts, objective.selected_roles)
-    return step_advantages(rollouts, objective.advantage), step_weights(counts, step_totals(counts), objective)
+def weigh(rollouts: Sequence[Trajectory], coeff: float = 0.3) -> WeighedStep:
+    return weigh_step(rollouts, SETTINGS, coeff, TEMPERATURE)
 
 
 def test_loss_and_gradient_over_views_are_the_sums_by_hand(played: list[Trajectory]) -> None:
@@ -230,26 +227,27 @@ def test_loss_and_gradient_over_views_are_the_sums_by_hand(played: list[Trajecto
     model.double().rotations_T1d = model.rotations_T1d.to(torch.complex128)
     rollouts = [replace(played[0], reward=0.0), replace(played[1], reward=1.0)]
     rollouts += [replace(played[2], reward=0.5), replace(played[3], world_model_only=True)]
-    advantages_B, weights = weigh(rollouts)
+    step = weigh(rollouts, coeff)
+    assert step.advantages_B is not None
 
     rl = env = torch.zeros(())
     for number, rollout in enumerate(rollouts):
         for segment, logprobs in zip(rollout.segments, dense_logprobs(model, rollout), strict=True):
             if segment.role is A and not rollout.world_model_only:
                 for logprob, behaviour in zip(logprobs, segment.logprobs or (), strict=True):
-                    ratio, advantage = (logprob - torch.tensor(behaviour)).exp(), float(advantages_B[number])
+                    ratio, advantage = (logprob - torch.tensor(behaviour)).exp(), float(step.advantages_B[number])
                     clipped = ratio.clamp(1 - SETTINGS.clip_low, 1 + SETTINGS.clip_high)
                     surrogate = torch.minimum(ratio * advantage, clipped * advantage)
-                    rl = rl - float(weights.rl_weight_B[number]) * surrogate
+                    rl = rl - float(step.weights.rl_weight_B[number]) * surrogate
             if segment.role in SETTINGS.selected_roles:
-                env = env - float(weights.env_weight_B[number]) * torch.stack(logprobs).sum()
+                env = env - float(step.weights.env_weight_B[number]) * torch.stack(logprobs).sum()
     parameters = list(model.parameters())
     rl_gradient, env_gradient = (
         torch.cat([part.flatten() for part in torch.autograd.grad(term, parameters, retain_graph=True)])
         for term in (rl, env)
     )
 
-    metrics = reduce_metrics([policy.forward_backward(rollouts, advantages_B, weights, SETTINGS, coeff, TEMPERATURE)])
+    metrics = reduce_metrics([policy.forward_backward(step)])
     assert [metrics["rl_loss"], metrics["env_loss"]] == pytest.approx([rl.item(), env.item()], abs=1e-9)
     found = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
     expected = rl_gradient + coeff * env_gradient
@@ -258,24 +256,22 @@ def test_loss_and_gradient_over_views_are_the_sums_by_hand(played: list[Trajecto
     assert metrics["action_tokens"] == sum(rollout.count(A) for rollout in rollouts[:3])
     assert metrics["env_tokens"] == sum(rollout.count(E) for rollout in rollouts)
     assert metrics["zero_advantage_fraction"] == pytest.approx(1 / 3)
-    compared = policy.probe(rollouts, advantages_B, weights, SETTINGS, TEMPERATURE)
+    compared = policy.probe(step)
     norms = [float(rl_gradient.norm()), float(env_gradient.norm())]
     assert [compared.rl_norm, compared.env_norm] == pytest.approx(norms, rel=1e-5)
 
 
 def test_denominators_are_those_of_the_tokens_whether_later_turns_see_them_or_not(played: list[Trajectory]) -> None:
     seen = [replace(t, segments=tuple(replace(s, transient=0) for s in t.segments)) for t in played]
-    for left, right in zip(vars(weigh(played)[1]).values(), vars(weigh(seen)[1]).values(), strict=True):
+    for left, right in zip(vars(weigh(played).weights).values(), vars(weigh(seen).weights).values(), strict=True):
         assert torch.equal(left, right)
 
 
 def test_micro_batches_change_nothing(played: list[Trajectory]) -> None:
-    advantages_B, weights = weigh(played)
     found = []
     for budget in (50, 8192):
         policy = make_policy(budget)
-        metrics = policy.forward_backward(played, advantages_B, weights, SETTINGS, 0.3, TEMPERATURE)
-        values = reduce_metrics([metrics])
+        values = reduce_metrics([policy.forward_backward(weigh(played))])
         found.append({name: value for name, value in values.items() if name != "padding_fraction"})
     assert found[0] == pytest.approx(found[1], abs=1e-5)
 

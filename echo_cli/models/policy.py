@@ -3,7 +3,7 @@
 `sampler` plays, `forward_backward` accumulates the step's gradient, `optim_step` applies it, `save` and `load` carry it
 across processes. The loop owns the data and the order of calls; the policy owns the weights and the hardware.
 
-Shapes: B rollouts of the step, R rows of a micro-batch, T tokens, N targets, H hidden.
+Shapes: B rollouts of the step, V their views, R rows of a micro-batch, T tokens, N targets, H hidden.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from echo_cli.config.model import SamplerConfig
-from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.config.schema import OptimConfig
 from echo_cli.errors import EchoError, first_line
 from echo_cli.metrics import Metric, Metrics, merge_metrics
@@ -31,7 +30,8 @@ from echo_cli.models.sampler import CachedSampler
 from echo_cli.objective.batch import Targets, bucket, collate, targets
 from echo_cli.objective.diagnostics import GradientComparison, gradient_comparison
 from echo_cli.objective.logprobs import Scores, selected_logprobs, target_logprobs
-from echo_cli.objective.loss import StepWeights, echo_loss, env_loss, rl_loss
+from echo_cli.objective.loss import echo_loss, env_loss, rl_loss
+from echo_cli.objective.step import WeighedStep
 from echo_cli.trajectory import ContextViews, Role, Trajectory, context_views, expand_context_views, visible
 
 TRAINER_FILE = "trainer.pt"
@@ -113,71 +113,59 @@ class TorchPolicy:
         return CachedSampler(self.model, batch, temperature, stop_ids, generator, prefill_cells=cells)
 
     @naming_memory("update")
-    def forward_backward(
-        self,
-        trajectories: Sequence[Trajectory],
-        advantages_B: Tensor | None,
-        weights: StepWeights,
-        settings: ObjectiveSettings,
-        coeff: float,
-        temperature: float,
-        imitation_coeff: float | None = None,
-    ) -> Metrics:
-        """Accumulate the gradient of the step's loss over micro-batches, from one forward pass each.
-
-        Args:
-            imitation_coeff: the weight of the imitation term; None also leaves its metrics out.
-        """
-        parts, step = [], expand_context_views(trajectories, use_rl=settings.use_rl)
-        imitated = (weights.imitation_weight_B > 0).tolist() if imitation_coeff else [False] * len(trajectories)
-        imitated_V = [imitated[owner] for owner in step.owners]
-        for indices in self._micro_batches(step.trajectories, imitated_V):
+    def forward_backward(self, step: WeighedStep) -> Metrics:
+        """Accumulate the gradient of the step's loss over micro-batches, from one forward pass each."""
+        parts, views = [], expand_context_views(step.trajectories, use_rl=step.settings.use_rl)
+        imitated_B = (step.weights.imitation_weight_B > 0).tolist()
+        imitated_V = [imitated_B[owner] for owner in views.owners]
+        for indices in self._micro_batches(views.trajectories, imitated_V):
             imitating = imitated_V[indices[0]]
             wanted, scores, reference_logprobs_N = self._forward(
-                step, indices, settings, temperature, env_gradient=coeff > 0, imitating=imitating
+                step, views, indices, env_gradient=step.coeff > 0, imitating=imitating
             )
             loss, metrics = echo_loss(
-                scores.logprobs_N, wanted, advantages_B, weights, settings, coeff, reference_logprobs_N, imitation_coeff
+                scores.logprobs_N,
+                wanted,
+                step.advantages_B,
+                step.weights,
+                step.settings,
+                step.coeff,
+                reference_logprobs_N,
+                step.imitation_coeff,
             )
             loss.backward()  # type: ignore[no-untyped-call]
-            lengths = [len(step.trajectories[index]) for index in indices]
+            lengths = [len(views.trajectories[index]) for index in indices]
             cells = len(lengths) * max(lengths)
             # An imitated action is not the policy's own.
             entropy_n = scores.entropy_N[: 0 if imitating else wanted.action_count]
             metrics["entropy"] = Metric(float(entropy_n.sum()), len(entropy_n))
             metrics["padding_fraction"] = Metric(cells - sum(lengths), cells)
             # A micro-batch never mixes the policy's own rollouts with scripted ones.
-            on_policy = not step.trajectories[indices[0]].world_model_only
+            on_policy = not views.trajectories[indices[0]].world_model_only
             metrics["policy_env_ce"] = metrics["env_ce"] if on_policy else Metric(0.0, 0)
             parts.append(metrics)
         merged = merge_metrics(parts)
-        if len(step.owners) > len(trajectories) and advantages_B is not None:
+        if len(views.owners) > len(step.trajectories) and step.advantages_B is not None:
             # A rollout whose views are in several micro-batches was counted in each of them.
-            actions_B = torch.tensor([trajectory.count(Role.ACTION) for trajectory in trajectories])
-            learned_n = advantages_B.cpu()[(weights.rl_weight_B.cpu() > 0) & (actions_B > 0)]
+            learned_n = step.advantages_B.cpu()[(step.weights.rl_weight_B.cpu() > 0) & (step.counts.actions_B > 0)]
             merged["zero_advantage_fraction"] = Metric(float((learned_n == 0).sum()), len(learned_n))
         return merged
 
     @naming_memory("update")
-    def probe(
-        self,
-        trajectories: Sequence[Trajectory],
-        advantages_B: Tensor | None,
-        weights: StepWeights,
-        settings: ObjectiveSettings,
-        temperature: float,
-    ) -> GradientComparison:
-        """The gradients of the two terms alone, λ left out; the accumulated gradient is not touched.
+    def probe(self, step: WeighedStep) -> GradientComparison:
+        """Compute the gradients of the RL and the env term alone; the accumulated gradient is not touched.
 
-        Imitation is neither of them.
+        λ is left out, and so is imitation.
         """
         rl_grads = [torch.zeros_like(parameter) for parameter in self._parameters]
         env_grads = [torch.zeros_like(parameter) for parameter in self._parameters]
-        step = expand_context_views(trajectories, use_rl=settings.use_rl)
-        for indices in self._micro_batches(step.trajectories, [False] * len(step.owners)):
-            wanted, scores, reference_logprobs_N = self._forward(step, indices, settings, temperature)
-            rl = rl_loss(scores.logprobs_N, wanted, advantages_B, weights, settings, reference_logprobs_N)
-            env = env_loss(scores.logprobs_N, wanted, weights)
+        views = expand_context_views(step.trajectories, use_rl=step.settings.use_rl)
+        for indices in self._micro_batches(views.trajectories, [False] * len(views.owners)):
+            wanted, scores, reference_logprobs_N = self._forward(step, views, indices)
+            rl = rl_loss(
+                scores.logprobs_N, wanted, step.advantages_B, step.weights, step.settings, reference_logprobs_N
+            )
+            env = env_loss(scores.logprobs_N, wanted, step.weights)
             for grads, term, keep in ((rl_grads, rl, True), (env_grads, env, False)):
                 for total, grad in zip(
                     grads, torch.autograd.grad(term, self._parameters, retain_graph=keep), strict=True
@@ -271,20 +259,24 @@ class TorchPolicy:
 
     def _forward(
         self,
-        step: ContextViews,
+        step: WeighedStep,
+        views: ContextViews,
         indices: Sequence[int],
-        settings: ObjectiveSettings,
-        temperature: float,
+        *,
         env_gradient: bool = True,
         imitating: bool = False,
     ) -> tuple[Targets, Scores, Tensor | None]:
-        """Scores of a micro-batch's targets; `imitating` adds the actions of rollouts without RL, at temperature 1."""
-        micro = collate(step.trajectories, indices, self.tokenizer.pad_id).to(self.device)
-        observing = step.trajectories[indices[0]].world_model_only
-        roles = settings.selected_roles if observing else settings.target_roles
+        """Score the targets of the `views` at `indices`, a micro-batch, with the reference's logprobs for the KL.
+
+        With `imitating`, the actions of rollouts without an RL term are targets as well, at temperature 1.
+        """
+        micro = collate(views.trajectories, indices, self.tokenizer.pad_id).to(self.device)
+        observing = views.trajectories[indices[0]].world_model_only
+        roles = step.settings.selected_roles if observing else step.settings.target_roles
+        temperature = step.temperature
         if imitating:
             roles, temperature = roles | {Role.ACTION}, 1.0
-        wanted = targets(micro, roles).of_rollouts(step.owners)
+        wanted = targets(micro, roles).of_rollouts(views.owners)
         hidden_NH = wanted.gather(self.model(micro.token_ids_RT))
         scores = target_logprobs(
             hidden_NH,
@@ -295,7 +287,7 @@ class TorchPolicy:
             correct=False,
             chunk_rows=self._chunk_rows,
         )
-        if settings.kl_coeff == 0 or self._reference is None:
+        if step.settings.kl_coeff == 0 or self._reference is None:
             return wanted, scores, None
         if observing:  # no action target of the RL term, so nothing that the KL could be taken on
             return wanted, scores, scores.logprobs_N.detach()

@@ -28,14 +28,11 @@ from echo_cli.environments.worlds import open_worlds
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.loaded_run import build_policy
 from echo_cli.models.policy import TorchPolicy
-from echo_cli.objective.advantages import step_advantages
-from echo_cli.objective.batch import count_rollouts
-from echo_cli.objective.filters import filter_env_rollouts
-from echo_cli.objective.loss import step_totals, step_weights
 from echo_cli.objective.schedule import world_model_coeff_at
+from echo_cli.objective.step import weigh_step
 from echo_cli.seeds import generator
 from echo_cli.statistics import median
-from echo_cli.training.loop import play_explorers, play_tasks
+from echo_cli.training.step_data import play_explorers, play_tasks
 from echo_cli.trajectory import Role, Trajectory
 
 Result = dict[str, Any]
@@ -204,17 +201,15 @@ def accumulate(
     The second pass runs on observation targets alone and the first, then, on action targets alone: nothing is scored
     twice. Both take the weights of the whole batch, so their gradients add up to that of the one pass.
     """
-    advantages_B = step_advantages(trajectories, settings.advantage)
-    kept = filter_env_rollouts(trajectories, settings).kept
-    counts = count_rollouts(trajectories, settings.selected_roles, kept=kept)
-    weights = step_weights(counts, step_totals(counts), settings)
-    blind = variant.second_pass or not variant.scores_observations
-    first = [_without_observations(t, settings) for t in trajectories] if blind else trajectories
-    first_coeff = 0.0 if variant.second_pass else variant.coeff
-    policy.forward_backward(first, advantages_B, weights, settings, first_coeff, temperature)
+    step = weigh_step(trajectories, settings, variant.coeff, temperature)
+    if not variant.second_pass and variant.scores_observations:
+        policy.forward_backward(step)
+        return
+    blind = [_without_observations(trajectory, settings) for trajectory in trajectories]
+    policy.forward_backward(replace(step, trajectories=blind, coeff=0.0))
     if variant.second_pass:
         env_only = replace(settings, use_rl=False, kl_coeff=0.0, **_NO_SCHEDULE)
-        policy.forward_backward(trajectories, None, weights, env_only, variant.coeff, temperature)
+        policy.forward_backward(replace(step, settings=env_only, advantages_B=None))
 
 
 def _without_observations(trajectory: Trajectory, settings: ObjectiveSettings) -> Trajectory:

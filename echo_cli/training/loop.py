@@ -1,4 +1,4 @@
-"""The training loop, top to bottom: play, weigh, back-propagate, step, evaluate, save. It draws nothing itself."""
+"""The training loop, top to bottom: collect, weigh, back-propagate, step, evaluate, save. It draws nothing itself."""
 
 from __future__ import annotations
 
@@ -6,34 +6,22 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
 
 from echo_cli.config.schema import Config
-from echo_cli.environments.protocol import TaskSuite
-from echo_cli.environments.tasks import Task
 from echo_cli.errors import EchoError
 from echo_cli.files import Row
 from echo_cli.metrics import reduce_metrics
 from echo_cli.models.policy import TorchPolicy
-from echo_cli.objective.advantages import step_advantages
-from echo_cli.objective.batch import count_rollouts
-from echo_cli.objective.diagnostics import check_first_step, portable_lambda
-from echo_cli.objective.filters import filter_env_rollouts
-from echo_cli.objective.loss import step_totals, step_weights
+from echo_cli.objective.diagnostics import check_first_step
 from echo_cli.objective.schedule import GradientNorms, learning_rate_at, measures_gradients, world_model_coeff_at
-from echo_cli.rollouts.behaviour import behaviour_metrics
-from echo_cli.rollouts.episode import cut_pieces
-from echo_cli.rollouts.limits import limits_for
-from echo_cli.rollouts.rollout import play_policy, play_scripts
+from echo_cli.objective.step import WeighedStep, weigh_step
 from echo_cli.runs.pools import pairs_of
 from echo_cli.runs.summary import best_step, warnings_of
-from echo_cli.seeds import derive_seed, epoch_sample, generator
-from echo_cli.traces.training_data import RenderedTraces, traces_of_step
 from echo_cli.training.collapse import lambda_factor, new_alarms, stop_if_collapsed
-from echo_cli.training.rows import _faults, _mean, _probe_row, _trace_row, row_keys
+from echo_cli.training.rows import Probe, full_row, step_row
 from echo_cli.training.session import Session
-from echo_cli.trajectory import Trajectory
+from echo_cli.training.step_data import StepData, collect_step
 
 _DIVERGED_TIP = "the last checkpoint is intact; try a lower optim.lr or objective.world_model_coeff"
 
@@ -49,103 +37,47 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
         CollapseError: the run collapses, or has before, and `collapse.action` is `stop` (exit code 3; with a
             checkpoint).
     """
-    config, policy, evaluator = session.config, session.policy, session.evaluator
-    settings = config.objective
+    config, policy, faults = session.config, session.policy, session.worlds.hosting.faults
     norms, rows = session.gradient_norms, session.run.read_metrics()
     stop_if_collapsed(rows, config.collapse)
     if session.start_step == 0:
-        with _kept(session, 0, norms):
-            rows.append(_record(session, rows, {"step": 0}, evaluate=True))
-        _save(session, 0, norms, best=best_step(rows, config.evaluation.select_by) == 0)
-        yield rows[-1]
+        yield _record_start(session, rows)
         if should_stop():
             return
     elif session.unrecorded is not None and rows[-1]["step"] < session.start_step:
-        rows.append(_record(session, rows, session.unrecorded, evaluate=True))
-        if best_step(rows, config.evaluation.select_by) == session.start_step:
-            session.run.checkpoints.mark_best(session.start_step)
-        yield rows[-1]
+        yield _recover_row(session, rows, session.unrecorded)
         stop_if_collapsed(rows[-1:], config.collapse)
 
     for step in range(session.start_step, config.steps):
         started = time.perf_counter()
-        lowered = lambda_factor(rows, config.collapse)
-        coeff = lowered * world_model_coeff_at(settings, step, config.steps, norms)
-        # Explorers get the env term only: at λ = 0 they would be played for nothing, unless there is nothing else.
-        useful = coeff > 0 or (config.rollout.tasks_per_step == 0 and config.traces is None)
-        with _kept(session, step, norms):
-            rollouts = roll_out(session, step, explorers=config.rollout.explorers if useful else 0)
-            traces = draw_traces(session, step, coeff, alone=not rollouts)
-        trajectories = [*rollouts, *traces.trajectories]
-        played = time.perf_counter()
+        coeff = _coeff_at(config, step, norms, rows)
+        with _checkpoint_if_lost(session, step, norms):
+            data = collect_step(session, step, coeff)
 
-        advantages_B = step_advantages(trajectories, settings.advantage) if settings.use_rl else None
-        filtered = filter_env_rollouts(trajectories, settings)
-        imitated = range(len(rollouts), len(trajectories)) if config.imitation_coeff > 0 else ()
-        counts = count_rollouts(
-            trajectories, settings.selected_roles, use_rl=settings.use_rl, kept=filtered.kept, imitated=imitated
-        )
-        weights = step_weights(counts, step_totals(counts), settings)
-        temperature = config.rollout.temperature
-        weighed, probe = time.perf_counter(), _probe_row(None, 0.0)
-        measuring = measures_gradients(settings, step)
-        if measuring or (config.probe_every and step % config.probe_every == 0):
-            compared = policy.probe(trajectories, advantages_B, weights, settings, temperature)
-            probe = _probe_row(compared, time.perf_counter() - weighed)
-            # Without reward contrast what is left of the RL gradient, a KL penalty, says nothing about its size.
-            if measuring and advantages_B is not None and advantages_B.any():
-                norms = norms.updated(compared.rl_norm, compared.env_norm, settings.gradient_ratio_smoothing)
-                coeff = lowered * world_model_coeff_at(settings, step, config.steps, norms)
+        weighed = _weigh(config, data, coeff)
+        probe = _probe(policy, weighed) if _is_probe_due(config, step) else None
+        if probe is not None and measures_gradients(config.objective, step):
+            norms = _followed(norms, weighed, probe)
+            weighed = replace(weighed, coeff=_coeff_at(config, step, norms, rows))
 
-        metrics = policy.forward_backward(
-            trajectories,
-            advantages_B,
-            weights,
-            settings,
-            coeff,
-            temperature,
-            None if config.traces is None else config.imitation_coeff,
-        )
-        values = reduce_metrics([metrics])
+        values = reduce_metrics([policy.forward_backward(weighed)])
         if step == 0:
-            check_first_step(coeff, values["env_loss"] or 0.0, values["env_tokens"] or 0.0)
+            check_first_step(weighed.coeff, values["env_loss"] or 0.0, values["env_tokens"] or 0.0)
         lr = learning_rate_at(config.optim, step, config.steps)
         grad_norm = policy.optim_step(lr)
-        if not (math.isfinite(values["loss"] or 0.0) and math.isfinite(grad_norm)):
-            raise EchoError(
-                f"step {step + 1}: the loss is {values['loss']} and the gradient norm {grad_norm}",
-                _DIVERGED_TIP,
-                exit_code=3,
-            )
-        new = session.observed.add(trajectories, step + 1)
+        _check_finite(step + 1, values["loss"], grad_norm)
+        new = session.observed.add(data.trajectories, step + 1)
         session.run.append_observations(new)
-        evaluator.observe(pairs_of(new))
+        session.evaluator.observe(pairs_of(new))
 
-        row: Row = {
-            "step": step + 1,
-            **{f"train/{name}": value for name, value in values.items()},
-            **probe,
-            "train/reward": _mean([t.reward for t in rollouts if t.reward is not None]),
-            **{f"train/{name}": value for name, value in behaviour_metrics(rollouts).items()},
-            "train/cut_pieces": cut_pieces(rollouts),
-            "train/grad_norm": grad_norm,
-            "train/lambda": coeff,
-            "train/portable_lambda": portable_lambda(coeff, counts, weights, advantages_B),
-            "train/lr": lr,
-            **{f"train/env_dropped_{name}": dropped for name, dropped in filtered.dropped.items()},
-            **_trace_row(config, traces),
-            **_faults(session),
-            "time/rollout_s": played - started,
-            "time/update_s": time.perf_counter() - played - (probe["time/probe_s"] or 0.0),
-        }
-        last = step + 1 == config.steps
-        evaluating = last or (step + 1) % config.evaluation.every == 0
-        with _kept(session, step + 1, norms, row):
-            rows.append(_record(session, rows, row, evaluate=evaluating))
+        values |= {"lr": lr, "grad_norm": grad_norm}
+        row = step_row(step + 1, data, weighed, probe, values, faults, started)
+        evaluating = step + 1 == config.steps or (step + 1) % config.evaluation.every == 0
+        with _checkpoint_if_lost(session, step + 1, norms, row):
+            _record(session, rows, row, evaluate=evaluating)
         best = evaluating and best_step(rows, config.evaluation.select_by) == step + 1
         stopping = should_stop()
-        collapsed = bool(rows[-1]["warnings"]) and config.collapse.action == "stop"
-        if last or best or stopping or collapsed or (step + 1) % config.checkpoint.every == 0:
+        if best or stopping or _is_checkpoint_due(config, rows[-1]):
             _save(session, step + 1, norms, best=best)
         yield rows[-1]
         stop_if_collapsed(rows[-1:], config.collapse)
@@ -153,11 +85,106 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
             return
 
 
-@contextmanager
-def _kept(session: Session, step: int, norms: GradientNorms, row: Row | None = None) -> Iterator[None]:
-    """Keep what `step` optimizer steps have learned where the environment ends the run (exit code 1).
+def _record_start(session: Session, rows: list[Row]) -> Row:
+    """Evaluate and save the policy that training starts from; returns row 0."""
+    norms = session.gradient_norms
+    with _checkpoint_if_lost(session, 0, norms):
+        _record(session, rows, {"step": 0}, evaluate=True)
+    _save(session, 0, norms, best=best_step(rows, session.config.evaluation.select_by) == 0)
+    return rows[-1]
 
-    With `row`, that of the step which the evaluation is missing from: the continuation evaluates and writes it.
+
+def _recover_row(session: Session, rows: list[Row], unrecorded: Row) -> Row:
+    """Make up for the evaluation of the start step, during which the environment was lost; returns the step's row."""
+    _record(session, rows, unrecorded, evaluate=True)
+    if best_step(rows, session.config.evaluation.select_by) == session.start_step:
+        session.run.checkpoints.mark_best(session.start_step)
+    return rows[-1]
+
+
+def _coeff_at(config: Config, step: int, norms: GradientNorms, rows: Sequence[Row]) -> float:
+    """Return λ of the 0-based `step`: the schedule's, lowered after the alarms in `rows`."""
+    return lambda_factor(rows, config.collapse) * world_model_coeff_at(config.objective, step, config.steps, norms)
+
+
+def _weigh(config: Config, data: StepData, coeff: float) -> WeighedStep:
+    return weigh_step(
+        data.trajectories,
+        config.objective,
+        coeff,
+        config.rollout.temperature,
+        imitated=data.trace_indices,
+        imitation_coeff=None if config.traces is None else config.imitation_coeff,
+    )
+
+
+def _is_probe_due(config: Config, step: int) -> bool:
+    return measures_gradients(config.objective, step) or bool(config.probe_every and step % config.probe_every == 0)
+
+
+def _probe(policy: TorchPolicy, weighed: WeighedStep) -> Probe:
+    started = time.perf_counter()
+    gradients = policy.probe(weighed)
+    return Probe(gradients, time.perf_counter() - started)
+
+
+def _followed(norms: GradientNorms, weighed: WeighedStep, probe: Probe) -> GradientNorms:
+    """Return the averages that the `gradient_ratio` schedule follows, after the measurement of `probe`."""
+    # Without reward contrast, all that is left of the RL gradient is a KL penalty, which says nothing about its size.
+    if not weighed.has_contrast:
+        return norms
+    found, smoothing = probe.gradients, weighed.settings.gradient_ratio_smoothing
+    return norms.updated(found.rl_norm, found.env_norm, smoothing)
+
+
+def _check_finite(step: int, loss: float | None, grad_norm: float) -> None:
+    if not (math.isfinite(loss or 0.0) and math.isfinite(grad_norm)):
+        message = f"step {step}: the loss is {loss} and the gradient norm {grad_norm}"
+        raise EchoError(message, _DIVERGED_TIP, exit_code=3)
+
+
+def _record(session: Session, rows: list[Row], row: Row, *, evaluate: bool) -> None:
+    """Complete `row`, with an evaluation if asked for and with alarms, and append it to the run's metrics and `rows`.
+
+    Raises:
+        EchoError: a held-out measure is not finite (exit code 3; the row is on disk).
+    """
+    started = time.perf_counter()
+    config, step = session.config, row["step"]
+    measured = _evaluate(session, step) if evaluate else {}
+    full = full_row(config, row, measured, session.worlds.hosting.faults, time.perf_counter() - started)
+    raised = {warning["signal"] for warning in warnings_of(rows)}
+    alarms = new_alarms([*rows, full], config.collapse, config.rollout, raised)
+    full["warnings"] = [alarm.to_json() for alarm in alarms]
+    session.run.append_metrics(full)
+    rows.append(full)
+    broken = [name for name, value in measured.items() if isinstance(value, float) and not math.isfinite(value)]
+    if broken:
+        raise EchoError(f"step {step}: {broken[0]} is {measured[broken[0]]}", _DIVERGED_TIP, exit_code=3)
+
+
+def _evaluate(session: Session, step: int) -> Row:
+    """Evaluate the policy after `step` optimizer steps, and keep some of the rollouts that it plays."""
+    config = session.config
+    play = step % config.evaluation.pass_every == 0 or step == config.steps
+    evaluation = session.evaluator.evaluate(session.policy, step, play=play)
+    records = [trajectory.to_json() for trajectory in evaluation.trajectories]
+    session.run.append_trajectories([{**record, "meta": {"step": step}} for record in records])
+    return dict(evaluation.metrics)
+
+
+def _is_checkpoint_due(config: Config, row: Row) -> bool:
+    """Return whether the step of `row` is saved in any case: the last, every nth, and one that ends a collapsed run."""
+    collapsed = bool(row["warnings"]) and config.collapse.action == "stop"
+    return collapsed or row["step"] == config.steps or row["step"] % config.checkpoint.every == 0
+
+
+@contextmanager
+def _checkpoint_if_lost(session: Session, step: int, norms: GradientNorms, row: Row | None = None) -> Iterator[None]:
+    """Save the policy after `step` optimizer steps if the environment ends the run in this block (exit code 1).
+
+    Args:
+        row: the row of the step, which lacks its evaluation: the continuation evaluates and writes it.
     """
     try:
         yield
@@ -175,97 +202,3 @@ def _save(session: Session, step: int, norms: GradientNorms, *, best: bool, unre
     if best:
         session.run.checkpoints.mark_best(step)
     session.run.checkpoints.prune(session.config.checkpoint.keep)
-
-
-def roll_out(session: Session, step: int, explorers: int) -> list[Trajectory]:
-    """The rollouts of the 0-based `step`: groups of on-policy episodes, then scripted `explorers`.
-
-    Raises:
-        EchoError: the environment is gone, or has lost the session of every rollout (exit code 1).
-    """
-    config, policy, worlds = session.config, session.policy, session.worlds
-    tasks = config.rollout.tasks_per_step
-    played = play_tasks(config, policy, worlds, step) if tasks else []
-    played += play_explorers(config, policy, worlds, step, explorers) if explorers else []
-    if not played and tasks + explorers > 0:
-        tip = "look at the server's own log, then continue with --resume"
-        raise EchoError(f"the environment lost every session of step {step + 1}", tip, exit_code=1)
-    return played
-
-
-def draw_traces(session: Session, step: int, coeff: float, *, alone: bool) -> RenderedTraces:
-    """The traces of the 0-based `step`; none where nothing would be learned from them beside the RL term.
-
-    Args:
-        alone: the step has no rollouts.
-
-    Raises:
-        EchoError: a file is gone or was changed, or the traces are alone and none of them fits (exit code 1).
-    """
-    traces, rollout = session.traces, session.config.rollout
-    if traces is None or not (coeff > 0 or traces.settings.imitation_coeff > 0 or rollout.tasks_per_step == 0):
-        return RenderedTraces((), 0)
-    found = traces_of_step(traces, session.policy.renderer, session.config.seed, step)
-    if alone and not found.trajectories:
-        message = f"no trace of step {step + 1} fits {traces.max_tokens} tokens: the first segment alone is longer"
-        raise EchoError(message, "give more traces.per_step, or choose a model with a longer context", exit_code=1)
-    return found
-
-
-def play_tasks(config: Config, policy: TorchPolicy, worlds: TaskSuite, step: int) -> list[Trajectory]:
-    """The on-policy rollouts of the 0-based `step`, a group for each of its tasks."""
-    settings = config.rollout
-    wanted = [
-        (task, f"{step}/{number}/{task.task_id}")
-        for number, task in enumerate(tasks_of_step(config, worlds.tasks.train, step))
-        for _ in range(settings.group_size)
-    ]
-    sampler = policy.sampler(settings.temperature, derive_seed(config.seed, "rollout", step))
-    limits = limits_for(config, policy)
-    return play_policy(sampler, policy.renderer, worlds, wanted, limits, verify=config.objective.use_rl, penalize=True)
-
-
-def play_explorers(
-    config: Config, policy: TorchPolicy, worlds: TaskSuite, step: int, explorers: int
-) -> list[Trajectory]:
-    """The scripted rollouts of the 0-based `step`, which get the env term only."""
-    rng = generator(config.seed, "explorer", step)
-    scripts = []
-    for _ in range(explorers):
-        task = rng.choice(worlds.tasks.train)
-        scripts.append((task, worlds.explorer(task, config.rollout.explorer_commands, rng)))
-    limits = limits_for(config, policy)
-    return play_scripts(policy.renderer, worlds, scripts, limits, "explorer", world_model_only=True)
-
-
-def tasks_of_step(config: Config, tasks: Any, step: int) -> list[Task]:
-    """The training tasks of the 0-based `step`: shuffled epochs, so that every task comes up equally often."""
-    return epoch_sample(tasks, config.rollout.tasks_per_step, config.seed, "tasks", step)
-
-
-def _record(session: Session, rows: Sequence[Row], row: Row, *, evaluate: bool) -> Row:
-    """Evaluate if it is time, look for alarms, and write the row that follows `rows`, the same keys on every step."""
-    started = time.perf_counter()
-    config, step, measured = session.config, row["step"], {}
-    if evaluate:
-        play = step % config.evaluation.pass_every == 0 or step == config.steps
-        evaluation = session.evaluator.evaluate(session.policy, step, play=play)
-        measured = dict(evaluation.metrics)
-        records = [trajectory.to_json() for trajectory in evaluation.trajectories]
-        session.run.append_trajectories([{**record, "meta": {"step": step}} for record in records])
-    full = {
-        "step": step,
-        **dict.fromkeys(row_keys(config)),
-        **row,
-        **measured,
-        **{key: row.get(key, 0) + count for key, count in _faults(session).items()},
-        "time/eval_s": time.perf_counter() - started,
-    }
-    raised = {warning["signal"] for warning in warnings_of(rows)}
-    alarms = new_alarms([*rows, full], config.collapse, config.rollout, raised)
-    full["warnings"] = [alarm.to_json() for alarm in alarms]
-    session.run.append_metrics(full)
-    broken = [name for name, value in measured.items() if isinstance(value, float) and not math.isfinite(value)]
-    if broken:
-        raise EchoError(f"step {step}: {broken[0]} is {measured[broken[0]]}", _DIVERGED_TIP, exit_code=3)
-    return full

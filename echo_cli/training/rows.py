@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from echo_cli.config.schema import Config
-from echo_cli.environments.faults import FAULT_KEYS
+from echo_cli.environments.faults import FAULT_KEYS, FaultCounts
 from echo_cli.files import Row
-from echo_cli.objective.diagnostics import GradientComparison
-from echo_cli.rollouts.behaviour import BEHAVIOUR_KEYS
-from echo_cli.traces.training_data import POOL, RenderedTraces
-from echo_cli.training.session import Session
+from echo_cli.objective.diagnostics import GradientComparison, portable_lambda
+from echo_cli.objective.step import WeighedStep
+from echo_cli.rollouts.behaviour import BEHAVIOUR_KEYS, behaviour_metrics
+from echo_cli.rollouts.episode import cut_pieces
+from echo_cli.traces.training_data import POOL
+from echo_cli.training.step_data import StepData
 
 TRAIN_KEYS = [
     *(
@@ -27,26 +32,16 @@ ENVIRONMENT_KEYS = [f"environment/{name}" for name in FAULT_KEYS]
 TIME_KEYS = ("time/rollout_s", "time/probe_s", "time/update_s", "time/eval_s")
 
 
-def _trace_row(config: Config, traces: RenderedTraces) -> Row:
-    """The columns of a step's traces, in runs that have some."""
-    if config.traces is None:
-        return {}
-    return {"train/traces": len(traces.trajectories), "train/traces_cut": traces.cut}
+@dataclass(frozen=True)
+class Probe:
+    """The gradients of the two terms at one step, and the wall clock that computing them took."""
 
-
-def _probe_row(compared: GradientComparison | None, seconds: float) -> Row:
-    """The columns of a probe; None in all of them without one."""
-    return {
-        "train/probe_rl_grad_norm": compared and compared.rl_norm,
-        "train/probe_env_grad_norm": compared and compared.env_norm,
-        "train/probe_ratio": compared and compared.ratio,
-        "train/probe_cosine": compared and compared.cosine,
-        "time/probe_s": seconds if compared else None,
-    }
+    gradients: GradientComparison
+    seconds: float
 
 
 def row_keys(config: Config) -> list[str]:
-    """The keys of a row beside `step` and `warnings`; those of traces are in the rows of runs that have some."""
+    """List the keys of a row besides `step` and `warnings`; only runs on traces have the keys of traces."""
     pools, train = ["validation", "heldout", "ood"], TRAIN_KEYS
     if config.traces is not None:
         train = [*train, *TRACE_KEYS]
@@ -60,10 +55,77 @@ def row_keys(config: Config) -> list[str]:
     ]
 
 
-def _faults(session: Session) -> Row:
-    """What is counted since the last time, by the names of `ENVIRONMENT_KEYS`."""
-    return {f"environment/{name}": count for name, count in session.worlds.hosting.faults.take().items()}
+def step_row(
+    step: int,
+    data: StepData,
+    weighed: WeighedStep,
+    probe: Probe | None,
+    values: Mapping[str, float | None],
+    faults: FaultCounts,
+    started: float,
+) -> Row:
+    """Make the row of a step from what it has learned from, before any evaluation.
+
+    Args:
+        step: number of optimizer steps taken, this one included.
+        values: the metrics of the update, by their names after `train/`.
+        faults: counts to take into the row.
+        started: `time.perf_counter()` when the step began.
+    """
+    train: Row = {
+        **values,
+        **behaviour_metrics(data.rollouts),
+        **_probe_columns(probe),
+        "reward": _mean([rollout.reward for rollout in data.rollouts if rollout.reward is not None]),
+        "cut_pieces": cut_pieces(data.rollouts),
+        "lambda": weighed.coeff,
+        "portable_lambda": portable_lambda(weighed.coeff, weighed.counts, weighed.weights, weighed.advantages_B),
+        **{f"env_dropped_{name}": count for name, count in weighed.dropped.items()},
+    }
+    if weighed.imitation_coeff is not None:
+        train |= {"traces": len(data.traces.trajectories), "traces_cut": data.traces.cut}
+    probe_s = None if probe is None else probe.seconds
+    return {
+        "step": step,
+        **{f"train/{name}": value for name, value in train.items()},
+        **_fault_columns(faults),
+        "time/rollout_s": data.seconds,
+        "time/probe_s": probe_s,
+        "time/update_s": time.perf_counter() - started - data.seconds - (probe_s or 0.0),
+    }
 
 
-def _mean(values: list[Any]) -> float | None:
+def full_row(config: Config, row: Row, measured: Mapping[str, Any], faults: FaultCounts, eval_s: float) -> Row:
+    """Complete the `row` of a step by what its evaluation has `measured`; a key without a value is None.
+
+    Args:
+        faults: counts of the evaluation, which are added to the row's own.
+        eval_s: wall clock that the evaluation took.
+    """
+    return {
+        "step": row["step"],
+        **dict.fromkeys(row_keys(config)),
+        **row,
+        **measured,
+        **{key: row.get(key, 0) + count for key, count in _fault_columns(faults).items()},
+        "time/eval_s": eval_s,
+    }
+
+
+def _probe_columns(probe: Probe | None) -> Row:
+    found = None if probe is None else probe.gradients
+    return {
+        "probe_rl_grad_norm": found and found.rl_norm,
+        "probe_env_grad_norm": found and found.env_norm,
+        "probe_ratio": found and found.ratio,
+        "probe_cosine": found and found.cosine,
+    }
+
+
+def _fault_columns(faults: FaultCounts) -> Row:
+    """Take the faults that were counted since the last time, by the names of `ENVIRONMENT_KEYS`."""
+    return {f"environment/{name}": count for name, count in faults.take().items()}
+
+
+def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None

@@ -17,9 +17,7 @@ from echo_cli.models.language_model import LanguageModel
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import Renderer
 from echo_cli.models.sampler import CachedSampler, Sample
-from echo_cli.objective.advantages import step_advantages
-from echo_cli.objective.batch import count_rollouts
-from echo_cli.objective.loss import step_totals, step_weights
+from echo_cli.objective.step import weigh_step
 from echo_cli.trajectory import Trajectory
 from lm_benchmark.workload import COEFF, SETTINGS, Script, Workload
 
@@ -64,11 +62,8 @@ class Ours:
 
     def forward_backward(self, coeff: float = COEFF) -> float:
         """Accumulate the gradient of the step's loss; returns the loss."""
-        advantages_B = step_advantages(self._trajectories, SETTINGS.advantage)
-        counts = count_rollouts(self._trajectories, SETTINGS.selected_roles)
-        weights = step_weights(counts, step_totals(counts), SETTINGS)
-        metrics = self.policy.forward_backward(self._trajectories, advantages_B, weights, SETTINGS, coeff, 1.0)
-        return metrics["loss"].total
+        step = weigh_step(self._trajectories, SETTINGS, coeff, temperature=1.0)
+        return self.policy.forward_backward(step)["loss"].total
 
     def optim_step(self) -> float:
         """AdamW with a learning rate of 0: all the work, the same weights. Returns the gradient norm."""

@@ -20,10 +20,10 @@ from echo_cli.metrics import reduce_metrics
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tiny import TinyModel
-from echo_cli.objective.advantages import step_advantages
 from echo_cli.objective.batch import count_rollouts
 from echo_cli.objective.filters import filter_env_rollouts
-from echo_cli.objective.loss import StepWeights, step_totals, step_weights
+from echo_cli.objective.loss import step_totals
+from echo_cli.objective.step import WeighedStep, weigh_step
 from echo_cli.traces.training_data import render_and_truncate
 from echo_cli.trajectory import Role, Trajectory
 
@@ -52,10 +52,13 @@ def rollouts() -> tuple[list[Trajectory], list[int]]:
 STEP, TRACES = rollouts()
 
 
-def weigh(imitated: Sequence[int], settings: ObjectiveSettings = SETTINGS) -> tuple[Tensor | None, StepWeights]:
-    counts = count_rollouts(STEP, settings.selected_roles, use_rl=settings.use_rl, imitated=imitated)
-    advantages_B = step_advantages(STEP, settings.advantage) if settings.use_rl else None
-    return advantages_B, step_weights(counts, step_totals(counts), settings)
+def weigh(
+    imitation: float | None,
+    imitated: Sequence[int] = TRACES,
+    coeff: float = COEFF,
+    settings: ObjectiveSettings = SETTINGS,
+) -> WeighedStep:
+    return weigh_step(STEP, settings, coeff, TEMPERATURE, imitated=imitated, imitation_coeff=imitation)
 
 
 def gradient(
@@ -66,8 +69,7 @@ def gradient(
     settings: ObjectiveSettings = SETTINGS,
 ) -> tuple[Tensor, dict[str, float | None], TorchPolicy]:
     policy = double(make_policy(budget))
-    advantages_B, weights = weigh(imitated, settings)
-    metrics = policy.forward_backward(STEP, advantages_B, weights, settings, coeff, TEMPERATURE, imitation)
+    metrics = policy.forward_backward(weigh(imitation, imitated, coeff, settings))
     found = [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in policy.model.parameters()]
     return torch.cat(found), reduce_metrics([metrics]), policy
 
@@ -139,9 +141,8 @@ def test_without_lambda_observations_have_no_gradient() -> None:
 
 def test_the_probe_has_traces_in_the_env_term_and_imitation_in_neither() -> None:
     policy = double(make_policy())
-    advantages_B, weights = weigh(TRACES)
-    found = policy.probe(STEP, advantages_B, weights, SETTINGS, TEMPERATURE)
-    assert found == policy.probe(STEP, *weigh(()), SETTINGS, TEMPERATURE)  # type: ignore[arg-type]
+    found = policy.probe(weigh(IMITATION))
+    assert found == policy.probe(weigh(None, imitated=()))
     both, _, _ = gradient(None, coeff=1.0)
     rl, _, _ = gradient(None, coeff=0.0)
     assert found.env_norm == pytest.approx(float((both - rl).norm()), rel=1e-5)

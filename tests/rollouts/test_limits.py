@@ -26,7 +26,7 @@ from echo_cli.rollouts.episode import cut_pieces
 from echo_cli.rollouts.limits import limits_for, limits_of
 from echo_cli.runs.pool_folder import read_pool, write_pool
 from echo_cli.traces.retokenize import truncated
-from echo_cli.training.loop import play_explorers, play_tasks
+from echo_cli.training.step_data import play_explorers, play_tasks
 from echo_cli.trajectory import CUT_OUTPUT, Role, Segment, Trajectory, Turn
 
 torch.set_num_threads(1)

@@ -26,7 +26,7 @@ from echo_cli.objective.advantages import step_advantages
 from echo_cli.objective.batch import bucket, collate, targets
 from echo_cli.training import benchmark as bench
 from echo_cli.training.benchmark import Timing, Variant
-from echo_cli.training.loop import play_explorers, play_tasks
+from echo_cli.training.step_data import play_explorers, play_tasks
 from echo_cli.trajectory import Role, Trajectory
 
 

@@ -18,9 +18,8 @@ from echo_cli.config.loader import load_config
 from echo_cli.environments.text_environment import TextEnvironment
 from echo_cli.models.tiny import model_folder
 from echo_cli.runs.directory import open_run
-from echo_cli.training.loop import roll_out
 from echo_cli.training.session import Session
-from echo_cli.trajectory import Trajectory
+from echo_cli.training.step_data import StepData, collect_step
 
 FILES = (
     "config.yaml environment.json metrics.jsonl observations.jsonl trajectories.jsonl summary.json heldout_env_ce.png "
@@ -55,12 +54,12 @@ def test_what_training_observed_is_logged_once_where_it_first_came_up(
 ) -> None:
     played = []
 
-    def recorded(session: Session, step: int, explorers: int) -> list[Trajectory]:
-        trajectories = roll_out(session, step, explorers)
-        played.extend((step + 1, trajectory) for trajectory in trajectories)
-        return trajectories
+    def recorded(session: Session, step: int, coeff: float) -> StepData:
+        data = collect_step(session, step, coeff)
+        played.extend((step + 1, trajectory) for trajectory in data.rollouts)
+        return data
 
-    monkeypatch.setattr("echo_cli.training.loop.roll_out", recorded)
+    monkeypatch.setattr("echo_cli.training.loop.collect_step", recorded)
     assert train(tmp_path / "run") == 0
     expected: dict[tuple[str, str, int], int] = {}
     for step, trajectory in played:

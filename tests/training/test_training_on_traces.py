@@ -22,6 +22,8 @@ from echo_cli.runs.directory import open_run
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.training_data import render_and_truncate
 from echo_cli.training.plan import plan
+from echo_cli.training.session import Session
+from echo_cli.training.step_data import StepData, collect_step
 from echo_cli.trajectory import Role, Turn, read_trajectories
 
 
@@ -149,17 +151,15 @@ def test_other_traces_are_no_continuation(
 def test_a_step_that_loses_its_file_keeps_what_was_learned(
     traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import echo_cli.training.loop as loop
-
-    file, draw = tmp_path / "traces.jsonl", loop.draw_traces
+    file = tmp_path / "traces.jsonl"
     shutil.copy(traces, file)
 
-    def losing(session: Any, step: int, coeff: float, *, alone: bool) -> Any:
+    def losing(session: Session, step: int, coeff: float) -> StepData:
         if step == 2:
             file.unlink()
-        return draw(session, step, coeff, alone=alone)
+        return collect_step(session, step, coeff)
 
-    monkeypatch.setattr(loop, "draw_traces", losing)
+    monkeypatch.setattr("echo_cli.training.loop.collect_step", losing)
     assert alone(tmp_path / "run", file, "checkpoint.every=9") == 1
     assert "is not the trace that it was" in error_of(capsys.readouterr().err)[0]
     assert open_run(tmp_path / "run").checkpoints.steps() == [0, 2]

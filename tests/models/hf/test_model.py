@@ -19,7 +19,7 @@ import torch
 from hf_models import CPU, LORA, RENDERER, VOCABULARY, dense, load, make_qwen3
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mock_lm import A, C, E, episode, plan_step
+from mock_lm import A, C, E, episode
 from torch import Tensor, nn
 
 from echo_cli.config.model import ModelConfig
@@ -31,6 +31,7 @@ from echo_cli.models.hf.loading import hf_folder, load_hf_model
 from echo_cli.models.hf.model import HfModel
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.sampler import CachedSampler
+from echo_cli.objective.step import weigh_step
 from echo_cli.trajectory import Role, Trajectory
 
 torch.set_num_threads(1)
@@ -126,8 +127,7 @@ def step_of(model: HfModel, played: Sequence[Trajectory]) -> tuple[float, TorchP
         for parameter in model.parameters():  # away from the reference, so that the KL is not 0
             if parameter.requires_grad:
                 parameter.mul_(1.05)
-    advantages_B, weights = plan_step(played, OBJECTIVE)
-    metrics = policy.forward_backward(played, advantages_B, weights, OBJECTIVE, COEFF, TEMPERATURE)
+    metrics = policy.forward_backward(weigh_step(played, OBJECTIVE, COEFF, TEMPERATURE))
     return metrics["loss"].total, policy
 
 
