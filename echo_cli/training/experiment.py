@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +23,35 @@ from echo_cli.training.session import Session, open_session
 from echo_cli.training.trackers.tracking import Trackers, check_trackers, tracking
 
 
+@dataclass(frozen=True)
+class RunHooks:
+    """The functions that a run calls on its way."""
+
+    on_start: Callable[[str], None]
+    """Called once, with the reason for the device."""
+    on_notice: Callable[[str], None]
+    """Called then with each line about the run's traces and its memory, and later with one per tracker that fails."""
+    on_row: Callable[[Row], None]
+    """Called after each step, with its metrics."""
+    on_summary: Callable[[], object]
+    """Called once the summary of a run with metrics is written, whatever the ending."""
+    should_stop: Callable[[], bool]
+    """Asked after each step whether to save and end the run."""
+
+
 def run_experiment(
     path: Path,
     config: Config,
+    hooks: RunHooks,
     *,
     resume: bool,
     overwrite: bool,
     argv: Sequence[str],
-    on_start: Callable[[str], None],
-    on_notice: Callable[[str], None],
-    on_row: Callable[[Row], None],
-    should_stop: Callable[[], bool],
     group: str | None = None,
 ) -> dict[str, Any]:
     """Train the run at `path` and return its summary; a finished run is left as it is.
 
     Args:
-        on_start: called once with the reason for the device.
-        on_notice: called then with each line about its traces and about the memory that it will need, and later with
-            one for each tracker that fails.
-        on_row: called after each step with its metrics.
         group: what trackers show the run together with.
 
     Raises:
@@ -58,9 +68,9 @@ def run_experiment(
             return summary
     check_trackers(config.track)
     with open_session(path, config, resume=resume, overwrite=overwrite, argv=argv) as session:
-        on_start(session.device.reason)
+        hooks.on_start(session.device.reason)
         for line in (*run_notices(session.run, config), *memory_notice(config, session.device)):
-            on_notice(line)
+            hooks.on_notice(line)
         rows = session.run.read_metrics()
         with tracking(
             path,
@@ -68,26 +78,24 @@ def run_experiment(
             json.loads(config.model_dump_json()),
             group=group,
             last_step=rows[-1]["step"] if rows else None,
-            warn=on_notice,
+            warn=hooks.on_notice,
         ) as trackers:
-            return _train(session, trackers, on_row, should_stop)
+            return _train(session, trackers, hooks)
 
 
-def _train(
-    session: Session, trackers: Trackers, on_row: Callable[[Row], None], should_stop: Callable[[], bool]
-) -> dict[str, Any]:
-    """The summary, which is written and tracked also when the run diverged or collapsed."""
+def _train(session: Session, trackers: Trackers, hooks: RunHooks) -> dict[str, Any]:
+    """Train and return the summary, which is written and tracked also when the run diverged or collapsed."""
     run, config = session.run, session.config
 
     def finish(status: str) -> dict[str, Any]:
-        summary = _finish(run, config, status, session.seconds)
+        summary = _finish(run, config, status, session.seconds, hooks)
         trackers.summarize(summary)
         return summary
 
     try:
-        for row in train(session, should_stop):
+        for row in train(session, hooks.should_stop):
             trackers.log(row)
-            on_row(row)
+            hooks.on_row(row)
     except OutOfMemory as error:
         saved = run.checkpoints.steps()
         kept = f"; the checkpoint of step {saved[-1]} is intact, and --resume goes on from it" if saved else ""
@@ -99,7 +107,8 @@ def _train(
     return finish("finished" if run.checkpoints.steps()[-1] == config.steps else "stopped")
 
 
-def _finish(run: RunDirectory, config: Config, status: str, seconds: float) -> dict[str, Any]:
+def _finish(run: RunDirectory, config: Config, status: str, seconds: float, hooks: RunHooks) -> dict[str, Any]:
+    """Write the summary of a run that has ended."""
     rows = run.read_metrics()
     summary = summarize_run(
         rows,
@@ -113,4 +122,6 @@ def _finish(run: RunDirectory, config: Config, status: str, seconds: float) -> d
     best = run.checkpoints.best_step()
     summary["checkpoint"] = f"checkpoints/step_{best:06d}" if best is not None else None
     run.write_summary(summary)
+    if rows:
+        hooks.on_summary()
     return summary

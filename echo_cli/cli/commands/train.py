@@ -122,34 +122,17 @@ def run_cell(
     group: str | None,
 ) -> dict[str, Any]:
     from echo_cli.cli.display.progress import progress
-    from echo_cli.training.experiment import run_experiment
+    from echo_cli.reports.run_figure import plot_run
+    from echo_cli.training.experiment import RunHooks, run_experiment
 
     with progress(config.steps, label) as show:
-        try:
-            summary = run_experiment(
-                path,
-                config,
-                resume=resume,
-                overwrite=overwrite,
-                argv=["echo-cli", *argv],
-                on_start=lambda reason: print(f"{label}: {escape_unprintable(path)} on {reason}", file=sys.stderr),
-                on_notice=lambda line: print(f"{label}: {line}", file=sys.stderr),
-                on_row=show,
-                should_stop=should_stop,
-                group=group,
-            )
-        except EchoError as error:
-            if error.exit_code == 3:  # it diverged or collapsed, and how it did is in its curve
-                _draw(path)
-            raise
-    _draw(path)
-    return summary
-
-
-def _draw(path: Path) -> None:
-    """Draw the curve of the run at `path`, where it has a row."""
-    from echo_cli.reports.run_figure import plot_run
-    from echo_cli.runs.directory import open_run
-
-    if open_run(path).read_metrics():
-        plot_run([path])
+        hooks = RunHooks(
+            on_start=lambda reason: print(f"{label}: {escape_unprintable(path)} on {reason}", file=sys.stderr),
+            on_notice=lambda line: print(f"{label}: {line}", file=sys.stderr),
+            on_row=show,
+            on_summary=lambda: plot_run([path]),
+            should_stop=should_stop,
+        )
+        return run_experiment(
+            path, config, hooks, resume=resume, overwrite=overwrite, argv=["echo-cli", *argv], group=group
+        )
