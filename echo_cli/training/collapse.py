@@ -106,15 +106,22 @@ def stop_if_collapsed(rows: Sequence[Row], settings: CollapseConfig) -> None:
 
 @dataclass(frozen=True)
 class _Level:
-    """A metric with a lower or an upper bound; `what` it is and the `figure` are for the reason."""
+    """A metric with a lower or an upper bound."""
 
     signal: str
-    key: str
+    metric: str
+    """Name after `train/` in a row."""
     what: str
+    """Subject of the reason."""
     figure: str
+    """Format of its values in the reason."""
     low: float | None = None
     high: float | None = None
     ceiling: float | None = None
+
+    @property
+    def key(self) -> str:
+        return f"train/{self.metric}"
 
     def is_beyond(self, value: float) -> bool:
         return value < self.low if self.low is not None else self.high is not None and value > self.high
@@ -129,65 +136,49 @@ class _Level:
 
 
 def _levels(settings: CollapseConfig, rollout: RolloutConfig) -> list[_Level]:
-    length, longest = "train/action_length", float(rollout.max_action_tokens)
+    longest = float(rollout.max_action_tokens)
     repetitive = settings.max_compression * rollout.group_size
     return [
-        _Level("entropy", "train/entropy", "action entropy", "{:.3g} nats", settings.min_entropy),
-        _Level("short_actions", length, "mean action", "{:.3g} tokens", settings.min_action_length),
+        _Level("entropy", "entropy", "action entropy", "{:.3g} nats", settings.min_entropy),
+        _Level("short_actions", "action_length", "mean action", "{:.3g} tokens", settings.min_action_length),
         _Level(
             "long_actions",
-            length,
+            "action_length",
             "mean action",
             "{:.3g} tokens",
             high=settings.max_action_fill * longest,
             ceiling=longest,
         ),
-        _Level(
-            "valid_actions",
-            "train/valid_action_fraction",
-            "valid actions",
-            "{:.0%}",
-            settings.min_valid_action_fraction,
-        ),
+        _Level("valid_actions", "valid_action_fraction", "valid actions", "{:.0%}", settings.min_valid_action_fraction),
         _Level(
             "capped",
-            "train/capped_fraction",
+            "capped_fraction",
             "rollouts that end at a cap",
             "{:.0%}",
             high=settings.max_capped_fraction,
             ceiling=1.0,
         ),
-        _Level(
-            "commands",
-            "train/commands_per_task",
-            "distinct commands",
-            "{:.3g} a task",
-            settings.min_commands_per_task,
-        ),
+        _Level("commands", "commands_per_task", "distinct commands", "{:.3g} a task", settings.min_commands_per_task),
         _Level(
             "observations",
-            "train/observations_per_task",
+            "observations_per_task",
             "distinct observations",
             "{:.3g} a task",
             settings.min_observations_per_task,
         ),
         _Level(
-            "command_compression",
-            "train/command_compression",
-            "compression ratio of commands",
-            "{:.3g}",
-            high=repetitive,
+            "command_compression", "command_compression", "compression ratio of commands", "{:.3g}", high=repetitive
         ),
         _Level(
             "observation_compression",
-            "train/observation_compression",
+            "observation_compression",
             "compression ratio of observations",
             "{:.3g}",
             high=repetitive,
         ),
         _Level(
             "role_confusion",
-            "train/role_confusion",
+            "role_confusion",
             "turns that imitate the environment",
             "{:.0%}",
             high=settings.max_role_confusion,
