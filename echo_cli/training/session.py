@@ -38,13 +38,13 @@ class Session:
     evaluator: Evaluator
     observed: ObservationLog
     traces: Traces | None
-    """What is trained on beside rollouts; None where the config has no traces."""
+    """Traces to train on beside rollouts; None where the config has none."""
     device: DeviceChoice
     start_step: int
     gradient_norms: GradientNorms
-    """What the `gradient_ratio` schedule has measured up to there."""
+    """Measurements of the `gradient_ratio` schedule before `start_step`."""
     unrecorded: dict[str, Any] | None
-    """The metrics of `start_step`, where the environment was gone before they were evaluated."""
+    """Row of `start_step` without its evaluation, during which the environment was lost; else None."""
     clock_start: float
     """`time.perf_counter()` when the run would have begun, had it never been interrupted."""
 
@@ -63,61 +63,85 @@ def open_session(
     Raises:
         EchoError: the directory is used (without `resume`), is not a run or has another config (with it), is further
             than `config.steps`, is held by another process, or its checkpoint is damaged; its traces cannot be read,
-            nothing can be learned from them, or they are not those that it was begun with.
+            nothing can be learned from them, or they are not the ones that it was begun with.
     """
     clock_start = time.perf_counter()
     check_writable(path, resume=resume, overwrite=overwrite)
     if resume:
         check_same_config(open_run(path), config)
-    corpus = None if config.traces is None else _open_corpus(config)
+    corpus = _open_corpus(config)
     if resume and corpus is not None:
         check_same_traces(open_run(path), corpus)
-    policy, choice = build_policy(config)
-    traces = None if corpus is None else _traces(config, corpus, policy)
+    policy, device = build_policy(config)
+    traces = _training_traces(config, corpus, policy)
     with open_worlds(config) as worlds:
         if resume:
             _check_same_environment(open_run(path), worlds)
         else:
-            played = {} if worlds.replayable or config.environment.none else play_pools(config, worlds, policy)
-            record = environment_record(config.seed, argv, str(choice.device), torch.get_num_threads())
-            answers = {"name": worlds.description.name, "sessions": worlds.hosting.sessions}
-            record["environment"] = answers
-            if traces is not None:
-                splits = pool_splits(alone=bool(config.environment.none))
-                held = {name: held_out(traces, policy.renderer, split) for name, split in splits.items()}
-                played |= {name: list(pool.trajectories) for name, pool in held.items()}
-                record["traces"] = traces_record(traces, held)
-            create_run(
-                path,
-                config_yaml=config.to_yaml(),
-                environment=record,
-                pools={name: [trajectory.to_json() for trajectory in of] for name, of in played.items()},
-                overwrite=overwrite,
-            )
+            _create(path, config, policy, worlds, traces, argv, overwrite=overwrite)
         run = open_run(path)
         evaluator = Evaluator(config, worlds, frozen_pools(run, config, worlds, policy))
         evaluator.remember_start(policy)
         with run.lock():
-            start, meta = _continue(run, config, policy) if resume else (0, {})
+            start_step, meta = _continue(run, config, policy) if resume else (0, {})
             executed = run.read_observations()
             evaluator.observe(pairs_of(executed))
-            norms = GradientNorms(**meta.get("gradient_norms", {}))
-            clock_start -= float(meta.get("seconds", 0.0))
-            observed = ObservationLog(executed)
-            unrecorded = meta.get("unrecorded")
             yield Session(
-                config, run, policy, worlds, evaluator, observed, traces, choice, start, norms, unrecorded, clock_start
+                config=config,
+                run=run,
+                policy=policy,
+                worlds=worlds,
+                evaluator=evaluator,
+                observed=ObservationLog(executed),
+                traces=traces,
+                device=device,
+                start_step=start_step,
+                gradient_norms=GradientNorms(**meta.get("gradient_norms", {})),
+                unrecorded=meta.get("unrecorded"),
+                clock_start=clock_start - float(meta.get("seconds", 0.0)),
             )
 
 
-def _open_corpus(config: Config) -> TraceCorpus:
-    assert config.traces is not None
+def _create(
+    path: Path,
+    config: Config,
+    policy: TorchPolicy,
+    worlds: TaskSuite,
+    traces: Traces | None,
+    argv: Sequence[str],
+    *,
+    overwrite: bool,
+) -> None:
+    """Create the run directory with the record of its environment and with the pools that cannot be played again."""
+    played = {} if worlds.replayable or config.environment.none else play_pools(config, worlds, policy)
+    record = environment_record(config.seed, argv, str(policy.device), torch.get_num_threads())
+    record["environment"] = {"name": worlds.description.name, "sessions": worlds.hosting.sessions}
+    if traces is not None:
+        splits = pool_splits(alone=bool(config.environment.none))
+        held = {name: held_out(traces, policy.renderer, split) for name, split in splits.items()}
+        played |= {name: list(pool.trajectories) for name, pool in held.items()}
+        record["traces"] = traces_record(traces, held)
+    create_run(
+        path,
+        config_yaml=config.to_yaml(),
+        environment=record,
+        pools={name: [trajectory.to_json() for trajectory in pool] for name, pool in played.items()},
+        overwrite=overwrite,
+    )
+
+
+def _open_corpus(config: Config) -> TraceCorpus | None:
+    """Index the trace files of the config, if it has any, and check that something can be learned from them."""
+    if config.traces is None:
+        return None
     corpus = index_traces(config.traces)
     check_trainable(corpus, config.traces, config.objective)
     return corpus
 
 
-def _traces(config: Config, corpus: TraceCorpus, policy: TorchPolicy) -> Traces:
-    assert config.traces is not None
+def _training_traces(config: Config, corpus: TraceCorpus | None, policy: TorchPolicy) -> Traces | None:
+    """Return the traces to train on, each cut to what the policy's context holds."""
+    if config.traces is None or corpus is None:
+        return None
     context = policy.model.max_length
     return Traces(corpus, config.traces, min(config.traces.max_tokens or context, context))
