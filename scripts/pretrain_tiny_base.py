@@ -166,34 +166,22 @@ def write_card(folder: Path) -> None:
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--demonstrations", type=int, default=96, help="episodes per step")
-    parser.add_argument("--explorers", type=float, default=0.2, help="share of wandering episodes")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "echo_cli/models/tiny_base")
-    parser.add_argument("--card", action="store_true", help="only measure the model and write its card again")
-    args = parser.parse_args()
-    if args.card:
-        write_card(args.output)
-        return
-
-    torch.manual_seed(args.seed)
-    generator = torch.Generator().manual_seed(args.seed)
-    started = time.perf_counter()
-    tokenizer = train_tokenizer()
-    config = TinyConfig(vocab_size=tokenizer.vocab_size)
-    model = TinyModel(config)
-    model.init_weights(generator)
+def optimizers_of(model: TinyModel) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for everything else."""
     named = dict(model.named_parameters())
     matrices = [parameter for name, parameter in named.items() if name.startswith("blocks.") and "conv" not in name]
     others = [parameter for name, parameter in named.items() if not name.startswith("blocks.") or "conv" in name]
-    optimizers = [
+    return [
         torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, momentum=0.95),
         torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1),
     ]
-    base_rates = [0.02, 3e-3]
+
+
+def pretrain(model: TinyModel, tokenizer: Tokenizer, args: argparse.Namespace) -> list[dict[str, float]]:
+    """Train `model` and return its loss curve, every tenth step."""
+    started = time.perf_counter()
+    optimizers = optimizers_of(model)
+    base_rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     curve: list[dict[str, float]] = []
     rng = random.Random(f"tiny-base-{args.seed}")
     with Progress() as progress:
@@ -221,7 +209,29 @@ def main() -> None:
                 curve.append({"step": step, "loss": round(total, 4)})
                 progress.console.print(f"step {step} loss {total:.4f} {time.perf_counter() - started:.0f} s")
             progress.advance(bar)
+    return curve
 
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--demonstrations", type=int, default=96, help="episodes per step")
+    parser.add_argument("--explorers", type=float, default=0.2, help="share of wandering episodes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "echo_cli/models/tiny_base")
+    parser.add_argument("--card", action="store_true", help="only measure the model and write its card again")
+    args = parser.parse_args()
+    if args.card:
+        write_card(args.output)
+        return
+
+    torch.manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+    started = time.perf_counter()
+    tokenizer = train_tokenizer()
+    model = TinyModel(TinyConfig(vocab_size=tokenizer.vocab_size))
+    model.init_weights(generator)
+    curve = pretrain(model, tokenizer, args)
     args.output.mkdir(parents=True, exist_ok=True)
     save_model(model, tokenizer, args.output)
     record = {
