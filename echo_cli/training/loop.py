@@ -1,10 +1,10 @@
-"""The training loop, top to bottom: collect, weigh, back-propagate, step, evaluate, save. It draws nothing itself."""
+"""The training loop, top to bottom: collect, weigh, back-propagate, step, observe, evaluate, save."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 
@@ -64,13 +64,12 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
         if step == 0:
             check_first_step(weighed.coeff, values["env_loss"] or 0.0, values["env_tokens"] or 0.0)
         lr = learning_rate_at(config.optim, step, config.steps)
-        grad_norm = policy.optim_step(lr)
-        _check_finite(step + 1, values["loss"], grad_norm)
+        values |= {"lr": lr, "grad_norm": policy.optim_step(lr)}
+        _check_finite(step + 1, values)
         new = session.observed.add(data.trajectories, step + 1)
         session.run.append_observations(new)
         session.evaluator.observe(pairs_of(new))
 
-        values |= {"lr": lr, "grad_norm": grad_norm}
         row = step_row(step + 1, data, weighed, probe, values, faults, started)
         evaluating = step + 1 == config.steps or (step + 1) % config.evaluation.every == 0
         with _checkpoint_if_lost(session, step + 1, norms, row):
@@ -137,9 +136,9 @@ def _followed(norms: GradientNorms, weighed: WeighedStep, probe: Probe) -> Gradi
     return norms.updated(found.rl_norm, found.env_norm, smoothing)
 
 
-def _check_finite(step: int, loss: float | None, grad_norm: float) -> None:
-    if not (math.isfinite(loss or 0.0) and math.isfinite(grad_norm)):
-        message = f"step {step}: the loss is {loss} and the gradient norm {grad_norm}"
+def _check_finite(step: int, values: Mapping[str, float | None]) -> None:
+    if not all(math.isfinite(values[name] or 0.0) for name in ("loss", "grad_norm")):
+        message = f"step {step}: the loss is {values['loss']} and the gradient norm {values['grad_norm']}"
         raise EchoError(message, _DIVERGED_TIP, exit_code=3)
 
 

@@ -76,6 +76,12 @@ def test_what_training_observed_is_logged_once_where_it_first_came_up(
     assert set(meta) == {"step", "seconds", "gradient_norms"}
 
 
+def test_a_finished_run_is_left_as_it_is(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    assert train(finished, "--steps", "4", "--resume") == 0
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+
+
 def test_the_summary_is_the_one_object_on_stdout(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(finished, "--steps", "4", "--resume", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
