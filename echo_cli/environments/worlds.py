@@ -107,11 +107,10 @@ def _server(
     wire = WireSource(url, environment.headers, limits, sessions_wanted=probed, ended=ended)
     if environment.client is None:
         return wire
-    from echo_cli.environments.openenv.address import wire_address
     from echo_cli.environments.openenv.typed_client import TypedSource
 
-    address = wire_address(url, environment.headers)
-    return TypedSource(environment.client, url, wire, limits, headers=address.headers, secrets=address.secrets)
+    headers, secrets = wire.address.headers, wire.address.secrets
+    return TypedSource(environment.client, url, wire, limits, headers=headers, secrets=secrets)
 
 
 class TaskWorlds:

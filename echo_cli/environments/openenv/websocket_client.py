@@ -171,7 +171,7 @@ class WireSource:
         sessions_wanted: int = 0,
         ended: Callable[[], str | None] = lambda: None,
     ) -> None:
-        self._address = wire_address(url, headers)
+        self.address = wire_address(url, headers)
         self._limits = limits
         self._sessions_wanted = sessions_wanted
         self._ended = ended
@@ -182,14 +182,14 @@ class WireSource:
         Raises:
             EchoError: it cannot be reached or refuses to answer (exit code 1), or does not speak OpenEnv.
         """
-        description = ask_server(self._address, self._limits.connect_timeout_s)
+        description = ask_server(self.address, self._limits.connect_timeout_s)
         if description.sessions is not None or self._sessions_wanted == 0:
             return description
         with EventLoop() as loop:
             return replace(description, sessions=loop.run(self.free_sessions(self._sessions_wanted)))
 
     def client(self) -> WireClient:
-        return WireClient(self._address, self._limits)
+        return WireClient(self.address, self._limits)
 
     def ended(self) -> str | None:
         return self._ended()
