@@ -51,12 +51,12 @@ from echo_cli.runs.pools import Pair, Pool
 def evaluate_run(
     path: Path,
     *,
-    checkpoints: Sequence[str | int],
-    rollouts: int,
-    pass_k: Sequence[int],
-    command: str | None,
-    pool_folders: Sequence[Path],
-    device: str | None,
+    checkpoints: Sequence[str | int] = ("best",),
+    rollouts: int = 0,
+    pass_k: Sequence[int] = (),
+    command: str | None = None,
+    pool_folders: Sequence[Path] = (),
+    device: str | None = None,
 ) -> Evaluation:
     """Measure checkpoints of the run at `path`.
 

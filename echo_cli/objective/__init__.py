@@ -1,13 +1,15 @@
-"""The ECHO objective as pure functions on tensors; these are the ones that a trainer of one's own needs."""
+"""The ECHO objective as pure functions on tensors. The names below are what a trainer of your own needs."""
 
 from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.objective.advantages import step_advantages
 from echo_cli.objective.batch import bucket, collate, count_rollouts, targets
 from echo_cli.objective.logprobs import target_logprobs
 from echo_cli.objective.loss import echo_loss, step_totals, step_weights
+from echo_cli.objective.step import WeighedStep, weigh_step
 
 __all__ = [
     "ObjectiveSettings",
+    "WeighedStep",
     "bucket",
     "collate",
     "count_rollouts",
@@ -17,4 +19,5 @@ __all__ = [
     "step_weights",
     "target_logprobs",
     "targets",
+    "weigh_step",
 ]

@@ -23,30 +23,37 @@ from echo_cli.training.session import Session, open_session
 from echo_cli.training.trackers.tracking import Trackers, check_trackers, tracking
 
 
+def _ignore(*_: object) -> None:
+    """Do nothing."""
+
+
 @dataclass(frozen=True)
 class RunHooks:
-    """The functions that a run calls on its way."""
+    """Functions that a run calls on its way. By default they do nothing, and the run is not stopped."""
 
-    on_start: Callable[[str], None]
+    on_start: Callable[[str], object] = _ignore
     """Called once, with the reason for the device."""
-    on_notice: Callable[[str], None]
+    on_notice: Callable[[str], None] = _ignore
     """Called then with each line about the run's traces and its memory, and later with one per tracker that fails."""
-    on_row: Callable[[Row], None]
+    on_row: Callable[[Row], object] = _ignore
     """Called after each step, with its metrics."""
-    on_summary: Callable[[], object]
+    on_summary: Callable[[], object] = _ignore
     """Called once the summary of a run with metrics is written, whatever the ending."""
-    should_stop: Callable[[], bool]
+    should_stop: Callable[[], bool] = lambda: False
     """Asked after each step whether to save and end the run."""
+
+
+NO_HOOKS = RunHooks()
 
 
 def run_experiment(
     path: Path,
     config: Config,
-    hooks: RunHooks,
+    hooks: RunHooks = NO_HOOKS,
     *,
-    resume: bool,
-    overwrite: bool,
-    argv: Sequence[str],
+    resume: bool = False,
+    overwrite: bool = False,
+    argv: Sequence[str] = (),
     group: str | None = None,
 ) -> dict[str, Any]:
     """Train the run at `path` and return its summary; a finished run is left as it is.
