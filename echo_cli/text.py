@@ -19,11 +19,14 @@ def escape_unprintable(text: Path | str, *, keep: str = "") -> str:
     Args:
         keep: characters to leave as they are, such as newline and tab in text of several lines.
     """
+    text = str(text)
+    if text.isprintable():
+        return text
     return "".join(
         character.encode("unicode_escape").decode()
         if character not in keep and unicodedata.category(character) in _UNPRINTABLE
         else character
-        for character in str(text)
+        for character in text
     )
 
 
