@@ -33,6 +33,7 @@ STRANGERS = {("environments", "objective"), ("objective", "environments")}
 OWNERS = {
     "typer": ("cli",),
     "matplotlib": ("reports",),
+    "jinja2": ("reports",),
     "openenv": ("environments/openenv",),
     "websockets": ("environments/openenv",),
     "transformers": ("models/hf",),

@@ -64,8 +64,12 @@ def test_the_wheel_ships_what_the_toy_terminals_server_and_its_image_need(wheel_
     assert {f"toy_terminal_env/{name}" for name in files} <= wheel_names
 
 
-def test_the_wheel_ships_the_style_and_the_script_of_reports(wheel_names: set[str]) -> None:
-    assert {f"echo_cli/reports/page_assets/report.{ending}" for ending in ("css", "js")} <= wheel_names
+def test_the_wheel_ships_the_templates_the_style_and_the_script_of_reports(wheel_names: set[str]) -> None:
+    reports = ROOT / "echo_cli" / "reports"
+    files = [path for folder in ("page_assets", "templates") for path in (reports / folder).iterdir()]
+    names = {path.name for path in files}
+    assert {"report.css", "report.js", "base.html", "report.html", "sweep.html"} <= names
+    assert {f"echo_cli/reports/{path.relative_to(reports)}" for path in files} <= wheel_names
 
 
 def test_the_wheel_ships_configs_and_the_tiny_base_model_inside_the_package(wheel_names: set[str]) -> None:

@@ -1,73 +1,71 @@
-"""The small parts of a report's page. Text of runs is data: it is escaped, and control characters are made visible."""
+"""Pages from templates: every value in them is escaped, and what cannot be printed in it is made visible."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from html import escape
+import base64
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
-from echo_cli.statistics import Estimate
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
 from echo_cli.text import LINES, escape_unprintable
 
-NAME, VALUE = 80, 300
-"""Characters of a name and of a value that are shown."""
+
+@cache
+def templates() -> Environment:
+    """Return the environment of all templates; in them `style` and `script` are the files in page_assets."""
+    folder = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(folder / "templates"),
+        autoescape=True,
+        finalize=_printable,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    environment.filters.update(
+        figure=figure,
+        hundredths=_hundredths,
+        printable=_printable,
+        script_lengths=_script_lengths,
+        sha256=_sha256,
+        short=short,
+    )
+    for name, file in (("style", "report.css"), ("script", "report.js")):
+        environment.globals[name] = Markup((folder / "page_assets" / file).read_text(encoding="utf-8"))
+    return environment
 
 
-def text(value: str, most: int | None = None) -> str:
-    """`value` as it may stand in the page, cut to `most` characters."""
-    return escape(escape_unprintable(value if most is None else shortened_text(value, most), keep=LINES))
-
-
-def name(value: str) -> str:
-    """A name of a run, a task or a column."""
-    return text(value, NAME)
-
-
-def shortened_text(value: str, most: int) -> str:
-    """`value`, with an ellipsis in place of what is beyond `most` characters."""
+def short(value: str, most: int = 80) -> str:
+    """Return `value` with an ellipsis in place of what is beyond `most` characters; by default those of a name."""
     return value if len(value) <= most else f"{value[: most - 1]}…"
 
 
 def figure(value: float | None) -> str:
-    """Three decimals where that says something, or a dash."""
+    """Return three decimals where they say something, or a dash."""
     if value is None:
         return "–"
     return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 1e5 else f"{value:.2e}"
 
 
-def estimate(value: Estimate | None) -> str:
-    """A figure with its interval, where it has one."""
-    if value is None or value.low is None or value.high is None:
-        return figure(None if value is None else value.value)
-    return f'{figure(value.value)} <span class="interval">{figure(value.low)} to {figure(value.high)}</span>'
+def _printable(value: object) -> str:
+    """Return the text of `value` as a page may have it; HTML is left as it is, being made of such texts."""
+    return value if isinstance(value, Markup) else escape_unprintable(str(value), keep=LINES)
 
 
-def section(place: str, title: str, body: str, attributes: str = "") -> str:
-    """A part of the page that the contents name."""
-    return (
-        f'<section id="{place}" aria-labelledby="{place}-title"{attributes}>'
-        f'<h2 id="{place}-title">{title}</h2>\n{body}</section>\n'
-    )
+def _sha256(source: str) -> str:
+    """Return the hash by which a Content-Security-Policy names a script or a style."""
+    return base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
 
 
-def table(caption: str, columns: Sequence[str], bodies: str, kind: str = "") -> str:
-    """A table that scrolls sideways where it has to, by keyboard too; `bodies` are its tbody elements."""
-    heads = "".join(f'<th scope="col">{name(column)}</th>' if column else "<td></td>" for column in columns)
-    return (
-        f'<div class="wide" role="region" tabindex="0" aria-label="{text(caption)}">'
-        f'<table class="{kind or "figures"}"><caption>{text(caption)}</caption>'
-        f"<thead><tr>{heads}</tr></thead>{bodies}</table></div>"
-    )
+def _hundredths(values: Sequence[float]) -> str:
+    return " ".join(str(round(100 * value)) for value in values)
 
 
-def word_table(caption: str, columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], most: int) -> str:
-    """A table of words, each cut to `most` characters: rows of a heading and of the other cells."""
-    body = "".join(
-        f'<tr><th scope="row">{text(head, most)}</th>{"".join(f"<td>{text(cell, most)}</td>" for cell in cells)}</tr>'
-        for head, cells in rows
-    )
-    return table(caption, columns, f"<tbody>{body}</tbody>", "words")
-
-
-def bullets(lines: Iterable[str], kind: str) -> str:
-    """A list of sentences."""
-    return f'<ul class="{kind}">{"".join(f"<li>{text(line, 4 * VALUE)}</li>" for line in lines)}</ul>'
+def _script_lengths(pieces: Sequence[str]) -> str:
+    """Return the lengths of texts as JavaScript counts them: in units of UTF-16."""
+    return " ".join(str(len(_printable(piece).encode("utf-16-le")) // 2) for piece in pieces)

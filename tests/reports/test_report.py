@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
+from html import unescape
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from echo_cli.cli.main import main
 from echo_cli.files import append_jsonl, read_jsonl
 from echo_cli.reports.charts import METRICS, charts, thinned
 from echo_cli.reports.content import (
+    Column,
     ObservationHeat,
     PageEpisode,
     PageText,
@@ -96,6 +100,11 @@ def test_a_chart_without_values_is_left_out_and_the_best_step_is_starred() -> No
     assert drawn[0].best == ((0, 2, 1.0),)
 
 
+def test_a_best_step_without_a_value_has_no_star() -> None:
+    (drawn,) = charts([_curve(heldout_env_ce=[(0, 2.0), (2, float("nan"))])], 100)
+    assert drawn.best == () and drawn.steps == [0]
+
+
 def test_an_episode_is_cut_at_its_pieces_and_says_by_how_much() -> None:
     heat = (0.5, 1.5, 2.5)
     cut = shortened(
@@ -142,6 +151,79 @@ def test_many_long_runs_get_fewer_points_and_still_fit() -> None:
     curves = tuple(_curve(f"run {n}", **{metric.replace("/", "_"): line for metric in METRICS}) for n in range(9))
     found = page(Report(tuple(_run(curve.name) for curve in curves), curves))
     assert len(found.html.encode()) <= MOST_BYTES and "Lines of more than 200 points are thinned" in found.html
+
+
+HOSTILE = "</script><b id=x onload='alert(1)'>\"\x1b[31m\u202e\ud800\r\0 {{ 7 * 7 }} {% endfor %} &lt;"
+
+
+def _hostile(value: Any) -> Any:
+    """`value` with `HOSTILE` at the end of every text in it, the keys of mappings included."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: _hostile(getattr(value, field.name)) for field in fields(value)})
+    if isinstance(value, dict):
+        return {_hostile(key): _hostile(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_hostile, value))
+    return f"{value}{HOSTILE}" if isinstance(value, str) else value
+
+
+class _Tags(HTMLParser):
+    """The tags, attributes and texts of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, frozenset[str]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, frozenset(name for name, _ in attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_no_text_of_a_run_is_markup_or_unprintable_wherever_it_stands() -> None:
+    heat = (0.5,)
+    texts = (PageText("action", "stdout", ("a",), heat, heat), PageText("context", None, ("b",)))
+    plain = _run(
+        facts={"status": "finished at step 4", "λ": "1", "python": "3"},
+        columns=(Column("best", 4, {"heldout/env_ce": Estimate(1.0, 0.5, 1.5)}),),
+        measured=True,
+        pairs={"heldout": 3},
+        config={"x": "y"},
+        alarms=("alarm",),
+        notes=("note",),
+        checkpoint=4,
+        episodes=(replace(_episode(*texts), advantage=0.5),),
+        observations=(ObservationHeat("ls", "one\n" * 9, 3, 2.0, 1.0, True),),
+    )
+    curves = tuple(_curve(name, heldout_env_ce=[(0, 1.0), (2, 2.0)]) for name in "ab")
+    for runs in ((plain,), (plain, replace(plain, name="b", config={"x": "z"}))):
+        report = Report(runs, curves[: len(runs)], ("all",))
+        # What is not text of a run: keys and words that the code itself chooses.
+        hostile = _hostile(report)
+        hostile = replace(
+            hostile,
+            runs=tuple(
+                replace(
+                    run,
+                    pairs=own.pairs,
+                    columns=own.columns,
+                    facts=dict(zip(own.facts, run.facts.values(), strict=True)),
+                )
+                for run, own in zip(hostile.runs, report.runs, strict=True)
+            ),
+            curves=report.curves,
+        )
+        html = page(hostile).html
+        found, clean = _Tags(html), _Tags(page(report).html)
+        assert found.tags == clean.tags
+        assert all(character.isprintable() or character in "\n\t" for character in html)
+        assert (
+            found.text.count("{{ 7 * 7 }} {% endfor %} &lt;") >= 20 and "\\x1b[31m\\u202e\\ud800\\r\\x00" in found.text
+        )
+        assert page(hostile).html == html
 
 
 def test_the_summary_has_the_figures_and_intervals_of_eval_heldout(
@@ -226,7 +308,7 @@ def test_held_out_traces_beside_an_environment_are_in_summary_and_curves(
     assert found.pairs["traces"] == after["traces/novel_pairs"] > 0
     curve = read_curve(run, "run", METRICS)
     assert "Env-CE of held-out traces" in [chart.title for chart in charts([curve], 50)]
-    assert '<th scope="row">held-out traces\' env-CE' in page(Report((found,), (curve,))).html
+    assert '<th scope="row">held-out traces\' env-CE' in unescape(page(Report((found,), (curve,))).html)
 
 
 def test_a_run_without_checkpoints_is_reported_with_plain_figures(

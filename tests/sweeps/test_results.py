@@ -174,10 +174,14 @@ class _Page(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.sources: list[str] = []
+        self.policy = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+        places = [value or "" for name, value in attrs if name in ("src", "href")]
+        self.sources += [place for place in places if not place.startswith("#")]  # which is on the page itself
+        if ("http-equiv", "Content-Security-Policy") in attrs:
+            self.policy = dict(attrs)["content"] or ""
 
 
 def test_the_report_is_one_page_that_loads_nothing_and_escapes_text(tmp_path: Path) -> None:
@@ -191,6 +195,8 @@ def test_the_report_is_one_page_that_loads_nothing_and_escapes_text(tmp_path: Pa
     page = _Page()
     page.feed(text)
     assert "script" not in page.tags and "link" not in page.tags
+    assert "default-src 'none'" in page.policy and "unsafe" not in page.policy and "script-src" not in page.policy
+    assert page.tags.count("table") == page.tags.count("caption") == 4
     assert all(source.startswith("data:image/png;base64,") for source in page.sources) and len(page.sources) == 1
     assert "&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[31m" in text
     assert "sweep-lambda &lt;0&gt;" in text

@@ -12,7 +12,7 @@
     return made;
   }
 
-  // Charts: the drawing is report_svg.py's, done again for the part of the steps that is in view.
+  // Charts: the drawing is that of charts.html, done again for the part of the steps that is in view.
 
   function ticks(low, high, most, whole) {
     const power = 10 ** Math.floor(Math.log10((high - low) / most));
@@ -60,7 +60,7 @@
       axes.replaceChildren();
       for (const [value, label] of ticks(low, high, 5, false)) {
         axes.append(svgElement("path", { class: "grid", d: `M${left} ${y(value)}H${right}` }));
-        const text = svgElement("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" });
+        const text = svgElement("text", { x: left - 6, y: y(value), dy: 4, "text-anchor": "end" });
         text.textContent = label;
         axes.append(text);
       }
