@@ -5,16 +5,18 @@ A kill can cut the last line of a JSONL file and nothing else: readers leave suc
 
 from __future__ import annotations
 
+import csv
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -91,6 +93,14 @@ def read_json(path: Path) -> Row:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a strict JSON object (NaN and infinities as null), indented. Errors as in `write_atomic`."""
     write_atomic(path, f"{_json(value, indent=2)}\n".encode())
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table with a line of column names; None is an empty cell. Errors as in `write_atomic`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([columns, *rows])
+    write_atomic(path, text.getvalue().encode())
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from echo_cli.errors import EchoError
-from echo_cli.files import append_jsonl, lock_folder, read_json, read_jsonl, truncate_jsonl, write_atomic, write_json
+from echo_cli.files import (
+    append_jsonl,
+    lock_folder,
+    read_json,
+    read_jsonl,
+    truncate_jsonl,
+    write_atomic,
+    write_csv,
+    write_json,
+)
 from echo_cli.text import escape_unprintable
 
 ROWS = [{"step": step, "train/env_ce": 1.0 / (step + 3), "note": "naïve\u2028line"} for step in range(5)]
@@ -95,6 +104,11 @@ def test_a_full_disk_leaves_no_half_row(tmp_path: Path) -> None:
     assert all(line.startswith(f"1 the disk is full: cannot write {path}") for line in lines)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.jsonl"]
+
+
+def test_a_table_has_a_line_of_names_and_quotes_what_must_be(tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", ("a", "b"), [(1.5, None), ("x,y", "é")])
+    assert (tmp_path / "t.csv").read_bytes() == 'a,b\n1.5,\n"x,y",é\n'.encode()
 
 
 def test_dev_full_is_a_full_disk(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ Text in a picture is data: it is shown as it is, without markup and without cont
 
 from __future__ import annotations
 
-import csv
 import io
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echo_cli.errors import EchoError
-from echo_cli.files import os_errors, write_atomic
+from echo_cli.files import os_errors, write_atomic, write_csv
 from echo_cli.text import escape_unprintable
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, told apart with the common kinds of colour blindness; its yellow is too faint on white.
@@ -26,7 +26,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 INK = "#333333"
 WIDTH = 10.0
-"""Of a figure, inches."""
+"""Width of a figure, inches."""
+
+PAIR_HEIGHT = 4.8
+"""Height of a figure of two panels side by side, inches."""
+POINT_COLUMNS = ("run", "step", "series", "value")
+"""Columns of the CSV of points over steps; the run may be a label for several."""
 
 _DPI = 160
 _STYLE: Any = {  # matplotlib types the keys as literals
@@ -98,10 +103,7 @@ def write_picture(
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    table, png, svg = io.StringIO(), io.BytesIO(), io.BytesIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    png, svg = io.BytesIO(), io.BytesIO()
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         # A name in a script that the font lacks is drawn as boxes in the PNG; the SVG and the CSV have it as text.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -114,7 +116,18 @@ def write_picture(
     plotted = Plotted(*(Path(f"{stem}{ending}") for ending in (".png", ".svg", ".csv")))
     with os_errors(stem.parent):
         stem.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(plotted.csv, table.getvalue().encode())
+    write_csv(plotted.csv, columns, rows)
     write_atomic(plotted.svg, svg.getvalue())
     write_atomic(plotted.png, png.getvalue())
     return plotted
+
+
+def write_in_the_middle(axes: Axes, text: str) -> None:
+    """Say on a panel why nothing is drawn there."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", fontsize=12)
+
+
+def without_middle(text: str, length: int) -> str:
+    """Return `text`, with an ellipsis in place of its middle where it is longer than `length` characters."""
+    half = length // 2
+    return text if len(text) <= length else f"{text[: half - 1]}…{text[-half:]}"

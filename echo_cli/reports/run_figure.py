@@ -13,15 +13,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echo_cli.errors import EchoError
-from echo_cli.reports.figure import COLOURS, INK, MARKERS, Plotted, picture_stem, write_picture
+from echo_cli.reports.figure import (
+    COLOURS,
+    INK,
+    MARKERS,
+    PAIR_HEIGHT,
+    POINT_COLUMNS,
+    Plotted,
+    picture_stem,
+    without_middle,
+    write_in_the_middle,
+    write_picture,
+)
 from echo_cli.runs.curves import Band, Curve, band, read_curve
 from echo_cli.text import escape_unprintable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_CSV_COLUMNS = ("run", "step", "series", "value")  # run or label
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ _PANELS = (
     ),
 )
 
-_HEIGHT, _LEGEND_ROW = 4.8, 0.24  # inches
+_LEGEND_ROW = 0.24  # inches
 _NAME_LENGTH = 40
 _BEST = "best on validation"
 
@@ -116,7 +125,7 @@ def plot_run(runs: Sequence[Path], output: Path | None = None) -> Plotted:
         for metric in metrics
         for step, value in curve.series[metric]
     )
-    return write_picture(stem, partial(_draw_runs, curves), _CSV_COLUMNS, points, height=_HEIGHT)
+    return write_picture(stem, partial(_draw_runs, curves), POINT_COLUMNS, points, height=PAIR_HEIGHT)
 
 
 def plot_sweep(groups: Sequence[tuple[str, Sequence[Path]]], output: Path) -> Plotted:
@@ -149,7 +158,7 @@ def plot_sweep(groups: Sequence[tuple[str, Sequence[Path]]], output: Path) -> Pl
         for step, value in zip(of.steps, values, strict=True)
     )
     draw = partial(_draw_sweep, labels, bands, [len(group) for group in curves])
-    return write_picture(picture_stem(output, output, "comparison"), draw, _CSV_COLUMNS, points, height=_HEIGHT)
+    return write_picture(picture_stem(output, output, "comparison"), draw, POINT_COLUMNS, points, height=PAIR_HEIGHT)
 
 
 def _draw_runs(curves: Sequence[Curve], figure: Figure) -> None:
@@ -212,7 +221,7 @@ def _finish(axes: Axes, panel: _Panel, has_held_out: bool) -> None:
     if panel.limits is not None:
         axes.set_ylim(*panel.limits)
     if not has_held_out:
-        axes.text(0.5, 0.5, panel.nothing, transform=axes.transAxes, ha="center", fontsize=12)
+        write_in_the_middle(axes, panel.nothing)
 
 
 def _look(index: int, *, marked: bool = True) -> dict[str, Any]:
@@ -234,14 +243,14 @@ def _figure_legend(figure: Figure, labels: Sequence[str]) -> None:
     """One line a run or label, below the panels."""
     from matplotlib.lines import Line2D
 
-    figure.set_figheight(_HEIGHT + _LEGEND_ROW * len(labels))
+    figure.set_figheight(PAIR_HEIGHT + _LEGEND_ROW * len(labels))
     handles = [Line2D([], [], **_look(index), **_THICK) for index in range(len(labels))]
     figure.legend(handles, labels, loc="outside lower left", ncols=1, borderaxespad=0.2)
 
 
 def _title(curve: Curve) -> str:
     # In front of the name, also because matplotlib leaves labels that begin with an underscore out of legends.
-    name = _short(curve.name)
+    name = without_middle(curve.name, _NAME_LENGTH)
     return f"run {name}" if curve.coefficient is None else f"λ = {curve.coefficient:g}: {name}"
 
 
@@ -261,7 +270,7 @@ def _band_title(label: str, bands: Sequence[Band], runs: int) -> str:
     missing = runs - min((of.runs for of in bands if of.runs), default=0)
     notes = [f"{missing} without evaluation"] if missing else []
     notes += ["at the steps that all have"] if any(of.uneven for of in bands) else []
-    return f"{' ' if label.startswith('_') else ''}{_short(label)} ({'; '.join([seeds, *notes])})"
+    return f"{' ' if label.startswith('_') else ''}{without_middle(label, _NAME_LENGTH)} ({'; '.join([seeds, *notes])})"
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
@@ -271,8 +280,3 @@ def run_names(paths: Sequence[Path]) -> list[str]:
         return names
     shared = os.path.commonpath(paths)
     return [escape_unprintable(path.relative_to(shared)) for path in paths]
-
-
-def _short(name: str) -> str:
-    half = _NAME_LENGTH // 2
-    return name if len(name) <= _NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"

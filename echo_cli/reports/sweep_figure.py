@@ -7,16 +7,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from echo_cli.reports.figure import COLOURS, INK, Plotted, write_picture
+from echo_cli.reports.figure import (
+    COLOURS,
+    INK,
+    PAIR_HEIGHT,
+    POINT_COLUMNS,
+    Plotted,
+    write_in_the_middle,
+    write_picture,
+)
 from echo_cli.sweeps.plan import shown_coeff
 from echo_cli.sweeps.results import CellResult, Figures, LambdaResult, Measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_CSV_COLUMNS = ("run", "step", "series", "value")
-_HEIGHT = 4.8  # inches
 
 # The title, the unit, the figure at the end and the one before training.
 _PANELS = (
@@ -29,9 +34,7 @@ _WIDTH, _BESIDE, _ACROSS = 0.2, 0.14, 0.32
 _SOME, _MANY = 4, 6
 
 
-def plot_lambda_axis(
-    results: Sequence[LambdaResult], cells: Sequence[CellResult], figures: Sequence[Figures], folder: Path
-) -> Plotted:
+def plot_lambda_axis(results: Sequence[LambdaResult], cells: Sequence[CellResult], folder: Path) -> Plotted:
     """Draw lambda_axis.*: for every λ its seeds as dots, their mean with interval, and the mean before training.
 
     The λ stand side by side in rising order, not to scale: 0 and 1e-3 are as far apart as 1 and 10.
@@ -40,19 +43,16 @@ def plot_lambda_axis(
         EchoError: the folder cannot be written.
     """
     ordered = sorted(results, key=lambda result: result.coeff)
-    dots = [
-        [values for cell, values in zip(cells, figures, strict=True) if cell.coeff == result.coeff]
-        for result in ordered
-    ]
+    dots = [[cell.figures for cell in cells if cell.coeff == result.coeff] for result in ordered]
     draw = partial(_draw, ordered, dots)
-    return write_picture(folder / "lambda_axis", draw, _CSV_COLUMNS, _points(cells, figures), height=_HEIGHT)
+    return write_picture(folder / "lambda_axis", draw, POINT_COLUMNS, _points(cells), height=PAIR_HEIGHT)
 
 
-def _points(cells: Sequence[CellResult], figures: Sequence[Figures]) -> Iterator[tuple[str, int, str, float]]:
-    for cell, values in zip(cells, figures, strict=True):
+def _points(cells: Sequence[CellResult]) -> Iterator[tuple[str, int, str, float]]:
+    for cell in cells:
         for _, _, last, before in _PANELS:
             for name in (before, last):
-                if (value := values[name]) is not None:
+                if (value := cell.figures[name]) is not None:
                     step = 0 if name == before or cell.summary is None else cell.summary["steps"]
                     yield cell.name, step, name, value
 
@@ -71,7 +71,7 @@ def _draw(results: Sequence[LambdaResult], dots: Sequence[Sequence[Figures]], fi
         axes.set_xlim(-0.5, len(results) - 0.5)
         axes.grid(visible=False, axis="x")
         if all(result.measures[last] is None for result in results):
-            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", fontsize=12)
+            write_in_the_middle(axes, "not measured")
         elif unit == "fraction solved":  # an interval may reach beyond what there is
             low, high = axes.get_ylim()
             axes.set_ylim(max(low, -0.03), min(high, 1.03))

@@ -1,9 +1,9 @@
-"""What a sweep came to: each cell's figures; per λ their mean over the seeds, differences to λ = 0 and a verdict."""
+"""The results of a sweep: each cell's figures; per λ their mean over the seeds, differences to λ = 0 and a verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from echo_cli.files import Row
@@ -50,7 +50,7 @@ DIFFERENCES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class CellResult:
-    """A cell, how it ended, and what its run holds."""
+    """A cell, how it ended, what its run holds, and its figures once they are known."""
 
     name: str
     coeff: float
@@ -58,6 +58,7 @@ class CellResult:
     outcome: CellStatus
     summary: Summary | None
     rows: Sequence[Row]
+    figures: Figures = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -111,27 +112,26 @@ def read_cell(cell: Cell, outcome: CellStatus) -> CellResult:
     return CellResult(cell.name, cell.coeff, cell.seed, outcome, summary, rows)
 
 
-def figures_of(cells: Sequence[CellResult]) -> list[Figures]:
-    """The figures of each cell; all None for a cell that did not finish."""
+def with_figures(cells: Sequence[CellResult]) -> list[CellResult]:
+    """Return the cells with their figures; all None for a cell that did not finish."""
     curves = {(cell.coeff, cell.seed): _pass_curve(cell.rows) for cell in cells if cell.finished}
-    figures: list[Figures] = []
+    found = []
     for cell in cells:
-        if not cell.finished or cell.summary is None:
-            figures.append(dict.fromkeys(FIGURES))
-            continue
-        baseline = curves.get((0.0, cell.seed))
-        reached = None if baseline is None else _first_at_least(curves[cell.coeff, cell.seed], baseline)
-        figures.append({**_summary_figures(cell.summary, cell.rows), "steps_to_baseline_pass": reached})
-    return figures
+        figures: Figures = dict.fromkeys(FIGURES)
+        if cell.finished and cell.summary is not None:
+            baseline = curves.get((0.0, cell.seed))
+            reached = None if baseline is None else _first_at_least(curves[cell.coeff, cell.seed], baseline)
+            figures = {**_summary_figures(cell.summary, cell.rows), "steps_to_baseline_pass": reached}
+        found.append(replace(cell, figures=figures))
+    return found
 
 
-def results_of(cells: Sequence[CellResult], figures: Sequence[Figures]) -> list[LambdaResult]:
-    """A row for each λ, in the order in which they come."""
-    pairs = list(zip(cells, figures, strict=True))
-    baseline = {cell.seed: values for cell, values in pairs if cell.coeff == 0 and cell.finished}
+def results_of(cells: Sequence[CellResult]) -> list[LambdaResult]:
+    """Return a row for each λ, in the order in which they come, from cells with their figures."""
+    baseline = {cell.seed: cell.figures for cell in cells if cell.coeff == 0 and cell.finished}
     results = []
     for coeff in dict.fromkeys(cell.coeff for cell in cells):
-        ours = {cell.seed: values for cell, values in pairs if cell.coeff == coeff and cell.finished}
+        ours = {cell.seed: cell.figures for cell in cells if cell.coeff == coeff and cell.finished}
         measures = {name: _measure([values[name] for values in ours.values()]) for name in FIGURES}
         for name in DIFFERENCES:
             both = [] if coeff == 0 else sorted(ours.keys() & baseline.keys())
@@ -164,8 +164,8 @@ def _summary_figures(summary: Summary, rows: Sequence[Row]) -> dict[str, float |
     ood_last = ood["last"] or {}
     change_best = _change(best.get("env_ce"), best.get("env_ce_start"))
     change_last = _change(last.get("env_ce"), last.get("env_ce_start"))
-    ratios = [_times(row.get("train/probe_ratio"), row.get("train/lambda")) for row in rows]
-    probing = [row["time/probe_s"] for row in rows if row.get("time/probe_s") is not None]
+    probed = [row for row in rows if row.get("train/probe_ratio") is not None and row.get("train/lambda") is not None]
+    probing = _present(row.get("time/probe_s") for row in rows)
     return {
         "env_ce_start_best": best.get("env_ce_start"),
         "env_ce_best": best.get("env_ce"),
@@ -182,8 +182,8 @@ def _summary_figures(summary: Summary, rows: Sequence[Row]) -> dict[str, float |
         "pass_at_1_last": last.get("pass_at_1"),
         "pass_at_1_change": _minus(last.get("pass_at_1"), before.get("pass_at_1")),
         "portable_lambda": summary["portable_lambda"],
-        "gradient_ratio": _mean(ratios),
-        "gradient_cosine": _mean([row.get("train/probe_cosine") for row in rows]),
+        "gradient_ratio": _mean([row["train/probe_ratio"] * row["train/lambda"] for row in probed]),
+        "gradient_cosine": _mean(_present(row.get("train/probe_cosine") for row in rows)),
         "seconds": summary["seconds"],
         "probe_share_of_seconds": sum(probing) / summary["seconds"] if probing and summary["seconds"] else None,
     }
@@ -204,7 +204,7 @@ def _first_at_least(curve: Sequence[tuple[int, float]], baseline: Sequence[tuple
 
 
 def _measure(values: Sequence[float | None]) -> Measure | None:
-    present = [value for value in values if value is not None]
+    present = _present(values)
     return Measure(mean_over_seeds(present), spread(present), len(present)) if present else None
 
 
@@ -216,10 +216,9 @@ def _minus(after: float | None, before: float | None) -> float | None:
     return after - before if after is not None and before is not None else None
 
 
-def _times(value: float | None, factor: float | None) -> float | None:
-    return value * factor if value is not None and factor is not None else None
+def _present(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return sum(present) / len(present) if present else None
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from echo_cli.sweeps.plan import shown_coeff
-from echo_cli.sweeps.results import LambdaResult, Measure
+from echo_cli.sweeps.results import LambdaResult
 
 Text = Callable[[LambdaResult], str]
 
@@ -53,17 +53,15 @@ def _value(name: str, form: str = ".3f") -> Text:
 def _interval(name: str, form: str, *, scale: float = 1.0) -> Text:
     def text(result: LambdaResult) -> str:
         found = result.measures[name]
-        return "-" if found is None else _with_interval(found, form, scale)
+        if found is None:
+            return "-"
+        estimate = found.estimate
+        value, *ends = (
+            format(scale * of, form) for of in (estimate.value, estimate.low, estimate.high) if of is not None
+        )
+        return f"{value} [{', '.join(ends)}]" if ends else value
 
     return text
-
-
-def _with_interval(found: Measure, form: str, scale: float) -> str:
-    value, low, high = found.estimate.value, found.estimate.low, found.estimate.high
-    shown = format(scale * value, form)
-    if low is None or high is None:
-        return shown
-    return f"{shown} [{format(scale * low, form)}, {format(scale * high, form)}]"
 
 
 def _runs(result: LambdaResult) -> str:

@@ -15,7 +15,7 @@ from echo_cli.config.schema import Config
 from echo_cli.reports.sweep_figure import plot_lambda_axis
 from echo_cli.reports.sweep_page import write_report
 from echo_cli.sweeps.files import sweep_object, write_tables
-from echo_cli.sweeps.results import CellResult, figures_of, results_of
+from echo_cli.sweeps.results import CellResult, results_of, with_figures
 from echo_cli.sweeps.runner import CellStatus
 from echo_cli.sweeps.tables import NOTES, sweep_tables
 from echo_cli.sweeps.verdict import RULE
@@ -60,18 +60,20 @@ def _failed(coeff: float, seed: int, status: Any = "failed", error: str = "the d
     return _cell(coeff, seed, [0.0, 0.0], outcome=CellStatus(status, error), summary=None, rows=[])
 
 
-CELLS = [
-    _cell(0.0, 0, [0.2, 0.4, 0.3], last=1.9),
-    _cell(0.0, 1, [0.2, 0.3, 0.3], last=2.1),
-    _cell(0.0, 2, [0.5, 0.3, 0.3], last=2.0),
-    _cell(0.5, 0, [0.2, 0.3, 0.5], last=1.0),
-    _cell(0.5, 1, [0.2, 0.3, 0.6], last=1.1),
-    _cell(0.5, 2, [0.5, 0.3, 0.4], last=1.2),
-    _failed(0.5, 3),
-    _failed(9.0, 0, "diverged"),
-]
-FIGURES = figures_of(CELLS)
-RESULTS = results_of(CELLS, FIGURES)
+CELLS = with_figures(
+    [
+        _cell(0.0, 0, [0.2, 0.4, 0.3], last=1.9),
+        _cell(0.0, 1, [0.2, 0.3, 0.3], last=2.1),
+        _cell(0.0, 2, [0.5, 0.3, 0.3], last=2.0),
+        _cell(0.5, 0, [0.2, 0.3, 0.5], last=1.0),
+        _cell(0.5, 1, [0.2, 0.3, 0.6], last=1.1),
+        _cell(0.5, 2, [0.5, 0.3, 0.4], last=1.2),
+        _failed(0.5, 3),
+        _failed(9.0, 0, "diverged"),
+    ]
+)
+FIGURES = [cell.figures for cell in CELLS]
+RESULTS = results_of(CELLS)
 
 
 def test_a_cell_says_how_far_it_came_from_the_start_over_the_same_pairs() -> None:
@@ -102,7 +104,10 @@ def test_the_steps_to_the_baseline_count_from_the_first_step_of_training() -> No
 
 def test_where_the_baseline_solves_nothing_there_is_nothing_to_reach() -> None:
     cells = [_cell(0.0, 0, [0.0, 0.0, 0.0]), _cell(0.5, 0, [0.0, 0.0, 0.1])]
-    assert [figures["steps_to_baseline_pass"] for figures in figures_of(cells)] == [None, None]
+    assert [figures["steps_to_baseline_pass"] for figures in (cell.figures for cell in with_figures(cells))] == [
+        None,
+        None,
+    ]
 
 
 def test_a_row_has_mean_interval_and_spread_over_the_finished_seeds() -> None:
@@ -120,11 +125,11 @@ def test_differences_are_paired_by_seed() -> None:
     assert difference.estimate.value == pytest.approx((-0.9 - 1.0 - 0.8) / 3)
     assert difference.spread == pytest.approx(0.1)
     assert RESULTS[0].measures["env_ce_last_difference"] is None
-    alone = results_of(CELLS[3:6], figures_of(CELLS[3:6]))[0]
+    alone = results_of(with_figures(CELLS[3:6]))[0]
     assert alone.measures["env_ce_last_difference"] is None
     assert alone.measures["steps_to_baseline_pass"] is None
     only_other_seeds = [_cell(0.0, 7, [0.2, 0.2]), *CELLS[3:6]]
-    assert results_of(only_other_seeds, figures_of(only_other_seeds))[1].measures["env_ce_last_difference"] is None
+    assert results_of(with_figures(only_other_seeds))[1].measures["env_ce_last_difference"] is None
 
 
 def test_every_lambda_has_a_verdict_and_counts_of_its_runs() -> None:
@@ -142,7 +147,7 @@ def test_the_printed_tables_fit_a_hundred_columns(capsys: pytest.CaptureFixture[
     cells = [
         _cell(coeff, seed, [0.2, 0.3, 0.1 * seed], last=1 + 0.3 * seed) for coeff in (0, 0.005) for seed in range(9)
     ]
-    print_sweep(sweep_tables(results_of(cells, figures_of(cells))), NOTES, RULE, "outputs/sweep/report.html")
+    print_sweep(sweep_tables(results_of(with_figures(cells))), NOTES, RULE, "outputs/sweep/report.html")
     lines = capsys.readouterr().out.splitlines()
     assert max(len(line.rstrip()) for line in lines) <= 100
     assert sum(line.strip().startswith("0.005 ") for line in lines) == 2
@@ -154,7 +159,7 @@ def _table(path: Path) -> list[dict[str, str]]:
 
 
 def test_the_files_hold_rows_cells_and_the_rule(tmp_path: Path) -> None:
-    write_tables(tmp_path, sweep_object(Config(), CELLS, FIGURES, RESULTS))
+    write_tables(tmp_path, sweep_object(Config(), CELLS, RESULTS))
     sweep = json.loads((tmp_path / "sweep.json").read_text())
     assert [row["lambda"] for row in sweep["rows"]] == [0.0, 0.5, 9.0]
     assert sweep["rows"][1]["env_ce_last"].keys() == {"value", "low", "high", "spread", "seeds"}
@@ -185,11 +190,10 @@ class _Page(HTMLParser):
 
 
 def test_the_report_is_one_page_that_loads_nothing_and_escapes_text(tmp_path: Path) -> None:
-    cells = [*CELLS, _failed(0.5, 4, error="<script>alert(1)</script>\x1b[31m")]
-    figures = figures_of(cells)
-    results = results_of(cells, figures)
-    picture = plot_lambda_axis(results, cells, figures, tmp_path).png
-    sweep = sweep_object(Config(), cells, figures, results)
+    cells = with_figures([*CELLS, _failed(0.5, 4, error="<script>alert(1)</script>\x1b[31m")])
+    results = results_of(cells)
+    picture = plot_lambda_axis(results, cells, tmp_path).png
+    sweep = sweep_object(Config(), cells, results)
     report = write_report(tmp_path, sweep, results, command="echo-cli sweep-lambda <0>", pictures=[("A & B", picture)])
     text = report.read_text()
     page = _Page()
@@ -204,12 +208,11 @@ def test_the_report_is_one_page_that_loads_nothing_and_escapes_text(tmp_path: Pa
 
 
 def test_the_axis_is_drawn_with_gaps_one_seed_or_nothing_measured(tmp_path: Path) -> None:
-    for cells in (CELLS, CELLS[:1], [_failed(0.0, 0)]):
-        figures = figures_of(cells)
-        plotted = plot_lambda_axis(results_of(cells, figures), cells, figures, tmp_path)
+    for cells in (CELLS, CELLS[:1], with_figures([_failed(0.0, 0)])):
+        plotted = plot_lambda_axis(results_of(cells), cells, tmp_path)
         assert plotted.png.stat().st_size > 0
     assert _table(plotted.csv) == []
-    plotted = plot_lambda_axis(RESULTS, CELLS, FIGURES, tmp_path)
+    plotted = plot_lambda_axis(RESULTS, CELLS, tmp_path)
     points = {(row["run"], row["series"], row["step"]): float(row["value"]) for row in _table(plotted.csv)}
     assert points["lambda-0.5-seed1", "pass_at_1_last", "20"] == 0.6
     assert points["lambda-0.5-seed1", "env_ce_start_last", "0"] == 2.0

@@ -20,7 +20,6 @@ def plot(
 
     env-CE, reward and pass@1 against the step: PNG, SVG and the CSV behind them.
     """
-
     from echo_cli.reports.run_figure import plot_run
 
     written = plot_run(runs, output)

@@ -142,20 +142,19 @@ def _report(
     from echo_cli.reports.sweep_figure import plot_lambda_axis
     from echo_cli.reports.sweep_page import write_report
     from echo_cli.sweeps.files import sweep_object, write_tables
-    from echo_cli.sweeps.results import figures_of, read_cell, results_of
+    from echo_cli.sweeps.results import read_cell, results_of, with_figures
     from echo_cli.sweeps.tables import NOTES, sweep_tables
     from echo_cli.sweeps.verdict import RULE
 
-    found = [read_cell(cell, outcomes[cell.name]) for cell in cells]
-    figures = figures_of(found)
-    results = results_of(found, figures)
-    sweep = sweep_object(cells[0].config, found, figures, results)
+    found = with_figures([read_cell(cell, outcomes[cell.name]) for cell in cells])
+    results = results_of(found)
+    sweep = sweep_object(cells[0].config, found, results)
     write_tables(folder, sweep)
     pictures = []
     finished = [cell for cell in cells if outcomes[cell.name].status == "finished"]
     if finished:
         curves = plot_sweep([(cell.group, [cell.path]) for cell in finished], folder)
-        axis = plot_lambda_axis(results, found, figures, folder)
+        axis = plot_lambda_axis(results, found, folder)
         pictures = [("Over the steps", curves.png), ("Along λ", axis.png)]
     report = write_report(folder, sweep, results, command=command, pictures=pictures)
     if as_json:
