@@ -22,14 +22,14 @@ class Line:
 
     @property
     def marked(self) -> Points:
-        """All of a few points; some of many, each run its own."""
+        """Points with a mark: all of a few, some of many, at other places in each run."""
         every = 1 if len(self.points) <= 13 else math.ceil(len(self.points) / 6)
         return [point for place, point in enumerate(self.points) if (place + self.run) % every == 0]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over the steps, and their places in the units of an SVG, which a page scales to the width that it has."""
+    """Curves over the steps, and their places in the units of an SVG, which the page scales to its width."""
 
     box: ClassVar = {"width": 360, "height": 220, "left": 46, "top": 8, "right": 352, "bottom": 192}
     """Size of the drawing, and where its axes are."""
@@ -44,17 +44,18 @@ class Chart:
 
     @cached_property
     def steps(self) -> list[int]:
+        """Steps at which any line has a point, in rising order."""
         return sorted({step for line in self.lines for step, _ in line.points})
 
     @cached_property
     def view(self) -> tuple[int, int]:
-        """The first and the last step, or something around the only one."""
+        """First and last step, or one step to either side of the only one."""
         first, last = self.steps[0], self.steps[-1]
         return (first, last) if first < last else (first - 1, first + 1)
 
     @cached_property
     def range(self) -> tuple[float, float]:
-        """Values at the lower and the upper edge."""
+        """Values at the lower and the upper edge of the drawing."""
         values = [value for line in self.lines for _, value in line.points]
         low, high = min(values), max(values)
         pad = (high - low or abs(high) * 0.2 or 1.0) * 0.06
@@ -62,21 +63,23 @@ class Chart:
 
     @property
     def step_ticks(self) -> list[tuple[float, str]]:
+        """Steps with a label on the axis."""
         return _ticks(*self.view, 6, whole=True)
 
     @property
     def value_ticks(self) -> list[tuple[float, str]]:
+        """Values with a label and a line of the grid."""
         return _ticks(*self.range, 5, whole=False)
 
     @property
     def rows(self) -> list[tuple[int, list[float | None]]]:
-        """The values of all lines by step."""
+        """Values of all lines by step; None where a line has no point."""
         values = [dict(line.points) for line in self.lines]
         return [(step, [of.get(step) for of in values]) for step in self.steps]
 
     @property
     def data(self) -> dict[str, Any]:
-        """What report.js draws from."""
+        """Numbers that report.js draws from, values to five digits."""
         return {
             "box": self.box,
             "view": self.view,
@@ -95,13 +98,16 @@ class Chart:
         ]
 
     def path(self, line: Line) -> str:
+        """Return the line as an SVG path."""
         return "M" + "L".join(f"{self.x(step)} {self.y(value)}" for step, value in line.points)
 
     def x(self, step: float) -> str:
+        """Return the place of a step in the drawing, from the left."""
         first, last = self.view
         return _short(self.box["left"] + (step - first) / (last - first) * (self.box["right"] - self.box["left"]))
 
     def y(self, value: float) -> str:
+        """Return the place of a value in the drawing, from the top."""
         low, high = self.range
         return _short(self.box["bottom"] - (value - low) / (high - low) * (self.box["bottom"] - self.box["top"]))
 

@@ -22,7 +22,7 @@ _POOLS = {"heldout": "held-out", "ood": "OOD", "traces": "held-out traces'"}
 
 @dataclass(frozen=True)
 class Page:
-    """The file, and what has become of the episodes."""
+    """The file, and how many episodes it shows, cuts and leaves out."""
 
     html: str
     shown: int
@@ -57,7 +57,7 @@ def _page(values: dict[str, Any], report: Report, episodes: list[ShownEpisode]) 
 
 
 def _summary(report: Report) -> dict[str, Any]:
-    """Return what the template's summary is filled with: title, cards, the rows of measures, warnings and notes."""
+    """Return the values of the page's head and summary: title, cards, rows of measures, warnings and notes."""
     names = [short(run.name) for run in report.runs]
     columns = [{column.label: column for column in run.columns} for run in report.runs]
     labels = list(dict.fromkeys(label for of in columns for label in of))
@@ -108,7 +108,7 @@ def _card(run: RunReport) -> tuple[str, list[tuple[str, str]]]:
 
 
 def _curves(report: Report, most: int) -> dict[str, Any]:
-    """Return the charts, with at most `most` points a line, and what is to be said of them."""
+    """Return the charts, with at most `most` points a line, and remarks on them."""
     found = charts(report.curves, most)
     return {"box": Chart.box, "charts": found, "remarks": list(_remarks(report, found, most))}
 
@@ -123,7 +123,7 @@ def _remarks(report: Report, found: list[Chart], most: int) -> Iterator[str]:
 
 
 def _tables(report: Report) -> dict[str, Any]:
-    """Return what the tables below the episodes are filled with."""
+    """Return the values of the tables below the episodes."""
     rows = differing(report)
     departures = list(next(iter(rows.values()))) if rows else [report.runs[0].base[0]]
     keys = dict.fromkeys(key for run in report.runs for key in run.facts)

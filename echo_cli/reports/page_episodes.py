@@ -15,7 +15,7 @@ _SPARE = 400  # bytes, for the digits of the counts and the sentences about them
 
 @dataclass(frozen=True)
 class ShownEpisode:
-    """What the page has of an episode."""
+    """An episode of the page."""
 
     run: int
     """Number of its run in the report, 0-based."""
@@ -23,7 +23,7 @@ class ShownEpisode:
     """Number among the episodes of its run, 0-based."""
     content: PageEpisode
     facts: dict[str, str]
-    """Lines above its text, by their names."""
+    """Values above its text, by their names."""
 
 
 def fitting(report: Report, room: int) -> list[ShownEpisode]:
