@@ -28,7 +28,7 @@ def environment_record(seed: int, argv: Sequence[str], device: str, threads: int
         "device": device,
         "threads": threads,
         "seed": seed,
-        "argv": [Path(argv[0]).name, *map(_without_folder, argv[1:])],
+        "argv": [*(Path(word).name for word in argv[:1]), *map(_without_folder, argv[1:])],
     }
 
 
