@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from echo_cli.config.loader import find_config, load_config
+from echo_cli.config.loader import find_config, load_config, parse_override
 from echo_cli.config.model import RANDOM_QWEN3, ConversationConfig, ModelConfig, SamplerConfig
-from echo_cli.config.overrides import parse_override
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.files import read_json

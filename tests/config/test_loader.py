@@ -11,9 +11,8 @@ import pytest
 import yaml
 
 from echo_cli.config.environment import EnvironmentConfig, Section, ToyTerminalConfig
-from echo_cli.config.loader import configs_folder, find_config, load_config
+from echo_cli.config.loader import configs_folder, find_config, load_config, parse_override
 from echo_cli.config.model import ConversationConfig, ModelConfig, SamplerConfig
-from echo_cli.config.overrides import parse_override
 from echo_cli.config.schema import Config, key_paths
 from echo_cli.errors import EchoError
 

@@ -14,8 +14,7 @@ from echo_cli.cli.display.results import print_sweep
 from echo_cli.config.schema import Config
 from echo_cli.reports.sweep_figure import plot_lambda_axis
 from echo_cli.reports.sweep_page import write_report
-from echo_cli.sweeps.files import sweep_object, write_tables
-from echo_cli.sweeps.results import CellResult, results_of, with_figures
+from echo_cli.sweeps.results import CellResult, results_of, sweep_object, with_figures, write_tables
 from echo_cli.sweeps.runner import CellStatus
 from echo_cli.sweeps.tables import NOTES, sweep_tables
 from echo_cli.sweeps.verdict import RULE

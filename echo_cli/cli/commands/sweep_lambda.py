@@ -141,8 +141,7 @@ def _report(
     from echo_cli.reports.run_figure import plot_sweep
     from echo_cli.reports.sweep_figure import plot_lambda_axis
     from echo_cli.reports.sweep_page import write_report
-    from echo_cli.sweeps.files import sweep_object, write_tables
-    from echo_cli.sweeps.results import read_cell, results_of, with_figures
+    from echo_cli.sweeps.results import read_cell, results_of, sweep_object, with_figures, write_tables
     from echo_cli.sweeps.tables import NOTES, sweep_tables
     from echo_cli.sweeps.verdict import RULE
 
