@@ -153,18 +153,17 @@ class LoadedRun:
         worlds = None if self.config.environment.toy_worlds is None else self.task_suite
         return frozen_pools(self.directory, self.config, worlds, policy)
 
+    def pool_in(self, folder: Path, policy: TorchPolicy) -> Pool:
+        """Return the pool of a folder as `policy`, one of the run's, reads it. Errors as in `load_pool`."""
+        return load_pool(folder, policy.renderer, policy.model.max_length, cut=self.config.model.kind == "hf")
+
     @cached_property
     def pools(self) -> dict[str, Pool]:
         """The pools that the run is measured on, by and in the order of a table's columns; its own come first."""
-        columns = {HELDOUT: self._frozen_pool(HELDOUT)}
-        if OOD in self._frozen and self._frozen[OOD].trajectories:
-            columns[OOD] = self._frozen[OOD]
-        if POOL in self._frozen:
-            columns[POOL] = self._frozen[POOL]
-        renderer, context, cut = self.initial.renderer, self.initial.model.max_length, self.config.model.kind == "hf"
-        for name, folder in pool_columns(self._pool_folders, columns).items():
-            columns[name] = load_pool(folder, renderer, context, cut=cut)
-        return columns
+        own = (HELDOUT, *(name for name in (OOD, POOL) if name in self._frozen))
+        columns = {name: self._frozen_pool(name) for name in own}
+        folders = pool_columns(self._pool_folders, columns)
+        return columns | {name: self.pool_in(folder, self.initial) for name, folder in folders.items()}
 
     @property
     def validation(self) -> Pool:
@@ -182,7 +181,7 @@ class LoadedRun:
         if not rollouts:
             return {}
         suites = {HELDOUT: self.task_suite}
-        if OOD in self._frozen and self._frozen[OOD].trajectories:
+        if OOD in self._frozen:
             suites[OOD] = self.task_suite.out_of_distribution()
         played: dict[str, list[TaskOutcome]] = {}
         for name, suite in suites.items():
@@ -195,7 +194,8 @@ class LoadedRun:
 
     @cached_property
     def _frozen(self) -> dict[str, Pool]:
-        return self.frozen_pools(self.initial)
+        pools = self.frozen_pools(self.initial)
+        return {name: pool for name, pool in pools.items() if name != OOD or pool.trajectories}
 
     def _frozen_pool(self, name: str) -> Pool:
         if name not in self._frozen:

@@ -30,7 +30,7 @@ from echo_cli.environments.worlds import text_settings
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.dream.generation import TrueReply, dream, true_replies
 from echo_cli.evaluation.dream.replies import Generated, ReplyForm, reply_form
-from echo_cli.evaluation.loaded_run import LoadedRun, load_pool, load_run
+from echo_cli.evaluation.loaded_run import LoadedRun, load_run
 from echo_cli.evaluation.records import HELDOUT
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.rollouts.limits import limits_for
@@ -154,7 +154,7 @@ def score_dreams(
         folder, step = run.checkpoint(checkpoint)
         executed = set(run.observed(step))
         policy = run.policy()
-        pool = _heldout_pool(run, policy) if pool_folder is None else _pool_at(pool_folder, run.config, policy)
+        pool = _heldout_pool(run, policy) if pool_folder is None else run.pool_in(pool_folder, policy)
     config = run.config
     form = reply_form(policy.renderer, text_settings(config.environment))
     usable = _questions(pool, policy, form, executed)
@@ -221,10 +221,6 @@ def _heldout_pool(run: LoadedRun, policy: TorchPolicy) -> Pool:
         message = f"{run.directory.path.name} has kept no held-out pool"
         raise EchoError(message, "--pool DIR; `echo-cli pool build DIR` makes one")
     return pool
-
-
-def _pool_at(folder: Path, config: Config, policy: TorchPolicy) -> Pool:
-    return load_pool(folder, policy.renderer, policy.model.max_length, cut=config.model.kind == "hf")
 
 
 def _questions(pool: Pool, policy: TorchPolicy, form: ReplyForm, executed: set[Pair]) -> list[Question]:
