@@ -11,7 +11,7 @@ from echo_cli.errors import EchoError
 from echo_cli.evaluation.loaded_run import LoadedRun, load_run
 from echo_cli.evaluation.measures import env_ce_difference, tokens_of
 from echo_cli.evaluation.pass_at_k import compare_outcomes
-from echo_cli.evaluation.records import HELDOUT, Comparison, Difference
+from echo_cli.evaluation.records import HELDOUT, Difference, Evaluation
 from echo_cli.evaluation.run_evaluation import cut_notes, novel_pairs, predict_pools, report_policy
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.runs.pools import Pair
@@ -30,7 +30,7 @@ def compare_runs(
     pass_k: Sequence[int],
     pool_folders: Sequence[Path],
     device: str | None,
-) -> Comparison:
+) -> Evaluation:
     """Compare a checkpoint of run A with one of run B.
 
     Args:
@@ -49,7 +49,7 @@ def compare_runs(
 
 def _compare(
     first: LoadedRun, second: LoadedRun, checkpoint: str | int, rollouts: int, pass_k: Sequence[int]
-) -> Comparison:
+) -> Evaluation:
     _check_same_pools(first, second)
     policy_a, step_a, executed_a = _checkpoint(first, checkpoint)
     policy_b, step_b, executed_b = _checkpoint(second, checkpoint)
@@ -58,19 +58,19 @@ def _compare(
     predictions_a, predictions_b = (predict_pools(first.pools, policy, tokens) for policy in (policy_a, policy_b))
     played_a, played_b = (first.play(policy, rollouts) for policy in (policy_a, policy_b))
     labels = f"A: {escape_unprintable(first.name)}", f"B: {escape_unprintable(second.name)}"
-    return Comparison(
-        labels=labels,
-        steps=(step_a, step_b),
-        reports=(
+    return Evaluation(
+        kind="runs",
+        policies=[
             report_policy(first.name, labels[0], step_a, predictions_a, tokens, played_a, pass_k),
             report_policy(second.name, labels[1], step_b, predictions_b, tokens, played_b, pass_k),
-        ),
+        ],
+        novel_pairs={name: novel_pairs(of) for name, of in tokens.items()},
         differences=[
             Difference(
                 name,
-                novel_pairs(of),
-                env_ce_difference(of, predictions_a[name], predictions_b[name], of.headline),
-                compare_outcomes(played_a[name], played_b[name]) if name in played_a else None,
+                labels[1],
+                env_ce=env_ce_difference(of, predictions_a[name], predictions_b[name], of.headline),
+                tasks=compare_outcomes(played_a[name], played_b[name]) if name in played_a else None,
             )
             for name, of in tokens.items()
         ],

@@ -7,7 +7,7 @@ byte that compare, as every model has the same bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from echo_cli.evaluation.baselines import ORDER
 from echo_cli.evaluation.loaded_run import load_pool, pool_columns
 from echo_cli.evaluation.measures import Predictions, Tokens, bits_per_byte_difference, env_ce_difference, tokens_of
 from echo_cli.evaluation.named_models import NamedModel, contenders, loading_config
-from echo_cli.evaluation.records import INITIAL, POLICY, ModelDifference, ModelEntry, ModelEvaluation
+from echo_cli.evaluation.records import INITIAL, POLICY, Difference, Evaluation, LoadedModel, ModelReport
 from echo_cli.evaluation.run_evaluation import (
     cut_notes,
     measure_baselines,
@@ -71,7 +71,7 @@ def evaluate_models(
     fit_folder: Path | None,
     command: str | None,
     announce: Callable[[str], None],
-) -> ModelEvaluation:
+) -> Evaluation:
     """Measure the models of `paths` on the pools, and the later ones against the first.
 
     Args:
@@ -101,8 +101,9 @@ def evaluate_models(
     first = scored[0]
     fitting = Pool((), ()) if fit_folder is None else load_pool(fit_folder, first.renderer)
     same = [_same_tokens(first, other) for other in scored]
-    return ModelEvaluation(
-        models=[_entry(model, same_tokens) for model, same_tokens in zip(scored, same, strict=True)],
+    return Evaluation(
+        kind="models",
+        policies=[_report(model, same_tokens) for model, same_tokens in zip(scored, same, strict=True)],
         fit_pool=None if fit_folder is None else escape_unprintable(fit_folder.resolve().name),
         pairs={name: len(pool.pairs) for name, pool in first.pools.items()},
         novel_pairs={name: novel_pairs(of) for name, of in first.tokens.items()},
@@ -168,18 +169,21 @@ def _score(
     )
 
 
-def _entry(model: ScoredModel, same_tokens: bool) -> ModelEntry:
+def _report(model: ScoredModel, same_tokens: bool) -> ModelReport:
     contender = model.contender
     report = report_policy(contender.path, contender.label, None, model.predictions, model.tokens, {}, ())
-    size = model.tokenizer.vocab_size
-    return ModelEntry(contender.label, contender.path, contender.kind, model.device, size, same_tokens, report)
+    return replace(report, loaded=LoadedModel(contender.kind, model.device, model.tokenizer.vocab_size, same_tokens))
 
 
-def _difference(first: ScoredModel, other: ScoredModel, pool: str, same_tokens: bool) -> ModelDifference:
+def _difference(first: ScoredModel, other: ScoredModel, pool: str, same_tokens: bool) -> Difference:
     ours, theirs = first.tokens[pool], other.tokens[pool]
     before, after = first.predictions[pool], other.predictions[pool]
-    env_ce = env_ce_difference(ours, before, after, ours.headline) if same_tokens else None
-    return ModelDifference(pool, other.contender.label, bits_per_byte_difference(ours, before, theirs, after), env_ce)
+    return Difference(
+        pool,
+        other.contender.label,
+        env_bits_per_byte=bits_per_byte_difference(ours, before, theirs, after),
+        env_ce=env_ce_difference(ours, before, after, ours.headline) if same_tokens else None,
+    )
 
 
 def _same_tokens(first: ScoredModel, other: ScoredModel) -> bool:

@@ -1,10 +1,10 @@
-"""What a held-out evaluation found, as records with intervals, one JSON object, or rows of a table in long format."""
+"""The result of a held-out evaluation: one record with intervals, its JSON object, and its rows in long format."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, astuple, dataclass, field
+from typing import Any, Literal
 
 from echo_cli.evaluation.measures import Measures
 from echo_cli.evaluation.pass_at_k import OutcomeComparison
@@ -17,15 +17,21 @@ HEADLINE = "headline"
 MEASURES = ("env_ce", "env_bits_per_byte", "token_accuracy", "calibration_error")
 CSV_COLUMNS = ("run", "step", "pool", "model", "group", "key", "measure", "value", "low", "high", "tokens")
 
+_JSON_KEYS = {
+    "run": "run step checkpoints before after measurements pass_at_k reliability tasks notes readout",
+    "runs": "runs steps differences measurements pass_at_k reliability notes",
+    "models": "models fit_pool pairs novel_pairs differences measurements reliability notes readout",
+}
+"""By kind of evaluation, the keys of its JSON object."""
+_DIFFERENCE_KEYS = {"run": "", "runs": "pool novel_pairs env_ce tasks", "models": "pool model env_bits_per_byte env_ce"}
+"""By kind of evaluation, the keys of one of its `differences`."""
+
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's measures of one group of a pool's tokens; `step` is None for what is no checkpoint of a run."""
+    """The measures of one group of a pool's tokens."""
 
-    run: str
-    step: int | None
     pool: str
-    model: str
     group: str
     key: str
     measures: Measures
@@ -33,12 +39,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Passed:
-    """pass@k of a policy on the tasks of a pool."""
+    """pass@k on the tasks of a pool."""
 
-    run: str
-    step: int | None
     pool: str
-    model: str
     k: int
     estimate: Estimate
     tasks: int
@@ -46,23 +49,84 @@ class Passed:
 
 
 @dataclass(frozen=True)
-class Reliability:
-    """A policy's calibration bins over the headline's tokens of a pool: mean confidence, accuracy, tokens."""
+class LoadedModel:
+    """How a model that is measured without a run was loaded."""
 
-    run: str
-    step: int | None
-    pool: str
-    model: str
-    bins: Sequence[tuple[float, float, int]]
+    kind: str
+    device: str
+    """Device and precision, and why they were chosen."""
+    vocab_size: int
+    same_tokens: bool
+    """Whether it cuts the text of every pool into the tokens of the first model: figures per token then compare."""
 
 
 @dataclass(frozen=True)
-class PolicyReport:
-    """All that is measured of one policy."""
+class ModelReport:
+    """All measures of one model, a policy or a baseline."""
 
+    run: str
+    """Name of the run; of a model without one, its path."""
+    step: int | None
+    """Step of the checkpoint; None for models without a run and for baselines."""
+    model: str
     measured: Sequence[Measured]
-    passed: Sequence[Passed]
-    reliability: Sequence[Reliability]
+    passed: Sequence[Passed] = ()
+    reliability: Mapping[str, Sequence[tuple[float, float, int]]] = field(default_factory=dict)
+    """By pool, the calibration bins of its headline: mean confidence, accuracy, tokens."""
+    loaded: LoadedModel | None = None
+
+    @property
+    def same_tokens(self) -> bool:
+        """Whether its figures per token compare with those of the first model."""
+        return self.loaded is None or self.loaded.same_tokens
+
+    @property
+    def title(self) -> str:
+        """Name in tables and pictures."""
+        return {INITIAL: "initial policy", POLICY: f"step {self.step}"}.get(self.model, self.model)
+
+    def group(self, pool: str, group: str) -> dict[str, Measures]:
+        """Return the measures of a group by key; models that are measured over the same text have the same keys."""
+        return {entry.key: entry.measures for entry in self.measured if (entry.pool, entry.group) == (pool, group)}
+
+    def headline(self, pool: str) -> Measures | None:
+        """Return the headline of a pool; None where no pair of it is novel."""
+        return self.group(pool, HEADLINE).get("")
+
+    def estimate(self, pool: str, name: str) -> Estimate | None:
+        """Return a measure of the headline by its name; None where the model does not have it."""
+        headline = self.headline(pool)
+        return headline.estimates.get(name) if headline else None
+
+    def pass_at(self, pool: str, k: int) -> Estimate | None:
+        """Return pass@k on the tasks of a pool; None where none were played."""
+        return next((entry.estimate for entry in self.passed if (entry.pool, entry.k) == (pool, k)), None)
+
+    def at(self, pool: str) -> dict[str, Any]:
+        """Return the keys that a record of this model on a pool begins with."""
+        return {"run": self.run, "step": self.step, "pool": pool, "model": self.model}
+
+    def plain(self, novel_pairs: Mapping[str, int]) -> dict[str, float | None]:
+        """Return the headlines as plain values, under the names of the run's metrics."""
+        values: dict[str, float | None] = {}
+        for pool, pairs in novel_pairs.items():
+            headline, seen = self.headline(pool), self.group(pool, "pair").get("seen")
+            values |= {f"{pool}/{name}": headline.estimates[name].value if headline else None for name in MEASURES}
+            values[f"{pool}/env_ce_seen"] = seen.estimates["env_ce"].value if seen else None
+            values[f"{pool}/novel_pairs"] = pairs
+            values |= {f"{pool}/pass_at_{entry.k}": entry.estimate.value for entry in self.passed if entry.pool == pool}
+        return values
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A policy less the first one on a pool, paired by trajectory or task; None where the two do not compare."""
+
+    pool: str
+    model: str
+    env_bits_per_byte: Estimate | None = None
+    env_ce: Estimate | None = None
+    tasks: OutcomeComparison | None = None
 
 
 @dataclass(frozen=True)
@@ -79,247 +143,127 @@ class TaskRow:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Checkpoints of a run beside its start. With several, all but the headlines and pass@k are of the last, `step`."""
+    """Policies over the same text of frozen pools, and the baselines beside them."""
 
-    run: str
-    step: int
-    steps: Sequence[int]
+    kind: Literal["run", "runs", "models"]
+    """The start of a run and its checkpoints; a checkpoint of run A and one of run B; or models without a run."""
+    policies: Sequence[ModelReport]
+    """The first is the reference. Checkpoints of a run ascend; all but headlines and pass@k are of the last."""
     novel_pairs: Mapping[str, int]
-    """By pool, in the order of the table's columns."""
-    before: PolicyReport
-    after: Sequence[PolicyReport]
-    """One a checkpoint, ascending."""
-    baselines: Sequence[Measured]
-    tasks: Sequence[TaskRow]
+    """Number of pairs that the headline is over, by pool, in the order of the table's columns."""
     notes: Sequence[str]
-    readout: Mapping[str, Any]
+    baselines: Sequence[ModelReport] = ()
+    differences: Sequence[Difference] = ()
+    tasks: Sequence[TaskRow] = ()
+    readout: Mapping[str, Any] | None = None
+    pairs: Mapping[str, int] = field(default_factory=dict)
+    """Number of all pairs, by pool; empty but for models."""
+    fit_pool: str | None = None
+    """The pool whose pairs leave the headline and fit the baselines; None but for models."""
 
     @property
-    def measured(self) -> list[Measured]:
-        return [entry for report in (self.before, *self.after) for entry in report.measured] + list(self.baselines)
+    def measured(self) -> list[tuple[ModelReport, Measured]]:
+        """All entries, each with its model; those of the baselines by pool."""
+        baselines = [(model, entry) for model in self.baselines for entry in model.measured]
+        return [
+            *((policy, entry) for policy in self.policies for entry in policy.measured),
+            *((model, entry) for pool in self.novel_pairs for model, entry in baselines if entry.pool == pool),
+        ]
 
     @property
-    def passed(self) -> list[Passed]:
-        return [entry for report in (self.before, *self.after) for entry in report.passed]
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object: `before` and `after` hold plain values, `measurements` everything with its interval."""
-        return {
-            "run": self.run,
-            "step": self.step,
-            "checkpoints": list(self.steps),
-            "before": _plain(self.before, self.novel_pairs),
-            "after": _plain(self.after[-1], self.novel_pairs),
-            "measurements": [_measured_json(entry) for entry in self.measured],
-            "pass_at_k": [asdict(entry) for entry in self.passed],
-            "reliability": [asdict(entry) for report in (self.before, self.after[-1]) for entry in report.reliability],
-            "tasks": [asdict(task) for task in self.tasks],
-            "notes": list(self.notes),
-            "readout": self.readout,
-        }
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Run B less run A on one pool: env-CE over the same tokens, tasks over the same tasks."""
-
-    pool: str
-    novel_pairs: int
-    env_ce: Estimate | None
-    tasks: OutcomeComparison | None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two runs over the pairs that neither had executed. `reports` and `labels` are those of A and of B."""
-
-    labels: tuple[str, str]
-    steps: tuple[int, int]
-    reports: tuple[PolicyReport, PolicyReport]
-    differences: Sequence[Difference]
-    notes: Sequence[str] = ()
+    def passed(self) -> list[tuple[ModelReport, Passed]]:
+        return [(policy, entry) for policy in self.policies for entry in policy.passed]
 
     @property
-    def measured(self) -> list[Measured]:
-        return [entry for report in self.reports for entry in report.measured]
+    def ks(self) -> list[int]:
+        """The k of every pass@k, ascending."""
+        return sorted({entry.k for _, entry in self.passed})
 
     @property
-    def passed(self) -> list[Passed]:
-        return [entry for report in self.reports for entry in report.passed]
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object: `differences` is what the comparison says, `measurements` what it rests on."""
-        return {
-            "runs": list(self.labels),
-            "steps": list(self.steps),
-            "differences": [asdict(entry) for entry in self.differences],
-            "measurements": [_measured_json(entry) for entry in self.measured],
-            "pass_at_k": [asdict(entry) for entry in self.passed],
-            "reliability": [asdict(entry) for report in self.reports for entry in report.reliability],
-            "notes": list(self.notes),
-        }
-
-
-@dataclass(frozen=True)
-class ModelEntry:
-    """A model measured without a run. Its records have its label as their `model`, and its path as their `run`."""
-
-    label: str
-    path: str
-    kind: str
-    device: str
-    """Where it ran, in which precision, and why."""
-    vocab_size: int
-    same_tokens: bool
-    """It cuts the text of every pool into the tokens of the first model: what is measured a token compares."""
-    report: PolicyReport
-
-
-@dataclass(frozen=True)
-class ModelDifference:
-    """A model less the first one on a pool, paired by trajectory; env-CE is None where their tokens differ."""
-
-    pool: str
-    model: str
-    env_bits_per_byte: Estimate | None
-    env_ce: Estimate | None
-
-
-@dataclass(frozen=True)
-class ModelEvaluation:
-    """Models over the same text of frozen pools. The differences refer to the first, and baselines have its tokens."""
-
-    models: Sequence[ModelEntry]
-    fit_pool: str | None
-    """The pool whose pairs are left out of the headline, and fit the baselines."""
-    pairs: Mapping[str, int]
-    """By pool, in the order of the table's columns."""
-    novel_pairs: Mapping[str, int]
-    """Those that the headline is over: all of them without `fit_pool`."""
-    differences: Sequence[ModelDifference]
-    baselines: Sequence[Measured]
-    notes: Sequence[str]
-    readout: Mapping[str, Any]
+    def shown(self) -> list[ModelReport]:
+        """The policies that stand beside each other in tables and pictures: of a run's checkpoints the last."""
+        return [self.policies[0], self.policies[-1]] if self.kind == "run" else list(self.policies)
 
     @property
-    def measured(self) -> list[Measured]:
-        return [entry for model in self.models for entry in model.report.measured] + list(self.baselines)
-
-    @property
-    def passed(self) -> list[Passed]:
-        """None: tasks need an environment."""
-        return []
+    def is_curve(self) -> bool:
+        """Whether there are several checkpoints of a run."""
+        return self.kind == "run" and len(self.policies) > 2
 
     @property
     def same_tokens(self) -> bool:
-        """Whether nats per token compare over all the models."""
-        return all(model.same_tokens for model in self.models)
+        """Whether figures per token compare over all the policies."""
+        return all(policy.same_tokens for policy in self.policies)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object: `models` hold plain values, `measurements` everything with its interval."""
-        return {
+        """Return the JSON object of the `kind`; `measurements` holds every figure with its interval."""
+        first, last = self.policies[0], self.policies[-1]
+        differences = [{**asdict(less), "novel_pairs": self.novel_pairs[less.pool]} for less in self.differences]
+        values = {
+            "run": first.run,
+            "step": last.step,
+            "checkpoints": [policy.step for policy in self.policies[1:]],
+            "before": first.plain(self.novel_pairs),
+            "after": last.plain(self.novel_pairs),
+            "runs": [policy.model for policy in self.policies],
+            "steps": [policy.step for policy in self.policies],
             "models": [
                 {
-                    **{"model": entry.label, "path": entry.path, "kind": entry.kind, "device": entry.device},
-                    **{"vocab_size": entry.vocab_size, "same_tokens": entry.same_tokens},
-                    **_plain(entry.report, self.novel_pairs),
+                    **{"model": policy.model, "path": policy.run, **(asdict(policy.loaded) if policy.loaded else {})},
+                    **policy.plain(self.novel_pairs),
                 }
-                for entry in self.models
+                for policy in self.policies
             ],
             "fit_pool": self.fit_pool,
             "pairs": dict(self.pairs),
             "novel_pairs": dict(self.novel_pairs),
-            "differences": [asdict(entry) for entry in self.differences],
-            "measurements": [_measured_json(entry) for entry in self.measured],
-            "reliability": [asdict(entry) for model in self.models for entry in model.report.reliability],
+            "differences": [{key: less[key] for key in _DIFFERENCE_KEYS[self.kind].split()} for less in differences],
+            "measurements": [_measured_json(model, entry) for model, entry in self.measured],
+            "pass_at_k": [{**policy.at(entry.pool), **asdict(entry)} for policy, entry in self.passed],
+            "reliability": [
+                {**policy.at(pool), "bins": list(bins)}
+                for policy in self.policies
+                for pool, bins in policy.reliability.items()
+            ],
+            "tasks": [asdict(task) for task in self.tasks],
             "notes": list(self.notes),
             "readout": self.readout,
         }
-
-
-Found = Evaluation | Comparison | ModelEvaluation
+        return {key: values[key] for key in _JSON_KEYS[self.kind].split()}
 
 
 def pool_title(pool: str) -> str:
-    """How a pool is called in tables and pictures."""
+    """Return the name of a pool in tables and pictures."""
     return {HELDOUT: "held-out", OOD: "OOD"}.get(pool, pool)
 
 
-def model_title(model: str, step: int | None) -> str:
-    """How a model is called in tables and pictures."""
-    return {INITIAL: "initial policy", POLICY: f"step {step}"}.get(model, model)
-
-
-def _measured_json(entry: Measured) -> dict[str, Any]:
-    measures = entry.measures
-    return {
-        **{name: getattr(entry, name) for name in ("run", "step", "pool", "model", "group", "key")},
-        **{"tokens": measures.tokens, "bytes": measures.bytes, "trajectories": measures.trajectories},
-        **{name: estimate.to_json() for name, estimate in measures.estimates.items()},
-    }
-
-
-def csv_rows(found: Found) -> Iterator[tuple[Any, ...]]:
-    """The rows under `CSV_COLUMNS`: a measure of a group a row. `tokens` is empty where tasks are counted.
+def csv_rows(found: Evaluation) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows under `CSV_COLUMNS`: a measure of a group a row. `tokens` is empty where tasks are counted.
 
     The run's name and the key of a group are data, and may meet a terminal: what is not printable is escaped.
     """
-    for entry in found.measured:
+    for model, entry in found.measured:
+        where = (escape_unprintable(model.run), model.step, entry.pool, model.model)
         for name, estimate in entry.measures.estimates.items():
-            yield (
-                *(
-                    escape_unprintable(entry.run),
-                    entry.step,
-                    entry.pool,
-                    entry.model,
-                    entry.group,
-                    escape_unprintable(entry.key),
-                    name,
-                ),
-                *(estimate.value, estimate.low, estimate.high, entry.measures.tokens),
-            )
-    for passed in found.passed:
-        yield (
-            *(
-                escape_unprintable(passed.run),
-                passed.step,
-                passed.pool,
-                passed.model,
-                "tasks",
-                "",
-                f"pass_at_{passed.k}",
-            ),
-            *(passed.estimate.value, passed.estimate.low, passed.estimate.high, None),
-        )
-    if isinstance(found, ModelEvaluation):
-        for less in found.differences:
-            models = f"{less.model} - {found.models[0].label}"
-            for name, paired in (("env_bits_per_byte", less.env_bits_per_byte), ("env_ce", less.env_ce)):
-                if paired is not None:
-                    yield (
-                        *(escape_unprintable(models), None, less.pool, "difference", HEADLINE, "", name),
-                        *(paired.value, paired.low, paired.high, None),
-                    )
-    if isinstance(found, Comparison):
-        for difference in found.differences:
-            where = (" - ".join(reversed(found.labels)), None, difference.pool, "difference")
-            if (ce := difference.env_ce) is not None:
-                yield (*where, HEADLINE, "", "env_ce", ce.value, ce.low, ce.high, None)
-            if difference.tasks is not None:
-                rate = difference.tasks.difference
-                yield (*where, "tasks", "", "pass_at_1", rate.value, rate.low, rate.high, None)
-                yield (*where, "tasks", "", "mcnemar_p", difference.tasks.p_value, None, None, None)
+            key = escape_unprintable(entry.key)
+            yield (*where, entry.group, key, name, *astuple(estimate), entry.measures.tokens)
+    for model, passed in found.passed:
+        where = (escape_unprintable(model.run), model.step, passed.pool, model.model)
+        yield (*where, "tasks", "", f"pass_at_{passed.k}", *astuple(passed.estimate), None)
+    for less in found.differences:
+        models = escape_unprintable(f"{less.model} - {found.policies[0].model}")
+        where = (models, None, less.pool, "difference")
+        for name, paired in (("env_bits_per_byte", less.env_bits_per_byte), ("env_ce", less.env_ce)):
+            if paired is not None:
+                yield (*where, HEADLINE, "", name, *astuple(paired), None)
+        if less.tasks is not None:
+            yield (*where, "tasks", "", "pass_at_1", *astuple(less.tasks.difference), None)
+            yield (*where, "tasks", "", "mcnemar_p", less.tasks.p_value, None, None, None)
 
 
-def _plain(report: PolicyReport, novel_pairs: Mapping[str, int]) -> dict[str, float | None]:
-    """The headlines of a policy as plain values, under the names of the run's metrics."""
-    plain: dict[str, float | None] = {}
-    for pool, pairs in novel_pairs.items():
-        mine = [entry for entry in report.measured if entry.pool == pool]
-        found = next((entry.measures for entry in mine if entry.group == HEADLINE), None)
-        plain |= {f"{pool}/{name}": found.estimates[name].value if found else None for name in MEASURES}
-        seen = next((entry.measures for entry in mine if (entry.group, entry.key) == ("pair", "seen")), None)
-        plain[f"{pool}/env_ce_seen"] = seen.estimates["env_ce"].value if seen else None
-        plain[f"{pool}/novel_pairs"] = pairs
-        plain |= {f"{pool}/pass_at_{entry.k}": entry.estimate.value for entry in report.passed if entry.pool == pool}
-    return plain
+def _measured_json(model: ModelReport, entry: Measured) -> dict[str, Any]:
+    measures = entry.measures
+    return {
+        **{**model.at(entry.pool), "group": entry.group, "key": entry.key},
+        **{"tokens": measures.tokens, "bytes": measures.bytes, "trajectories": measures.trajectories},
+        **{name: estimate.to_json() for name, estimate in measures.estimates.items()},
+    }

@@ -19,7 +19,6 @@ from echo_cli.evaluation.baselines import (
 from echo_cli.evaluation.loaded_run import LoadedRun, load_run
 from echo_cli.evaluation.measures import (
     Bools,
-    Measures,
     Predictions,
     Tokens,
     groups,
@@ -36,9 +35,8 @@ from echo_cli.evaluation.records import (
     POLICY,
     Evaluation,
     Measured,
+    ModelReport,
     Passed,
-    PolicyReport,
-    Reliability,
     TaskRow,
     pool_title,
 )
@@ -89,24 +87,21 @@ def _evaluate(
     tokens = {name: tokens_of(pool, set(executed), policy.tokenizer) for name, pool in run.pools.items()}
     played = run.play(run.initial, rollouts)
     predictions = predict_pools(run.pools, run.initial, tokens)
-    before = report_policy(run.name, INITIAL, 0, predictions, tokens, played, pass_k)
-    after, played_after = [], played
+    policies = [report_policy(run.name, INITIAL, 0, predictions, tokens, played, pass_k)]
+    played_after = played
     for step in steps:
         run.load(policy, step)
         played_after = run.play(policy, rollouts)
         predictions = predict_pools(run.pools, policy, tokens)
         detailed = step == steps[-1]
-        after.append(
+        policies.append(
             report_policy(run.name, POLICY, step, predictions, tokens, played_after, pass_k, detailed=detailed)
         )
     validation = tokens_of(run.validation, (), policy.tokenizer)
     return Evaluation(
-        run=run.name,
-        step=steps[-1],
-        steps=steps,
+        kind="run",
+        policies=policies,
         novel_pairs={name: novel_pairs(of) for name, of in tokens.items()},
-        before=before,
-        after=after,
         baselines=measure_baselines(run.name, tokens, policy.tokenizer, executed, validation),
         tasks=[row for pool in played for row in _task_rows(pool, played[pool], played_after[pool])],
         notes=[*cut_notes(run.pools, policy.model.max_length), *run.notes, *_notes(executed, steps[-1])],
@@ -145,28 +140,28 @@ def report_policy(
     pass_k: Sequence[int],
     *,
     detailed: bool = True,
-) -> PolicyReport:
-    """All measures of one policy, by pool; without `detailed` the headlines and pass@k alone.
+) -> ModelReport:
+    """Measure one policy, by pool; without `detailed` the headlines and pass@k alone.
 
     Args:
-        run, model, step: what the records say of it.
+        run, model, step: its name in the report.
     """
-    measured, bins = [], []
+    measured, bins = [], {}
     for pool, of in tokens.items():
         chosen: list[tuple[str, str, Bools]] = [(HEADLINE, "", of.headline)]
         if detailed:
             chosen += groups(of)
-            bins.append(Reliability(run, step, pool, model, reliability(predictions[pool], of.headline)))
+            bins[pool] = reliability(predictions[pool], of.headline)
         for group, key, mask in chosen:
             if (found := measure(of, predictions[pool], mask)) is not None:
-                measured.append(Measured(run, step, pool, model, group, key, found))
+                measured.append(Measured(pool, group, key, found))
     passed = [
-        Passed(run, step, pool, model, k, estimate, len(outcomes), outcomes[0].rollouts)
+        Passed(pool, k, estimate, len(outcomes), outcomes[0].rollouts)
         for pool, outcomes in played.items()
         for k in pass_k
         if (estimate := pass_at(outcomes, k)) is not None
     ]
-    return PolicyReport(measured, passed, bins)
+    return ModelReport(run, step, model, measured, passed, bins)
 
 
 def measure_baselines(
@@ -175,8 +170,8 @@ def measure_baselines(
     tokenizer: Tokenizer,
     observed: Sequence[Pair] | None,
     validation: Tokens,
-) -> list[Measured]:
-    """Measure the headlines of every baseline, by pool.
+) -> list[ModelReport]:
+    """Measure the headlines of every baseline.
 
     Args:
         tokens: the pools in the ids of `tokenizer`; so is `validation`, which copying is fitted on.
@@ -188,20 +183,23 @@ def measure_baselines(
     *_, unigram = ngrams.values()
     mass = fit_copying(validation)
     transcript = None if observed is None else "".join(f"{command}\n{output}" for command, output in observed).encode()
-    measured = []
-    for name, of in tokens.items():
-        chosen = of.headline
-        found: dict[str, Measures | None] = {
-            **{label: measure(of, ngram_predictions(model, of), chosen) for label, model in ngrams.items()},
-            "copying": measure(of, copy_predictions(mass, unigram, of), chosen),
-            **{label: compress(size, of, chosen, tokenizer) for label, size in compressors(transcript).items()},
-        }
-        measured += [
-            Measured(run, None, name, model, HEADLINE, "", measures)
-            for model, measures in found.items()
-            if measures is not None
-        ]
-    return measured
+    pools = tokens.values()
+    measured = {
+        **{
+            label: [measure(of, ngram_predictions(model, of), of.headline) for of in pools]
+            for label, model in ngrams.items()
+        },
+        "copying": [measure(of, copy_predictions(mass, unigram, of), of.headline) for of in pools],
+        **{
+            label: [compress(size, of, of.headline, tokenizer) for of in pools]
+            for label, size in compressors(transcript).items()
+        },
+    }
+    headlines = {
+        label: [Measured(pool, HEADLINE, "", each) for pool, each in zip(tokens, found, strict=True) if each]
+        for label, found in measured.items()
+    }
+    return [ModelReport(run, None, label, found) for label, found in headlines.items()]
 
 
 def missing_baselines() -> list[str]:

@@ -7,22 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from echo_cli.evaluation.records import (
-    CSV_COLUMNS,
-    HEADLINE,
-    HELDOUT,
-    INITIAL,
-    POLICY,
-    Comparison,
-    Evaluation,
-    Measured,
-    ModelEvaluation,
-    PolicyReport,
-    csv_rows,
-    model_title,
-    pool_title,
-)
-from echo_cli.reports.figure import COLOURS, INK, MARKERS, Plotted, picture_stem, write_picture
+from echo_cli.evaluation.records import CSV_COLUMNS, Evaluation, ModelReport, csv_rows, pool_title
+from echo_cli.reports.figure import COLOURS, INK, MARKERS, Plotted, write_picture
 from echo_cli.statistics import Estimate
 from echo_cli.text import escape_unprintable
 
@@ -41,85 +27,49 @@ _REFERENCE = "#888888"
 _LEGEND: dict[str, Any] = {"fontsize": 10, "loc": "upper left", "bbox_to_anchor": (-0.02, -0.15), "ncols": 2}
 
 
-def plot_evaluation(found: Evaluation, run: Path, output: Path | None = None) -> Plotted:
-    """Draw an evaluation into the folder of its `run`, or to `output`, a file name or folder.
+def plot_evaluation(found: Evaluation, stem: Path) -> Plotted:
+    """Draw an evaluation into the files of `stem`, a path without their endings.
 
     Raises:
-        EchoError: a place or kind of file that cannot be written.
+        EchoError: the place cannot be written.
     """
-    pair = (found.before, found.after[-1])
-    titles = (model_title(INITIAL, 0), model_title(POLICY, found.step))
-    bars = [*pair[0].measured, *pair[1].measured, *found.baselines]
-    draw = partial(_draw, f"run {found.run}: held-out evaluation", bars, pair, titles, found)
-    stem = picture_stem(output, run, "heldout_evaluation")
-    return write_picture(stem, draw, CSV_COLUMNS, csv_rows(found), height=_HEIGHT)
+    return write_picture(stem, partial(_draw, found), CSV_COLUMNS, csv_rows(found), height=_HEIGHT)
 
 
-def plot_comparison(found: Comparison, folder: Path, output: Path | None = None) -> Plotted:
-    """Draw a comparison of two runs into `folder`, or to `output`. Errors as in `plot_evaluation`."""
-    bars = [*found.reports[0].measured, *found.reports[1].measured]
-    titles = (_short(found.labels[0], 28), _short(found.labels[1], 28))
-    draw = partial(_draw, "held-out comparison", bars, found.reports, titles, None)
-    stem = picture_stem(output, folder, "heldout_comparison")
-    return write_picture(stem, draw, CSV_COLUMNS, csv_rows(found), height=_HEIGHT)
-
-
-def plot_models(found: ModelEvaluation, output: Path) -> Plotted:
-    """Draw models without a run to `output`, a file name or folder. Errors as in `plot_evaluation`."""
-    return write_picture(
-        picture_stem(output, Path(), "heldout_models"),
-        partial(_draw_models, found),
-        CSV_COLUMNS,
-        csv_rows(found),
-        height=_HEIGHT,
-    )
-
-
-def _draw_models(found: ModelEvaluation, figure: Figure) -> None:
-    """Bits per byte of all, env-CE of the models whose tokens are those of the first, by command, and calibration."""
+def _draw(found: Evaluation, figure: Figure) -> None:
+    """Draw bits per byte, a measure by command, env-CE by position or of one tokenizer, and calibration or a curve."""
     grid = figure.add_gridspec(2, 2)
-    pool = next(iter(found.novel_pairs))
-    reports = [model.report for model in found.models]
-    titles = [_short(model.label, 28) for model in found.models]
-    pairs = "every pair" if found.fit_pool is None else "novel pairs"
-    comparable = [entry for model in found.models if model.same_tokens for entry in model.report.measured]
-    _bars(figure.add_subplot(grid[0, 0]), found.measured, pairs)
-    _bars(figure.add_subplot(grid[0, 1]), comparable, f"{pairs}, one tokenizer", "env_ce")
+    pools, policies = list(found.novel_pairs), found.shown
+    titles = [_short(policy.title, 28) for policy in policies]
     measure = "env_ce" if found.same_tokens else "env_bits_per_byte"
-    _commands(figure.add_subplot(grid[1, 0]), reports, titles, pool, measure)
-    _reliability(figure.add_subplot(grid[1, 1]), reports, titles, pool)
-    figure.suptitle(_short(f"held-out evaluation of {', '.join(titles)}", 80), x=0.012, ha="left", **_TITLE)
-
-
-def _draw(
-    title: str,
-    bars: Sequence[Measured],
-    pair: tuple[PolicyReport, PolicyReport],
-    titles: tuple[str, str],
-    evaluation: Evaluation | None,
-    figure: Figure,
-) -> None:
-    grid = figure.add_gridspec(2, 2)
-    _bars(figure.add_subplot(grid[0, 0]), bars)
-    _commands(figure.add_subplot(grid[0, 1]), pair, titles)
-    _positions(figure.add_subplot(grid[1, 0]), pair, titles)
-    if evaluation is not None and len(evaluation.steps) > 1:
-        _curve(figure, grid[1, 1], evaluation)
+    pairs = "every pair" if found.kind == "models" and found.fit_pool is None else "novel pairs"
+    models = [*policies, *found.baselines]
+    _bars(figure.add_subplot(grid[0, 0]), models, pools, pairs, "env_bits_per_byte")
+    if found.kind == "models":
+        comparable = [policy for policy in policies if policy.same_tokens]
+        _bars(figure.add_subplot(grid[0, 1]), comparable, pools, f"{pairs}, one tokenizer", "env_ce")
+        _commands(figure.add_subplot(grid[1, 0]), policies, titles, pools[0], measure)
+        title = f"held-out evaluation of {', '.join(titles)}"
     else:
-        _reliability(figure.add_subplot(grid[1, 1]), pair, titles)
+        _commands(figure.add_subplot(grid[0, 1]), policies, titles, pools[0], measure)
+        _positions(figure.add_subplot(grid[1, 0]), policies, titles, pools[0])
+        title = "held-out comparison"
+        if found.kind == "run":
+            title = f"run {escape_unprintable(policies[0].run)}: held-out evaluation"
+    if found.is_curve:
+        _curve(figure, grid[1, 1], found)
+    else:
+        _reliability(figure.add_subplot(grid[1, 1]), policies, titles, pools[0])
     figure.suptitle(_short(title, 80), x=0.012, ha="left", **_TITLE)
 
 
-def _bars(
-    axes: Axes, measured: Sequence[Measured], pairs: str = "novel pairs", measure: str = "env_bits_per_byte"
-) -> None:
-    entries = {(e.pool, e.model): e for e in measured if e.group == HEADLINE}
-    pools = list(dict.fromkeys(pool for pool, _ in entries))
-    models = {model: entry.step for (_, model), entry in entries.items()}
+def _bars(axes: Axes, models: Sequence[ModelReport], pools: Sequence[str], pairs: str, measure: str) -> None:
+    models = [model for model in models if any(model.headline(pool) for pool in pools)]
+    pools = [pool for pool in pools if any(model.headline(pool) for model in models)]
     height = 0.8 / max(len(pools), 1)
     for number, pool in enumerate(pools):
-        found = [(row, entries[pool, model]) for row, model in enumerate(models) if (pool, model) in entries]
-        estimates = [entry.measures.estimates[measure] for _, entry in found]
+        found = [(row, each) for row, model in enumerate(models) if (each := model.estimate(pool, measure))]
+        estimates = [each for _, each in found]
         axes.barh(
             [row - 0.4 + height * (number + 0.5) for row, _ in found],
             [estimate.value for estimate in estimates],
@@ -130,35 +80,29 @@ def _bars(
             error_kw=_WHISKER,
             label=_short(pool_title(pool), 20),
         )
-    axes.set_yticks(range(len(models)), [_short(model_title(model, step), 24) for model, step in models.items()])
+    axes.set_yticks(range(len(models)), [_short(model.title, 24) for model in models])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     name, unit = _UNITS[measure]
     axes.set_title(f"{name}, {pairs}")
     axes.set_xlabel(f"{unit}, lower is better")
-    if not entries:
+    if not models:
         _nothing(axes)
     elif len(pools) > 1:
         axes.legend(**_LEGEND)
 
 
-def _commands(
-    axes: Axes,
-    reports: Sequence[PolicyReport],
-    titles: Sequence[str],
-    pool: str = HELDOUT,
-    measure: str = "env_ce",
-) -> None:
-    keys = list(_group(reports[0], "command", pool))[:_MOST_COMMANDS]
+def _commands(axes: Axes, policies: Sequence[ModelReport], titles: Sequence[str], pool: str, measure: str) -> None:
+    keys = list(policies[0].group(pool, "command"))[:_MOST_COMMANDS]
     size = "tokens" if measure == "env_ce" else "bytes"
     rows: dict[str, str] = {}
-    for number, (report, title) in enumerate(zip(reports, titles, strict=True)):
-        found = _group(report, "command", pool)
-        rows |= {key: f"{_short(escape_unprintable(key), 14)} ({getattr(found[key].measures, size)})" for key in keys}
-        estimates = [found[key].measures.estimates[measure] for key in keys]
+    for number, (policy, title) in enumerate(zip(policies, titles, strict=True)):
+        found = policy.group(pool, "command")
+        rows |= {key: f"{_short(escape_unprintable(key), 14)} ({getattr(found[key], size)})" for key in keys}
+        estimates = [found[key].estimates[measure] for key in keys]
         axes.errorbar(
             [estimate.value for estimate in estimates],
-            [row + 0.44 / len(reports) * (number - (len(reports) - 1) / 2) for row in range(len(keys))],
+            [row + 0.44 / len(policies) * (number - (len(policies) - 1) / 2) for row in range(len(keys))],
             xerr=_errors(estimates),
             linestyle="none",
             **_look(number, title),
@@ -172,10 +116,10 @@ def _commands(
     _legend_or_nothing(axes, bool(keys))
 
 
-def _positions(axes: Axes, pair: Sequence[PolicyReport], titles: Sequence[str]) -> None:
-    keys = list(_group(pair[0], "position"))
-    for number, (report, title) in enumerate(zip(pair, titles, strict=True)):
-        estimates = [_group(report, "position")[key].measures.estimates["env_ce"] for key in keys]
+def _positions(axes: Axes, policies: Sequence[ModelReport], titles: Sequence[str], pool: str) -> None:
+    keys = list(policies[0].group(pool, "position"))
+    for number, (policy, title) in enumerate(zip(policies, titles, strict=True)):
+        estimates = [policy.group(pool, "position")[key].estimates["env_ce"] for key in keys]
         axes.errorbar(
             [place + 0.08 * (number - 0.5) for place in range(len(keys))],
             [estimate.value for estimate in estimates],
@@ -184,18 +128,17 @@ def _positions(axes: Axes, pair: Sequence[PolicyReport], titles: Sequence[str]) 
         )
     axes.set_xticks(range(len(keys)), keys)
     axes.set_ylim(bottom=0)
-    axes.set_title("held-out env-CE by position in the output")
+    axes.set_title(f"{pool_title(pool)} env-CE by position in the output")
     axes.set_xlabel("tokens of the output before this one")
     axes.set_ylabel("nats/token")
     _legend_or_nothing(axes, bool(keys))
 
 
-def _reliability(axes: Axes, reports: Sequence[PolicyReport], titles: Sequence[str], pool: str = HELDOUT) -> None:
+def _reliability(axes: Axes, policies: Sequence[ModelReport], titles: Sequence[str], pool: str) -> None:
     axes.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=1, linestyle=(0, (4, 2)), zorder=1)
     drawn = False
-    for number, (report, title) in enumerate(zip(reports, titles, strict=True)):
-        bins = next((entry.bins for entry in report.reliability if entry.pool == pool), [])
-        if bins:
+    for number, (policy, title) in enumerate(zip(policies, titles, strict=True)):
+        if bins := policy.reliability.get(pool):
             confidence, accuracy, tokens = zip(*bins, strict=True)
             look = _look(number, title)
             axes.plot(confidence, accuracy, color=look["color"], linewidth=1.2, zorder=2)
@@ -214,22 +157,21 @@ def _reliability(axes: Axes, reports: Sequence[PolicyReport], titles: Sequence[s
 
 
 def _curve(figure: Figure, cell: SubplotSpec, found: Evaluation) -> None:
-    """env-CE of every pool over the steps and, where tasks were played, pass@1 below it."""
+    """Draw env-CE of every pool over the steps and, where tasks were played, pass@1 below it."""
     from matplotlib.ticker import MaxNLocator
 
-    reports = [(0, found.before), *zip(found.steps, found.after, strict=True)]
-    if found.steps[0] == 0:
-        del reports[0]  # the checkpoint of step 0 is the start
-    ks = sorted({entry.k for entry in found.passed})
-    inner = cell.subgridspec(2 if ks else 1, 1)
+    start, *checkpoints = found.policies
+    policies = checkpoints if checkpoints[0].step == start.step else found.policies  # both are step 0
+    inner = cell.subgridspec(2 if found.ks else 1, 1)
     upper = figure.add_subplot(inner[0, 0])
     panels: list[tuple[Axes, str, int | None]] = [(upper, "env-CE, nats/token", None)]
-    if ks:
-        panels.append((figure.add_subplot(inner[1, 0], sharex=upper), f"pass@{ks[0]}", ks[0]))
+    if found.ks:
+        lowest_k = found.ks[0]
+        panels.append((figure.add_subplot(inner[1, 0], sharex=upper), f"pass@{lowest_k}", lowest_k))
         upper.tick_params(labelbottom=False)
     for axes, unit, k in panels:
         for number, pool in enumerate(found.novel_pairs):
-            points = [(step, _of_report(report, pool, k)) for step, report in reports]
+            points = [(of.step, of.estimate(pool, "env_ce") if k is None else of.pass_at(pool, k)) for of in policies]
             measured = [(step, estimate) for step, estimate in points if estimate is not None]
             if measured:
                 steps, estimates = zip(*measured, strict=True)
@@ -250,19 +192,6 @@ def _curve(figure: Figure, cell: SubplotSpec, found: Evaluation) -> None:
     upper.set_title("over the checkpoints, novel pairs")
     below = -0.15 * len(panels)  # in heights of the lowest axes
     lowest.legend(*upper.get_legend_handles_labels(), **{**_LEGEND, "bbox_to_anchor": (-0.02, below)})
-
-
-def _of_report(report: PolicyReport, pool: str, k: int | None) -> Estimate | None:
-    """A pool's env-CE, or with `k` its pass@k."""
-    if k is not None:
-        return next((entry.estimate for entry in report.passed if (entry.pool, entry.k) == (pool, k)), None)
-    found = (e.measures.estimates["env_ce"] for e in report.measured if (e.pool, e.group) == (pool, HEADLINE))
-    return next(found, None)
-
-
-def _group(report: PolicyReport, group: str, pool: str = HELDOUT) -> dict[str, Measured]:
-    """By key; policies that are measured over the same text have the same keys."""
-    return {entry.key: entry for entry in report.measured if (entry.pool, entry.group) == (pool, group)}
 
 
 def _look(number: int, title: str) -> dict[str, Any]:

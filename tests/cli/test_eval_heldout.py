@@ -23,7 +23,7 @@ from echo_cli.config.loader import load_config
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.evaluation.evaluator import expert_pool
 from echo_cli.evaluation.measures import Measures
-from echo_cli.evaluation.records import CSV_COLUMNS, MEASURES, Evaluation, Measured, PolicyReport, Reliability, TaskRow
+from echo_cli.evaluation.records import CSV_COLUMNS, MEASURES, Evaluation, Measured, ModelReport, TaskRow
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tiny import load_model, model_folder
 from echo_cli.reports.evaluation_figure import plot_evaluation
@@ -315,23 +315,19 @@ def _hostile(novel: bool) -> Evaluation:
     estimate = Estimate(0.5, None, None)
     measures = Measures(dict.fromkeys(MEASURES, estimate), 2, 3, 1)
 
-    def report(model: str, step: int) -> PolicyReport:
+    def report(model: str, step: int) -> ModelReport:
         measured = [
-            Measured(HOSTILE, step, "heldout", model, group, key, measures)
+            Measured("heldout", group, key, measures)
             for group, key in (("headline", ""), ("command", HOSTILE), ("role", HOSTILE), ("position", "0"))
         ]
-        bins = [Reliability(HOSTILE, step, "heldout", model, [(0.5, 0.5, 2)] if novel else [])]
-        return PolicyReport(measured if novel else [], [], bins)
+        bins = {"heldout": [(0.5, 0.5, 2)] if novel else []}
+        return ModelReport(HOSTILE, step, model, measured if novel else [], [], bins)
 
     reading = {"text": HOSTILE, "correct": 1}
     return Evaluation(
-        run=escape_unprintable(HOSTILE),
-        step=1,
-        steps=[1],
+        kind="run",
+        policies=[report("initial", 0), report("policy", 1)],
         novel_pairs={"heldout": int(novel), escape_unprintable(HOSTILE): 0},
-        before=report("initial", 0),
-        after=[report("policy", 1)],
-        baselines=[],
         tasks=[TaskRow("heldout", HOSTILE, HOSTILE, 1, 0, 1)],
         notes=[],
         readout={"command": HOSTILE, "actual": HOSTILE, "tokens": 2, "before": reading, "after": reading},
@@ -352,11 +348,11 @@ def test_hostile_text_is_shown_and_does_nothing(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("novel", [True, False])
 def test_hostile_text_and_a_pool_without_novel_pairs_are_drawn(novel: bool, tmp_path: Path) -> None:
     found = _hostile(novel)
-    plotted = plot_evaluation(found, tmp_path)
+    plotted = plot_evaluation(found, tmp_path / "heldout_evaluation")
     texts = [e.text or "" for e in ElementTree.parse(plotted.svg).iter("{http://www.w3.org/2000/svg}text")]
     assert ("no novel pairs" in texts) == (not novel)
     assert not set("".join(texts)) & set("\x1b\x07\r\x9b\x00")
     assert not set(plotted.csv.read_text()) & set("\x1b\x07\r\x9b\x00")
     assert len(list(csv.reader(plotted.csv.open()))) == (1 + 2 * 4 * len(MEASURES) if novel else 1)
-    again = plot_evaluation(found, tmp_path, tmp_path / "again")
+    again = plot_evaluation(found, tmp_path / "again" / "heldout_evaluation")
     assert (again.png.read_bytes(), again.svg.read_bytes()) == (plotted.png.read_bytes(), plotted.svg.read_bytes())

@@ -14,7 +14,7 @@ from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable
 
 if TYPE_CHECKING:
-    from echo_cli.evaluation.records import Found
+    from echo_cli.evaluation.records import Evaluation
 
 _NAMES = ("best", "latest", "all")
 
@@ -69,12 +69,10 @@ def eval_heldout(
     if model:
         of_runs = {"--checkpoint": checkpoint, "--step": step, "--rollouts": rollouts, "--pass-k": pass_k}
         overrides = _overrides(words or [], compare, of_runs, pool)
-        if output is not None:
-            _check_place(output, Path(), "heldout_models")
+        stem = None if output is None else _stem(output, Path(), "heldout_models")
         from echo_cli.evaluation.model_evaluation import evaluate_models
-        from echo_cli.reports.evaluation_figure import plot_models
 
-        models = evaluate_models(
+        found = evaluate_models(
             model,
             config=config,
             overrides=[*overrides, *as_overrides(device=device)],
@@ -83,8 +81,7 @@ def eval_heldout(
             command=command,
             announce=lambda line: print(f"model {line}", file=sys.stderr),
         )
-        picture = None if output is None else plot_models(models, output).png
-        _show(models, picture, as_json, as_csv, breakdown)
+        _show(found, stem, as_json, as_csv, breakdown)
         return
     of_models = {"--config": config, "--fit-pool": fit_pool}
     if given := [name for name, value in of_models.items() if value is not None]:
@@ -103,23 +100,20 @@ def eval_heldout(
             raise EchoError("--compare takes one checkpoint of each run", "--checkpoint best or latest, or --step N")
         if command is not None:
             raise EchoError("--command reads out one run, not two", "leave --compare or --command away")
-        folder = _shared_folder(compare, output)
-        _check_place(output, folder, "heldout_comparison")
+        stem = _stem(output, _shared_folder(compare, output), "heldout_comparison")
         from echo_cli.evaluation.comparison import compare_runs
-        from echo_cli.reports.evaluation_figure import plot_comparison
 
-        comparison = compare_runs(
+        found = compare_runs(
             compare, checkpoint=wanted[0], rollouts=rollouts, pass_k=ks, pool_folders=pools, device=device
         )
-        _show(comparison, plot_comparison(comparison, folder, output).png, as_json, as_csv, breakdown)
+        _show(found, stem, as_json, as_csv, breakdown)
         return
     assert words
     run = Path(words[0])
-    _check_place(output, run, "heldout_evaluation")
+    stem = _stem(output, run, "heldout_evaluation")
     from echo_cli.evaluation.run_evaluation import evaluate_run
-    from echo_cli.reports.evaluation_figure import plot_evaluation
 
-    evaluation = evaluate_run(
+    found = evaluate_run(
         run,
         checkpoints=wanted,
         rollouts=rollouts,
@@ -128,7 +122,7 @@ def eval_heldout(
         pool_folders=pools,
         device=device,
     )
-    _show(evaluation, plot_evaluation(evaluation, run, output).png, as_json, as_csv, breakdown)
+    _show(found, stem, as_json, as_csv, breakdown)
 
 
 def _overrides(
@@ -158,12 +152,18 @@ def _checkpoints(names: list[str] | None, step: int | None) -> list[str | int]:
     return [checkpoint_named(name, _NAMES) for name in names or ["best"]]
 
 
-def _check_place(output: Path | None, folder: Path, name: str) -> None:
-    """See that the picture can be written, before the time is spent on what it shows."""
+def _stem(output: Path | None, folder: Path, name: str) -> Path:
+    """Return the picture's path without its ending, once it is sure that the picture can be written there.
+
+    Raises:
+        EchoError: it cannot.
+    """
     from echo_cli.files import check_writable
     from echo_cli.reports.figure import picture_stem
 
-    check_writable(picture_stem(output, folder, name).parent)
+    stem = picture_stem(output, folder, name)
+    check_writable(stem.parent)
+    return stem
 
 
 def _shared_folder(runs: tuple[Path, Path], output: Path | None) -> Path:
@@ -173,10 +173,15 @@ def _shared_folder(runs: tuple[Path, Path], output: Path | None) -> Path:
     return first
 
 
-def _show(found: Found, picture: Path | None, as_json: bool, as_csv: bool, breakdown: bool) -> None:
-    figure = "" if picture is None else f"figure: {escape_unprintable(picture)}"
+def _show(found: Evaluation, stem: Path | None, as_json: bool, as_csv: bool, breakdown: bool) -> None:
+    """Draw the picture, where it has a `stem`, and print the evaluation."""
+    figure = None
+    if stem is not None:
+        from echo_cli.reports.evaluation_figure import plot_evaluation
+
+        figure = plot_evaluation(found, stem).png
     if as_json:
-        print_json({**found.to_json(), "figure": None if picture is None else str(picture)})
+        print_json({**found.to_json(), "figure": None if figure is None else str(figure)})
     elif as_csv:
         import csv
 
@@ -185,10 +190,11 @@ def _show(found: Found, picture: Path | None, as_json: bool, as_csv: bool, break
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(CSV_COLUMNS)
         writer.writerows(csv_rows(found))
-        print(figure, end="\n" if figure else "", file=sys.stderr)
+        if figure is not None:
+            print(f"figure: {escape_unprintable(figure)}", file=sys.stderr)
     else:
-        from echo_cli.cli.display.evaluation import print_found
+        from echo_cli.cli.display.evaluation import print_evaluation
 
-        print_found(found, breakdown=breakdown)
-        if figure:
-            print(f"\n{figure}")
+        print_evaluation(found, breakdown=breakdown)
+        if figure is not None:
+            print(f"\nfigure: {escape_unprintable(figure)}")
