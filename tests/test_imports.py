@@ -1,4 +1,4 @@
-"""The rooms of the house: which imports which, which may load a heavy library, and that no room overflows.
+"""The rooms of the package: imports between them, heavy libraries, and sizes of folders, files and functions.
 
 Imports are read from the source with `ast`, those inside functions and `if TYPE_CHECKING` included, so that a lazy
 import cannot hide an arrow in the wrong direction.
@@ -57,6 +57,7 @@ LIGHT = ("cli.main", "config.schema", "runs.directory", "sweeps.plan", "sweeps.r
 
 MOST_FILES = 15
 MOST_LINES = 370
+MOST_FUNCTION_LINES = 60
 MOST_MODULES = 180
 
 WEB_STACK = {"aiohttp", "fastapi", "flask", "http", "httpx", "openenv", "requests", "socket", "starlette"}
@@ -193,6 +194,16 @@ def test_folders_and_files_stay_small() -> None:
         assert len([path for path in modules if path.parent == folder]) <= MOST_FILES, folder.relative_to(ROOT)
     for path in modules:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES, path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize("folder", ["echo_cli", "envs", "scripts"])
+def test_functions_stay_short(folder: str) -> None:
+    scripts = [path for path in (ROOT / "scripts").iterdir() if path.is_file() and b"python" in path.read_bytes()[:40]]
+    for path in [*sorted((ROOT / folder).rglob("*.py")), *(scripts if folder == "scripts" else ())]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                assert lines <= MOST_FUNCTION_LINES, f"{path.relative_to(ROOT)}: {node.name} has {lines} lines"
 
 
 def _toy_files() -> list[Path]:
