@@ -1,11 +1,9 @@
-"""The ECHO objective as pure functions on tensors. The names below are what a trainer of your own needs."""
+"""The ECHO objective as pure functions on tensors. The names below are what a trainer of your own needs.
 
-from echo_cli.config.objective import ObjectiveSettings
-from echo_cli.objective.advantages import step_advantages
-from echo_cli.objective.batch import bucket, collate, count_rollouts, targets
-from echo_cli.objective.logprobs import target_logprobs
-from echo_cli.objective.loss import echo_loss, step_totals, step_weights
-from echo_cli.objective.step import WeighedStep, weigh_step
+Each is imported when it is first asked for, so that a module of this room that needs no torch loads none.
+"""
+
+from typing import TYPE_CHECKING
 
 __all__ = [
     "ObjectiveSettings",
@@ -21,3 +19,37 @@ __all__ = [
     "targets",
     "weigh_step",
 ]
+
+if TYPE_CHECKING:
+    from echo_cli.config.objective import ObjectiveSettings
+    from echo_cli.objective.advantages import step_advantages
+    from echo_cli.objective.batch import bucket, collate, count_rollouts, targets
+    from echo_cli.objective.logprobs import target_logprobs
+    from echo_cli.objective.loss import echo_loss, step_totals, step_weights
+    from echo_cli.objective.step import WeighedStep, weigh_step
+else:
+    # The same as above, as a table. A type checker must not see __getattr__: to it, every name would exist.
+    _MODULES = {
+        "ObjectiveSettings": "config.objective",
+        "WeighedStep": "objective.step",
+        "bucket": "objective.batch",
+        "collate": "objective.batch",
+        "count_rollouts": "objective.batch",
+        "echo_loss": "objective.loss",
+        "step_advantages": "objective.advantages",
+        "step_totals": "objective.loss",
+        "step_weights": "objective.loss",
+        "target_logprobs": "objective.logprobs",
+        "targets": "objective.batch",
+        "weigh_step": "objective.step",
+    }
+
+    def __getattr__(name):
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module(f"echo_cli.{_MODULES[name]}"), name)
+
+    def __dir__():
+        return __all__
