@@ -1,4 +1,4 @@
-"""Charts of a report: their curves, and where in a drawing; charts.html draws them and report.js zooms them."""
+"""Charts of a report: their curves and SVG coordinates. charts.html draws them, report.js zooms them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from echo_cli.runs.curves import Curve, Points
 
 @dataclass(frozen=True)
 class Line:
-    """One series of one run: both by their number, in the report and in the chart."""
+    """One series of one run. `run` is an index into the report's runs, `series` into the chart's series, 0-based."""
 
     run: int
     series: int
@@ -22,40 +22,40 @@ class Line:
 
     @property
     def marked(self) -> Points:
-        """Points with a mark: all of a few, some of many, at other places in each run."""
+        """Points with a mark: all of up to 13, about 6 of more, at different positions in each run."""
         every = 1 if len(self.points) <= 13 else math.ceil(len(self.points) / 6)
         return [point for place, point in enumerate(self.points) if (place + self.run) % every == 0]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over the steps, and their places in the units of an SVG, which the page scales to its width."""
+    """Curves by step, with coordinates in SVG user units; the page scales the drawing to its width."""
 
     box: ClassVar = {"width": 360, "height": 220, "left": 46, "top": 8, "right": 352, "bottom": 192}
-    """Size of the drawing, and where its axes are."""
+    """Size of the drawing and edges of its plot area, SVG user units."""
 
     title: str
     unit: str
     series: tuple[str, ...]
-    """What the lines of a run are, told apart by their dashes."""
+    """Labels of a run's lines, which differ by their dashes."""
     lines: tuple[Line, ...]
     best: tuple[tuple[int, int, float], ...]
-    """For each run whose best step has a point on the first series: run, step, value."""
+    """(run index, step, value) of each run whose best step has a point on the first series."""
 
     @cached_property
     def steps(self) -> list[int]:
-        """Steps at which any line has a point, in rising order."""
+        """Steps at which any line has a point, ascending."""
         return sorted({step for line in self.lines for step, _ in line.points})
 
     @cached_property
     def view(self) -> tuple[int, int]:
-        """First and last step, or one step to either side of the only one."""
+        """First and last step; if there is only one step, one step to either side of it."""
         first, last = self.steps[0], self.steps[-1]
         return (first, last) if first < last else (first - 1, first + 1)
 
     @cached_property
     def range(self) -> tuple[float, float]:
-        """Values at the lower and the upper edge of the drawing."""
+        """Values at the lower and the upper edge of the plot area."""
         values = [value for line in self.lines for _, value in line.points]
         low, high = min(values), max(values)
         pad = (high - low or abs(high) * 0.2 or 1.0) * 0.06
@@ -63,23 +63,23 @@ class Chart:
 
     @property
     def step_ticks(self) -> list[tuple[float, str]]:
-        """Steps with a label on the axis."""
+        """(step, label) pairs on the horizontal axis."""
         return _ticks(*self.view, 6, whole=True)
 
     @property
     def value_ticks(self) -> list[tuple[float, str]]:
-        """Values with a label and a line of the grid."""
+        """(value, label) pairs on the vertical axis, each with a grid line."""
         return _ticks(*self.range, 5, whole=False)
 
     @property
     def rows(self) -> list[tuple[int, list[float | None]]]:
-        """Values of all lines by step; None where a line has no point."""
+        """(step, values of all lines) pairs; None where a line has no point."""
         values = [dict(line.points) for line in self.lines]
         return [(step, [of.get(step) for of in values]) for step in self.steps]
 
     @property
     def data(self) -> dict[str, Any]:
-        """Numbers that report.js draws from, values to five digits."""
+        """Input of report.js, values rounded to five significant digits."""
         return {
             "box": self.box,
             "view": self.view,
@@ -92,7 +92,7 @@ class Chart:
         }
 
     def headings(self, runs: Sequence[str]) -> list[str]:
-        """Return the names of the lines, in which a single run's is left out."""
+        """Return the names of the lines, which contain the run's name if there are several runs."""
         return [
             ", ".join([self.series[line.series], *([runs[line.run]] if len(runs) > 1 else [])]) for line in self.lines
         ]
@@ -102,12 +102,12 @@ class Chart:
         return "M" + "L".join(f"{self.x(step)} {self.y(value)}" for step, value in line.points)
 
     def x(self, step: float) -> str:
-        """Return the place of a step in the drawing, from the left."""
+        """Return the x coordinate of a step."""
         first, last = self.view
         return _short(self.box["left"] + (step - first) / (last - first) * (self.box["right"] - self.box["left"]))
 
     def y(self, value: float) -> str:
-        """Return the place of a value in the drawing, from the top."""
+        """Return the y coordinate of a value."""
         low, high = self.range
         return _short(self.box["bottom"] - (value - low) / (high - low) * (self.box["bottom"] - self.box["top"]))
 
@@ -117,9 +117,9 @@ class _ChartOf:
     title: str
     unit: str
     series: Mapping[str, str]
-    """By metric, what the line is."""
+    """Labels of the lines, by metric."""
     missed: bool = True
-    """Worth a word where it has no value in any run."""
+    """Whether the page mentions that no run has a value."""
 
 
 _SAME_PAIRS = "the same pairs before training"
@@ -136,7 +136,7 @@ _CHARTS = (
     _ChartOf("Reward in training", "mean", {"train/reward": "train"}),
     _ChartOf("env-CE in training", "nats/token", {"train/env_ce": "all rollouts", "train/policy_env_ce": "on-policy"}),
     _ChartOf(
-        "Loss", "", {"train/loss": "loss", "train/rl_loss": "RL term", "train/env_loss": "env term, before its λ"}
+        "Loss", "", {"train/loss": "loss", "train/rl_loss": "RL term", "train/env_loss": "env term, without its λ"}
     ),
     _ChartOf("Action entropy", "nats/token", {"train/entropy": "train"}),
     _ChartOf("λ", "", {"train/lambda": "λ", "train/portable_lambda": "portable λ"}),
@@ -146,11 +146,11 @@ _CHARTS = (
     _ChartOf("Action length", "tokens", {"train/action_length": "train"}),
 )
 METRICS = tuple(dict.fromkeys(metric for chart in _CHARTS for metric in chart.series))
-"""The metrics that are drawn."""
+"""Metrics that the charts draw."""
 
 
 def charts(curves: Sequence[Curve], most: int) -> list[Chart]:
-    """The charts that have something to draw, with at most `most` points a line."""
+    """Return the charts that have a finite value, with at most `most` points per line."""
     found = []
     for spec in _CHARTS:
         lines = [
@@ -172,13 +172,13 @@ def charts(curves: Sequence[Curve], most: int) -> list[Chart]:
 
 
 def undrawn(curves: Sequence[Curve]) -> list[str]:
-    """The titles of the charts without a value in any run, but for those that few runs have."""
+    """Return the titles of the charts for which no run has a value, except those that few runs have."""
     missed = [spec for spec in _CHARTS if spec.missed]
     return [spec.title for spec in missed if not any(curve.series[name] for curve in curves for name in spec.series)]
 
 
 def thinned(points: Points, most: int) -> Points:
-    """At most `most` of `points`, at least 4: both ends, and the lowest and the highest of every stretch between."""
+    """Return at most `most` of `points`, `most` ≥ 4: both ends, and the minimum and maximum of each stretch between."""
     points = [point for point in points if math.isfinite(point[1])]
     if len(points) <= most:
         return points
@@ -193,7 +193,7 @@ def thinned(points: Points, most: int) -> Points:
 
 
 def _ticks(low: float, high: float, most: int, *, whole: bool) -> list[tuple[float, str]]:
-    """At most about `most` round values from `low` to `high`, with their labels."""
+    """Return about `most` round values, or fewer, from `low` to `high`, with their labels."""
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     step = next(digit * power for digit in (1, 2, 5, 10) if digit * power * most >= (high - low) * 0.999999)
     step = max(step, 1.0) if whole else step

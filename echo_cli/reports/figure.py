@@ -1,6 +1,6 @@
-"""How pictures look and how they are written: a figure as PNG and SVG, with the numbers behind it as CSV.
+"""Style and output of figures: PNG and SVG, with the plotted numbers as CSV.
 
-Text in a picture is data: it is shown as it is, without markup and without control characters.
+Text in a figure is data: it is shown verbatim, without markup and control characters.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart with the common kinds of colour blindness; its yellow is too faint on white.
-# Every run has its own marker as well, for grey paper.
+# Okabe and Ito's palette, distinguishable with common colour blindness, without its yellow, too faint on white.
+# Runs also differ by marker, for greyscale prints.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 INK = "#333333"
@@ -31,7 +31,7 @@ WIDTH = 10.0
 PAIR_HEIGHT = 4.8
 """Height of a figure of two panels side by side, inches."""
 POINT_COLUMNS = ("run", "step", "series", "value")
-"""Columns of the CSV of points over steps; the run may be a label for several."""
+"""Columns of the CSV of plotted points; `run` may be the label of several runs."""
 
 _DPI = 160
 _STYLE: Any = {  # matplotlib types the keys as literals
@@ -52,16 +52,16 @@ _STYLE: Any = {  # matplotlib types the keys as literals
     "xtick.color": INK,
     "ytick.color": INK,
     "text.color": INK,
-    "text.parse_math": False,  # a $ in a run's name is a dollar
+    "text.parse_math": False,  # a $ in a run's name is literal
     "text.usetex": False,
-    "svg.fonttype": "none",  # text stays text, to be searched and copied
-    "svg.hashsalt": "echo-cli",  # the same points give the same bytes
+    "svg.fonttype": "none",  # keeps text searchable
+    "svg.hashsalt": "echo-cli",  # makes equal figures equal byte for byte
 }
 
 
 @dataclass(frozen=True)
 class Plotted:
-    """The files that were written."""
+    """Paths of the written files."""
 
     png: Path
     svg: Path
@@ -69,10 +69,10 @@ class Plotted:
 
 
 def picture_stem(output: Path | None, folder: Path, name: str) -> Path:
-    """The path of a picture's files without their ending: `output`, or `name` in it, or `name` in `folder`.
+    """Return the path of a figure's files without extension: `output`, `name` in `output`, or `name` in `folder`.
 
     Raises:
-        EchoError: `output` is a file of a kind that is not written.
+        EchoError: `output` has the extension of another file format.
     """
     if output is None or output.is_dir():
         return (output or folder) / name
@@ -93,10 +93,10 @@ def write_picture(
     *,
     height: float,
 ) -> Plotted:
-    """Draw a figure of `WIDTH` × `height` inches and write it as PNG and SVG, with what is behind it as CSV.
+    """Draw a figure of `WIDTH` × `height` inches and write it as PNG and SVG, with `rows` as CSV.
 
     Raises:
-        EchoError: the place cannot be written.
+        EchoError: the path is not writable.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -105,7 +105,7 @@ def write_picture(
 
     png, svg = io.BytesIO(), io.BytesIO()
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes in the PNG; the SVG and the CSV have it as text.
+        # Characters that the font lacks are boxes in the PNG; the SVG and the CSV contain them as text.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches
         figure = Figure(figsize=(WIDTH, height), dpi=_DPI, layout=layout, facecolor="white")
@@ -123,11 +123,11 @@ def write_picture(
 
 
 def write_in_the_middle(axes: Axes, text: str) -> None:
-    """Say on a panel why nothing is drawn there."""
+    """Write `text` in the middle of a panel on which nothing is drawn."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", fontsize=12)
 
 
 def without_middle(text: str, length: int) -> str:
-    """Return `text`, with an ellipsis in place of its middle where it is longer than `length` characters."""
+    """Return `text`, its middle replaced by an ellipsis if it is longer than `length` characters."""
     half = length // 2
     return text if len(text) <= length else f"{text[: half - 1]}…{text[-half:]}"

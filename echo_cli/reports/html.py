@@ -1,4 +1,4 @@
-"""Pages from templates: every value in them is escaped, and what cannot be printed in it is made visible."""
+"""HTML pages from Jinja templates; values are escaped, and unprintable characters in them made visible."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from echo_cli.text import LINES, escape_unprintable
 
 @cache
 def templates() -> Environment:
-    """Return the environment of all templates; in them `style` and `script` are the files in page_assets."""
+    """Return the Jinja environment; its globals `style` and `script` are the files in page_assets."""
     folder = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader(folder / "templates"),
@@ -41,24 +41,24 @@ def templates() -> Environment:
 
 
 def short(value: str, most: int = 80) -> str:
-    """Return `value` with an ellipsis in place of what is beyond `most` characters; by default those of a name."""
+    """Return `value`, cut to `most` characters with an ellipsis at the end; the default suits a name."""
     return value if len(value) <= most else f"{value[: most - 1]}…"
 
 
 def figure(value: float | None) -> str:
-    """Return three decimals where they say something, or a dash."""
+    """Format `value` with three decimals, a tiny or huge one in scientific notation, None as a dash."""
     if value is None:
         return "–"
     return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 1e5 else f"{value:.2e}"
 
 
 def _printable(value: object) -> str:
-    """Return the text of `value` as a page may have it; HTML is left as it is, being made of such texts."""
+    """Return `value` as text with unprintable characters made visible; markup, whose parts already are, unchanged."""
     return value if isinstance(value, Markup) else escape_unprintable(str(value), keep=LINES)
 
 
 def _sha256(source: str) -> str:
-    """Return the hash by which a Content-Security-Policy names a script or a style."""
+    """Return the hash by which a Content-Security-Policy allows an inline script or style."""
     return base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
 
 
@@ -67,5 +67,5 @@ def _hundredths(values: Sequence[float]) -> str:
 
 
 def _script_lengths(pieces: Sequence[str]) -> str:
-    """Return the lengths of texts as JavaScript counts them: in units of UTF-16."""
+    """Return the lengths of `pieces` as JavaScript counts them, in UTF-16 code units."""
     return " ".join(str(len(_printable(piece).encode("utf-16-le")) // 2) for piece in pieces)

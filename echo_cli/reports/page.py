@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing but itself, and is never larger than `MOST_BYTES`."""
+"""A report as one self-contained HTML file of at most `MOST_BYTES` bytes."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from echo_cli.reports.html import figure, short, templates
 
 _SEGMENT_CHARACTERS, _EPISODE_CHARACTERS = 20_000, 60_000
 _LARGEST_NUMBER = 10**6
-_SPARE = 400  # bytes, for the digits of the counts and the sentences about them
+_SPARE = 400  # bytes reserved for the episode counts and the sentences around them
 
 
 @dataclass(frozen=True)
 class ShownEpisode:
-    """An episode of the page."""
+    """An episode as the page shows it."""
 
     run: int
-    """Number of its run in the report, 0-based."""
+    """Index of the episode's run in the report, 0-based."""
     place: int
-    """Number among the episodes of its run, 0-based."""
+    """Index of the episode within its run, 0-based."""
     content: PageEpisode
     facts: dict[str, str]
-    """Values above its text, by their names."""
+    """Values shown above the text, by label."""
 
 
 def fitting(report: Report, room: int) -> list[ShownEpisode]:
-    """Return as many episodes as fit into `room` bytes, of every run and origin alike, in the order of the report."""
+    """Return as many episodes as fit into `room` bytes, taken from all runs and origins in turn, in report order."""
     names = [short(run.name) for run in report.runs]
     parts: Any = templates().get_template("episodes.html").module
     used, found = len(parts.viewer(names, []).encode()) + _SPARE, []
@@ -73,15 +73,15 @@ def _facts(run: str, episode: PageEpisode) -> dict[str, str]:
 
 
 MOST_BYTES = 2_000_000
-_WITHOUT_EPISODES = 1_500_000  # so that some have room
-_POINTS = (500, 200, 80, 30, 10)  # of a line: as many as fit
+_WITHOUT_EPISODES = 1_500_000  # bytes of everything else, so that some episodes fit
+_POINTS = (500, 200, 80, 30, 10)  # points per line; the page uses the most that fit
 _ON_CARDS = ("heldout/env_ce", "heldout/pass_at_1", "ood/env_ce", "traces/env_ce")
 _POOLS = {"heldout": "held-out", "ood": "OOD", "traces": "held-out traces'"}
 
 
 @dataclass(frozen=True)
 class Page:
-    """The file, and how many episodes it shows, cuts and leaves out."""
+    """The HTML, with the number of episodes that it shows, truncates and omits."""
 
     html: str
     shown: int
@@ -90,10 +90,10 @@ class Page:
 
 
 def page(report: Report) -> Page:
-    """Return the page of `report`, with as many of its episodes as there is room for.
+    """Return the page of `report`, with as many of its episodes as fit.
 
     Raises:
-        EchoError: the curves and tables of so many runs do not fit.
+        EchoError: the curves and tables alone exceed `MOST_BYTES`.
     """
     values = {"report": report, "names": [short(run.name) for run in report.runs], "pools": _POOLS}
     values |= _summary(report) | _tables(report)
@@ -104,7 +104,7 @@ def page(report: Report) -> Page:
             break
     found = _page(values, report, fitting(report, MOST_BYTES - size))
     if len(found.html.encode()) > MOST_BYTES:
-        raise EchoError(f"the report of {len(report.runs)} runs is larger than 2 MB", "name fewer runs")
+        raise EchoError(f"the report of {len(report.runs)} runs is larger than 2 MB", "pass fewer runs")
     return found
 
 
@@ -116,7 +116,7 @@ def _page(values: dict[str, Any], report: Report, episodes: list[ShownEpisode]) 
 
 
 def _summary(report: Report) -> dict[str, Any]:
-    """Return the values of the page's head and summary: title, cards, rows of measures, warnings and notes."""
+    """Return the template values of the head and the summary: title, cards, rows of measures, warnings and notes."""
     names = [short(run.name) for run in report.runs]
     columns = [{column.label: column for column in run.columns} for run in report.runs]
     labels = list(dict.fromkeys(label for of in columns for label in of))
@@ -138,7 +138,7 @@ def _summary(report: Report) -> dict[str, Any]:
     return {
         "title": short(f"Report: {names[0]}" if one else f"Report of {len(names)} runs: {', '.join(names)}", 300),
         "cards": [_card(run) for run in report.runs],
-        # The step is part of a heading where all runs have the same.
+        # A heading contains the step if it is the same in all runs.
         "headings": [
             f"{label} (step {next(iter(steps[label]))})"
             if label in ("best", "last") and len(steps[label]) == 1
@@ -153,13 +153,13 @@ def _summary(report: Report) -> dict[str, Any]:
 
 
 def _card(run: RunReport) -> tuple[str, list[tuple[str, str]]]:
-    """Return the status of a run, and its main measures before training and now."""
+    """Return a run's status, and its main measures before and after training."""
     columns = {column.label: column.figures for column in run.columns}
     before, now = columns.get("before", {}), columns.get("best") or columns.get("last") or {}
     changes = []
     for key in _ON_CARDS:
         if key in now:
-            # Without checkpoints "before" is over more pairs; what the same ones were is in the column itself.
+            # Without checkpoints "before" covers more pairs; `*_start` is the measure before training on these pairs.
             start = now.get(f"{key}_start") or before.get(key)
             values = [figure(estimate.value) for estimate in (start, now[key]) if estimate]
             changes.append((MEASURES[key], " → ".join(values)))
@@ -167,7 +167,7 @@ def _card(run: RunReport) -> tuple[str, list[tuple[str, str]]]:
 
 
 def _curves(report: Report, most: int) -> dict[str, Any]:
-    """Return the charts, with at most `most` points a line, and remarks on them."""
+    """Return the charts, with at most `most` points per line, and remarks on them."""
     found = charts(report.curves, most)
     return {"box": Chart.box, "charts": found, "remarks": list(_remarks(report, found, most))}
 
@@ -176,13 +176,13 @@ def _remarks(report: Report, found: list[Chart], most: int) -> Iterator[str]:
     if any(chart.best for chart in found):
         yield "A star marks the best step, chosen on the validation pool."
     if any(len(points) > most for curve in report.curves for points in curve.series.values()):
-        yield f"Lines of more than {most} points are thinned; their lowest and highest points stay."
+        yield f"Lines of more than {most} points are thinned; their minima and maxima are kept."
     if missing := undrawn(report.curves):
-        yield f"Without a value in any run: {', '.join(missing)}."
+        yield f"No run has a value of: {', '.join(missing)}."
 
 
 def _tables(report: Report) -> dict[str, Any]:
-    """Return the values of the tables below the episodes."""
+    """Return the template values of the tables below the episodes."""
     rows = differing(report)
     departures = list(next(iter(rows.values()))) if rows else [report.runs[0].base[0]]
     keys = dict.fromkeys(key for run in report.runs for key in run.facts)

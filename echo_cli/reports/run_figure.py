@@ -1,6 +1,6 @@
-"""Reads run directories, writes pictures: env-CE and tasks solved over the steps, as PNG, SVG and the points as CSV.
+"""Figures of runs: env-CE and tasks solved by step, as PNG and SVG, with the points as CSV.
 
-Text from a run (its name, a label) is data: it is shown as it is, without markup and without control characters.
+Text from a run (its name, a label) is data: it is shown verbatim, without markup and control characters.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Series:
     label: str
     style: dict[str, Any]
     marked: bool = False
-    """Few points, each with a marker."""
+    """Whether each point has a marker; for series of few points."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class _Panel:
     sweep_title: str
     unit: str
     held_out: _Series
-    """What the panel is about."""
+    """Main series of the panel."""
     around: tuple[_Series, ...]
     limits: tuple[float, float] | None = None
     nothing: str = "no held-out evaluation yet"
@@ -97,15 +97,15 @@ _BEST = "best on validation"
 
 
 def plot_run(runs: Sequence[Path], output: Path | None = None) -> Plotted:
-    """Draw one run, or several over each other: env-CE on the left, train reward and pass@1 on the right.
+    """Draw one run, or several overlaid: env-CE on the left, train reward and pass@1 on the right.
 
     Args:
-        output: a file name (.png, .svg or .csv; all three are written) or a folder. By default the run's folder, as
-            heldout_env_ce.*; for several runs the folder that they share, as comparison.*.
+        output: a file name (.png, .svg or .csv; all three are written) or a folder. Default: heldout_env_ce.* in the
+            run directory; for several runs, comparison.* in their common folder.
 
     Raises:
-        EchoError: no runs, a folder without metrics, runs from several folders and no `output`, or a place that
-            cannot be written.
+        EchoError: no runs, a folder without metrics, runs in different folders without `output`, or a path that is
+            not writable.
     """
     paths = list(dict.fromkeys(Path(os.path.abspath(run)) for run in runs))
     if not paths:
@@ -113,7 +113,7 @@ def plot_run(runs: Sequence[Path], output: Path | None = None) -> Plotted:
     metrics = [series.metric for panel in _PANELS for series in panel.series]
     curves = [read_curve(path, name, metrics) for path, name in zip(paths, run_names(paths), strict=True)]
     if output is None and len({path.parent for path in paths}) > 1:
-        raise EchoError("the runs are in different folders", "say where the picture goes with --output")
+        raise EchoError("the runs are in different folders", "set the path of the picture with --output")
     stem = (
         picture_stem(output, runs[0], "heldout_env_ce")
         if len(paths) == 1
@@ -129,17 +129,17 @@ def plot_run(runs: Sequence[Path], output: Path | None = None) -> Plotted:
 
 
 def plot_sweep(groups: Sequence[tuple[str, Sequence[Path]]], output: Path) -> Plotted:
-    """Draw the held-out measures of a sweep: for every label the mean over its runs, and a band from min to max.
+    """Draw the held-out measures of a sweep: per label, the mean over its runs and a band from min to max.
 
-    A step is drawn where all runs of the label that were evaluated have a value, so that a run that ends early does
-    not bend the mean; the legend says so.
+    A step is drawn only if all evaluated runs of the label have a value there, so that a run that ends early does not
+    bias the mean; the legend says so.
 
     Args:
-        groups: a label (such as "λ = 0.05") and its runs, one a seed; groups of the same label are one.
-        output: as in `plot_run`; in a folder the files are comparison.*.
+        groups: (label, runs) pairs, such as "λ = 0.05" with one run per seed; groups with the same label are merged.
+        output: as in `plot_run`; the files in a folder are comparison.*.
 
     Raises:
-        EchoError: no groups, a group without runs, a folder without metrics, or a place that cannot be written.
+        EchoError: no groups, a group without runs, a folder without metrics, or a path that is not writable.
     """
     runs_of: dict[str, list[Path]] = {}
     for label, runs in groups:
@@ -170,13 +170,13 @@ def _draw_runs(curves: Sequence[Curve], figure: Figure) -> None:
                     look = _look(index, marked=series.marked or len(points) == 1)
                     axes.plot(*zip(*points, strict=True), **look, **series.style, label=series.label)
             if star := _best_point(curve, panel.held_out.metric):
-                # A star on the held-out curve; its value stands in the legend, where it hides no point.
+                # The star's value is in the legend, where it hides no point.
                 best = f"{_BEST}:\n{star[1]:.3f} at step {star[0]}" if alone else _BEST
                 axes.plot([star[0]], [star[1]], **{**_look(index), **_STAR}, label=best)
         _finish(axes, panel, any(curve.series[panel.held_out.metric] for curve in curves))
         handles, labels = axes.get_legend_handles_labels()
         drawn = dict(zip(labels, handles, strict=True))
-        # The best point comes last, after the series as the panel lists them.
+        # The best point comes last, after the series in the panel's order.
         order = [series.label for series in panel.series if series.label in drawn]
         order += [label for label in drawn if label.startswith(_BEST)]
         # Below the panel, where it hides no points.
@@ -230,7 +230,7 @@ def _look(index: int, *, marked: bool = True) -> dict[str, Any]:
 
 
 def _in_ink(handle: Any) -> Any:
-    """A legend's handle for what a line style means, whichever run's colour it was drawn in."""
+    """Return a legend handle for a line style, in ink, since the style is the same for runs of all colours."""
     from matplotlib.lines import Line2D
 
     same = Line2D([], [])
@@ -240,7 +240,7 @@ def _in_ink(handle: Any) -> Any:
 
 
 def _figure_legend(figure: Figure, labels: Sequence[str]) -> None:
-    """One line a run or label, below the panels."""
+    """Add a legend below the panels, one line per run or label."""
     from matplotlib.lines import Line2D
 
     figure.set_figheight(PAIR_HEIGHT + _LEGEND_ROW * len(labels))
@@ -249,7 +249,7 @@ def _figure_legend(figure: Figure, labels: Sequence[str]) -> None:
 
 
 def _title(curve: Curve) -> str:
-    # In front of the name, also because matplotlib leaves labels that begin with an underscore out of legends.
+    # The name needs a prefix: matplotlib omits labels that begin with an underscore from legends.
     name = without_middle(curve.name, _NAME_LENGTH)
     return f"run {name}" if curve.coefficient is None else f"λ = {curve.coefficient:g}: {name}"
 
@@ -260,21 +260,21 @@ def _best(curve: Curve) -> str:
 
 
 def _best_point(curve: Curve, metric: str) -> tuple[int, float] | None:
-    """The point of `metric` at the step that was chosen on the validation split."""
+    """Return the point of `metric` at the step chosen on the validation split."""
     return next((point for point in curve.series[metric] if point[0] == curve.best_step), None)
 
 
 def _band_title(label: str, bands: Sequence[Band], runs: int) -> str:
     seeds = "1 run" if runs == 1 else f"mean and min–max of {runs} runs"
-    # A measure that no run has is missing from all labels alike, and its panel says so.
+    # A measure that no run has is missing for every label; its panel says so.
     missing = runs - min((of.runs for of in bands if of.runs), default=0)
     notes = [f"{missing} without evaluation"] if missing else []
-    notes += ["at the steps that all have"] if any(of.uneven for of in bands) else []
+    notes += ["at the steps common to all"] if any(of.uneven for of in bands) else []
     return f"{' ' if label.startswith('_') else ''}{without_middle(label, _NAME_LENGTH)} ({'; '.join([seeds, *notes])})"
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
-    """The runs' names, with the folders that tell them apart where two have the same."""
+    """Return the runs' names, or, if two are equal, their paths below the common folder."""
     names = [escape_unprintable(path.name) for path in paths]
     if len(set(names)) == len(names):
         return names

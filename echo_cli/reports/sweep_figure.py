@@ -1,4 +1,4 @@
-"""A sweep along its λ axis: where held-out env-CE and pass@1 ended, over the seeds, as PNG, SVG and CSV."""
+"""Figure of a sweep along its λ axis: final held-out env-CE and pass@1 over the seeds, as PNG, SVG and CSV."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The title, the unit, the figure at the end and the one before training.
+# Title, unit, name of the measure at the last step, name of the measure before training.
 _PANELS = (
     ("held-out env-CE at the last step", "env-CE, nats/token", "env_ce_last", "env_ce_start_last"),
     ("held-out pass@1 at the last step", "fraction solved", "pass_at_1_last", "pass_at_1_before"),
 )
-# Widths in the distance between two λ.
+# Widths, in units of the distance between two λ.
 _WIDTH, _BESIDE, _ACROSS = 0.2, 0.14, 0.32
-# From how many λ on the ticks are small, and from how many they have no room for the verdicts.
+# With more than `_SOME` λ, tick labels are small; with more than `_MANY`, they have no room for the verdicts.
 _SOME, _MANY = 4, 6
 
 
 def plot_lambda_axis(results: Sequence[LambdaResult], cells: Sequence[CellResult], folder: Path) -> Plotted:
-    """Draw lambda_axis.*: for every λ its seeds as dots, their mean with interval, and the mean before training.
+    """Draw lambda_axis.*: per λ, its seeds as dots, their mean with interval, and the mean before training.
 
-    The λ stand side by side in rising order, not to scale: 0 and 1e-3 are as far apart as 1 and 10.
+    The λ are evenly spaced in ascending order, not to scale: 0 and 1e-3 are as far apart as 1 and 10.
 
     Raises:
-        EchoError: the folder cannot be written.
+        EchoError: the folder is not writable.
     """
     ordered = sorted(results, key=lambda result: result.coeff)
     dots = [[cell.figures for cell in cells if cell.coeff == result.coeff] for result in ordered]
@@ -72,7 +72,7 @@ def _draw(results: Sequence[LambdaResult], dots: Sequence[Sequence[Figures]], fi
         axes.grid(visible=False, axis="x")
         if all(result.measures[last] is None for result in results):
             write_in_the_middle(axes, "not measured")
-        elif unit == "fraction solved":  # an interval may reach beyond what there is
+        elif unit == "fraction solved":  # an interval may reach beyond [0, 1]
             low, high = axes.get_ylim()
             axes.set_ylim(max(low, -0.03), min(high, 1.03))
     handles: dict[str, Any] = {}
@@ -85,7 +85,7 @@ def _draw(results: Sequence[LambdaResult], dots: Sequence[Sequence[Figures]], fi
 def _draw_lambda(
     axes: Axes, position: int, values: Sequence[float], end: Measure | None, start: Measure | None, colour: str
 ) -> None:
-    """One λ of a panel: the seeds left of `position`, their mean right of it, and the start across both."""
+    """Draw one λ: the seeds left of `position`, their mean right of it, the mean before training across both."""
     if values:
         gap = _WIDTH / max(1, len(values) - 1)
         at = [position - _WIDTH / 2 - _BESIDE + gap * index for index in range(len(values))]

@@ -1,4 +1,4 @@
-"""A sweep on one page: report.html, which needs nothing but itself."""
+"""A sweep as one self-contained page, report.html."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def write_report(
     """Write report.html.
 
     Args:
-        sweep: the object of sweep.json.
-        command: what was typed.
-        pictures: a caption and a PNG each; they become part of the file.
+        sweep: the content of sweep.json.
+        command: the command line as typed.
+        pictures: (caption, PNG file) pairs; the images are embedded in the page.
 
     Raises:
         EchoError: the disk is full (exit code 1) or the folder is not writable.
@@ -45,7 +45,7 @@ def write_report(
         **{f"picture-{number}": caption for number, (caption, _) in enumerate(pictures, start=1)},
         **{f"table-{number}": table.title for number, table in enumerate(tables, start=1)},
         **({"unfinished": "Runs that did not finish"} if unfinished else {}),
-        "command": "What was run",
+        "command": "Command and config",
     }
     page = (
         templates()

@@ -285,8 +285,8 @@ def test_hostile_text_stays_text(browser: Any, address: str, run: Path) -> None:
         text = last.inner_text()
         assert "<script>alert(1)</script></script><img src=x onerror=alert(2)>" in text
         assert "\\x1b[31mred\\x1b[0m \\u202egnp.exe\\u2066" in text and "\\r" in text and "\\x00end" in text
-        assert "980000 characters left out" in text
-        assert "1 of those shown are cut" in page.locator("#episodes").inner_text()
+        assert "980000 characters omitted" in text
+        assert "1 of the shown episodes are truncated" in page.locator("#episodes").inner_text()
         assert page.locator("img, iframe, object, embed, link, [onload], [onerror]").count() == 0
         assert page.locator("script:not([type])").count() == 1
         policy = page.locator("meta[http-equiv]").get_attribute("content")

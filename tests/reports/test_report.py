@@ -143,7 +143,8 @@ def test_a_page_never_grows_beyond_2_mb_and_says_what_is_left_out() -> None:
     found = page(Report((_run(episodes=episodes, episodes_there=70),), (_curve(heldout_env_ce=[(0, 1.0)]),)))
     assert len(found.html.encode()) <= MOST_BYTES
     assert 0 < found.shown < 60 and found.cut == found.shown and found.left_out == 70 - found.shown
-    assert f"{found.left_out} more are left out" in found.html and f"{found.cut} of those shown are cut" in found.html
+    assert f"{found.left_out} more are omitted" in found.html
+    assert f"{found.cut} of the shown episodes are truncated" in found.html
 
 
 def test_many_long_runs_get_fewer_points_and_still_fit() -> None:

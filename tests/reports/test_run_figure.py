@@ -160,7 +160,7 @@ def test_a_sweep_has_mean_and_range_at_the_steps_all_seeds_have(tmp_path: Path) 
     assert {step for label, step, _ in table if label == "_λ = 0.05"} == {0, 4}
     texts = " ".join(_texts(plotted.svg))
     assert "λ = 0 (mean and min–max of 3 runs)" in texts
-    assert "_λ = 0.05 (mean and min–max of 3 runs; 1 without evaluation; at the steps that all have)" in texts
+    assert "_λ = 0.05 (mean and min–max of 3 runs; 1 without evaluation; at the steps common to all)" in texts
 
 
 def test_a_sweep_without_tasks_played_has_its_env_ce_and_a_note(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 "use strict";
-// The page says everything without this script: it makes the charts zoomable, shows one episode at a time and paints
-// how hard its tokens are. Data only ever becomes text.
+// The page is complete without this script, which makes the charts zoomable, shows one episode at a time and paints
+// the heat map. Data is inserted as text only.
 (() => {
   const findAll = (root, selector) => [...root.querySelectorAll(selector)];
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
@@ -12,7 +12,7 @@
     return made;
   }
 
-  // Charts: the drawing is that of charts.html, done again for the part of the steps that is in view.
+  // Charts: draws what charts.html draws, for the steps in view.
 
   function ticks(low, high, most, whole) {
     const power = 10 ** Math.floor(Math.log10((high - low) / most));
@@ -46,7 +46,7 @@
       if (seen.length) show(seen.reduce((a, b) => (Math.abs(b - at) < Math.abs(a - at) ? b : a)));
     };
 
-    // With the neighbour beyond each edge, so that lines run on to it.
+    // Includes the neighbour beyond each edge, so that lines reach the edge.
     const inView = (points) => points.filter((_, place) =>
       (points[place + 1] ?? points[place])[0] >= view[0] && (points[place - 1] ?? points[place])[0] <= view[1]);
 
@@ -136,7 +136,7 @@
       event.preventDefault();
       keys[event.key]();
     });
-    // Only where the chart has the focus: a page that scrolls must not get caught in it.
+    // Only if the chart has the focus, so that it does not capture the scrolling of the page.
     svg.addEventListener("wheel", (event) => {
       if (document.activeElement !== svg) return;
       event.preventDefault();
@@ -214,7 +214,7 @@
       for (const other of episodes) other.hidden = other !== episode;
       findAll(episode, ".text").forEach(split);
       heat.disabled = !episode.querySelector(".token");
-      readout.textContent = heat.disabled ? "No heat map of this episode." : "Point at a token, or press , and .";
+      readout.textContent = heat.disabled ? "No heat map for this episode." : "Point at a token, or press , and .";
       repaint();
       select.value = episode.id;
       const shown = listed();
