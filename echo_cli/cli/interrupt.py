@@ -12,12 +12,12 @@ from types import FrameType
 
 @dataclass
 class Interrupt:
-    """Which signal has asked for a stop, if any."""
+    """Number of the signal that requested a stop, if any."""
 
     signal_number: int | None = None
 
     def __call__(self) -> bool:
-        """Whether to stop after the present step."""
+        """Return whether to stop after the current step."""
         return self.signal_number is not None
 
     @property
@@ -28,7 +28,7 @@ class Interrupt:
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Catch SIGINT and SIGTERM for as long as the block runs.
+    """Catch SIGINT and SIGTERM while the block runs.
 
     Raises:
         SystemExit: at the second signal, with its exit code.
@@ -39,8 +39,8 @@ def interruptible() -> Iterator[Interrupt]:
         if interrupt.signal_number is not None:
             raise SystemExit(128 + number)
         interrupt.signal_number = number
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nstopping after this step; once more to stop now\n")
+        # Not print, which is not reentrant.
+        os.write(2, b"\nstopping after this step; interrupt again to stop now\n")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

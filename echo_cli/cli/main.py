@@ -1,4 +1,4 @@
-"""The command line: the commands under their names, and errors mapped to exit codes."""
+"""Entry point: registers the commands and maps errors to exit codes."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from echo_cli.text import escape_unprintable
 
 app = typer.Typer(
     name="echo-cli",
-    help="Train agents on what they write and on what their world writes back (ECHO).",
+    help="Train agents on their actions and their environment's outputs (ECHO).",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-# typer carries its own copy of click; the base of all its usage errors is reached through a public one.
+# typer vendors click; the base class of click's usage errors is reachable only through a public subclass.
 _UsageProblem: Any = typer.BadParameter.__mro__[2]
 
 
@@ -57,14 +57,14 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Train agents on what they write and on what their world writes back (ECHO)."""
+    """Train agents on their actions and their environment's outputs (ECHO)."""
     if context.invoked_subcommand is None:
         print(context.get_help(), file=sys.stderr)
         raise typer.Exit(2)
 
 
 app.command("train")(train)
-# λ may be negative to the parser, so unknown options pass as words and are refused by the command.
+# A negative λ looks like an option to the parser, so unknown options pass as words and the command refuses them.
 app.command("sweep-lambda", cls=SweepCommand, context_settings={"ignore_unknown_options": True})(sweep_lambda)
 app.command("eval-heldout")(eval_heldout)
 app.command("inspect")(inspect)
@@ -80,19 +80,19 @@ app.command("bench")(bench)
 
 @app.command("shell-hook")
 def shell_hook_command(
-    shell: Annotated[str, typer.Argument(metavar="bash|zsh|fish", help="The shell to print it for.")],
+    shell: Annotated[str, typer.Argument(metavar="bash|zsh|fish", help="Shell that runs the function.")],
 ) -> None:
-    """Print the function behind `echo train` at a prompt."""
+    """Print the shell function behind `echo train` at a prompt."""
     from echo_cli.cli.shell_hook import shell_hook
 
     sys.stdout.write(shell_hook(shell))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code. A traceback is only for bugs."""
+    """Run the command line and return the exit code. Only bugs cause a traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a λ on a terminal that is not UTF-8, a file name that is no text
+        if isinstance(stream, io.TextIOWrapper):  # for a λ without UTF-8, or an undecodable file name
             stream.reconfigure(errors="backslashreplace")
     try:
         with _unwound_by_signals():
@@ -110,17 +110,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except OSError as error:
         _drop_stdout()
-        if not isinstance(error, BrokenPipeError):  # of `... | head`, which has seen enough
+        if not isinstance(error, BrokenPipeError):  # as in `... | head`
             _complain(f"{error.filename or 'standard output'}: {error.strerror}", None)
         return 1
 
 
 @contextlib.contextmanager
 def _unwound_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP, where they would kill us, leave as Ctrl-C does: unfinished files go, children end.
+    """Exit on SIGTERM and SIGHUP as on Ctrl-C, removing unfinished files and ending children.
+
+    A signal that already has a handler, or is ignored, keeps its disposition.
 
     Raises:
-        SystemExit: at such a signal, with the exit code that shells report for it.
+        SystemExit: at such a signal, with the exit code that shells report.
     """
 
     def leave(number: int, _: FrameType | None) -> None:
@@ -145,16 +147,16 @@ def _complain(message: str, tip: str | None) -> None:
 
 
 def _usage(error: Any) -> tuple[str, str]:
-    """Message and tip for a usage error of typer, did-you-mean in the tip."""
+    """Return message and tip of a typer usage error, with did-you-mean in the tip."""
     if guesses := getattr(error, "possibilities", None):
         return error.message, f"did you mean {' or '.join(guesses)}?"
     message, _, guess = error.format_message().partition(" Did you mean ")
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "echo-cli"
-    return message, f"did you mean {guess}" if guess else f"{command} --help lists what it takes"
+    return message, f"did you mean {guess}" if guess else f"see {command} --help"
 
 
 def _drop_stdout() -> None:
-    """Let what could not be written go, so that Python does not try it again while it exits."""
+    """Discard unwritten output, so that Python does not retry the write at exit."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

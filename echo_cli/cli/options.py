@@ -1,4 +1,4 @@
-"""What the commands share: their options, and how an option, a path or a result is read or printed."""
+"""Options shared by the commands, and helpers that parse options and print results."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from echo_cli.text import escape_unprintable
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY.PATH=VALUE", help="Config overrides.")]
 ConfigName = Annotated[str | None, typer.Option("--config", help="Shipped config or YAML file.", metavar="NAME|FILE")]
-Steps = Annotated[str | None, typer.Option(help="Optimizer steps.", metavar="N")]
-Seed = Annotated[str | None, typer.Option(help="Seed of the run.", metavar="N")]
+Steps = Annotated[str | None, typer.Option(help="Number of optimizer steps.", metavar="N")]
+Seed = Annotated[str | None, typer.Option(help="Random seed of the run.", metavar="N")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", metavar="DEVICE")]
-OutputDir = Annotated[str | None, typer.Option(help="Folder of the run directories.", metavar="DIR")]
+OutputDir = Annotated[str | None, typer.Option(help="Parent folder of the run directory.", metavar="DIR")]
 RunName = Annotated[str | None, typer.Option(help="Name of the run directory.", metavar="NAME")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan, do nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan, then exit.")]
 
 
 def command_group(purpose: str) -> typer.Typer:
-    """A group of commands; without one of them it prints its help on stderr and exits with 2."""
+    """Return a command group that, without a command, prints its help on stderr and exits with 2."""
     group = typer.Typer(help=purpose, rich_markup_mode=None)
 
     @group.callback(invoke_without_command=True, help=purpose)
@@ -41,12 +41,12 @@ def command_group(purpose: str) -> typer.Typer:
 
 
 def print_json(value: Any) -> None:
-    """`value` as one line of strict JSON, null for what is not finite."""
+    """Print `value` as one line of strict JSON, with null for non-finite numbers."""
     print(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None)))
 
 
 def as_overrides(**values: str | None) -> list[str]:
-    """Command-line options as the overrides that they stand for."""
+    """Return command-line options as config overrides."""
     return [
         f"{key}={json.dumps(value) if key in _TEXTS else value}" for key, value in values.items() if value is not None
     ]
@@ -56,37 +56,43 @@ _TEXTS = {"output_dir", "run_name", "device"}
 
 
 def is_step(word: str) -> bool:
-    """Whether a word is a step's number; one with more digits than a step can have is not."""
+    """Return whether `word` is a step index of at most 18 digits."""
     return word.isascii() and word.isdecimal() and len(word) <= 18
 
 
 def checkpoint_named(name: str, names: Sequence[str] = ("best", "latest")) -> str | int:
-    """The checkpoint that a word of the command line is: one of `names`, or a step.
+    """Parse a checkpoint from the command line: one of `names`, or a step index.
 
     Raises:
-        EchoError: it is neither.
+        EchoError: `name` is neither.
     """
     if is_step(name):
         return int(name)
     if name not in names:
-        raise EchoError(f"no checkpoint '{escape_unprintable(name)}'", f"--checkpoint {', '.join(names)} or a step")
+        raise EchoError(
+            f"no checkpoint '{escape_unprintable(name)}'", f"set --checkpoint to {', '.join(names)} or a step"
+        )
     return name
 
 
 def refuse_options(context: typer.Context, words: Sequence[str]) -> None:
-    """λ may be negative to the parser, so it lets unknown options through as words."""
+    """Refuse unknown options, which the parser passes on as words because a negative λ looks like one.
+
+    Raises:
+        EchoError: a word begins with `--`.
+    """
     for word in words:
         if word.startswith("--"):
             known = [name for parameter in context.command.params for name in parameter.opts]
             nearest = difflib.get_close_matches(word.partition("=")[0], known, n=1)
-            tip = f"did you mean {nearest[0]}?" if nearest else f"{context.command_path} --help lists what it takes"
+            tip = f"did you mean {nearest[0]}?" if nearest else f"see {context.command_path} --help"
             raise EchoError(f"No such option: {word}", tip)
 
 
 def run_path(config: Config, default_name: str) -> Path:
     name = default_name if config.run_name is None else config.run_name
     if Path(name).name != name or name == ".." or not name.isprintable():
-        raise EchoError(f"'{name}' is not a run name", "a name without slashes; --output-dir says where")
+        raise EchoError(f"'{name}' is not a run name", "use a name without slashes; set its folder with --output-dir")
     return Path(config.output_dir) / name
 
 
@@ -97,7 +103,7 @@ def print_plans(runs: Sequence[tuple[Config, Path]], as_json: bool, *, sweep: bo
 
     for config, _ in runs:
         check_trackers(config.track)
-    # The files once, whatever the number of runs.
+    # Each trace file is indexed once, however many runs use it.
     read = {traces: index_traces(traces) for traces in {config.traces for config, _ in runs} if traces is not None}
     plans = [
         {

@@ -1,11 +1,11 @@
 """The shell function behind `echo train …` at an interactive prompt.
 
-No program called `echo` is installed: a shell's builtin would win anyway, and one on PATH would corrupt what
-make, xargs and terminal environments print. This function stands in front of the builtin instead, and only
-where a person types. A call goes to `echo-cli` when it is made at the prompt itself (not inside a function,
-a script or a sourced file) and reads as a command line of ours:
+No program called `echo` is installed: the shell's builtin takes precedence over it, and an `echo` on PATH would
+corrupt the output of make, xargs and terminal environments. Instead, this function shadows the builtin at the
+prompt. A call is routed to `echo-cli` if it is typed at the prompt itself (not inside a function, a script or a
+sourced file) and reads as an echo-cli command line:
 
-- `sweep-lambda …` and `eval-heldout …`: always, no text begins so;
+- `sweep-lambda …` and `eval-heldout …`: always, since no text begins this way;
 - `train …` and `plot …`: when the next word is an option, a `key.path=value` or an existing path;
 - `train` and `plot` alone: when standard output is a terminal.
 
@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from echo_cli.errors import EchoError
 
-# Sets no option and no variable, so that the builtin sees the user's shell as it was; `[` rather than `[[`
-# because `shopt -s nocasematch` changes the latter. Plain POSIX, the same for bash and zsh.
+# Sets no option and no variable, so that the builtin runs in an unchanged shell; `[` rather than `[[`, which
+# `shopt -s nocasematch` changes. Plain POSIX, shared by bash and zsh.
 _ROUTES = """\
 function _echo_cli_routes {
   if [ "${1-}" = sweep-lambda ] || [ "${1-}" = eval-heldout ]; then return 0; fi
@@ -39,8 +39,8 @@ function _echo_cli_routes {
 }
 """
 
-# `function echo {`, not `echo() {`: an alias called echo would be expanded in the latter.
-# In $-, i is an interactive shell and c one started with -c. FUNCNAME also counts `source` and a script's main.
+# `function echo {`, not `echo() {`, in which an alias named echo would be expanded.
+# In $-, i means interactive and c means started with -c. FUNCNAME also counts `source` and a script's main.
 _BASH = f"""\
 {_ROUTES}
 function echo {{
@@ -58,7 +58,7 @@ function echo {{
 """
 
 # ZSH_EVAL_CONTEXT names every function, file, eval, command substitution and -c between the prompt and here.
-# shinstdin: `zsh -i file` is interactive too, but no one types there.
+# shinstdin: `zsh -i file` is interactive too, but reads no prompt.
 _ZSH = f"""\
 {_ROUTES}
 function echo {{
@@ -70,8 +70,8 @@ function echo {{
 }}
 """
 
-# `status stack-trace` starts each frame at the margin and indents its call site; two frames are this function
-# and the substitution that asks. The words are translated, so they are counted and not read.
+# `status stack-trace` starts each frame at the margin and indents its call site; the two expected frames are this
+# function and the command substitution. The text is localised, so frames are counted, not parsed.
 # `command test`: fish's own `test -t 1` asks about the shell's standard output, not the function's.
 _FISH = """\
 function _echo_cli_routes
@@ -100,9 +100,10 @@ _HOOKS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 
 def shell_hook(shell: str) -> str:
-    """The source text that defines `echo` (and its helper `_echo_cli_routes`) in `shell`: bash, zsh or fish.
+    """Return the source that defines `echo` and its helper `_echo_cli_routes` in bash, zsh or fish.
 
-    Raises EchoError for any other shell.
+    Raises:
+        EchoError: another shell.
     """
     if shell not in _HOOKS:
         raise EchoError(f"no shell hook for {shell!r}", f"choose one of: {', '.join(_HOOKS)}")

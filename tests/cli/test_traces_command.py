@@ -78,7 +78,7 @@ def test_skip_bad_counts_by_reason(folder: Path, capsys: pytest.CaptureFixture[s
     none, broken = result["refused"]
     assert none == {"reason": "no messages", "count": 2, "first": "bad.jsonl:2"}
     assert (broken["count"], broken["first"]) == (1, "bad.jsonl:5")
-    assert captured.err.splitlines()[0] == "left out 2: no messages, first at bad.jsonl:2"
+    assert captured.err.splitlines()[0] == "skipped 2: no messages, first at bad.jsonl:2"
 
 
 def test_nothing_to_import_is_an_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

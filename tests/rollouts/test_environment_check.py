@@ -363,7 +363,7 @@ def test_the_check_of_the_toy_terminal_prints_or_gives_json(capsys: pytest.Captu
     assert main(["env", "check", "toy"]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    assert "nothing that will hurt was found" in printed.out
+    assert "no problems found" in printed.out
     assert re.search(r"^action +\| answer: ", printed.out, re.MULTILINE)
     assert main(["env", "check", "toy", "--json", "environment.toy_terminal.families=[key]"]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -228,7 +228,7 @@ def test_the_second_signal_stops_the_cells_now(tmp_path: Path, number: signal.Si
     (child,) = _children(process.pid)
     os.kill(child, signal.SIGSTOP)  # it will not answer the first request
     process.send_signal(number)
-    assert any("once more to stop now" in line for line in process.stderr)
+    assert any("interrupt again to stop now" in line for line in process.stderr)
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == 128 + number

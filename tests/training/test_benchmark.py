@@ -173,7 +173,7 @@ def test_a_config_without_explorers_or_lambda_is_compared_at_some_lambda_and_tol
     words = ["rollout.explorers=0", "objective.world_model_coeff=0"]
     assert main(["bench", *TINY, *words, "--repeats", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "λ is 0 at the first step of this config; 0.05 stands for λ > 0" in printed
+    assert "λ is 0 at the first step of this config; 0.05 is used for λ > 0" in printed
     assert "explorers" not in printed
     table = [line for line in printed.splitlines() if line.startswith(" λ = ")]
     assert [line.split("  ")[0].strip() for line in table] == [v.label for v in bench.variants(_config(*words))]
@@ -193,7 +193,7 @@ def test_without_an_rl_term_there_is_nothing_to_compare_with(capsys: pytest.Capt
 @pytest.mark.usefixtures("no_processes")
 def test_traces_are_not_timed_and_said_to_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *TINY, "traces.path=none.jsonl", "--repeats", "1"]) == 0
-    assert "the config's traces are left out" in capsys.readouterr().out
+    assert "the config's traces are omitted" in capsys.readouterr().out
     assert main(["bench", *ALONE, "traces.path=none.jsonl"]) == 2
     assert error_of(capsys.readouterr().err)[1] == "choose a --config with an environment"
 

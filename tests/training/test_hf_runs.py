@@ -127,7 +127,7 @@ def test_a_merged_export_is_one_model_with_the_logits_of_both(
         assert not out.exists()
         return
     assert main(["export", str(run), "--output", str(out), "--merge", "--checkpoint", "latest"]) == 0
-    assert "base and adapter as one model, of step 3" in capsys.readouterr().out
+    assert "base and adapter as one model, step 3" in capsys.readouterr().out
     assert not list(out.glob("adapter*"))
     with torch.no_grad():
         merged = AutoModelForCausalLM.from_pretrained(out)

@@ -14,13 +14,13 @@ from echo_cli.config.loader import find_config, load_config
 def bench(
     overrides: Overrides = None,
     config: ConfigName = None,
-    repeats: Annotated[int, typer.Option(help="Timed repeats, after a warm-up.", metavar="N", min=1)] = 15,
+    repeats: Annotated[int, typer.Option(help="Number of timed repeats after a warm-up.", metavar="N", min=1)] = 15,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure what the env term costs, in seconds and memory.
+    """Measure the cost of the env term in seconds and memory.
 
-    λ = 0, λ > 0 and a second pass, on the same rollouts. Nothing is trained or written.
+    Compares λ = 0, λ > 0 and a second pass on the same rollouts. Nothing is trained or written.
     """
     from echo_cli.training import benchmark as measure
 

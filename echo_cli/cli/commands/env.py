@@ -1,4 +1,4 @@
-"""`echo-cli env`: look at an environment before training in it."""
+"""`echo-cli env`: check an environment before training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from echo_cli.cli.options import AsJson, Overrides, command_group, print_json
 from echo_cli.config.loader import find_config, load_config
 
-env = command_group("Environments: look at one before training in it.")
+env = command_group("Environments: check one before training.")
 
 
 @env.command("check")
@@ -18,9 +18,9 @@ def check(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Play an episode of a config's environment and say what will hurt.
+    """Play one episode in a config's environment and report problems.
 
-    The transcript has the roles that training sees. Nothing is written.
+    The transcript shows the roles as training uses them. Nothing is written.
     """
     loaded = load_config(find_config(config), overrides or [])
 

@@ -13,14 +13,14 @@ from echo_cli.text import escape_unprintable
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the model.", metavar="DIR")],
-    checkpoint: Annotated[str, typer.Option(help="best, latest or a step.", metavar="NAME|N")] = "best",
-    merge: Annotated[bool, typer.Option("--merge", help="Add a LoRA adapter to its base.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder.", metavar="DIR")],
+    checkpoint: Annotated[str, typer.Option(help="Checkpoint: best, latest or a step.", metavar="NAME|N")] = "best",
+    merge: Annotated[bool, typer.Option("--merge", help="Merge a LoRA adapter into its base.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a checkpoint's model and its tokenizer to a folder.
+    """Write a checkpoint's model and tokenizer to a folder.
 
-    Of a Hugging Face model, what `from_pretrained` loads: the model, or the adapter.
+    A Hugging Face model or adapter is written in the format that `from_pretrained` loads.
     """
     which = checkpoint_named(checkpoint)
 
@@ -32,4 +32,4 @@ def export(
         print_json({"output": str(written.folder), "kind": written.kind, "step": written.step, "files": files})
     else:
         what = {"model": "the model", "adapter": "the adapter", "merged": "base and adapter as one model"}[written.kind]
-        print(f"{escape_unprintable(written.folder)}: {what}, of step {written.step}")
+        print(f"{escape_unprintable(written.folder)}: {what}, step {written.step}")

@@ -13,12 +13,14 @@ from echo_cli.text import escape_unprintable
 
 def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File or folder.", metavar="PATH")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Output file or folder.", metavar="PATH")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw the curves of one or more runs.
 
-    env-CE, reward and pass@1 against the step: PNG, SVG and the CSV behind them.
+    Writes env-CE, reward and pass@1 by step as PNG and SVG, and the points as CSV.
     """
     from echo_cli.reports.run_figure import plot_run
 

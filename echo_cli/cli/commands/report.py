@@ -14,20 +14,22 @@ from echo_cli.text import escape_unprintable
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File or folder.", metavar="PATH")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Output file or folder.", metavar="PATH")
+    ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="Of the heat maps: best (default), latest or a step.", metavar="NAME")
+        str | None, typer.Option(help="Policy after training: best (default), latest or a step.", metavar="NAME")
     ] = None,
     episodes: Annotated[
-        int, typer.Option(help="Most episodes of a run that are scored and shown.", metavar="N", min=0)
+        int, typer.Option(help="Maximum number of episodes scored and shown per run.", metavar="N", min=0)
     ] = 60,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write runs as one HTML page that needs no network.
+    """Write a report on runs as one self-contained HTML page.
 
-    Curves to zoom, the summary with intervals, config differences, role shares, and episodes to page through, with how
-    hard each token was before and after training.
+    It contains curves, a summary with intervals, config differences, role shares, and episodes with the nats of each
+    token before and after training.
     """
     which = None if checkpoint is None else checkpoint_named(checkpoint)
     from echo_cli.reports.report import write_report

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class SweepCommand(TyperCommand):
-    """Takes all the words after `--seeds` as its value."""
+    """Command whose option `--seeds` takes all the words after it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         from echo_cli.sweeps.plan import join_seeds
@@ -54,9 +54,11 @@ def sweep_lambda(
     config: ConfigName = None,
     seeds: Annotated[
         list[str] | None,
-        typer.Option(help="Seeds of every λ: 0 1 2, up to the next option or override; or 0,1,2.", metavar="SEEDS"),
+        typer.Option(help="Seeds for every λ: 0,1,2, or 0 1 2 up to the next option or override.", metavar="SEEDS"),
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Runs at a time, which share the CPU cores.", metavar="N", min=1)] = 1,
+    jobs: Annotated[
+        int, typer.Option(help="Number of parallel runs, which share the CPU cores.", metavar="N", min=1)
+    ] = 1,
     steps: Steps = None,
     seed: Seed = None,
     device: Device = None,
@@ -66,20 +68,20 @@ def sweep_lambda(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train once per λ and seed, and compare.
+    """Train once per λ and seed, and compare the runs.
 
-    Every run is a process with a folder of its own. One that is finished is not run again, one that was stopped goes on
-    where it was, and one that fails does not cost the others: the same command again does what is missing.
+    Each run has its own process and folder. Repeat the command to complete a sweep: finished runs are kept, stopped
+    runs resume, and a failed run does not affect the others.
 
-    Differs from train: the gradients of the two terms are compared every 10 steps (probe_every, 0 to leave it), and
-    held-out tasks are played at every evaluation (evaluation.pass_every). Neither changes the training.
+    Unlike train, a sweep compares the gradients of the two terms every 10 steps (probe_every; 0 disables it) and plays
+    the held-out tasks at every evaluation (evaluation.pass_every). Neither changes the training.
     """
     from echo_cli.sweeps.plan import parse_seeds, parse_words, plan_cells, sweep_config
 
     refuse_options(context, words or [])
     coeffs, overrides = parse_words(words or [])
     if seeds is not None and (seed is not None or any(word.startswith("seed=") for word in overrides)):
-        raise EchoError("--seeds and a seed exclude each other", "name every seed after --seeds")
+        raise EchoError("--seeds and a seed exclude each other", "list all seeds after --seeds")
     options = as_overrides(steps=steps, seed=seed, device=device, output_dir=output_dir, run_name=run_name)
     source = find_config("toy" if config is None else config)
     configs = [
@@ -120,7 +122,7 @@ def _train(
     if missing:
         config = cells[0].config
         print(
-            f"sweep: {len(missing)} of {len(cells)} runs to do, {min(jobs, len(missing))} at a time, threads="
+            f"sweep: {len(missing)} of {len(cells)} runs to do, {min(jobs, len(missing))} in parallel, threads="
             f"{config.threads} each; probe_every={config.probe_every}, "
             f"evaluation.pass_every={config.evaluation.pass_every}",
             file=sys.stderr,
@@ -164,7 +166,11 @@ def _report(
 
 
 def _complain(cells: Sequence[Cell], outcomes: Mapping[str, CellStatus]) -> None:
-    """Raise the error that says which cells did not finish, if any: exit code 3 if all of them broke, else 1."""
+    """Report cells that did not finish.
+
+    Raises:
+        EchoError: a cell failed (exit code 1), or some diverged or collapsed and none failed (exit code 3).
+    """
     from echo_cli.sweeps.plan import BROKEN
     from echo_cli.sweeps.runner import log_path
 
@@ -173,7 +179,7 @@ def _complain(cells: Sequence[Cell], outcomes: Mapping[str, CellStatus]) -> None
         first = failed[0]
         raise EchoError(
             f"{len(failed)} of {len(cells)} runs failed, the first: {first.title}: {outcomes[first.name].error}",
-            f"see {log_path(first)}; the same command again does what is missing",
+            f"see {log_path(first)}, then repeat the command to complete the sweep",
             exit_code=1,
         )
     broken = [f"{cell.title} {status}" for cell in cells if (status := outcomes[cell.name].status) in BROKEN]

@@ -13,31 +13,33 @@ from echo_cli.cli.options import AsJson, Overwrite, command_group, print_json
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable
 
-traces = command_group("Trajectory files: from others' traces, and for other tools.")
+traces = command_group("Trajectory files: import traces, export for other tools.")
 
-Output = Annotated[str, typer.Option("--output", "-o", help="File to write; - is stdout.", metavar="OUT.jsonl")]
+Output = Annotated[str, typer.Option("--output", "-o", help="Output file; - is stdout.", metavar="OUT.jsonl")]
 _STDOUT = "-"
 
 
 @traces.command("import")
 def import_(
-    name: Annotated[str, typer.Argument(metavar="FORMAT", help="`traces formats` lists them.")],
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Files in that format.")],
+    name: Annotated[str, typer.Argument(metavar="FORMAT", help="Input format; `traces formats` lists them.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Input files.")],
     output: Output,
     prompt: Annotated[
-        str | None, typer.Option(help="What a shell prompt looks like, in a cast without input.", metavar="REGEX")
+        str | None, typer.Option(help="Pattern of a shell prompt, for a cast without input events.", metavar="REGEX")
     ] = None,
     warning: Annotated[
-        str | None, typer.Option(help="What in an observation is the harness's, not the world's.", metavar="REGEX")
+        str | None, typer.Option(help="Pattern of harness text in observations; its role is warning.", metavar="REGEX")
     ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count what cannot be placed, and go on.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Skip and count records that cannot be imported.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the traces of others as a trajectory file.
+    """Import recorded traces into a trajectory file.
 
-    It is text with roles, byte for byte as it was recorded. What has no place stops the import, with file, line and
-    reason; nothing is written then.
+    The file contains text with roles, byte for byte as recorded. A record that cannot be imported is an error with
+    file, line and reason, and nothing is written.
     """
     _check_stdout(output, as_json)
     from echo_cli.traces.builder import ImportOptions
@@ -47,32 +49,34 @@ def import_(
     result = import_traces(name, files, _path(output), options, skip_bad=skip_bad, overwrite=overwrite)
     refused = [(reason, count, result.first_refused[reason]) for reason, count in result.refused.most_common()]
     for reason, count, first in refused:
-        print(f"left out {count}: {escape_unprintable(reason)}, first at {escape_unprintable(first)}", file=sys.stderr)
+        print(f"skipped {count}: {escape_unprintable(reason)}, first at {escape_unprintable(first)}", file=sys.stderr)
     if as_json:
         record = {"output": output, "format": name, "files": len(files), "traces": result.traces}
         reasons = [{"reason": reason, "count": count, "first": first} for reason, count, first in refused]
         print_json({**record, "segments": result.segments, "bytes": result.bytes, "refused": reasons})
         return
     sizes = ", ".join(f"{role} {size}" for role, size in result.bytes.items())
-    left_out = f", left out: {result.refused.total()}" if refused else ""
-    _say(output, f"traces: {result.traces}, segments: {result.segments}{left_out}; bytes: {sizes}")
+    skipped = f", skipped: {result.refused.total()}" if refused else ""
+    _say(output, f"traces: {result.traces}, segments: {result.segments}{skipped}; bytes: {sizes}")
 
 
 @traces.command("export")
 def export(
-    sources: Annotated[list[Path], typer.Argument(metavar="FILE|RUN|POOL", help="Where trajectories are.")],
-    to: Annotated[str, typer.Option(help="echo, openai or masks.", metavar="echo|openai|masks")],
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="FILE|RUN|POOL", help="Files, runs or pools with trajectories.")
+    ],
+    to: Annotated[str, typer.Option(help="Output format.", metavar="echo|openai|masks")],
     output: Output,
     config: Annotated[
         str | None,
-        typer.Option(help="Of masks: whose tokenizer; the files' own ids by default.", metavar="NAME|FILE"),
+        typer.Option(help="Config whose tokenizer masks use; default: the files' token ids.", metavar="NAME|FILE"),
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write trajectories for other tools.
+    """Export trajectories for other tools.
 
-    In our form, as OpenAI-style messages, or as token ids with a mask for each role.
+    Writes a trajectory file (echo), OpenAI-style messages (openai), or token ids with a mask per role (masks).
     """
     _check_stdout(output, as_json)
     from echo_cli.traces.exporting import Target, export_traces
@@ -81,22 +85,22 @@ def export(
     if target is None:
         raise EchoError(f"no target '{to}'", f"--to is one of {', '.join(get_args(Target))}")
     if config is not None and target != "masks":
-        raise EchoError(f"--config has no effect with --to {to}", "it says whose tokens masks are in")
+        raise EchoError(f"--config has no effect with --to {to}", "--config sets the tokenizer of --to masks")
     result = export_traces(sources, target, _path(output), config=config, overwrite=overwrite)
     masks = {} if result.tokenizer is None else {"tokenizer": result.tokenizer, "tokens": dict(result.tokens)}
     if as_json:
         print_json({"output": output, "to": to, "traces": result.traces, "lines": result.lines, **masks})
         return
-    tokens = "" if result.tokenizer is None else f"; tokens: {_tokens_of(result.tokenizer)}"
-    _say(output, f"traces: {result.traces}, lines: {result.lines}{tokens}")
+    tokenizer = "" if result.tokenizer is None else f"; tokenizer: {_shown_tokenizer(result.tokenizer)}"
+    _say(output, f"traces: {result.traces}, lines: {result.lines}{tokenizer}")
 
 
 @traces.command("formats")
 def formats(
-    name: Annotated[str | None, typer.Argument(metavar="FORMAT", help="One of them alone.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="FORMAT", help="Print this format only.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the formats of `import`, and which text has which role."""
+    """Print the formats of `import` and their role rules."""
     from echo_cli.traces.importing import FORMATS, format_named
 
     rules = {known: format_named(known).ROLES for known in (FORMATS if name is None else [name])}
@@ -121,13 +125,13 @@ def _path(output: str) -> Path | None:
 
 def _check_stdout(output: str, as_json: bool) -> None:
     if output == _STDOUT and as_json:
-        raise EchoError("--output - and --json both write to stdout", "give --output a file")
+        raise EchoError("--output - and --json both write to stdout", "set --output to a file")
 
 
 def _say(output: str, what: Any) -> None:
-    """Print a result: on stderr where stdout has the traces."""
+    """Print a result, on stderr if the traces are on stdout."""
     print(f"{escape_unprintable(output)}: {what}", file=sys.stderr if output == _STDOUT else sys.stdout)
 
 
-def _tokens_of(tokenizer: str) -> str:
-    return "the files' own" if tokenizer == "own" else f"of the config {escape_unprintable(tokenizer)}"
+def _shown_tokenizer(tokenizer: str) -> str:
+    return "the files' own" if tokenizer == "own" else f"config {escape_unprintable(tokenizer)}"

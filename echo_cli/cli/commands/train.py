@@ -39,25 +39,28 @@ def train(
     config: ConfigName = None,
     steps: Steps = None,
     seed: Seed = None,
-    coeff: Annotated[str | None, typer.Option("--lambda", help="Weight of the env term.", metavar="X")] = None,
+    coeff: Annotated[str | None, typer.Option("--lambda", help="Weight λ of the env term.", metavar="X")] = None,
     device: Device = None,
     output_dir: OutputDir = None,
     run_name: RunName = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in its directory.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in its directory.")] = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
-    parent: Annotated[int | None, typer.Option(help="Stop and save once this process is gone.", hidden=True)] = None,
-    group: Annotated[str | None, typer.Option(help="What trackers show the run with.", hidden=True)] = None,
+    parent: Annotated[int | None, typer.Option(help="Process id; save and stop when it ends.", hidden=True)] = None,
+    group: Annotated[str | None, typer.Option(help="Group of the run in trackers.", hidden=True)] = None,
 ) -> None:
-    """Train a policy on its actions and its world's answers.
+    """Train a policy on its actions and its environment's outputs.
 
     L = L_GRPO(action tokens) + λ · CE(environment tokens)
     """
     from echo_cli.sweeps.plan import parse_coeff
 
     if resume and overwrite:
-        raise EchoError("--resume and --overwrite exclude each other", "continue the run, or replace it")
+        raise EchoError(
+            "--resume and --overwrite exclude each other",
+            "omit --overwrite to continue the run, --resume to replace it",
+        )
     words = [
         *(overrides or []),
         *as_overrides(steps=steps, seed=seed, device=device, output_dir=output_dir, run_name=run_name),
@@ -95,14 +98,14 @@ def train(
 
 
 def _load(name: str | None, words: list[str], resume: bool) -> tuple[Config, Path]:
-    """The config of a run and the run's directory. Without --config, a resumed run keeps its own config."""
+    """Return the config and the directory of a run. Without --config, a resumed run keeps its own config."""
     source = find_config("toy" if name is None else name)
     config = load_config(source, words)
     path = run_path(config, f"{source.stem}-seed{config.seed}")
     if resume:
         from echo_cli.runs.directory import is_half_made, open_run
 
-        # A run killed while it was made has no config of its own: it starts with this one.
+        # A run killed during its creation has no config of its own, so it starts with this one.
         if not is_half_made(path):
             own = open_run(path)
             if name is None:

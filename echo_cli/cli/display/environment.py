@@ -1,4 +1,4 @@
-"""What `env check` prints. Text that came from the environment is data: control characters are made visible."""
+"""Output of `env check`. Text from the environment is data: control characters are made visible."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SCRIPTS = {
 
 
 def print_check(report: CheckReport) -> None:
-    """The environment, one episode of it, and what will hurt."""
+    """Print the environment, one of its episodes, and the findings."""
     print(f"environment: {escape_unprintable(report.description.name)}")
     print(f"sessions: {'any number' if report.sessions is None else report.sessions}")
     print(f"tasks: {', '.join(f'{count} {split}' for split, count in report.tasks.items())}")
@@ -37,20 +37,20 @@ def print_check(report: CheckReport) -> None:
     print(transcript(report.trajectory, coloured=has_colours()))
     _print_tokens(report)
     of_steps = ", ".join(map(_reward, report.step_rewards)) or "none"
-    print(f"rewards: {of_steps}; the episode's: {_reward(report.trajectory.reward)}")
+    print(f"step rewards: {of_steps}; episode reward: {_reward(report.trajectory.reward)}")
     step = "no step" if report.step_seconds is None else f"step {report.step_seconds * 1000:.1f} ms (median)"
     print(f"time: reset {report.reset_seconds * 1000:.1f} ms, {step}")
     faults = ", ".join(f"{count} {name}" for name, count in report.faults.items() if count)
     print(f"faults: {faults or 'none'}")
     if not report.findings:
-        print("\nnothing that will hurt was found")
+        print("\nno problems found")
     for finding in report.findings:
         message, tip = (escape_unprintable(text, keep=LINES) for text in (finding.message, finding.tip))
         print(f"\nwarning: {message}\n  tip: {tip}")
 
 
 def schema_lines(schema: JsonObject) -> Iterator[str]:
-    """The fields of a JSON schema, one a line: name, type, whether it must be given, and what it is without."""
+    """Yield a line per field of a JSON schema: name, type, and "required" or the default."""
     fields, required = schema.get("properties"), schema.get("required")
     if not isinstance(fields, dict) or not fields:
         yield "no fields listed"

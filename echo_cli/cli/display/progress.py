@@ -1,4 +1,4 @@
-"""How a sweep goes, on stderr: a live table on a terminal, plain lines elsewhere; read from the cells' metrics."""
+"""Progress of runs and sweeps on stderr: live on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _SHOWN_KEYS = ("heldout/env_ce", "train/reward")
 _NO_ROW = -1
 _ACTIVE = {"running", "stopping"}
 _FRAME = 5
-"""Lines of the live table around its rows, and the cursor's."""
+"""Lines of the live table besides its rows, cursor line included."""
 _LEAST_COLUMNS = 3
 _WIDE = 1000
 
 
 @contextmanager
 def sweep_progress(cells: Sequence[Cell]) -> Iterator[Callable[[Outcomes], None]]:
-    """Shows the outcomes of `cells` as they are given to it, with what their metrics.jsonl have gained since."""
+    """Yield a function that shows the outcomes of `cells`, with the new rows of their metrics.jsonl."""
     followed = [Followed(cell) for cell in cells]
     for one in followed:
         one.read()
@@ -48,7 +48,7 @@ def sweep_progress(cells: Sequence[Cell]) -> Iterator[Callable[[Outcomes], None]
 
 
 class Followed:
-    """A cell's metrics file, read again when it has changed."""
+    """A cell's metrics file, reread when it changes."""
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
@@ -58,7 +58,7 @@ class Followed:
         self._stamp: tuple[int, int] | None = None
 
     def read(self) -> list[Row]:
-        """The rows that came since; a run that went back to a checkpoint, or to its start, gives its rows again."""
+        """Return the rows since the last call; a run that restarts, from a checkpoint or from 0, repeats rows."""
         if not self._path.is_file():
             return []
         stat = self._path.stat()
@@ -67,7 +67,7 @@ class Followed:
         self._stamp = stat.st_mtime_ns, stat.st_size
         try:
             rows = list(read_jsonl(self._path))
-        except EchoError:  # of a damaged file; the cell's own process says so, or --overwrite replaces it
+        except EchoError:  # a damaged file: the cell's own process reports it, or --overwrite replaces it
             return []
         last = rows[-1]["step"] if rows else _NO_ROW
         new = [row for row in rows if row["step"] > self.step]
@@ -77,7 +77,7 @@ class Followed:
 
 
 def _print_lines(followed: Sequence[Followed], outcomes: Outcomes, before: dict[str, CellStatus]) -> None:
-    """Print what is new since `before`, which becomes `outcomes`."""
+    """Print what changed from `before` to `outcomes`, then update `before`."""
     for one in followed:
         outcome, earlier = outcomes[one.cell.name], before.get(one.cell.name, CellStatus("waiting"))
         if outcome.status == "running" and outcome != earlier:
@@ -92,7 +92,7 @@ def _print_lines(followed: Sequence[Followed], outcomes: Outcomes, before: dict[
 
 
 def live_table(console: Console, followed: Sequence[Followed], outcomes: Outcomes) -> Table:
-    """The live table, as much of it as the terminal has room for: cells that run come first, the last columns go."""
+    """Return the live table, cut to the terminal: running cells have priority, the last columns are dropped."""
     for one in followed:
         one.read()
     shown = _fitting(followed, outcomes, console.height - _FRAME)
@@ -115,7 +115,7 @@ def live_table(console: Console, followed: Sequence[Followed], outcomes: Outcome
 
 
 def _fitting(followed: Sequence[Followed], outcomes: Outcomes, room: int) -> list[Followed]:
-    """The cells that fit into `room` lines, those that run first, in their order."""
+    """Return the cells that fit into `room` lines, in order; running cells have priority."""
     by_need = sorted(followed, key=lambda one: outcomes[one.cell.name].status not in _ACTIVE)
     kept = by_need[: max(room, 1)]
     return [one for one in followed if one in kept]
@@ -138,7 +138,7 @@ PLAIN_INTERVAL = 10
 
 @contextmanager
 def progress(total: int, label: str) -> Iterator[Callable[[Row], None]]:
-    """Shows the rows of a run of `total` steps as they are given to it."""
+    """Yield a function that shows the metrics rows of a run of `total` steps."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
 
@@ -170,12 +170,12 @@ def progress(total: int, label: str) -> Iterator[Callable[[Row], None]]:
 
 
 def _whole(width: int) -> Column:
-    """A column that a narrow terminal does not cut; the values at the end of the line are cut first."""
+    """Return a column that a narrow terminal does not cut; the values at the end of the line are cut instead."""
     return Column(min_width=width, no_wrap=True)
 
 
 def print_plain(row: Row, total: int, label: str) -> None:
-    """A line on stderr, if the row is one that gets one."""
+    """Print a line on stderr for an evaluation, for every `PLAIN_INTERVAL`th step and for the last."""
     evaluated = row.get("heldout/env_ce") is not None
     if evaluated or row["step"] % PLAIN_INTERVAL == 0 or row["step"] == total:
         values = ", ".join(f"{name} {value}" for name, value in _values(row).items())
@@ -183,7 +183,7 @@ def print_plain(row: Row, total: int, label: str) -> None:
 
 
 def _notices(row: Row, label: str) -> list[str]:
-    """The alarms of a row (collapse.py), one line each, and a line on what went wrong with the environment."""
+    """Return a line per alarm of a row (collapse.py), and a line on its environment faults, if any."""
     lines = [
         f"{label}: warning at step {row['step']}: {warning['signal']}: {warning['reason']}"
         for warning in row["warnings"]
@@ -192,13 +192,13 @@ def _notices(row: Row, label: str) -> list[str]:
     return [*lines, f"{label}: environment at step {row['step']}: {', '.join(faults)}"] if faults else lines
 
 
-# Refused and failed actions are the policy's, and in the metrics alone.
+# Refused and failed actions are the policy's doing; they are only in the metrics.
 _FAULTS = {
-    "unavailable": "attempts in vain, tried again",
+    "unavailable": "failed attempts, retried",
     "sessions_lost": "sessions lost",
-    "topped_up": "rollouts played again",
+    "topped_up": "rollouts repeated",
     "unrewarded": "rollouts without a reward",
-    "groups_dropped": "groups left out of the RL term",
+    "groups_dropped": "groups excluded from the RL term",
 }
 
 

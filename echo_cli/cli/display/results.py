@@ -1,4 +1,4 @@
-"""What the commands print when they are done: the tables of a run, a sweep, a pool and a benchmark."""
+"""Results of the commands: tables of a run, a sweep, a pool and a benchmark."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NARROW = 100
 
 
 def print_run(summary: Summary, folder: str) -> None:
-    """The table that ends `train`, and where the files are."""
+    """Print the result table of `train`, and the paths of its files."""
     held, ood = summary["heldout"], summary["ood"]
     best = held["best"]
     table = new_table("", "before", f"best (step {best['step']})" if best else "best", "last")
@@ -46,7 +46,7 @@ def print_run(summary: Summary, folder: str) -> None:
 
 
 def print_sweep(tables: Sequence[SweepTable], notes: Sequence[str], rule: Sequence[str], report: str) -> None:
-    """The tables of `sweep-lambda`, what they mean and where more is."""
+    """Print the tables of `sweep-lambda`, the notes and the rule that explain them, and the report's path."""
     for found in tables:
         table = new_table(*found.columns)
         table.padding = (0, 0, 0, 1)  # fits 100 columns
@@ -60,7 +60,7 @@ def print_sweep(tables: Sequence[SweepTable], notes: Sequence[str], rule: Sequen
 
 
 def print_pool(manifest: Manifest) -> None:
-    """What a pool holds, by role, and where it comes from."""
+    """Print a pool's content by role, and its provenance."""
     contents, made = manifest.contents, manifest.provenance
     total = sum(contents.bytes.values())
     table = new_table("", "bytes", "share", "tokens")
@@ -89,7 +89,7 @@ def print_pool(manifest: Manifest) -> None:
 
 
 def print_bench(result: Mapping[str, Any]) -> None:
-    """The table of `bench`, how it was measured, and the sentence that it comes to."""
+    """Print the table of `bench`, how it was measured, and its conclusion."""
     table = new_table(
         *("variant", "rollouts", "tokens", "update, s", "range", "/ λ = 0", "95 %"),
         *("step, s", "/ λ = 0", "tokens/s\nof update", "peak, MB"),
@@ -113,12 +113,12 @@ def print_bench(result: Mapping[str, Any]) -> None:
     print(
         f"{result['device']}; CPU threads: {result['threads']}; medians of {result['repeats']} repeats after a warm-up"
     )
-    print("a step is its rollouts and its update; ratios are paired within each repeat, on the same rollouts")
+    print("a step is rollouts and update; ratios are paired within each repeat, on the same rollouts")
     print(f"memory: {result['memory']}")
     if result["traces_left_out"]:
-        print("the config's traces are left out: in training their tokens are in every update too")
+        print("the config's traces are omitted; in training, every update contains their tokens too")
     if not result["lambda_from_config"]:
-        print(f"λ is 0 at the first step of this config; {result['lambda']:g} stands for λ > 0")
+        print(f"λ is 0 at the first step of this config; {result['lambda']:g} is used for λ > 0")
     print(result["sentence"])
 
 

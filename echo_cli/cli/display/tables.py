@@ -1,4 +1,4 @@
-"""What the commands print: tables of results, as plain text that also reads well in a file.
+"""Tables of results, as plain text that is also readable in a file.
 
 Text that came from an environment or a model is data: control characters are made visible.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def new_table(*columns: str) -> Table:
-    """A table of text on the left and figures on the right."""
+    """Return an empty table; its first column is left-aligned, the others are right-aligned."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(Text(column), justify="left" if number == 0 else "right", no_wrap=True)
@@ -26,18 +26,18 @@ def new_table(*columns: str) -> Table:
 
 
 def print_table(table: Table) -> None:
-    """Print on stdout."""
-    # Wide enough that no figure is cut, on a narrow terminal too.
+    """Print `table` on stdout."""
+    # Wide enough that a narrow terminal does not cut figures.
     Console(highlight=False, width=160).print(table)
 
 
 def has_colours() -> bool:
-    """Whether stdout is a terminal with colours, and nobody asked for none (NO_COLOR)."""
+    """Return whether stdout is a colour terminal and NO_COLOR is not set."""
     return colours_of_stdout() is not None
 
 
 def colours_of_stdout() -> ColorSystem | None:
-    """The colours that stdout has; None where it is no terminal, has none, or somebody asked for none (NO_COLOR)."""
+    """Return the colour system of stdout; None if it is not a colour terminal or NO_COLOR is set."""
     console = Console()
     if not console.is_terminal or console.color_system is None or console.no_color:
         return None
@@ -45,11 +45,11 @@ def colours_of_stdout() -> ColorSystem | None:
 
 
 def width_of_stdout() -> int | None:
-    """Columns of the terminal that stdout is; None where it is no terminal."""
+    """Return the width of stdout's terminal, columns; None if stdout is not a terminal."""
     console = Console()
     return console.width if console.is_terminal else None
 
 
 def number(value: float | None) -> str:
-    """Three decimals, or a dash."""
+    """Format `value` with three decimals, None as a dash."""
     return "-" if value is None else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""Nats per token as a ramp: eight characters under a text, or eight shades behind it."""
+"""Nats per token on a ramp of eight levels above 0: characters under a text, or shades behind it."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from rich.style import Style
 from echo_cli.text import LINES, escape_unprintable
 
 BLOCKS, DIGITS = " ▁▂▃▄▅▆▇█", " 12345678"
-"""The ramp, and one for terminals that cannot write it."""
+"""Characters of levels 0 to 8, and a fallback for terminals that cannot print them."""
 LOWEST = 1 / 16
-"""Nats from which a token is on the ramp; each step is twice the one before, up to 8 nats."""
+"""Lower bound of level 1, nats per token; it doubles per level, up to 8 nats."""
 
 _SHADES = ("#fff7d6", "#ffeda0", "#fed976", "#feb24c", "#fd8d3c", "#fc4e2a", "#e31a1c", "#9d0022")
 _LIGHT = 7
-"""The shades before it have black text on them, the others white."""
+"""First level with white text; the text on lighter shades is black."""
 
 CellNats = Sequence[float | None]
-"""By the index of a character, the nats of its token; None where nothing was scored."""
+"""Nats of each character's token, by character index; None if the token was not scored."""
 
 
 def level(nats: float) -> int:
-    """The step of the ramp, 0 to 8. What is not a number is as hard as can be."""
+    """Return the ramp level of `nats`, 0 to 8; NaN has level 8."""
     if not nats < 8:
         return 8
     return 0 if nats < LOWEST else math.floor(math.log2(nats / LOWEST)) + 1
 
 
 def strip(row: Sequence[Cell], nats: CellNats, ramp: str) -> str:
-    """The ramp's characters under a row, a token's under each of its columns; a dot where nothing was scored."""
+    """Return the strip below a row: in each column the ramp character of its token, or a dot if it was not scored."""
     marks = []
     for cell in row:
         value = nats[cell.index]
@@ -43,7 +43,7 @@ def strip(row: Sequence[Cell], nats: CellNats, ramp: str) -> str:
 
 
 def shaded(row: Sequence[Cell], nats: CellNats, colours: ColorSystem) -> str:
-    """The text of a row on the shades of its tokens; a newline's shade is a space at the end."""
+    """Return the text of a row, shaded by token; a shaded newline is a space at the end."""
 
     def of(cell: Cell) -> int:
         value = nats[cell.index]
@@ -58,7 +58,7 @@ def shaded(row: Sequence[Cell], nats: CellNats, colours: ColorSystem) -> str:
 
 
 def legend(ramp: str, colours: ColorSystem | None) -> str:
-    """What the ramp means, in one line."""
+    """Return a one-line legend of the ramp."""
     bounds = [f"{LOWEST * 2**step:.2g}" for step in range(8)]
     if colours is None:
         steps = [f"{mark} {bound}" for mark, bound in zip(ramp[1:], bounds, strict=True)]
@@ -79,7 +79,7 @@ _TAB = 8
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A character: its index in the text, what is shown of it, and in how many columns; nothing in one of a newline."""
+    """A character: its index in the text, its shown form and width in columns. A newline is empty, one column wide."""
 
     index: int
     shown: str
@@ -87,13 +87,12 @@ class Cell:
 
 
 def rows_of(text: str, width: int) -> Iterator[list[Cell]]:
-    """The rows that `text` fills, at most `width` columns each, a newline at the end of its row beyond them.
+    """Yield the rows of `text`, at most `width` columns each, not counting a newline at the end of a row.
 
-    A character that is wider than that has a row of its own. Text that ends with a newline has no empty row after it;
-    text that is empty has one.
+    A character wider than `width` has a row of its own. A final newline adds no empty row; empty text has one.
     """
     row: list[Cell] = []
-    column = line_column = 0  # in the row, and in the line that it is a part of
+    column = line_column = 0  # within the row, and within the line, for tab stops
     for index, character in enumerate(text):
         if character == "\n":
             yield [*row, Cell(index, "", 1)]

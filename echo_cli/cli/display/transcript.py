@@ -1,6 +1,6 @@
-"""An episode as text to read: each line behind the role of its segment, and with a policy how hard it finds each token.
+"""Transcripts of episodes: a gutter shows the role of each line, and a policy's nats per token if it was scored.
 
-The text is data. Every line has the gutter, so nothing that an environment or a model wrote can pass for a label.
+The text is data. Every line has the gutter, so text of an environment or a model cannot pass for a label.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from echo_cli.trajectory import Role, Segment, Trajectory
 
 _COLOURS = {Role.CONTEXT: "blue", Role.ACTION: "green", Role.ENV_OUTPUT: "yellow", Role.WARNING: "red"}
 _LEAST_WIDTH = 16
-"""Columns of text that a row has, however narrow the terminal."""
+"""Minimum width of the text, columns, however narrow the terminal."""
 _FIGURE = 8
-"""Columns of a figure in the gutter."""
+"""Minimum width of a figure in the gutter, columns."""
 
 
 def transcript(episode: Trajectory | Trace, *, coloured: bool = False, width: int | None = None) -> str:
-    """The role-marked transcript of `episode`, behind one line on how it went.
+    """Return the role-marked transcript of `episode`, headed by a line on its outcome.
 
     Args:
-        coloured: whether the gutter has a colour for each role; the text itself never has one.
-        width: columns of the terminal: a longer line goes on behind the gutter. None leaves lines as they are.
+        coloured: whether the gutter is coloured by role; the text itself never is.
+        width: columns of the terminal, at which lines wrap behind the gutter. None: no wrapping.
     """
     segments: Sequence[Segment | TraceSegment] = episode.segments
     labels = [label_of(segment) for segment in segments]
@@ -46,13 +46,13 @@ def transcript(episode: Trajectory | Trace, *, coloured: bool = False, width: in
 def heat_transcript(
     heats: Mapping[str, Sequence[TokenLosses]], *, colours: ColorSystem | None, width: int, ramp: str = BLOCKS
 ) -> str:
-    """The transcript of an episode with the nats of its tokens under one or more policies.
+    """Return the transcript of an episode with the nats of its tokens under one or more policies.
 
-    Each segment's label has the mean nats per token. With colours the text is shaded by the first policy; without
-    them its nats are a strip under each line. Those of the other policies are strips.
+    Each segment's label includes the mean nats per token. With colours, the first policy's nats shade the text;
+    otherwise they are a strip below each line, as the other policies' nats always are.
 
     Args:
-        heats: by the policies' names; all of the same segments in the same tokens.
+        heats: token losses by policy name, over the same segments and the same tokens.
         width: columns of the terminal.
         ramp: the nine characters of a strip.
     """
@@ -79,20 +79,20 @@ def heat_transcript(
 
 
 def heading(episode: Trajectory | Trace) -> str:
-    """How the episode went, in one line."""
+    """Return the outcome of an episode in one line."""
     reward = "no verifier" if episode.reward is None else f"reward {episode.reward:g}"
     said = f"{episode.task_id}: {episode.source}, {episode.stop_reason}, {reward}"
     return escape_unprintable(said, keep=LINES).replace("\n", " ")
 
 
 def label_of(segment: Segment | TraceSegment) -> str:
-    """Role and channel of a segment."""
+    """Return role and channel of a segment."""
     role = segment.role.name.lower()
     return escape_unprintable(f"{role} {segment.channel}", keep=LINES).replace("\n", " ") if segment.channel else role
 
 
 def mean_nats(heat: TokenLosses) -> float | None:
-    """Nats per token of a segment; None where nothing was scored."""
+    """Return the mean nats per token of a segment; None if nothing was scored."""
     return sum(heat.nats) / len(heat.nats) if heat.nats else None
 
 
@@ -104,7 +104,7 @@ def _lines(text: str, width: int | None) -> Iterator[str]:
 
 
 def _left(width: int, gutter: int) -> int:
-    """Columns that are left for text beside the gutter and the mark after it."""
+    """Return the columns left for text beside the gutter and its separator."""
     return max(width - gutter - len(" | "), _LEAST_WIDTH)
 
 
@@ -113,7 +113,7 @@ def _coloured(gutter: str, role: Role, coloured: bool) -> str:
 
 
 def _per_character(heat: TokenLosses) -> Iterator[float | None]:
-    """The nats of the token that each character of the text belongs to."""
+    """Yield the nats of each character's token."""
     if heat.nats is None:
         yield from [None] * len(heat.segment.text)
         return
