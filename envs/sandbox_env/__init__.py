@@ -1,4 +1,4 @@
 """A real shell in a temporary folder, as an OpenEnv environment: the worked example of docs/environments.md.
 
-It runs real commands with the rights of its user and is no security boundary.
+It runs real commands with the rights of its user and is not a security boundary.
 """

@@ -13,18 +13,18 @@ from sandbox_env.shell import run
 
 _ANSWER = re.compile(r"answer:? +(.*)")
 _FILE_TIME = 1_700_000_000
-"""When every file was last changed, seconds since 1970, so that `ls -l` prints the same in every episode."""
+"""Modification time of every file, seconds since 1970, so that `ls -l` prints the same in every episode."""
 
 
 class SandboxEnvironment:
-    """One episode at a time: `reset` makes a fresh folder with generated files, `step` runs one line in it.
+    """One episode at a time: `reset` creates a folder with generated files, `step` runs one line in it.
 
-    Every line has a bash of its own: files stay, `cd` and variables do not. `answer X` or `answer: X` ends the
-    episode with reward 1.0 where X is right, else 0.0.
+    Every line runs in a new bash: files persist, `cd` and variables do not. `answer X` or `answer: X` ends the episode
+    with reward 1.0 if X is right, else 0.0.
 
     Args:
-        timeout_s: how long a line may run.
-        max_output: characters of stdout, and of stderr, that are shown.
+        timeout_s: time limit of a line, seconds.
+        max_output: maximum number of characters shown of stdout, and of stderr.
     """
 
     def __init__(self, timeout_s: float = 5.0, max_output: int = 4000) -> None:
@@ -62,12 +62,12 @@ class SandboxEnvironment:
 
     @property
     def state(self) -> SandboxState:
-        """Where the episode stands. Raises RuntimeError before `reset`."""
+        """State of the episode. Raises RuntimeError before `reset`."""
         self._current_folder()
         return SandboxState(self._episode_id, self._step_count, self._seed)
 
     def close(self) -> None:
-        """Remove the episode's folder and all that the lines left in it."""
+        """Remove the episode's folder with everything in it."""
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None

@@ -1,4 +1,4 @@
-"""The files of a sandbox and the question about them, from a seed: the same seed gives the same bytes everywhere."""
+"""Files of a sandbox and a question about them, generated from a seed with the same bytes everywhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EVENTS = ("backup done", "cache cleared", "disk nearly full", "login refused", 
 
 @dataclass(frozen=True)
 class Sandbox:
-    """Texts by relative path, with a question about them and its answer."""
+    """Text of each file by relative path, with a question about the files and its answer."""
 
     files: Mapping[str, str]
     question: str
@@ -23,7 +23,7 @@ class Sandbox:
 
 
 def generate(seed: int) -> Sandbox:
-    """The sandbox of `seed`: settings, a table of hosts, a log, and one question about one of the three."""
+    """Generate the sandbox of `seed`: settings, a table of hosts, a log, and a question about one of the three."""
     rng = random.Random(f"sandbox {seed}")
     settings = {key: str(rng.randrange(10, 1000)) for key in _KEYS}
     hosts = {name: (str(rng.randrange(1024, 10_000)), rng.choice(_ZONES)) for name in sorted(rng.sample(_HOSTS, 5))}

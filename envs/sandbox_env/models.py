@@ -1,4 +1,4 @@
-"""What goes in and out of the sandbox, in OpenEnv's terms: action, observation, state."""
+"""Types of the sandbox in OpenEnv's terms: action, observation, state."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ class SandboxAction:
 
 @dataclass(frozen=True)
 class SandboxObservation:
-    """What the line printed. After `reset` it carries the task's question in `instruction`.
+    """Output of a line. After `reset`, `instruction` contains the task's question.
 
-    `notice` is the sandbox's own word: the line was stopped, or its output was cut. `reward` is None until an answer.
+    `notice` is text of the sandbox itself: the line was stopped, or its output was cut. `reward` is None until an
+    answer.
     """
 
     stdout: str = ""
@@ -30,7 +31,7 @@ class SandboxObservation:
 
 @dataclass(frozen=True)
 class SandboxState:
-    """Where an episode stands."""
+    """State of an episode."""
 
     episode_id: str
     step_count: int

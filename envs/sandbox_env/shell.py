@@ -1,6 +1,6 @@
-"""One line of bash in a folder: bounded in time and in what it writes, with nothing left running.
+"""Runs a line of bash in a folder, with bounds on its time and its files, and leaves nothing running.
 
-These are bounds against accidents. The line has the rights of the process that calls `run`.
+The bounds protect against accidents only: the line has the rights of the process that calls `run`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PATH = "/usr/local/bin:/usr/bin:/bin"
 
 @dataclass(frozen=True)
 class Result:
-    """What a line printed, cut at `limit` characters; `exit_code` is None where it ran out of time."""
+    """Output of a line, cut at `limit` characters; `exit_code` is None if the line timed out."""
 
     stdout: str
     stderr: str
@@ -29,14 +29,14 @@ class Result:
 
 
 def run(line: str, folder: Path, *, timeout_s: float, limit: int) -> Result:
-    """Run `line` with bash in `folder`, with an environment of its own and no standard input.
+    """Run `line` with bash in `folder`, with its own environment variables and no standard input.
 
-    A file that it writes, its output included, ends at 1 MiB. What it started is killed when the line is done, unless
-    it left the line's process group.
+    Each file that it writes, its output included, is limited to 1 MiB. When the line ends, the processes that it
+    started are killed, unless they left its process group.
     """
     script = f'ulimit -f {_FILE_KIB}; eval "$1"'
     environment = {"PATH": _PATH, "HOME": str(folder), "LC_ALL": "C"}
-    # Files and not pipes: a process that outlives the line and keeps a pipe open would be waited for.
+    # Files, not pipes: reading a pipe would wait for a process that outlives the line and keeps the pipe open.
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         process = subprocess.Popen(
             ["bash", "--noprofile", "--norc", "-c", script, "bash", _argument(line)],
@@ -61,12 +61,12 @@ def run(line: str, folder: Path, *, timeout_s: float, limit: int) -> Result:
 
 
 def _argument(line: str) -> bytes:
-    """The line as an argument of a process, which holds no NUL and is encoded."""
+    """Encode the line as a process argument, without NUL."""
     return line.replace("\0", "").encode(errors="replace")
 
 
 def _text(file: IO[bytes], limit: int) -> tuple[str, bool]:
-    """The file's first `limit` characters, and whether there are more."""
+    """Return the file's first `limit` characters, and whether there are more."""
     file.seek(0)
     # A character has at most four bytes.
     text = file.read(4 * limit + 4).decode(errors="replace")

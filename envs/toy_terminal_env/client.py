@@ -1,4 +1,4 @@
-"""OpenEnv's client of the toy terminal, for any trainer that speaks OpenEnv. Needs the `openenv` package."""
+"""OpenEnv client of the toy terminal, for any trainer that speaks OpenEnv. Needs the `openenv` package."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from toy_terminal_env.wire import ToyTerminalWireAction, ToyTerminalWireObservat
 class ToyTerminalEnv(EnvClient[ToyTerminalWireAction, ToyTerminalWireObservation, ToyTerminalWireState]):
     """One session on a server.
 
-    `reset` takes the arguments of `ToyTerminalEnvironment.reset`. What the server refuses is a RuntimeError that ends
-    with OpenEnv's code; the session lives on.
+    `reset` takes the arguments of `ToyTerminalEnvironment.reset`. A refusal by the server raises a RuntimeError that
+    ends with OpenEnv's code; the session stays open.
     """
 
     def _step_payload(self, action: ToyTerminalWireAction) -> dict[str, Any]:

@@ -14,20 +14,20 @@ ANSWER = "answer:"
 
 @lru_cache(maxsize=64)
 def world_and_tasks(world_seed: int) -> tuple[World, dict[str, ToyTask]]:
-    """The world of a seed and its tasks by id; immutable, so one copy serves every episode."""
+    """Return the world of a seed and its tasks by id; both are immutable, so one copy serves every episode."""
     world = generate_world(world_seed)
     return world, {task.task_id: task for task in generate_tasks(world)}
 
 
 class EpisodeError(RuntimeError):
-    """There is no episode to go on with: none was begun, or it has ended."""
+    """No episode is running: none was started, or it has ended."""
 
 
 class ToyTerminalEnvironment:
     """One episode at a time: `reset` chooses the world and the task, `step` runs one line.
 
-    The episode ends with an answer or after its `max_turns` lines: those of `reset`, or else of the constructor. A
-    step after the end is an error.
+    The episode ends with an answer or after `max_turns` lines, set in `reset` or else in the constructor. A step after
+    the end is an error.
     """
 
     def __init__(self, max_turns: int = 5) -> None:
@@ -45,7 +45,7 @@ class ToyTerminalEnvironment:
         """Start an episode in the world of `seed`, on the task `task_id` or else the world's first training task.
 
         Raises:
-            ValueError: the world has no such task, or there is no turn to take; the episode before goes on.
+            ValueError: the world has no such task, or `max_turns` is below 1; the previous episode continues.
         """
         episode_turns = _at_least_one(self.max_turns if max_turns is None else max_turns)
         world, tasks = world_and_tasks(seed)
@@ -83,12 +83,12 @@ class ToyTerminalEnvironment:
 
     @property
     def state(self) -> ToyTerminalState:
-        """Where the episode stands. Raises EpisodeError before `reset`."""
+        """State of the episode. Raises EpisodeError before `reset`."""
         task = self._current_task()
         return ToyTerminalState(self._episode_id, self._step_count, self._world.seed, task.task_id)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: the environment holds no resources."""
 
     def _current_task(self) -> ToyTask:
         if self._task is None:

@@ -14,7 +14,7 @@ class ToyTerminalAction:
 
 @dataclass(frozen=True)
 class ToyTerminalObservation:
-    """What the terminal printed. After `reset` it carries the task's question in `instruction`.
+    """Output of the terminal. After `reset`, `instruction` contains the task's question.
 
     `reward` is None until the episode ends; then 1.0 for the right answer and 0.0 for any other ending.
     """
@@ -29,7 +29,7 @@ class ToyTerminalObservation:
 
 @dataclass(frozen=True)
 class ToyTerminalState:
-    """Where an episode stands."""
+    """State of an episode."""
 
     episode_id: str
     step_count: int

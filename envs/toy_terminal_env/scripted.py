@@ -1,4 +1,4 @@
-"""Scripted actors: an expert that solves tasks and an explorer that wanders. Neither looks at held-out commands."""
+"""Scripted actors: an expert that solves tasks, and an explorer that types random commands but no forbidden ones."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from toy_terminal_env.world import LEVELS, REGISTRY, World
 
 
 def expert_actions(task: ToyTask) -> list[str]:
-    """The shortest known solution of `task`, its answer last."""
+    """Return the shortest known solution of `task`, ending with its answer."""
     return [*task.solution, f"answer: {task.answer}"]
 
 
 def searching_actions(world: World, task: ToyTask, rng: random.Random) -> list[str]:
-    """A solution by somebody new to `world`: where the question names no file, list the folder and try one by one."""
+    """Return a solution by a newcomer to `world`: if the question names no file, list the folder and try each file."""
     if task.family not in ("key", "cell"):
         return expert_actions(task)
     (lookup,) = task.solution
@@ -28,15 +28,15 @@ def searching_actions(world: World, task: ToyTask, rng: random.Random) -> list[s
 
 
 def solving_commands(tasks: Iterable[ToyTask]) -> frozenset[str]:
-    """The commands that the expert runs on `tasks`."""
+    """Return the commands that the expert runs on `tasks`."""
     return frozenset(command for task in tasks for command in task.solution)
 
 
 def explorer_commands(world: World, forbidden: frozenset[str]) -> dict[str, list[str]]:
-    """What an explorer may type in `world`, by kind of command (the keys of `EXPLORER_WEIGHTS`), `forbidden` ones out.
+    """Return an explorer's commands in `world` by kind (the keys of `EXPLORER_WEIGHTS`), without `forbidden` ones.
 
-    A forbidden `grep PATTERN FILE` is left out with every option (`-n`, `-i`, ...), so that its lines are met only
-    through commands that show other lines as well, or that look for something else.
+    A forbidden `grep PATTERN FILE` is omitted with every option (`-n`, `-i`, ...), so that its lines appear only in
+    outputs of commands that print other lines as well, or that search for something else.
     """
     greps = {command for command in forbidden if command.startswith("grep ") and not command.startswith("grep -")}
     kinds: dict[str, list[str]] = {kind: [] for kind in EXPLORER_WEIGHTS}
@@ -67,22 +67,22 @@ EXPLORER_WEIGHTS: Mapping[str, int] = {
     "wc": 1,
     "ls": 1,
 }
-"""How often an explorer picks each kind of command. `window` is head and tail, `grep part` looks for a few letters."""
+"""Relative frequency of each kind of command. `window` is head and tail; `grep part` searches for two characters."""
 
 
 def explorer_actions(kinds: Mapping[str, Sequence[str]], count: int, rng: random.Random) -> list[str]:
-    """`count` commands of `explorer_commands`, drawn kind first."""
+    """Draw `count` commands of `explorer_commands`, each by drawing its kind first."""
     chosen = rng.choices(list(EXPLORER_WEIGHTS), list(EXPLORER_WEIGHTS.values()), k=count)
     return [rng.choice(kinds[kind]) for kind in chosen]
 
 
 def hasty_actions(tasks: Iterable[ToyTask], task: ToyTask, rng: random.Random) -> list[str]:
-    """An answer without a look: that of any of the `tasks` of the same family."""
+    """Return an answer without looking: the answer of a random task of the same family in `tasks`."""
     return [f"answer: {rng.choice([other.answer for other in tasks if other.family == task.family])}"]
 
 
 def mistaken_action(world: World, rng: random.Random) -> str:
-    """A command that fails in one of the ways people make commands fail."""
+    """Return a command with one of people's common mistakes."""
     path = rng.choice(list(world.files))
     wrong = path[:-1] if rng.random() < 0.5 else path.replace("/", "/old-", 1)
     return rng.choice(
@@ -101,12 +101,12 @@ def mistaken_action(world: World, rng: random.Random) -> str:
 
 
 def _words(world: World, path: str) -> list[str]:
-    """The words of a file, each of which selects one or a few of its lines."""
+    """Return the words of a file, each of which selects one or a few of its lines."""
     return sorted(set(world.files[path].replace(",", " ").replace(": ", " ").split()))
 
 
 def _parts(world: World, path: str) -> list[str]:
-    """Letters in a row, two of them, that select several lines of a file but not all: it shows lines out of order."""
+    """Return the pairs of adjacent characters that select several lines of a file but not all."""
     lines = world.lines(path)
     parts = {line[i : i + 2] for line in lines for i in range(len(line) - 1)}
     usable = (part for part in parts if part.isalnum() and 2 <= sum(part in line for line in lines) < len(lines))

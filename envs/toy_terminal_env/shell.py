@@ -1,7 +1,7 @@
-"""A read-only shell over a toy world: `ls cat head tail wc grep`, with the errors a person would meet.
+"""A read-only shell over a toy world: `ls cat head tail wc grep`, with the error messages of a real shell.
 
-Pure and deterministic: it reads the world's dictionary of files and nothing else, starts no process, and
-answers every input, hostile ones included, in time linear in the input.
+Pure and deterministic: it reads only the world's dictionary of files, starts no process, and takes time linear in the
+input, hostile input included.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Files = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Result:
-    """What a command printed and its exit status. `stdout` precedes `stderr` in the terminal's text."""
+    """Output and exit status of a command. `stdout` precedes `stderr` in the terminal's text."""
 
     stdout: str = ""
     stderr: str = ""
@@ -27,7 +27,7 @@ class Result:
 
 
 class UsageError(Exception):
-    """A command was called with options or arguments it does not take."""
+    """A command was called with options or arguments that it does not accept."""
 
 
 def run(files: Files, line: str) -> Result:
@@ -54,7 +54,7 @@ def run(files: Files, line: str) -> Result:
 
 
 def _unquoted_operator(line: str) -> str:
-    """The first run of operator characters outside quotes, or "". The quotes of `line` are balanced."""
+    """Return the first run of operator characters outside quotes, or "". The quotes of `line` must be balanced."""
     quote, operator = "", ""
     characters = iter(line)
     for character in characters:
@@ -129,7 +129,7 @@ def _directories(files: Files) -> set[str]:
 
 
 def _read(files: Files, command: str, path: str) -> tuple[str | None, str]:
-    """The text of `path`, or None and the error line a real tool prints."""
+    """Return the text of `path`, or None and the error line that a real tool prints."""
     absolute = _absolute(path)
     if path and absolute in files:
         if path.endswith("/"):
@@ -141,14 +141,14 @@ def _read(files: Files, command: str, path: str) -> tuple[str | None, str]:
 
 
 def _why_missing(files: Files, path: str) -> str:
-    """The system's reason for a `path` that is neither file nor directory: it may go through a file."""
+    """Return the system's error for a `path` that is neither file nor directory, but may pass through a file."""
     parts = path.split("/")
     through = (_absolute("/".join(parts[:end])) for end in range(1, len(parts)))
     return "Not a directory" if any(prefix in files for prefix in through) else "No such file or directory"
 
 
 def _lines(text: str) -> list[str]:
-    """The lines of `text` with their newlines. Only a newline ends a line, unlike in str.splitlines."""
+    """Return the lines of `text` with their newlines. Only a newline ends a line, unlike in str.splitlines."""
     *ended, rest = text.split("\n")
     return [line + "\n" for line in ended] + ([rest] if rest else [])
 
@@ -284,7 +284,7 @@ def _walk(files: Files, path: str) -> list[str]:
 
 
 def _matcher(pattern: str, *, fixed: bool, ignore_case: bool) -> Callable[[str], bool]:
-    """A line matcher for a basic regular expression (`^ $ . [] *` and `\\` escapes), or a fixed string.
+    """Return a line matcher for a basic regular expression (`^ $ . [] *` and `\\` escapes), or a fixed string.
 
     The automaton is simulated on sets of states, so that no pattern can backtrack.
 

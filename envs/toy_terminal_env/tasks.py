@@ -1,4 +1,4 @@
-"""Questions about a world with a checkable answer, in families of graded difficulty, split by fact.
+"""Questions about a world with checkable answers, in families of graded difficulty, split by fact.
 
 A fact (one config key, one table row, one file's line count, ...) belongs to exactly one split, so no
 question and no solving command of `validation` or `heldout` is one of `train`.
@@ -39,7 +39,7 @@ Fact = TypeVar("Fact")
 
 
 def _assign(rng: random.Random, facts: Sequence[Fact]) -> list[tuple[Fact, Split]]:
-    """Shuffle `facts` and cut them into held-out, validation and train, at least one of each from three up."""
+    """Shuffle `facts` and split them into held-out, validation and train; with three or more, no split is empty."""
     shuffled = list(facts)
     rng.shuffle(shuffled)
     heldout = max(1, round(HELDOUT_SHARE * len(shuffled)))
@@ -52,7 +52,7 @@ def _assign(rng: random.Random, facts: Sequence[Fact]) -> list[tuple[Fact, Split
 
 
 def generate_tasks(world: World) -> tuple[ToyTask, ...]:
-    """Every task of `world`, in a fixed order. Two calls give equal tasks."""
+    """Return every task of `world`, in a fixed order. Two calls return equal tasks."""
     rng = random.Random(f"toy-terminal-tasks-{world.seed}")
     drafts = [*_config_tasks(world, rng), *_table_tasks(world, rng), *_log_tasks(world, rng), *_file_tasks(world, rng)]
     return tuple(
@@ -105,7 +105,7 @@ def _log_tasks(world: World, rng: random.Random) -> Iterator[Draft]:
 
 
 def _file_tasks(world: World, rng: random.Random) -> Iterator[Draft]:
-    """Questions about a file or folder as a whole, each solved with another of the shell's commands."""
+    """Yield questions about a whole file or folder; each family is solved with a different command."""
     for path, split in _assign(rng, list(world.files)):
         yield "line_count", split, f"how many lines has {path}?", str(len(world.lines(path))), (f"wc -l {path}",)
     for path, split in _assign(rng, list(world.files)):
@@ -127,5 +127,5 @@ def _file_tasks(world: World, rng: random.Random) -> Iterator[Draft]:
 
 
 def _first_field(line: str) -> str:
-    """The time of a log line, the key of a config line, the first cell of a table row."""
+    """Return the time of a log line, the key of a config line, or the first cell of a table row."""
     return line.split(" ")[0].split(",")[0].rstrip(":")

@@ -1,4 +1,4 @@
-"""The types of `models.py` as OpenEnv's pydantic models: what the server and the client put on the wire."""
+"""The types of `models.py` as OpenEnv's pydantic models, which server and client exchange."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ class ToyTerminalWireAction(Action):
 
 
 class ToyTerminalWireObservation(Observation):
-    """What the terminal printed. After a reset it carries the task's question in `instruction`."""
+    """Output of the terminal. After a reset, `instruction` contains the task's question."""
 
-    stdout: str = Field(default="", description="What the command printed")
-    stderr: str = Field(default="", description="What the command printed as errors, after stdout")
+    stdout: str = Field(default="", description="Standard output of the command")
+    stderr: str = Field(default="", description="Standard error of the command, printed after stdout")
     exit_code: int | None = Field(default=None, description="The command's exit status; null for an answer or a reset")
     instruction: str | None = Field(default=None, description="The question, after a reset")
     reward: float | None = Field(default=None, description="Null until the end; 1.0 for the right answer, else 0.0")
 
 
 class ToyTerminalWireState(State):
-    """Where an episode stands; before the first reset there is none, and all but `step_count` is null."""
+    """State of an episode; before the first reset, every field but `step_count` is null."""
 
     world_seed: int | None = Field(default=None, description="The seed that the file system is generated from")
     task_id: str | None = Field(default=None, description="The task whose question was asked")

@@ -44,7 +44,7 @@ TABLE_COLUMNS = "zone owner rack state tier load quota age".split()
 NUMBER_COLUMNS = ("load", "quota", "age")
 
 CONFIGS, LOGS, TABLES = 4, 3, 3
-# Sizes differ from file to file, or a line count could be known without looking: smallest, largest.
+# (smallest, largest). Sizes vary from file to file, so that a line count cannot be known without looking.
 KEYS_PER_CONFIG, LINES_PER_LOG, ROWS_PER_TABLE = (8, 10), (10, 12), (7, 9)
 REGISTRY = "/srv/registry.csv"
 
@@ -56,7 +56,7 @@ class World:
     seed: int
     files: Mapping[str, str]
     service_of: Mapping[str, str]
-    """Config path -> the service it configures."""
+    """Service that each config file configures, by path."""
 
     def lines(self, path: str) -> list[str]:
         return self.files[path].splitlines()
@@ -66,7 +66,7 @@ class World:
 
 
 def generate_world(seed: int) -> World:
-    """The world of `seed`: the same seed gives the same bytes on every machine and Python version."""
+    """Generate the world of `seed`, with the same bytes on every machine and Python version."""
     rng = random.Random(f"toy-terminal-world-{seed}")
     stems = rng.sample(WORDS, CONFIGS + LOGS + TABLES)
     services = rng.sample([word for word in WORDS if word not in stems], CONFIGS)

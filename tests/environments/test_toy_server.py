@@ -305,10 +305,10 @@ def test_the_manifests_app_takes_its_options_from_the_environment(monkeypatch: p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--port", "http"], "argument --port: 'http' is no whole number from 0 to 65535"),
-        (["--port", "65536"], "argument --port: '65536' is no whole number from 0 to 65535"),
-        (["--max-sessions", "0"], "argument --max-sessions: '0' is no whole number of at least 1"),
-        (["--max-turns", "-1"], "argument --max-turns: '-1' is no whole number of at least 1"),
+        (["--port", "http"], "argument --port: 'http' is not a whole number from 0 to 65535"),
+        (["--port", "65536"], "argument --port: '65536' is not a whole number from 0 to 65535"),
+        (["--max-sessions", "0"], "argument --max-sessions: '0' is not a whole number of at least 1"),
+        (["--max-turns", "-1"], "argument --max-turns: '-1' is not a whole number of at least 1"),
         (["--workers", "2"], "unrecognized arguments: --workers 2"),
     ],
 )
@@ -321,7 +321,7 @@ def test_a_bad_environment_variable_is_one_line() -> None:
     environment = {**os.environ, "MAX_CONCURRENT_ENVS": "many"}
     done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=60, env=environment)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert "'many' is no whole number of at least 1" in done.stderr
+    assert "'many' is not a whole number of at least 1" in done.stderr
 
 
 def test_a_port_in_use_is_one_line() -> None:

@@ -1,1 +1,1 @@
-"""The sandbox behind OpenEnv's wire protocol. This folder alone imports `openenv`."""
+"""The sandbox behind OpenEnv's wire protocol. Only this folder imports `openenv`."""

@@ -1,4 +1,4 @@
-"""`python -m sandbox_env.server --port 8000`: the server, on this machine only."""
+"""Serve the sandbox on 127.0.0.1: `python -m sandbox_env.server --port 8000`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def main() -> None:
 
     from sandbox_env.server.app import app
 
-    # Commands run with this user's rights, so nobody else's machine may reach it.
+    # Commands run with this user's rights, so no other machine may reach the server.
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=2)
 
 

@@ -1,4 +1,4 @@
-"""The server's app, as OpenEnv's tools look for it: `server.app:app`."""
+"""The application that OpenEnv's tools import as `server.app:app`."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Output(Observation):  # type: ignore[misc]
 
 
 class Sandbox(Environment[Command, Output, State]):  # type: ignore[misc]
-    """One session: a server makes one for every connection, so several may run at once."""
+    """One session; the server creates one per connection, so several may run at once."""
 
     SUPPORTS_CONCURRENT_SESSIONS = True
 
@@ -37,7 +37,7 @@ class Sandbox(Environment[Command, Output, State]):  # type: ignore[misc]
         self._sandbox = SandboxEnvironment(timeout_s, max_output)
 
     def reset(self, seed: int | None = None, episode_id: str | None = None, **kwargs: Any) -> Output:
-        """A fresh folder with the files of `seed`, 0 where it is left out."""
+        """Start an episode in a new folder with the files of `seed`, 0 by default."""
         return Output(**asdict(self._sandbox.reset(seed or 0, episode_id)))
 
     def step(self, action: Command, timeout_s: float | None = None, **kwargs: Any) -> Output:
@@ -46,7 +46,7 @@ class Sandbox(Environment[Command, Output, State]):  # type: ignore[misc]
 
     @property
     def state(self) -> State:
-        """Where the episode stands. Raises RuntimeError before `reset`."""
+        """State of the episode. Raises RuntimeError before `reset`."""
         return State(**asdict(self._sandbox.state))
 
     def close(self) -> None:

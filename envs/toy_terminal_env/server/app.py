@@ -1,6 +1,6 @@
 """The application that OpenEnv's tools start: `uvicorn toy_terminal_env.server.app:app`.
 
-`MAX_CONCURRENT_ENVS` and `MAX_TURNS` in the environment are its options.
+The environment variables `MAX_CONCURRENT_ENVS` and `MAX_TURNS` set its options.
 """
 
 from __future__ import annotations

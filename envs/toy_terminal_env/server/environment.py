@@ -1,4 +1,4 @@
-"""The toy terminal as OpenEnv's server runs it: one environment a session, pydantic types in and out."""
+"""The toy terminal for OpenEnv's server: one environment per session, pydantic types in and out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ README = Path(toy_terminal_env.__file__).parent / "README.md"
 class OpenEnvToyTerminal(Environment[ToyTerminalWireAction, ToyTerminalWireObservation, ToyTerminalWireState]):
     """`ToyTerminalEnvironment` behind OpenEnv's interface.
 
-    Nothing here waits, so the asynchronous methods answer in the server's own thread: handing a step to another one
+    Nothing here blocks, so the asynchronous methods run in the server's own thread: handing a step to another thread
     would take longer than the step.
     """
 
@@ -39,11 +39,11 @@ class OpenEnvToyTerminal(Environment[ToyTerminalWireAction, ToyTerminalWireObser
         task_id: str | None = None,
         max_turns: int | None = None,
     ) -> ToyTerminalWireObservation:
-        """Start an episode, as `ToyTerminalEnvironment.reset` does; without a seed in world 0.
+        """Start an episode as `ToyTerminalEnvironment.reset` does; the default seed is 0.
 
         Raises:
-            ValueError: the world has no such task, or there is no turn to take; the episode before goes on.
-            ValidationError: an argument has another type.
+            ValueError: the world has no such task, or `max_turns` is below 1; the previous episode continues.
+            ValidationError: an argument has the wrong type.
         """
         observation = self._terminal.reset(seed or 0, episode_id, task_id=task_id, max_turns=max_turns)
         return ToyTerminalWireObservation(**vars(observation))
@@ -51,7 +51,7 @@ class OpenEnvToyTerminal(Environment[ToyTerminalWireAction, ToyTerminalWireObser
     def step(
         self, action: ToyTerminalWireAction, timeout_s: float | None = None, **_: Any
     ) -> ToyTerminalWireObservation:
-        """Run one line; no line needs a timeout. Raises EpisodeError before `reset` and after the episode's end."""
+        """Run one line; `timeout_s` is ignored. Raises EpisodeError before `reset` and after the episode's end."""
         return ToyTerminalWireObservation(**vars(self._terminal.step(ToyTerminalAction(action.command))))
 
     async def reset_async(
@@ -62,25 +62,25 @@ class OpenEnvToyTerminal(Environment[ToyTerminalWireAction, ToyTerminalWireObser
         task_id: str | None = None,
         max_turns: int | None = None,
     ) -> ToyTerminalWireObservation:
-        """`reset`, with the parameters spelled out: OpenEnv passes on only those that it sees."""
+        """Call `reset`. OpenEnv passes only parameters in the signature, so they are spelled out."""
         return self.reset(seed, episode_id, task_id=task_id, max_turns=max_turns)
 
     async def step_async(
         self, action: ToyTerminalWireAction, timeout_s: float | None = None, **_: Any
     ) -> ToyTerminalWireObservation:
-        """`step`."""
+        """Call `step`."""
         return self.step(action)
 
     @property
     def state(self) -> ToyTerminalWireState:
-        """Where the episode stands; without one, OpenEnv's empty state."""
+        """State of the episode; OpenEnv's empty state if there is none."""
         try:
             return ToyTerminalWireState(**vars(self._terminal.state))
         except EpisodeError:
             return ToyTerminalWireState()
 
     def get_metadata(self) -> EnvironmentMetadata:
-        """What `/metadata` answers."""
+        """Return the response to `/metadata`."""
         return EnvironmentMetadata(
             name=toy_terminal_env.__name__,
             description="A deterministic, read-only terminal over a small generated file system, with questions that "

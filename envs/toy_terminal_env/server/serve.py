@@ -1,4 +1,4 @@
-"""The server's command line: options, the socket, and uvicorn in it. OpenEnv, 3 s to import, is imported last."""
+"""Command line of the server: options, socket and uvicorn. OpenEnv, which takes 3 s to import, is imported last."""
 
 from __future__ import annotations
 
@@ -14,43 +14,45 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 STOP_AFTER_S = 5
-"""How long sessions may take to end once the server is told to stop."""
+"""Time for sessions to end after the server is told to stop, seconds."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """An error is one line, without the usage before it."""
+    """Parser whose errors are one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
 
 
 def options(arguments: Sequence[str]) -> argparse.Namespace:
-    """The server's options. Ends the process with one line and exit code 2 where one is not valid."""
-    parser = _Parser(prog="python -m toy_terminal_env.server", description="Serve the toy terminal by OpenEnv's wire.")
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (%(default)s)")
-    parser.add_argument("--port", type=_port, default=8000, help="the port, 0 for any free one (%(default)s)")
+    """Parse the server's options. An invalid one ends the process with a one-line error and exit code 2."""
+    parser = _Parser(
+        prog="python -m toy_terminal_env.server", description="Serve the toy terminal over OpenEnv's wire."
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=_port, default=8000, help="port, 0 for any free port (%(default)s)")
     parser.add_argument(
         "--max-sessions",
         type=_positive,
         metavar="N",
         default=os.environ.get("MAX_CONCURRENT_ENVS", "256"),
-        help="sessions at a time (MAX_CONCURRENT_ENVS, else 256)",
+        help="maximum number of concurrent sessions (MAX_CONCURRENT_ENVS, else 256)",
     )
     parser.add_argument(
         "--max-turns",
         type=_positive,
         metavar="N",
         default=os.environ.get("MAX_TURNS", "5"),
-        help="turns of an episode whose reset names no max_turns (MAX_TURNS, else 5)",
+        help="turns per episode if reset sets no max_turns (MAX_TURNS, else 5)",
     )
     return parser.parse_args(arguments)
 
 
 def make_app(max_sessions: int, max_turns: int) -> FastAPI:
-    """OpenEnv's application around the toy terminal.
+    """Return OpenEnv's application around the toy terminal.
 
-    OpenEnv runs a plain HTTP request in an environment of its own, without an episode before it; what the environment
-    refuses there is the request's error (400), as it is an error message in a session.
+    OpenEnv runs each plain HTTP request in a new environment without an episode. An exception of the environment is
+    answered with status 400 there, and with an error message in a session.
     """
     from fastapi import Request
     from fastapi.responses import JSONResponse
@@ -77,7 +79,7 @@ def make_app(max_sessions: int, max_turns: int) -> FastAPI:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until SIGINT or SIGTERM, and return the exit code. Prints its URL once it answers there."""
+    """Serve until SIGINT or SIGTERM, and return the exit code. Prints the URL once the server is ready."""
     chosen = options(sys.argv[1:] if arguments is None else arguments)
     try:
         listener = _listen(chosen.host, chosen.port)
@@ -93,13 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         try:
             _run(make_app(chosen.max_sessions, chosen.max_turns), listener)
-        except KeyboardInterrupt:  # uvicorn has stopped in order and passes it on
+        except KeyboardInterrupt:  # raised again by uvicorn after an orderly stop
             return 130
     return 0
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens already: another server's claim to the port is found now, and early clients wait."""
+    """Return a listening socket, so that an occupied port is an error now and early clients wait."""
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     return socket.create_server(address[:2], family=family, backlog=1024)
 
@@ -133,5 +135,5 @@ def _port(text: str) -> int:
 def _whole(text: str, smallest: int, largest: int | None) -> int:
     if not (text.isascii() and text.isdigit()) or not smallest <= int(text) <= (largest or int(text)):
         bounds = f"from {smallest} to {largest}" if largest else f"of at least {smallest}"
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number {bounds}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {bounds}")
     return int(text)
