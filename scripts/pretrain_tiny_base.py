@@ -3,9 +3,9 @@
     python scripts/pretrain_tiny_base.py            # writes echo_cli/models/tiny_base/
 
 Demonstrations are scripted episodes in worlds that training and evaluation never use (seeds from
-`FIRST_WORLD_SEED` up). The loss is cross-entropy on everything but the context: what the actor typed, what the world
-answered, and the harness's notices. The actor is a newcomer who searches for an answer, or answers without a look, or
-only wanders: that leaves reinforcement learning something to learn that holds for every task.
+`FIRST_WORLD_SEED` up). The loss is the cross-entropy of all tokens but the context: actions, observations and the
+harness's notices. The actor is a newcomer who searches for an answer, answers without looking, or only explores. This
+leaves reinforcement learning a behaviour to learn that applies to every task.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ LEARNED = (Role.ACTION, Role.ENV_OUTPUT, Role.WARNING)
 
 @lru_cache(maxsize=64)
 def commands_of(world_seed: int) -> Mapping[str, Sequence[str]]:
-    """Everything an explorer may type in the world of `world_seed`."""
+    """Return an explorer's commands in the world of `world_seed`, by kind."""
     return explorer_commands(world_and_tasks(world_seed)[0], frozenset())
 
 
 def demonstration(tokenizer: Tokenizer, world_seed: int, rng: random.Random, explorers: float) -> Trajectory:
-    """One scripted episode in the world of `world_seed`: a search, a hasty answer, or a wander with some mistakes."""
+    """Play a scripted episode in the world of `world_seed`: a search, a hasty answer, or exploration with mistakes."""
     world, tasks = world_and_tasks(world_seed)
     toy_task = rng.choice(list(tasks.values()))
     if rng.random() < explorers:
@@ -82,7 +82,7 @@ def corpus_text(trajectory: Trajectory) -> str:
 
 
 def train_tokenizer() -> Tokenizer:
-    """A BPE fitted on the text of worlds below the ones that pretraining uses."""
+    """Train a BPE on the text of worlds with seeds below those of pretraining."""
     byte_level = Tokenizer.train([], 258)
     rng = random.Random("tiny-base-tokenizer")
     texts = [corpus_text(demonstration(byte_level, FIRST_WORLD_SEED - 1 - i, rng, 0.5)) for i in range(1500)]
@@ -90,7 +90,7 @@ def train_tokenizer() -> Tokenizer:
 
 
 def batch_loss(model: TinyModel, trajectories: list[Trajectory], pad_id: int) -> torch.Tensor:
-    """Summed cross-entropy over non-context targets, as one right-padded batch."""
+    """Return the summed cross-entropy over non-context targets, computed as one right-padded batch."""
     length = max(len(trajectory) for trajectory in trajectories)
     ids_BT = torch.full((len(trajectories), length), pad_id)
     learned_BT = torch.zeros(len(trajectories), length, dtype=torch.bool)
@@ -103,7 +103,7 @@ def batch_loss(model: TinyModel, trajectories: list[Trajectory], pad_id: int) ->
 
 
 def pass_by_family(folder: Path) -> dict[str, float]:
-    """pass@1 by task family on every task of a few worlds that nothing else uses, one rollout a task."""
+    """Measure pass@1 by task family on every task of six worlds that nothing else uses, one rollout per task."""
     config = Config(model=ModelConfig(path=str(folder)))
     policy, _ = build_policy(config)
     toy = config.environment.toy_worlds
@@ -147,7 +147,7 @@ pretrained model in echo-cli's toy runs: it can act in a toy terminal, and it do
 
 
 def write_card(folder: Path) -> None:
-    """Write README.md beside the weights: what it was trained on, and what it can and cannot do, measured."""
+    """Write the model card, README.md, beside the weights: training, measured abilities and limits."""
     record = json.loads((folder / "pretraining.json").read_text())
     model, _ = load_model(folder)
     rates = pass_by_family(folder)
@@ -167,7 +167,7 @@ def write_card(folder: Path) -> None:
 
 
 def optimizers_of(model: TinyModel) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for everything else."""
+    """Return Muon for the matrices of the blocks and AdamW for all other parameters."""
     named = dict(model.named_parameters())
     matrices = [parameter for name, parameter in named.items() if name.startswith("blocks.") and "conv" not in name]
     others = [parameter for name, parameter in named.items() if not name.startswith("blocks.") or "conv" in name]
@@ -178,7 +178,7 @@ def optimizers_of(model: TinyModel) -> list[torch.optim.Optimizer]:
 
 
 def pretrain(model: TinyModel, tokenizer: Tokenizer, args: argparse.Namespace) -> list[dict[str, float]]:
-    """Train `model` and return its loss curve, every tenth step."""
+    """Train `model` and return its loss at every tenth step."""
     started = time.perf_counter()
     optimizers = optimizers_of(model)
     base_rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
@@ -216,10 +216,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--demonstrations", type=int, default=96, help="episodes per step")
-    parser.add_argument("--explorers", type=float, default=0.2, help="share of wandering episodes")
+    parser.add_argument("--explorers", type=float, default=0.2, help="share of exploring episodes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "echo_cli/models/tiny_base")
-    parser.add_argument("--card", action="store_true", help="only measure the model and write its card again")
+    parser.add_argument("--card", action="store_true", help="only measure the model and rewrite its card")
     args = parser.parse_args()
     if args.card:
         write_card(args.output)

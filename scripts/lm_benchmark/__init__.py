@@ -1,1 +1,1 @@
-"""What `scripts/benchmark-hf` and `scripts/benchmark_gpu` time: the work, who does it, and how it is measured."""
+"""Workload, contenders and measurement of `scripts/benchmark-hf` and `scripts/benchmark_gpu`."""

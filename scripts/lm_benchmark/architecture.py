@@ -1,6 +1,6 @@
-"""Qwen3 models of random weights: grouped-query attention, QK-norm, tied embeddings. Speed does not depend on weights.
+"""Qwen3 models with random weights, on which speed does not depend: grouped-query attention, QK-norm, tied embeddings.
 
-Imports no echo_cli: TRL's interpreter reads it too.
+Imports no echo_cli, because TRL's interpreter imports it too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 @dataclass(frozen=True)
 class Architecture:
-    """The numbers of a Qwen3. Sources of the two real ones: the `config.json` of Qwen/Qwen3-0.6B and Qwen/Qwen3-4B."""
+    """Sizes of a Qwen3. Sources of the two real ones: the `config.json` of Qwen/Qwen3-0.6B and Qwen/Qwen3-4B."""
 
     name: str
     hidden: int
@@ -27,17 +27,17 @@ class Architecture:
 
     @property
     def layer_parameters(self) -> int:
-        """Parameters of the matrices in all layers; norms are left out."""
+        """Number of parameters of the matrices in all layers, without norms."""
         attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
     @property
     def head_parameters(self) -> int:
-        """Parameters of the LM head, which is the embedding as well."""
+        """Number of parameters of the LM head, which is tied to the embedding."""
         return self.hidden * self.vocab
 
     def without_layers(self) -> Architecture:
-        """Embedding, norm and LM head alone: what is left of a step is its logits."""
+        """Return the architecture with embedding, norm and LM head alone, so that a step computes only logits."""
         return replace(self, name=f"{self.name} without layers", layers=0)
 
 
@@ -49,7 +49,7 @@ ARCHITECTURES = {one.name: one for one in (TINY, SMALL, QWEN3_600M, QWEN3_4B)}
 
 
 def random_model(architecture: Architecture, seed: int, device: str = "cpu") -> Any:
-    """A `transformers` causal LM, made on `device`; float32."""
+    """Create a float32 `transformers` causal LM on `device`."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     config = Qwen3Config(
@@ -72,7 +72,7 @@ def random_model(architecture: Architecture, seed: int, device: str = "cpu") -> 
 
 
 def load_model(folder: Path) -> Any:
-    """The model that `random_model(...).save_pretrained(folder)` left, in float32 on the CPU."""
+    """Load the model that `random_model(...).save_pretrained(folder)` wrote, in float32 on the CPU."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)

@@ -1,4 +1,4 @@
-"""Our step or the reference's, as a process: `python -m lm_benchmark.contender SPEC`."""
+"""Process of our step or the reference's: `python -m lm_benchmark.contender SPEC`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lm_benchmark.workload import SETTINGS, Workload, scripts
 
 
 def make(spec: dict[str, Any], model: str) -> Contender:
-    """The contender of a spec, which `benchmark-hf` writes, with the model of a folder."""
+    """Create the contender of a spec, which `benchmark-hf` writes, with the model in the folder `model`."""
     causal_lm = load_model(Path(model))
     workload = Workload(**spec["workload"])
     played = scripts(workload, causal_lm.config.vocab_size, spec["seed"])
     rollouts = [Trajectory.from_json(record) for record in json.loads(Path(spec["rollouts"]).read_text())]
     device = torch.device("cpu")
-    # Each imports what it needs: the other's libraries are not in its memory.
+    # Local imports keep the other contender's libraries out of memory.
     if spec["contender"] == "ours":
         from lm_benchmark.ours import Ours, language_model
 
@@ -36,9 +36,9 @@ def make(spec: dict[str, Any], model: str) -> Contender:
 
 
 def trl_tensors(rollouts: Sequence[Trajectory]) -> dict[str, Tensor]:
-    """The rollouts as TRL's trainer takes them: prompts padded on the left, completions on the right.
+    """Return the rollouts as TRL's trainer takes them: prompts padded on the left, completions on the right.
 
-    Shapes: B rollouts, P prompt tokens, T completion tokens. `env_weight_BT` is what the env term weighs a token with.
+    Shapes: B rollouts, P prompt tokens, T completion tokens. `env_weight_BT` is a token's weight in the env term.
     """
     openings = [len(rollout.segments[0].token_ids) for rollout in rollouts]
     lengths = [len(rollout) - opening for rollout, opening in zip(rollouts, openings, strict=True)]

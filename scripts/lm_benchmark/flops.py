@@ -1,9 +1,9 @@
-"""Model FLOPs of an update, and what a device can do: MFU is their quotient over the seconds.
+"""Model FLOPs of an update, and peak FLOP/s of devices: MFU is FLOPs / seconds / peak.
 
-Counted is what the model needs, once: recomputing (gradient checkpointing runs the layers a second time, which makes
-4/3 of the layers' FLOPs; so do chunks of the LM head) and the optimizer are not. Chowdhery et al. 2022, arXiv
-2204.02311, appendix B, but for two terms that only lower it: attention is causal, so half of its square, and the LM
-head runs at targets alone.
+The count contains the FLOPs that the model needs, once. It excludes the optimizer and recomputation: gradient
+checkpointing repeats the layers' forward pass (4/3 of their FLOPs), chunks of the LM head repeat the head's. Source:
+Chowdhery et al. 2022, arXiv 2204.02311, appendix B, except for two terms, which only lower the count: attention is
+causal, so half of its square is counted, and the LM head runs at targets only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from lm_benchmark.architecture import Architecture
 
-# Dense bf16 with float32 accumulation, TFLOP/s, by the vendor's data sheets; looked for in the device's name, in order.
+# Dense bf16 with float32 accumulation, TFLOP/s, from the vendors' data sheets. The first key in a device name applies.
 PEAK_TFLOPS = {
     "B200": 2250.0,
     "H200": 989.0,
@@ -29,13 +29,13 @@ PEAK_TFLOPS = {
 
 
 def update_flops(architecture: Architecture, lengths: Sequence[int], targets: int, *, trains_all: bool = True) -> float:
-    """FLOPs of a forward and a backward pass: 6 · (N_layers · tokens + N_head · targets) + 6 · L · heads · D · Σ T².
+    """Return FLOPs of forward and backward pass: 6 · (N_layers · tokens + N_head · targets) + 6 · L · heads · D · Σ T².
 
     Args:
         lengths: T of each sequence, tokens.
-        targets: positions that the LM head runs at.
-        trains_all: False for an adapter beside frozen weights, which need no gradient: 4 in the place of the first 6.
-            The adapter's own are left out.
+        targets: number of positions at which the LM head runs.
+        trains_all: False for an adapter beside frozen weights, which need no gradient: the first 6 becomes 4. The
+            adapter's own FLOPs are not counted.
     """
     passes = 6 if trains_all else 4
     matrices = architecture.layer_parameters * sum(lengths) + architecture.head_parameters * targets
@@ -44,5 +44,5 @@ def update_flops(architecture: Architecture, lengths: Sequence[int], targets: in
 
 
 def peak_tflops(device_name: str) -> float | None:
-    """The table's entry for a device, or None."""
+    """Return the peak of a device from the table, TFLOP/s, or None."""
     return next((peak for name, peak in PEAK_TFLOPS.items() if name in device_name), None)

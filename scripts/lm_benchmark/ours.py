@@ -29,7 +29,7 @@ def language_model(
     lora: bool = False,
     gradient_checkpointing: bool = False,
 ) -> LanguageModel:
-    """A `transformers` causal LM as the policy takes it: trained whole, or frozen in `dtype` beside an adapter."""
+    """Wrap a `transformers` causal LM for the policy: trained whole, or frozen in `dtype` beside an adapter."""
     adapter = LoraConfig() if lora else None
     settings = ModelConfig(kind="hf", path=RANDOM_QWEN3, lora=adapter, gradient_checkpointing=gradient_checkpointing)
     if adapter is not None:
@@ -38,7 +38,7 @@ def language_model(
 
 
 class Ours:
-    """A policy, the step's rollouts, and the episodes to play."""
+    """Contender: a policy, the step's rollouts, and the episodes to play."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Ours:
         token_budget: int,
         device: torch.device,
     ) -> None:
-        # All that a policy asks of its renderer here: no text is written or read.
+        # The attributes of a renderer that a policy uses here: no text is rendered or parsed.
         bare = SimpleNamespace(tokenizer=SimpleNamespace(pad_id=0), stop_ids=())
         optim = OptimConfig(token_budget=token_budget)
         self.policy = TorchPolicy(model, cast(Renderer, bare), optim, device)
@@ -61,23 +61,23 @@ class Ours:
         play(self.policy.model, self._played, self._workload, self._generator)
 
     def forward_backward(self, coeff: float = COEFF) -> float:
-        """Accumulate the gradient of the step's loss; returns the loss."""
+        """Accumulate the gradient of the step's loss and return the loss."""
         step = weigh_step(self._trajectories, SETTINGS, coeff, temperature=1.0)
         return self.policy.forward_backward(step)["loss"].total
 
     def optim_step(self) -> float:
-        """AdamW with a learning rate of 0: all the work, the same weights. Returns the gradient norm."""
+        """Run AdamW with learning rate 0, which is full work on unchanged weights; return the gradient norm."""
         return self.policy.optim_step(lr=0.0)
 
     def parameters(self) -> int:
-        """Trained numbers, each of which has a gradient."""
+        """Return the number of trained parameters, each of which has a gradient."""
         return sum(part.numel() for part in self.policy.model.parameters() if part.requires_grad)
 
 
 def play(
     model: LanguageModel, played: Sequence[Script], workload: Workload, generator: torch.Generator
 ) -> list[list[Sample]]:
-    """The actions of each episode: finished ones leave the batch, waiting ones join, the cache stays."""
+    """Sample the actions of each episode: finished episodes leave the batch, waiting ones join, the cache is kept."""
     samples: list[list[Sample]] = [[] for _ in played]
     waiting, seated = deque(range(len(played))), list[int]()
     limits = SamplerConfig()

@@ -1,4 +1,4 @@
-"""A straightforward step, as one writes it first: the transcript encoded again each turn, full logits, a padded batch.
+"""A straightforward step: the transcript is encoded again at each turn, with full logits and a padded batch.
 
 Shapes: B rows, T tokens, V vocabulary.
 """
@@ -36,13 +36,13 @@ class Reference:
         self._optimizer = torch.optim.AdamW(causal_lm.parameters(), lr=0.0, fused=True)
 
     def rollout(self) -> None:
-        """Play the episodes, as many at once as there are sessions, each such batch to its end."""
+        """Play the episodes in batches of `workload.sessions`, each to its end."""
         for start in range(0, len(self._played), self._workload.sessions):
             batch = self._played[start : start + self._workload.sessions]
             play(self._lm, batch, self._workload, self._generator)
 
     def forward_backward(self) -> float:
-        """Accumulate the gradient of the step's loss, `rows` rollouts at a time; returns the loss."""
+        """Accumulate the gradient of the step's loss, `rows` rollouts at a time, and return the loss."""
         advantages_B = step_advantages(self._trajectories, SETTINGS.advantage).tolist()
         total = 0.0
         for start in range(0, len(self._trajectories), self._rows):
@@ -59,7 +59,7 @@ class Reference:
         return norm
 
     def parameters(self) -> int:
-        """Trained numbers, each of which has a gradient."""
+        """Return the number of trained parameters, each of which has a gradient."""
         return sum(part.numel() for part in self._lm.parameters() if part.requires_grad)
 
 
@@ -67,7 +67,7 @@ class Reference:
 def play(
     causal_lm: Any, played: Sequence[Script], workload: Workload, generator: torch.Generator
 ) -> list[list[Sample]]:
-    """The actions of each episode. A cache serves the tokens of one action and is made anew for the next."""
+    """Sample the actions of each episode, with a new cache per action."""
     transcripts: list[list[int]] = [[] for _ in played]
     samples: list[list[Sample]] = [[] for _ in played]
     for turn in range(max(len(script.replies) for script in played)):
@@ -110,9 +110,9 @@ def _generate(causal_lm: Any, prompts: Sequence[Sequence[int]], count: int, gene
 
 
 def step_loss(causal_lm: Any, rollouts: Sequence[Trajectory], advantages: Sequence[float]) -> Tensor:
-    """The sum over rollouts of GRPO's surrogate (mean over actions) + λ · cross-entropy (mean over observations).
+    """Return the loss summed over rollouts: GRPO's surrogate, mean over actions, + λ · CE, mean over observations.
 
-    The objective's formulas once more, from logits [B, T, V] in float32 and masks.
+    An independent implementation of the objective, from float32 logits [B, T, V] and masks.
     """
     device = next(causal_lm.parameters()).device
     width = max(map(len, rollouts))

@@ -6,21 +6,21 @@ import gc
 from collections.abc import Callable
 from pathlib import Path
 
-# With it, what is freed goes back to the system at once, so that a resident set is what is in use.
+# Returns freed memory to the system at once, so that the resident set is the memory in use.
 EXACT_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def peak_over_now(work: Callable[[], object]) -> int:
-    """Bytes by which `work` raises the resident set at most."""
+    """Return the peak by which `work` raises the resident set, bytes."""
     gc.collect()
     before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back: proc(5)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak: proc(5)
     work()
     return _status("VmHWM") - before
 
 
 def can_measure() -> bool:
-    """Whether this system says it."""
+    """Return whether this system can measure the peak."""
     return Path("/proc/self/clear_refs").exists()
 
 

@@ -1,11 +1,11 @@
 """TRL's update on the same rollouts: `GRPOTrainer`'s own training step, with an env term on its own logprobs.
 
-Run as a process by TRL's interpreter, which need not have echo_cli: `python -m lm_benchmark.trl_update SPEC`.
+Run as a process by TRL's interpreter, which needs no echo_cli: `python -m lm_benchmark.trl_update SPEC`.
 
-What is timed is `GRPOTrainer.training_step` for each micro-batch (its fused LM head, its loss, entropies and metrics,
-and accelerate's backward pass), then clipping and its optimizer's step. Generation is not: `_prepare_inputs` gives the
-rollouts. The env term weighs each token over the whole step, so that accumulation changes nothing (the published recipe
-takes means per micro-batch). Temperature is 1, at which one pass serves both terms.
+The timed work is `GRPOTrainer.training_step` for each micro-batch (its fused LM head, its loss, entropies and metrics,
+and accelerate's backward pass), then clipping and its optimizer's step. Generation is not timed: `_prepare_inputs`
+returns the rollouts. The env term normalises over the whole step, so that accumulation changes nothing (the published
+recipe takes means per micro-batch). Temperature is 1, at which one pass serves both terms.
 
 Shapes: B rows, P prompt tokens, T completion tokens.
 """
@@ -33,7 +33,7 @@ Inputs = dict[str, Tensor]
 
 
 class EchoTrainer(GRPOTrainer):  # type: ignore[misc]
-    """GRPO + `coeff` · the env term, whose weights are in the inputs; `coeff` 0 leaves it out."""
+    """GRPO + `coeff` · env term, with token weights from the inputs; `coeff` 0 omits the env term."""
 
     coeff = 0.0
 
@@ -54,7 +54,7 @@ class EchoTrainer(GRPOTrainer):  # type: ignore[misc]
 
 
 class TrlUpdate:
-    """A trainer and the step's micro-batches, padded to the longest rollout of the step as TRL does."""
+    """Contender: a trainer and the step's micro-batches, padded to the longest rollout of the step as TRL does."""
 
     def __init__(self, spec: dict[str, Any], model: Any) -> None:
         device = spec["device"]
@@ -102,19 +102,19 @@ class TrlUpdate:
         return norm
 
     def parameters(self) -> int:
-        """Trained numbers, each of which has a gradient."""
+        """Return the number of trained parameters, each of which has a gradient."""
         return sum(part.numel() for part in self._trainer.model.parameters() if part.requires_grad)
 
 
 def _model(name: str, device: str) -> Any:
-    """The model of a folder, or one of random weights by its architecture's name."""
+    """Load the model in a folder, or create one with random weights by its architecture's name."""
     if name in ARCHITECTURES:
         return random_model(ARCHITECTURES[name], 0, device)
     return load_model(Path(name)).to(device)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """A trainer asks for one; it never meets a text."""
+    """Return a placeholder: a trainer requires a tokenizer, but no text is tokenized."""
     words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "a": 2}, unk_token="<pad>"))
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
 

@@ -1,7 +1,8 @@
-"""A contender in a process of its own, which does one thing at a time when it is told to. Imports no echo_cli.
+"""A contender in a separate process, which executes one order at a time. Imports no echo_cli.
 
-One JSON object a line each way: `load` a model, say its loss and gradient norm; then `time` a `rollout` or an `update`
-in seconds (and the most that CUDA `allocated`), or say its `peak` in bytes.
+Orders and answers are JSON objects, one per line. `load` loads a model; the answer has its loss, gradient norm and
+number of parameters. `time` runs a `rollout` or an `update`; the answer has its seconds, and on CUDA the peak of
+allocated bytes. `peak` runs the same; the answer has its peak of resident bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SCRIPTS = Path(__file__).resolve().parents[1]
 
 
 class Contender(Protocol):
-    """Whose update is timed."""
+    """Contender whose update is timed."""
 
     def forward_backward(self) -> float: ...
     def optim_step(self) -> float: ...
@@ -35,16 +36,16 @@ class Contender(Protocol):
 
 @runtime_checkable
 class Player(Contender, Protocol):
-    """Whose rollout is timed as well."""
+    """Contender whose rollout is timed as well."""
 
     def rollout(self) -> None: ...
 
 
 def serve(make: Callable[[str], Contender]) -> None:
-    """Answer on standard output until standard input ends. What libraries print goes to standard error.
+    """Answer orders on standard output until standard input ends. Output of libraries goes to standard error.
 
     Args:
-        make: builds the contender with the model of a folder.
+        make: creates the contender with the model in a folder.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -52,7 +53,7 @@ def serve(make: Callable[[str], Contender]) -> None:
     for line in sys.stdin:
         order = json.loads(line)
         if order["do"] == "load":
-            contender = None  # the former's memory goes first
+            contender = None  # frees the previous contender's memory first
             contender = make(order["model"])
             loss, norm = contender.forward_backward(), contender.optim_step()
             answer = {"loss": loss, "gradient_norm": norm, "parameters": float(contender.parameters())}
@@ -82,14 +83,14 @@ def _answer(contender: Contender, order: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _now() -> float:
-    """The clock, once the device has done what it was given."""
+    """Return the time once the device has finished its work, seconds."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 class Worker:
-    """The other end: a contender's process, started with its spec."""
+    """Client of a contender's process, started with its spec."""
 
     def __init__(self, python: str, module: str, spec: Path, environment: Mapping[str, str]) -> None:
         self.name = module
@@ -105,11 +106,11 @@ class Worker:
         )
 
     def ask(self, do: str, timeout_s: float = threading.TIMEOUT_MAX, **order: str) -> dict[str, float]:
-        """One order and its answer.
+        """Send one order and return the answer.
 
         Raises:
-            RuntimeError: the process ended, with the last line that it wrote; or it took longer than `timeout_s`, which
-                ends it.
+            RuntimeError: the process ended (the message has the last line that it wrote), or was killed after
+                `timeout_s`.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         killer = threading.Timer(timeout_s, self._process.kill)

@@ -1,7 +1,8 @@
-"""The work: episodes of an environment whose words were recorded, with a fixed number of tokens an action.
+"""Workload: episodes with recorded observations and a fixed number of tokens per action.
 
-Whoever plays them takes the same number of turns, reads the same observations and samples as many tokens. Sizes are a
-chat model's at a terminal: a task, commands of a line, observations from a word to a screen, and the template around.
+Every contender takes the same number of turns, reads the same observations and samples the same number of tokens. Sizes
+are typical of a chat model at a terminal: a task, one-line commands, observations from a word to a screen, and the
+template around them.
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.models.sampler import Sample
 from echo_cli.trajectory import Role, Segment, Trajectory
 
-# The objective: TRL's `loss_type="grpo"` has these denominators; the paper's of the env term.
+# Denominators of TRL's `loss_type="grpo"`, and of the paper's env term.
 SETTINGS = ObjectiveSettings(rl_normalization="sequence_mean", env_normalization="observation_tokens")
 COEFF = 0.05
 
-# Of ChatML: what closes an action and opens the answer, and what closes that and opens the next action.
+# ChatML tokens that close an action and open the observation, and that close it and open the next action.
 _BEFORE, _AFTER = 8, 8
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Sizes of a step, in tokens but for the first four."""
+    """Sizes of a step; the first four are counts, the others tokens."""
 
     tasks: int = 3
     group: int = 4
     sessions: int = 12
-    """Episodes at once."""
+    """Number of concurrent episodes."""
     turns: tuple[int, int] = (3, 8)
-    """The fewest and the most of an episode."""
+    """Minimum and maximum number per episode."""
     opening: tuple[int, int] = (128, 224)
-    """System and task messages."""
+    """Minimum and maximum length of the system and task messages."""
     action: int = 16
     observation_median: float = 40.0
     observation_most: int = 256
@@ -48,7 +49,7 @@ SMOKE = Workload(2, 2, 3, (2, 3), (8, 12), 3, 5.0, 12)
 
 @dataclass(frozen=True)
 class Reply:
-    """What follows an action."""
+    """Tokens that follow an action."""
 
     before: tuple[int, ...]
     observation: tuple[int, ...]
@@ -61,19 +62,19 @@ class Reply:
 
 @dataclass(frozen=True)
 class Script:
-    """One episode's part of the environment: an opening, and a reply to each action."""
+    """The environment's part of an episode: an opening, and a reply to each action."""
 
     task: str
     opening: tuple[int, ...]
     replies: tuple[Reply, ...]
 
     def follows(self, turn: int) -> tuple[int, ...]:
-        """What the policy reads before its action number `turn`."""
+        """Return the tokens that the policy reads before action `turn`, 0-based."""
         return self.replies[turn - 1].token_ids if turn else self.opening
 
 
 def scripts(workload: Workload, vocab: int, seed: int) -> list[Script]:
-    """The step's episodes; the rollouts of a task share their opening. Observation lengths are log-normal."""
+    """Generate the step's episodes; the rollouts of a task share their opening. Observation lengths are log-normal."""
     draw = random.Random(seed)
 
     def tokens(count: int) -> tuple[int, ...]:
@@ -92,10 +93,10 @@ def scripts(workload: Workload, vocab: int, seed: int) -> list[Script]:
 
 
 def trajectories(played: Sequence[Script], samples: Sequence[Sequence[Sample]], seed: int) -> list[Trajectory]:
-    """The rollouts, rewarded 0, 1, 0, 1, ... so that no group's advantages are zero.
+    """Return the rollouts, with rewards 0, 1, 0, 1, ... so that no group's advantages are zero.
 
-    Behaviour logprobs are moved by noise of 0.2 nats, as if the policy had been updated since: ratios then differ from
-    1 and some are clipped, so that losses which agree agree on that too.
+    Behaviour logprobs are shifted by noise of 0.2 nats, as if the policy had been updated since: ratios differ from 1
+    and some are clipped, so that equal losses show agreement on ratios and clipping too.
     """
     draw = random.Random(seed)
     found = []
@@ -113,5 +114,5 @@ def trajectories(played: Sequence[Script], samples: Sequence[Sequence[Sample]], 
 
 
 def sampled_tokens(played: Sequence[Script], workload: Workload) -> int:
-    """Tokens that the policy writes in all."""
+    """Return the total number of tokens that the policy samples."""
     return workload.action * sum(len(script.replies) for script in played)

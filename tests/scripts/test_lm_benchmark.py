@@ -184,7 +184,7 @@ def test_benchmark_gpu_without_time_says_what_it_left_out(
     words = ["--device", "cpu", "--shape", "tiny", "--minutes", "0"]
     monkeypatch.setattr("sys.argv", ["benchmark_gpu", *words])
     script("benchmark_gpu").main()
-    assert "left out: tiny: no time was left" in capsys.readouterr().out
+    assert "skipped: tiny: no time left" in capsys.readouterr().out
 
 
 def test_benchmark_gpu_without_a_gpu_is_one_line_with_a_tip(
