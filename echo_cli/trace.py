@@ -1,7 +1,7 @@
-"""A trace: an episode as text with roles, whoever recorded it. A trajectory file holds one a line, as a JSON object.
+"""Traces: episodes as text with roles, from any recorder. A trajectory file holds one trace per line, as JSON.
 
-A `Trajectory` is the same in the tokens of one policy. A trace from elsewhere has no tokens, or those of another
-tokenizer; `retokenize.render_trace` writes it in a policy's own. docs/trajectory-format.md documents the format.
+A `Trajectory` is an episode in the tokens of one policy. An imported trace has no token ids, or ids of another
+tokenizer; `retokenize.render_trace` encodes it for a policy. docs/trajectory-format.md documents the format.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ class TraceSegment:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     role: NamedRole
-    """Whose text it is, as in OpenEnv RFC 010."""
+    """Role of the text, as in OpenEnv RFC 010."""
     text: str
-    """Byte for byte as it was recorded."""
+    """Text, byte for byte as it was recorded."""
     channel: str | None = None
-    """Where in its role the text came from: stdout, exit_status, scaffold, ...; None where nobody said."""
+    """Origin of the text within its role: stdout, exit_status, scaffold, ...; null if it was not recorded."""
     token_ids: tuple[int, ...] | None = None
-    """Ids under the tokenizer of whoever sampled or met the text; None where they are not known."""
+    """Ids under the tokenizer of the model that sampled or read the text; null if they are unknown."""
     logprobs: tuple[float, ...] | None = None
-    """Behaviour logprobs of an action's tokens, nats."""
+    """Behaviour logprobs of an action's tokens, nats; one per token id."""
     transient: Annotated[int, Field(json_schema_extra={"minimum": 0})] = 0
-    """Leading tokens that nothing after the segment has seen, as in `Segment`."""
+    """Number of leading tokens of an action that nothing after it has seen: thinking that later turns drop."""
 
     def __post_init__(self) -> None:
         tokens = len(self.token_ids or ())
@@ -59,33 +59,35 @@ class TraceSegment:
             if len(self.logprobs) != tokens:
                 raise ValueError(f"{len(self.logprobs)} logprobs for {tokens} action tokens")
         if self.transient and (self.role is not Role.ACTION or not 0 < self.transient <= tokens):
-            raise ValueError(f"{self.transient} transient tokens in {tokens} of {self.role.name.lower()}")
+            raise ValueError(
+                f"{self.transient} transient tokens in a segment of {tokens} {self.role.name.lower()} tokens"
+            )
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One episode. Each action segment has a turn, in order."""
+    """One episode, with one turn per action segment, in order."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     task_id: str
-    """What was to be done; rollouts of one task share it."""
+    """Id of the task, shared by all rollouts of the task."""
     segments: Annotated[tuple[TraceSegment, ...], Field(json_schema_extra={"minItems": 1})]
-    """In order; their texts make up the episode."""
+    """Segments of the episode, in order; their texts joined are its transcript."""
     turns: tuple[Turn, ...]
-    """One for each action segment, in order."""
+    """One turn per action segment, in order."""
     group_id: str = ""
-    """Rollouts of one task in one step share it; empty where there are no groups."""
+    """Id shared by the rollouts of one task in one step; empty if there are no groups."""
     reward: float | None = None
-    """Null where nobody judged the episode."""
+    """Reward of the episode; null if it was not scored."""
     stop_reason: StopReason = "unknown"
-    """How the episode ended."""
+    """Why the episode ended."""
     source: Source = "trace"
-    """Who acted: a policy in training, a script, or whoever an imported trace is of."""
+    """Who acted: a policy in training, a script (explorer, expert), or the agent of an imported trace."""
     world_model_only: bool = True
-    """Nothing is to be learned from the actions by reinforcement: the env term alone."""
+    """Whether the episode gets the env term and no RL term."""
     meta: dict[str, Any] = field(default_factory=dict)
-    """Whatever else is known; no part of the text."""
+    """Further metadata; not part of the text."""
     format: Literal["echo-cli trajectory 1"] = FORMAT
 
     def __post_init__(self) -> None:
@@ -105,54 +107,54 @@ class Trace:
 
     @property
     def has_token_ids(self) -> bool:
-        """Whether every segment says its tokens."""
+        """Whether every segment has token ids."""
         return all(segment.token_ids is not None for segment in self.segments)
 
     def exchanges(self) -> list[Exchange[TraceSegment]]:
-        """Return the exchanges, in order, one a turn. See `trajectory.exchanges`."""
+        """Return the exchanges, in order, one per turn. See `trajectory.exchanges`."""
         return exchanges(self.segments, self.turns)
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object of its line."""
+        """Return the JSON object of the trace's line."""
         record: dict[str, Any] = _adapter().dump_python(self, mode="json")
         return record
 
 
 def trace_of(trajectory: Trajectory) -> Trace:
-    """Return the trace of a trajectory, its tokens included."""
+    """Convert a trajectory to a trace that keeps its token ids."""
     return _adapter().validate_json(json.dumps(trajectory.to_json()))
 
 
 def trajectory_of(trace: Trace) -> Trajectory:
-    """Return the trajectory of a trace that `has_token_ids`: `trace_of` undone.
+    """Convert a trace that `has_token_ids` to a trajectory; the inverse of `trace_of`.
 
     Raises:
-        ValueError: no policy can have played it so; says why.
+        ValueError: the trace violates an invariant of `Trajectory`; the message names it.
     """
     return Trajectory.from_json(trace.to_json())
 
 
 def write_traces(path: Path, traces: Iterable[Trace]) -> None:
-    """Append `traces` to a trajectory file, as they come."""
+    """Append `traces` to a trajectory file, one at a time."""
     with path.open("ab") as file:
         for trace in traces:
             file.write(trace_line(trace))
 
 
 def trace_line(trace: Trace) -> bytes:
-    """Return the line of a trajectory file, its newline included; `parse_trace` is its inverse."""
+    """Return the trace as a line of a trajectory file, newline included; `parse_trace` is the inverse."""
     return _adapter().dump_json(trace) + b"\n"
 
 
 def read_traces(path: Path, *, growing: bool = False) -> Iterator[Trace]:
-    """Stream the traces of a trajectory file: memory holds one at a time.
+    """Stream the traces of a trajectory file, with one trace in memory at a time.
 
     Args:
-        growing: a run may be writing the file, or was killed while it did: a last line without its newline that is no
-            trace was cut, and is left out.
+        growing: whether a run may be writing the file, or was killed while writing it. An incomplete last line, one
+            without a newline that is not a trace, is then skipped.
 
     Raises:
-        EchoError: a line is not a trace; names the file and the line.
+        EchoError: a line is not a trace; the message names file and line.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -168,8 +170,8 @@ def parse_trace(line: bytes) -> Trace:
     """Parse a line of a trajectory file.
 
     Raises:
-        ValueError: a field is missing, unknown, of another type (text that is not Unicode among them) or breaks an
-            invariant; says which.
+        ValueError: a field is missing, unknown, of the wrong type (including text that is not Unicode) or violates an
+            invariant; the message names it.
     """
     try:
         return _adapter().validate_json(line)
@@ -178,9 +180,10 @@ def parse_trace(line: bytes) -> Trace:
 
 
 def trace_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a line, draft 2020-12: traces/schemas/trajectory.schema.json.
+    """Return the JSON Schema (draft 2020-12) of a line, which traces/schemas/trajectory.schema.json contains.
 
-    It cannot say that each action has a turn, and what logprobs and `transient` stand beside; `parse_trace` can.
+    It cannot express that each action has a turn, nor which fields `logprobs` and `transient` require; `parse_trace`
+    checks both.
     """
     schema = _adapter().json_schema()
     about = "One line of an echo-cli trajectory file: an episode as text with roles. See docs/trajectory-format.md."
@@ -193,13 +196,13 @@ def trace_schema() -> dict[str, Any]:
 
 
 def _check_unicode(value: Any, name: str) -> None:
-    """Raise ValueError for text with a surrogate: half a character, which no UTF-8 file can hold."""
+    """Raise ValueError if a text has a lone surrogate, which UTF-8 cannot encode."""
     if isinstance(value, str):
         if not value.isascii():
             try:
                 value.encode()
             except UnicodeEncodeError as error:
-                raise ValueError(f"{name} is not Unicode: it has half a character, a lone surrogate") from error
+                raise ValueError(f"{name} is not Unicode: it contains a lone surrogate") from error
     elif isinstance(value, Mapping):
         for key, entry in value.items():
             _check_unicode(key, name)

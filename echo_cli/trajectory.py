@@ -1,6 +1,6 @@
-"""A trajectory: an episode in the tokens of one policy, in role-tagged segments, with its reward and its ending.
+"""Trajectories: episodes in the tokens of one policy, as role-tagged segments with a reward and a stop reason.
 
-Roles are OpenEnv RFC 010's. A segment's role is decided where its text is produced and never derived again
+Roles are OpenEnv RFC 010's. A segment's role is decided where its text is produced and never re-derived
 from token ids, padding or the text itself.
 """
 
@@ -22,7 +22,7 @@ from echo_cli.text import escape_unprintable
 
 
 class Role(IntEnum):
-    """Who a token belongs to. PAD exists only in tensors."""
+    """Role of a token. PAD exists only in tensors."""
 
     PAD = 0
     CONTEXT = 1
@@ -47,26 +47,26 @@ NamedRole = Annotated[
     PlainSerializer(_NAMES.__getitem__, return_type=str),
     WithJsonSchema({"enum": list(_ROLES), "type": "string"}),
 ]
-"""A role that stands in JSON by its name."""
+"""A role that is written to JSON as its name."""
 
 FORMAT: Literal["echo-cli trajectory 1"] = "echo-cli trajectory 1"
-"""Value of `format` in a line of a trajectory file; a line without it is of an earlier version, and the same."""
+"""Value of `format` in a line of a trajectory file. Lines of earlier versions lack the field and read the same."""
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Source = Literal["policy", "explorer", "expert", "trace"]
-"""Who acted: the policy in training, a script, or whoever acted in an imported trace."""
+"""Who acted: the policy in training, a script (`explorer`, `expert`), or the agent of an imported trace."""
 StopReason = Literal["answered", "turn_cap", "length_cap", "script_end", "aborted", "unknown"]
 Parse = Literal["valid", "malformed", "none"]
-"""What a policy wrote is an action, tried to be one and failed, or does not try to be one."""
+"""Whether the policy's text is an action (`valid`), a failed attempt at one (`malformed`) or no attempt (`none`)."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of tokens of one role. `logprobs` are the behaviour logprobs of sampled actions, one a token.
+    """A run of tokens of one role. `logprobs` are the behaviour logprobs of sampled action tokens, in nats.
 
-    `transient` counts the leading tokens that nothing after the segment has seen: thinking that later turns drop. See
-    `context_views` for how such a trajectory is scored.
+    `transient` is the number of leading tokens that nothing after the segment has seen: thinking that later turns
+    drop. `context_views` says how such a trajectory is scored.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -87,25 +87,26 @@ class Segment:
             if len(self.logprobs) != len(self.token_ids):
                 raise ValueError(f"{len(self.logprobs)} logprobs for {len(self.token_ids)} action tokens")
         if self.transient and (self.role is not Role.ACTION or not 0 < self.transient <= len(self.token_ids)):
-            raise ValueError(f"{self.transient} transient tokens in {len(self.token_ids)} of {self.role.name.lower()}")
+            tokens = f"{len(self.token_ids)} {self.role.name.lower()} tokens"
+            raise ValueError(f"{self.transient} transient tokens in a segment of {tokens}")
 
 
 @dataclass(frozen=True)
 class Turn:
-    """The summary of an exchange, for counting and filters: the parsed command and what it gave."""
+    """Summary of an exchange for counts and filters: the parsed command and its result."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     command: str
     output: str
-    """The text of its env_output segments: what the policy met, cut where the cap cut it."""
+    """Text of the env_output segments as the policy saw it, cut at the output cap."""
     exit_code: int | None
     valid_action: bool
-    """The action was one the environment could run (or an answer)."""
+    """Whether the environment could run the action, or the action was an answer."""
     clean_parse: bool
-    """The action parsed without notice: it ended with its stop token and was not cut."""
+    """Whether the action parsed without a notice: it ended with its stop token and was not cut."""
     parse: Parse | None = None
-    """`valid` where the parse is clean. None in logs of versions that did not record it."""
+    """`valid` if and only if `clean_parse`. None in logs of versions that did not record it."""
 
     def __post_init__(self) -> None:
         if self.parse is not None and self.clean_parse is not (self.parse == "valid"):
@@ -113,11 +114,11 @@ class Turn:
 
 
 class RoleText(Protocol):
-    """A segment of a trajectory or of a trace, or a piece of one in the making."""
+    """Text with a role: a segment of a trajectory or of a trace, complete or under construction."""
 
     @property
     def role(self) -> Role:
-        """Whose text it is."""
+        """Role of the segment."""
         ...
 
     @property
@@ -131,40 +132,40 @@ AnySegment = TypeVar("AnySegment", bound=RoleText)
 
 @dataclass(frozen=True)
 class Exchange(Generic[AnySegment]):
-    """An action and all that came back before the next one."""
+    """An action and everything returned before the next action."""
 
     turn: Turn
     segments: tuple[AnySegment, ...]
-    """The action, then what came back, whatever its roles."""
+    """The action, then everything returned for it, of any role."""
     place: int
-    """Index of the action among the segments of its episode."""
+    """Index of the action among the segments of its episode, 0-based."""
 
     @property
     def action(self) -> AnySegment:
-        """The segment of the action."""
+        """Segment of the action."""
         return self.segments[0]
 
     @property
     def outputs(self) -> tuple[AnySegment, ...]:
-        """The env_output segments: two where a command wrote to stdout and to stderr."""
+        """Segments of env_output: two if a command wrote to both stdout and stderr."""
         return tuple(segment for segment in self.segments if segment.role is Role.ENV_OUTPUT)
 
     @property
     def span(self) -> slice:
-        """Indices of the segments in their episode, and so of whatever is listed segment by segment."""
+        """Indices of the segments in their episode, and of their entries in any list with one entry per segment."""
         return slice(self.place, self.place + len(self.segments))
 
 
 def split_at_actions(segments: Sequence[AnySegment]) -> list[tuple[AnySegment, ...]]:
-    """Split an episode before each action: first its opening, which may be empty, then a part for each action."""
+    """Split an episode before each action: the opening, which may be empty, then one part per action."""
     actions = [place for place, segment in enumerate(segments) if segment.role is Role.ACTION]
     return [tuple(segments[start:end]) for start, end in pairwise([0, *actions, len(segments)])]
 
 
 def exchanges(segments: Sequence[AnySegment], turns: Sequence[Turn]) -> list[Exchange[AnySegment]]:
-    """Return the exchanges of an episode, in order; what precedes the first action belongs to none.
+    """Return the exchanges of an episode, in order. Segments before the first action belong to no exchange.
 
-    An aborted episode can have turns at its end whose actions are not in it: they have no exchange.
+    The last turns of an aborted episode may lack an action segment; they get no exchange.
 
     Raises:
         ValueError: an action has no turn.
@@ -177,7 +178,7 @@ def exchanges(segments: Sequence[AnySegment], turns: Sequence[Turn]) -> list[Exc
 
 
 def text_of(segments: Iterable[RoleText], role: Role) -> str:
-    """Return the text of the segments of `role`."""
+    """Join the text of the segments of `role`."""
     return "".join(segment.text for segment in segments if segment.role is role)
 
 
@@ -185,7 +186,7 @@ def text_of(segments: Iterable[RoleText], role: Role) -> str:
 class Trajectory:
     """One episode. Rollouts of the same task in the same step share `group_id`.
 
-    `reward` is None where no verifier was called. `world_model_only` rollouts get the env term and no RL term.
+    `reward` is None if no verifier was called. `world_model_only` rollouts get the env term and no RL term.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -219,7 +220,7 @@ class Trajectory:
 
     @property
     def starts(self) -> list[int]:
-        """Position of the first token of each segment."""
+        """Position of the first token of each segment, 0-based."""
         return [*accumulate((len(segment.token_ids) for segment in self.segments[:-1]), initial=0)]
 
     def __len__(self) -> int:
@@ -230,11 +231,11 @@ class Trajectory:
         return exchanges(self.segments, self.turns)
 
     def count(self, role: Role) -> int:
-        """Tokens of `role`."""
+        """Count the tokens of `role`."""
         return sum(len(segment.token_ids) for segment in self.segments if segment.role is role)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; `from_json` is its inverse."""
+        """Return the trajectory as a JSON object; `from_json` is the inverse."""
         record = {"format": FORMAT, **asdict(self)}
         for segment in record["segments"]:
             segment["role"] = Role(segment["role"]).name.lower()
@@ -247,14 +248,14 @@ class Trajectory:
 
     @staticmethod
     def from_json(record: dict[str, Any]) -> Trajectory:
-        """The trajectory of a `to_json` object.
+        """Return the trajectory of a `to_json` object.
 
         Raises:
-            ValueError: a field is missing, unknown, of another type (text that is not Unicode among them) or breaks an
-                invariant.
+            ValueError: a field is missing, unknown, of the wrong type (including text that is not Unicode) or violates
+                an invariant.
         """
         if record.get("format", FORMAT) != FORMAT:
-            raise ValueError(f"its format is {record['format']!r}, this version reads {FORMAT!r}")
+            raise ValueError(f"unknown format {record['format']!r}; this version reads {FORMAT!r}")
         record = {key: value for key, value in record.items() if key != "format"}
         try:
             return _adapter().validate_json(json.dumps(record))
@@ -263,14 +264,14 @@ class Trajectory:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first thing that is wrong with a record, behind the path to it."""
+    """Return the first validation error of a record, prefixed with the path of the field."""
     details = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in details["loc"])
     return f"{where}: {details['msg']}" if where else details["msg"]
 
 
 def bad_line(path: Path, number: int, error: Exception, noun: Literal["trajectory", "trace"]) -> EchoError:
-    """Return the error to raise for a line of a trajectory file, numbered from 1, that is no `noun`."""
+    """Return the error for a line of a trajectory file that is not a `noun`; `number` is 1-based."""
     problem = f"{escape_unprintable(path)}:{number}: not a {noun}: {escape_unprintable(str(error))}"
     return EchoError(problem, "the format is in docs/trajectory-format.md")
 
@@ -288,10 +289,10 @@ def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
 
 
 def read_trajectories(path: Path) -> Iterator[Trajectory]:
-    """Stream the trajectories of a trajectory file whose lines all have tokens.
+    """Stream the trajectories of a trajectory file whose lines all have token ids.
 
     Raises:
-        EchoError: a line is not a trajectory; names the file and the line.
+        EchoError: a line is not a trajectory; the message names file and line.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -305,17 +306,18 @@ def read_trajectories(path: Path) -> Iterator[Trajectory]:
 
 
 def visible(trajectory: Trajectory) -> Trajectory:
-    """`trajectory` without transient tokens: the transcript as its last turn saw it. Texts stay what they were."""
+    """Return `trajectory` without transient tokens: the transcript as its last turn saw it. Texts do not change."""
     if not any(segment.transient for segment in trajectory.segments):
         return trajectory
     return replace(trajectory, segments=tuple(map(_visible, trajectory.segments)))
 
 
 def context_views(trajectory: Trajectory) -> list[Trajectory]:
-    """The sequences in which the targets of `trajectory` are scored; the trajectory alone without transient tokens.
+    """Return the sequences in which the targets of `trajectory` are scored: itself if it has no transient tokens.
 
-    First the visible transcript, whose targets are the observations and the actions that were seen whole. Then, for
-    each action with transient tokens, what was visible before it and the action: its tokens alone are targets.
+    Otherwise the first is the visible transcript, whose targets are the observations and the actions without transient
+    tokens. One sequence follows per action with transient tokens: the transcript visible before it, as context, and
+    the action, whose tokens are the only targets.
     """
     base = visible(trajectory)
     if base is trajectory:
@@ -329,16 +331,16 @@ def context_views(trajectory: Trajectory) -> list[Trajectory]:
 
 @dataclass(frozen=True)
 class ContextViews:
-    """The views of a step's rollouts, and of each the index of its rollout."""
+    """Context views of a step's rollouts, and the index of each view's rollout."""
 
     trajectories: tuple[Trajectory, ...]
     owners: tuple[int, ...]
 
 
 def expand_context_views(trajectories: Sequence[Trajectory], *, use_rl: bool) -> ContextViews:
-    """The views of `trajectories`, in order.
+    """Return the context views of `trajectories`, in order.
 
-    Those of actions are left out where actions are no targets: without RL, and of `world_model_only` rollouts.
+    The views of single actions are omitted where actions are not targets: without RL and for `world_model_only`.
     """
     found = [
         (view, owner)
@@ -355,13 +357,13 @@ def _visible(segment: Segment) -> Segment:
 
 
 SCAFFOLD = "scaffold"
-"""The channel of the segments that a renderer adds; what is rendered again leaves them out."""
+"""Channel of the segments that a renderer adds; rendering again drops them."""
 
 CUT_ACTION = "\n[action cut]\n"
 CUT_OUTPUT = "[output cut]\n"
 CUT_NOTICE = "notice"
-"""The channel of the warnings that say so."""
+"""Channel of the warnings CUT_ACTION and CUT_OUTPUT."""
 
 WRAPPER, TOOL_RESULT, TOOL_ERROR, TOOLS = "wrapper", "tool_result", "tool_error", "tools"
-"""Channels of the text around a tool's answer, of an answer, of one that reports a failure, of the list of tools."""
+"""Channels: the text around a tool's answer, the answer, an answer that reports a failure, the list of tools."""
 OPEN, CLOSE = "<tool_response>\n", "\n</tool_response>\n"

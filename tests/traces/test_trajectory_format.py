@@ -102,7 +102,10 @@ def test_what_does_not_fit_the_schema_is_no_line_either(change: dict[str, Any]) 
     ("segment", "reason"),
     [
         ({"role": "action", "text": "a", "token_ids": [1], "logprobs": [-1.0, -2.0]}, "2 logprobs for 1 action tokens"),
-        ({"role": "action", "text": "a", "token_ids": [1], "transient": 2}, "2 transient tokens in 1 of action"),
+        (
+            {"role": "action", "text": "a", "token_ids": [1], "transient": 2},
+            "2 transient tokens in a segment of 1 action tokens",
+        ),
         ({"role": "context", "text": "a", "token_ids": [1], "logprobs": [-1.0]}, "only action segments carry logprobs"),
     ],
 )
