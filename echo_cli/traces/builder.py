@@ -1,6 +1,6 @@
-"""Parts that the importers share: the text of tool calls and tools, refusals, and a trace in the making.
+"""Parts shared by the importers: the text of tool calls and tools, refusals, and the builder of a trace.
 
-An importer decides roles where its format says who wrote a text, keeps that text byte for byte, and refuses what it
+An importer assigns a role where its format says who wrote a text, keeps the text byte for byte, and refuses what it
 cannot place: it never guesses. Roles are OpenEnv RFC 010's.
 """
 
@@ -21,22 +21,22 @@ class Refusal:
     """A record, or a part of one, that an importer could not place."""
 
     where: str
-    """`FILE:LINE` of JSONL or cast lines, `FILE: messages[3]` inside one JSON document."""
+    """`FILE:LINE` for a line of JSONL or of a cast, `FILE: messages[3]` inside a JSON document."""
     reason: str
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """Options of the command line on how to read."""
+    """Command-line options that control how files are read."""
 
     prompt: str | None = None
     """Regular expression of a shell prompt, for casts without input events."""
     warning: str | None = None
-    """Regular expression; text of an observation that it matches is warning."""
+    """Regular expression; matches in an observation get the role warning."""
 
 
 class UnplacedError(ValueError):
-    """Raised while one trace is read: what cannot be placed, and where in its record (`messages[3]`)."""
+    """A part of a record that cannot be placed in a trace; `place` is its path in the record (`messages[3]`)."""
 
     def __init__(self, reason: str, place: str = "") -> None:
         super().__init__(reason)
@@ -45,7 +45,7 @@ class UnplacedError(ValueError):
 
 
 def observed(text: str, channel: str | None, options: ImportOptions) -> list[TraceSegment]:
-    """Split an observation into env_output, and warning where `options.warning` matches; together they are `text`."""
+    """Split an observation into env_output and, where `options.warning` matches, warning; joined, they equal `text`."""
     segments, end = [], 0
     for match in () if options.warning is None else re.finditer(options.warning, text):
         if match.group():
@@ -57,37 +57,37 @@ def observed(text: str, channel: str | None, options: ImportOptions) -> list[Tra
 
 
 def tool_call(name: str, arguments: Any) -> str:
-    """Return a tool call as text, in the one form that this project writes it in.
+    """Return a tool call as text, in this project's canonical form.
 
     Raises:
-        ValueError: `arguments` has a number that JSON has not.
+        ValueError: `arguments` contains a number that JSON cannot represent.
     """
     call = json.dumps({"arguments": arguments, "name": name}, sort_keys=True, allow_nan=False)
     return f"<tool_call>\n{call}\n</tool_call>\n"
 
 
 def said(text: str, calls: Iterable[str] = ()) -> str:
-    """Return the text of an action: the words that an agent wrote, a newline, and its calls."""
+    """Return the text of an action: the agent's words, a newline, and its tool calls."""
     blocks = "".join(calls)
     return f"{text}\n{blocks}" if text or not blocks else blocks
 
 
 def tool_list(tools: Iterable[str]) -> str:
-    """Return the list of the tools that an agent was offered, one a line."""
+    """Return the list of the tools offered to an agent, one per line."""
     return "\n".join(["<tools>", *tools, "</tools>\n"])
 
 
 def wrapped(segments: Iterable[TraceSegment]) -> list[TraceSegment]:
-    """Put a tool's answer between the wrappers that tell a model so; the wrappers are context."""
+    """Put a tool's answer between the wrappers that mark it for a model; the wrappers are context."""
     return [TraceSegment(Role.CONTEXT, OPEN, WRAPPER), *segments, TraceSegment(Role.CONTEXT, CLOSE, WRAPPER)]
 
 
 @dataclass
 class ToolCalls:
-    """The tool calls of a conversation: no two open ones have one id, and each is answered at most once."""
+    """Tool calls of a conversation: open calls have distinct ids, and each call is answered at most once."""
 
     open: dict[str, Any] = field(default_factory=dict)
-    """A note on each call without an answer yet, by its id."""
+    """Unanswered calls: the importer's note on each, by id."""
     calls: list[str] = field(default_factory=list)
     """Ids of all calls, in order."""
     answers: list[str] = field(default_factory=list)
@@ -97,7 +97,7 @@ class ToolCalls:
         """Add a call.
 
         Raises:
-            UnplacedError: an open one has its id.
+            UnplacedError: an open call has the same id.
         """
         if call_id in self.open:
             raise UnplacedError(f"two open tool calls have the id {call_id!r}")
@@ -105,69 +105,69 @@ class ToolCalls:
         self.calls.append(call_id)
 
     def answer(self, call_id: Any) -> Any:
-        """Close the call that is answered now, and return the note on it.
+        """Close the call that this answer belongs to, and return its note.
 
         Raises:
-            UnplacedError: no open call has that id.
+            UnplacedError: no open call has this id.
         """
         if not isinstance(call_id, str) or call_id not in self.open:
-            raise UnplacedError("a tool's answer to no open tool call")
+            raise UnplacedError("a tool answer without an open tool call")
         self.answers.append(call_id)
         return self.open.pop(call_id)
 
     @property
     def meta(self) -> dict[str, list[str]]:
-        """The ids, as a trace keeps them for `traces export`."""
+        """Ids of calls and answers, kept in a trace's meta for `traces export`."""
         ids = {"tool_calls": self.calls, "tool_responses": self.answers}
         return {name: values for name, values in ids.items() if values}
 
 
 @dataclass
 class TraceBuilder:
-    """A trace in the making: segments in order, a turn for each action, and the tool calls among the actions."""
+    """A trace under construction: segments in order, one turn per action, and the tool calls of the actions."""
 
     options: ImportOptions
     segments: list[TraceSegment] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     """Command of each action's turn."""
     exit_codes: list[int | None] = field(default_factory=list)
-    """Exit code of each action; None where nobody said."""
+    """Exit code of each action; None if it was not recorded."""
     calls: ToolCalls = field(default_factory=ToolCalls)
 
     def context(self, text: str, channel: str | None = None) -> None:
-        """Add text that is neither the agent's nor the world's."""
+        """Add text that neither the agent nor the environment wrote."""
         self.segments.append(TraceSegment(Role.CONTEXT, text, channel))
 
     def tools(self, tools: Sequence[str]) -> None:
-        """Add the list of tools that the agent was offered, if there are any."""
+        """Add the list of tools offered to the agent, if there are any."""
         if tools:
             self.context(tool_list(tools), TOOLS)
 
     def act(self, text: str, channel: str | None = None, *, command: str | None = None) -> None:
-        """Add an action, whose turn's command is by default `text` without the newline at its end."""
+        """Add an action and its turn, whose command is by default `text` without its final newline."""
         self.segments.append(TraceSegment(Role.ACTION, text, channel))
         self.commands.append(text.removesuffix("\n") if command is None else command)
         self.exit_codes.append(None)
 
     def observed(self, text: str, channel: str | None) -> list[TraceSegment]:
-        """Split an observation by the options, as `observed`."""
+        """Split an observation as the function `observed` does, with the builder's options."""
         return observed(text, channel, self.options)
 
     def observe(self, segments: Iterable[TraceSegment], exit_code: int | None = None) -> None:
-        """Add what came back, and how the last action ended, where the record says it."""
+        """Add the segments returned for the last action, and its exit code if it was recorded."""
         self.segments.extend(segments)
         if exit_code is not None and self.exit_codes:
             self.exit_codes[-1] = exit_code
 
     def answer(self, segments: Iterable[TraceSegment], exit_code: int | None = None) -> None:
-        """Add the answer of a tool, in its wrappers."""
+        """Add a tool's answer in its wrappers."""
         self.observe(wrapped(segments), exit_code)
 
     def trace(self, task_id: str, *, reward: float | None = None, meta: Mapping[str, Any] | None = None) -> Trace:
-        """Return the trace. Its meta names the tool calls too.
+        """Return the trace; its meta includes the ids of the tool calls.
 
         Raises:
-            UnplacedError: there is nothing but context.
+            UnplacedError: all segments are context.
             ValueError: a text is not Unicode.
         """
         if all(segment.role is Role.CONTEXT for segment in self.segments):

@@ -1,8 +1,8 @@
-"""Trajectory files to train on: where in them each trace lies, which split it is of, what training sees of the others.
+"""Trajectory files to train on: the position and split of each trace, and the overlap of held-out splits with training.
 
-One pass over the files notes that and keeps no text; a step reads the lines that it needs. The split is by a hash of
-what a trace says, roles and text: the same in every run, whatever its seed, in whichever file, under whatever name. So
-a file that grows moves no trace from one split to another, and a trace that occurs twice is in one of them.
+One pass over the files indexes them without keeping any text; a step reads the lines it needs. The split depends on a
+hash of a trace's roles and texts alone, not on seed, file or order. A file that grows therefore moves no trace from
+one split to another, and all copies of a trace are in the same split.
 """
 
 from __future__ import annotations
@@ -22,70 +22,75 @@ from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, parse_trace
 from echo_cli.trajectory import Role, bad_line, split_at_actions
 
-_TIP = "traces.path names trajectory files, as `echo-cli traces import` writes them"
+_TIP = "traces.path takes trajectory files, as `echo-cli traces import` writes them"
 
 
 Hashes = tuple[bytes, ...]
-"""By which an observation is known: SHA-256 of its text; then, where it has several segments, as when several tools
-answer one action, of the text of each."""
+"""Identity of an observation: the SHA-256 of its text, followed, if it has several segments (as when several tools
+answer one action), by the SHA-256 of each segment's text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A line of one of the files."""
+    """A trace as a line of one of the files."""
 
     file: int
+    """Index of the file, 0-based."""
     line: int
-    """From 1."""
+    """Line number, 1-based."""
     offset: int
-    """Of its first byte."""
+    """Offset of the line's first byte."""
     content: bytes
-    """SHA-256 of what the trace says."""
+    """SHA-256 of the trace's roles and texts."""
     observations: tuple[Hashes, ...]
-    """Of each observation, in order; of a training trace, they are in `TraceCorpus.seen` alone."""
+    """Hashes of each observation, in order; empty for training traces, whose hashes are in `TraceCorpus.seen`."""
     unanswered: int
-    """How many of them, 0 or 1, come before the first action: they answer no command, and are not measured."""
+    """Number of observations, 0 or 1, before the first action. They answer no command and are not measured."""
     actions: int
+    """Number of actions."""
     rewarded: bool
+    """Whether the trace has a reward."""
     split: Split = "train"
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Observations of a held-out split, and how many of them training sees too."""
+    """Overlap of a held-out split with training: counts of its traces and observations."""
 
     traces: int
     observations: int
+    """Number of observations that answer an action."""
     seen: int
+    """Number of observations that also occur in training."""
     emptied: int
-    """Traces that have no observation but seen ones: nothing of them is measured."""
+    """Number of traces without an unseen observation, of which nothing is measured."""
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object, with the share of what is seen."""
+        """Return the counts as a JSON object, with the share of seen observations."""
         share = self.seen / self.observations if self.observations else None
         return {**vars(self), "seen_share": share}
 
 
 @dataclass(frozen=True)
 class TraceCorpus:
-    """The traces of some files. Made by `index_traces`."""
+    """The traces of a list of files, as indexed by `index_traces`."""
 
     paths: tuple[Path, ...]
     sha256: tuple[str, ...]
-    """Of each file's bytes."""
+    """SHA-256 of each file, hexadecimal."""
     entries: tuple[Entry, ...]
     seen: frozenset[bytes]
-    """SHA-256 of every observation of the training split, and of each segment of it."""
+    """Hashes of every observation of the training split."""
 
     def of(self, split: Split) -> list[Entry]:
-        """The entries of a split, in the order of the files."""
+        """Return the entries of a split, in file order."""
         return [entry for entry in self.entries if entry.split == split]
 
     def read(self, entries: Sequence[Entry]) -> Iterator[Trace]:
-        """The traces of `entries`, one after the other.
+        """Yield the traces of `entries`, one at a time.
 
         Raises:
-            EchoError: a file cannot be read, or was changed since it was indexed (exit code 1).
+            EchoError: a file cannot be read or has changed since it was indexed (exit code 1).
         """
         files: dict[int, BinaryIO] = {}
         try:
@@ -105,11 +110,11 @@ class TraceCorpus:
                 file.close()
 
     def sees(self, hashes: Hashes) -> bool:
-        """Whether training has the observation of these hashes: as a whole, or all of its segments."""
+        """Return whether the observation occurs in training: as a whole, or each of its segments."""
         return hashes[0] in self.seen or (len(hashes) > 1 and self.seen.issuperset(hashes[1:]))
 
     def overlap(self, split: Split) -> Overlap:
-        """What of a held-out split training sees too."""
+        """Count the observations of a held-out split that also occur in training."""
         entries = self.of(split)
         measured = [entry.observations[entry.unanswered :] for entry in entries]
         novel = [sum(not self.sees(observation) for observation in of) for of in measured]
@@ -117,7 +122,7 @@ class TraceCorpus:
         return Overlap(len(entries), total, total - sum(novel), novel.count(0))
 
     def to_json(self) -> dict[str, Any]:
-        """What a run notes of its traces. Of each path the name alone."""
+        """Return a run's record of its traces; files are recorded by name, without their folder."""
         counts = [0] * len(self.paths)
         for entry in self.entries:
             counts[entry.file] += 1
@@ -135,10 +140,11 @@ class TraceCorpus:
 
 
 def index_traces(traces: TracesConfig) -> TraceCorpus:
-    """Read the files once.
+    """Index the trajectory files of a config in one pass.
 
     Raises:
-        EchoError: a file cannot be read, a line of it is not a trace (names file and line), or there are too few.
+        EchoError: a file cannot be read, a line is not a trace (the message names file and line), or there are too few
+            traces to fill the splits.
     """
     paths = tuple(Path(path) for path in traces.path)
     digests = [hashlib.sha256() for _ in paths]
@@ -146,7 +152,7 @@ def index_traces(traces: TracesConfig) -> TraceCorpus:
     known: dict[bytes, bytes] = {}
     for number, path in enumerate(paths):
         name = escape_unprintable(path)
-        if path.is_fifo():  # a run reads its traces at their places in the file, again and again
+        if path.is_fifo():  # every step seeks to the lines it needs
             raise EchoError(f"{name} is not a file that can be read twice", "write it to a file first")
         try:
             with path.open("rb") as file:
@@ -161,8 +167,8 @@ def index_traces(traces: TracesConfig) -> TraceCorpus:
     shares: dict[Split, float] = {"validation": traces.split.validation, "heldout": traces.split.heldout, "train": 1.0}
     for split, share in shares.items():
         if share > 0 and split not in splits.values():
-            tip = "give more, or hold none out: traces.split.validation=0, traces.split.heldout=0"
-            raise EchoError(f"too few traces to split: {len(splits)} that differ, and none left for {split}", tip)
+            tip = "add traces, or hold none out: traces.split.validation=0 traces.split.heldout=0"
+            raise EchoError(f"too few traces to split: {len(splits)} distinct, none left for {split}", tip)
     train = [entry for entry in entries if splits[entry.content] == "train"]
     seen = frozenset(found for entry in train for observation in entry.observations for found in observation)
     placed = (
@@ -174,9 +180,9 @@ def index_traces(traces: TracesConfig) -> TraceCorpus:
 
 
 def split_of(contents: set[bytes], shares: TraceSplitConfig) -> Mapping[bytes, Split]:
-    """The split of each content: its hash, read as a number from 0 to 1, is in the range of one of them.
+    """Return the split of each content hash: read as a number in [0, 1), it falls into the range of one split.
 
-    Where none of a few is in the range of a split that has one, the nearest of the fullest split goes there.
+    If no hash falls into the range of a split with a non-zero share, the nearest hash of the largest split moves there.
     """
     ranges: dict[Split, float] = {"validation": shares.validation, "heldout": shares.heldout}
     ranges["train"] = 1 - shares.validation - shares.heldout
@@ -194,17 +200,18 @@ def split_of(contents: set[bytes], shares: TraceSplitConfig) -> Mapping[bytes, S
 
 
 def check_trainable(corpus: TraceCorpus, traces: TracesConfig, settings: ObjectiveSettings) -> None:
-    """Refuse traces that nothing can be learned from, or that lack what a filter of the env term judges.
+    """Refuse training traces that have no targets, or that lack data required by a filter of the env term.
 
     Raises:
-        EchoError: no training trace has an observation (or, imitated, an action); one has no turn or no reward.
+        EchoError: no training trace has an observation (with imitation: an action), or a filter needs turns or a reward
+            and a training trace has none.
     """
     train = corpus.of("train")
     if traces.imitation_coeff > 0 and not any(entry.actions for entry in train):
-        raise EchoError("traces.imitation_coeff is above 0 and no trace to train on has an action", "set it to 0")
+        raise EchoError("traces.imitation_coeff is above 0, but no training trace has an action", "set it to 0")
     if traces.imitation_coeff == 0 and not corpus.seen:
-        tip = "the env term is on segments of the role env_output; `echo-cli traces import` says which text is"
-        raise EchoError("no trace to train on has an observation", tip)
+        tip = "the env term needs segments of role env_output; `echo-cli traces formats` says which text becomes one"
+        raise EchoError("no training trace has an observation", tip)
     by_turns = ("min_valid_action_fraction", "min_clean_parse_fraction")
     for name, what in (*((name, "turns") for name in by_turns), ("min_correct_fraction", "a reward")):
         if getattr(settings, name) is None:
@@ -212,22 +219,22 @@ def check_trainable(corpus: TraceCorpus, traces: TracesConfig, settings: Objecti
         lacking = next((e for e in train if not (e.actions if what == "turns" else e.rewarded)), None)
         if lacking is not None:
             where = f"{escape_unprintable(corpus.paths[lacking.file])}:{lacking.line}"
-            raise EchoError(f"{name} needs {what}, and {where} has none", f"unset objective.{name}")
+            raise EchoError(f"{name} needs {what}, but {where} has none", f"unset objective.{name}")
 
 
 def overlap_line(overlap: Mapping[str, Any]) -> str:
-    """An overlap (`Overlap.to_json`) in words."""
+    """Describe an overlap (`Overlap.to_json`) in one line."""
     share = f" ({overlap['seen_share']:.1%})" if overlap["observations"] else ""
     return (
-        f"{overlap['seen']} of {overlap['observations']} observations{share} are in training too and not measured; "
-        f"nothing is left to measure in {overlap['emptied']} of {overlap['traces']} traces"
+        f"{overlap['seen']} of {overlap['observations']} observations{share} also occur in training, not measured; "
+        f"{overlap['emptied']} of {overlap['traces']} traces have nothing to measure"
     )
 
 
 def observations(trace: Trace) -> list[tuple[int, Hashes]]:
-    """Return the hashes of what the world returned, each with the index of its turn: -1 before the first action.
+    """Return the hashes of each observation with the index of its turn, 0-based; -1 is before the first action.
 
-    What came in several segments is one observation. Empty ones are left out.
+    All env_output segments of a turn are one observation. Empty observations are omitted.
     """
     texts = (
         [segment.text for segment in part if segment.role is Role.ENV_OUTPUT and segment.text]
@@ -242,7 +249,7 @@ def _hashes(parts: Sequence[str]) -> Hashes:
 
 
 def _entries(path: Path, number: int, file: BinaryIO, digest: Any, known: dict[bytes, bytes]) -> Iterator[Entry]:
-    """The entries of a file; `digest` takes its bytes, and of equal hashes `known` keeps one."""
+    """Yield the entries of a file, update `digest` with its bytes, and share equal hashes through `known`."""
     offset = 0
     for line, data in enumerate(file, start=1):
         digest.update(data)
@@ -273,5 +280,5 @@ def _content(trace: Trace) -> bytes:
 
 
 def _changed(path: Path, entry: Entry) -> EchoError:
-    tip = "traces stay where they are while a run trains on them; put the file back and continue with --resume"
-    return EchoError(f"{escape_unprintable(path)}:{entry.line} is not the trace that it was", tip, exit_code=1)
+    tip = "a trace file must not change while a run trains on it; restore it and continue with --resume"
+    return EchoError(f"{escape_unprintable(path)}:{entry.line} has changed since it was indexed", tip, exit_code=1)

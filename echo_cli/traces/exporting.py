@@ -1,4 +1,4 @@
-"""Traces for other tools: a line of a trajectory file, an OpenAI conversation or a record of masks for each."""
+"""Export of traces for other tools: as trajectory files, OpenAI conversations or token ids with masks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from echo_cli.trajectory import Role, Segment, context_views, split_at_actions
 
 Target = Literal["echo", "openai", "masks"]
 DEFAULT_CONFIG = "toy"
-"""Whose tokenizer makes masks where the files have no token ids."""
+"""Config whose tokenizer encodes masks if the files have no token ids."""
 
 _TIP = "name a run, a pool or a trajectory file"
 
@@ -32,11 +32,11 @@ class ExportResult:
 
     traces: int = 0
     lines: int = 0
-    """More than the traces where one has several views, each with its masks."""
+    """Number of lines written; exceeds `traces` if a trace has several context views, each with its own masks."""
     tokens: Counter[str] = field(default_factory=Counter)
-    """Of masks: the tokens of the prompts, of the completions, and of each mask."""
+    """For masks: numbers of tokens in the prompts, in the completions and in each mask."""
     tokenizer: str | None = None
-    """Of masks: `own`, that of whoever recorded the ids, or the config whose it is."""
+    """For masks: `own` if the ids are the files', else the config whose tokenizer encoded them."""
 
 
 def export_traces(
@@ -47,19 +47,19 @@ def export_traces(
     config: str | None = None,
     overwrite: bool = False,
 ) -> ExportResult:
-    """Write the traces of `sources` to `output`, which is there once all of it is written.
+    """Write the traces of `sources` to `output`, which appears once it is complete.
 
     Memory holds one trace at a time.
 
     Args:
         sources: trajectory files, and folders of runs and pools.
         output: None for stdout.
-        config: name or file of a config, whose tokenizer makes the ids of masks. None takes the files' own where all
-            their segments have them, or else DEFAULT_CONFIG: one tokenizer for all of the output.
-        overwrite: replace `output` where it is there.
+        config: name or file of the config whose tokenizer encodes masks. None uses the files' own ids if all segments
+            have them, else DEFAULT_CONFIG. One output uses one tokenizer.
+        overwrite: whether to replace an existing `output`.
 
     Raises:
-        EchoError: as `open_recording`; a line is not a trace, there is none, or `output` cannot be written.
+        EchoError: as `open_recording`; a line is not a trace; there are no traces; `output` cannot be written.
     """
     recordings = [open_recording(source) for source in sources]
     result = ExportResult()
@@ -78,7 +78,7 @@ def export_traces(
 def _writer(
     recordings: Sequence[Recording], target: Target, config: str | None, result: ExportResult
 ) -> Callable[[Trace], Iterable[bytes]]:
-    """What makes the lines of a trace."""
+    """Return the function that converts a trace to its output lines."""
     if target == "echo":
         return lambda trace: [trace_line(trace)]
     if target == "openai":
@@ -98,7 +98,7 @@ def _writer(
 
 
 def _counted(record: Mapping[str, Any], tokens: Counter[str]) -> bytes:
-    """The line of a record of masks, whose tokens are added to `tokens`."""
+    """Return a record of masks as a line, and add its token counts to `tokens`."""
     for name, values in record.items():
         if isinstance(values, list):
             tokens[name] += len(values) if name.endswith("_token_ids") else sum(values)
@@ -110,10 +110,10 @@ def _checked_masks(trace: Trace) -> list[dict[str, Any]]:
         return own_masks(trace)
     except ValueError as error:
         message = (
-            f"trace of {escape_unprintable(trace.task_id)} has transient tokens and is no trajectory: "
+            f"the trace of task {escape_unprintable(trace.task_id)} has transient tokens but is not a trajectory: "
             f"{escape_unprintable(str(error))}"
         )
-        raise EchoError(message, "encode its text anew: --config NAME") from error
+        raise EchoError(message, "re-encode its text with --config NAME") from error
 
 
 def _traces(recordings: Sequence[Recording]) -> Iterator[Trace]:
@@ -121,7 +121,7 @@ def _traces(recordings: Sequence[Recording]) -> Iterator[Trace]:
         try:
             yield from recording.traces()
         except OSError as error:
-            tip = "see that it can be read"
+            tip = "check that the file is readable"
             raise EchoError(f"cannot read {escape_unprintable(recording.path)}: {error.strerror}", tip) from error
 
 
@@ -134,30 +134,30 @@ MASKS = {
     Role.ENV_OUTPUT: "completion_observation_masks",
     Role.WARNING: "completion_warning_masks",
 }
-"""Which mask has the tokens of a role. They are disjoint; a token of none of them is context."""
+"""Mask of each role's tokens. The masks are disjoint; a token in none of them is context."""
 
 
 def own_masks(trace: Trace) -> list[dict[str, Any]]:
-    """Return the masks of a trace that `has_token_ids`, in those tokens: one record, or one for each view.
+    """Return the masks of a trace that `has_token_ids`, over its own ids: one record per context view.
 
     Raises:
-        ValueError: it has transient tokens, and is no trajectory that a policy can have played.
+        ValueError: the trace has transient tokens and violates an invariant of `Trajectory`.
     """
     prompt = len(split_at_actions(trace.segments)[0])
     if not any(segment.transient for segment in trace.segments):
         return [_record(trace, trace.segments, prompt)]
-    # Thinking that was dropped is in the context of its own action alone: such an episode is no single sequence.
+    # Dropped thinking is in the context of its own action only, so the episode is not a single sequence.
     return [_record(trace, view.segments, prompt) for view in context_views(trajectory_of(trace))]
 
 
 def made_masks(trace: Trace, renderer: Renderer) -> dict[str, Any]:
-    """Return the masks of a trace as `renderer` writes it."""
+    """Return the masks of a trace as `renderer` encodes it."""
     segments = render_trace(trace, renderer).segments
     return _record(trace, segments, len(split_at_actions(segments)[0]))
 
 
 def _record(trace: Trace, segments: Sequence[Segment | TraceSegment], prompt: int) -> dict[str, Any]:
-    """Return a record whose prompt is the first `prompt` segments."""
+    """Return a record of masks whose prompt is the first `prompt` segments."""
     completion = [(token, segment.role) for segment in segments[prompt:] for token in segment.token_ids or ()]
     return {
         "task_id": trace.task_id,

@@ -1,4 +1,4 @@
-"""The traces of others as a trajectory file, and the account of what was taken and what was refused."""
+"""Import of other tools' traces into a trajectory file, with counts of imported and refused records."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from echo_cli.traces.builder import ImportOptions, Refusal
 from echo_cli.trajectory import Role
 
 FORMATS = ("openai", "anthropic", "openenv", "awm", "atif", "asciinema", "echo")
-"""Names of the formats: of each, `formats` has a module, a `Format`."""
+"""Names of the formats. Each is a module of `formats` that satisfies `Format`."""
 PROMPTED = "asciinema"
-"""The one format that reads `ImportOptions.prompt`."""
+"""The only format that reads `ImportOptions.prompt`."""
 
 
 class Format(Protocol):
-    """The module of a format."""
+    """Module of a format."""
 
     ROLES: str
-    """Its role rules in a few lines."""
+    """Role rules of the format, in a few lines."""
 
     def read(self, path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
-        """Yield the traces of one file, in order, each refused one in its place."""
+        """Yield the traces of one file, in order, with a refusal in place of each refused record."""
         ...
 
 
@@ -44,7 +44,7 @@ def format_named(name: str) -> Format:
     if name not in FORMATS:
         nearest = difflib.get_close_matches(name, FORMATS, n=1)
         tip = f"did you mean {nearest[0]}?" if nearest else f"one of {', '.join(FORMATS)}"
-        raise EchoError(f"no format '{name}'", tip)
+        raise EchoError(f"unknown format '{name}'", tip)
     return cast(Format, importlib.import_module(f"echo_cli.traces.formats.{name}"))
 
 
@@ -61,7 +61,7 @@ class ImportResult:
     refused: Counter[str] = field(default_factory=Counter)
     """Number of refusals by reason."""
     first_refused: dict[str, str] = field(default_factory=dict)
-    """Where each reason first occurred."""
+    """Place where each reason first occurred."""
 
     def add(self, trace: Trace) -> None:
         """Count a trace."""
@@ -87,16 +87,16 @@ def import_traces(
 ) -> ImportResult:
     """Write the traces of `files`, which are in the format `name`, to the trajectory file `output`.
 
-    Memory holds one trace at a time, and a JSON document whole. `output` is there once all of it is written.
+    Memory holds one trace at a time; a JSON document is loaded whole. `output` appears once it is complete.
 
     Args:
         output: None for stdout.
-        skip_bad: count what cannot be placed and go on; without it the first is an error.
-        overwrite: replace `output` where it is there.
+        skip_bad: whether to count refused records and continue, instead of raising at the first.
+        overwrite: whether to replace an existing `output`.
 
     Raises:
-        EchoError: there is no such format; an option or a file is not what it should be; something cannot be placed;
-            nothing is left; `output` cannot be written.
+        EchoError: the format is unknown; an option or a file is invalid; a record is refused without `skip_bad`; there
+            are no traces; `output` cannot be written.
     """
     source = format_named(name)
     _check_options(name, options)
@@ -112,7 +112,7 @@ def import_traces(
                 elif skip_bad:
                     result.refuse(found)
                 else:
-                    raise EchoError(f"{found.where}: {found.reason}", "--skip-bad leaves such records out, counted")
+                    raise EchoError(f"{found.where}: {found.reason}", "--skip-bad omits such records and counts them")
         if not result.traces:
             raise EchoError(*_nothing(files, result))
     return result
@@ -120,14 +120,12 @@ def import_traces(
 
 def _check_options(name: str, options: ImportOptions) -> None:
     if options.prompt is not None and name != PROMPTED:
-        raise EchoError(f"--prompt has no effect on {name}", f"it is for {PROMPTED}")
+        raise EchoError(f"--prompt has no effect on {name}", f"only {PROMPTED} uses it")
     for option, pattern in (("--prompt", options.prompt), ("--warning", options.warning)):
         try:
             re.compile(pattern or "")
         except (re.error, RecursionError, OverflowError) as error:
-            raise EchoError(
-                f"{option}: not a regular expression: {error}", "the syntax is that of Python's re"
-            ) from error
+            raise EchoError(f"{option}: not a regular expression: {error}", "use the syntax of Python's re") from error
 
 
 def _check_file(path: Path) -> None:
@@ -142,14 +140,14 @@ def _read(source: Format, path: Path, options: ImportOptions) -> Iterator[Trace 
         yield from source.read(path, options)
     except OSError as error:
         raise EchoError(
-            f"cannot read {escape_unprintable(path)}: {error.strerror}", "see that it can be read"
+            f"cannot read {escape_unprintable(path)}: {error.strerror}", "check that the file is readable"
         ) from error
 
 
 def _nothing(files: Sequence[Path], result: ImportResult) -> tuple[str, str]:
     what = escape_unprintable(files[0]) if len(files) == 1 else f"{len(files)} files"
     if not result.refused:
-        return f"nothing to import: {what} has no record", "name a file with traces"
+        return f"nothing to import: no records in {what}", "name a file with traces"
     reason, count = result.refused.most_common(1)[0]
-    message = f"nothing to import: all {result.refused.total()} records of {what} are refused"
+    message = f"nothing to import: all {result.refused.total()} records of {what} were refused"
     return message, f"{count}: {reason}, first at {result.first_refused[reason]}"

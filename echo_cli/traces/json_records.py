@@ -1,4 +1,4 @@
-"""Files of JSON from elsewhere, record by record: what is no record, or has no place in a trace, becomes a refusal."""
+"""Reading of foreign JSON files, record by record: an invalid record, or one with no place in a trace, is a refusal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from echo_cli.trace import Trace
 from echo_cli.traces.builder import Refusal, UnplacedError
 
 Record = tuple[str, Any]
-"""Where a JSON value is, and the value."""
+"""Place of a JSON value, and the value."""
 
 _LINES = {".jsonl", ".ndjson"}
 _TOO_DEEP = "it is nested too deeply"
@@ -25,11 +25,11 @@ def read_json(
     read: Callable[[Any, str], Trace],
     expand: Callable[[Iterator[Record | Refusal]], Iterator[Record | Refusal]] = iter,
 ) -> Iterator[Trace | Refusal]:
-    """Yield the trace that `read` makes of each record of a file; a refusal where it raises ValueError.
+    """Yield the trace that `read` returns for each record of a file, or a refusal if it raises ValueError.
 
     Args:
-        read: takes a record and where it is.
-        expand: adds the records that others have embedded.
+        read: takes a record and its place.
+        expand: adds records that are embedded in other records.
 
     Raises:
         OSError: the file cannot be read.
@@ -50,15 +50,15 @@ def read_json(
 
 
 def _json_values(path: Path) -> Iterator[Record | Refusal]:
-    """Yield each JSON value of a file with where it is: the lines of JSONL one at a time, or one document, read whole.
+    """Yield each JSON value of a file with its place: the lines of JSONL one at a time, or one document, read whole.
 
-    A file is JSONL if it is named so, or has a whole value in its first line.
+    A file is JSONL if its suffix says so, or if its first non-empty line is a complete value.
     """
     with path.open("rb") as file:
         if path.suffix in _LINES:
             yield from _records(enumerate(file, start=1), path)
             return
-        # Read once: what has a name need not be a file that can be read again.
+        # Read once: the path may be a pipe, which cannot be read again.
         lines = enumerate(file, start=1)
         number, first = next(((number, line) for number, line in lines if line.strip()), (1, b""))
         if isinstance(_value(first, ""), Refusal):
@@ -69,7 +69,7 @@ def _json_values(path: Path) -> Iterator[Record | Refusal]:
 
 
 def _flattened(values: Iterable[Record | Refusal]) -> Iterator[Record | Refusal]:
-    """Yield the records among JSON values: a list of records is as many, a list of messages is one."""
+    """Yield the records among JSON values: each item of a list of records; a list of messages is one record."""
     for entry in values:
         if isinstance(entry, Refusal) or not isinstance(entry[1], list) or _are_messages(entry[1]):
             yield entry
@@ -80,7 +80,7 @@ def _flattened(values: Iterable[Record | Refusal]) -> Iterator[Record | Refusal]
 
 @contextmanager
 def at(place: str) -> Iterator[None]:
-    """Put `place`, where in its record the body is, before the place of the UnplacedError that it raises."""
+    """Prefix `place`, the path in the record that the body reads, to the place of an UnplacedError it raises."""
     try:
         yield
     except UnplacedError as error:
@@ -91,7 +91,7 @@ def parse_json(text: str) -> Any:
     """Parse strict JSON.
 
     Raises:
-        ValueError: it is not JSON; or it has a number that no float holds, or brackets a thousand deep.
+        ValueError: the text is not JSON, has a number too large for a float, or nests about a thousand brackets.
     """
     try:
         return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
@@ -100,15 +100,15 @@ def parse_json(text: str) -> Any:
 
 
 def member(value: Any, name: str) -> Any:
-    """Return the value that an object has under `name`; None where it has none, or is no object."""
+    """Return the value under `name` in a JSON object; None if it is missing or `value` is not an object."""
     return value.get(name) if isinstance(value, dict) else None
 
 
 def joined(parts: Iterable[Any], noun: str) -> str:
-    """Return the text of parts of the type `text`.
+    """Join the text of parts of the type `text`.
 
     Raises:
-        UnplacedError: one is something else; its message calls it `noun`.
+        UnplacedError: a part is of another type; the message calls it `noun`.
     """
     texts = []
     for part in parts:
@@ -120,13 +120,13 @@ def joined(parts: Iterable[Any], noun: str) -> str:
 
 
 def tools_of(record: Any, name: str, place: str = "") -> list[str]:
-    """Return the tools, JSON objects, that a record lists under `name`, each as text; none where it has no list.
+    """Return the tools, JSON objects listed under `name` in a record, each as text; empty if `name` is missing.
 
     Args:
-        place: where `name` is, if not in the record itself.
+        place: path of the list in the document, by default `name`.
 
     Raises:
-        UnplacedError: there is something else under `name`.
+        UnplacedError: the value under `name` is not a list of objects.
     """
     tools = member(record, name)
     if tools is None:
@@ -137,10 +137,10 @@ def tools_of(record: Any, name: str, place: str = "") -> list[str]:
 
 
 def arguments_of(arguments: Any) -> Any:
-    """Return the arguments of a tool call, parsed where they are JSON text.
+    """Return the arguments of a tool call, parsed if they are text.
 
     Raises:
-        UnplacedError: they are text that is not JSON.
+        UnplacedError: the text is not JSON.
     """
     try:
         return parse_json(arguments) if isinstance(arguments, str) else arguments
@@ -149,10 +149,10 @@ def arguments_of(arguments: Any) -> Any:
 
 
 def reward_of(record: Mapping[str, Any], *names: str) -> float | None:
-    """Return the first number among `names`; None where there is none.
+    """Return the value of the first of `names` that is present and not null; None if there is none.
 
     Raises:
-        UnplacedError: there is something else under a name.
+        UnplacedError: the value is not a number, or is too large for a float.
     """
     for name in names:
         value = record.get(name)
@@ -168,21 +168,21 @@ def reward_of(record: Mapping[str, Any], *names: str) -> float | None:
 
 
 def task_of(record: Mapping[str, Any], where: str) -> str:
-    """Return the id of the task that a conversation's record says it is of, or else the record's own place."""
+    """Return the task id of a conversation's record, or the record's place if it has none."""
     return first_id((record.get(name) for name in ("task_id", "instance_id", "id")), where)
 
 
 def first_id(values: Iterable[Any], where: str) -> str:
-    """Return the first of `values` that can be an id, or else the name of the place `where`."""
+    """Return the first of `values` that can be an id (text or an integer), or else the file name in `where`."""
     ids = (str(value) for value in values if isinstance(value, (str, int)) and not isinstance(value, bool))
     return next(ids, Path(where).name)
 
 
 def messages_of(record: Any) -> tuple[Mapping[str, Any], list[Any]]:
-    """Return a conversation's record, `{"messages": […]}` or a list of messages alone, and its messages.
+    """Return a conversation's record as an object, and its messages; a bare list of messages becomes an object.
 
     Raises:
-        UnplacedError: there are none.
+        UnplacedError: there are no messages.
     """
     whole = {"messages": record} if isinstance(record, list) else record
     messages = whole.get("messages") if isinstance(whole, dict) else None
@@ -204,7 +204,7 @@ def _records(lines: Iterable[tuple[int, bytes]], path: Path) -> Iterator[Record 
 
 
 def _value(data: bytes, where: str, *, document: bool = False) -> tuple[Any] | Refusal:
-    """A JSON value, in a tuple: null is one."""
+    """Parse a JSON value; it is returned in a tuple because null is a value."""
     try:
         return (parse_json(data.decode("utf-8-sig")),)
     except UnicodeDecodeError:
@@ -216,7 +216,7 @@ def _value(data: bytes, where: str, *, document: bool = False) -> tuple[Any] | R
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(digits: str) -> float:

@@ -1,4 +1,4 @@
-"""Traces as OpenAI-style messages: the way back from formats/openai.py, for any trace."""
+"""Export of any trace as OpenAI-style messages: the inverse of formats/openai.py."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _START, _END = "<tool_call>\n", "\n</tool_call>\n"
 
 
 def openai_record(trace: Trace) -> dict[str, Any]:
-    """A trace as {"messages": […]}, with `tools` and `reward` where they are known.
+    """Return a trace as {"messages": […]}, with `tools` and `reward` if they are known.
 
-    Canonical tool calls at the end of an action become `tool_calls`, and what their tools answered `tool` messages.
-    Text that no channel names a message for, as in a transcript of a terminal, is the user's. A chat model's scaffold
-    is left out: its template writes it again.
+    Canonical tool calls at the end of an action become `tool_calls`, and their answers `tool` messages. Text whose
+    channel names no message role, as in a terminal's transcript, becomes the user's. A chat template's scaffold is
+    omitted: the template adds it again.
     """
     writer = _Writer()
     for segment in trace.segments:
@@ -33,9 +33,9 @@ def openai_record(trace: Trace) -> dict[str, Any]:
 
 
 def calls_of(action: str) -> tuple[str, list[tuple[str, Any]]]:
-    """The words of an action, and name and arguments of the canonical calls at its end: `builder.said` undone.
+    """Split an action into its words and the (name, arguments) of the canonical tool calls at its end.
 
-    The newline that ends the words is no part of them.
+    The inverse of `builder.said`: the newline that ends the words is removed.
     """
     calls: list[tuple[str, Any]] = []
     while action.endswith(_END):
@@ -49,21 +49,22 @@ def calls_of(action: str) -> tuple[str, list[tuple[str, Any]]]:
 
 
 class _Writer:
-    """Messages in the making."""
+    """Converts segments to messages, one at a time."""
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
         self.tools: list[Any] = []
         self._pending: list[str] = []
-        """Text of a user's message that has not ended."""
+        """Text of the user message under construction."""
         self._answer: list[str] | None = None
-        """Text of a tool's answer that has not ended."""
+        """Text of the tool answer under construction; None outside its wrappers."""
         self._calls: list[dict[str, Any]] = []
+        """Tool calls in `messages`."""
         self._answers: list[dict[str, Any]] = []
-        """Tool calls and tool messages among `messages`."""
+        """Tool messages in `messages`."""
 
     def add(self, segment: TraceSegment) -> None:
-        """Place one segment."""
+        """Add one segment."""
         context, text = segment.role is Role.CONTEXT, segment.text
         wrapper = context and segment.channel == WRAPPER
         if context and segment.channel == SCAFFOLD:
@@ -85,7 +86,7 @@ class _Writer:
             self._pending.append(text)
 
     def end_message(self) -> None:
-        """End the user's message that has not ended."""
+        """Append the user message under construction, if there is one."""
         if self._answer is not None:
             self._pending += [OPEN, *self._answer]
             self._answer = None
@@ -94,7 +95,7 @@ class _Writer:
             self._pending = []
 
     def name_calls(self, calls: Any, answers: Any) -> None:
-        """Give calls and answers the ids that an importer kept, where they are those of the text."""
+        """Set the ids that an importer kept in the trace's meta, if they match the calls and answers in the text."""
         if not isinstance(calls, list) or not isinstance(answers or [], list):
             return
         answers = answers or []
@@ -123,7 +124,7 @@ class _Writer:
 
     def _end_answer(self, parts: list[str]) -> None:
         self._answer = None
-        if len(self._answers) == len(self._calls):  # it answers something that is no call
+        if len(self._answers) == len(self._calls):  # an answer to text that is not a canonical call
             self._pending += [OPEN, *parts, CLOSE]
             return
         self.end_message()
@@ -134,22 +135,22 @@ class _Writer:
 
 
 def _call(block: str) -> tuple[str, Any] | None:
-    """Name and arguments of a block; None where it is not canonical."""
+    """Return the name and arguments of a tool call; None if the block is not canonical."""
     try:
         value = parse_json(block.removeprefix(_START).removesuffix(_END))
         name, arguments = value["name"], value["arguments"]
         return (name, arguments) if isinstance(name, str) and tool_call(name, arguments) == block else None
-    except (ValueError, RecursionError, TypeError, KeyError):  # what a model wrote need not be a call
+    except (ValueError, RecursionError, TypeError, KeyError):  # a model can write anything between the tags
         return None
 
 
 def _tools(text: str) -> list[Any]:
-    """The tools of a list that was made of JSON objects; none of another text."""
+    """Return the tools of a `tool_list` of JSON objects; empty for any other text."""
     lines = text.split("\n")[1:-2]
     if tool_list(lines) != text:
         return []
     try:
         tools = [parse_json(line) for line in lines]
-    except ValueError:  # names, one a line
+    except ValueError:  # a list of names, one per line
         return []
     return tools if all(isinstance(tool, dict) for tool in tools) else []

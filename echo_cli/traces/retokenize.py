@@ -1,4 +1,4 @@
-"""An episode in other tokens: the trajectory that a renderer writes of a trajectory or of a trace."""
+"""Re-encoding of episodes: a trajectory or a trace becomes a trajectory in another policy's tokens."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from echo_cli.trajectory import (
 
 
 def retokenize(trajectory: Trajectory, renderer: Renderer) -> Trajectory:
-    """The same episode as `renderer` writes it: each segment's text encoded alone, as in an `Episode`.
+    """Re-encode an episode with `renderer`: each segment's text is encoded alone, as in an `Episode`.
 
-    The renderer that a scripted episode was played with gives its ids again. A policy samples ids that need not be
-    the encoding of their text, so those of its actions may differ; its behaviour logprobs belong to the sampled ids
-    and are dropped, which leaves a rollout that RL cannot learn from (`world_model_only`).
+    For a scripted episode, the renderer it was played with reproduces its ids. Ids that a policy sampled need not be
+    the encoding of their text, so ids of its actions may change. The behaviour logprobs belong to the sampled ids and
+    are dropped, so the rollout becomes `world_model_only`: RL cannot learn from it.
     """
     world_model_only = trajectory.world_model_only or trajectory.source == "policy"
     segments = _rendered(trajectory.segments, trajectory.turns, renderer)
@@ -37,11 +37,11 @@ def retokenize(trajectory: Trajectory, renderer: Renderer) -> Trajectory:
 
 
 def render_trace(trace: Trace, renderer: Renderer) -> Trajectory:
-    """`trace` in the tokens of `renderer`, whatever tokens it has itself; for the env term only.
+    """Encode a trace with `renderer`, ignoring any token ids it has; the trajectory is for the env term only.
 
-    What each segment says is encoded alone, as in an `Episode`; an action is its turn's command, as the policy would
-    write it. Where the renderer's own scaffold marks a reply as a tool's, the wrappers of an importer do not mark it a
-    second time: they are left out at both ends, and are scaffold between the answers of several tools.
+    Each segment's text is encoded alone, as in an `Episode`; an action is its turn's command, as the policy would
+    write it. If the renderer's own scaffold marks a reply as a tool's, an importer's wrappers must not mark it again:
+    they are omitted at both ends of the reply, and encoded as scaffold between the answers of several tools.
     """
     played = [Segment(segment.role, segment.text, (), channel=segment.channel) for segment in trace.segments]
     return Trajectory(
@@ -67,13 +67,14 @@ def _rendered(played: Sequence[Segment], turns: Sequence[Turn], renderer: Render
     for number, part in enumerate(parts):
         reply = part[1:] if number else part
         if number:
-            if start:  # BOS precedes an action that nothing precedes
+            if start:  # the episode begins with an action, so BOS precedes it
                 segments.append(Segment(Role.CONTEXT, "", start))
                 start = ()
             segments += frame.after
             command = turns[number - 1].command
-            # A line without its end was cut, or ended with a token of one vocabulary, which is no text in another. One
-            # that is not its command is how a terminal showed it: with mistakes, sequences and a carriage return.
+            # A line without its newline was cut, or ended with a special token, which is not text in another
+            # vocabulary. A line other than its command is raw terminal text: typing mistakes, escape sequences, a
+            # carriage return.
             text = part[0].text
             written = as_written and (command in (text.removesuffix("\n"), text) or "\n" in text.removesuffix("\n"))
             ids = tokenizer.encode(text) if written else renderer.script(command)
@@ -86,7 +87,7 @@ def _rendered(played: Sequence[Segment], turns: Sequence[Turn], renderer: Render
             outermost = place == 0 if segment.text == OPEN else place + 1 == len(reply)
             if wrapper and outermost:
                 continue
-            if start and segment.role is not Role.CONTEXT:  # BOS is nobody's text
+            if start and segment.role is not Role.CONTEXT:  # BOS is context
                 segments.append(Segment(Role.CONTEXT, "", start))
                 start = ()
             encode = tokenizer.encode_scaffold if wrapper else tokenizer.encode
@@ -98,16 +99,16 @@ def _rendered(played: Sequence[Segment], turns: Sequence[Turn], renderer: Render
 
 
 def _wraps(frame: Frame) -> bool:
-    """Whether the scaffold around a reply says itself that a tool wrote it."""
+    """Return whether the scaffold around a reply already marks it as a tool's answer."""
     before, after = ("".join(segment.text for segment in part) for part in (frame.before, frame.after))
     return before.endswith(OPEN) and after.startswith(CLOSE.removesuffix("\n"))
 
 
 def truncated(trajectory: Trajectory, tokenizer: Tokenizer, max_tokens: int) -> Trajectory | None:
-    """`trajectory` in at most `max_tokens`: cut within an output or before a segment of another role, with a notice.
+    """Truncate `trajectory` to `max_tokens`, within an output or before a segment of another role, with a notice.
 
-    Turns whose action is gone go too. The others keep their output whole: a (command, output) pair is known to
-    training by what the command gave, whatever of it fits here. None where not even the first segment fits.
+    Turns whose action is cut off are dropped. The other turns keep their full output, because it identifies a
+    (command, output) pair in training. Returns None if not even the first segment fits.
     """
     if len(trajectory) <= max_tokens:
         return trajectory

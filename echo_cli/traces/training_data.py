@@ -1,7 +1,7 @@
-"""Traces as trajectories in the policy's tokens: those that a step trains on, and the held-out pools.
+"""Traces as trajectories in the policy's tokens: the traces of a step, and the held-out pools.
 
-A trace is rendered anew (`retokenize.render_trace`), so it is one sequence whoever recorded it: thinking that its
-recorder dropped from later turns is not in it, and an action is the command that its turn says.
+A trace is re-encoded (`retokenize.render_trace`), so it is one sequence, whichever model recorded it: thinking that
+later turns dropped is omitted, and an action is its turn's command.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from echo_cli.traces.retokenize import render_trace, truncated
 from echo_cli.trajectory import Role, Trajectory, split_at_actions
 
 POOL = "traces"
-"""The pool of held-out traces beside those of an environment."""
+"""Name of the pool of held-out traces in a run that also has an environment's pools."""
 
 
 @dataclass(frozen=True)
 class Traces:
-    """What a run trains on beside its rollouts, and how long a trace may be, in tokens of its policy."""
+    """Traces that a run trains on."""
 
     corpus: TraceCorpus
     settings: TracesConfig
     max_tokens: int
+    """Maximum length of a trace, tokens of the policy."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class RenderedTraces:
 
     trajectories: tuple[Trajectory, ...]
     cut: int
-    """Number of traces that were truncated; one whose first segment does not fit has no trajectory."""
+    """Number of truncated traces, including those without a trajectory because their first segment does not fit."""
 
 
 def render_and_truncate(traces: Iterable[Trace], renderer: Renderer, max_tokens: int) -> RenderedTraces:
-    """`traces` in the tokens of `renderer`, each in at most `max_tokens`, whoever acted: `source` is `trace`."""
+    """Encode `traces` with `renderer`, each truncated to `max_tokens`, with `source` set to `trace`."""
     whole = [replace(render_trace(trace, renderer), source="trace") for trace in traces]
     found = [truncated(trajectory, renderer.tokenizer, max_tokens) for trajectory in whole]
     kept = tuple(trajectory for trajectory in found if trajectory is not None)
@@ -50,7 +51,7 @@ def render_and_truncate(traces: Iterable[Trace], renderer: Renderer, max_tokens:
 
 
 def traces_of_step(traces: Traces, renderer: Renderer, seed: int, step: int) -> RenderedTraces:
-    """The traces of the 0-based `step`, in shuffled epochs of the training split.
+    """Return the traces of a 0-based `step`, drawn in shuffled epochs from the training split.
 
     Raises:
         EchoError: as `TraceCorpus.read`.
@@ -60,7 +61,7 @@ def traces_of_step(traces: Traces, renderer: Renderer, seed: int, step: int) -> 
 
 
 def held_out(traces: Traces, renderer: Renderer, split: Split) -> RenderedTraces:
-    """The traces of a held-out split, in which observations that training sees are context: not measured.
+    """Return the traces of a held-out split; observations that also occur in training become context.
 
     Raises:
         EchoError: as `TraceCorpus.read`.
@@ -69,38 +70,42 @@ def held_out(traces: Traces, renderer: Renderer, split: Split) -> RenderedTraces
     for trace in corpus.read(corpus.of(split)):
         found = render_and_truncate([trace], renderer, traces.max_tokens)
         cut += found.cut
-        # By turn: of what is cut, the text here is not what the hash is of.
+        # Match by turn: the text of a truncated observation no longer has the hash of the whole.
         seen = {turn for turn, hashes in observations(trace) if corpus.sees(hashes)}
         kept += [_without(trajectory, seen) for trajectory in found.trajectories]
     return RenderedTraces(tuple(kept), cut)
 
 
 def pool_splits(*, alone: bool) -> dict[str, Split]:
-    """The pools of held-out traces by name, each with its split: all that a run has, or one beside an environment's."""
+    """Return the split of each pool of held-out traces, by pool name.
+
+    Args:
+        alone: whether the run has no environment; with one, the traces are a single pool beside the environment's.
+    """
     return {"validation": "validation", "heldout": "heldout"} if alone else {POOL: "heldout"}
 
 
 def traces_record(traces: Traces, pools: Mapping[str, RenderedTraces]) -> Row:
-    """What environment.json says of a run's traces: files, splits, overlap, and what was cut of each pool."""
+    """Return the record of a run's traces for environment.json: files, splits, overlap, truncated traces per pool."""
     cut = {name: pool.cut for name, pool in pools.items()}
     return {**traces.corpus.to_json(), "max_tokens": traces.max_tokens, "cut": cut}
 
 
 def trace_notices(record: Row, splits: Mapping[str, Split]) -> list[str]:
-    """What a run's traces are, from its record, line by line: counts, and what of its pools is not measured."""
-    repeated = f"; {record['repeated']} repeat another" if record["repeated"] else ""
+    """Describe a run's traces from their record, one notice per line: counts, overlap, and truncation per pool."""
+    repeated = f"; {record['repeated']} repeated" if record["repeated"] else ""
     held = (record[name]["traces"] for name in ("validation", "heldout"))
-    lines = ["traces: {} to train on, {} for validation, {} held out{}".format(record["train"], *held, repeated)]
+    lines = ["traces: {} training, {} validation, {} held-out{}".format(record["train"], *held, repeated)]
     for pool, split in splits.items():
         name = "held-out" if split == "heldout" else split
         lines.append(f"{name} traces: {overlap_line(record[split])}")
         if cut := record["cut"][pool]:
-            lines.append(f"{name} traces: cut at {record['max_tokens']} tokens: {cut}")
+            lines.append(f"{name} traces: {cut} truncated to {record['max_tokens']} tokens")
     return lines
 
 
 def _without(trajectory: Trajectory, turns: set[int]) -> Trajectory:
-    """Return `trajectory` with the observations of these turns as context; -1 is what precedes the first action."""
+    """Turn the observations of these turns (0-based; -1 is before the first action) into context."""
     segments = tuple(
         replace(segment, role=Role.CONTEXT) if turn in turns and segment.role is Role.ENV_OUTPUT else segment
         for turn, part in enumerate(split_at_actions(trajectory.segments), start=-1)

@@ -84,20 +84,20 @@ def test_skip_bad_counts_by_reason(folder: Path, capsys: pytest.CaptureFixture[s
 def test_nothing_to_import_is_an_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("empty.jsonl").touch()
     Path("none.jsonl").write_text("{}\n{}\n")
-    assert "no record" in fails(capsys, "import", "openai", "empty.jsonl", "-o", "out.jsonl")[0]
+    assert "no records in" in fails(capsys, "import", "openai", "empty.jsonl", "-o", "out.jsonl")[0]
     assert main(["traces", "import", "openai", "none.jsonl", "-o", "out.jsonl", "--skip-bad"]) == 2
     message, tip = error_of(capsys.readouterr().err)
-    assert "all 2 records of none.jsonl are refused" in message and tip == "2: no messages, first at none.jsonl:1"
+    assert "all 2 records of none.jsonl were refused" in message and tip == "2: no messages, first at none.jsonl:1"
 
 
 @pytest.mark.parametrize(
     ("words", "message", "tip"),
     [
-        (("opneai", "good.jsonl"), "no format 'opneai'", "did you mean openai?"),
-        (("x", "good.jsonl"), "no format 'x'", "one of openai, anthropic, openenv, awm, atif, asciinema, echo"),
+        (("opneai", "good.jsonl"), "unknown format 'opneai'", "did you mean openai?"),
+        (("x", "good.jsonl"), "unknown format 'x'", "one of openai, anthropic, openenv, awm, atif, asciinema, echo"),
         (("openai", "."), ". is a folder", "name its files: ./*"),
         (("openai", "none"), "none does not exist", "name the files to import"),
-        (("openai", "good.jsonl", "--prompt", "x"), "--prompt has no effect on openai", "it is for asciinema"),
+        (("openai", "good.jsonl", "--prompt", "x"), "--prompt has no effect on openai", "only asciinema uses it"),
         (("openai", "good.jsonl", "--warning", "("), "--warning: not a regular expression", "Python's re"),
         (("echo", "good.jsonl", "--warning", "x"), "--warning has no effect on echo", "roles already"),
         (("openai", "good.jsonl", "-o", "-", "--json"), "--output - and --json both write to stdout", "a file"),

@@ -178,7 +178,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
 
 def test_too_few_traces_are_refused(tmp_path: Path) -> None:
     path = trace_file(tmp_path, store(2))
-    with pytest.raises(EchoError, match="too few traces to split: 2 that differ"):
+    with pytest.raises(EchoError, match="too few traces to split: 2 distinct"):
         index_traces(config(path))
     assert len(index_traces(config(path, split={"validation": 0.0})).of("train")) == 1
 
@@ -188,31 +188,31 @@ def test_a_file_that_changes_under_a_run_is_noticed(tmp_path: Path) -> None:
     corpus = index_traces(config(path))
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[1], lines[0], *lines[2:]]))
-    with pytest.raises(EchoError, match=r"traces.jsonl:1 is not the trace that it was") as caught:
+    with pytest.raises(EchoError, match=r"traces.jsonl:1 has changed since it was indexed") as caught:
         list(corpus.read(corpus.entries))
     assert caught.value.exit_code == 1
     path.unlink()
-    with pytest.raises(EchoError, match="is not the trace that it was"):
+    with pytest.raises(EchoError, match="has changed since it was indexed"):
         list(corpus.read(corpus.entries))
 
 
 @pytest.mark.parametrize(
     ("traces", "keys", "objective", "message"),
     [
-        ([episode(("ls", ""), opening=f"{n} ") for n in range(9)], {}, {}, "no trace to train on has an observation"),
+        ([episode(("ls", ""), opening=f"{n} ") for n in range(9)], {}, {}, "no training trace has an observation"),
         ([episode(opening=f"{n} ") for n in range(9)], {"imitation_coeff": 1.0}, {}, "has an action"),
         ([episode(opening=f"{n} ") for n in range(9)], {"imitation_coeff": 0.0}, {}, "has an observation"),
         (
             [Trace("t", (TraceSegment(Role.ENV_OUTPUT, f"{n}\n"),), ()) for n in range(9)],
             {},
             {"min_valid_action_fraction": 0.5},
-            r"min_valid_action_fraction needs turns, and .*traces.jsonl:\d has none",
+            r"min_valid_action_fraction needs turns, but .*traces.jsonl:\d has none",
         ),
         (
             [episode(("ls", f"{n}\n"), reward=None) for n in range(9)],
             {},
             {"min_correct_fraction": 0.5},
-            r"min_correct_fraction needs a reward, and .*traces.jsonl:\d has none",
+            r"min_correct_fraction needs a reward, but .*traces.jsonl:\d has none",
         ),
     ],
 )

@@ -100,8 +100,8 @@ def test_nothing_of_an_environment_is_opened(
         monkeypatch.setattr(f"echo_cli.{name}", opened)
     assert alone(tmp_path / "run", traces, "--steps", "1") == 0
     lines = capsys.readouterr().err
-    assert "train: traces: 9 to train on, 1 for validation, 6 held out" in lines
-    assert "train: held-out traces: 6 of 12 observations (50.0%) are in training too and not measured" in lines
+    assert "train: traces: 9 training, 1 validation, 6 held-out" in lines
+    assert "train: held-out traces: 6 of 12 observations (50.0%) also occur in training, not measured" in lines
 
 
 def test_what_training_sees_too_is_context_in_the_kept_pools(trained: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_step_that_loses_its_file_keeps_what_was_learned(
 
     monkeypatch.setattr("echo_cli.training.loop.collect_step", losing)
     assert alone(tmp_path / "run", file, "checkpoint.every=9") == 1
-    assert "is not the trace that it was" in error_of(capsys.readouterr().err)[0]
+    assert "has changed since it was indexed" in error_of(capsys.readouterr().err)[0]
     assert open_run(tmp_path / "run").checkpoints.steps() == [0, 2]
     monkeypatch.undo()
     shutil.copy(traces, file)
@@ -191,7 +191,7 @@ def test_eval_heldout_needs_no_trace_file(trained: Path, tmp_path: Path, capsys:
     assert found["after"]["heldout/env_ce"] == pytest.approx(metrics[4]["heldout/env_ce"], abs=1e-6)
     assert found["before"]["heldout/env_ce"] == pytest.approx(metrics[0]["heldout/env_ce"], abs=1e-6)
     assert found["pass_at_k"] == [] and found["tasks"] == []
-    assert any("are in training too and not measured" in note for note in found["notes"])
+    assert any("also occur in training, not measured" in note for note in found["notes"])
     assert main(["plot", str(run)]) == 0
 
 
@@ -201,7 +201,7 @@ def test_traces_longer_than_they_may_be_are_cut_and_counted(
     assert alone(tmp_path / "run", traces, "traces.max_tokens=30", "--steps", "1") == 0
     assert rows(tmp_path / "run")[1]["train/traces_cut"] == 4
     cut = record(tmp_path / "run")["cut"]
-    assert cut["heldout"] > 0 and f"held-out traces: cut at 30 tokens: {cut['heldout']}" in capsys.readouterr().err
+    assert cut["heldout"] > 0 and f"held-out traces: {cut['heldout']} truncated to 30 tokens" in capsys.readouterr().err
     for path in open_run(tmp_path / "run").pool_paths.values():
         assert max(map(len, read_trajectories(path))) <= 30
     assert alone(tmp_path / "short", traces, "traces.max_tokens=4", "--steps", "1") == 1
@@ -273,8 +273,8 @@ def test_at_lambda_zero_traces_are_not_even_read(traces: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["objective.min_correct_fraction=0.5"], "min_correct_fraction needs a reward, and "),
-        (["objective.min_valid_action_fraction=0.5"], "min_valid_action_fraction needs turns, and "),
+        (["objective.min_correct_fraction=0.5"], "min_correct_fraction needs a reward, but "),
+        (["objective.min_valid_action_fraction=0.5"], "min_valid_action_fraction needs turns, but "),
     ],
 )
 def test_a_filter_whose_metadata_traces_lack_is_an_error(
@@ -333,7 +333,7 @@ def test_a_dry_run_counts_the_traces(traces: Path, capsys: pytest.CaptureFixture
     assert planned["environment"] == "none" and planned["traces per step"] == 4
     assert sum(counts.values()) == 16 and planned["epochs over the training traces"] == round(40 / counts["train"], 2)
     held = counts["held-out"]
-    assert f"{held} of {2 * held} observations (50.0%) are in training too" in planned["held-out traces"]
+    assert f"{held} of {2 * held} observations (50.0%) also occur in training" in planned["held-out traces"]
     assert planned["tokens per step, at most"] == 4 * 2048
 
 

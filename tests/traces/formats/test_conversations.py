@@ -107,7 +107,8 @@ def test_openai_calls_of_the_legacy_form(tmp_path: Path) -> None:
         {"role": "function", "name": "f", "content": "3"},
     ]
     assert text_of(only("openai", chat, tmp_path), Role.ENV_OUTPUT) == "3"
-    assert refusal("openai", [chat[0], {**chat[1], "name": "g"}], tmp_path)[1] == "a tool's answer to no open tool call"
+    why = refusal("openai", [chat[0], {**chat[1], "name": "g"}], tmp_path)[1]
+    assert why == "a tool answer without an open tool call"
 
 
 def test_openai_arguments_as_an_object_are_those_as_text(tmp_path: Path) -> None:
@@ -126,10 +127,10 @@ def test_openai_arguments_as_an_object_are_those_as_text(tmp_path: Path) -> None
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0]", "a part that is not text: 'image_url'"),
         ([{"role": "assistant", "audio": {"id": "x"}}], "messages[0]", "audio is not text"),
         (openai_chat(openai_call("c1", "{a}")), "messages[1]", "the arguments of a tool call are not JSON"),
-        (openai_chat(openai_call("c1", '{"a": NaN}')), "messages[1]", "NaN is no number of JSON"),
+        (openai_chat(openai_call("c1", '{"a": NaN}')), "messages[1]", "NaN is not a JSON number"),
         (openai_chat(openai_call("c1", '{"a": 1e999}')), "messages[1]", "a number is too large"),
         (openai_chat(openai_call("c1", "[" * 100_000)), "messages[1]", "nested too deeply"),
-        (openai_chat(openai_call("c2", "{}")), "messages[2]", "a tool's answer to no open tool call"),
+        (openai_chat(openai_call("c2", "{}")), "messages[2]", "a tool answer without an open tool call"),
         (openai_chat({"id": "c1", "type": "custom"}), "messages[1]", "a tool call that is not of a function"),
         ({"messages": openai_chat(openai_call("c1", "{}")), "reward": "1"}, "reward", "reward is not a number"),
         ({"messages": openai_chat(openai_call("c1", "{}")), "reward": 10**400}, "reward", "reward is too large"),
@@ -215,7 +216,7 @@ def test_anthropic_blocks_have_their_roles(tmp_path: Path) -> None:
     ("role", "block", "reason"),
     [
         ("user", {"type": "image", "source": {}}, "a user's block that is neither text nor a tool_result: 'image'"),
-        ("user", {"type": "tool_result", "tool_use_id": "t9"}, "a tool's answer to no open tool call"),
+        ("user", {"type": "tool_result", "tool_use_id": "t9"}, "a tool answer without an open tool call"),
         ("user", {"type": "text"}, "a block that is not text"),
         ("user", "text", "content that is neither text nor blocks"),
         ("assistant", {"type": "server_tool_use"}, "neither text nor a tool_use: 'server_tool_use'"),

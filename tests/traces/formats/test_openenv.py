@@ -136,7 +136,7 @@ def test_what_warning_matches_in_an_answer_is_warning(tmp_path: Path) -> None:
         (changed("tool_trace", 0, value={}), ":1: messages[3]", "tool_trace[0] has no result"),
         (changed("tool_trace", value=EPISODE["tool_trace"][:1]), ":1: messages[5]", "the tool_trace has not"),
         (changed("tool_trace", value=EPISODE["tool_trace"] * 2), ":1: tool_trace[2]", "no message shows"),
-        (changed("messages", 3, "tool_call_id", value="c9"), ":1: messages[3]", "no open tool call"),
+        (changed("messages", 3, "tool_call_id", value="c9"), ":1: messages[3]", "without an open tool call"),
         (changed("messages", 1, "role", value="judge"), ":1: messages[1]", "known role: 'judge'"),
         (changed("messages", 1, "content", value=[{"type": "image"}]), ":1: messages[1]", "not text"),
         (changed("messages", 2, "tool_calls", 0, "function", "arguments", value="{"), ":1: messages[2]", "not JSON"),
