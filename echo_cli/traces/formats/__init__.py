@@ -1,1 +1,1 @@
-"""Traces of others: one module for each of `importing.FORMATS`, and what some of them read."""
+"""Formats of other tools' traces: one module per name in `importing.FORMATS`, and the parsers that they share."""

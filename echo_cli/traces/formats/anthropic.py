@@ -1,4 +1,4 @@
-"""Conversations in the form of Anthropic's messages: content blocks, of text, of tools used and of their results."""
+"""Conversations in Anthropic's messages format: content blocks of text, tool use and tool results."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from echo_cli.trajectory import TOOL_ERROR, TOOL_RESULT
 _THINKING = ("thinking", "redacted_thinking")
 
 ROLES = """\
-input       {"messages": […]} or a list of messages: one, an array of them, or JSONL; where known system, tools, reward
+input       {"messages": […]} or a list of messages: one, an array of them, or JSONL; optionally system, tools, reward
             or score
-context     system; the text of user messages, a newline behind each run of blocks; tools; <tool_response> wrappers
-action      each assistant message: its blocks in order, a newline behind each run of text, each tool_use as
+context     system; the text of user messages, each run of text blocks followed by a newline; tools; <tool_response>
+            wrappers
+action      each assistant message: its blocks in order, each run of text blocks followed by a newline, each tool_use as
             <tool_call> JSON </tool_call> with sorted keys
-env_output  tool_result blocks, byte for byte (channel tool_error with is_error); text blocks within one are joined with
-            nothing between them
-warning     what --warning matches in a tool_result
-left out    thinking and redacted_thinking; names and ids
-refused     images, documents and tools that ran at the server; a result of no open tool_use; other roles"""
+env_output  tool_result blocks, byte for byte (channel tool_error with is_error); the text blocks of a result are joined
+            without a separator
+warning     matches of --warning in a tool_result
+omitted     thinking and redacted_thinking; names and ids
+refused     images, documents and server-side tools; a result without an open tool_use; other roles"""
 
 
 def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
@@ -55,7 +56,7 @@ def _add(message: Any, builder: TraceBuilder) -> None:
     elif role == "assistant":
         _add_assistant(_blocks(message.get("content")), builder)
     else:
-        raise UnplacedError(f"no message of a known role: {role!r}")
+        raise UnplacedError(f"a message of unknown role: {role!r}")
 
 
 def _add_user(blocks: Iterable[Mapping[str, Any]], builder: TraceBuilder) -> None:
@@ -69,7 +70,7 @@ def _add_user(blocks: Iterable[Mapping[str, Any]], builder: TraceBuilder) -> Non
                 channel = TOOL_ERROR if block.get("is_error") is True else TOOL_RESULT
                 builder.answer(builder.observed(text, channel))
         else:
-            raise UnplacedError(f"a user's block that is neither text nor a tool_result: {kind!r}")
+            raise UnplacedError(f"a user block that is neither text nor a tool_result: {kind!r}")
 
 
 def _add_assistant(blocks: Iterable[Mapping[str, Any]], builder: TraceBuilder) -> None:
@@ -80,7 +81,7 @@ def _add_assistant(blocks: Iterable[Mapping[str, Any]], builder: TraceBuilder) -
         elif kind == "tool_use":
             parts += [_call(block, builder) for block in run]
         else:
-            raise UnplacedError(f"an assistant's block that is neither text nor a tool_use: {kind!r}")
+            raise UnplacedError(f"an assistant block that is neither text nor a tool_use: {kind!r}")
     builder.act("".join(parts) or said(""))
 
 
@@ -95,7 +96,7 @@ def _call(block: Mapping[str, Any], builder: TraceBuilder) -> str:
 
 
 def _blocks(content: Any) -> list[Mapping[str, Any]]:
-    """Return a message's content, text or blocks, as blocks."""
+    """Return a message's content, a text or a list of blocks, as blocks."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):

@@ -1,6 +1,6 @@
-"""Casts of asciinema: what a terminal printed and what was typed, event by event, as a file has it.
+"""Reader of asciinema's casts: the output and input of a terminal, event by event.
 
-Source: asciicast v1, v2 and v3 as asciinema documents them. Codes that they do not know are passed over, as they ask.
+Source: asciinema's specifications of asciicast v1, v2 and v3. Unknown event codes are skipped, as they require.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ class Cast:
     header: Mapping[str, Any]
     events: tuple[CastEvent, ...]
     cut: int | None = None
-    """The last line, where the recorder was killed while it wrote it; it is not among the events."""
+    """Number of the last line, 1-based, if it is incomplete and so not among the events: the recorder was killed."""
 
     @property
     def columns(self) -> int:
-        """Columns of the terminal at the start; 0 where the header does not say."""
+        """Width of the terminal at the start, columns; 0 if the header does not state it."""
         terminal = self.header.get("term")
         found = terminal.get("cols") if isinstance(terminal, dict) else self.header.get("width")
         return found if type(found) is int and found > 0 else 0
 
 
 def read_cast(path: Path) -> Cast:
-    """Return the cast in a file, loaded whole.
+    """Read the cast in a file, which is loaded whole.
 
     Raises:
-        UnplacedError: it is no cast of version 1, 2 or 3; its place is as it follows the file's name, `:12` or
-            `: stdout[3]`.
+        UnplacedError: the file is not a cast of version 1, 2 or 3; `place` is formatted to follow the file's name, as
+            `:12` or `: stdout[3]`.
         OSError: the file cannot be read.
     """
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
@@ -76,7 +76,7 @@ def read_cast(path: Path) -> Cast:
 
 
 def _events(header: Mapping[str, Any], lines: list[bytes]) -> Cast:
-    """Return a cast of version 2 or 3: a header, and an event a line."""
+    """Read a cast of version 2 or 3: a header, then one event per line."""
     version: int = header["version"]
     events: list[CastEvent] = []
     for number, line in enumerate(lines[1:], start=2):
@@ -85,7 +85,7 @@ def _events(header: Mapping[str, Any], lines: list[bytes]) -> Cast:
         try:
             value = parse_json(line.decode())
         except ValueError as error:
-            if number == len(lines):  # without its newline
+            if number == len(lines):  # the last line, without a newline
                 return Cast(version, header, tuple(events), cut=number)
             raise UnplacedError(f"not JSON: {error}", f":{number}") from error
         event = _event(value, f":{number}")
@@ -100,7 +100,7 @@ def _event(value: Any, place: str) -> CastEvent:
     _, code, data = value
     if code == EXIT:
         if isinstance(data, bool) or not isinstance(data, (int, str)) or not re.fullmatch(r"-?[0-9]{1,10}", str(data)):
-            raise UnplacedError("the exit status is no number", place)
+            raise UnplacedError("the exit status is not a number", place)
         return CastEvent(code, str(data))
     if code in _KEPT and not isinstance(data, str):
         raise UnplacedError(f"the data of an event {code!r} is not text", place)
@@ -108,7 +108,7 @@ def _event(value: Any, place: str) -> CastEvent:
 
 
 def _frames(document: Mapping[str, Any]) -> Cast:
-    """Return a cast of version 1: frames of output."""
+    """Read a cast of version 1: frames of output."""
     frames = document.get("stdout")
     if not isinstance(frames, list):
         raise UnplacedError("a cast of version 1 without stdout")

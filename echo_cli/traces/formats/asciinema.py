@@ -1,7 +1,7 @@
-"""Casts of asciinema: terminal sessions, recorded with what was typed or without it.
+"""Casts of asciinema: terminal sessions, recorded with or without input events.
 
-Every character that the terminal printed is in a segment, in order. What was typed is an action where the cast has
-input events; where it has none, actions are read off the screen, behind the prompts that --prompt describes.
+Every character that the terminal printed is in a segment, in order. Actions are the typed text if the cast has input
+events; otherwise they are the printed text after the prompts that --prompt describes.
 """
 
 from __future__ import annotations
@@ -23,45 +23,48 @@ from echo_cli.trajectory import Role
 OPENING, PROMPT, ECHO, TERMINAL, INPUT_CHANNEL = "opening", "prompt", "echo", "terminal", "input"
 
 ROLES = """\
-input       a cast of version 1, 2 or 3; one trace. Its output is there character by character, escape sequences too
-context     what is printed before the first action (channel opening); prompts, where --prompt matches at the start of a
-            line, on what the line shows: escape sequences are skipped, and those around a prompt go with it
-action      with input events: each line that was entered, as it was typed, backspaces and escape sequences included, up
-            to and with its end: carriage return, newline, Ctrl-C, Ctrl-D, Ctrl-Z or Ctrl-\\. It stands where its first
-            key was pressed. What was typed and never entered is the last action.
-            Without: what stands behind a prompt, to the end of its line. The turn's command is what that line shows
-warning     with input events, the echo: what is printed between the first key of a line and its end; and behind its end
-            (or the prompt after it) what repeats the rest of the line, with the line's newline. What does not repeat
-            what was typed, as at a password, is no echo. Without input events too, directly behind the newline: the end
-            of bracketed paste (CSI ?2004l and a carriage return). What --warning matches
-env_output  all else that is printed
-exit code   that of the last turn is the session's (event x)
-left out    times, markers, changes of size
-refused     a cast with no input events and no prompt that --prompt finds; a line that is no event, with the whole cast;
-            a last line that was cut (with --skip-bad the cast without it is taken)"""
+input       a cast of version 1, 2 or 3; one trace. Every character of the output is kept, escape sequences included
+context     output before the first action (channel opening); prompts: matches of --prompt at the start of a line's
+            visible text, without its escape sequences. Sequences around a prompt belong to it
+action      with input events: each entered line as it was typed, backspaces and escape sequences included, up to and
+            including the key that ends it: carriage return, newline, Ctrl-C, Ctrl-D, Ctrl-Z or Ctrl-\\. It is placed
+            where its first key was pressed. Text that was typed but never entered is the last action.
+            Without input events: the output after a prompt, to the end of the line. The turn's command is that line as
+            the terminal shows it
+warning     with input events, the echo: output between the first key of a line and its last; then, directly after it or
+            after the next prompt, output that repeats the rest of the line, and the line's newline. Output that does
+            not repeat the typed text, as at a password prompt, is not echo. With or without input events: the end of
+            bracketed paste (CSI ?2004l and a carriage return) directly after the newline. Matches of --warning
+env_output  all other output
+exit code   the session's exit status (event x), on the last turn
+omitted     times, markers, resizes
+refused     a cast without input events in which --prompt finds no prompt; a cast with a line that is not an event; an
+            incomplete last line (with --skip-bad, the rest of the cast is imported)"""
 
 _ENTERED = re.compile("\r\n|[\r\n\x03\x04\x1a\x1c]")
 _NEWLINE = re.compile("\r?\n|\r(?!\n)")
 _PASTE_OFF = re.compile("\x1b\\[\\?2004l(?:\r(?!\n))?")
-"""What a line editor prints when a line has been entered: no more bracketed paste."""
+"""Output of a line editor when a line is entered: it turns bracketed paste off."""
 _CARETS = {"\x03": "^C", "\x04": "^D", "\x1a": "^Z", "\x1c": "^\\"}
 
 
 @dataclass(frozen=True)
 class _Line:
-    """What was typed, up to where it was entered; and how much had been printed at its first key, and at its last."""
+    """A typed line, up to and including the key that entered it."""
 
     text: str
     first: int
+    """Number of characters of output printed before its first key."""
     last: int
+    """Number of characters of output printed before its last key."""
 
 
 def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
-    """Yield the cast in a file."""
+    """Yield the trace of the cast in a file."""
     try:
         cast = read_cast(path)
         if cast.cut is not None:
-            yield Refusal(f"{path}:{cast.cut}", "the last line is cut: the recorder was killed while it wrote it")
+            yield Refusal(f"{path}:{cast.cut}", "the last line is incomplete: the recorder was killed while writing it")
         yield _trace(cast, path, options)
     except UnplacedError as error:
         yield Refusal(f"{path}{error.place}", error.reason)
@@ -80,10 +83,10 @@ def _trace(cast: Cast, path: Path, options: ImportOptions) -> Trace:
         _on_screen(builder, output, found, cast.columns)
     elif options.prompt is None:
         raise UnplacedError(
-            "no input events, so nothing says what was typed: --prompt REGEX says what prompts look like"
+            "no input events, so the typed text is unknown: describe the shell's prompt with --prompt REGEX"
         )
     else:
-        raise UnplacedError("no input events, and --prompt matches at the start of no line")
+        raise UnplacedError("no input events, and --prompt does not match at the start of any line")
     statuses = [int(event.data) for event in cast.events if event.code == EXIT]
     builder.observe([], statuses[-1] if statuses else None)
     header = {name: cast.header[name] for name in ("title", "command") if isinstance(cast.header.get(name), str)}
@@ -91,7 +94,7 @@ def _trace(cast: Cast, path: Path, options: ImportOptions) -> Trace:
 
 
 def _lines(cast: Cast) -> list[_Line]:
-    """What was typed, line by line."""
+    """Return the typed lines of a cast."""
     lines: list[_Line] = []
     pending, first, last, printed = "", 0, 0, 0
     for event in cast.events:
@@ -109,7 +112,7 @@ def _lines(cast: Cast) -> list[_Line]:
 
 
 def _with_input(builder: TraceBuilder, output: str, lines: Sequence[_Line], found: Sequence[Span]) -> None:
-    """Place the output around and behind what was typed."""
+    """Place the typed lines, and the output before and after each."""
     marks = deque(_marks(output, lines, found))
     _print(builder, output, (0, lines[0].first), marks)
     for line, end in zip(lines, _ends(output, lines), strict=True):
@@ -118,7 +121,7 @@ def _with_input(builder: TraceBuilder, output: str, lines: Sequence[_Line], foun
 
 
 def _on_screen(builder: TraceBuilder, output: str, found: Sequence[Span], columns: int) -> None:
-    """Place output that prompts divide: what is typed stands behind each."""
+    """Place output without input events: an action is the text after each prompt."""
     if found[0][0]:
         builder.context(output[: found[0][0]], OPENING)
     ends = [*(start for start, _ in found[1:]), len(output)]
@@ -137,12 +140,12 @@ def _on_screen(builder: TraceBuilder, output: str, found: Sequence[Span], column
 
 
 def _ends(output: str, lines: Sequence[_Line]) -> list[int]:
-    """Where the output behind each line ends: at the first key of the next."""
+    """Return where the output after each line ends: at the first key of the next line."""
     return [*(line.first for line in lines[1:]), len(output)]
 
 
 def _print(builder: TraceBuilder, output: str, span: Span, marks: deque[tuple[Span, Role, str]]) -> None:
-    """Add a piece of the output: what is marked, off `marks`; the rest as observed, or as context before any action."""
+    """Add a span of the output: the marked parts, popped from `marks`; the rest as observed, or opening context."""
     opening = not builder.commands
     position, end = span
     while position < end:
@@ -159,10 +162,10 @@ def _print(builder: TraceBuilder, output: str, span: Span, marks: deque[tuple[Sp
 
 
 def _marks(output: str, lines: Sequence[_Line], found: Sequence[Span]) -> list[tuple[Span, Role, str]]:
-    """Prompts and echoes of the output, in order, none across the first key of a line.
+    """Return the prompts and echoes of the output, in order, split at the first key of each line.
 
-    The sequences behind a prompt may have been printed after the first key. A prompt that is drawn again within an
-    echo is part of it.
+    The escape sequences after a prompt may be printed after the first key. A prompt that is redrawn within an echo is
+    part of the echo.
     """
     echoes = _echoes(output, lines, found)
     cuts = sorted({line.first for line in lines})
@@ -175,16 +178,16 @@ def _marks(output: str, lines: Sequence[_Line], found: Sequence[Span]) -> list[t
 
 
 def _overlaps(span: Span, others: Sequence[Span]) -> bool:
-    """Whether one of `others`, which are in order and apart, has a character of `span`."""
+    """Return whether `span` overlaps one of `others`, which are sorted and disjoint."""
     before = bisect_left(others, (span[1], 0))
     return before > 0 and others[before - 1][1] > span[0]
 
 
 def _echoes(output: str, lines: Sequence[_Line], found: Sequence[Span]) -> list[Span]:
-    """Where the output repeats what was typed."""
+    """Return the spans of the output that repeat typed text."""
     echoes: list[Span] = []
     waiting: deque[str] = deque()
-    """What of entered lines has not been repeated, of those with nothing printed between them."""
+    """Parts of entered lines still to be repeated; several if nothing was printed between the lines."""
     for line, end in zip(lines, _ends(output, lines), strict=True):
         if line.last > line.first:
             echoes.append((line.first, line.last))
@@ -203,13 +206,13 @@ def _echoes(output: str, lines: Sequence[_Line], found: Sequence[Span]) -> list[
 
 
 def _line_edited(output: str, start: int, end: int) -> int:
-    """Where the output of a line begins, behind what the line's editor says at its end."""
+    """Return where a line's output begins: after the line editor's end of bracketed paste, if there is one."""
     found = _PASTE_OFF.match(output, start, end)
     return start if found is None else found.end()
 
 
 def _unrepeated(line: _Line, printed: str) -> str:
-    """What of a line is still to be repeated when it has been entered: its end at least, if anything was printed."""
+    """Return the part of a line that is still to be repeated after it is entered: at least its ending."""
     entered = _ENTERED.search(line.text)
     text, ending = (line.text, "") if entered is None else (line.text[: entered.start()], entered.group())
     so_far = shown(printed).text
@@ -219,7 +222,7 @@ def _unrepeated(line: _Line, printed: str) -> str:
 
 
 def _repeated(output: str, start: int, end: int, line: str) -> int:
-    """Where what repeats `line` ends in the output; `start` where nothing does, or not all of it."""
+    """Return where the output stops repeating `line`; `start` if it does not repeat all of it."""
     position = start
     for character in line:
         position = skip_sequences(output, position)

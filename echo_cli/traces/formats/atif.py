@@ -1,6 +1,6 @@
-"""Documents in ATIF, the Agent Trajectory Interchange Format that Harbor writes: `agent/trajectory.json` of a trial.
+"""Documents in Harbor's ATIF, the Agent Trajectory Interchange Format: `agent/trajectory.json` of a trial.
 
-Source: Harbor's RFC 0001 (rfcs/0001-trajectory-format.md), versions 1.0 to 1.7, and its validator's rules.
+Source: Harbor's RFC 0001 (rfcs/0001-trajectory-format.md), versions 1.0 to 1.7, and the rules of its validator.
 """
 
 from __future__ import annotations
@@ -19,40 +19,41 @@ from echo_cli.traces.json_records import Record, at, joined, member, parse_json,
 from echo_cli.trajectory import TOOL_RESULT, WRAPPER
 
 COPIED, DISPATCHED, SYSTEM_EVENT = "copied", "dispatched", "system_event"
-"""Channels of context: steps of an earlier document, steps that no model wrote, what the system did on its own."""
+"""Channels of context: steps of an earlier document, agent steps without a model call, observations of the system."""
 
 ROLES = """\
 input       ATIF-v1.0 to ATIF-v1.7: one trajectory, an array of them, or JSONL; each embedded subagent trajectory is a
-            trace of its own. Reward and task are those of extra (reward, verifier_result; task_id, task_name) or
-            final_metrics.extra, or else of the trial's result.json, one folder above agent/
-context     system and user messages, a newline behind each; tool_definitions; <tool_response> wrappers; the newline
-            behind an observation of no tool; steps copied from an earlier trajectory (is_copied_context); what an agent
-            step without a model (llm_call_count 0) says; what a system step observes of no tool call
+            separate trace. Reward and task come from extra (reward, verifier_result; task_id, task_name) or
+            final_metrics.extra, or else from the trial's result.json, one folder above agent/
+context     system and user messages, each followed by a newline; tool_definitions; <tool_response> wrappers; the
+            newline after an observation without a tool call; steps copied from an earlier trajectory
+            (is_copied_context); the text of agent steps without a model call (llm_call_count 0); observations of system
+            steps without a tool call
 action      each agent step: its message, a newline, then each tool call as <tool_call> JSON </tool_call> with sorted
             keys
-env_output  the contents of observation results, byte for byte; text parts are joined with nothing between them. Results
-            of a step with tool calls stand in <tool_response> wrappers
-warning     of agents named terminus…: "Previous response had …" with its list, "Current terminal state:", "New Terminal
+env_output  the contents of observation results, byte for byte; text parts are joined without a separator. Results of a
+            step with tool calls are enclosed in <tool_response> wrappers
+warning     for agents named terminus…: "Previous response had …" and its list, "Current terminal state:", "New Terminal
             Output:", "Current Terminal Screen:", the notices of a command that timed out and of a response that was too
-            long, the line where output was cut, the question whether the task is complete. The echo of what was typed
-            is as the terminal shows it: env_output. Of any agent: what --warning matches in an observation
-left out    reasoning_content; token ids and logprobs: they are of whole completions, with reasoning, a model's own form
-            of tool calls and its stop token, so they are not the tokens of the action's text
-refused     other versions; steps that are not numbered 1, 2, …; images; a result of no known tool call; a result with
-            nothing but a subagent's trajectory, which does not say what the agent read"""
+            long, the line where output was cut, the question whether the task is complete. The echo of typed input is
+            part of the terminal's text: env_output. For any agent: matches of --warning in an observation
+omitted     reasoning_content; token ids and logprobs: they cover whole completions, including reasoning, the model's
+            own tool call format and its stop token, so they are not the tokens of the action's text
+refused     other versions; steps that are not numbered 1, 2, …; images; a result of an unknown tool call; a result that
+            has only a subagent's trajectory, which does not say what the agent read"""
 
 _VERSION = re.compile(r"ATIF-v1\.[0-7]")
 _KEPT = ("schema_version", "session_id", "trajectory_id", "continued_trajectory_ref")
-"""What of a document goes to the trace's meta."""
+"""Fields of a document that are copied to the trace's meta."""
 
 
 def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
-    """Yield the traces of a file's documents."""
+    """Yield the traces of a file's documents, embedded ones included."""
     return read_json(path, partial(_trace, path=path, options=options), expand=_documents)
 
 
 def _documents(records: Iterable[Record | Refusal]) -> Iterator[Record | Refusal]:
-    """Yield `records`, each followed by the documents of subagents embedded in it."""
+    """Yield `records`, each followed by the subagent documents embedded in it."""
     for entry in records:
         waiting = [entry]
         while waiting:
@@ -73,22 +74,24 @@ def _embedded(where: str, record: Any) -> list[Record | Refusal]:
 
 @dataclass
 class _Steps:
-    """The steps of a document, placed one by one."""
+    """Places the steps of a document one by one."""
 
     builder: TraceBuilder
-    """Its calls are those in actions, and the answers to them; a call may be answered more than once."""
+    """Builder whose tool calls are the calls in actions; in ATIF, a call may be answered more than once."""
     terminus: bool
+    """Whether the agent is a terminus agent, whose observations `terminal_text` splits."""
     known_calls: set[str] = field(default_factory=set)
+    """Ids of all tool calls so far."""
     subagents: int = 0
-    """Number of references to documents of subagents."""
+    """Number of references to subagent documents."""
     left_out: int = 0
-    """Number of steps whose token ids are left out."""
+    """Number of steps whose token ids are omitted."""
 
     def add(self, step: Mapping[str, Any]) -> None:
         """Place one step."""
         source, copied = step.get("source"), step.get("is_copied_context") is True
         if source not in ("system", "user", "agent"):
-            raise UnplacedError(f"no step of a known source: {source!r}")
+            raise UnplacedError(f"a step of unknown source: {source!r}")
         text = _text(step.get("message"), "message")
         calls = self._calls(step.get("tool_calls"), source)
         if source != "agent":
@@ -105,11 +108,11 @@ class _Steps:
                 self._observe(result, source, copied, in_tools=bool(calls))
 
     def _calls(self, calls: Any, source: str) -> dict[str, str]:
-        """Return the text of each tool call of a step, by its id."""
+        """Return the text of each tool call of a step, by id."""
         if not calls:
             return {}
         if source != "agent" or not isinstance(calls, list):
-            raise UnplacedError("tool_calls are a list, of an agent")
+            raise UnplacedError("tool_calls must be a list, in an agent's step")
         texts: dict[str, str] = {}
         for number, call in enumerate(calls):
             with at(f"tool_calls[{number}]"):
@@ -129,9 +132,9 @@ class _Steps:
         call_id, content = member(result, "source_call_id"), member(result, "content")
         references = member(result, "subagent_trajectory_ref")
         if call_id is not None and not (isinstance(call_id, str) and call_id in self.known_calls):
-            raise UnplacedError("a result of no known tool call")
+            raise UnplacedError("a result of an unknown tool call")
         if call_id is None and source == "user":
-            raise UnplacedError("an observation of a user, of no tool call")
+            raise UnplacedError("a user's observation without a tool call")
         self.subagents += len(references) if isinstance(references, list) else 0
         if content is None:
             if references and source == "agent" and not copied:
@@ -169,7 +172,7 @@ def _trace(record: Any, where: str, path: Path, options: ImportOptions) -> Trace
     for number, step in enumerate(steps, start=1):
         with at(f"steps[{number - 1}]"):
             if member(step, "step_id") != number:
-                raise UnplacedError(f"step {member(step, 'step_id')!r} where step {number} is expected")
+                raise UnplacedError(f"step_id is {member(step, 'step_id')!r}, expected {number}")
             if step.get("source") != "system":
                 builder.tools(tools)
                 tools = []
@@ -189,9 +192,9 @@ def _trace(record: Any, where: str, path: Path, options: ImportOptions) -> Trace
 
 
 def _outcome(record: Mapping[str, Any], where: str, path: Path) -> tuple[str, float | None, Any]:
-    """Return task, reward and all rewards by name: the document's, or else those of the trial that it is a part of.
+    """Return the task, the reward and all rewards by name, from the document or else from its trial.
 
-    A trial's verdict is on the whole run, not on what a subagent of it did.
+    A trial's verdict is on the whole run, so it does not apply to embedded subagent documents.
     """
     told = [record.get("extra"), member(record.get("final_metrics"), "extra")]
     told += [] if "subagent_trajectories[" in where.removeprefix(str(path)) else [_trial(path)]
@@ -207,16 +210,16 @@ def _outcome(record: Mapping[str, Any], where: str, path: Path) -> tuple[str, fl
 
 
 def _run(record: Mapping[str, Any], path: Path) -> str:
-    """Return the id of a run whose task nobody names."""
+    """Return the id of a run without a task name, or else the file's name."""
     ids = (record.get(name) for name in ("trajectory_id", "session_id"))
     return next((value for value in ids if isinstance(value, str)), path.name)
 
 
 def _trial(path: Path) -> Mapping[str, Any]:
-    """Return what Harbor says of the trial whose `agent/` folder `path` lies in.
+    """Return Harbor's result.json of the trial whose `agent/` folder contains `path`; empty if there is none.
 
     Raises:
-        UnplacedError: it is not a JSON object.
+        UnplacedError: the file is not a JSON object.
     """
     result = path.absolute().parent.parent / "result.json"
     if path.absolute().parent.name != "agent" or not result.is_file():
@@ -240,9 +243,9 @@ def _results(observation: Any) -> list[Any]:
 
 
 def _text(content: Any, name: str) -> str:
-    """Return a message or content, text or parts of text, as text."""
+    """Return a message or content, a text or a list of text parts, as text."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise UnplacedError(f"no text: {name} is neither text nor parts")
+        raise UnplacedError(f"{name} is neither text nor a list of parts")
     return joined(content, f"a part of {name}")

@@ -1,4 +1,4 @@
-"""Episodes of Agent World Model, as OpenEnv's agent_world_model_env records them: tool calls and what they gave."""
+"""Episodes of Agent World Model, as recorded by OpenEnv's agent_world_model_env: tool calls and their results."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from echo_cli.traces.json_records import at, member, read_json, reward_of
 from echo_cli.trajectory import TOOL_RESULT, WRAPPER, Role
 
 ROLES = """\
-input       one episode, an array of them, or JSONL: task, steps, and where known scenario, task_idx, tools, reward
+input       one episode, an array of them, or JSONL: task and steps; optionally scenario, task_idx, tools, reward
 context     a system line that names the scenario; the task; the names of the tools; <tool_response> wrappers
 action      each step's action, as <tool_call> JSON </tool_call>
-env_output  tool_result, byte for byte, or as JSON with sorted keys where it is no text; where it is null, a JSON
-            object with sorted keys: of verify_result and reward_type, or else of error
-warning     an observation's warning, and what --warning matches
-refused     a step without a tool's name or with nothing observed; its last observation may be missing"""
+env_output  tool_result: text byte for byte, any other value as JSON with sorted keys; if it is null, a JSON object with
+            sorted keys: of verify_result and reward_type, or else of error
+warning     an observation's warning, and matches of --warning
+refused     a step without a tool name; a step without an observation, unless it is the last"""
 
 
 def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:

@@ -1,4 +1,4 @@
-"""Trajectory files of echo-cli itself: every line is validated, and written anew in the present version."""
+"""Trajectory files of echo-cli itself: every line is validated, and rewritten in the current version."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from echo_cli.trace import Trace, parse_trace
 from echo_cli.traces.builder import ImportOptions, Refusal
 
 ROLES = """\
-input       trajectory files of any version: of runs, of pools, imported
-roles       as the lines say them; nothing is decided anew, so --warning is not taken
+input       trajectory files of any version: from runs, pools or imports
+roles       as recorded; no role is re-derived, so --warning is not accepted
 refused     a line that is not a trace"""
 
 
@@ -22,7 +22,7 @@ def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
         EchoError: `options.warning` is given.
     """
     if options.warning is not None:
-        raise EchoError("--warning has no effect on echo", "the lines of a trajectory file say their roles already")
+        raise EchoError("--warning has no effect on echo", "the lines of a trajectory file have roles already")
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:

@@ -1,4 +1,4 @@
-"""Conversations in the form of OpenAI's chat completions: messages, with tool calls and what the tools answered."""
+"""Conversations in OpenAI's chat completions format: messages, with tool calls and the tools' answers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from echo_cli.traces.json_records import arguments_of, at, member, messages_of, 
 from echo_cli.trajectory import TOOL_RESULT
 
 CONTEXT_ROLES = ("system", "developer", "user")
-"""Whose messages are context; the channel of their segments says whose."""
+"""Message roles that become context; the segment's channel is the message role."""
 
 ROLES = """\
-input       {"messages": […]} or a list of messages: one, an array of them, or JSONL; where known tools, reward or score
-context     system, developer and user messages, a newline behind each; tools; <tool_response> wrappers
+input       {"messages": […]} or a list of messages: one, an array of them, or JSONL; optionally tools, reward or score
+context     system, developer and user messages, each followed by a newline; tools; <tool_response> wrappers
 action      each assistant message: its text, a newline, then each tool call as <tool_call> JSON </tool_call>; arguments
             are parsed and written with sorted keys
-env_output  tool and function messages, byte for byte; text parts are joined with nothing between them
-warning     what --warning matches in a tool's answer
-left out    reasoning (reasoning_content), names and ids
-refused     images, audio and files; arguments that are not JSON; an answer to no open call; other roles"""
+env_output  tool and function messages, byte for byte; text parts are joined without a separator
+warning     matches of --warning in a tool's answer
+omitted     reasoning (reasoning_content), names and ids
+refused     images, audio and files; arguments that are not JSON; an answer without an open call; other roles"""
 
 
 def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
@@ -54,12 +54,12 @@ def _add(message: Any, builder: TraceBuilder) -> None:
     elif role == "tool":
         calls.answer(message.get("tool_call_id"))
         builder.answer(builder.observed(_text(message.get("content")), TOOL_RESULT))
-    elif role == "function":  # of a call in the legacy form, the function's name is noted
+    elif role == "function":  # a legacy answer has no id: it is matched by the function's name, the call's note
         named = (call for call, name in calls.open.items() if name is not None and name == message.get("name"))
         calls.answer(next(named, None))
         builder.answer(builder.observed(_text(message.get("content")), TOOL_RESULT))
     else:
-        raise UnplacedError(f"no message of a known role: {role!r}")
+        raise UnplacedError(f"a message of unknown role: {role!r}")
 
 
 def _action(message: Mapping[str, Any], builder: TraceBuilder) -> str:
@@ -72,7 +72,7 @@ def _action(message: Mapping[str, Any], builder: TraceBuilder) -> str:
     blocks = []
     for call in calls:
         if not isinstance(call, dict) or call.get("type", "function") != "function":
-            raise UnplacedError("a tool call that is not of a function")
+            raise UnplacedError("a tool call that is not a function call")
         if not isinstance(call.get("id"), str):
             raise UnplacedError("a tool call without an id")
         blocks.append(_call(call["id"], call.get("function"), builder, legacy=False))
@@ -85,7 +85,7 @@ def _action(message: Mapping[str, Any], builder: TraceBuilder) -> str:
 def _call(call_id: str, function: Any, builder: TraceBuilder, *, legacy: bool) -> str:
     name, arguments = member(function, "name"), member(function, "arguments")
     if not isinstance(name, str):
-        raise UnplacedError("a tool call without a function's name")
+        raise UnplacedError("a tool call without a function name")
     if not isinstance(arguments, (str, dict)):
         raise UnplacedError("the arguments of a tool call are neither JSON text nor an object")
     arguments = arguments_of(arguments)
@@ -94,7 +94,7 @@ def _call(call_id: str, function: Any, builder: TraceBuilder, *, legacy: bool) -
 
 
 def _text(content: Any) -> str:
-    """Return the text of a message's content: text, or parts of text."""
+    """Return a message's content, a text or a list of text parts, as text."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):

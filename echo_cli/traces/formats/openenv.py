@@ -1,8 +1,8 @@
-"""Episode records of OpenEnv: what its collector writes (`results.jsonl`), and RFC 010's role-tagged segments.
+"""Episode records of OpenEnv: its collector's output (`results.jsonl`), and RFC 010's role-tagged segments.
 
-A record of the collector tells an episode twice: `messages`, what the agent saw and wrote, and `tool_trace`, which
-tool gave what. The two have to agree, so that nothing passes for the world's text on a message's word alone. Source:
-OpenEnv's `core/harness/collect.py` (EpisodeRecord) and `core/harness/__init__.py`; RFC 010 (Trajectory, Segment).
+The collector records an episode twice: `messages` is what the agent saw and wrote, `tool_trace` the result of each tool
+call. The two must agree, so that a message alone never decides what is env_output. Source: OpenEnv's
+`core/harness/collect.py` (EpisodeRecord) and `core/harness/__init__.py`; RFC 010 (Trajectory, Segment).
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from echo_cli.traces.json_records import arguments_of, at, first_id, member, par
 from echo_cli.trajectory import TOOL_ERROR, TOOL_RESULT, Role
 
 ROLES = """\
-input       episode records of OpenEnv's collector, JSONL, one or an array: messages and tool_trace; or segments, each
-            with role and text, as in RFC 010; where known reward, task, task_id, episode_id
-context     system, developer and user messages, a newline behind each; <tool_response> wrappers; segments tagged so
+input       an episode record of OpenEnv's collector, an array of them, or JSONL: messages and tool_trace; or segments,
+            each with role and text, as in RFC 010; optionally reward, task, task_id, episode_id
+context     system, developer and user messages, each followed by a newline; <tool_response> wrappers; segments with
+            this role
 action      each assistant message: its text, a newline, then each tool call as <tool_call> JSON </tool_call> with
-            sorted keys; segments tagged so
-env_output  tool messages, byte for byte, where the tool_trace has the call and says the same: text, JSON of the same
-            value, nothing for null, or the error (channel tool_error); segments tagged so
-warning     segments tagged so; what --warning matches in a tool's answer
+            sorted keys; segments with this role
+env_output  tool messages, byte for byte, if the tool_trace has the call and agrees: equal text, JSON of equal value,
+            nothing for null, or the error (channel tool_error); segments with this role
+warning     segments with this role; matches of --warning in a tool's answer
 exit code   an integer exit_code in a result's metadata or data
-left out    artifacts; names and ids
-refused     messages without a tool_trace; an answer that the tool_trace has not, or has otherwise; a result of the
+omitted     artifacts; names and ids
+refused     messages without a tool_trace; an answer that the tool_trace lacks or contradicts; a result in the
             tool_trace that no message shows; other roles; content that is not text"""
 
 _SEGMENT_ROLES = {role.name.lower(): role for role in Role if role is not Role.PAD}
 _KEPT = ("episode_id", "done", "metrics", "verify_metrics")
-"""What of a record goes to the trace's meta."""
+"""Fields of a record that are copied to the trace's meta."""
 
 
 def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
@@ -59,11 +60,11 @@ def _trace(record: Any, where: str, options: ImportOptions) -> Trace:
 
 
 def _add_played(messages: Any, tool_trace: Any, builder: TraceBuilder) -> None:
-    """Place an episode that is told twice, as messages and as tool_trace."""
+    """Place an episode that is recorded twice, as messages and as tool_trace."""
     if not isinstance(messages, list) or not messages:
         raise UnplacedError("neither messages nor segments")
     if not isinstance(tool_trace, list):
-        raise UnplacedError("no tool_trace to say what the world returned; the format openai reads messages alone")
+        raise UnplacedError("no tool_trace to confirm the tools' answers; the format openai reads messages alone")
     for number, message in enumerate(messages):
         with at(f"messages[{number}]"):
             _add(message, tool_trace, builder)
@@ -85,15 +86,15 @@ def _add(message: Any, tool_trace: list[Any], builder: TraceBuilder) -> None:
     elif role == "tool":
         _answer(message, tool_trace, builder)
     else:
-        raise UnplacedError(f"no message of a known role: {role!r}")
+        raise UnplacedError(f"a message of unknown role: {role!r}")
 
 
 def _call(call: Any, builder: TraceBuilder) -> str:
-    """Return the text of a tool call, and note its name and its arguments."""
+    """Return the text of a tool call, and open the call with its name and arguments as note."""
     call_id, function = member(call, "id"), member(call, "function")
     name = member(function, "name")
     if not isinstance(call_id, str) or not isinstance(name, str):
-        raise UnplacedError("a tool call without an id or a function's name")
+        raise UnplacedError("a tool call without an id or a function name")
     arguments = arguments_of(function.get("arguments"))
     if not isinstance(arguments, dict):
         raise UnplacedError("the arguments of a tool call are not a JSON object")
@@ -105,7 +106,7 @@ def _answer(message: Mapping[str, Any], tool_trace: list[Any], builder: TraceBui
     number = len(builder.calls.answers)
     name, arguments = builder.calls.answer(message.get("tool_call_id"))
     if number == len(tool_trace):
-        raise UnplacedError(f"a tool's answer that the tool_trace has not: it has {number}")
+        raise UnplacedError(f"a tool answer that the tool_trace lacks; its length is {number}")
     text = _text(message)
     result = _result(tool_trace[number], name, arguments, text, f"tool_trace[{number}]")
     channel = TOOL_RESULT if result.get("error") is None else TOOL_ERROR
@@ -113,7 +114,7 @@ def _answer(message: Mapping[str, Any], tool_trace: list[Any], builder: TraceBui
 
 
 def _add_tagged(segments: Any, builder: TraceBuilder) -> None:
-    """Place RFC 010's segments, whose roles are as they are tagged."""
+    """Place RFC 010's segments, which keep their roles."""
     if not isinstance(segments, list):
         raise UnplacedError("not a list of segments", "segments")
     for number, segment in enumerate(segments):
@@ -121,9 +122,9 @@ def _add_tagged(segments: Any, builder: TraceBuilder) -> None:
             text, channel = _required(segment, "text"), segment.get("channel")
             role = _SEGMENT_ROLES.get(_required(segment, "role"))
             if role is None:
-                raise UnplacedError(f"a segment's role is one of {', '.join(_SEGMENT_ROLES)}")
+                raise UnplacedError(f"a segment's role must be one of {', '.join(_SEGMENT_ROLES)}")
             if channel is not None and not isinstance(channel, str):
-                raise UnplacedError("a segment's channel is text")
+                raise UnplacedError("a segment's channel must be text")
             if role is Role.ACTION:
                 builder.act(text, channel)
             elif role is Role.ENV_OUTPUT:
@@ -133,25 +134,25 @@ def _add_tagged(segments: Any, builder: TraceBuilder) -> None:
 
 
 def _result(entry: Any, name: str, arguments: Any, text: str, place: str) -> Mapping[str, Any]:
-    """Return the result of an entry of the tool_trace, which is of this call and says what its message says.
+    """Return the result in an entry of the tool_trace, after checking it against the call and its message.
 
     Raises:
-        UnplacedError: it is of another call, or says something else.
+        UnplacedError: the entry is for another call, or its result differs from the message.
     """
     result = member(entry, "result")
     if not isinstance(result, dict):
         raise UnplacedError(f"{place} has no result")
     if entry.get("tool_name") != name:
-        raise UnplacedError(f"{place} is of another tool")
+        raise UnplacedError(f"{place} is for a different tool")
     if _canonical(entry.get("arguments")) != _canonical(arguments):
-        raise UnplacedError(f"{place} has other arguments")
-    if not _says(text, result):
-        raise UnplacedError(f"{place} has another result")
+        raise UnplacedError(f"{place} has different arguments")
+    if not _shows(text, result):
+        raise UnplacedError(f"{place} has a different result")
     return result
 
 
-def _says(text: str, result: Mapping[str, Any]) -> bool:
-    """Return whether a message is how a harness shows a result."""
+def _shows(text: str, result: Mapping[str, Any]) -> bool:
+    """Return whether a message's text is how a harness shows the result to its model."""
     data = result.get("data")
     if data is None:
         return text == "" or text == result.get("error")

@@ -1,7 +1,7 @@
-"""What lines of a terminal's output show: escape sequences skipped, prompts found, backspaces applied.
+"""Visible text of a terminal's output: escape sequences skipped, prompts found, line edits applied.
 
-Escape sequences are those of ECMA-48: control sequences (CSI), command strings (OSC, DCS, SOS, PM, APC), and the short
-ones of an escape and what follows it. One that is not complete is text.
+Escape sequences are those of ECMA-48: control sequences (CSI), command strings (OSC, DCS, SOS, PM, APC) and short
+sequences of ESC and a final character. An incomplete sequence is text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 
 Span = tuple[int, int]
-"""Where a piece of a text begins and ends, in characters."""
+"""Start and end (exclusive) of a part of a text, in characters."""
 
 _SEQUENCE = re.compile(
     r"""\x1b (?:
@@ -26,31 +26,32 @@ _SEQUENCE = re.compile(
 )
 _LINE = re.compile(r"(?:\A|\n|\r(?!\n))([^\r\n]*)")
 _WIDEST = 4096
-"""The most characters that one sequence moves, inserts or deletes."""
+"""Maximum number of characters that one sequence moves, inserts or deletes."""
 _EDIT = re.compile(r"\x1b\[([0-9]{0,9})([CDKP@])")
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A terminal's text without its escape sequences, and where each character of it was."""
+    """Visible text of a terminal's raw text, with a map of positions back to the raw text."""
 
     text: str
     _starts: tuple[int, ...]
-    """Where runs without a sequence begin, in `text`; and in the terminal's text:"""
+    """Positions in `text` at which runs without an escape sequence begin."""
     _raw_starts: tuple[int, ...]
+    """Positions of the same runs in the raw text."""
 
     def raw(self, position: int) -> int:
-        """Where a character of `text` is in the terminal's text; at the end of `text`, the end."""
+        """Return the raw position of a character of `text`; the end of `text` maps to the end of the raw text."""
         run = bisect_right(self._starts, position) - 1
         return self._raw_starts[run] + position - self._starts[run]
 
     def raw_after(self, position: int) -> int:
-        """The first place in the terminal's text behind all that stands before `position`."""
+        """Return the raw position directly after the character that precedes `position`."""
         return self.raw(position - 1) + 1 if position else 0
 
 
 def shown(raw: str) -> Shown:
-    """What `raw` shows."""
+    """Return the visible text of `raw`."""
     texts, starts, raw_starts, length, end = [], [], [], 0, 0
     for start, stop in [*(match.span() for match in _SEQUENCE.finditer(raw)), (len(raw), len(raw))]:
         if start > end:
@@ -63,10 +64,10 @@ def shown(raw: str) -> Shown:
 
 
 def prompts(raw: str, pattern: str) -> list[Span]:
-    """Where `raw` shows a prompt: at the start of a line, which a newline or a carriage return begins.
+    """Return the spans of the prompts in `raw`, which are at the start of a line, after a newline or carriage return.
 
-    `pattern` is matched on what each line shows. A prompt takes the sequences before and behind it along, up to the
-    next character that is shown. What is empty is no prompt.
+    `pattern` is matched against the visible text of each line. A span includes the escape sequences before and after
+    the prompt, up to the next visible character. An empty match is not a prompt.
     """
     text, prompt = shown(raw), re.compile(pattern)
     spans = []
@@ -79,23 +80,23 @@ def prompts(raw: str, pattern: str) -> list[Span]:
 
 
 def skip_sequences(raw: str, position: int) -> int:
-    """Where the first character at or behind `position` is that is shown."""
+    """Return the position of the first visible character at or after `position`."""
     while found := _SEQUENCE.match(raw, position):
         position = found.end()
     return position
 
 
 def typed(raw: str, prompt: str = "", columns: int = 0) -> str:
-    """What stands in a line of output behind its prompt when it has been typed, mistakes taken back.
+    """Return the text after the prompt in a line of output, as the terminal shows it after all edits.
 
-    A backspace goes one character back; what is written there replaces what stood there. A carriage return goes to the
-    beginning of the row, the prompt's included; behind a space that only made the terminal begin a new row, it takes
-    that space back, as line editors mean it. CSI C and D move, K clears what is behind, P takes characters out, @ makes
-    room. Other sequences and bells leave no trace.
+    A backspace moves the cursor one character back; text written there replaces the old text. A carriage return moves
+    to the start of the row, prompt included. After a space that a line editor wrote only to make the terminal wrap, it
+    removes the space instead. CSI C and D move the cursor, K clears the rest of the line, P deletes characters and
+    @ inserts spaces. Other sequences and bells are ignored.
 
     Args:
-        prompt: what stands before `raw` in its line.
-        columns: of the terminal; 0 where a row has no end.
+        prompt: text before `raw` in the line.
+        columns: width of the terminal, columns; 0 if rows do not wrap.
     """
     start = cell_len(shown(prompt).text)
     line = [" "] * start
@@ -122,7 +123,7 @@ def typed(raw: str, prompt: str = "", columns: int = 0) -> str:
 
 
 def _edited(line: list[str], cursor: int, command: str, parameter: str) -> int:
-    """Do what a control sequence says to a line; where the cursor is then."""
+    """Apply a control sequence to a line, and return the new position of the cursor."""
     count = min(max(1, int(parameter or 1)), _WIDEST)
     if command == "C":
         return min(cursor + count, len(line))

@@ -1,7 +1,7 @@
-"""What Harbor's terminal agents (terminus-2 and its kin) put around a terminal's text, told apart from that text.
+"""Observations of Harbor's terminus agents (terminus-2 and variants): terminal text separated from the agent's notices.
 
-These agents answer a model with one text: notices of what was wrong with its last message, a headline, and what the
-terminal shows. All that they add stands before the text, behind it, or where they cut it. Source: Harbor's
+These agents return an observation as one text: notices about the model's last response, a headline, and the text of the
+terminal. They add text only before it, after it, or where they cut it. Source: Harbor's
 `agents/terminus_2/terminus_2.py`, `tmux_session.py` and `templates/timeout.txt`.
 """
 
@@ -14,7 +14,7 @@ from echo_cli.traces.builder import ImportOptions, observed
 from echo_cli.trajectory import Role
 
 TERMINAL, NOTICE = "terminal", "notice"
-"""Channels of what the terminal shows, and of what the agent's program says."""
+"""Channels of the terminal's text, and of the agent program's notices."""
 
 _HEADLINE = r"(?:New Terminal Output:|Current Terminal Screen:)\n"
 _SHOWN = rf"(?:{_HEADLINE}|Current terminal state:\n|Previous command:\n)"
@@ -34,16 +34,16 @@ _CUT = re.compile(r"\n\[\.\.\. output limited to \d+ bytes; \d+ interior bytes o
 
 
 def is_terminus(agent: str) -> bool:
-    """Whether an agent of this name writes its observations so."""
+    """Return whether an agent of this name is a terminus agent."""
     return agent.lower().startswith("terminus")
 
 
 def terminal_text(text: str, options: ImportOptions) -> list[TraceSegment]:
-    """An observation of such an agent as segments, which together are `text`.
+    """Split an observation of a terminus agent into segments, which joined equal `text`.
 
-    Warning are, where they stand: the complaint about the last response; the notice that a command timed out, or that
+    Segments with role warning are: the complaint about the last response; the notice that a command timed out, or that
     nothing ran because the response was too long; the headlines; the question whether the task is complete; and the
-    line that stands where output was cut, with the newlines around it. The rest is what the terminal shows.
+    line that marks where output was cut, with the newlines around it. The rest is terminal text.
     """
     start, asks = _head(text)
     end = text.rfind(_CONFIRM, start) if asks else -1
@@ -57,7 +57,7 @@ def terminal_text(text: str, options: ImportOptions) -> list[TraceSegment]:
 
 
 def _head(text: str) -> tuple[int, bool]:
-    """Where the terminal's text begins, and whether the model is asked behind it if it is done."""
+    """Return where the terminal's text begins, and whether the question if the task is complete may follow it."""
     if text.startswith(_TOO_LONG):
         return len(text), False
     position = 0

@@ -1,1 +1,1 @@
-"""What recorded episodes hold: counts by role, boundaries, outputs and duplicates."""
+"""Inspection of recorded episodes: counts by role, boundaries, outputs and duplicates."""

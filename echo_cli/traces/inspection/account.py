@@ -1,4 +1,4 @@
-"""What recorded episodes hold: an account by role, boundaries, outputs and duplicates, counted in one pass."""
+"""Inspection of a trajectory file in one pass: amounts by role, boundaries, outputs and duplicates."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from echo_cli.trajectory import SCAFFOLD, Role
 
 @dataclass(frozen=True)
 class Rewards:
-    """Of the episodes that a verifier scored."""
+    """Rewards of the scored episodes; the statistics are None if there are none."""
 
     scored: int
+    """Number of episodes with a reward."""
     unscored: int
+    """Number of episodes without a reward."""
     mean: float | None
     lowest: float | None
     highest: float | None
@@ -33,7 +35,7 @@ class Inspection:
 
     trajectories: int
     world_model_only: int
-    """Those with no RL term, of whose actions nothing is learned."""
+    """Number of trajectories without an RL term."""
     rewards: Rewards
     stop_reasons: Mapping[str, int]
     sources: Mapping[str, int]
@@ -43,16 +45,16 @@ class Inspection:
     duplicates: Duplicates
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
+        """Return the inspection as a JSON object."""
         return asdict(self)
 
 
 def inspect(traces: Iterable[Trace], tokenizer: Tokenizer, *, own_ids: bool) -> Inspection:
-    """Count what is in `traces`, which are read once; memory grows by digests alone.
+    """Inspect `traces` in one pass; memory grows only by the digests of `DuplicateCount`.
 
     Args:
-        tokenizer: what boundaries are looked at with, and without `own_ids` what tokens are counted with.
-        own_ids: count the tokens that the traces say; all of them must (`Trace.has_token_ids`).
+        tokenizer: tokenizer for boundaries and, without `own_ids`, for token counts.
+        own_ids: whether to count the traces' own token ids, which all of them must have (`Trace.has_token_ids`).
     """
     roles, boundaries, outputs, duplicates = RoleCount(), StraddlingCount(tokenizer), OutputCount(), DuplicateCount()
     stop_reasons, sources, world_model_only = Counter[str](), Counter[str](), 0
@@ -86,9 +88,9 @@ def inspect(traces: Iterable[Trace], tokenizer: Tokenizer, *, own_ids: bool) -> 
 
 
 def token_count(segment: TraceSegment, tokenizer: Tokenizer, *, own_ids: bool) -> int:
-    """Tokens of a segment: those that it says, or those of its text, encoded alone.
+    """Return the number of tokens of a segment: of its own ids, or of its text, encoded alone.
 
-    The names of special tokens stand for the tokens where a model or a renderer wrote them, and are text elsewhere.
+    Names of special tokens are encoded as the tokens in text of a model or a renderer, and as plain text elsewhere.
     """
     if own_ids:
         return len(segment.token_ids or ())
@@ -97,7 +99,7 @@ def token_count(segment: TraceSegment, tokenizer: Tokenizer, *, own_ids: bool) -
 
 
 UNNAMED = "unnamed"
-"""What segments without a channel are listed under."""
+"""Channel name under which segments without a channel are listed."""
 
 _ROLES = tuple(role for role in Role if role is not Role.PAD)
 _LEARNABLE = (Role.ACTION, Role.ENV_OUTPUT, Role.WARNING)
@@ -105,36 +107,40 @@ _LEARNABLE = (Role.ACTION, Role.ENV_OUTPUT, Role.WARNING)
 
 @dataclass(frozen=True)
 class Amount:
-    """Some segments: bytes in UTF-8, tokens, and the share of all that is recorded; None of nothing."""
+    """Amount of text in some segments. Shares are of the whole file, None if it has no text."""
 
     segments: int
+    """Number of segments."""
     bytes: int
+    """Size of the text, bytes in UTF-8."""
     bytes_share: float | None
     tokens: int
+    """Number of tokens."""
     tokens_share: float | None
 
 
 @dataclass(frozen=True)
 class RoleAmount(Amount):
-    """The segments of a role, and of its channels, the longest first."""
+    """Amount of text of a role, and of each of its channels, the largest first."""
 
     channels: Mapping[str, Amount]
 
 
 @dataclass(frozen=True)
 class RoleAccount:
-    """The amounts of each role. What can be learned is actions, env_output and warnings; plain RL learns actions."""
+    """Amounts by role. Tokens of action, env_output and warning can be learned; plain RL learns actions only."""
 
     total: Amount
     roles: Mapping[str, RoleAmount]
     learnable_tokens: int
     discarded_tokens: int
-    """Learnable tokens that plain RL masks: env_output and warnings."""
+    """Number of learnable tokens that plain RL masks: env_output and warning."""
     discarded_share: float | None
+    """Share of the learnable tokens that plain RL masks."""
 
 
 class RoleCount:
-    """Counts the segments of many episodes."""
+    """Accumulates the amounts of many episodes by role and channel."""
 
     def __init__(self) -> None:
         self._segments: Counter[tuple[Role, str]] = Counter()
@@ -142,7 +148,7 @@ class RoleCount:
         self._tokens: Counter[tuple[Role, str]] = Counter()
 
     def add(self, segments: Sequence[TraceSegment], tokens: Sequence[int]) -> None:
-        """Count the segments of an episode, `tokens` of each."""
+        """Count the segments of an episode; `tokens` is the number of tokens of each."""
         for segment, count in zip(segments, tokens, strict=True):
             key = (segment.role, segment.channel or UNNAMED)
             self._segments[key] += 1
@@ -150,7 +156,7 @@ class RoleCount:
             self._tokens[key] += count
 
     def result(self) -> RoleAccount:
-        """What was counted; every role is there, whether or not it has segments."""
+        """Return the account, which lists every role, with or without segments."""
         roles: dict[str, RoleAmount] = {}
         for role in _ROLES:
             keys = sorted((key for key in self._segments if key[0] is role), key=lambda key: (-self._bytes[key], key))

@@ -1,7 +1,7 @@
-"""Tokens that belong to two roles at once, where a whole episode is encoded as one text.
+"""Tokens that straddle a boundary between two roles if a whole episode is encoded as one text.
 
-Such a token can be given to neither role: either the policy would be trained on a piece of what the environment wrote,
-or the world model on a piece of what the policy wrote. It is why segments are encoded apart.
+Such a token fits neither role: the policy would be trained on text of the environment, or the world model on text of
+the policy. This is why segments are encoded separately.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Straddle:
-    """A boundary of two roles inside a token: the roles, and the token's text on either side of it."""
+    """A role boundary inside a token: the two roles, and the token's text before and after the boundary."""
 
     first: Role
     second: Role
@@ -32,7 +32,7 @@ class Straddle:
 
 @dataclass(frozen=True)
 class StraddleExample:
-    """A token that straddles, as its text before and after the boundary."""
+    """A straddling token, as its text before and after the boundary, and how often it occurred."""
 
     before: str
     after: str
@@ -41,33 +41,37 @@ class StraddleExample:
 
 @dataclass(frozen=True)
 class StraddlingPair:
-    """How often a token begins in the role `first` and goes on in `second`."""
+    """Boundaries at which the role `second` follows the role `first`."""
 
     first: str
     second: str
     boundaries: int
-    """Where `second` follows `first`."""
+    """Number of boundaries."""
     straddling: int
-    """Those of them that fall inside a token."""
+    """Number of boundaries inside a token."""
     examples: tuple[StraddleExample, ...]
+    """Most frequent straddling tokens."""
 
 
 @dataclass(frozen=True)
 class Straddling:
-    """The boundaries of roles in a file, and how many of them fall inside a token."""
+    """Role boundaries of a file."""
 
     boundaries: int
+    """Number of boundaries."""
     straddling: int
+    """Number of boundaries inside a token."""
     share: float | None
+    """Share of the boundaries inside a token; None if there are no boundaries."""
     pairs: tuple[StraddlingPair, ...]
-    """The most frequent first; pairs whose boundaries are all clean are among them."""
+    """Pairs of roles, those with the most straddling boundaries first; pairs without any are included."""
 
 
 def straddles(segments: Sequence[TraceSegment], tokenizer: Tokenizer) -> list[Straddle | None]:
-    """The boundaries of roles in `segments`, in order: the token that straddles, None where the boundary is clean.
+    """Return an entry per role boundary in `segments`, in order: the straddling token, or None for a clean boundary.
 
-    The text of all segments is encoded at once, as a chat template's text would be: the names of special tokens stand
-    for the tokens. Segments without text have no boundaries.
+    The texts of all segments are encoded as one text, as a chat template's text would be: names of special tokens are
+    encoded as the tokens. Segments without text have no boundaries.
     """
     runs = _runs(segments)
     data = "".join(text for _, text in runs).encode()
@@ -87,7 +91,7 @@ def straddles(segments: Sequence[TraceSegment], tokenizer: Tokenizer) -> list[St
 
 
 class StraddlingCount:
-    """Counts the boundaries of many episodes, in bounded memory: a vocabulary has no more tokens than it has."""
+    """Counts the boundaries of many episodes in bounded memory."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -104,7 +108,7 @@ class StraddlingCount:
                 self._straddling.setdefault(pair, BoundedCounter()).add((straddle.before, straddle.after))
 
     def result(self) -> Straddling:
-        """What was counted."""
+        """Return the counts."""
         pairs = []
         for (first, second), boundaries in self._boundaries.items():
             tally = self._straddling.get((first, second), BoundedCounter())
@@ -120,7 +124,7 @@ class StraddlingCount:
 
 
 def _runs(segments: Sequence[TraceSegment]) -> list[tuple[Role, str]]:
-    """The text of neighbours of one role as one; what has no text left out."""
+    """Join neighbouring segments of the same role; segments without text are dropped."""
     written = [segment for segment in segments if segment.text]
     return [
         (role, "".join(segment.text for segment in run)) for role, run in groupby(written, key=lambda each: each.role)
@@ -128,10 +132,10 @@ def _runs(segments: Sequence[TraceSegment]) -> list[tuple[Role, str]]:
 
 
 def _edges(tokenizer: Tokenizer, text: str) -> Iterator[tuple[int, int]]:
-    """The first byte of each token of `text`, and the byte after its last."""
+    """Yield the start and end of each token of `text`, as byte offsets; the end is exclusive."""
     start = 0
     for size in tokenizer.byte_counts(tokenizer.encode_scaffold(text)):
         yield start, start + size
         start += size
     size = len(text.encode())
-    yield size, size + 1  # reached by a boundary only where a tokenizer has no tokens for some of the text
+    yield size, size + 1  # a boundary gets here only if the tokenizer has no tokens for part of the text

@@ -1,6 +1,6 @@
-"""What comes up again in a file, and commands that gave other outputs than before.
+"""Duplicates in a trajectory file, and commands whose output changed.
 
-Texts are compared by digests of 16 bytes: memory holds one for each different text, and no text but that of examples.
+Texts are compared by 16-byte digests. Memory holds one digest per distinct text, and the texts of examples only.
 """
 
 from __future__ import annotations
@@ -19,67 +19,72 @@ _DIGEST_BYTES = 16
 
 @dataclass(frozen=True)
 class Repeated:
-    """Something that came up more than once."""
+    """A text that occurs more than once."""
 
     text: str
-    """Its beginning; of a whole episode, its task."""
+    """Beginning of the text; for a whole episode, the task id."""
     count: int
-    """How often in all."""
+    """Number of occurrences, the first included."""
     episode: int
-    """Where it first came up."""
+    """Number of the episode in which it first occurs, 1-based."""
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """Of `total` things of a kind, how many are copies of an earlier one."""
+    """Repetition among items of one kind: (command, output) pairs, outputs or episodes."""
 
     total: int
+    """Number of items."""
     distinct: int
+    """Number of distinct items."""
     copies: int
+    """Number of items equal to an earlier one."""
     copies_share: float | None
+    """Share of copies; None if there are no items."""
     examples: tuple[Repeated, ...]
-    """Those with the most copies."""
+    """Items with the most copies."""
 
 
 @dataclass(frozen=True)
 class OtherOutputs:
-    """How many different commands gave an output other than before, and the commonest of them.
+    """Numbers of commands with an output that differs from their first output.
 
-    `anywhere` compares all turns of the file: the tasks, or the state that the commands before left, may differ.
-    `same_task` compares turns of one task. `same_history` compares turns of one task after the same commands: what
-    differs there is the environment's own doing, or the text of the task's opening.
+    `anywhere` compares all turns of the file, so the task or the state left by earlier commands may differ.
+    `same_task` compares turns of the same task. `same_history` compares turns of the same task after the same commands:
+    a difference comes from the environment, or from the text of the task's opening.
     """
 
     commands: int
+    """Number of distinct commands."""
     anywhere: int
     same_task: int
     same_history: int
     examples: tuple[CommandCount, ...]
-    """Commands that differ after the same history where there are such, else anywhere; with how often they did."""
+    """Commands whose output differed most often after the same history, or anywhere if none differed so."""
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What is in a file more than once, and what was not."""
+    """Duplicates in a file."""
 
     pairs: Repetition
-    """(command, output) of turns that ran something."""
+    """(command, output) pairs of executed turns."""
     outputs: Repetition
-    """Outputs that are not empty, whatever the command."""
+    """Non-empty outputs, of any command."""
     trajectories: Repetition
-    """Whole episodes: the same texts in the same roles."""
+    """Whole episodes, equal if all roles and texts are."""
     other_outputs: OtherOutputs
 
 
 class DuplicateCount:
-    """Counts what comes up again in many episodes."""
+    """Counts duplicates among many episodes."""
 
     def __init__(self) -> None:
         self._pairs, self._outputs, self._trajectories = _Copies(), _Copies(), _Copies()
         self._anywhere, self._same_task, self._same_history = _Answers(), _Answers(), _Answers()
 
     def add(self, trace: Trace, turns: Sequence[TurnOutput], episode: int) -> None:
-        """Count an episode, which is the `episode`th."""
+        """Count an episode; `episode` is its number, 1-based."""
         texts = [part for segment in trace.segments for part in (segment.role.name, segment.text)]
         self._trajectories.add(texts, trace.task_id, episode)
         history = _digest([trace.task_id])
@@ -96,7 +101,7 @@ class DuplicateCount:
             self._same_history.add(history, output, command)
 
     def result(self) -> Duplicates:
-        """What was counted."""
+        """Return the counts."""
         shown = self._same_history if self._same_history.different else self._anywhere
         return Duplicates(
             pairs=self._pairs.result(),
@@ -113,7 +118,7 @@ class DuplicateCount:
 
 
 class _Copies:
-    """Which of the things that were added had been added before."""
+    """Counts items that were added before."""
 
     def __init__(self) -> None:
         self._total = 0
@@ -136,7 +141,7 @@ class _Copies:
 
 
 class _Answers:
-    """Which keys were given another output than the first one."""
+    """Counts keys that got an output other than their first."""
 
     def __init__(self) -> None:
         self._first: dict[bytes, bytes] = {}
@@ -158,7 +163,7 @@ class _Answers:
 
 
 def _digest(parts: Sequence[str]) -> bytes:
-    """A digest of texts in their order; where one ends is part of it."""
+    """Return a digest of the texts, in order, that depends on where each text ends."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for part in parts:
         data = part.encode()

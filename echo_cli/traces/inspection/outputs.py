@@ -1,4 +1,4 @@
-"""What commands print: the longest outputs, those that are empty, and what in them looks volatile."""
+"""Outputs of commands: the longest, the empty, and text in them that looks volatile."""
 
 from __future__ import annotations
 
@@ -21,38 +21,41 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class TurnOutput:
-    """A turn and what the world returned: the text of all env_output up to the next action, whatever its channel."""
+    """A turn and its output: the text of all env_output up to the next action, of any channel."""
 
     turn: Turn
     number: int
-    """Of the turn in its episode, from 1."""
+    """Number of the turn in its episode, 1-based."""
     command: str
-    """Without the spaces that a shell ignores, as in `pools.pair_of`."""
+    """Command without the spaces that a shell ignores, as in `pools.pair_of`."""
     output: str
     tokens: int
+    """Length of the output, tokens."""
 
     @property
     def executed(self) -> bool:
-        """Whether something ran; answers and actions cut at their cap have neither output nor exit code."""
+        """Whether a command ran; answers and actions cut at their cap have neither output nor exit code."""
         return bool(self.output) or self.turn.exit_code is not None
 
 
 @dataclass(frozen=True)
 class LongOutput:
-    """One of the longest outputs, and where it is."""
+    """One of the longest outputs, and its place."""
 
     episode: int
+    """Number of the episode, 1-based."""
     turn: int
+    """Number of the turn in the episode, 1-based."""
     command: str
     bytes: int
     tokens: int
     text: str
-    """Its beginning."""
+    """Beginning of the output."""
 
 
 @dataclass(frozen=True)
 class CommandCount:
-    """A command and how often something happened to it."""
+    """A command and a number of its turns."""
 
     command: str
     count: int
@@ -60,39 +63,43 @@ class CommandCount:
 
 @dataclass(frozen=True)
 class VolatileText:
-    """What matches one of the patterns that look volatile."""
+    """Matches of one of `PATTERNS`."""
 
     count: int
+    """Number of matches."""
     bytes: int
+    """Size of the matched text, bytes in UTF-8."""
     share: float | None
-    """Of all bytes of env_output."""
+    """Share of the bytes of all env_output."""
     examples: tuple[str, ...]
-    """The commonest."""
+    """Most frequent matches."""
     pattern: str
 
 
 @dataclass(frozen=True)
 class OutputSurvey:
-    """Of all turns: how many printed nothing, the longest outputs, what looks volatile in them."""
+    """Survey of all turns: empty outputs, the longest outputs and volatile-looking text."""
 
     turns: int
+    """Number of turns."""
     without_output: int
+    """Number of turns without output."""
     without_output_share: float | None
     answers_without_output: int
-    """Those of them that ended their episode as its answer: no output was to be expected."""
+    """Number of turns without output that are their episode's answer, which has none."""
     blank: int
-    """Outputs of white space alone."""
+    """Number of outputs that are only white space."""
     emptiest: tuple[CommandCount, ...]
-    """The commands that printed nothing most often, answers left out."""
+    """Commands that most often printed nothing, answers excluded."""
     longest: tuple[LongOutput, ...]
     volatile: Mapping[str, VolatileText]
-    """By kind, those that came up."""
+    """Volatile-looking text by kind; kinds without a match are omitted."""
     volatile_share: float | None
-    """Bytes that look volatile, of all bytes of env_output."""
+    """Share of the bytes of all env_output that look volatile."""
 
 
 def turn_outputs(trace: Trace, tokens: Sequence[int]) -> list[TurnOutput]:
-    """Return the turns of an episode with what they gave, in order.
+    """Return the turns of an episode with their outputs, in order.
 
     Args:
         tokens: number of tokens of each segment.
@@ -108,7 +115,7 @@ def turn_outputs(trace: Trace, tokens: Sequence[int]) -> list[TurnOutput]:
 
 
 class OutputCount:
-    """Surveys the outputs of many episodes, in bounded memory."""
+    """Surveys the outputs of many episodes in bounded memory."""
 
     def __init__(self) -> None:
         self._turns = self._without = self._answers = self._blank = self._bytes = 0
@@ -119,7 +126,7 @@ class OutputCount:
         self._examples: dict[str, BoundedCounter[str]] = {}
 
     def add(self, trace: Trace, turns: Sequence[TurnOutput], episode: int) -> None:
-        """Count the outputs of an episode, which is the `episode`th."""
+        """Count the outputs of an episode; `episode` is its number, 1-based."""
         for turn in turns:
             self._turns += 1
             if turn.output:
@@ -139,7 +146,7 @@ class OutputCount:
                 self._examples.setdefault(volatile.kind, BoundedCounter()).add(clipped(volatile.text))
 
     def result(self) -> OutputSurvey:
-        """What was counted."""
+        """Return the survey."""
         volatile = {
             kind: VolatileText(
                 count=self._count[kind],
@@ -165,12 +172,12 @@ class OutputCount:
     def _keep_longest(self, turn: TurnOutput, episode: int) -> None:
         size = len(turn.output.encode())
         found = LongOutput(*(episode, turn.number, clipped(turn.command)), size, turn.tokens, clipped(turn.output))
-        entry = (size, -episode, -turn.number, found)  # of equal ones the earliest stays; no two have one place
+        entry = (size, -episode, -turn.number, found)  # ties: the earliest is kept; places are unique
         self._longest = heapq.nlargest(LONGEST, [*self._longest, entry])
 
 
 def _outputs(trace: Trace) -> Iterator[str]:
-    """The texts of env_output, each whole, though warnings or masked text may stand between its segments."""
+    """Yield the text of each env_output segment; joined, they could match across a warning between them."""
     return (segment.text for segment in trace.segments if segment.role is Role.ENV_OUTPUT)
 
 
@@ -178,8 +185,8 @@ _DAY = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
 _MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
 _CLOCK = r"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
 
-# Every repetition is bounded or starts where nothing of its kind stands before it: a line of a megabyte takes no longer
-# than many short ones. The first pattern that matches a stretch of text has it.
+# Every repetition is bounded, or starts only where no character of its kind precedes it, so that one line of a megabyte
+# takes no longer than many short lines. Text goes to the first pattern that matches it.
 PATTERNS: Mapping[str, str] = {
     "uuid": r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b",
     "timestamp": "|".join(
@@ -194,7 +201,7 @@ PATTERNS: Mapping[str, str] = {
     "epoch_time": r"(?<![\w.])1[5-9]\d{8}(?:\.\d{1,9}|\d{3}|\d{6}|\d{9})?(?![\w.]\w)\b",  # 2017 to 2033, in s to ns
     "duration": "|".join(
         (
-            r"\b\d{1,6}m\d{1,2}(?:[.,]\d{1,3})?s\b",  # of a shell's `time`
+            r"\b\d{1,6}m\d{1,2}(?:[.,]\d{1,3})?s\b",  # a shell's `time`
             r"(?<![\w.])\d{1,9}(?:\.\d{1,9})? ?(?:ns|µs|us|ms)\b",
             r"(?<![\w.])\d{1,9}\.\d{1,9} ?(?:s|secs?|seconds?)\b",
         )
@@ -221,14 +228,14 @@ _COMPILED = {kind: re.compile(pattern) for kind, pattern in PATTERNS.items()}
 
 @dataclass(frozen=True)
 class Volatile:
-    """A stretch of text and which of `PATTERNS` it matches."""
+    """Text that matches one of `PATTERNS`, and the kind of the pattern."""
 
     kind: str
     text: str
 
 
 def find_volatile(text: str) -> list[Volatile]:
-    """What in `text` looks volatile, in no overlapping stretches; those of one kind in their order."""
+    """Return the volatile-looking parts of `text`, without overlaps, kind by kind and in order within a kind."""
     taken, found = bytearray(len(text)), []
     for kind, pattern in _COMPILED.items():
         for match in pattern.finditer(text):
@@ -240,13 +247,13 @@ def find_volatile(text: str) -> list[Volatile]:
 
 
 KEPT = 10_000
-"""How many different things are counted one by one."""
+"""Maximum number of keys that a `BoundedCounter` counts individually."""
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 class BoundedCounter(Generic[Key]):
-    """Counts of keys. Once `KEPT` different ones have come up, others add to `total` alone."""
+    """Counts of keys. After `KEPT` distinct keys, any other key adds to `total` only."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -259,5 +266,5 @@ class BoundedCounter(Generic[Key]):
             self._counts[key] += count
 
     def commonest(self, most: int) -> list[tuple[Key, int]]:
-        """The keys that came up most, with their counts; of equal ones the earliest first."""
+        """Return the `most` keys with the highest counts, and the counts; ties in order of first occurrence."""
         return self._counts.most_common(most)

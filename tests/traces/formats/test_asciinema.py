@@ -268,8 +268,12 @@ def test_a_turn_is_written_in_a_policys_tokens(tmp_path: Path, events: list[Even
         (['{"version": 3}', '[1, "o"]'], ":2", "not an event: [time, code, data]"),
         (['{"version": 3}', '["now", "o", "a"]'], ":2", "not an event"),
         (['{"version": 3}', '[1, "o", 5]'], ":2", "the data of an event 'o' is not text"),
-        (['{"version": 3}', '[1, "i", "a"]', '[1, "x", "done"]'], ":3", "the exit status is no number"),
-        (['{"version": 3}', '[1, "o", "a"]'], "", "no input events, so nothing says what was typed: --prompt REGEX"),
+        (['{"version": 3}', '[1, "i", "a"]', '[1, "x", "done"]'], ":3", "the exit status is not a number"),
+        (
+            ['{"version": 3}', '[1, "o", "a"]'],
+            "",
+            "so the typed text is unknown: describe the shell's prompt with --prompt REGEX",
+        ),
         (['{"version": 3}', '[1, "i", "a\\ud800"]'], "", "not Unicode"),
         (['{"version": 1, "stdout": [[1, "a"], ["b"]]}'], ": stdout[1]", "not a frame: [delay, data]"),
         (['{"version": 1}'], "", "without stdout"),
@@ -285,7 +289,7 @@ def test_what_is_no_cast_is_refused_where_it_is(tmp_path: Path, lines: list[str]
 
 def test_a_prompt_that_matches_nowhere_is_refused(tmp_path: Path) -> None:
     ((_, reason),) = refusals(write(tmp_path, [("o", "a $ ls\r\nx")]), DOLLAR)
-    assert reason == "no input events, and --prompt matches at the start of no line"
+    assert reason == "no input events, and --prompt does not match at the start of any line"
 
 
 @pytest.mark.parametrize("cut", [b'[1.5, "o", "thir', b'[1.5, "o", "\xe2\x82', b"["])
@@ -295,7 +299,7 @@ def test_a_last_line_that_was_cut_is_refused_and_the_rest_is_taken(tmp_path: Pat
     refusal, trace = read(path, DOLLAR)
     assert isinstance(refusal, Refusal)
     assert refusal.where == f"{path}:4"
-    assert "is cut" in refusal.reason
+    assert "is incomplete" in refusal.reason
     assert isinstance(trace, Trace)
     assert roles(trace) == [("context", "$ "), ("action", "ls\r\n"), ("env_output", "second")]
 

@@ -156,10 +156,10 @@ def test_versions_1_0_to_1_7_are_read(tmp_path: Path, version: str) -> None:
         (changed("agent", value=None), ": agent", "no agent with a name"),
         (changed("agent", "tool_definitions", value=["search"]), ": agent.tool_definitions", "not a list of tools"),
         (changed("steps", value=[]), ": steps", "no steps"),
-        (changed("steps", 1, value=None), ": steps[1]", "step None where step 2 is expected"),
-        (changed("steps", 2, "step_id", value=5), ": steps[2]", "step 5 where step 3 is expected"),
-        (changed("steps", 1, "source", value="tool"), ": steps[1]", "known source: 'tool'"),
-        (changed("steps", 1, "message", value=None), ": steps[1]", "message is neither text nor parts"),
+        (changed("steps", 1, value=None), ": steps[1]", "step_id is None, expected 2"),
+        (changed("steps", 2, "step_id", value=5), ": steps[2]", "step_id is 5, expected 3"),
+        (changed("steps", 1, "source", value="tool"), ": steps[1]", "unknown source: 'tool'"),
+        (changed("steps", 1, "message", value=None), ": steps[1]", "message is neither text nor a list of parts"),
         (
             changed("steps", 1, "message", value=[{"type": "image", "source": {"path": "a.png"}}]),
             ": steps[1]",
@@ -168,16 +168,16 @@ def test_versions_1_0_to_1_7_are_read(tmp_path: Path, version: str) -> None:
         (changed("steps", 2, "tool_calls", 0, "arguments", value="{}"), ": steps[2]", "not a JSON object"),
         (changed("steps", 2, "tool_calls", 0, "function_name", value=None), ": steps[2]", "without tool_call_id"),
         (changed("steps", 2, "tool_calls", 1, "tool_call_id", value="c1"), ": steps[2]", "two tool calls"),
-        (changed("steps", 1, "tool_calls", value=[{}]), ": steps[1]", "tool_calls are a list, of an agent"),
+        (changed("steps", 1, "tool_calls", value=[{}]), ": steps[1]", "tool_calls must be a list, in an agent's step"),
         (
             changed("steps", 2, "observation", "results", 1, "source_call_id", value="c9"),
             ": steps[2]",
-            "a result of no known tool call",
+            "a result of an unknown tool call",
         ),
         (
             changed("steps", 2, "observation", "results", 1, "source_call_id", value=["c2"]),
             ": steps[2]",
-            "a result of no known tool call",
+            "a result of an unknown tool call",
         ),
         (changed("steps", 2, "observation", value="text"), ": steps[2]", "an observation without results"),
         (
@@ -193,7 +193,7 @@ def test_versions_1_0_to_1_7_are_read(tmp_path: Path, version: str) -> None:
         (
             changed("steps", 1, "observation", value={"results": [{"content": "x"}]}),
             ": steps[1]",
-            "an observation of a user, of no tool call",
+            "a user's observation without a tool call",
         ),
         (changed("extra", "reward", value="high"), ": reward", "not a number"),
         (changed("subagent_trajectories", value={}), "", ""),

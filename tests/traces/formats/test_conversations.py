@@ -122,7 +122,7 @@ def test_openai_arguments_as_an_object_are_those_as_text(tmp_path: Path) -> None
         ([], "", "no messages"),
         ({"messages": "hello"}, "", "no messages"),
         ([{"role": "user", "content": "hi"}], "", "neither an action nor an observation"),
-        ([{"role": "narrator", "content": "hi"}], "messages[0]", "no message of a known role: 'narrator'"),
+        ([{"role": "narrator", "content": "hi"}], "messages[0]", "a message of unknown role: 'narrator'"),
         ([{"role": "user"}], "messages[0]", "a message without text"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0]", "a part that is not text: 'image_url'"),
         ([{"role": "assistant", "audio": {"id": "x"}}], "messages[0]", "audio is not text"),
@@ -131,7 +131,7 @@ def test_openai_arguments_as_an_object_are_those_as_text(tmp_path: Path) -> None
         (openai_chat(openai_call("c1", '{"a": 1e999}')), "messages[1]", "a number is too large"),
         (openai_chat(openai_call("c1", "[" * 100_000)), "messages[1]", "nested too deeply"),
         (openai_chat(openai_call("c2", "{}")), "messages[2]", "a tool answer without an open tool call"),
-        (openai_chat({"id": "c1", "type": "custom"}), "messages[1]", "a tool call that is not of a function"),
+        (openai_chat({"id": "c1", "type": "custom"}), "messages[1]", "a tool call that is not a function call"),
         ({"messages": openai_chat(openai_call("c1", "{}")), "reward": "1"}, "reward", "reward is not a number"),
         ({"messages": openai_chat(openai_call("c1", "{}")), "reward": 10**400}, "reward", "reward is too large"),
         (openai_chat(openai_call("c1", "{}"), "\ud83d"), "", "segments[3].text is not Unicode"),
@@ -215,14 +215,14 @@ def test_anthropic_blocks_have_their_roles(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("role", "block", "reason"),
     [
-        ("user", {"type": "image", "source": {}}, "a user's block that is neither text nor a tool_result: 'image'"),
+        ("user", {"type": "image", "source": {}}, "a user block that is neither text nor a tool_result: 'image'"),
         ("user", {"type": "tool_result", "tool_use_id": "t9"}, "a tool answer without an open tool call"),
         ("user", {"type": "text"}, "a block that is not text"),
         ("user", "text", "content that is neither text nor blocks"),
         ("assistant", {"type": "server_tool_use"}, "neither text nor a tool_use: 'server_tool_use'"),
         ("assistant", {"type": "tool_use", "id": "t"}, "a tool_use without a name or an id"),
         ("assistant", {"type": "tool_use", "id": "t", "name": "f", "input": "x"}, "input is not an object"),
-        ("tool", {"type": "text", "text": "x"}, "no message of a known role: 'tool'"),
+        ("tool", {"type": "text", "text": "x"}, "a message of unknown role: 'tool'"),
     ],
 )
 def test_what_anthropic_blocks_cannot_say_is_refused(role: str, block: Any, reason: str, tmp_path: Path) -> None:
