@@ -1,4 +1,4 @@
-"""Views: a token of an episode whose thinking was dropped is scored once, in the context that it was sampled in."""
+"""Context views: each token of an episode with dropped thinking is scored once, in the context it was sampled in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exchanges: each action with its turn and what came back, as segments and as positions of tokens."""
+"""Exchanges: each action with its turn and the segments returned for it, as segments and as token positions."""
 
 from __future__ import annotations
 

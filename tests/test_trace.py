@@ -1,4 +1,4 @@
-"""Traces: what trajectory files hold, and what a policy's tokens make of it."""
+"""Traces: the lines of trajectory files, and their encoding in a policy's tokens."""
 
 from __future__ import annotations
 

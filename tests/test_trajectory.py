@@ -1,4 +1,4 @@
-"""Trajectories as records: what is written comes back, and so does what earlier versions wrote."""
+"""Trajectories as records: reading is the inverse of writing, for records of earlier versions too."""
 
 from __future__ import annotations
 

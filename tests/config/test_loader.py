@@ -1,4 +1,4 @@
-"""Config files and overrides: what is wrong is named with its key, its line, and what was probably meant."""
+"""Config files and overrides: errors name the key, the line, and the likely intention."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _sections(model: type[Section]) -> Iterator[type[Section]]:
-    """`model` and the sections within it, those that may be left out and those in lists too."""
+    """Yield `model` and all sections in it, including optional ones and those in lists."""
     yield model
     for field in model.model_fields.values():
         for kind in (field.annotation, *get_args(field.annotation)):
@@ -107,7 +107,7 @@ def test_the_sandbox_config_explains_every_key_of_an_environment() -> None:
 
 
 def _documented() -> list[str]:
-    """The configs of docs/environments.md."""
+    """Return the configs of docs/environments.md."""
     text = (Path(__file__).resolve().parents[2] / "docs" / "environments.md").read_text()
     return re.findall(r"^```yaml\n(environment:\n.*?)^```", text, re.DOTALL | re.MULTILINE)
 

@@ -1,4 +1,4 @@
-"""The presets against their sources' formulas, written out here token by token for a hand-made batch."""
+"""The objective presets against their sources' formulas, written out token by token for a hand-made batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from echo_cli.objective.loss import echo_loss, step_totals, step_weights
 from echo_cli.trajectory import Role, Trajectory
 
 Token = tuple[float, float]
-"""logp under the policy, and under the distribution that sampled it (0 where nobody sampled)."""
+"""Logprobs under the policy and under the sampling distribution (0 for tokens that were not sampled), nats."""
 
 # Two groups of two. The ratios run from 0.67 to 1.5, so that every clip range cuts some; one rollout is all actions.
 ROLES = [[C, A, A, E, E, W, A], [C, A, E], [C, A, A, A, E, E, E], [C, A, A]]
@@ -40,7 +40,7 @@ def batch() -> list[Trajectory]:
 
 
 def tokens(number: int) -> tuple[list[Token], list[float]]:
-    """(action tokens, CE of the env_output tokens) of one rollout."""
+    """Return the action tokens and the CE of the env_output tokens of one rollout."""
     behaviour = [-0.5 - 0.1 * n for n in range(len(RATIOS[number]))]
     actions = [(b + math.log(ratio), b) for b, ratio in zip(behaviour, RATIOS[number], strict=True)]
     observations = sum(role == E for role in ROLES[number])
@@ -60,7 +60,7 @@ def logprobs(trajectories: list[Trajectory]) -> tuple[torch.Tensor, object]:
 
 def group_norm(rewards: list[float]) -> list[float]:
     mean = sum(rewards) / len(rewards)
-    # torch's and numpy's defaults differ; the sources use the sample's standard deviation.
+    # The defaults of torch and numpy differ; the sources use the sample standard deviation.
     std = math.sqrt(sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1))
     return [(r - mean) / (std + 1e-6) for r in rewards]
 

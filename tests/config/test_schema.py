@@ -1,4 +1,4 @@
-"""Which keys of a config may change when a run is resumed: exactly these."""
+"""The config keys that may change when a run is resumed: exactly these."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _below(section: str, keys: str) -> set[str]:
 
 
 def test_these_keys_and_no_others_may_change_on_resume() -> None:
-    # A new field is not free. Whoever marks it, or adds it to a section that is free, decides so here as well.
+    # A new field is not free by default; to mark it, or to add it to a free section, list it here as well.
     expected = {*RUN.split(), *MEMORY.split(), "collapse", *_below("collapse", COLLAPSE)}
     expected |= _below("environment", f"{ENVIRONMENT} max_message_mb") | _below("environment.provider", PROVIDER)
     expected |= _below("sampler", ENDPOINT)

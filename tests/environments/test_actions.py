@@ -1,4 +1,4 @@
-"""Text in: what is an action, what is none, and whether the environment takes it."""
+"""Action mappings: which text is an action, and whether the environment accepts it."""
 
 from __future__ import annotations
 
@@ -313,7 +313,7 @@ def test_other_environments_take_no_tool_calls() -> None:
     with pytest.raises(EchoError, match=r"takes no tool calls \(fields: metadata, mode, command") as raised:
         check_action(ActionConfig(kind="tool_call"), SHELL)
     assert "environment.action.template" in str(raised.value.tip)
-    check_action(ActionConfig(kind="json"), SHELL)  # nothing is known before there is a line
+    check_action(ActionConfig(kind="json"), SHELL)  # JSON actions cannot be checked before the policy writes one
 
 
 def test_names_of_a_server_are_data() -> None:

@@ -1,4 +1,4 @@
-"""Text out: which of an environment's characters are shown, with which roles, and that none is lost or made up."""
+"""Observation mappings: which characters of a payload are shown, with which roles; none is lost or invented."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_value_nested_too_deep_loses_the_session() -> None:
     with pytest.raises(SessionLost, match="nested too deep at 'x'"):
         mapping({"path": "x"}).reply(payload(x=deep), "")
     while deep:
-        deep = deep.pop()  # a list so deep is not freed in one go
+        deep = deep.pop()  # so deep a list cannot be freed at once
 
 
 # --- Rules -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Each shipped preset, played against payloads of its environment: exact pieces, roles and actions."""
+"""The shipped presets, each against payloads of its environment: exact pieces, roles and actions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GENERIC_ACTION = {"type": "object", "properties": {"metadata": METADATA}, "addit
 
 def config(name: str) -> EnvironmentConfig:
     overrides = ["environment.url=http://127.0.0.1:1", f"environment.preset={name}", "environment.tasks.seeds=10"]
-    if name == "toy_terminal":  # its tasks and explorers are those of its worlds
+    if name == "toy_terminal":  # tasks and explorers come from its worlds
         overrides.pop()
     if name == "agent_world_model":  # every scenario has its own tools, so the preset lists no exploring actions
         overrides.append("rollout.explorers=0")
@@ -46,7 +46,7 @@ class Played:
 
 
 def _payload(observation: dict[str, Any]) -> Payload:
-    """OpenEnv's server sends the metadata twice: in the observation and beside it."""
+    """Return a payload with its metadata twice, in the observation and beside it, as OpenEnv's server sends it."""
     return Payload(observation, metadata=observation.get("metadata"))
 
 
@@ -56,7 +56,7 @@ def _shown(pieces: Any) -> list[tuple[Any, ...]]:
 
 
 def action_schema(**properties: Any) -> dict[str, Any]:
-    """As pydantic writes that of an action class: its own fields, and OpenEnv's."""
+    """Return the schema that pydantic generates for an action class: its own fields, and OpenEnv's."""
     required = [name for name, schema in properties.items() if "default" not in schema]
     fields = {"metadata": METADATA, **properties}
     return {"type": "object", "properties": fields, "required": required, "additionalProperties": False}
@@ -307,7 +307,7 @@ def test_maze() -> None:
 
 @pytest.mark.slow
 def test_echo_against_openenv_itself() -> None:
-    """The payloads and schemas that OpenEnv's server makes of an MCP environment, as they go over the wire."""
+    """Payloads and schemas of an MCP environment as OpenEnv's server sends them."""
     fastmcp = pytest.importorskip("fastmcp")
     mcp_environment = pytest.importorskip("openenv.core.env_server.mcp_environment")
     from openenv.core.env_server.mcp_types import CallToolAction

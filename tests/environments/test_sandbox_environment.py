@@ -1,4 +1,4 @@
-"""The worked example: real bash, real files, a real server, and nothing left of any of them."""
+"""The worked example: real bash, real files and a real server, all removed afterwards."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SANDBOX = ROOT / "envs" / "sandbox_env"
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the episodes' folders are made."""
+    """Folder in which the episodes' folders are created."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return tmp_path
 
@@ -45,7 +45,7 @@ def _run(sandbox: SandboxEnvironment, line: str) -> SandboxObservation:
 
 
 def _is_gone(process_id: int) -> bool:
-    """Whether a process has ended, or ends within a few seconds; one that its new parent has not reaped yet has."""
+    """Return whether a process has ended, or ends within a few seconds; a zombie counts as ended."""
     for _ in range(500):
         try:
             stat = Path(f"/proc/{process_id}/stat").read_text()
@@ -172,7 +172,7 @@ def test_only_the_server_imports_openenv() -> None:
 
 
 class _Server:
-    """The sandbox's server as a process of its own, its folders in `folders`."""
+    """Provide the sandbox's server as a separate process, with its folders in `folders`."""
 
     def __init__(self, folders: Path) -> None:
         self.port = free_port()

@@ -1,4 +1,4 @@
-"""Tasks from files, from the config and by seed: which split each is in, and what is refused, with its place."""
+"""Tasks from files, from the config and by seed: their splits, and errors that name their place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A source of environments as text: retries at the start, faults in the middle, turns, and rewards by the rules."""
+"""Text environments over a source: retries at the start, faults in the middle, turns, and reward rules."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def said(text: str, reward: float | None = None, *, done: bool = False, **fields
 
 
 class Scripted:
-    """A source whose clients answer from one list, `reset` first, and which notes what it was sent."""
+    """A source whose clients answer from one list, beginning with `reset`, and which records its requests."""
 
     def __init__(self, *answers: Answer, ended: str | None = None) -> None:
         self.answers, self.sent, self.clients, self.closed = list(answers), [], 0, 0
@@ -80,7 +80,7 @@ def settings(**keys: Any) -> EnvironmentConfig:
 
 
 class Played:
-    """An episode that is played step by step."""
+    """An episode played step by step."""
 
     def __init__(self, source: Scripted, **keys: Any) -> None:
         self.hosting = HostLimits()

@@ -1,4 +1,4 @@
-"""The toy terminal as an OpenEnv-shaped environment, and behind echo-cli's environment protocol."""
+"""The toy terminal, as an environment of OpenEnv's shape and behind echo-cli's environment protocol."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def task_of() -> Task:
 
 
 class Terminal:
-    """An episode of three turns, one call after the other."""
+    """Play an episode of three turns, one call after the other."""
 
     def __init__(self) -> None:
         self._inner: Environment = ToyWorlds((0,), (), max_turns=3).environment()

@@ -1,4 +1,4 @@
-"""The toy terminal as an OpenEnv server: a real process on loopback, asked over its socket."""
+"""The toy terminal as an OpenEnv server: a real process on loopback, accessed through its socket."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WORLD, TASKS = world_and_tasks(0)
 
 
 def started(stderr: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
-    """A server process and its URL."""
+    """Start a server; provide its process and URL."""
     with stderr.open("w") as file:
         process = subprocess.Popen(
             [*COMMAND, "--port", "0", *arguments], stdout=subprocess.PIPE, stderr=file, text=True
@@ -50,7 +50,7 @@ def started(stderr: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server for the whole module. Ctrl-C ends it, with nothing on stderr."""
+    """Provide a server for the whole module; Ctrl-C must end it with nothing on stderr."""
     stderr = tmp_path_factory.mktemp("server") / "stderr"
     process, url = started(stderr, "--max-sessions", str(SESSIONS), "--max-turns", str(TURNS))
     try:
@@ -69,7 +69,7 @@ def opened(url: str) -> ClientConnection:
 
 
 def ask(session: ClientConnection, kind: str, data: dict[str, Any] | None = None) -> dict[str, Any]:
-    """One request, and the whole reply."""
+    """Send one request and return the whole reply."""
     session.send(json.dumps({"type": kind} if data is None else {"type": kind, "data": data}))
     return json.loads(session.recv(timeout=20))
 
@@ -88,14 +88,14 @@ def error(reply: dict[str, Any]) -> tuple[str, str]:
 
 
 def on_the_wire(observation: ToyTerminalObservation) -> dict[str, Any]:
-    """OpenEnv's message of an observation."""
+    """Return OpenEnv's message for an observation."""
     own = asdict(observation)
     reward, done = own.pop("reward"), own.pop("done")
     return {"type": "observation", "data": {"observation": {"metadata": {}, **own}, "reward": reward, "done": done}}
 
 
 def request(url: str, data: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
-    """Status and JSON of a GET, or of a POST with `data`."""
+    """Return status and JSON of a GET, or of a POST if there is `data`."""
     body = None if data is None else json.dumps(data).encode()
     try:
         with urllib.request.urlopen(
@@ -118,7 +118,7 @@ def test_episodes_over_the_socket_are_those_in_process(url: str, family: str) ->
         expert_actions(task),
         searching_actions(WORLD, task, rng),
         [*mistakes, "", "cat '", "echo é ∀ \x1b[31m \x00", "ls " + "x" * 2000, "answer: ∀"],
-        ["cat " + " ".join(WORLD.files)] * 4,  # ends by its turns
+        ["cat " + " ".join(WORLD.files)] * 4,  # reaches the turn cap
     ]
     environment = ToyTerminalEnvironment()
     with opened(url) as session:
@@ -144,7 +144,7 @@ def test_sessions_at_the_same_time_do_not_mix(url: str) -> None:
             expected = environment.reset(seed, task_id=task_id, max_turns=9)
             assert reset(session, seed=seed, task_id=task_id, max_turns=9) == on_the_wire(expected)
         for command in commands:
-            for session, _ in pairs:  # all have asked before the first answer is read
+            for session, _ in pairs:  # all requests are sent before the first answer is read
                 session.send(json.dumps({"type": "step", "data": {"command": command}}))
             for session, environment in pairs:
                 expected = environment.step(ToyTerminalAction(command))
@@ -189,7 +189,7 @@ def test_there_are_as_many_sessions_as_were_asked_for(url: str) -> None:
     with ExitStack() as stack:
         sessions: list[ClientConnection] = []
         give_up = time.monotonic() + 20
-        while len(sessions) < SESSIONS:  # the server may still be closing those of the tests before
+        while len(sessions) < SESSIONS:  # the server may still be closing sessions of earlier tests
             session = stack.enter_context(opened(url))
             if reset(session)["type"] == "observation":
                 sessions.append(session)

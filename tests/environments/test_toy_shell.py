@@ -1,4 +1,4 @@
-"""The toy shell: what the real tools print, for every line a person or a model may type, and nothing of the machine."""
+"""The toy shell: the real tools' output for any line a person or a model may type, without touching the machine."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def really_run(root: Path, arguments: list[str]) -> Result:
-    """The real tool in `root`; absolute operands are moved below it, and back in what it prints."""
+    """Run the real tool in `root`: absolute operands are moved below it, and moved back in its output."""
     moved = [f"{root}{word}" if word.startswith("/") else word for word in arguments]
     done = subprocess.run(
         moved, cwd=root, env={**os.environ, "LC_ALL": "C"}, capture_output=True, stdin=subprocess.DEVNULL
@@ -65,7 +65,7 @@ def really_run(root: Path, arguments: list[str]) -> Result:
 
 
 def random_command(rng: random.Random) -> list[str]:
-    """A command of the shared subset: what the README lists as different is left out."""
+    """Return a random command of the shared subset, without the differences listed in the README."""
     name = rng.choice(["ls", "cat", "head", "tail", "wc", "grep", "grep", "grep"])
     paths = rng.sample(PATHS, rng.choice([1, 1, 1, 2, 3]))
     if rng.random() < 0.2:
@@ -150,7 +150,7 @@ def test_usage_errors_read_like_the_real_ones(root: Path, command: str) -> None:
 
 # --- The grep's regular expressions ----------------------------------------------------------------------------------
 
-# A basic regular expression and the same for Python's re.
+# Basic regular expressions, each with its equivalent in Python's re.
 LITERALS = [(character, re.escape(character)) for character in "ab1:, |+?(){}"]
 ATOMS = [
     *LITERALS,
@@ -286,7 +286,7 @@ sys.addaudithook(_audit)
 
 @contextmanager
 def untouched_machine() -> Iterator[None]:
-    """Fails where Python's audit events show a file opened, a folder listed, a process or a socket."""
+    """Fail if Python's audit events show an opened file, a listed folder, a process or a socket."""
     global _touched
     _touched = []
     try:

@@ -1,4 +1,4 @@
-"""Worlds, tasks and scripted actors: the same bytes everywhere, true answers, and splits that share nothing."""
+"""Worlds, tasks and scripted actors: the same bytes everywhere, correct answers, and disjoint splits."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_the_expert_earns_reward_1_on_every_task_and_a_wrong_answer_0(seed: int)
 
 
 def read_answer(world: World, task: ToyTask) -> str:
-    """The answer as somebody reads it off the question and the last command's output."""
+    """Return the answer as a person would read it from the question and the last command's output."""
     words, output = task.question.rstrip("?").split(), outputs(world, task)[-1]
     lines = output.splitlines()
     if task.family in ("key", "key_named", "two_step"):
@@ -181,7 +181,7 @@ def test_no_question_is_ambiguous(seed: int) -> None:
 
 
 def fact(task: ToyTask) -> tuple[str, ...]:
-    """What a task asks about, whichever way it asks."""
+    """Return the subject of a task, independent of its wording."""
     family = {"key_named": "key", "two_step": "key", "cell_named": "cell"}.get(task.family, task.family)
     return (family, task.solution[-1])
 
@@ -247,7 +247,7 @@ def test_an_explorer_never_types_what_solves_a_validation_or_heldout_task(seed: 
     assert not commands & forbidden
     for command in commands:
         name, *words = command.split()
-        # `-c` prints a number and none of the lines.
+        # `-c` prints a number and no lines.
         if name == "grep" and words[0].startswith("-") and words[0] != "-c":
             assert " ".join([name, *words[1:]]) not in forbidden
 
@@ -278,7 +278,7 @@ def test_explorers_type_working_commands_of_every_kind() -> None:
     world, _ = world_and_tasks(0)
     typed = explorer_actions(explorer_commands(world, frozenset()), 500, random.Random(0))
     assert {command.split()[0] for command in typed} == {"ls", "cat", "head", "tail", "wc", "grep"}
-    # grep -c of a level that a log has none of is the one that exits with 1.
+    # Only `grep -c` of a level that is not in the log exits with 1.
     assert all(run(world.files, command).exit_code == 0 for command in typed if not command.startswith("grep -c"))
 
 

@@ -1,4 +1,4 @@
-"""Sizes from a shape are those of the real models, and a shape is found wherever a model's numbers are."""
+"""Sizes computed from an architecture equal the real models', and an architecture is read from any kind of model."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_parameters_are_those_of_the_model_that_transformers_builds(
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        # Of the models' pages on the hub, the tied head counted once.
+        # From the models' pages on the hub, with a tied head counted once.
         ("Qwen/Qwen3-0.6B", 596_049_920),
         ("Qwen/Qwen3-1.7B", 1_720_574_976),
         ("Qwen/Qwen3-4B", 4_022_468_096),

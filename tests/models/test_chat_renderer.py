@@ -1,4 +1,4 @@
-"""Conversations for chat models: what the model's own template writes, with sampled ids and the world's text as is."""
+"""Chat rendering: the model's own template, with sampled ids and the environment's text unchanged."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def load(folder: Path, template: Path | None = None, **conversation: Any) -> Cha
 
 
 def template_ids(folder: Path, turns: Sequence[tuple[str, str]], **options: Any) -> list[int]:
-    """What transformers makes of a conversation, the prompt of the next assistant's turn included."""
+    """Return transformers' ids of a conversation, including the prompt of the next assistant turn."""
     from transformers import AutoTokenizer
 
     messages = [{"role": role, "content": content} for role, content in turns]
@@ -73,7 +73,7 @@ def replies(*texts: str, role: Role = E) -> list[StepResult]:
 def play(
     renderer: ChatRenderer, opening: str, actions: Sequence[Sequence[int]], answers: Sequence[StepResult]
 ) -> tuple[Episode, list[int], Canned]:
-    """An episode of these sampled ids, and the sequence as a sampler holds it."""
+    """Play an episode of these sampled ids; return it with the sequence as a sampler holds it."""
     environment = Canned(opening, *answers)
     episode = Episode(renderer, environment, TASK, "g", WIDE)
 
@@ -121,7 +121,7 @@ def test_llama3_conversations_are_the_templates(llama3: Path, system: str | None
     turns = [("user", "List it."), ("assistant", "ls"), ("user", "total 0")]
     expected = template_ids(llama3, [*([("system", system)] if system else []), *turns], date_string="26 Jul 2024")
     assert sequence == expected and sequence.count(sequence[0]) == 1  # one BOS
-    # Three tokens end an answer of this model; whatever day it is, a run reads the same.
+    # This model has three stop tokens. The template's date is fixed, so a run does not depend on the day.
     assert len(renderer.stop_ids) == 3 and "Today Date: 26 Jul 2024" in renderer.tokenizer.decode(sequence)
 
 
@@ -161,14 +161,14 @@ def test_a_default_system_message_of_the_template_comes_along(qwen3: Path, tmp_p
 def test_sampled_ids_stay_as_sampled(qwen3: Path) -> None:
     renderer = load(qwen3)
     encode, end = renderer.tokenizer.encode, renderer.stop_ids[0]
-    spelled = [token for letter in " cat /etc" for token in encode(letter)]  # not how the text would be encoded
+    spelled = [token for letter in " cat /etc" for token in encode(letter)]  # differs from the encoding of the text
     assert spelled != encode(" cat /etc")
     episode, sequence, environment = play(renderer, "task", [[*spelled, end]], replies("x"))
     trajectory = finish(episode)
     (action,) = [segment for segment in trajectory.segments if segment.role is A]
     assert action.token_ids == (*spelled, end) and len(action.logprobs or ()) == len(spelled) + 1
     assert environment.asked == [("cat /etc", None)]
-    # All of the trajectory is what the sampler held; it lacks the header of the turn that nobody took.
+    # The trajectory is the sampler's sequence without the header of the next turn, which was not played.
     assert trajectory.token_ids == sequence[: len(trajectory)]
 
 
@@ -296,7 +296,7 @@ def test_forbidden_thinking_is_opened_and_closed_by_the_prompt(qwen3: Path) -> N
     assert sequence[: len(template_ids(qwen3, turns[:1]))] == template_ids(qwen3, turns[:1])
     text = renderer.tokenizer.decode(sequence)
     assert text.count("<|im_start|>assistant\n<think>\n\n</think>\n\n") == 2
-    # The template leaves the block of earlier turns out; a transcript that only grows keeps it.
+    # The template drops the empty thinking block of earlier turns; an append-only transcript keeps it.
     expected = renderer.tokenizer.decode(template_ids(qwen3, turns, enable_thinking=False))
     assert text.replace("<think>\n\n</think>\n\nls", "ls") == expected
 

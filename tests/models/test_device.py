@@ -1,4 +1,4 @@
-"""An allocation that fails is one line that names the phase and the setting; the run continues from its checkpoint."""
+"""A failed allocation is a one-line error that names the phase and the setting; the run can resume."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HUGE = 2**50
 
 
 def _after(calls: int, call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call`, which from the call after `calls` on asks for more memory than any machine has."""
+    """Wrap `call` so that, after `calls` calls, it allocates more memory than any machine has."""
     made = 0
 
     def limited(*arguments: Any, **keywords: Any) -> Any:

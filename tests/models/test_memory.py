@@ -1,4 +1,4 @@
-"""The predicted memory of a run: by hand, against the bytes of real tensors, and against what must hold of any."""
+"""The predicted memory of a run: by hand, against the bytes of real tensors, and by general properties."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _config(model: dict[str, Any] | None = None, **keys: Any) -> Config:
 
 
 def _model(shape: Architecture, lora: int | None, dtype: Dtype, checkpointing: bool) -> tuple[Any, Any, Any]:
-    """A model in train mode, the decoder in it, and its head."""
+    """Return a model in train mode, its decoder, and its head."""
     base = model = Qwen3ForCausalLM(qwen3_config(shape))
     if lora is not None:
         frozen = base.to(torch.bfloat16 if dtype == "bfloat16" else torch.float32)
@@ -46,7 +46,7 @@ def _autocast(dtype: Dtype) -> Any:
 
 
 def _saved(shape: Architecture, lora: int | None, dtype: Dtype, tokens: int) -> int:
-    """Bytes that a forward pass of `tokens` leaves for the backward pass, the weights and their copies left out."""
+    """Return the bytes that a forward pass of `tokens` tokens saves for the backward pass, weights excluded."""
     model, decoder, _ = _model(shape, lora, dtype, checkpointing=False)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     saved: dict[int, torch.UntypedStorage] = {}
@@ -70,7 +70,7 @@ def test_a_layer_saves_exactly_what_is_counted(dtype: Dtype, lora: int | None) -
     shape = Architecture(64, 1, 4, 2, 24, 160, 256, True, 4096, "qwen3")
     config = _config(model={"lora": None if lora is None else {"rank": lora}})
     deeper = Architecture(64, 2, 4, 2, 24, 160, 256, True, 4096, "qwen3")
-    # The difference of depths is a layer; that of lengths takes out what does not grow with the tokens.
+    # The difference between depths is one layer; the difference between lengths removes constants.
     layer = [_saved(deeper, lora, dtype, tokens) - _saved(shape, lora, dtype, tokens) for tokens in (32, 64)]
     assert (layer[1] - layer[0]) / 32 == saved_by_layer(shape, config, dtype)
 
@@ -88,7 +88,7 @@ def test_the_predicted_update_is_near_the_tensors_that_live(
     optimizer = torch.optim.AdamW(parameters, fused=True)
     with LiveTensors() as counted:
         counted.count(*model.parameters(), *model.buffers())
-        for micro_batch in range(3):  # the third has the gradient of the second beside it
+        for micro_batch in range(3):  # in the third, the gradient of the second is live
             ids = torch.arange(tokens)
             with _autocast(dtype):
                 hidden = decoder(input_ids=ids[None], use_cache=False).last_hidden_state[0]

@@ -1,4 +1,4 @@
-"""Sampling: behaviour logprobs equal a teacher-forced replay, whatever the batch, the temperature and the turn.
+"""Sampling: behaviour logprobs equal a teacher-forced replay for any batch, temperature and turn.
 
 Shapes: B sequences, T tokens, V vocabulary.
 """
@@ -44,7 +44,7 @@ def context(count: int, seed: int) -> list[int]:
 
 
 def replay(before: Sequence[int], sampled: Sequence[int], temperature: float) -> list[float]:
-    """Teacher-forced logprobs of `sampled` after `before`, from one forward pass over one sequence alone."""
+    """Return teacher-forced logprobs of `sampled` after `before`, from one forward pass over a single sequence."""
     ids = [*before, *sampled]
     logits_TV = MODEL(torch.tensor([ids]))[0] @ MODEL.lm_head_VH.T / temperature
     logprobs_TV = torch.log_softmax(logits_TV, dim=-1)
@@ -64,7 +64,7 @@ def test_sampling_logprobs_equal_a_replay_over_several_turns(temperature: float)
         for row, (ids, logprobs) in enumerate(drawn.sample(max_tokens=9)):
             assert logprobs == pytest.approx(replay(sequences[row], ids, temperature), abs=1e-5)
             sequences[row] = [*sequences[row], *ids]
-        more = [context((row * 3 + turn) % 7, 100 + row) for row in range(batch)]  # some add nothing
+        more = [context((row * 3 + turn) % 7, 100 + row) for row in range(batch)]  # empty for some rows
         drawn.append(more)
         sequences = [[*ids, *new] for ids, new in zip(sequences, more, strict=True)]
 
@@ -99,7 +99,7 @@ def test_rows_are_independent_of_their_batch_and_of_who_left_it(seed: int, tempe
     drawn.append(sequences)
     for turn in range(3):
         for row, (ids, logprobs) in enumerate(drawn.sample(max_tokens=6)):
-            # The replay knows nothing of the other rows.
+            # The replay does not see the other rows.
             assert logprobs == pytest.approx(replay(sequences[row], ids, temperature), abs=1e-5)
             sequences[row] = [*sequences[row], *ids]
         kept = sorted(draw.sample(range(len(sequences)), max(1, len(sequences) - turn)))
@@ -165,7 +165,7 @@ def test_a_call_ends_once_a_share_has_finished_and_the_others_go_on(refill: floa
             sequences[row] = [*sequences[row], *ids, *more[row]]
         drawn.append(more)
         ready = [row for row in ready if left[row]]
-    assert waited > 0  # else nothing went on
+    assert waited > 0  # otherwise no row continued while another waited
 
 
 def test_a_row_that_is_being_sampled_survives_those_that_leave_and_join() -> None:
@@ -188,7 +188,7 @@ def test_a_row_that_is_being_sampled_survives_those_that_leave_and_join() -> Non
 
 
 def test_rows_of_unlike_lengths_are_prefilled_apart_where_a_pass_costs_less_than_their_padding() -> None:
-    lengths = [100, 10, 90, 10]  # padded together 400 tokens, in two groups 220
+    lengths = [100, 10, 90, 10]  # padded as one batch 400 tokens, as two groups 220
     assert _groups([0, 1, 2, 3], lengths, 16_384, overhead=64) == [[0, 2], [1, 3]]
     assert _groups([0, 1, 2, 3], lengths, 16_384, overhead=4096) == [[0, 1, 2, 3]]
     assert _groups([0, 1, 2, 3], lengths, 150, overhead=64) == [[0], [2], [1, 3]]
@@ -234,7 +234,7 @@ def test_tokens_can_be_taken_back(count: int) -> None:
 def test_the_same_seed_samples_the_same_tokens() -> None:
     drawn = []
     for seed in (5, 5, 6):
-        torch.manual_seed(len(drawn))  # the global generator has no say
+        torch.manual_seed(len(drawn))  # the global generator must not matter
         one = sampler(6, seed=seed)
         one.append([context(5, row) for row in range(6)])
         drawn.append([one.sample(10), one.sample(10)])

@@ -1,4 +1,4 @@
-"""The built-in model: causal, blind to padding, and the same with a KV cache as without.
+"""The built-in model: causal, independent of padding, and equal with and without a KV cache.
 
 Shapes: B sequences, T tokens, H hidden.
 """
@@ -22,7 +22,7 @@ CONFIG = TinyConfig(VOCABULARY, hidden=32, layers=2, heads=4, max_length=160)
 
 
 def random_model(seed: int = 0, config: TinyConfig = CONFIG) -> TinyModel:
-    """Every weight random: `init_weights` starts residual outputs and the convolution where they do nothing."""
+    """Return a model with all weights random: `init_weights` makes residual outputs and the convolution no-ops."""
     generator = torch.Generator().manual_seed(seed)
     model = TinyModel(config)
     for parameter in model.parameters():
@@ -84,7 +84,7 @@ def test_a_sequence_does_not_see_its_neighbours() -> None:
 
 @st.composite
 def chunkings(draw: st.DrawFn) -> list[list[int]]:
-    """For each of B sequences, the lengths of its chunks; every sequence has as many chunks."""
+    """Draw the chunk lengths of B sequences, which all have the same number of chunks."""
     batch, chunks = draw(st.integers(1, 4)), draw(st.integers(1, 6))
     lengths = st.lists(st.integers(1, 9), min_size=chunks, max_size=chunks)
     return draw(st.lists(lengths, min_size=batch, max_size=batch))
@@ -100,7 +100,7 @@ def test_extend_in_any_chunks_equals_forward(lengths: list[list[int]], seed: int
     for turn in range(len(lengths[0])):
         counts = [chunks[turn] for chunks in lengths]
         width = max(counts) + draw.randrange(3)
-        # Right padding is arbitrary: it must change nothing, now or later.
+        # Right padding is arbitrary: it must not change this output or a later one.
         ids_BT = torch.tensor(
             [
                 ids[start : start + count] + [draw.randrange(VOCABULARY) for _ in range(width - count)]
@@ -109,7 +109,7 @@ def test_extend_in_any_chunks_equals_forward(lengths: list[list[int]], seed: int
         )
         hidden_BTH = MODEL.extend(ids_BT, torch.tensor(starts), cache)
         for row, (ids, start, count) in enumerate(zip(rows, starts, counts, strict=True)):
-            # One more token than there is, since it cannot matter.
+            # One token more than the sequence, since later tokens must not matter.
             expected_TH = MODEL(torch.tensor([[*ids, 0]]))[0, start : start + count]
             assert_close(hidden_BTH[row, :count], expected_TH)
         starts = [start + count for start, count in zip(starts, counts, strict=True)]
@@ -141,7 +141,7 @@ def test_keep_leaves_the_kept_rows_as_they_were(order: list[int], count: int) ->
 def test_the_same_seed_gives_the_same_weights() -> None:
     states = []
     for seed in (3, 3, 4):
-        torch.manual_seed(seed * 17)  # the global generator has no say
+        torch.manual_seed(seed * 17)  # the global generator must not matter
         model = TinyModel(CONFIG)
         model.init_weights(torch.Generator().manual_seed(seed))
         states.append(model.state_dict())

@@ -1,4 +1,4 @@
-"""The tokenizer: text comes back as it went in, and never turns into a special token."""
+"""The tokenizer: decoding restores the text, and text never becomes a special token."""
 
 from __future__ import annotations
 

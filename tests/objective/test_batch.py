@@ -65,7 +65,7 @@ def test_padding_is_never_a_target_even_when_the_pad_id_is_the_eos_id(padding_si
 
 def test_position_zero_and_padding_are_never_targets_whatever_their_roles() -> None:
     micro = pack([episode([C, E]), episode([C, E]), episode([C])], [[0, 1, 2]], pad_id=0, width=8)
-    # Roles protect nothing here: only the rollout indices do.
+    # With these roles, only the rollout indices exclude position 0 and padding.
     micro.roles_RT[:] = E
     wanted = targets(micro, ALL_ROLES)
     assert wanted.position_N.tolist() == [0, 2]

@@ -1,4 +1,4 @@
-"""Imitated traces in a step: the loss and gradient by hand, and what they leave alone."""
+"""Imitated traces in a step: loss and gradient by hand, and the terms that imitation does not change."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COEFF, IMITATION = 0.3, 0.7
 
 
 def sampled(trajectory: Trajectory, reward: float) -> Trajectory:
-    """As if the policy had played it."""
+    """Return the trajectory as a rollout of the policy."""
     segments = tuple(
         replace(segment, logprobs=(-1.0,) * len(segment.token_ids)) if segment.role is Role.ACTION else segment
         for segment in trajectory.segments
@@ -42,7 +42,7 @@ def sampled(trajectory: Trajectory, reward: float) -> Trajectory:
 
 
 def rollouts() -> tuple[list[Trajectory], list[int]]:
-    """Two of the policy, two explorers and four traces, and the indices of these."""
+    """Return two rollouts of the policy, two of explorers and four traces; and the indices of the traces."""
     found = list(render_and_truncate(store()[:8], RENDERER, 999).trajectories)
     policy = [sampled(found[0], 0.0), sampled(found[1], 1.0)]
     explorers = [replace(trajectory, source="explorer") for trajectory in found[2:4]]
@@ -82,7 +82,7 @@ def double(policy: TorchPolicy) -> TorchPolicy:
 
 
 def mean_ce(policy: TorchPolicy) -> Tensor:
-    """Of the traces' action tokens, at temperature 1: one sequence after the other."""
+    """Return the mean cross-entropy of the traces' action tokens at temperature 1, computed sequence by sequence."""
     losses = []
     for index in TRACES:
         ids = torch.tensor([STEP[index].token_ids])

@@ -1,4 +1,4 @@
-"""The ECHO objective: hand-computed values, and the invariances that make them mean the same everywhere."""
+"""The ECHO objective: hand-computed values, and invariance to order, batching and padding."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ FOUR = [
     episode([C, A, A], reward=0.0),
     episode([C, A, A, A, E], world_model_only=True),
 ]
-# Every surrogate is 1 an action and every CE is 1 nat, so the terms are sums of weights.
+# Every surrogate is 1 per action token and every CE is 1 nat, so the terms are sums of weights.
 
 
 def unit_terms(settings: ObjectiveSettings, kept: list[int] | None = None) -> tuple[float, float]:
@@ -192,7 +192,7 @@ def test_lambda_zero_is_bitwise_plain_grpo(seed: int, temperature: float) -> Non
     assert advantages_B is not None
     loss, gradient, parts = run_step(model, one_batch(trajectories), advantages_B, weights, settings, 0.0, temperature)
 
-    # Plain GRPO, written out, on a batch that knows action targets only.
+    # Plain GRPO, written out, on a batch with action targets only.
     wanted = targets(one_batch(trajectories)[0], {A})
     n = torch.tensor([not trajectories[i].world_model_only for i in wanted.rollout_N.tolist()], dtype=torch.bool)
     for parameter in model.parameters():
@@ -285,7 +285,7 @@ def test_the_env_gradient_does_not_depend_on_the_rl_term(change: dict[str, Any])
     micro = replace(micro, behaviour_logprobs_RT=behaviour_RT)
 
     def env_part(change: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The env gradient as the difference of the gradients at λ = 1 and λ = 0, and the whole one at λ = 1."""
+        """Return the env gradient, as the gradient at λ = 1 minus the one at λ = 0, and the gradient at λ = 1."""
         fields = dict(change)
         temperature, scale = fields.pop("temperature", 1.0), fields.pop("advantages", 1.0)
         behaviour = fields.pop("behaviour", None)
@@ -343,7 +343,7 @@ def test_actions_of_world_model_only_rollouts_get_no_gradient() -> None:
 
 
 def rearranged(trajectories: list[Trajectory], draw: random.Random) -> tuple[list[Trajectory], list[MicroBatch]]:
-    """The same rollouts in another order, cut at random into micro-batches and rows, padded at random."""
+    """Return the same rollouts shuffled, split at random into micro-batches and rows, and padded at random."""
     shuffled = draw.sample(trajectories, len(trajectories))
     rows: list[list[int]] = []
     for index in range(len(shuffled)):

@@ -1,4 +1,4 @@
-"""Two real processes: totals all-reduced, gradients summed, equal to one process."""
+"""The loss over two real processes, with totals all-reduced and gradients summed, equals one process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rollouts() -> list[Trajectory]:
 
 
 def shard(rank: int) -> list[Trajectory]:
-    """Whole groups only: rank 0 has group g, rank 1 the rest, so the shards are uneven."""
+    """Return a rank's whole groups: rank 0 has group g, rank 1 the rest, so the shards are uneven."""
     return [t for t in rollouts() if (t.group_id == "g") == (rank == 0)]
 
 

@@ -1,4 +1,4 @@
-"""A weighed step: its parts are those of the functions that make them, and imitation has no weight at 0."""
+"""A weighted step: its parts equal those of the underlying functions, and imitation has no weight at 0."""
 
 from __future__ import annotations
 

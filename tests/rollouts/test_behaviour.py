@@ -1,4 +1,4 @@
-"""How rollouts look when the policy is well, and when it is not: synthetic policies in the real toy world."""
+"""Behaviour metrics of healthy and of collapsed policies: synthetic policies in the real toy world."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def test_scripted_rollouts_do_not_count_and_alone_give_nothing() -> None:
 @pytest.mark.parametrize(
     ("action", "valid", "confused"),
     [
-        ("INFO started", False, True),  # a line that the world printed
+        ("INFO started", False, True),  # a line that the environment printed
         ("  INFO started ", False, True),
-        ("INFO", False, False),  # only its beginning, and not cut
+        ("INFO", False, False),  # only the beginning of a printed line, and not a truncated one
         ("$ ls /", False, True),  # the prompt
         ("$", False, True),
-        ("[exit 1]", False, True),  # a status that was not printed, but looks like the one that was
+        ("[exit 1]", False, True),  # looks like the status that was printed
         ("[exit 127] no", False, True),
-        ("frob", False, False),  # a mistake, but its own
+        ("frob", False, False),  # a mistake, but not a copy of output
         ("", False, False),
-        ("INFO started", True, False),  # whatever it looks like, the world could run it
+        ("INFO started", True, False),  # looks like output, but the environment could run it
     ],
 )
 def test_role_confusion_is_what_looks_like_the_reply_and_could_not_run(
@@ -111,7 +111,7 @@ def _rollout(
     source: str = "policy",
     cut: bool = False,
 ) -> Trajectory:
-    """Two tokens an action; `sh:` and `cat:` outputs get an exit status, as from the toy terminal."""
+    """Return a rollout, two tokens per action; `sh:` and `cat:` outputs get an exit status."""
     segments = [Segment(Role.CONTEXT, "task: ?\n$ ", (1,))]
     for action, output, _ in turns:
         segments.append(Segment(Role.ACTION, action, (2, 3), (-0.1, -0.1)))

@@ -1,4 +1,4 @@
-"""The first look at an environment: what it shows, and what it warns about, one flaw at a time."""
+"""`env check`: its report on an environment, and its warnings, one flaw at a time."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Answer = Callable[[Task, str, int], StepResult]
 
 @dataclass
 class _Fake:
-    """One episode: `answer` gives the reply to (task, action, number of the episode)."""
+    """An environment whose replies are `answer` of (task, action, number of the episode)."""
 
     answer: Answer
     opening: str
@@ -76,7 +76,7 @@ def _answer(task: Task, action: str, number: int) -> StepResult:
 
 @dataclass
 class _FakeWorlds:
-    """A good environment, but for what a test changes."""
+    """A faultless environment, in which a test introduces one flaw."""
 
     answer: Answer = _answer
     opening: str = "task {seed}\n"
@@ -392,5 +392,5 @@ def test_the_sandbox_is_started_checked_and_stopped(capsys: pytest.CaptureFixtur
     report = json.loads(capsys.readouterr().out)
     assert report["environment"]["name"] == "Sandbox"
     assert report["script"] == "explorer"
-    # Exploring answers nothing, so that nothing ends the episode.
+    # Explorers give no answer, so nothing ends the episode.
     assert [warning["name"] for warning in report["warnings"]] in (["never_done"], ["never_done", "cut"])

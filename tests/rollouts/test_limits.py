@@ -1,4 +1,4 @@
-"""Contexts that are too short: episodes are capped, pools are cut with a notice, and either is told."""
+"""Contexts that are too short: episodes are capped, pools are truncated with a notice, and both are reported."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_an_output_is_cut_inside_and_another_segment_before_it() -> None:
     sizes = [len(segment.token_ids) for segment in segments]
     inside = truncated(whole, TOKENIZER, sum(sizes[:2]) + 4 + NOTICE)
     assert inside is not None and [s.text for s in inside.segments][2:] == ["0123", CUT_OUTPUT]
-    assert inside.turns == (turn,)  # the pair that training knows the output by
+    assert inside.turns == (turn,)  # the turn keeps the full output, which identifies the pair
     wide = replace(whole, segments=(*segments[:3], replace(segments[3], token_ids=segments[3].token_ids * 9)))
     before = truncated(wide, TOKENIZER, sum(sizes[:3]) + NOTICE + 2)
     assert before is not None and [s.text for s in before.segments][2:] == ["0123456789", CUT_OUTPUT]
@@ -87,7 +87,7 @@ def test_a_pool_is_cut_at_the_context_and_says_how_much_of_it(pool: Path) -> Non
     assert (whole, whole.cut) == (load_pool(pool, PLAIN), 0)
     assert cut.cut == 1 and max(map(len, cut.trajectories)) <= context
     assert cut.pairs < whole.pairs
-    # What is left of it is a span of as many tokens as there are, under the pair that it was.
+    # The truncated output is a shorter span of the same pair.
     assert sum(s.count for spans in cut.spans for s in spans) == sum(t.count(Role.ENV_OUTPUT) for t in cut.trajectories)
     assert read_pool(pool)[1][0] == WHOLE
     with pytest.raises(EchoError, match=r"long shows no output within the 15 tokens that the model takes"):
@@ -98,7 +98,7 @@ def test_a_pool_is_cut_at_the_context_and_says_how_much_of_it(pool: Path) -> Non
 
 
 def shortened(context: int) -> TorchPolicy:
-    """The built-in model, with a context of so many tokens."""
+    """Return a policy of the built-in model with a context of `context` tokens."""
     model, _ = load_model(model_folder("tiny-base"))
     short = TinyModel(TinyConfig(**{**model.config.to_json(), "max_length": context}))
     short.load_state_dict(model.state_dict())
@@ -145,7 +145,7 @@ def test_what_cannot_fit_is_refused(context: int) -> None:
 
 @pytest.fixture
 def longer(tmp_path: Path) -> Path:
-    """A pool of one trajectory that has more tokens than `context`."""
+    """Write a pool of one trajectory that has more than `context` tokens."""
     write_pool(tmp_path / "longer", [printed(*(f"{number} 23456789" * 9 for number in range(5)))], TOKENIZER, ORIGIN)
     return tmp_path / "longer"
 

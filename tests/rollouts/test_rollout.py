@@ -1,4 +1,4 @@
-"""Rollouts: a token has the role of the text it came from, sampled ids stay as sampled, no observation is lost."""
+"""Rollouts: tokens have the role of their text, sampled ids are stored as sampled, and no observation is lost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PROMPT = TextPiece(C, "$ ")
 
 
 class Canned:
-    """Answers with the given replies in order, and counts what it is asked."""
+    """An environment that returns the given replies in order, and records its calls."""
 
     def __init__(self, *replies: StepResult) -> None:
         self._replies = list(replies)
@@ -58,7 +58,7 @@ class Canned:
 
 
 class Forced:
-    """A sampler that writes given token ids, action after action, one list of actions a row."""
+    """A sampler that returns given token ids, action by action, from one list of actions per row."""
 
     def __init__(self, actions: Sequence[Sequence[Sequence[int]]]) -> None:
         self._actions = [list(row) for row in actions]
@@ -176,7 +176,7 @@ def test_equal_outputs_are_kept_each_time() -> None:
 
 
 def test_sampled_ids_and_logprobs_are_stored_as_sampled() -> None:
-    # "l" and "s" are two tokens here, and one in what the tokenizer would make of the text.
+    # "l" and "s" are two tokens here; encoding the text would give one.
     ids = [*TOKENIZER.encode("l"), *TOKENIZER.encode("s"), *TOKENIZER.encode(" "), *TOKENIZER.encode("/"), NEWLINE]
     assert TOKENIZER.encode(TOKENIZER.decode(ids)) != ids
     environment = Canned(output("x\n", done=True))
@@ -253,7 +253,7 @@ def test_an_output_is_cut_before_a_character_and_never_inside_it(missing: int) -
 
 
 class Opened(Canned):
-    """Opens with these pieces."""
+    """An environment that opens with the given pieces."""
 
     def __init__(self, opening: tuple[TextPiece, ...], *replies: StepResult) -> None:
         super().__init__(*replies)

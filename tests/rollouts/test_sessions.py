@@ -1,4 +1,4 @@
-"""Many episodes at once: a session limit, environments that answer late, sessions lost, groups kept whole."""
+"""Concurrent episodes: session limits, environments that answer late, lost sessions, and groups kept whole."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ PROMPT = TextPiece(Role.CONTEXT, "$ ")
 
 @dataclass
 class House:
-    """Where the environments of a test live: how many are open, and what each step of each does."""
+    """Shared state of a test's environments: how many are open, and how their steps behave."""
 
     turns: Callable[[str], int] = lambda name: 2
-    """Steps of an episode, by the name of its task."""
+    """Number of steps of an episode, by the name of its task."""
     open: int = 0
     most_open: int = 0
     lose: dict[str, list[int]] = field(default_factory=dict)
-    """By task, for each of its episodes in order, the step at which the session is lost (0: the reset, -1: never)."""
+    """Step at which the session is lost, by task and for its episodes in order; 0 is the reset, -1 never."""
     slow: dict[str, asyncio.Event] = field(default_factory=dict)
     rewards: dict[str, float | None] = field(default_factory=dict)
     finished: list[str] = field(default_factory=list)
@@ -52,7 +52,7 @@ class House:
 
 
 class Room:
-    """An environment that echoes what it is told, numbered, and counts itself open from reset to close."""
+    """An environment that echoes its actions, numbered, and counts as open from reset to close."""
 
     def __init__(self, house: House) -> None:
         self.house, self.steps, self.entered = house, 0, False
@@ -90,7 +90,7 @@ class Room:
 
 
 class Scribe:
-    """A sampler that writes `line` in every row, and notes which rows it was asked for."""
+    """A sampler that returns `line` for every row, and records the rows it was asked for."""
 
     def __init__(self, batch: int) -> None:
         self.rows: list[list[int]] = [[] for _ in range(batch)]
@@ -151,7 +151,7 @@ def test_while_one_environment_works_the_policy_samples_for_the_others() -> None
     house, made = House(turns=lambda name: 1 if name == "a" else 4), []
 
     class Slow(Room):
-        """Answers once the others have finished, which they do only if the batch goes on without it."""
+        """Answers after the others have finished, which requires the batch to continue without it."""
 
         async def step(self, action: str, problem: str | None = None) -> StepResult:
             while len(house.finished) < 2:
@@ -170,7 +170,7 @@ def test_while_one_environment_works_the_policy_samples_for_the_others() -> None
 
 def test_an_answer_that_comes_while_the_batch_is_made_waits_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
     class Late(Future[Any]):
-        """The first time that it is asked, it is not done yet."""
+        """A future that is not done when first asked."""
 
         asked = 0
 
@@ -288,7 +288,7 @@ def _model() -> TinyModel:
 
 
 def _replayed(model: TinyModel, before: Sequence[int], sampled: Sequence[int]) -> list[float]:
-    """The logprobs of `sampled` after `before`, from a dense forward pass."""
+    """Return the logprobs of `sampled` after `before`, from a dense forward pass."""
     ids = torch.tensor([[*before, *sampled]])
     logprobs = torch.log_softmax(model(ids)[0] @ model.lm_head_VH.T, dim=-1)
     start = len(before)
@@ -317,7 +317,7 @@ def test_rows_that_wait_or_join_later_are_sampled_as_if_alone() -> None:
         sampler.append([[], [13], [9, 10, 11, 12]])
         texts[1].append(13)
         sampled([1, 2], 5)
-        sampler.append([[14, 15, 16], [], []])  # and is answered
+        sampler.append([[14, 15, 16], [], []])  # the environment of row 0 answers
         texts[0] += [14, 15, 16]
         sampled([0], 3)
         sampler.keep([0, 2])
@@ -339,7 +339,7 @@ def test_a_row_that_waits_does_not_grow_with_the_text_of_another() -> None:
     sampler.append(texts)
     for row, (tokens, _) in enumerate(sampler.sample(5)):
         texts[row] = texts[row] + tokens
-    for row, told in ((1, ids[1]), (0, [3])):  # 205 and 200 more tokens would not fit the model's 256
+    for row, told in ((1, ids[1]), (0, [3])):  # 205 + 200 tokens would not fit the model's 256
         sampler.append([told if number == row else [] for number in range(2)])
         texts[row] = texts[row] + told
         ((tokens, logprobs),) = sampler.sample(5, [row])

@@ -1,4 +1,4 @@
-"""Checkpoints: killed at any moment the run stays usable; damage is found and named."""
+"""Checkpoints: a run killed at any moment stays usable, and damage is detected and named."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ root = Path(sys.argv[1])
 build(root / "start")
 count = 0
 while True:
-    count += 3  # every third suffices to pass through all parts of the code, in a third of the time
+    count += 3  # every third operation reaches all parts of the code, in a third of the time
     path = root / str(count)
     shutil.copytree(root / "start", path)
     child = os.fork()
@@ -230,7 +230,7 @@ while True:
     checkpoints = Checkpoints(path)
     checkpoints.recover()
     for step in checkpoints.steps():
-        folder, meta = checkpoints.load(step)  # what has a final name is intact
+        folder, meta = checkpoints.load(step)  # a checkpoint with its final name is intact
         assert meta == {"step": step}
     assert checkpoints.load()[1]["step"] >= 40
     best = checkpoints.best_step()
@@ -311,7 +311,7 @@ def fill(folder):
     try:
         (folder / "w").write_bytes(b"w" * 10_000_000)
     except OSError:
-        raise RuntimeError("unexpected pos 576 vs 534") from None  # what torch.save says
+        raise RuntimeError("unexpected pos 576 vs 534") from None  # torch.save's error
 
 for write in (fill, lambda folder: (folder / "w").write_bytes(b"w" * 10_000_000) and None):
     try:

@@ -1,4 +1,4 @@
-"""The run directory: refused when used, overwritten only when it is a run, resumed to the byte."""
+"""The run directory: refused if used, overwritten only if it is a run, and resumed byte for byte."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pools as files: what was written is what is read, in anybody's tokens, or it is refused."""
+"""Pools as files: reading is the inverse of writing, in any policy's tokens, and a damaged pool is refused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ torch.set_num_threads(1)
 
 
 def sampled(*texts: str) -> Trajectory:
-    """A policy's rollout, whose ids are not those of its text: one token a letter."""
+    """Return a policy's rollout whose ids are not the encoding of its text: one token per letter."""
     episode = Episode(PLAIN, Printer(*texts), TASK, "t", LIMITS)
 
     async def play() -> Trajectory:
@@ -171,7 +171,7 @@ def _edit(*keys: str, value: Any) -> Callable[[Path], None]:
 
 
 def _forge(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    """Change each trajectory and give the manifest the hash of the result."""
+    """Change each trajectory, and update the hash in the manifest."""
 
     def forge(pool: Path) -> None:
         file = pool / "trajectories.jsonl"

@@ -1,4 +1,4 @@
-"""What training executed: each observation once, as the policy met it; answers and cut actions are none."""
+"""Executed observations: each is recorded once, as the policy saw it; answers and cut actions have none."""
 
 from __future__ import annotations
 

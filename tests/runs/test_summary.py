@@ -1,4 +1,4 @@
-"""What a run came to: the best step is chosen on validation, and reported on held-out."""
+"""The summary of a run: the best step is chosen on validation and reported on held-out."""
 
 from __future__ import annotations
 

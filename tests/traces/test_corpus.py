@@ -1,4 +1,4 @@
-"""Files of traces as a corpus: where each trace lies, how they are split, and what training sees of the others."""
+"""The corpus of trajectory files: positions of traces, splits, and the overlap of held-out splits with training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traces for other tools: messages that come back as they went in, and masks that are right token by token."""
+"""Export of traces: messages that survive import and export unchanged, and masks that are right token by token."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from echo_cli.trajectory import SCAFFOLD, Role, Turn
 RENDERER = PlainRenderer(Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json"))
 
 TEXT = st.text(max_size=20) | st.sampled_from(["<tool_response>\n", "a\r\n", "\n", "\0", "🦊", "<tool_call>\n{}\n"])
-# Content that ends in a canonical call is that call, for what follows it as well.
+# Content that ends in a canonical tool call would be exported as that call.
 WORDS = TEXT.filter(lambda text: not calls_of(f"{text}\n")[1])
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
@@ -45,7 +45,7 @@ def said_by(role: Role, text: str, channel: str | None = None) -> TraceSegment:
 
 @st.composite
 def conversations(draw: st.DrawFn) -> dict[str, Any]:
-    """A canonical conversation; its tools answer in any order, or not at all."""
+    """Draw a canonical conversation whose tools answer in any order, or not at all."""
     messages: list[dict[str, Any]] = [
         {"role": role, "content": draw(TEXT)}
         for role in draw(st.lists(st.sampled_from(["system", "user"]), max_size=2))

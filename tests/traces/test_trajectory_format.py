@@ -1,4 +1,4 @@
-"""docs/trajectory-format.md and the JSON Schema say what the code does."""
+"""docs/trajectory-format.md and the JSON Schema agree with the code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCHEMA = TRACES / "schemas" / "trajectory.schema.json"
 IMPORTERS = sorted(path.stem for path in (TRACES / "formats").glob("*.py") if "\nROLES = " in path.read_text())
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
 
-# Of traces of a hundred segments: reads and writes so many, imports a tenth, and prints the peak of its memory in MB.
+# Reads and writes `count` traces of 100 segments each, imports a tenth as many, and prints its peak memory in MB.
 MEASURE = """
 import resource, sys
 from pathlib import Path
@@ -142,7 +142,7 @@ def test_a_million_segments_are_written_and_read_in_the_memory_of_a_few(tmp_path
         folder.mkdir()
         return int(subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True).stdout)
 
-    assert peak(10_000) - peak(100) < 20  # MB; a tenth of the traces is more, read into a list
+    assert peak(10_000) - peak(100) < 20  # MB; a list of a tenth of the traces takes more
 
 
 def test_every_format_has_its_importer() -> None:

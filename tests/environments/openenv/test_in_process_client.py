@@ -1,4 +1,4 @@
-"""Environments in this process: the very payloads of a server, threads that end, and errors in four kinds."""
+"""In-process environments: payloads equal to a server's, threads that end, and four kinds of error."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def test_the_replies_are_those_of_a_server_byte_for_byte(
 def test_the_replies_of_mcp_tools_are_those_of_a_server(server: str) -> None:
     replies = _replies("Tools", TOOLS)
     assert json.loads(replies[1])["data"]["observation"]["result"]["structured_content"] == {"result": 42}
-    # A server made with CallToolAction publishes its schema; replies are the same with the environment's own Action,
-    # but for the errors of what is no tool's action.
+    # A server created with CallToolAction publishes that schema. Replies equal those with the environment's own Action,
+    # except for errors of actions that are not tool calls.
     assert replies[:5] == _served(server, "tools", TOOLS[:5])
     assert [json.loads(reply)["data"]["code"] for reply in replies[5:]] == ["VALIDATION_ERROR"] * 2
 
@@ -136,7 +136,7 @@ def _served(server: str, place: str, requests: list[dict[str, Any]]) -> list[str
 
 
 def test_an_error_that_is_no_json_costs_the_session_as_on_a_server(server: str) -> None:
-    """pydantic puts the ValueError of a validator into its list of errors, where OpenEnv cannot write it."""
+    """pydantic lists a validator's ValueError among its errors, and OpenEnv cannot serialise it."""
     served = json.loads(_served(server, "talk", [_say("x", times=10)])[0])["data"]
     assert served["code"] == "SESSION_ERROR"
 
@@ -214,7 +214,7 @@ class Abstract(Environment[Say, Heard, State]):
 
 
 class Silent(Talk):
-    """Nothing says what it takes."""
+    """An environment whose `step` does not annotate its action."""
 
     def step(self, action, **_):  # type: ignore[no-untyped-def, override]
         return super().step(action)
@@ -315,7 +315,7 @@ class Bound(Talk):
 
 
 class Meeting(Talk):
-    """A step returns only when both sessions are in one."""
+    """A step returns only when both sessions are in a step."""
 
     both = threading.Barrier(2, timeout=20)
 
@@ -384,7 +384,7 @@ def test_who_closes_in_the_middle_of_a_request_does_not_wait_for_it(monkeypatch:
 
 
 class Rude(Talk):
-    """Prints, and cannot be closed."""
+    """An environment that prints, and cannot be closed."""
 
     def step(self, action: Say, **_: Any) -> Heard:  # type: ignore[override]
         print("I print")

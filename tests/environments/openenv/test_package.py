@@ -1,4 +1,4 @@
-"""Which openenv is here, and the classes that a config names."""
+"""The installed openenv package, and the classes that a config names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ A, B = TypeVar("A"), TypeVar("B")
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, empty, from which nothing stays imported."""
+    """Provide an empty working directory, and unload the modules imported during the test."""
     path, modules = list(sys.path), set(sys.modules)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
@@ -27,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def _install(folder: Path, name: str, version: str) -> None:
-    """What an installer leaves behind for `importlib.metadata`."""
+    """Write a package's metadata for `importlib.metadata`, as an installer does."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")

@@ -1,4 +1,4 @@
-"""Servers that we start: once, on loopback, watched, and gone in every ending of the run."""
+"""Servers that a run starts: once, on loopback, monitored, and stopped however the run ends."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _process(*options: str, **more: Any) -> ProviderConfig:
 
 
 def _known(url: str) -> dict[str, Any]:
-    """What a tiny server knows of itself."""
+    """Return a tiny server's description of itself."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=5) as reply:
         known: dict[str, Any] = json.load(reply)
@@ -49,7 +49,7 @@ def _known(url: str) -> dict[str, Any]:
 
 
 def _group(group: int) -> list[str]:
-    """The processes of a group that still run."""
+    """Return the running processes of a process group."""
     listed = subprocess.run(["ps", "-eo", "pgid=,stat=,command="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()]
     return [row[2] for row in rows if row[0] == str(group) and not row[1].startswith("Z")]
@@ -260,7 +260,7 @@ def test_a_port_that_another_server_has_is_refused() -> None:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in front of PATH, with stand-ins for docker and uv."""
+    """Provide a folder at the front of PATH, with stand-ins for docker and uv."""
     docker, uv = tmp_path / "docker", tmp_path / "uv"
     python, tiny = shlex.quote(sys.executable), shlex.quote(str(TINY))
     for script in (ROOT / "tests" / "stand_in_docker.py", TINY):
@@ -300,7 +300,7 @@ def test_docker_publishes_on_loopback_alone_and_its_death_is_noticed(programs: P
 
 
 def test_what_docker_refuses_is_told_without_its_command(programs: Path) -> None:
-    """OpenEnv's error holds the whole command, in which the variables are."""
+    """OpenEnv's error contains the whole command, including the environment variables."""
     server = make_server(ProviderConfig(kind="docker", image="missing", env={"TOKEN": "s3cret"}))
     with pytest.raises(EchoError) as error:
         server.start()
@@ -332,7 +332,7 @@ def test_uv_runs_the_app_on_loopback(programs: Path, tmp_path: Path) -> None:
 
 
 class Own:
-    """A provider as users write them."""
+    """A user-defined provider."""
 
     def __init__(self, mode: str) -> None:
         self._mode = mode

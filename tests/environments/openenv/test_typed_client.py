@@ -1,4 +1,4 @@
-"""Typed clients of OpenEnv: their payloads, their errors in four kinds, and no two episodes joined into one."""
+"""Typed clients of OpenEnv: their payloads, four kinds of error, and episodes that are never joined."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 class Base:
-    """What is known of a server without its typed client."""
+    """The description of a server, without its typed client."""
 
     def describe(self) -> Description:
         return Description("talk", {"title": "Say"}, {})
@@ -142,7 +142,7 @@ def test_no_session_is_unavailable(openenv_server: OpenEnvServer) -> None:
             await nobody.reset({})
         await nobody.close()
 
-        source = _source(f"{openenv_server.url}/later")  # which takes one session
+        source = _source(f"{openenv_server.url}/later")  # a server with one session
         first, second = source.client(), source.client()
         with pytest.raises(EchoError, match="no episode_id"):
             await first.reset({})
@@ -181,7 +181,7 @@ class PlainHeard:
 
 
 class PlainClient(EnvClient[PlainSay, PlainHeard, dict[str, Any]]):
-    """Dataclasses and plain mappings, and fewer arguments than OpenEnv's own."""
+    """A client with dataclasses and plain mappings, and fewer arguments than OpenEnv's own."""
 
     def __init__(self, base_url: str) -> None:
         super().__init__(base_url=base_url)

@@ -1,4 +1,4 @@
-"""The wire protocol, against real servers on loopback: one connection is one episode, whatever befalls it."""
+"""The wire protocol, against real servers on loopback: one connection is one episode, however it ends."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def message(reward: str = "null", output: str = "x", **others: str) -> str:
 
 @pytest.fixture(scope="module")
 def well() -> Iterator[LoopbackServer]:
-    """A server with which nothing goes wrong."""
+    """Provide a faultless server."""
     with loopback_server() as server:
         yield server
 
@@ -140,7 +140,7 @@ def test_error_messages_are_one_line_of_safe_text() -> None:
 
 
 class Choosy:
-    """A world of its own, which the server's process imports from here."""
+    """A custom environment that the server's process imports from this module."""
 
     def __init__(self, liked: str) -> None:
         self._liked = liked
@@ -184,7 +184,7 @@ def test_a_reset_that_is_refused_is_the_environments_fault(code: str) -> None:
     assert str(fault) == "no such task"
 
 
-# What ends a session in the middle, and what the fault says of it.
+# Incidents that end a session in the middle, and the message of the fault.
 LOSSES: dict[str, tuple[Incident, str]] = {
     "closed 1000": (Incident("close", value=1000), "closed the connection with code 1000"),
     "closed 1011": (Incident("close", value=1011), "closed the connection with code 1011"),
@@ -212,7 +212,7 @@ LOSSES: dict[str, tuple[Incident, str]] = {
 
 @pytest.fixture(scope="module")
 def failing() -> Iterator[LoopbackServer]:
-    """A server whose connection n suffers the nth of LOSSES at its first step."""
+    """Provide a server whose nth connection suffers the nth of LOSSES at its first step."""
     incidents = (
         Incident(incident.kind, incident.at, incident.value, connections=(number,))
         for number, (incident, _) in enumerate(LOSSES.values())
@@ -240,7 +240,7 @@ def test_a_session_lost_in_the_middle_is_never_connected_again(failing: Loopback
     assert failing.connections == failing.episodes == failing.steps == len(LOSSES)
 
 
-# What keeps an episode from beginning.
+# Incidents that prevent an episode from starting.
 REFUSALS: dict[str, tuple[Incident, type[Fault], str]] = {
     "closed": (Incident("close", CONNECT, 1000), Unavailable, "code 1000"),
     "dropped": (Incident("drop", CONNECT), Unavailable, "broke off"),
@@ -654,7 +654,7 @@ def test_a_real_openenv_server(openenv_server: OpenEnvServer) -> None:
             await other.reset({})
         full = await fault_of(wire.client().reset({}))
         assert isinstance(full, Unavailable) and "3/3 sessions active" in str(full)
-        for _ in range(5):  # a closed session is free at once
+        for _ in range(5):  # a closed session is freed at once
             await client.close()
             client = wire.client()
             await client.reset({})

@@ -1,4 +1,4 @@
-"""Rollouts from an endpoint: what was sampled and nothing else, from the policy's present weights, or a refusal."""
+"""Rollouts from an endpoint: exactly the sampled tokens, from the policy's current weights, or an error."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def server() -> Iterator[StandInEndpoint]:
 
 
 def other_model() -> TinyModel:
-    """What the server starts with, which nobody has trained."""
+    """Return the untrained model that the server starts with."""
     model = TinyModel(BASE.config)
     model.init_weights(torch.Generator().manual_seed(7))
     return model.requires_grad_(False)
@@ -75,7 +75,7 @@ def connect(server: StandInEndpoint, tmp_path: Path) -> Iterator[Connect]:
 
 
 def replay(policy: TorchPolicy, before: list[int], sampled: list[int], temperature: float) -> list[float]:
-    """Teacher-forced logprobs of `sampled` after `before`."""
+    """Return teacher-forced logprobs of `sampled` after `before`."""
     with torch.inference_mode():
         logits_TV = policy.model.head(policy.model(torch.tensor([[*before, *sampled]]))[0]) / temperature
         logprobs_TV = torch.log_softmax(logits_TV, dim=-1)
@@ -122,7 +122,7 @@ def test_trajectories_hold_what_the_server_sampled_with_the_logprobs_of_a_replay
                 assert segment.logprobs == pytest.approx(expected, abs=1e-5)
                 turns += 1
             ids = [*ids, *segment.token_ids]
-    assert turns == len(answered) - 1  # all but the check
+    assert turns == len(answered) - 1  # all requests except the check at the start
     assert 1 < server.most_running <= 3
     bodies = server.bodies("/v1/completions")
     assert len({body["seed"] for body in bodies}) == len(bodies)
@@ -149,7 +149,7 @@ def test_a_slow_request_holds_up_no_other_row(server: StandInEndpoint, connect: 
     gate.set()
     (late,) = sampler.sample(6, [0])
     assert late is not None
-    assert len(server.requests) == before  # the request that ran on, not a second one
+    assert len(server.requests) == before  # the pending request is collected, not repeated
 
 
 def test_a_row_is_rewound_kept_and_added_by_its_ids(server: StandInEndpoint, connect: Connect) -> None:
@@ -160,12 +160,12 @@ def test_a_row_is_rewound_kept_and_added_by_its_ids(server: StandInEndpoint, con
     sampler.keep([1])
     sampler.add(1)
     sampler.append([[9], [8, 8]])
-    for _ in range(2):  # rows come back as they finish
+    for _ in range(2):  # one row per call: rows return in the order in which they finish
         sampler.sample(1, [0])
     sampler.sample(1, [1])
     prompts = [body["prompt"] for body in server.bodies("/v1/completions")[1:]]
     assert prompts[0] == [*PROMPT[:-2], 9]
-    assert prompts[1][:-1] == prompts[0] and len(prompts[1]) == len(prompts[0]) + 1  # what it sampled belongs to it
+    assert prompts[1][:-1] == prompts[0] and len(prompts[1]) == len(prompts[0]) + 1  # with the sampled token
     assert prompts[2] == [8, 8]
 
 
@@ -235,7 +235,7 @@ def test_raw_logprobs_are_refused_where_they_differ_and_the_flag_is_named(
     server: StandInEndpoint, connect: Connect
 ) -> None:
     server.processed = False
-    sample_once(connect(), temperature=1.0)  # the same there
+    sample_once(connect(), temperature=1.0)  # at temperature 1, raw and processed logprobs are equal
     with pytest.raises(EchoError, match=r"those at temperature 1, and it samples at 0\.7") as caught:
         sample_once(connect(), temperature=0.7)
     assert caught.value.tip is not None and "--logprobs-mode processed_logprobs" in caught.value.tip
@@ -281,11 +281,11 @@ def test_weights_reach_the_server_after_a_step_and_only_then(
             assert logprobs == pytest.approx(replay(policy, PROMPT, token_ids, 0.7), abs=1e-5)
             assert len(server.bodies(path)) == expected
         nudge(policy)
-    (folder,) = (tmp_path / "weights").iterdir()  # the loaded version, and nothing else
+    (folder,) = (tmp_path / "weights").iterdir()  # only the loaded version
     assert all(torch.isfinite(parameter).all() for parameter in load(folder).parameters())
     assert (folder / "tokenizer.json").exists() is (sync == "sglang")
     if sync == "vllm-lora":
-        assert len(server.models) == 2  # the base and the present adapter
+        assert len(server.models) == 2  # the base and the current adapter
         names = [body["lora_name"] for body in server.bodies(path)]
         assert len(set(names)) == 2 and names[-1] in server.models
         assert server.bodies("/v1/completions")[-1]["model"] == names[-1]
@@ -373,7 +373,7 @@ def run_words(server: StandInEndpoint, weights: Path, *words: str) -> list[str]:
 
 @pytest.fixture
 def tiny_as_hf(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`model.kind: hf` is the tiny model: these tests are of who samples, not of what."""
+    """Make `model.kind: hf` load the tiny model: these tests are about sampling, not about the model."""
 
     def load_policy(config: Config, device: torch.device, *_: Any) -> TorchPolicy:
         return TorchPolicy(copy.deepcopy(BASE), RENDERER, config.optim, device, sampling=config.sampler)

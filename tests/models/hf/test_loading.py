@@ -1,4 +1,4 @@
-"""Where a Hugging Face model comes from, and every model, folder, hub and device that is refused in one line."""
+"""Loading of Hugging Face models: sources, and one-line errors for unusable models, folders, hubs and devices."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None
     return spoil
 
 
-_FOUR_BITS = {"quant_method": "bitsandbytes", "load_in_4bit": True}  # which needs a package of its own
+_FOUR_BITS = {"quant_method": "bitsandbytes", "load_in_4bit": True}  # needs another package
 
 
 def _without(name: str) -> Callable[[Path], None]:
@@ -154,7 +154,7 @@ def test_a_window_is_the_most_tokens_that_a_sequence_may_have(tmp_path: Path) ->
 
 def test_scratch_weights_are_those_of_the_seed(folder: Path) -> None:
     def weights(seed: int) -> torch.Tensor:
-        torch.manual_seed(seed * 17 + 1)  # the global generator has no say
+        torch.manual_seed(seed * 17 + 1)  # the global generator must not matter
         config = ModelConfig(kind="hf", path=str(folder), init="scratch", lora=LORA)
         model = load_hf_model(folder, config, CPU, torch.float32, seed, VOCABULARY)
         return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
@@ -184,7 +184,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
 
 
 class _NoHub(BaseHTTPRequestHandler):
-    """Answers with the bytes that its server has, or with none."""
+    """A handler that sends its server's bytes, or none."""
 
     def do_GET(self) -> None:
         if self.server.page:

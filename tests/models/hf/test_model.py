@@ -1,4 +1,4 @@
-"""A Hugging Face model behind the seam: the numbers of transformers, cached or not, whole or with an adapter.
+"""A Hugging Face model behind the policy seam gives transformers' numbers, cached or not, with or without an adapter.
 
 Shapes: B sequences, T tokens, V vocabulary.
 """
@@ -70,7 +70,7 @@ COEFF, TEMPERATURE = 0.3, 0.7
 
 
 def trajectories() -> list[Trajectory]:
-    """Two groups of two, of different lengths, and a scripted one."""
+    """Return two groups of two rollouts of different lengths, and a scripted rollout."""
     draw, made = random.Random(0), []
     for number, length in enumerate((9, 21, 14, 30, 17)):
         roles = [C, C, *draw.choices([A, A, E], k=length)]
@@ -90,14 +90,14 @@ def trajectories() -> list[Trajectory]:
 
 
 def logprobs_of(network: nn.Module, trajectory: Trajectory, temperature: float) -> Tensor:
-    """[T - 1], one unpadded sequence through the whole of transformers' causal LM."""
+    """Return logprobs, shape [T - 1], of one unpadded sequence through transformers' causal LM."""
     ids = torch.tensor([trajectory.token_ids])
     logits_TV = network(input_ids=ids).logits[0, :-1] / temperature
     return logits_TV.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
 
 
 def dense_loss(network: nn.Module, reference: nn.Module, played: Sequence[Trajectory]) -> Tensor:
-    """ECHO's loss as its paper writes it, rollout by rollout: clipped surrogate and KL, and λ · CE."""
+    """Return ECHO's loss as in its paper, rollout by rollout: clipped surrogate, KL and λ · CE."""
     rewards = {"a": (0.0, 1.0), "b": (0.0, 1.0)}
     actions = sum(t.count(Role.ACTION) for t in played if not t.world_model_only)
     loss = torch.zeros(())
@@ -120,7 +120,7 @@ def dense_loss(network: nn.Module, reference: nn.Module, played: Sequence[Trajec
 
 
 def step_of(model: HfModel, played: Sequence[Trajectory]) -> tuple[float, TorchPolicy]:
-    """The loss of a step in several micro-batches; the gradient stays in the parameters."""
+    """Return the loss of a step in several micro-batches; the gradient is left in the parameters."""
     policy = TorchPolicy(model, RENDERER, OptimConfig(token_budget=70), CPU)
     policy.keep_reference()
     with torch.no_grad():
@@ -178,7 +178,7 @@ def test_scores_equal_transformers_token_by_token(words: dict[str, Any], untied:
 
 @st.composite
 def chunkings(draw: st.DrawFn) -> list[list[int]]:
-    """For each of B sequences, the lengths of its chunks; every sequence has as many chunks."""
+    """Draw the chunk lengths of B sequences, which all have the same number of chunks."""
     batch, chunks = draw(st.integers(1, 4)), draw(st.integers(1, 5))
     lengths = st.lists(st.integers(1, 40), min_size=chunks, max_size=chunks)
     return draw(st.lists(lengths, min_size=batch, max_size=batch))
@@ -202,7 +202,7 @@ def test_extend_in_any_chunks_of_any_rows_equals_forward(
         for group in filter(None, (order[:split], order[split:])):
             counts = [lengths[row][turn] for row in group]
             width = max(counts) + draw.randrange(3)
-            # Right padding is arbitrary: it must change nothing, now or later.
+            # Right padding is arbitrary: it must not change this output or a later one.
             ids_BT = torch.tensor(
                 [
                     rows[row][starts[row] : starts[row] + count] + tokens(width - count, draw.randrange(99))
@@ -267,7 +267,7 @@ def test_a_cache_is_little_larger_than_what_is_in_it() -> None:
 
 @torch.no_grad()
 def replay(model: HfModel, before: Sequence[int], sampled: Sequence[int], temperature: float) -> list[float]:
-    """Teacher-forced logprobs of `sampled` after `before`, from one forward pass over one sequence alone."""
+    """Return teacher-forced logprobs of `sampled` after `before`, from one forward pass over a single sequence."""
     ids = [*before, *sampled]
     logprobs_TV = (model.head(model(torch.tensor([ids]))[0]).float() / temperature).log_softmax(-1)
     return [float(logprobs_TV[i - 1, ids[i]]) for i in range(len(before), len(ids))]
@@ -288,7 +288,7 @@ def test_sampling_logprobs_equal_a_replay_with_rows_that_come_go_and_take_back(
     running = [False] * 4
     finished = 0
     for turn in range(12):
-        if turn in (4, 8):  # one leaves, two join
+        if turn in (4, 8):  # one row leaves, two join
             kept = [0, 2, *range(3, len(rows))]
             drawn.keep(kept)
             rows, running = [rows[row] for row in kept] + [[], []], [running[row] for row in kept] + [False] * 2
@@ -322,7 +322,7 @@ def test_each_token_is_computed_once(folder: Path) -> None:
     assert 300 <= first <= 300 + 3 * 3
     drawn.append([tokens(50, 9 + row) for row in range(3)])
     drawn.sample(4)
-    # The observations, the last token of each action, and what was sampled; none of the prompts again.
+    # The observations, the last token of each action, and the new samples; the prompts are not computed again.
     assert sum(seen) - first <= 3 * (50 + 1) + 3 * 3
 
 
@@ -358,7 +358,7 @@ def test_the_reference_of_an_adapter_that_is_trained_further_is_where_it_starts(
     assert torch.equal(reference.head(reference(ids_1T)[0]), before)
     assert not torch.equal(model.head(model(ids_1T)[0]), before)
     own, frozen = ({p.data_ptr() for p in of.parameters()} for of in (model, reference))
-    assert len(own - frozen) == len(trained)  # the base is one for both
+    assert len(own - frozen) == len(trained)  # both share the base
     assert not any(parameter.requires_grad for parameter in reference.parameters())
     assert [parameter.requires_grad for parameter in trained] == [True] * len(trained)
 
@@ -394,7 +394,7 @@ def test_bfloat16_computes_in_it_and_trains_in_float32(lora: Any, folder: Path) 
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     policy = TorchPolicy(model, RENDERER, OptimConfig(), CPU)
     model.head(model(ids_BT)[0]).float().log_softmax(-1)[:, 0].sum().backward()
-    policy.optim_step(1e-6)  # far below what bfloat16 can add to a weight of 0.2
+    policy.optim_step(1e-6)  # far too small to change a bfloat16 weight of 0.2
     moved = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
     assert set(moved) == {name for name, p in model.named_parameters() if p.requires_grad}
 
@@ -457,7 +457,7 @@ def test_what_is_saved_is_what_is_loaded_and_what_transformers_loads(
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
 def test_who_may_read_the_other_files_may_read_the_weights(mask: int, folder: Path, tmp_path: Path) -> None:
-    """A server of the weights may run as somebody else."""
+    """A server of the weights may run as another user."""
     before = os.umask(mask)
     try:
         load(folder).save(tmp_path)
@@ -467,7 +467,7 @@ def test_who_may_read_the_other_files_may_read_the_weights(mask: int, folder: Pa
 
 
 def test_a_full_disk_is_an_error_with_its_number(folder: Path, tmp_path: Path) -> None:
-    """Weights are written in Rust. A limit on the size of files stands for the disk."""
+    """Weights are written in Rust, so a limit on file size stands in for a full disk."""
     model = load(folder)
     with limited_files((folder / "model.safetensors").stat().st_size // 2), pytest.raises(OSError) as caught:
         model.save(tmp_path)

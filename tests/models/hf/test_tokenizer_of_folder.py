@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face: text is text whatever it spells, comes back as it went in, and files are kept whole."""
+"""Hugging Face tokenizers: text never becomes a special token, decoding restores it, files are kept whole."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_chat_template_of_the_config_is_saved_with_the_tokenizer(folders: dict
     mine, saved = tmp_path / "mine.jinja", tmp_path / "saved"
     mine.write_text(CHATML_TEMPLATE)
     saved.mkdir()
-    for form in ("qwen3", "llama3"):  # as a file of its own, and within tokenizer_config.json
+    for form in ("qwen3", "llama3"):  # in its own file, and within tokenizer_config.json
         model = ModelConfig(kind="hf", path="here", chat_template=str(mine))
         load_hf_tokenizer(folders[form], model)[1].save(saved)
         assert (saved / "chat_template.jinja").read_text() == CHATML_TEMPLATE

@@ -1,4 +1,4 @@
-"""Casts: every character that was printed is in a segment, in order; who wrote it is said by rules."""
+"""Casts: every printed character is in a segment, in order, and rules decide its role."""
 
 from __future__ import annotations
 
@@ -389,7 +389,7 @@ def test_a_typed_line_is_what_it_shows(raw: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("raw", "line"),
     [
-        # As bash prints them, at a prompt of two columns: ↑ twice, Ctrl-A with an X, and a line of more than a row.
+        # Output of bash at a prompt two columns wide: ↑ twice; Ctrl-A, then X; lines longer than a row.
         ("read -s x\r\x1b[C\x1b[C\x1b[6Ppwd\r\n", "pwd"),
         ("echo abc\r\x1b[C\x1b[C\x1b[1@X\x1b[C\x1b[C\x1b[C\x1b[C\x1b[C\x1b[C\x1b[C\x1b[C end\r\n", "Xecho abc end"),
         (f"echo {'a' * 73} \rb c\r\n", f"echo {'a' * 73}b c"),

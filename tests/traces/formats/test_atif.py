@@ -1,4 +1,4 @@
-"""ATIF trajectories: steps in order, what the terminal showed apart from what its agent's program added."""
+"""ATIF trajectories: steps in order, and terminal text separated from the agent program's notices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Importers of conversations and of Agent World Model: who wrote what, byte for byte, or a refusal with its place."""
+"""Importers of conversations and of Agent World Model: roles and text, byte for byte, or a refusal with its place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from echo_cli.trajectory import Role
 
 AWM_EPISODE = Path(__file__).resolve().parents[4] / "shared" / "data" / "awm_ecommerce_episode.json"
 
-# What breaks parsers of text: ends of lines, NUL, what is outside the BMP, and the wrappers' own tags.
+# Text that breaks parsers: line ends, NUL, characters outside the BMP, and the wrappers' own tags.
 HOSTILE = st.lists(
     st.sampled_from(["\r", "\n", "\r\n", "\0", "\u2028", "\x1b[31m", "🦊", "é", "\ufeff", " ", "a"])
     | st.sampled_from(["<tool_response>\n", "\n</tool_response>\n", "<tool_call>\n{}\n</tool_call>\n"])
@@ -139,7 +139,7 @@ def test_openai_arguments_as_an_object_are_those_as_text(tmp_path: Path) -> None
 )
 def test_what_openai_messages_cannot_say_is_refused(chat: Any, place: str, reason: str, tmp_path: Path) -> None:
     where, why = refusal("openai", chat, tmp_path)
-    expected = "/a.json:1" if chat == [] else "/a.json"  # one line is a line of JSONL
+    expected = "/a.json:1" if chat == [] else "/a.json"  # a file of one line is JSONL
     assert where == (f"{expected}: {place}" if place else expected)
     assert reason in why
 

@@ -1,4 +1,4 @@
-"""Episode records of OpenEnv: messages and tool_trace have to agree, and RFC 010's segments keep their roles."""
+"""Episode records of OpenEnv: messages and tool_trace must agree, and RFC 010's segments keep their roles."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_what_tools_gave_is_kept_byte_for_byte(tmp_path: Path, data: list[Any], 
     messages: list[dict[str, Any]] = [{"role": "user", "content": says}]
     shown = []
     for number, value in enumerate(data):
-        # As OpenEnv's harness shows a result to its model.
+        # The text in which OpenEnv's harness shows a result to its model.
         text = "" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True)
         shown.append(text)
         messages.append({"role": "assistant", "content": says, "tool_calls": [call(f"c{number}", "t", {})]})

@@ -1,4 +1,4 @@
-"""What is counted in recorded episodes: by hand, on episodes that are short enough."""
+"""Inspection of recorded episodes, against counts made by hand on short episodes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def segment(role: Role, text: str, channel: str | None = None, ids: tuple[int, .
 
 
 def episode(*exchanges: tuple[str, str], task: str = "t", exit_code: int | None = 0, **fields: object) -> Trace:
-    """A prompt, then (command, output) after (command, output)."""
+    """Return an episode of a prompt and these (command, output) pairs."""
     segments, turns = [segment(Role.CONTEXT, "$ ")], []
     for command, output in exchanges:
         segments.append(segment(Role.ACTION, f"{command}\n"))
@@ -38,7 +38,7 @@ def inspected(*traces: Trace) -> Inspection:
 
 
 def two_roles() -> Trace:
-    """15 bytes and 10 tokens by its own ids: 3 + 2 of context, 2 of an action, 2 of output, 1 of a warning."""
+    """Return a trace of 15 bytes and, by its own ids, 10 tokens: context 3 + 2, action 2, output 2, warning 1."""
     segments = (
         segment(Role.CONTEXT, "go\n", ids=(1, 2, 3)),
         segment(Role.CONTEXT, "$ ", "prompt", (4, 5)),
@@ -114,7 +114,7 @@ def test_nothing_has_no_shares() -> None:
 
 
 def test_a_token_of_two_roles_is_found_with_its_two_halves() -> None:
-    # The tokenizer joins a space with the word after it, and nothing with a newline.
+    # The tokenizer joins a space to the next word, and never joins a newline to anything.
     assert [TOKENIZER.decode([token]) for token in TOKENIZER.encode("$ ls\n")] == ["$", " ls", "\n"]
     segments = (segment(Role.CONTEXT, "$ "), segment(Role.ACTION, "ls\n"), segment(Role.ENV_OUTPUT, "a\n"))
     assert straddles(segments, TOKENIZER) == [Straddle(Role.CONTEXT, Role.ACTION, " ", "ls"), None]

@@ -1,4 +1,4 @@
-"""What looks volatile, and what does not."""
+"""Text that looks volatile, and text that does not."""
 
 from __future__ import annotations
 
