@@ -1,7 +1,7 @@
-"""A child process of ours that speaks JSON lines over its pipes: both ends.
+"""Both ends of a child process that exchanges JSON lines over its stdin and stdout.
 
-The child outlives a parent that is killed for as long as it needs to clean up: the kernel closes the parent's end of
-its stdin, and the end of stdin is how it learns that it is on its own.
+When the parent is killed, the kernel closes the parent's end of the child's stdin. The child sees the end of its stdin
+and can clean up before it exits.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import IO, Any, BinaryIO
 
 
 class ChildProcess:
-    """`python -m module`, in a session of its own: the terminal's Ctrl-C does not reach it.
+    """A `python -m module` process in its own session, so that the terminal's Ctrl-C does not reach it.
 
-    Sending never blocks: what the pipe does not take at once is kept until `exchange`.
+    Sending never blocks: messages are buffered until `exchange` writes them.
 
     Args:
-        stderr: file that takes the child's stderr and what its own children print; None discards both.
+        stderr: file for the child's stderr and the output of its own children; None discards both.
 
     Raises:
         OSError: the process cannot be started.
@@ -45,24 +45,24 @@ class ChildProcess:
         self._unsent = bytearray()
         self._received = bytearray()
         self.has_ended = False
-        """Its stdout has been read to the end."""
+        """Whether the child's stdout has been read to the end."""
 
     @property
     def unsent(self) -> int:
-        """Number of bytes that the pipe has not taken yet."""
+        """Number of buffered bytes that are not yet written to the pipe."""
         return len(self._unsent)
 
     @property
     def has_message(self) -> bool:
-        """There is a message to `receive` without waiting."""
+        """Whether `receive` would return a message without waiting."""
         return b"\n" in self._received
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Have `exchange` write a message."""
+        """Buffer a message for `exchange` to write."""
         self._unsent += json.dumps(message).encode() + b"\n"
 
     def exchange(self, wait_s: float | None) -> None:
-        """Write and read what the pipes take and have; wait up to `wait_s` seconds for either, None for any time."""
+        """Write buffered bytes and read what has arrived, waiting up to `wait_s` seconds; None waits indefinitely."""
         if self.has_ended:
             return
         poll = select.poll()
@@ -78,10 +78,10 @@ class ChildProcess:
             try:
                 del self._unsent[: os.write(descriptor, self._unsent)]
             except BrokenPipeError:
-                self._unsent.clear()  # it has ended; what it said before tells why
+                self._unsent.clear()  # the child has ended; its last message tells why
 
     def receive(self) -> dict[str, Any] | None:
-        """Wait for the next message and return it; None if the child has ended without another whole one."""
+        """Wait for the next message and return it; return None if the child ended before another complete message."""
         while not self.has_message and not self.has_ended:
             self.exchange(None)
         line, newline, self._received = self._received.partition(b"\n")
@@ -89,23 +89,23 @@ class ChildProcess:
         return message
 
     def exit_code(self) -> int:
-        """Wait for the end of the process and return its exit code, minus the number of the signal that killed it."""
+        """Wait for the process to end and return its exit code, or the negative number of the signal that killed it."""
         return self._process.wait()
 
     def stop(self, wait_s: float) -> None:
-        """Close the child's stdin, wait up to `wait_s` seconds for its end, and kill what is left of its group."""
+        """Close the child's stdin, wait up to `wait_s` seconds for its end, and kill the rest of its process group."""
         self._unsent.clear()
         self._stdin.close()
         deadline = time.monotonic() + wait_s
         while not self.has_ended and (left := deadline - time.monotonic()) > 0:
             self.exchange(left)
-        # Not yet waited for, the child still has its number, which is its group's.
+        # Until the child is waited for, its process id, which is also its group's id, is not reused.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self.kill()
 
     def kill(self) -> None:
-        """Kill the child alone, whatever its state, and close the pipes."""
+        """Kill the child, but not its group, and close the pipes."""
         self._process.kill()
         self._process.wait()
         self._stdin.close()
@@ -113,9 +113,9 @@ class ChildProcess:
 
 
 def take_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Take the child's own stdin and stdout under numbers that its children do not inherit.
+    """Move this process's stdin and stdout to descriptors that its children do not inherit, and return them.
 
-    Its children read nothing, and what they print goes to stderr.
+    The children get an empty stdin, and their stdout goes to stderr.
     """
     orders, report = os.fdopen(os.dup(0), "rb", 0), os.fdopen(os.dup(1), "wb", 0)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -126,6 +126,6 @@ def take_pipes() -> tuple[BinaryIO, BinaryIO]:
 
 
 def say(report: BinaryIO, message: Mapping[str, Any]) -> None:
-    """Write one message, if the parent is still there to read it."""
+    """Write one message, unless the parent has closed the pipe."""
     with suppress(BrokenPipeError):
         report.write(json.dumps(message).encode() + b"\n")

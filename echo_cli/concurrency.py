@@ -1,4 +1,4 @@
-"""Code that blocks, beside the code that waits for it: a worker thread, an event loop in a thread, a time limit."""
+"""Helpers for blocking and asynchronous code: a worker thread, an event loop in a thread, and a time limit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ T = TypeVar("T")
 
 
 class WorkerThread:
-    """Runs functions one after another. A daemon, unlike those of a ThreadPoolExecutor, for which Python waits at exit.
+    """A daemon thread that runs functions one after another.
 
-    A thread cannot be killed: a function that never returns keeps it until the process ends.
+    Python waits at exit for the threads of a ThreadPoolExecutor, but not for a daemon. A thread cannot be killed: a
+    function that never returns occupies it until the process ends.
     """
 
     def __init__(self, name: str) -> None:
@@ -24,27 +25,27 @@ class WorkerThread:
         self._thread.start()
 
     def start(self, function: Callable[[], T]) -> Future[T]:
-        """Run `function` after those before it; the future has its result."""
+        """Queue `function` and return a future of its result."""
         future: Future[T] = Future()
         self._calls.put((future, function))
         return future
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Run `function` and wait for its result."""
+        """Queue `function` and wait for its result."""
         return await asyncio.wrap_future(self.start(function))
 
     def end(self) -> None:
-        """Let the thread end after what it has been given."""
+        """Let the thread end after the queued functions."""
         self._calls.put(None)
 
     def join(self, timeout_s: float) -> None:
-        """Wait until it has ended, at most `timeout_s`."""
+        """Wait up to `timeout_s` seconds for the thread to end."""
         self._thread.join(timeout_s)
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
             _answer(*call)
-            del call  # nothing is kept alive by its last call
+            del call  # an idle thread must not keep its last call alive
 
 
 def _answer(future: Future[T], function: Callable[[], T]) -> None:
@@ -54,16 +55,16 @@ def _answer(future: Future[T], function: Callable[[], T]) -> None:
         result = function()
     except Exception as error:
         future.set_exception(RuntimeError("StopIteration") if isinstance(error, StopIteration) else error)
-    except BaseException as error:  # SystemExit would end the event loop that waits for the result
+    except BaseException as error:  # SystemExit would end the waiting event loop
         future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
     else:
         future.set_result(result)
 
 
 class EventLoop:
-    """An asyncio loop in a thread of its own, for a `with` block; what still runs at its end is cancelled.
+    """An asyncio event loop in its own thread, for a `with` block; tasks that still run at its end are cancelled.
 
-    A thread of its own also answers the keepalive of a connection while the caller computes.
+    The loop answers a connection's keepalive even while the caller computes.
     """
 
     def __init__(self, name: str = "environments") -> None:
@@ -76,7 +77,7 @@ class EventLoop:
         return self
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run `coroutine` in the thread; the future has its result."""
+        """Start `coroutine` in the thread and return a future of its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -98,10 +99,12 @@ async def _cancel_others() -> None:
 
 
 async def wait_at_most(seconds: float, answer: Awaitable[T]) -> T:
-    """Return the result of `answer`, which is cancelled when the time is up but, unlike by `wait_for`, not waited for.
+    """Return the result of `answer`; cancel it after `seconds`.
+
+    Unlike `asyncio.wait_for`, this does not wait for the cancelled task to end.
 
     Raises:
-        asyncio.TimeoutError: there is none within `seconds`.
+        asyncio.TimeoutError: `answer` has no result within `seconds`.
     """
     task = asyncio.ensure_future(answer)
     try:
@@ -117,5 +120,5 @@ async def wait_at_most(seconds: float, answer: Awaitable[T]) -> T:
 
 def _abandon(task: asyncio.Future[Any]) -> None:
     task.cancel()
-    # How it ends is nobody's business now, and asyncio would complain that nobody asked.
+    # Retrieve the exception: asyncio logs those that are never retrieved.
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())

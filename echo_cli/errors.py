@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can mend: what is wrong, what to do about it, and the exit code."""
+"""The exception for errors that a user can fix: a message, a tip and an exit code."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from __future__ import annotations
 class EchoError(Exception):
     """A user-facing error, printed as `error: message` and an indented `tip:`; never shown as a traceback.
 
-    `exit_code` is 2 for usage and config, 1 for a failure at run time, 3 for a run that diverged or
-    collapsed.
+    `exit_code` is 2 for usage and config errors, 1 for a runtime failure, 3 for a run that diverged or collapsed.
     """
 
     def __init__(self, message: str, tip: str | None = None, *, exit_code: int = 2) -> None:
@@ -18,5 +17,5 @@ class EchoError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """What a library's exception says, in one line."""
+    """Return the first line of an exception's text; its class name where the text is empty."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,4 +1,4 @@
-"""Metrics of a step as sums and counts, so that micro-batches and ranks add before anything is divided."""
+"""Metrics of a step as sums and counts, so that micro-batches and ranks are added before any division."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 TOTALS = frozenset({"loss", "rl_loss", "env_loss", "action_tokens", "env_tokens", "imitation_tokens"})
-"""Metrics that are totals of the step; the others are means, total / count."""
+"""Names of the metrics that are totals of the step; all others are means, total / count."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """The sum of a quantity over `count` things."""
+    """The sum of a quantity over `count` items."""
 
     total: float
     count: float
@@ -27,7 +27,7 @@ def merge_metrics(parts: Iterable[Metrics]) -> Metrics:
     """Add the metrics of micro-batches or ranks.
 
     Raises:
-        ValueError: they do not have the same keys.
+        ValueError: the parts have different keys.
     """
     merged: Metrics = {}
     for part in parts:
@@ -38,7 +38,7 @@ def merge_metrics(parts: Iterable[Metrics]) -> Metrics:
 
 
 def reduce_metrics(parts: Iterable[Metrics]) -> dict[str, float | None]:
-    """The values of a step's metrics: totals are summed, means divided; a mean over nothing is None."""
+    """Return the values of a step's metrics: sums for totals, total / count for means; None for a mean of no items."""
     values: dict[str, float | None] = {}
     for name, metric in merge_metrics(parts).items():
         if name in TOTALS:

@@ -1,7 +1,7 @@
 """Estimates with intervals: bootstrap over clusters, Student's t over seeds, McNemar over tasks, pass@k.
 
-Intervals hold 95 % unless `confidence` says otherwise. What the observations of one cluster (a trajectory, a task, a
-seed) have in common is kept: whole clusters are resampled, never single tokens.
+Intervals are 95 % confidence intervals. The bootstrap resamples whole clusters (a trajectory, a task, a seed), never
+single tokens, because observations of one cluster are correlated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BOOTSTRAP_SEED = 0
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its interval; `low` and `high` are None where too few clusters make no interval (fewer than two)."""
+    """A value and its confidence interval; `low` and `high` are None for fewer than two clusters."""
 
     value: float
     low: float | None
@@ -31,7 +31,7 @@ class Estimate:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of 0."""
+        """Whether the interval is entirely above or below 0."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
     def to_json(self) -> dict[str, float | None]:
@@ -39,11 +39,11 @@ class Estimate:
 
 
 def ratio(numerators: ArrayLike, denominators: ArrayLike) -> Estimate | None:
-    """Σ numerators / Σ denominators with a percentile bootstrap over clusters, one entry a cluster.
+    """Return Σ numerators / Σ denominators with a percentile bootstrap over clusters, one entry per cluster.
 
-    Clusters whose denominator is 0 hold nothing of the quantity and are left out; None if no cluster is left. Over few
-    clusters the interval is too narrow: in simulated outputs of 5 to 60 tokens it holds the truth in 79 % of cases over
-    5 clusters, 87 % over 10, 90 % over 20, 92 % over 40 and 93 % over 80.
+    Clusters with denominator 0 are excluded; returns None if no cluster remains. With few clusters the interval is too
+    narrow: for simulated outputs of 5 to 60 tokens it covers the true value in 79 % of cases with 5 clusters, 87 % with
+    10, 90 % with 20, 92 % with 40 and 93 % with 80.
     """
     above, below = _clusters(numerators, denominators)
     if len(below) == 0:
@@ -56,7 +56,7 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike) -> Estimate | None:
 
 
 def ratio_difference(numerators_a: ArrayLike, numerators_b: ArrayLike, denominators: ArrayLike) -> Estimate | None:
-    """Σ b / Σ d - Σ a / Σ d, paired: a cluster enters a resample with both its numerators."""
+    """Return Σ b / Σ d - Σ a / Σ d with a paired bootstrap: both numerators of a cluster are resampled together."""
     a, below = _clusters(numerators_a, denominators)
     b, _ = _clusters(numerators_b, denominators)
     if len(below) == 0:
@@ -69,13 +69,13 @@ def ratio_difference(numerators_a: ArrayLike, numerators_b: ArrayLike, denominat
 
 
 def absolute_ratio(numerators: Sequence[ArrayLike], denominators: ArrayLike) -> Estimate | None:
-    """Σ_b |Σ numerators of b| / Σ denominators, with a percentile bootstrap over clusters: a calibration error.
+    """Return Σ_b |Σ numerators of b| / Σ denominators with a percentile bootstrap over clusters: a calibration error.
 
-    A sum of absolute values grows with the noise of a resample, so the interval leans upwards where there are few
-    observations; the end that would leave the value out is moved to it.
+    A sum of absolute values grows with a resample's noise, so the interval is biased upwards for few observations. If it
+    would exclude the value, the nearer end is moved to the value.
 
     Args:
-        numerators: for each bin b one entry a cluster, as for `ratio`.
+        numerators: per bin b, one entry per cluster, as for `ratio`.
     """
     below = np.asarray(denominators, dtype=np.float64)
     parts = [_clusters(part, denominators)[0] for part in numerators]
@@ -94,10 +94,10 @@ def absolute_ratio(numerators: Sequence[ArrayLike], denominators: ArrayLike) -> 
 
 
 def mean_over_seeds(values: Sequence[float]) -> Estimate:
-    """The mean with Student's t interval.
+    """Return the mean with Student's t interval.
 
     Raises:
-        ValueError: there are no values.
+        ValueError: `values` is empty.
     """
     if not values:
         raise ValueError("no values to take a mean of")
@@ -110,19 +110,19 @@ def mean_over_seeds(values: Sequence[float]) -> Estimate:
 
 
 def paired_difference(before: Sequence[float], after: Sequence[float]) -> Estimate:
-    """The mean of after - before over pairs (the same seed twice), with Student's t interval of the differences.
+    """Return the mean of after - before over pairs (the same seed twice) with Student's t interval.
 
     Raises:
-        ValueError: the lengths differ, or there is nothing.
+        ValueError: the lengths differ, or the sequences are empty.
     """
     return mean_over_seeds([b - a for a, b in zip(before, after, strict=True)])
 
 
 def median(values: Sequence[float]) -> Estimate:
-    """The median with a percentile bootstrap over the values.
+    """Return the median with a percentile bootstrap over the values.
 
     Raises:
-        ValueError: there are no values.
+        ValueError: `values` is empty.
     """
     if not values:
         raise ValueError("no values to take a median of")
@@ -130,23 +130,23 @@ def median(values: Sequence[float]) -> Estimate:
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """The sample standard deviation (n - 1); None with fewer than two values."""
+    """Return the sample standard deviation (n - 1); None for fewer than two values."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """The exact two-sided McNemar p-value, from how many tasks only the one and only the other solves."""
+    """Return the exact two-sided McNemar p-value, given the numbers of tasks that only one of two models solves."""
     discordant = only_first + only_second
     return 1.0 if discordant == 0 else float(stats.binomtest(only_first, discordant, 0.5).pvalue)
 
 
 def pass_at_k(rollouts: int, solved: int, k: int) -> float:
-    """The unbiased estimate of P(at least one of k rollouts solves the task), 1 - C(n - c, k) / C(n, k).
+    """Return the unbiased estimate of P(at least one of k rollouts solves the task), 1 - C(n - c, k) / C(n, k).
 
-    From `solved` = c of `rollouts` = n (Chen et al. 2021, arXiv 2107.03374, Eq. 1).
+    `rollouts` is n and `solved` is c (Chen et al. 2021, arXiv 2107.03374, Eq. 1).
 
     Raises:
-        ValueError: not 1 <= k <= n, or not 0 <= c <= n.
+        ValueError: 1 <= k <= n or 0 <= c <= n does not hold.
     """
     if not 1 <= k <= rollouts or not 0 <= solved <= rollouts:
         raise ValueError(f"pass@{k} of {solved} solved in {rollouts} rollouts")
