@@ -71,8 +71,8 @@ def ratio_difference(numerators_a: ArrayLike, numerators_b: ArrayLike, denominat
 def absolute_ratio(numerators: Sequence[ArrayLike], denominators: ArrayLike) -> Estimate | None:
     """Return Σ_b |Σ numerators of b| / Σ denominators with a percentile bootstrap over clusters: a calibration error.
 
-    A sum of absolute values grows with a resample's noise, so the interval is biased upwards for few observations. If it
-    would exclude the value, the nearer end is moved to the value.
+    A sum of absolute values grows with a resample's noise, so the interval is biased upwards for few observations. If
+    it would exclude the value, the nearer end is moved to the value.
 
     Args:
         numerators: per bin b, one entry per cluster, as for `ratio`.

@@ -1,1 +1,1 @@
-"""Environments, from tasks and actions to the text that comes back."""
+"""Environments: tasks, actions and the text of observations."""

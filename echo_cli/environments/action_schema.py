@@ -1,7 +1,7 @@
-"""Whether a JSON value can fit a JSON schema, as far as can be said before the value is known.
+"""Check whether a JSON value that is not fully known yet can match a JSON schema.
 
-It reads what pydantic writes into a schema (draft 2020-12): `$ref`, `anyOf`, `oneOf`, `allOf`, `enum`, `const`, `type`,
-`properties`, `required`, `additionalProperties`, `items`, `prefixItems`. What else a schema asks for is left to the
+The check reads the keywords that pydantic writes (draft 2020-12): `$ref`, `anyOf`, `oneOf`, `allOf`, `enum`, `const`,
+`type`, `properties`, `required`, `additionalProperties`, `items`, `prefixItems`. All other keywords are left to the
 environment, which validates every action.
 """
 
@@ -19,24 +19,25 @@ CASTS = {"integer": "int", "number": "float", "boolean": "bool", "object": "json
 
 @dataclass(frozen=True)
 class Unknown:
-    """A value that only the episode will tell, of this JSON type; None for any."""
+    """A value that is only known during the episode."""
 
     type: str | None
+    """Its JSON type; None for any."""
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """Why a value cannot fit: the path to it (`.a[0]`), what is wrong there, and what to do about it."""
+    """Why a value cannot match: the path to it (`.a[0]`), the problem, and a tip."""
 
     at: str
     problem: str
     tip: str
     kind: Literal["form", "type", "constant"] = "form"
-    """What is wrong: the fields of an object, a value's type, a value. In a union the first of these tells most."""
+    """Kind of problem: an object's fields, a value's type, or a value. A union reports "form" first, then "type"."""
 
 
 def find_misfit(value: Any, schema: Any) -> Misfit | None:
-    """The first place where `value`, in which there may be `Unknown`, cannot fit `schema`; None where it may.
+    """Return the first place where `value` cannot match `schema`; None if it can. `value` may contain `Unknown`.
 
     Raises:
         RecursionError: the schema is nested too deep.
@@ -45,7 +46,7 @@ def find_misfit(value: Any, schema: Any) -> Misfit | None:
 
 
 class _Check:
-    """One comparison. What a `$ref` gave at a place is remembered, so a schema that refers to itself ends."""
+    """One comparison. The result of each `$ref` is cached per path, so that a recursive schema terminates."""
 
     def __init__(self, root: Any) -> None:
         self._root = root
@@ -53,7 +54,7 @@ class _Check:
 
     def misfit(self, value: Any, schema: Any, at: str) -> Misfit | None:
         if schema is False:
-            return Misfit(at, "is not taken by the environment", "leave it out")
+            return Misfit(at, "is not accepted by the environment", "omit it")
         if not isinstance(schema, Mapping) or value == Unknown(None):
             return None
         return (
@@ -71,12 +72,12 @@ class _Check:
             return None
         key = (reference, at)
         if key not in self._known:
-            self._known[key] = Misfit(at, "has a schema that refers to itself in a circle", "mend the environment")
+            self._known[key] = Misfit(at, "has a circular schema", "fix the environment")
             self._known[key] = self.misfit(value, self._target(reference), at)
         return self._known[key]
 
     def _target(self, reference: str) -> Any:
-        """What a `$ref` names; a schema that takes anything where it is not in this document."""
+        """Return the schema that a `$ref` names; True, which accepts anything, if it is not in this document."""
         found = self._root if reference.startswith("#") else True
         for part in reference.split("/")[1:]:
             found = found.get(part.replace("~1", "/").replace("~0", "~"), True) if isinstance(found, Mapping) else True
@@ -131,7 +132,7 @@ class _Check:
                 return misfit
         for name in _list(schema, "required"):
             if name not in value:
-                return Misfit(at, f"lacks '{escape_unprintable(str(name))}', which the environment requires", "add it")
+                return Misfit(at, f"lacks the required field '{escape_unprintable(str(name))}'", "add it")
         return None
 
     def _of_array(self, value: Any, schema: Mapping[str, Any], at: str) -> Misfit | None:
@@ -149,10 +150,10 @@ class _Check:
         given = f"of type {value.type}" if isinstance(value, Unknown) else _json(value)
         casts = [f'"{{text:{CASTS[name]}}}"' for name in taken if name in CASTS]
         tip = f"write {casts[0]}" if value == Unknown("string") and casts else "see the action in the server's /schema"
-        return Misfit(at, f"is {given}; the environment takes {escape_unprintable(' or '.join(taken))}", tip, kind)
+        return Misfit(at, f"is {given}; expected {escape_unprintable(' or '.join(taken))}", tip, kind)
 
     def _taken(self, schema: Any, depth: int = 0) -> list[str]:
-        """What a schema takes, in words: types and constants."""
+        """Return the types and constants that a schema accepts, for a message."""
         if not isinstance(schema, Mapping) or depth > 8:
             return ["something else"]
         if isinstance(schema.get("$ref"), str):
@@ -179,7 +180,7 @@ def _json(value: Any) -> str:
 
 
 def _types(value: Any) -> set[str]:
-    """The JSON schema types that a value has."""
+    """Return the JSON schema types of a value."""
     if isinstance(value, Unknown):
         return {"integer", "number"} if value.type == "integer" else {str(value.type)}
     if isinstance(value, bool):

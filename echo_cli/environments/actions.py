@@ -1,6 +1,6 @@
-"""Text in: how the policy's line becomes an action, and whether the environment takes such actions.
+"""Input mapping: parse the policy's line into an action, and check actions against the environment's schema.
 
-Whether a line is an action is decided here alone; what the action does is the environment's matter.
+Only this module decides whether a line is an action.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from echo_cli.text import escape_unprintable, suggest
 
 TEMPLATE = "environment.action.template"
 DEPTH = 64
-"""Deepest nesting of an action; what lies deeper could not be encoded again further down the stack."""
+"""Maximum nesting depth of an action, levels; deeper values could not be encoded to JSON deeper in the call stack."""
 
 HOLE = re.compile(r"\{text(?::(\w*))?\}")
-"""Where a template is filled; its group is the cast."""
+"""Placeholder in a template; its group is the cast."""
 _INT = re.compile(r"[+-]?[0-9]{1,4000}")
 _FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 CAST_TYPES = {"int": "integer", "float": "number", "bool": "boolean", "json": None}
-"""By cast, the JSON schema type of what it gives; None for any."""
+"""JSON schema type of the value that each cast produces; None for any type."""
 
-# An MCP environment publishes its own action class or OpenEnv's base class, which lists none of these fields; its
-# server takes them all the same (openenv.core.env_server.serialization).
+# An MCP environment publishes its own action class or OpenEnv's base class, neither of which lists these fields, but
+# its server accepts them (openenv.core.env_server.serialization).
 _CALL_TOOL: JsonObject = {
     "type": "object",
     "properties": {
@@ -45,9 +45,9 @@ _CALL_TOOL: JsonObject = {
 
 
 class Unparsable(Exception):
-    """The policy's line is no action; `reason` says why, in one short line of the harness's own words.
+    """The policy's line is not an action; `reason` is one short line in the harness's own words.
 
-    `parse` is `none` where there is no action in it at all, `malformed` where there is one that went wrong.
+    `parse` is `none` if the line contains no action, `malformed` if it contains a faulty one.
     """
 
     def __init__(self, reason: str, parse: Literal["malformed", "none"] = "malformed") -> None:
@@ -57,10 +57,10 @@ class Unparsable(Exception):
 
 
 class ActionMapping:
-    """Makes actions of text, by `environment.action`.
+    """A parser from text to actions, configured by `environment.action`.
 
     Raises:
-        EchoError: the template is missing, has no `{text}`, or has a cast that does not exist.
+        EchoError: the template is missing, has no `{text}`, or has an unknown cast.
     """
 
     def __init__(self, config: ActionConfig) -> None:
@@ -69,10 +69,10 @@ class ActionMapping:
         self._extract = re.compile(config.extract) if config.extract is not None else None
 
     def parse(self, text: str) -> JsonObject:
-        """The action of one line, as JSON.
+        """Return the action of one line, as JSON.
 
         Raises:
-            Unparsable: the line is none.
+            Unparsable: the line is not an action.
         """
         text = _SURROGATE.sub("\ufffd", text)
         if self._extract is not None:
@@ -94,10 +94,10 @@ class ActionMapping:
 
 
 def check_action(config: ActionConfig, schema: JsonObject) -> None:
-    """Hold the actions that `config` makes against the action schema that the environment publishes.
+    """Check the actions that `config` produces against the action schema that the environment publishes.
 
     Raises:
-        EchoError: the environment would refuse every one of them; says which field, and what it takes.
+        EchoError: the environment would refuse every action; names the field and the accepted values.
     """
     template = _template(config)
     if config.kind == "template":
@@ -107,16 +107,16 @@ def check_action(config: ActionConfig, schema: JsonObject) -> None:
         if _misfit(call, schema) is not None:
             fields = ", ".join(escape_unprintable(name) for name in _properties(schema)) or "none"
             raise EchoError(
-                f"environment.action.kind is tool_call, but the environment takes no tool calls (fields: {fields})",
+                f"environment.action.kind is tool_call, but the environment accepts no tool calls (fields: {fields})",
                 f"set environment.action.kind to template and fill these fields in {TEMPLATE}",
             )
 
 
 def check_payload(payload: JsonObject, schema: JsonObject, where: str) -> None:
-    """Hold one action, in which there may be `Unknown` values, against the environment's action schema.
+    """Check one action, which may contain `Unknown` values, against the environment's action schema.
 
     Raises:
-        EchoError: the environment would refuse it; names the field below `where`, a key of the config.
+        EchoError: the environment would refuse the action; names the field below `where`, a config key.
     """
     misfit = _misfit(payload, schema)
     if misfit is not None:
@@ -127,11 +127,11 @@ def _misfit(action: JsonObject, schema: JsonObject) -> Misfit | None:
     try:
         return find_misfit(action, _published(action, schema))
     except RecursionError:
-        raise EchoError("the environment's action schema is nested too deep to check", "mend its /schema") from None
+        raise EchoError("the environment's action schema is nested too deep to check", "fix its /schema") from None
 
 
 def _published(action: JsonObject, schema: JsonObject) -> JsonObject:
-    """The schema to hold `action` against: that of a tool call where the environment is an MCP one."""
+    """Return the schema to check `action` against: `_CALL_TOOL` for a tool call to an MCP environment."""
     properties = _properties(schema)
     kind = properties.get("type")
     lists_tools = isinstance(kind, Mapping) and kind.get("const") == "list_tools"
@@ -145,31 +145,31 @@ def _properties(schema: JsonObject) -> JsonObject:
 
 
 def _template(config: ActionConfig) -> JsonObject:
-    """The template, empty where the kind needs none; every string of it is a good one."""
+    """Return the template with all its strings validated; empty if the kind needs no template."""
     if config.kind != "template":
         if config.template is not None:
-            raise EchoError(f"{TEMPLATE} has no use with kind {config.kind}", f"set {TEMPLATE} to null")
+            raise EchoError(f"{TEMPLATE} is not used with kind {config.kind}", f"set {TEMPLATE} to null")
         return {}
     if config.template is None:
-        raise EchoError(f"{TEMPLATE} is missing", 'give the action\'s fields, for example {command: "{text}"}')
+        raise EchoError(f"{TEMPLATE} is missing", 'set the action\'s fields, for example {command: "{text}"}')
     leaves: list[str] = []
     _filled(config.template, leaves.append)
     for leaf in leaves:
         for hole in HOLE.finditer(leaf):
             cast = hole.group(1)
             if cast is not None and cast not in CAST_TYPES:
-                raise EchoError(f"{TEMPLATE}: no cast '{cast}' in {leaf!r}", suggest(cast, CAST_TYPES, "casts"))
+                raise EchoError(f"{TEMPLATE}: unknown cast '{cast}' in {leaf!r}", suggest(cast, CAST_TYPES, "casts"))
             if cast is not None and hole.group() != leaf:
                 raise EchoError(
-                    f"{TEMPLATE}: {hole.group()} gives a value and stands alone, not in {leaf!r}", "write {text}"
+                    f"{TEMPLATE}: {hole.group()} must be the whole string, not a part of {leaf!r}", "write {text}"
                 )
     if not any(HOLE.search(leaf) for leaf in leaves):
-        raise EchoError(f"{TEMPLATE} has no {{text}}: every action would be the same", "write {text} where it goes")
+        raise EchoError(f"{TEMPLATE} has no {{text}}: every action would be the same", "put {text} into a field")
     return config.template
 
 
 def _filled(node: Any, leaf: Callable[[str], Any]) -> Any:
-    """A template with every string replaced by `leaf` of it."""
+    """Return a template with `leaf` applied to every string."""
     if isinstance(node, str):
         return leaf(node)
     if isinstance(node, dict):
@@ -185,7 +185,7 @@ def _value(leaf: str, text: str) -> Any:
 
 
 def _unknown(leaf: str) -> Any:
-    """What a string of the template gives, as far as it is known before there is a text."""
+    """Return the value of a template's string as far as it is known without the policy's text."""
     hole = HOLE.fullmatch(leaf)
     if hole is None or hole.group(1) is None:
         return Unknown("string") if "{text}" in leaf else leaf
@@ -226,7 +226,7 @@ def _tool_call(text: str) -> JsonObject:
     else:
         raise Unparsable("no tool call", "none")
     call = _object(_decoded(body), "the tool call")
-    arguments = "parameters" if "parameters" in call else "arguments"  # the former is Llama 3's word
+    arguments = "parameters" if "parameters" in call else "arguments"  # Llama 3 writes `parameters`
     if set(call) != {"name", arguments}:
         raise Unparsable("the tool call has not exactly name and arguments")
     if not isinstance(call["name"], str) or not call["name"]:
@@ -245,7 +245,7 @@ def _object(value: Any, what: str) -> JsonObject:
 
 
 def _decoded(text: str) -> Any:
-    """The value of JSON text that every JSON parser takes: finite numbers, whole characters, little nesting."""
+    """Decode JSON that every parser accepts: finite numbers, no lone surrogates, at most `DEPTH` levels."""
     try:
         value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
     except json.JSONDecodeError as error:

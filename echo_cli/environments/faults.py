@@ -1,11 +1,11 @@
-"""What can go wrong between us and an environment, in four kinds, and how often each has happened.
+"""The four kinds of environment faults, and counters of how often each occurs.
 
-| kind | what happened | what follows |
+| kind | cause | consequence |
 |---|---|---|
-| unavailable | no connection, no free session, no environment made | tried again, pauses growing, up to a bound |
-| bad action | the text is no action, or the environment refuses its form | a warning, and the episode goes on |
-| environment error | the environment raised while it ran the action | likewise |
-| session lost | closed, timed out, or no answer by the protocol, in the middle | the episode is aborted |
+| unavailable | no connection, no free session, or no environment created | retried with growing pauses, up to a limit |
+| bad action | the text is not an action, or the environment refuses its form | a warning; the episode continues |
+| environment error | the environment raised while it ran the action | a warning; the episode continues |
+| session lost | closed, timed out, or a protocol violation during an episode | the episode is aborted |
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from typing import Any
 from echo_cli.text import escape_unprintable
 
 FAULT_KEYS = ("unavailable", "bad_actions", "errors", "sessions_lost", "unrewarded", "topped_up", "groups_dropped")
-"""What is counted: one for each attempt, action, error, session, unrewarded episode, replacement, and group."""
+"""Names of the counters: attempts, actions, errors, sessions, unrewarded episodes, replacement rollouts, groups."""
 
 _LINE_CHARS = 300
 _SHOWN_ERRORS = 3
 
 
 class Fault(Exception):
-    """Something went wrong at the environment's side; the text is for the user and holds no secret."""
+    """A failure on the environment's side; the text is for the user and contains no secret."""
 
 
 class Unavailable(Fault):
-    """There is no session to be had now: nothing is lost, and it may be tried again."""
+    """No session is available; nothing is lost, and the caller may retry."""
 
 
 class BadAction(Fault):
-    """The environment refused the action's form; the episode goes on as if it had not been sent."""
+    """The environment refused the action's form; the episode continues as if it had not been sent."""
 
 
 class EnvironmentFault(Fault):
-    """The environment raised while it ran the action; its session lives on."""
+    """The environment raised while it ran the action; its session survives."""
 
 
 class SessionLost(Fault):
-    """The episode cannot go on. Its connection is never used again, so no two episodes are joined into one."""
+    """The episode cannot continue. Its connection is never used again, so that no two episodes are joined into one."""
 
 
 class FaultCounts:
-    """Counts by the names of `FAULT_KEYS`, taken once a step. Only one thread counts, or the GIL orders them."""
+    """Counts per name in `FAULT_KEYS`, collected once per step. Not locked: one thread counts, or the GIL orders it."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -55,24 +55,24 @@ class FaultCounts:
         self._counts[key] += 1
 
     def take(self) -> dict[str, int]:
-        """The counts since they were taken last; every key of `FAULT_KEYS`."""
+        """Return the counts since the last call and reset them; has every key of `FAULT_KEYS`."""
         taken, self._counts = self._counts, Counter()
         return {key: taken[key] for key in FAULT_KEYS}
 
 
 def fault_line(text: str, secrets: Mapping[str, str] | None = None) -> str:
-    """`text` as one line without control characters, cut at 300; `secrets` are replaced by what they map to."""
+    """Return `text` as one line of at most 300 characters, control characters escaped, `secrets` replaced by values."""
     known = secrets or {}
-    for secret in sorted(known, key=len, reverse=True):  # one may be a part of another
+    for secret in sorted(known, key=len, reverse=True):  # one secret may be part of another
         text = text.replace(secret, known[secret])
     line = " ".join(text.split())
     return escape_unprintable(line if len(line) <= _LINE_CHARS else line[: _LINE_CHARS - 1] + "…")
 
 
 def errors_text(errors: Any) -> str:
-    """The first entries of pydantic's list of errors, as `where: what`; the input is left out. Empty where it is none.
+    """Return the first entries of pydantic's list of errors as `path: message`, without the input; "" if not a list.
 
-    What it says is the environment's own words: `fault_line` makes a line of it.
+    The messages are the environment's own text: pass the result to `fault_line`.
     """
     if not isinstance(errors, list):
         return ""

@@ -1,7 +1,7 @@
-"""Text out: what of an environment's payloads the policy reads, and with which roles.
+"""Output mapping: turn an environment's payloads into the role-tagged text that the policy reads.
 
-Every character comes from a rule's value or its label, or is a newline between two of them; what no rule lists never
-enters the text. The environment's characters are env_output, context or warning, never anything else.
+Every character comes from a rule's value or label, or is a newline between two pieces; fields without a rule never
+enter the text. The environment's characters are env_output, context or warning, never action.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _SAFE = {
 }
 _ECHO = r"\s*{action}[ \t]*(?:\n|\Z)"
 
-# What a character of a text is, besides its rule's own role.
+# Kind of a character: the rule's own role, volatile, or boilerplate.
 _OWN, _VOLATILE, _BOILERPLATE = range(3)
 _RUN = re.compile(rb"\x00+|\x01+|\x02+")
 
 
 class ObservationMapping:
-    """One episode's mapping: it remembers the texts that grow, for the rules with `delta`.
+    """The mapping of one episode. It keeps the previous texts of the rules with `delta`.
 
     Raises:
-        EchoError: a path, or a pattern of `drop_echo`, has no good form.
+        EchoError: a path or a `drop_echo` pattern is malformed.
     """
 
     def __init__(self, config: EnvironmentConfig) -> None:
@@ -52,7 +52,7 @@ class ObservationMapping:
             _check_echo(rule.drop_echo)
 
     def opening(self, payload: Payload) -> tuple[TextPiece, ...]:
-        """What a reset shows, context but for warnings.
+        """Return the pieces that a reset shows: context, and warnings.
 
         Raises:
             SessionLost: a value is nested too deep to be shown.
@@ -60,7 +60,7 @@ class ObservationMapping:
         return self._pieces(payload, None)
 
     def reply(self, payload: Payload, action: str) -> tuple[TextPiece, ...]:
-        """What the answer to `action`, the policy's own text, shows.
+        """Return the pieces that the answer to `action`, the policy's own text, shows.
 
         Raises:
             SessionLost: a value is nested too deep to be shown.
@@ -87,12 +87,12 @@ class ObservationMapping:
         return merge(pieces)
 
     def _show(self, rule: ObservationRule, texts: Sequence[str], action: str | None, pieces: list[TextPiece]) -> None:
-        """Append the texts of one rule, cut where together they pass the cap."""
+        """Append the texts of one rule, cut to `max_observation_chars` characters in total."""
         harness = Role.CONTEXT if action is None else Role.WARNING
         before, _, after = rule.label.partition("{text}")
         left, last = self._chars, -1
         for text in texts:
-            # At most two characters become one, so this many fill what is left and show whether more follows.
+            # `safe` merges at most two characters into one: this many fill the rest and show whether more follows.
             whole = safe(text[: 2 * left + 2])
             if left:
                 _add(pieces, TextPiece(harness, line_end(pieces) + before, rule.channel))
@@ -107,7 +107,7 @@ class ObservationMapping:
             left -= len(whole)
 
     def _spans(self, rule: ObservationRule, text: str, action: str | None) -> Iterator[TextPiece]:
-        """A value's text in pieces: the echo of the action, then boilerplate, volatile, and the rule's own."""
+        """Yield a value's text in pieces: the echo of the action, then runs of boilerplate, volatile and own text."""
         own = Role[rule.role.upper()]
         if action is None and own is not Role.WARNING:
             own = Role.CONTEXT
@@ -126,15 +126,15 @@ class ObservationMapping:
 
 
 def line_end(pieces: Sequence[TextPiece]) -> str:
-    """The newline that the text of `pieces` lacks before something of another kind follows, or nothing.
+    """Return the newline that `pieces` need before other text follows, or "".
 
-    After a cut there is none to add: the notice of it is a line.
+    None is needed after a cut: the cut's notice is a line.
     """
     return "\n" if pieces and not pieces[-1].cut and not pieces[-1].text.endswith("\n") else ""
 
 
 def merge(pieces: Iterable[TextPiece]) -> tuple[TextPiece, ...]:
-    """The same text in as few pieces as its roles and channels allow; nothing joins a piece that was cut."""
+    """Merge neighbouring pieces of equal role and channel; nothing is appended to a piece that was cut."""
     groups: list[list[TextPiece]] = []
     for piece in pieces:
         if not piece.text:
@@ -148,10 +148,10 @@ def merge(pieces: Iterable[TextPiece]) -> tuple[TextPiece, ...]:
 
 
 def values_at(root: Any, path: str) -> list[Any]:
-    """The values at a dotted path, `a.b[0].c[*].d`: none where a part is missing, many where it has `[*]`.
+    """Return the values at a dotted path, `a.b[0].c[*].d`: none if a part is missing, any number for `[*]`.
 
     Raises:
-        EchoError: the path has another form.
+        EchoError: the path is malformed.
     """
     values = [root]
     for step in _steps(path):
@@ -165,22 +165,22 @@ def values_at(root: Any, path: str) -> list[Any]:
 
 
 def exit_code_of(payload: Payload, path: str | None) -> int | None:
-    """The whole number at `path`; None where there is none, or no path."""
+    """Return the integer at `path`; None if there is none, or if `path` is None."""
     values = values_at(payload.root, path) if path is not None else []
     return values[0] if len(values) == 1 and type(values[0]) is int else None
 
 
 def is_invalid(payload: Payload, invalid: InvalidConfig) -> bool:
-    """Whether the payload says that the action was none: a text at the path matches the pattern."""
+    """Return whether a text at the path of `invalid` matches its pattern: the line was not an action."""
     values = values_at(payload.root, invalid.path)
     return any(re.search(invalid.pattern, _text(value, invalid.path)) for value in values)
 
 
 def safe(text: str) -> str:
-    """`text` without what would act on a terminal or is no character.
+    """Return `text` without terminal control characters and lone surrogates.
 
-    A control character becomes its picture (U+2400 to U+2421); those of C1, and half surrogate pairs, U+FFFD. Newlines
-    and tabs stay, and CR LF is a newline.
+    C0 control characters and DEL become their pictures (U+2400 to U+2421), C1 control characters and lone surrogates
+    become U+FFFD. Newlines and tabs are kept, and CR LF becomes a newline.
     """
     text = text.replace("\r\n", "\n")
     return text.translate(_SAFE) if _UNSAFE.search(text) else text
@@ -188,13 +188,13 @@ def safe(text: str) -> str:
 
 @cache
 def _steps(path: str) -> tuple[str | int | None, ...]:
-    """A path's parts: names, indices, and None for `[*]`."""
+    """Return a path's parts: names, indices, and None for `[*]`."""
     steps: list[str | int | None] = []
     end = 0
     while end < len(path) or not steps:
         match = _STEP.match(path, end)
         if match is None or (not steps and match.group(1) is None):
-            raise EchoError(f"'{path}' is not a path of an observation", "write a.b, a[0].b or a[*].b")
+            raise EchoError(f"'{path}' is not an observation path", "write a.b, a[0].b or a[*].b")
         name, index = match.groups()
         steps.append(name if name is not None else None if index == "*" else int(index))
         end = match.end()
@@ -202,7 +202,7 @@ def _steps(path: str) -> tuple[str | int | None, ...]:
 
 
 def _text(value: Any, path: str) -> str:
-    """A value as text: strings as they are, null as nothing, all else as compact JSON."""
+    """Return a value as text: strings unchanged, null as "", other values as compact JSON."""
     if isinstance(value, str):
         return value
     if value is None:
@@ -218,7 +218,7 @@ def _omits(rule: ObservationRule, value: Any) -> bool:
 
 
 def _new(texts: Sequence[str], old: Sequence[str]) -> list[str]:
-    """What each text has more than the one at its place before; all of it where it did not grow from that."""
+    """Return the part of each text that follows its previous text; the whole text if it does not start with it."""
     grown = zip(texts, old, strict=False)
     suffixes = [text[len(before) :] if text.startswith(before) else text for text, before in grown]
     return [*suffixes, *texts[len(old) :]]
@@ -229,12 +229,12 @@ def _check_echo(drop_echo: bool | str) -> None:
         try:
             re.compile(drop_echo.replace("{action}", "action"))
         except re.error as error:
-            tip = "Python's syntax, module re; {action} stands for the action"
+            tip = "use the syntax of Python's re module; {action} is replaced by the action"
             raise EchoError(f"drop_echo is not a regular expression: {drop_echo!r}: {error}", tip) from None
 
 
 def _echo_end(drop_echo: bool | str, text: str, action: str) -> int:
-    """Where the echo of `action` at the start of `text` ends; 0 where there is none."""
+    """Return the length in characters of the echo of `action` at the start of `text`; 0 if there is none."""
     if drop_echo is False or (drop_echo is True and not action.strip()):
         return 0
     pattern, action = (_ECHO, action.strip()) if drop_echo is True else (str(drop_echo), action)

@@ -1,6 +1,6 @@
-"""The protocol of environments: in text with roles, as a rollout plays it, and in payloads, as OpenEnv speaks it.
+"""The environment protocols: role-tagged text, for rollouts, and payloads, for OpenEnv.
 
-An environment turns the policy's text into role-tagged text. It decides the roles, because only it knows which
+An environment answers the policy's text with role-tagged text. It assigns the roles, because only it knows which
 bytes came from the world and which are the harness's own.
 """
 
@@ -21,9 +21,9 @@ JsonObject = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class TextPiece:
-    """Text of one role. `channel` names where it came from (stdout, stderr, exit_status).
+    """Text of one role. `channel` names its origin (stdout, stderr, exit_status).
 
-    `cut` says that text after it was left out, which the transcript then tells.
+    `cut` is True if the text after it was omitted; the transcript then shows a notice.
     """
 
     role: Role
@@ -34,91 +34,91 @@ class TextPiece:
 
 @dataclass(frozen=True)
 class StepResult:
-    """An environment's answer to one action; `exit_code` is None where the action ran no command."""
+    """An environment's answer to one action; `exit_code` is None if the action ran no command."""
 
     pieces: tuple[TextPiece, ...]
     done: bool = False
     exit_code: int | None = None
     valid_action: bool = True
-    """The environment could run the action."""
+    """Whether the environment could run the action."""
     parse: Parse = "valid"
     """Whether the text was an action."""
     capped: bool = False
-    """The episode is done because its turns are used up."""
+    """Whether the episode ended at its turn cap."""
     penalty: float = 0.0
-    """What training takes off the episode's reward for this action."""
+    """Amount that training subtracts from the episode's reward for this action."""
     reward: float | None = None
-    """What the environment gave for this action; None where it gave none. `verify` has the episode's."""
+    """Reward of this action; None if the environment gave none. `verify` returns the episode's reward."""
 
     @property
     def clean_parse(self) -> bool:
-        """The text was an action."""
+        """Whether the text was an action."""
         return self.parse == "valid"
 
 
 class Environment(Protocol):
-    """One episode. The text of an action is what the policy wrote, without its stop token.
+    """One episode. The text of an action is the policy's text without its stop token.
 
-    Every method but `close` raises SessionLost where the episode cannot go on, and EchoError (exit code 1) where no
-    episode will ever begin.
+    Every method but `close` raises SessionLost if the episode cannot continue, and EchoError (exit code 1) if no
+    episode can ever begin.
     """
 
     async def reset(self, task: Task) -> tuple[TextPiece, ...]:
         """Start the episode of `task` and return its opening context."""
 
     async def step(self, action: str, problem: str | None = None) -> StepResult:
-        """Let the world answer `action`; one with a `problem` is none, and is refused for that reason."""
+        """Return the world's answer to `action`; an action with a `problem` is refused for that reason."""
 
     async def verify(self) -> float | None:
-        """Call the verifier: the reward of the episode as it stands; None where there is none."""
+        """Call the verifier and return the episode's reward so far; None if it has none."""
 
     async def close(self) -> None:
-        """Release what the episode holds."""
+        """Release the episode's resources."""
 
 
 @dataclass(frozen=True)
 class HostLimits:
-    """How many episodes are played at once, how often one is begun again, and the counts of their faults."""
+    """Limits on concurrent episodes and on attempts, and the counters of their faults."""
 
     sessions: int | None = None
-    """Episodes at a time; None for any number."""
+    """Maximum number of concurrent episodes; None for no limit."""
     batch_wait_s: float = 2.0
-    """How long a batch waits for the environments that have not answered, before it samples without them.
+    """Seconds that a batch waits for environments that have not answered, before it samples without them.
 
-    While all answer within it, which rollout is in which batch does not depend on the clock.
+    While all environments answer in time, the assignment of rollouts to batches does not depend on the clock.
     """
     attempts: int = 3
-    """How often an episode whose session is lost is begun in all."""
+    """Maximum number of attempts, the first included, at an episode whose session is lost."""
     faults: FaultCounts = field(default_factory=FaultCounts)
 
 
 class TaskSuite(Protocol):
-    """What a run needs of its environment: episodes, tasks and scripted actors."""
+    """The episodes, tasks and scripted actors of a run."""
 
     tasks: TaskSplits
     hosting: HostLimits
     description: Description
     replayable: bool
-    """Every task has an expert, and the same actions give the same answers: a pool can be played again at any time."""
+    """Whether every task has an expert and equal actions get equal answers, so that a pool can be replayed."""
 
     def environment(self) -> Environment:
-        """A new environment for one episode."""
+        """Return a new environment for one episode."""
 
     def expert(self, task: Task) -> list[str] | None:
-        """The actions that solve `task`, where they are known."""
+        """Return the actions that solve `task`; None if they are unknown."""
 
     def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
-        """`count` exploring actions in the world of `task`, none of which solves a validation or held-out task."""
+        """Return `count` exploring actions for the world of `task`; none solves a validation or held-out task."""
 
     def out_of_distribution(self) -> TaskSuite:
-        """The same kind of tasks where training has never been."""
+        """Return the suite of the out-of-distribution tasks, which training never sees."""
 
 
 @dataclass(frozen=True)
 class Payload:
     """One answer of an environment: the `data` of OpenEnv's observation message.
 
-    `reward` is None where there is none: null is not zero, and NaN and infinity arrive as null.
+    `reward` is None for null, which is not zero; NaN and infinity count as null.
     """
 
     observation: JsonObject
@@ -128,10 +128,10 @@ class Payload:
 
     @staticmethod
     def from_data(data: Any) -> Payload:
-        """The payload of a decoded `data` object.
+        """Return the payload of a decoded `data` object.
 
         Raises:
-            ValueError: it has not the form of one; says which part.
+            ValueError: the object is malformed; names the part.
         """
         if not isinstance(data, dict) or not isinstance(data.get("observation"), dict):
             raise ValueError("no observation object")
@@ -150,53 +150,53 @@ class Payload:
 
     @property
     def root(self) -> JsonObject:
-        """What the paths of observation rules start from: the observation's fields, and reward, done, metadata."""
+        """Root of the observation rules' paths: the observation's fields, and reward, done and metadata."""
         return {"metadata": self.metadata or {}, "reward": self.reward, "done": self.done, **self.observation}
 
 
 class Client(Protocol):
-    """One episode's owner of one session: one request at a time, and never a second session in its place.
+    """The owner of one episode's session. It makes one request at a time, and never opens a second session.
 
     Errors of every method but `close`:
-        Unavailable: (`reset` alone) there is no session to be had; nothing has begun.
+        Unavailable: (only `reset`) no session is available; nothing has begun.
         BadAction: the environment refused the action's form.
-        EnvironmentFault: it raised while it ran; the session lives on.
-        SessionLost: the episode cannot go on. Every later call raises it again.
+        EnvironmentFault: the environment raised while it ran; the session survives.
+        SessionLost: the episode cannot continue. Every later call raises it again.
     """
 
     async def reset(self, arguments: JsonObject) -> Payload:
         """Open the session and start the episode. Called once."""
 
     async def step(self, action: JsonObject) -> Payload:
-        """Let the environment answer one action."""
+        """Return the environment's answer to one action."""
 
     async def close(self) -> None:
-        """Give the session back, whatever its state. Raises nothing; may be called twice."""
+        """Release the session, whatever its state. Raises nothing; may be called twice."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a source says of itself. Schemas are JSON schemas of OpenEnv's `/schema`."""
+    """A source's description of itself. Schemas are the JSON schemas of OpenEnv's `/schema`."""
 
     name: str
     action_schema: JsonObject
     observation_schema: JsonObject
     sessions: int | None = None
-    """Parallel sessions it takes; None where it does not say."""
+    """Number of parallel sessions that the source accepts; None if unknown."""
 
 
 class EnvironmentSource(Protocol):
-    """Where environments come from. Made once a run; clients are made for every episode."""
+    """A source of environments, created once per run. It creates one client per episode."""
 
     def describe(self) -> Description:
-        """Ask the source who it is.
+        """Return the source's description.
 
         Raises:
-            EchoError: it cannot be reached, or does not speak OpenEnv.
+            EchoError: the source cannot be reached, or does not speak OpenEnv.
         """
 
     def client(self) -> Client:
-        """A client for one episode; it opens its session at `reset`."""
+        """Return a client for one episode; it opens its session at `reset`."""
 
     def ended(self) -> str | None:
-        """Why no session will ever be had again, where that is known: the server that we started has ended."""
+        """Return why no session can ever be opened again (the run's own server has ended); None if unknown."""

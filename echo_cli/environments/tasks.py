@@ -1,4 +1,4 @@
-"""Tasks as a user lists them: reset arguments from a file, from the config or by seed, put into disjoint splits."""
+"""Tasks, and loading them from a file, the config or a range of seeds into disjoint splits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Split = Literal["train", "validation", "heldout"]
 OOD = "ood"
 _SPLITS = (*get_args(Split), OOD)
 _KEYS = ("reset", "id", "split", "family", "actions")
-_LONGEST_ID = 64
+_LONGEST_ID = 64  # characters
 _WORD = re.compile(r"(?!(?:true|false|null)$)[A-Za-z_][\w./-]*", re.ASCII)
 
 
@@ -38,7 +38,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskSplits:
-    """The tasks of a run. Training sees `train`, choices are made on `validation`, figures come from `heldout`."""
+    """The tasks of a run: `train` for training, `validation` for choosing a step, `heldout` for reported figures."""
 
     train: Sequence[Task]
     validation: Sequence[Task]
@@ -55,18 +55,18 @@ class TaskSplits:
 
 @dataclass(frozen=True)
 class TaskList:
-    """Tasks in their splits, with what is known of some."""
+    """Tasks in their splits, with the known solutions."""
 
     splits: TaskSplits
     actions: Mapping[str, tuple[str, ...]]
-    """By task id: lines that solve the task."""
+    """Lines that solve a task, per task id."""
     ood: tuple[Task, ...]
-    """Tasks that are unlike those of training; their `Task.split` is heldout."""
+    """Out-of-distribution tasks; their `Task.split` is heldout."""
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A task as listed, at `place`: a file and line, or the key of the config. `split` is None where it names none."""
+    """A task as listed at `place`, a file and line or a config key. `split` is None if the entry has none."""
 
     place: str
     task_id: str
@@ -77,17 +77,18 @@ class _Entry:
 
 
 def load_tasks(config: TasksConfig) -> TaskList:
-    """The tasks of `file`, `items` or `seeds`. A relative path is one from the working directory.
+    """Load the tasks of `file`, `items` or `seeds`. A relative path starts at the working directory.
 
-    What names no split gets one by the SHA-256 of its reset arguments, so tasks keep their split when others are added.
+    An entry without a split is assigned one by the SHA-256 of its reset arguments, so that tasks keep their split when
+    others are added.
 
     Raises:
-        EchoError: the file cannot be read, an entry is no task, an id occurs twice, the same reset arguments are in two
-            splits, or no task is left to train on. Names the file and the line.
+        EchoError: the file cannot be read, an entry is not a task, an id occurs twice, two splits have the same reset
+            arguments, or no task is left to train on. Names the file and the line.
     """
     entries = list(_entries(config))
     if not entries:
-        raise EchoError(f"{escape_unprintable(config.file or 'environment.tasks')} has no tasks", "list one a line")
+        raise EchoError(f"{escape_unprintable(config.file or 'environment.tasks')} has no tasks", "list at least one")
     _refuse_double_ids(entries)
     split_of: dict[str, tuple[str, _Entry]] = {}
     found: dict[str, list[Task]] = {name: [] for name in _SPLITS}
@@ -98,22 +99,22 @@ def load_tasks(config: TasksConfig) -> TaskList:
         if before != name:
             raise EchoError(
                 f"the same reset arguments are in {before} ({first.place}) and in {name} ({entry.place})",
-                "a task belongs to one split: what is trained on cannot be held out",
+                "assign every task to one split: a training task cannot be held out",
             )
         split: Split = next((known for known in get_args(Split) if known == name), "heldout")
         found[name].append(Task(entry.task_id, split, entry.family, entry.arguments))
     if not found["train"]:
         counts = ", ".join(f"{len(found[name])} {name}" for name in _SPLITS if found[name])
         raise EchoError(
-            f"no task is left to train on: of {len(entries)}, {counts}",
-            "list more tasks, lower environment.tasks.validation and heldout, or give entries a split of their own",
+            f"no task is left to train on: {len(entries)} in total, {counts}",
+            "list more tasks, lower environment.tasks.validation and heldout, or set the split of some entries",
         )
     splits = TaskSplits(*(tuple(found[name]) for name in get_args(Split)))
     return TaskList(splits, {entry.task_id: entry.actions for entry in entries if entry.actions}, tuple(found[OOD]))
 
 
 def split_by_hash(canonical: str, validation: float, heldout: float) -> Split:
-    """The split of a task: its hash, as a number from 0 to 1, against the fractions."""
+    """Return the split of a task: its hash, scaled to [0, 1), compared with the fractions."""
     number = int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:8], "big") / 2**64
     if number < validation:
         return "validation"
@@ -128,9 +129,7 @@ def _entries(config: TasksConfig) -> Iterator[_Entry]:
         path = Path(config.file)
         read = {".jsonl": _read_jsonl, ".yaml": _read_list, ".yml": _read_list}.get(path.suffix)
         if read is None:
-            raise EchoError(
-                f"tasks are not read from '{escape_unprintable(path)}'", "a file of tasks ends in .yaml or .jsonl"
-            )
+            raise EchoError(f"unsupported task file '{escape_unprintable(path)}'", "name a .yaml or .jsonl file")
         for line, value in read(path):
             yield _entry(value, f"{escape_unprintable(path)}:{line}")
     else:
@@ -139,7 +138,7 @@ def _entries(config: TasksConfig) -> Iterator[_Entry]:
 
 
 def _read_list(path: Path) -> Iterator[tuple[int, Any]]:
-    node, values = read_yaml(path, "tasks", "environment.tasks.file is a path from the working directory")
+    node, values = read_yaml(path, "tasks", "environment.tasks.file is relative to the working directory")
     if node is None:
         return
     if not isinstance(node, yaml.SequenceNode):
@@ -152,7 +151,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        tip = "environment.tasks.file is a path from the working directory"
+        tip = "environment.tasks.file is relative to the working directory"
         raise EchoError(f"cannot read tasks {escape_unprintable(path)}: {error}", tip) from None
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -160,7 +159,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
         try:
             value = json.loads(line, object_pairs_hook=_once, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
-            _refuse(f"not JSON: {error}", f"{escape_unprintable(path)}:{number}", "one JSON object a line")
+            _refuse(f"not JSON: {error}", f"{escape_unprintable(path)}:{number}", "write one JSON object per line")
         yield number, value
 
 
@@ -173,7 +172,7 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _entry(value: Any, place: str) -> _Entry:
@@ -184,21 +183,21 @@ def _entry(value: Any, place: str) -> _Entry:
     if unknown is not None:
         _refuse(f"unknown key '{unknown}' beside reset", place, suggest(str(unknown), _KEYS, "keys beside reset"))
     if not isinstance(arguments, dict):
-        _refuse("reset is not a mapping", place, "it holds the reset arguments: reset: {seed: 3}")
+        _refuse("reset is not a mapping", place, "write the reset arguments, such as reset: {seed: 3}")
     _check_json(arguments, place)
     task_id = _text(given.get("id", default_id(arguments)), "id", place)
     family = _text(given.get("family", "task"), "family", place)
     split = given.get("split")
     if split is not None and split not in _SPLITS:
-        _refuse(f"no split '{split}'", place, suggest(str(split), _SPLITS, "one of"))
+        _refuse(f"unknown split '{split}'", place, suggest(str(split), _SPLITS, "splits"))
     actions = given.get("actions", [])
     if not isinstance(actions, list) or not all(isinstance(line, str) and "\n" not in line for line in actions):
-        _refuse("actions is not a list of lines", place, "one action a line of text: actions: [ls, cat notes]")
+        _refuse("actions is not a list of lines", place, "write one line per action: actions: [ls, cat notes]")
     return _Entry(place, task_id, split, family, arguments, tuple(actions))
 
 
 def default_id(arguments: Mapping[str, Any]) -> str:
-    """A readable name of reset arguments, `seed=3,level=easy`; where it would be long, its start and a hash."""
+    """Return a readable name of reset arguments, `level=easy,seed=3`; a long name is cut and ends in a hash."""
     if not arguments:
         return "default"
     name = ",".join(f"{key}={_short(arguments[key])}" for key in sorted(arguments))
@@ -215,12 +214,13 @@ def _short(value: Any) -> str:
 
 def _text(value: Any, key: str, place: str) -> str:
     if not isinstance(value, str) or not value or "\n" in value:
-        _refuse(f"{key} is {json.dumps(value, default=str)}", place, "a line of text is expected: quote a number")
+        shown = json.dumps(value, default=str)
+        _refuse(f"{key} is {shown}, not a line of text", place, "write a line of text; quote a number")
     return value
 
 
 def _check_json(value: Any, place: str) -> None:
-    """Refuse what would not arrive at the environment as it is written: NaN, and keys that are no text."""
+    """Refuse values that JSON would not preserve: NaN, infinity, and keys that are not text."""
     if isinstance(value, dict):
         for key, entry in value.items():
             if not isinstance(key, str):
@@ -230,11 +230,11 @@ def _check_json(value: Any, place: str) -> None:
         for entry in value:
             _check_json(entry, place)
     elif isinstance(value, float) and not math.isfinite(value):
-        _refuse(f"{value} is not a number of JSON", place, "reset arguments are JSON: null, or a finite number")
+        _refuse(f"{value} is not a JSON number", place, "write null or a finite number: reset arguments are JSON")
 
 
 def _canonical(arguments: Mapping[str, Any]) -> str:
-    """Reset arguments as one text, whatever the order of their keys."""
+    """Return reset arguments as one text that does not depend on the order of their keys."""
     return json.dumps(arguments, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -243,8 +243,8 @@ def _refuse_double_ids(entries: Sequence[_Entry]) -> None:
     for entry in entries:
         before = first.setdefault(entry.task_id, entry)
         if before is not entry:
-            message = f"the task id '{escape_unprintable(entry.task_id)}' is that of {before.place} too"
-            _refuse(message, entry.place, "list every task once, or give each an id of its own")
+            message = f"the task id '{escape_unprintable(entry.task_id)}' is already used at {before.place}"
+            _refuse(message, entry.place, "list every task once, or give each its own id")
 
 
 def _refuse(message: str, place: str, tip: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Any source of environments behind the environment protocol: text to actions, payloads to text with roles."""
+"""Adapt any environment source to the environment protocol: text to actions, payloads to role-tagged text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NOTICE_CHARS = 200
 
 
 class TextEnvironment:
-    """One episode of `source`, with the mapping of `settings`."""
+    """One episode of `source`, mapped to text by `settings`."""
 
     def __init__(self, source: EnvironmentSource, settings: EnvironmentConfig, hosting: HostLimits) -> None:
         self._source = source
@@ -43,16 +43,17 @@ class TextEnvironment:
         self._done = False
 
     async def reset(self, task: Task) -> tuple[TextPiece, ...]:
-        """Start the episode, trying again while the environment is not available.
+        """Start the episode, retrying while the environment is not available.
 
         Raises:
-            EchoError: it was not for `retry_s`, it never will be, or it refused this task's reset (exit code 1).
+            EchoError: the environment was not available for `retry_s` seconds, has ended, or refused the task's reset
+                (exit code 1).
         """
         payload = await self._begin(task)
         return self._prompted(self._observations.opening(payload))
 
     async def step(self, action: str, problem: str | None = None) -> StepResult:
-        """Parse `action`, send it, and map the answer; what goes wrong with the action alone is a warning."""
+        """Parse `action`, send it, and map the answer to text; an action that fails yields a warning."""
         self._turns += 1
         try:
             if problem is not None:
@@ -69,7 +70,8 @@ class TextEnvironment:
         self._done = payload.done
         settings = self._settings
         exit_code = exit_code_of(payload, settings.exit_code)
-        # An action that ran on the last turn ends the episode, whoever says so; an answer there is an answer.
+        # The turn cap ends the episode even if the environment also reports done for an action that ran on the last
+        # turn (it has an exit code). A submitted answer has no exit code and is not capped.
         capped = self._turns >= settings.max_turns and (not payload.done or exit_code is not None)
         done = payload.done or capped
         pieces = self._observations.reply(payload, action)
@@ -83,9 +85,9 @@ class TextEnvironment:
         )
 
     async def verify(self) -> float | None:
-        """Send the final actions, then the episode's reward by the rules of `settings.reward`.
+        """Send the final actions and return the episode's reward by the rules of `settings.reward`.
 
-        Where one that counts fails, the reward is not known.
+        The reward is None if a final action that counts fails.
         """
         rules, known = self._settings.reward, True
         final: list[float | None] = []
@@ -132,7 +134,7 @@ class TextEnvironment:
             await self._client.close()
             if refusals >= self._settings.attempts:
                 raise EchoError(
-                    f"the environment does not start task {task.task_id}: {reason}",
+                    f"the environment failed to start task {task.task_id}: {reason}",
                     "check the reset arguments of environment.tasks with `echo-cli env check`",
                     exit_code=1,
                 )
@@ -140,14 +142,14 @@ class TextEnvironment:
             if ended or time.monotonic() + pause > deadline:
                 raise EchoError(
                     f"the environment is not available: {ended or reason}",
-                    "start it again, or ask for fewer environment.sessions where it is full; --resume continues a run",
+                    "restart it, or lower environment.sessions if it is full; --resume continues a run",
                     exit_code=1,
                 )
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     def _refused(self, reason: str, parse: Parse, penalty: float) -> StepResult:
-        """The reply to an action that did not run."""
+        """Return the result of an action that did not run."""
         line = " ".join(safe(reason).split())
         notice = TextPiece(Role.WARNING, f"[{line[:_NOTICE_CHARS]}]\n", "notice")
         capped = self._turns >= self._settings.max_turns
@@ -161,14 +163,14 @@ class TextEnvironment:
         )
 
     def _prompted(self, pieces: tuple[TextPiece, ...]) -> tuple[TextPiece, ...]:
-        """`pieces` and the prompt of the next action, on a line of its own."""
+        """Return `pieces` followed by the prompt of the next action, on its own line."""
         prompt = self._settings.prompt
         return (*pieces, TextPiece(Role.CONTEXT, line_end(pieces) + prompt)) if prompt else pieces
 
 
 @dataclass(frozen=True)
 class EnvironmentFactory:
-    """Makes the environments of a run: where they come from, and how they become text."""
+    """A factory of a run's environments: their source, and the settings that map them to text."""
 
     source: EnvironmentSource
     settings: EnvironmentConfig
@@ -180,11 +182,11 @@ class EnvironmentFactory:
 
 
 def episode_reward(rewards: list[float | None], mode: str, none: str) -> float | None:
-    """The reward of an episode from those of its steps; None where it has none (null is not zero).
+    """Return an episode's reward, given the rewards of its steps; None if it has none (null is not zero).
 
     Args:
-        mode: `last` takes the last of them, `sum` and `final` add them up.
-        none: `zero` counts a null as 0, `skip` leaves it out.
+        mode: `last` takes the last reward, `sum` and `final` add the rewards.
+        none: `zero` counts a null as 0, `skip` omits it.
     """
     if none == "zero":
         known = [reward or 0.0 for reward in rewards] or [0.0]

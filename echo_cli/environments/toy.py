@@ -1,4 +1,4 @@
-"""The toy terminal's tasks and scripted actors, whoever runs the terminal."""
+"""The toy terminal's tasks and scripted actors, and its source in this process."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class ToyWorlds:
     """Tasks and scripted actors of one or more toy worlds.
 
     Args:
-        families: the tasks' kinds; empty means all. What explorers may type does not depend on it.
-        factory: makes the terminals; those of this process by default.
+        families: kinds of tasks; empty means all. The explorers' commands do not depend on it.
+        factory: creates the terminals; by default in this process.
 
     Raises:
         EchoError: no world has a training task of these families.
@@ -70,7 +70,7 @@ class ToyWorlds:
         self.tasks = TaskSplits(**splits)
 
     def made_by(self, factory: EnvironmentFactory) -> ToyWorlds:
-        """The same worlds, with the terminals of `factory`; the turns stay those of the tasks."""
+        """Return the same worlds with terminals from `factory` and the turn cap of these worlds."""
         settings = factory.settings.model_copy(update={"max_turns": self._max_turns})
         factory = replace(factory, settings=settings)
         return ToyWorlds(self._world_seeds, self._ood_world_seeds, self._max_turns, self._families, factory)
@@ -89,14 +89,14 @@ class ToyWorlds:
 
 
 def toy_factory(max_turns: int, hosting: HostLimits) -> EnvironmentFactory:
-    """Makes toy terminals in this process."""
+    """Return a factory of toy terminals in this process."""
     source = ToySource()
     return EnvironmentFactory(source, toy_settings(max_turns), hosting, source.describe())
 
 
 @cache
 def toy_settings(max_turns: int) -> EnvironmentConfig:
-    """What of a toy terminal in this process is text, and with which roles."""
+    """Return the settings that map a toy terminal in this process to role-tagged text."""
     values = {**environment_preset("toy_terminal"), "toy_terminal": {}, "max_turns": max_turns}
     return EnvironmentConfig.model_validate_json(json.dumps(values), strict=True)
 
@@ -105,7 +105,7 @@ _TEXT: Mapping[str, str] = {"type": "string"}
 
 
 class ToySource:
-    """Toy terminals that live and die with their episodes."""
+    """A source of toy terminals in this process, one per episode."""
 
     def describe(self) -> Description:
         action = {"type": "object", "properties": {"command": _TEXT}, "required": ["command"]}

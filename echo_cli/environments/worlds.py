@@ -1,4 +1,4 @@
-"""From a config to what answers: the source of environments, opened for as long as it is needed."""
+"""Open the task suite and the environment source that a config names."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from echo_cli.errors import EchoError
 
 @contextmanager
 def open_worlds(config: Config) -> Iterator[TaskSuite]:
-    """The worlds of `config`, for a `with` block: a server that we start for it ends with it.
+    """Yield the task suite of `config`; a server that is started for it stops at the end of the block.
 
     Raises:
-        EchoError: the environment cannot be reached or started (exit code 1), does not speak OpenEnv, takes other
-            actions than the config's, or the tasks cannot be read.
+        EchoError: the environment cannot be reached or started (exit code 1), does not speak OpenEnv, does not accept
+            the config's actions, or the tasks cannot be read.
     """
     environment, toy = config.environment, config.environment.toy_worlds
     worlds_of: Callable[[EnvironmentFactory], TaskSuite]
@@ -52,7 +52,7 @@ def open_worlds(config: Config) -> Iterator[TaskSuite]:
 
 
 def text_settings(environment: EnvironmentConfig) -> EnvironmentConfig:
-    """The settings by which payloads become text: the config's, or a toy terminal's own."""
+    """Return the settings that map payloads to text: the config's, or the toy terminal's."""
     toy = environment.toy_terminal
     return environment if toy is None else toy_settings(toy.max_turns)
 
@@ -62,7 +62,7 @@ def _hosting(environment: EnvironmentConfig, sessions: int | None) -> HostLimits
 
 
 def rollouts_at_once(config: Config, splits: TaskSplits) -> int:
-    """The most rollouts that a run wants to play at once: more sessions than that are of no use to it."""
+    """Return the maximum number of rollouts that a run plays at once: it cannot use more sessions."""
     rollout, evaluation = config.rollout, config.evaluation
     return max(
         rollout.tasks_per_step * rollout.group_size,
@@ -74,11 +74,11 @@ def rollouts_at_once(config: Config, splits: TaskSplits) -> int:
 
 @contextmanager
 def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterator[EnvironmentSource]:
-    """The source that `environment` names; it is imported and opened only here."""
+    """Yield the source that `environment` names; its module is imported only here."""
     if environment.object is not None:
         from echo_cli.environments.openenv.in_process_client import ObjectSource
 
-        with redirect_stdout(sys.stderr):  # what it prints is no part of our output, which may be JSON
+        with redirect_stdout(sys.stderr):  # its prints must not mix with our output, which may be JSON
             yield ObjectSource(
                 environment.object,
                 environment.object_options,
@@ -98,7 +98,7 @@ def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterato
 def _server(
     environment: EnvironmentConfig, url: str, wanted_sessions: int, ended: Callable[[], str | None]
 ) -> EnvironmentSource:
-    """A server at `url`, through our client or a typed one."""
+    """Return the source of a server at `url`, with our client or the configured typed client."""
     from echo_cli.environments.openenv.session import SessionLimits
     from echo_cli.environments.openenv.websocket_client import WireSource
 
@@ -114,7 +114,7 @@ def _server(
 
 
 class TaskWorlds:
-    """What a run needs of an environment that is not ours."""
+    """The task suite of a user's environment."""
 
     replayable = False
 
@@ -141,7 +141,7 @@ class TaskWorlds:
 
 
 class NoWorlds:
-    """Worlds without a task."""
+    """A task suite without tasks or an environment."""
 
     replayable = False
 

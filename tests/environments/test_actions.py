@@ -88,9 +88,9 @@ def test_json_of_the_deepest_nesting_is_taken() -> None:
     [
         ({}, "environment.action.template is missing", "{text}"),
         ({"template": {"a": "constant"}}, "has no {text}", "{text}"),
-        ({"template": {"a": "{text:integer}"}}, "no cast 'integer'", "int"),
-        ({"template": {"a": "go {text:int}"}}, "stands alone", "{text}"),
-        ({"kind": "json", "template": {"a": "{text}"}}, "no use with kind json", "null"),
+        ({"template": {"a": "{text:integer}"}}, "unknown cast 'integer'", "int"),
+        ({"template": {"a": "go {text:int}"}}, "must be the whole string", "{text}"),
+        ({"kind": "json", "template": {"a": "{text}"}}, "is not used with kind json", "null"),
     ],
 )
 def test_a_template_that_cannot_work_is_refused_at_once(keys: Any, message: str, tip: str) -> None:
@@ -275,15 +275,15 @@ def test_templates_that_the_environment_takes() -> None:
     ("fields", "message", "tip"),
     [
         ({"comand": "{text}"}, "environment.action.template.comand is unknown", "did you mean 'command'?"),
-        ({"mode": "{text}"}, "environment.action.template lacks 'command'", "add it"),
-        ({"command": "{text:int}"}, "template.command is of type integer; the environment takes string", "/schema"),
-        ({"command": "c", "wait": "{text}"}, "is of type string; the environment takes integer or null", "{text:int}"),
-        ({"command": "{text}", "wait": 1.5}, "template.wait is 1.5; the environment takes integer or null", "/schema"),
+        ({"mode": "{text}"}, "environment.action.template lacks the required field 'command'", "add it"),
+        ({"command": "{text:int}"}, "template.command is of type integer; expected string", "/schema"),
+        ({"command": "c", "wait": "{text}"}, "is of type string; expected integer or null", "{text:int}"),
+        ({"command": "{text}", "wait": 1.5}, "template.wait is 1.5; expected integer or null", "/schema"),
         ({"command": "{text}", "wait": True}, "template.wait is true", "/schema"),
-        ({"command": "{text}", "mode": "run"}, 'is "run"; the environment takes "exec" or "view"', "/schema"),
-        ({"command": "{text}", "mode": 1}, 'template.mode is 1; the environment takes "exec" or "view"', "/schema"),
+        ({"command": "{text}", "mode": "run"}, 'is "run"; expected "exec" or "view"', "/schema"),
+        ({"command": "{text}", "mode": 1}, 'template.mode is 1; expected "exec" or "view"', "/schema"),
         ({"command": "{text}", "env": {"A": 1}}, "template.env.A is 1", "/schema"),
-        ({"command": "{text}", "words": ["a", 2]}, "template.words[1] is 2; the environment takes string", "/schema"),
+        ({"command": "{text}", "words": ["a", 2]}, "template.words[1] is 2; expected string", "/schema"),
         ({"command": ["{text}"]}, 'template.command is ["<string>"]', "/schema"),
     ],
 )
@@ -310,7 +310,7 @@ def test_a_wrong_tool_call_of_the_config_is_refused(schema: Any) -> None:
 
 
 def test_other_environments_take_no_tool_calls() -> None:
-    with pytest.raises(EchoError, match=r"takes no tool calls \(fields: metadata, mode, command") as raised:
+    with pytest.raises(EchoError, match=r"accepts no tool calls \(fields: metadata, mode, command") as raised:
         check_action(ActionConfig(kind="tool_call"), SHELL)
     assert "environment.action.template" in str(raised.value.tip)
     check_action(ActionConfig(kind="json"), SHELL)  # JSON actions cannot be checked before the policy writes one

@@ -86,9 +86,9 @@ def test_index_after_index() -> None:
 @pytest.mark.parametrize("path", ["", ".", ".a", "a.", "a..b", "[0]", "a[", "a[x]", "a[-1]", "a[0]b", "a]", "a.[0]"])
 def test_a_path_of_another_form_is_refused_at_once(path: str) -> None:
     for made in (lambda: mapping({"path": path}), lambda: mapping(exit_code=path)):
-        with pytest.raises(EchoError, match="is not a path"):
+        with pytest.raises(EchoError, match="is not an observation path"):
             made()
-    with pytest.raises(EchoError, match="is not a path"):
+    with pytest.raises(EchoError, match="is not an observation path"):
         mapping(invalid={"path": path, "pattern": "x"})
 
 

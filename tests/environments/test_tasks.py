@@ -117,7 +117,7 @@ def test_a_split_that_the_hash_leaves_empty_is_an_error_for_training_alone(tmp_p
     tasks = _load(tmp_path, "t.yaml", "- {seed: 1}\n", validation=0.0, heldout=0.0)
     assert _split_of(tasks) == {"seed=1": "train"}
     error = _refused(tmp_path, "t.yaml", "- {reset: {seed: 1}, split: validation}\n- {reset: {seed: 2}, split: ood}\n")
-    assert error.message == "no task is left to train on: of 2, 1 validation, 1 ood"
+    assert error.message == "no task is left to train on: 2 in total, 1 validation, 1 ood"
 
 
 def test_the_same_arguments_may_be_twice_in_one_split_under_two_ids(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_the_same_arguments_may_be_twice_in_one_split_under_two_ids(tmp_path: Pa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- {seed: 1}\n\n- {seed: 1}\n", "the task id 'seed=1' is that of {path}:1 too ({path}:3)"),
+        ("- {seed: 1}\n\n- {seed: 1}\n", "the task id 'seed=1' is already used at {path}:1 ({path}:3)"),
         (
             "- {reset: {seed: 1}, id: a, split: train}\n- {reset: {seed: 1}, id: b, split: heldout}\n",
             "the same reset arguments are in train ({path}:1) and in heldout ({path}:2)",
@@ -138,15 +138,15 @@ def test_the_same_arguments_may_be_twice_in_one_split_under_two_ids(tmp_path: Pa
             "the same reset arguments are in train ({path}:1) and in ood ({path}:2)",
         ),
         ("- {seed: 1}\n- reset: {seed: 2}\n  splt: train\n", "unknown key 'splt' beside reset ({path}:2)"),
-        ("- {reset: {seed: 1}, split: test}\n", "no split 'test' ({path}:1)"),
+        ("- {reset: {seed: 1}, split: test}\n", "unknown split 'test' ({path}:1)"),
         ("- {reset: 3}\n", "reset is not a mapping ({path}:1)"),
-        ("- {reset: {seed: 1}, id: 3}\n", "id is 3 ({path}:1)"),
-        ("- {reset: {seed: 1}, family: ''}\n", 'family is "" ({path}:1)'),
+        ("- {reset: {seed: 1}, id: 3}\n", "id is 3, not a line of text ({path}:1)"),
+        ("- {reset: {seed: 1}, family: ''}\n", 'family is "", not a line of text ({path}:1)'),
         ("- {reset: {seed: 1}, actions: ls}\n", "actions is not a list of lines ({path}:1)"),
         ('- {reset: {seed: 1}, actions: ["a\\nb"]}\n', "actions is not a list of lines ({path}:1)"),
         ("- {seed: 1}\n- 3\n", "a task is not a mapping of reset arguments ({path}:2)"),
-        ("- {seed: .nan}\n", "nan is not a number of JSON ({path}:1)"),
-        ("- {at: [{x: -.inf}]}\n", "-inf is not a number of JSON ({path}:1)"),
+        ("- {seed: .nan}\n", "nan is not a JSON number ({path}:1)"),
+        ("- {at: [{x: -.inf}]}\n", "-inf is not a JSON number ({path}:1)"),
         ("- {1: 2}\n", "the key 1 is not text ({path}:1)"),
         ("- {seed: 1}\n- {seed: 2, seed: 3}\n", "key '1.seed' is given twice ({path}:2)"),
         ("seed: 1\n", "not a list of tasks ({path}:1)"),
@@ -166,10 +166,10 @@ def test_a_wrong_yaml_file_is_refused_with_the_line(text: str | bytes, message: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"seed": 1}\n{"seed": 1}\n', "the task id 'seed=1' is that of {path}:1 too ({path}:2)"),
+        ('{"seed": 1}\n{"seed": 1}\n', "the task id 'seed=1' is already used at {path}:1 ({path}:2)"),
         ('{"seed": 1}\n{"seed": \n', "not JSON: "),
-        ('{"seed": 1}\n{"seed": NaN}\n', "NaN is not a number of JSON ({path}:2)"),
-        ('{"seed": 1}\n{"seed": 1e999}\n', "inf is not a number of JSON ({path}:2)"),
+        ('{"seed": 1}\n{"seed": NaN}\n', "NaN is not a JSON number ({path}:2)"),
+        ('{"seed": 1}\n{"seed": 1e999}\n', "inf is not a JSON number ({path}:2)"),
         ('{"seed": 1}\n{"seed": 2, "seed": 3}\n', "key 'seed' is given twice ({path}:2)"),
         ('{"seed": 1}\n[2]\n', "a task is not a mapping of reset arguments ({path}:2)"),
         ("[" * 100_000, "not JSON: "),
@@ -188,7 +188,7 @@ def test_a_wrong_item_is_named_by_its_key() -> None:
 
 
 def test_a_file_of_another_kind_or_none_at_all_is_refused(tmp_path: Path) -> None:
-    assert "tasks are not read from" in _refused(tmp_path, "tasks.csv", "seed\n1\n").message
+    assert "unsupported task file" in _refused(tmp_path, "tasks.csv", "seed\n1\n").message
     for name in ("missing.yaml", "missing.jsonl"):
         with pytest.raises(EchoError, match=f"cannot read tasks .*{name}"):
             load_tasks(TasksConfig(file=str(tmp_path / name)))

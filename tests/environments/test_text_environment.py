@@ -229,7 +229,7 @@ def test_a_server_of_ours_that_has_ended_is_not_waited_for() -> None:
 def test_a_reset_that_fails_is_tried_a_few_times_and_then_names_the_task(answer: Answer, reason: str) -> None:
     source = Scripted(answer, answer, said("q\n"))
     assert Played(source, attempts=3).faults() == {"unavailable": 2}
-    with pytest.raises(EchoError, match=f"does not start task t1: {reason}") as caught:
+    with pytest.raises(EchoError, match=f"failed to start task t1: {reason}") as caught:
         Played(Scripted(answer, answer, answer), attempts=3)
     assert caught.value.exit_code == 1
 
