@@ -1,1 +1,1 @@
-"""Where environments come from: one client and source for each kind that a config names."""
+"""OpenEnv environments: a client and a source for each kind that a config can name."""

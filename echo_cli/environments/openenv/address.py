@@ -1,4 +1,4 @@
-"""Where a server is and what it is sent along: checked URLs, and headers whose values stay secret."""
+"""A server's address: validated URLs, and headers whose values are kept secret."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 @dataclass(frozen=True)
 class WireAddress:
-    """A server's base URL, without a slash at its end, in the two schemes that OpenEnv speaks."""
+    """A server's base URL, without a trailing slash, for the two protocols of OpenEnv."""
 
     http: str
     websocket: str
-    """Of its `/ws`."""
+    """URL of the server's `/ws`."""
     host: str
     loopback: bool
-    """It is this machine, which no proxy stands before."""
+    """Whether the server is on this machine, so that no proxy is used."""
     headers: Mapping[str, str] = field(repr=False)
     secrets: Mapping[str, str] = field(repr=False)
-    """What the headers took from the environment, and the `${NAME}` that is shown in its place."""
+    """Environment variables' values in the headers, mapped to the `${NAME}` that messages show instead."""
 
     def line(self, text: str) -> str:
-        """A server's text as one short line: no control characters, and none of the headers' secrets."""
+        """Return a server's text as one short line without control characters and the headers' secrets."""
         return fault_line(text, self.secrets)
 
 
 def wire_address(url: str, headers: Mapping[str, str], section: str = "environment") -> WireAddress:
-    """The address of a base `url` (http, https, ws, wss), with `${NAME}` in `headers` filled from the environment.
+    """Return the address of a base `url` (http, https, ws, wss); fill `${NAME}` in `headers` from the environment.
 
     Args:
-        section: of the config, for the messages.
+        section: config section that the messages name.
 
     Raises:
-        EchoError: the URL is none or holds a password or a query; a variable is not set; a header cannot be sent.
-            Names the header and the variable, never a value.
+        EchoError: the URL is invalid or contains credentials or a query; a variable is not set; a header cannot be
+            sent. Names the header and the variable, never a value.
     """
     parts = _parts(url, section)
     secrets: dict[str, str] = {}
@@ -68,29 +68,29 @@ def _parts(url: str, section: str) -> SplitResult:
         parts = urlsplit(url)
         valid = parts.scheme in ("http", "https", "ws", "wss") and parts.hostname and parts.port != 0
         (parts.hostname or "").encode("idna")
-    except ValueError:  # no such port, brackets without an address, a label of 64 letters
+    except ValueError:  # invalid port, brackets without an address, or a label of 64 characters
         valid = None
     if not valid or not url.isascii() or not url.isprintable() or " " in url:
-        raise EchoError(f"{section}.url is no address of a server", tip)
+        raise EchoError(f"{section}.url is not a server address", tip)
     if parts.username is not None or parts.password is not None:
-        raise EchoError(f"{section}.url holds a user name", f"send credentials as {section}.headers, with ${{NAME}}")
+        raise EchoError(f"{section}.url contains credentials", f"send them in {section}.headers, with ${{NAME}}")
     if parts.query or parts.fragment:
-        raise EchoError(f"{section}.url has a query or a fragment", f"it is the server's base URL: {tip}")
+        raise EchoError(f"{section}.url has a query or a fragment", f"omit it: {tip}")
     return parts
 
 
 def _header(name: str, template: str, secrets: dict[str, str], section: str) -> str:
-    """The value of a header; what it takes from the environment is added to `secrets`."""
+    """Return the value of a header; add the values of its environment variables to `secrets`."""
     if not _HEADER_NAME.fullmatch(name):
         raise EchoError(
-            f"{section}.headers: '{escape_unprintable(name)}' is no name of a header", "for example Authorization"
+            f"{section}.headers: '{escape_unprintable(name)}' is not a header name", "write it like Authorization"
         )
     value, taken = expand_env(template, f"{section}.headers.{name}", empty=False)
     secrets |= taken
     if not (value.isascii() and value.isprintable()):
         raise EchoError(
-            f"{section}.headers.{name} has a character that no header can carry",
-            "look for a line break at the end of its environment variable",
+            f"{section}.headers.{name} contains a character that a header cannot carry",
+            "check its environment variable for a trailing line break",
         )
     return value
 
@@ -103,11 +103,11 @@ def _is_loopback(host: str) -> bool:
 
 
 def expand_env(template: str, key: str, *, empty: bool) -> tuple[str, dict[str, str]]:
-    """`template` with every `${NAME}` replaced by the variable's value, and by value the `${NAME}` to show for it.
+    """Replace every `${NAME}` in `template` by the variable's value; return the text, and `${NAME}` per value.
 
     Args:
-        key: of the config, for the message.
-        empty: whether a variable may be set to nothing.
+        key: config key that the message names.
+        empty: whether a variable may be empty.
 
     Raises:
         EchoError: a variable is not set. Names the key and the variable, never a value.

@@ -1,4 +1,4 @@
-"""OpenEnv environments in this process: the same payloads as over a socket, without one."""
+"""OpenEnv environments in this process, with the same payloads as over a websocket."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ _LEAVE_SECONDS = 2.0
 
 
 class ObjectClient:
-    """One episode of one environment object, a `protocol.Client`.
+    """A `protocol.Client` for one episode of one environment object.
 
-    Whatever does not answer within `step_timeout_s` is lost: its thread cannot be killed, so it is left behind as a
-    daemon. Should it ever return, it closes its environment and ends.
+    The session is lost if a call takes longer than `step_timeout_s` seconds. The call's thread cannot be killed and
+    remains as a daemon. If the call ever returns, the thread closes the environment and ends.
 
     Args:
-        shared: the thread of all sessions, where the environment demands a single one; else each has its own.
+        shared: the thread of all sessions, if the environment requires a single one; otherwise each session has its
+            own.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class ObjectClient:
         self._session: ObjectSession | None = None
         self._state = SessionState(environment_class.import_path)
         self._hung = False
-        """Something may still run in the thread."""
+        """Whether a call may still run in the thread."""
 
     async def reset(self, arguments: JsonObject) -> Payload:
         payload = await self._ask("reset", arguments)
@@ -53,15 +54,15 @@ class ObjectClient:
         return await self._ask("step", action)
 
     async def close(self) -> None:
-        self._state.end("it is closed")
-        # Who closes in the middle of a request is leaving, and waits for no answer.
+        self._state.end("the session is closed")
+        # A close during a request means that the run is stopping: it does not wait for the full timeout.
         patience_s = min(self._step_timeout_s, _LEAVE_SECONDS) if self._state.lock.locked() else self._step_timeout_s
         session, thread, self._session, self._thread = self._session, self._thread, None, None
         if session is None or thread is None:
             return
         try:
             await wait_at_most(patience_s, session.close_mcp())
-        except Exception:  # as on a server, a session that cannot be closed is none the less given up
+        except Exception:  # as on a server, a session that fails to close is released all the same
             pass
         finally:
             closed = session.close_environment()
@@ -73,7 +74,7 @@ class ObjectClient:
             await wait_at_most(patience_s, asyncio.wrap_future(closed))
         except asyncio.TimeoutError:
             return
-        except Exception:  # likewise
+        except Exception:  # as above
             pass
         if self._shared is None:
             thread.join(patience_s)
@@ -96,7 +97,7 @@ class ObjectClient:
                 raise
             except Fault:
                 raise
-            except Exception as error:  # what a server ends the session for
+            except Exception as error:  # a server would end the session
                 raise self._state.broken(f"{error} (SESSION_ERROR)") from error
         try:
             kind, data = decode(reply)
@@ -114,31 +115,31 @@ class ObjectClient:
         failure: list[Exception | SystemExit] = []
 
         async def open_session(session: ObjectSession) -> None:
-            try:  # the environment's own TimeoutError is none of ours
+            try:  # the environment's own TimeoutError must not be taken for ours
                 await session.open()
             except (Exception, SystemExit) as error:
                 failure.append(error)
 
         await wait_at_most(self._step_timeout_s, open_session(self._session))
         if failure:
-            raise self._state.broken(f"cannot be made: {type(failure[0]).__name__}: {failure[0]}") from failure[0]
+            raise self._state.broken(f"cannot be created: {type(failure[0]).__name__}: {failure[0]}") from failure[0]
 
 
 class ObjectSource:
-    """Environments of a class, a `protocol.EnvironmentSource`.
+    """A `protocol.EnvironmentSource` of the environments of a class.
 
-    Sessions run in parallel, each in a thread of its own; where the class has REQUIRES_SINGLE_THREAD_EXECUTOR, all in
-    one, which lives as long as the process.
+    Each session runs in its own thread. If the class sets REQUIRES_SINGLE_THREAD_EXECUTOR, all sessions share one
+    thread, which runs until the process ends.
 
     Args:
         import_path: `pkg.module:Class`, an OpenEnv `Environment`.
         options: arguments of its constructor.
-        step_timeout_s: for making, resetting and each step, in seconds.
-        sessions_wanted: parallel sessions that are of use, where the class has SUPPORTS_CONCURRENT_SESSIONS.
+        step_timeout_s: limit for the creation, the reset and each step, in seconds.
+        sessions_wanted: number of parallel sessions to offer if the class sets SUPPORTS_CONCURRENT_SESSIONS.
 
     Raises:
-        EchoError: openenv is not here, there is no such class, it does not take the options, or nothing says what
-            actions it takes.
+        EchoError: openenv is not installed, the class does not exist or does not accept the options, or its action type
+            is not declared.
     """
 
     def __init__(
@@ -153,10 +154,10 @@ class ObjectSource:
         self._shared = WorkerThread(import_path) if self._class.one_thread else None
 
     def describe(self) -> Description:
-        """Make one environment, ask it for its name, and close it.
+        """Create one environment, read its name, and close it.
 
         Raises:
-            EchoError: it cannot be made, or cannot be asked.
+            EchoError: the environment cannot be created, or its name cannot be read.
         """
         thread = self._shared or WorkerThread(self._class.import_path)
         asked = thread.start(self._name)
@@ -165,12 +166,12 @@ class ObjectSource:
         try:
             name = asked.result(self._step_timeout_s)
         except FutureTimeout:
-            message = f"'{self._class.import_path}' is not made within {self._step_timeout_s:g} s"
+            message = f"'{self._class.import_path}' was not created within {self._step_timeout_s:g} s"
             raise EchoError(message, "raise environment.step_timeout_s", exit_code=1) from None
         except Exception as error:
             raise EchoError(
-                f"'{self._class.import_path}' cannot be made: {type(error).__name__}: {fault_line(str(error))}",
-                "environment.object_options are its constructor's arguments",
+                f"'{self._class.import_path}' cannot be created: {type(error).__name__}: {fault_line(str(error))}",
+                "check environment.object_options, the arguments of its constructor",
             ) from error
         return Description(
             name=fault_line(name) or self._class.import_path,
@@ -183,12 +184,12 @@ class ObjectSource:
         return ObjectClient(self._class, self._step_timeout_s, self._shared)
 
     def ended(self) -> str | None:
-        return None  # what is in this process ends with it
+        return None  # an environment in this process never ends before it
 
     def _name(self) -> str:
         environment = self._class.make()
         try:
             return str(environment.get_metadata().name)
         finally:
-            with suppress(Exception):  # as at an episode's end
+            with suppress(Exception):  # as at the end of an episode
                 environment.close()

@@ -1,7 +1,8 @@
-"""An OpenEnv `Environment` in this process, asked in the JSON text that OpenEnv's server takes and gives.
+"""An OpenEnv `Environment` in this process that exchanges the JSON text of OpenEnv's server.
 
-What `websocket_endpoint` in `openenv.core.env_server.http_server` does between two messages is done here with the same
-functions, so the text is the same. This module imports openenv, which takes seconds: import it where it is needed.
+The module processes a message with the same functions as `websocket_endpoint` in
+`openenv.core.env_server.http_server`, so that the text is the same. It imports openenv, which takes seconds: import
+this module only where it is needed.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ from echo_cli.errors import EchoError
 
 
 class EnvironmentClass:
-    """What is known of an environment before there is one: its class, its arguments and its models.
+    """An environment's class, constructor arguments and models.
 
     Raises:
-        EchoError: there is no such class, it does not take the arguments, or nothing says what actions it takes.
+        EchoError: the class does not exist or does not accept the arguments, or its action type is not declared.
     """
 
     def __init__(self, import_path: str, options: Mapping[str, Any]) -> None:
@@ -48,7 +49,7 @@ class EnvironmentClass:
             inspect.signature(found).bind(**options)
         except TypeError as error:
             raise EchoError(
-                f"'{import_path}' does not take environment.object_options: {error}",
+                f"'{import_path}' does not accept environment.object_options: {error}",
                 f"its constructor is {found.__name__}{inspect.signature(found)}",
             ) from None
         self.import_path = import_path
@@ -57,14 +58,14 @@ class EnvironmentClass:
         self.action, self.observation = _models(found, import_path)
         self.concurrent = bool(found.SUPPORTS_CONCURRENT_SESSIONS)
         self.server = HTTPEnvServer(self.make, self.action, self.observation)
-        """Serves nothing: it is asked how a server would treat this class."""
+        """Server that is never started; it tells how OpenEnv would treat this class."""
         self.one_thread = bool(self.server._requires_single_thread_executor)
 
 
 class ObjectSession:
-    """One environment, made and closed in its `thread`, which its synchronous methods run in too.
+    """One environment that is created, called and closed in `thread`.
 
-    Asynchronous ones run in the event loop of the caller, as on a server.
+    Asynchronous methods run in the caller's event loop, as on a server.
     """
 
     def __init__(self, environment_class: EnvironmentClass, thread: WorkerThread) -> None:
@@ -75,17 +76,17 @@ class ObjectSession:
         self._stack = AsyncExitStack()
 
     async def open(self) -> None:
-        """Wait until the environment is made and, where it speaks MCP, its session is open. Raises what they raise."""
+        """Wait until the environment is created and its MCP session, if any, is open. Raises their exceptions."""
         self._environment = await self._thread.run(self._made.result)
         mcp_session = getattr(self._environment, "mcp_session", None)
         if callable(mcp_session):
             await self._stack.enter_async_context(mcp_session())
 
     async def reply(self, request: str) -> str:
-        """The text that a server would send for `request`.
+        """Return the text that a server would send for `request`.
 
         Raises:
-            PydanticSerializationError: not even the error can be written as JSON; a server ends the session then.
+            PydanticSerializationError: not even the error can be written as JSON; a server would end the session.
         """
         try:
             message = json.loads(request)
@@ -98,11 +99,11 @@ class ObjectSession:
             return _text(WSErrorResponse(data={"message": str(error), "code": WSErrorCode.EXECUTION_ERROR}))
 
     async def close_mcp(self) -> None:
-        """Leave the MCP session. Raises what that raises."""
+        """Close the MCP session. Raises its exceptions."""
         await self._stack.aclose()
 
     def close_environment(self) -> Future[None]:
-        """Close the environment in its thread, after what still runs there; one that was never made needs no close."""
+        """Close the environment in its thread after the pending calls; the future fails if it was never created."""
         return self._thread.start(lambda: self._made.result().close())
 
     async def _reset(self, message: Mapping[str, Any]) -> Any:
@@ -127,9 +128,9 @@ def _text(response: Any) -> str:
 
 
 def _models(found: type[Any], import_path: str) -> tuple[type[Any], type[Any]]:
-    """The action and observation classes: from the type hints of `step`, or from `Environment[Act, Obs, State]`.
+    """Return the action and observation classes, from the type hints of `step` or from `Environment[Act, Obs, State]`.
 
-    Where the two differ in how much they say, the more special one: a step that takes any Action still has a kind.
+    A class that is more specific than the base wins: a `step` annotated with `Action` does not hide the parameter.
     """
     parameters = list(inspect.signature(found.step).parameters.values())
     hint = _hint(found.step, parameters[1].annotation) if len(parameters) > 1 else None
@@ -137,7 +138,7 @@ def _models(found: type[Any], import_path: str) -> tuple[type[Any], type[Any]]:
     action_class = _most_special((hint, action), Action)
     if action_class is None:
         raise EchoError(
-            f"nothing says what actions '{import_path}' takes",
+            f"'{import_path}' does not declare the type of its actions",
             "annotate the action of its step, or inherit from Environment[YourAction, YourObservation, YourState]",
         )
     answer = _hint(found.step, inspect.signature(found.step).return_annotation)
@@ -145,11 +146,11 @@ def _models(found: type[Any], import_path: str) -> tuple[type[Any], type[Any]]:
 
 
 def _hint(function: Any, annotation: Any) -> Any:
-    """An annotation, which may be written as text; None where its names cannot be found."""
+    """Return an annotation, evaluated if it is a string; None if its names cannot be resolved."""
     names = getattr(inspect.unwrap(function), "__globals__", {})
     try:
         return get_type_hints(SimpleNamespace(__annotations__={"it": annotation}), globalns=names)["it"]
-    except (NameError, AttributeError, TypeError, SyntaxError):  # imported for type checkers alone
+    except (NameError, AttributeError, TypeError, SyntaxError):  # imported only for type checkers
         return None
 
 

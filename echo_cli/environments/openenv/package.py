@@ -1,4 +1,4 @@
-"""The `openenv` package, an extra that is imported only where it is needed, and classes that a config names."""
+"""Check the optional `openenv` package, and load the classes that a config names."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _VERSIONS = ">=0.10,<0.11"
 
 
 def require_openenv(what: str = "this environment") -> None:
-    """Make sure that `openenv` is here, in a version that we know. It takes seconds to import, so it is not imported.
+    """Check that a supported version of `openenv` is installed, without importing it, which takes seconds.
 
     Args:
-        what: what needs it, for the message.
+        what: the feature that needs openenv, for the message.
 
     Raises:
-        EchoError: it is not installed, or in another version, or `openenv-core`, which is its old name and overwrites
-            the same folder, is installed beside it.
+        EchoError: openenv is not installed or has an unsupported version, or `openenv-core`, its old name, is
+            installed, which overwrites the same folder.
     """
     version, core = _version("openenv"), _version("openenv-core")
     if core is not None:
@@ -36,28 +36,28 @@ def require_openenv(what: str = "this environment") -> None:
     if version is None:
         raise EchoError(f"{what} needs openenv, which is not installed", _INSTALL)
     if version.split(".")[:2] != ["0", "10"]:
-        raise EchoError(f"{what} needs openenv {_VERSIONS}, and {escape_unprintable(version)} is installed", _INSTALL)
+        raise EchoError(f"{what} needs openenv {_VERSIONS}, but {escape_unprintable(version)} is installed", _INSTALL)
 
 
 def load_class(import_path: str, base: type | None = None) -> type[Any]:
-    """The class that `pkg.module:Class` names. The current folder can be imported from, as with `python -m`.
+    """Load the class `pkg.module:Class`. The working directory is on the import path, as with `python -m`.
 
     Raises:
-        EchoError: there is no such module or no such class in it, the module cannot be imported, or the class is none
-            of `base`, or lacks some of its methods.
+        EchoError: the module or the class does not exist, the module cannot be imported, or the class does not inherit
+            from `base` or is abstract.
     """
     module_name, _, name = import_path.partition(":")
     folder = os.getcwd()
     if folder not in sys.path:
-        sys.path.insert(0, folder)  # and stays, for what the module imports later
+        sys.path.insert(0, folder)  # kept for the module's later imports
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise _failed(module_name, error) from error
         raise EchoError(
-            f"there is no module '{error.name}', which '{import_path}' needs",
-            f"install it, or start where it can be imported from; this is {escape_unprintable(folder)}",
+            f"module '{error.name}' not found, required by '{import_path}'",
+            f"install it, or run in the folder that contains it instead of {escape_unprintable(folder)}",
         ) from None
     except (Exception, SystemExit) as error:
         raise _failed(module_name, error) from error
@@ -68,17 +68,17 @@ def load_class(import_path: str, base: type | None = None) -> type[Any]:
         )
     if base is not None and not issubclass(found, base):
         raise EchoError(
-            f"'{import_path}' is no {base.__name__} of OpenEnv", f"name a class that inherits from {base.__qualname__}"
+            f"'{import_path}' is not an OpenEnv {base.__name__}", f"name a class that inherits from {base.__qualname__}"
         )
     missing: frozenset[str] = getattr(found, "__abstractmethods__", frozenset())
     if base is not None and missing:
         listed = ", ".join(sorted(missing))
-        raise EchoError(f"'{import_path}' is abstract: it has no {listed}", "name a class that has all of them")
+        raise EchoError(f"'{import_path}' is abstract: it lacks {listed}", "name a class that implements all of them")
     return found
 
 
 def generic_arguments(cls: type, base: type) -> tuple[Any, ...]:
-    """What `cls` gives for the type parameters of its generic `base`; a TypeVar where it leaves one open."""
+    """Return the type arguments of `cls` for its generic `base`; a TypeVar for each open parameter."""
     for parent in cls.__dict__.get("__orig_bases__", cls.__bases__):
         origin = get_origin(parent) or parent
         if origin is base:
@@ -101,7 +101,7 @@ def _version(distribution: str) -> str | None:
 def _failed(module_name: str, error: BaseException) -> EchoError:
     return EchoError(
         f"module '{module_name}' cannot be imported: {type(error).__name__}: {fault_line(str(error))}",
-        f'python -c "import {module_name}" shows where',
+        f'run python -c "import {module_name}" to see where',
     )
 
 

@@ -1,7 +1,7 @@
-"""A server that we start for a run: ready when the block begins, watched in it, and gone when it ends, however.
+"""Start a server for a run, watch it, and stop it however the run ends.
 
-The server is held by a process of its own (`provider_host.py`), which stops it when our end of a pipe is closed: at
-the end of the block, and by the kernel when we are killed.
+A separate process (`provider_host.py`) owns the server. It stops the server when our end of a pipe is closed: at the
+end of the block, or by the kernel when our process is killed.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _STOP_SECONDS = 30.0
 _TAIL_BYTES = 8192
 _TAIL_LINES = 2
 _SECRET_CHARS = 4
-"""Shorter values of variables are no secrets, and to hide every 1 would make messages unreadable."""
+"""Minimum length of a secret, characters; hiding shorter values, such as every 1, would make messages unreadable."""
 
 _KEYS = {"process": {"command"}, "docker": {"image", "options"}, "uv": {"project_path", "app", "options"}}
 _CLASS_KEYS = {"image", "options"}
 _TIPS = {
-    "docker": "install Docker, or start the server yourself and give environment.url",
+    "docker": "install Docker, or start the server yourself and set environment.url",
     "uv": "install uv (https://docs.astral.sh/uv), or use kind: process",
 }
 
 
 class Provided:
-    """A server that is running, or was."""
+    """A server that was started for the run; it may have ended."""
 
     def __init__(self, host: ChildProcess, log: IO[bytes], secrets: Mapping[str, str]) -> None:
         self._host = host
@@ -49,10 +49,10 @@ class Provided:
         self._lock = threading.Lock()
         self._end: str | None = None
         self.url = ""
-        """Its base URL."""
+        """Base URL of the server; empty until it is ready."""
 
     def ended(self) -> str | None:
-        """Return why there is no server any more, its last output included, on one line; None while there is one."""
+        """Return why the server has ended, with its last output, on one line; None while it runs."""
         with self._lock:
             if self._end is None:
                 self._host.exchange(0)
@@ -61,10 +61,10 @@ class Provided:
             return self._end
 
     def wait_ready(self) -> None:
-        """Wait for the server, and note its URL.
+        """Wait until the server is ready, and set `url`.
 
         Raises:
-            EchoError: it cannot be started (exit code 2), or ended or was not ready in time (exit code 1).
+            EchoError: the server cannot be started (exit code 2), or ended or was not ready in time (exit code 1).
         """
         message = self._host.receive() or {}
         if "url" in message:
@@ -77,7 +77,7 @@ class Provided:
             raise EchoError(self._how_it_ended(message), "start it by hand to see why", exit_code=1)
 
     def stop(self) -> None:
-        """End the server and its host, and wait for them."""
+        """Stop the server and its host process, and wait for them."""
         with self._lock:
             self._end = self._end or "the server was stopped"
             self._host.stop(_STOP_SECONDS)
@@ -95,9 +95,9 @@ class Provided:
         return f"the server has ended{how}{self._tail()}"
 
     def _tail(self) -> str:
-        """The last lines of what the server wrote, as a part of one line."""
+        """Return the last lines of the server's output, joined to one line."""
         size = os.fstat(self._log.fileno()).st_size
-        # Not `seek`, which would move the place where the server writes.
+        # Not `seek`: the server writes at the same file position.
         tail = os.pread(self._log.fileno(), _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode(errors="replace")
         lines = [fault_line(line, self._secrets) for line in tail.splitlines() if line.strip()]
         return f"; its last output: {' | '.join(lines[-_TAIL_LINES:])}" if lines else ""
@@ -105,13 +105,13 @@ class Provided:
 
 @contextmanager
 def running_server(config: ProviderConfig) -> Iterator[Provided]:
-    """A server that is ready. It is stopped at the end of the block, and when this process ends in any other way.
+    """Yield a ready server; stop it at the end of the block, or when this process ends in any other way.
 
-    Ctrl-C in the terminal does not reach it: the trainer still needs it for the step that it finishes.
+    Ctrl-C in the terminal does not reach the server: the trainer needs it to finish the step.
 
     Raises:
-        EchoError: the config is none for its kind, or what it needs is missing (exit code 2); the server ended or was
-            not ready in time (exit code 1).
+        EchoError: the config does not suit its kind, or a program or package is missing (exit code 2); the server
+            ended or was not ready in time (exit code 1).
     """
     _check(config)
     env, secrets = _filled(config.env)
@@ -130,23 +130,23 @@ def _check(config: ProviderConfig) -> None:
     kind = config.kind
     if kind not in _KEYS and ":" not in kind:
         raise EchoError(
-            f"environment.provider.kind: there is no '{escape_unprintable(kind)}'", suggest(kind, _KEYS, "kinds")
+            f"environment.provider.kind: unknown kind '{escape_unprintable(kind)}'", suggest(kind, _KEYS, "kinds")
         )
     taken = _KEYS.get(kind, _CLASS_KEYS)
     for key in sorted({"command", "image", "project_path", "app", "options"} - taken):
         if getattr(config, key) != ProviderConfig.model_fields[key].default:
-            raise EchoError(f"environment.provider.{key} means nothing to kind {escape_unprintable(kind)}", "drop it")
+            raise EchoError(f"environment.provider.{key} is not used with kind {escape_unprintable(kind)}", "omit it")
     for key in sorted(taken - {"options"} if kind in _KEYS else ()):
         if not getattr(config, key):
             raise EchoError(f"environment.provider of kind {kind} has no {key}", f"add environment.provider.{key}")
     if kind == "process" and config.port is None and not any("{port}" in word for word in config.command):
         raise EchoError(
-            "environment.provider.command does not say where the port goes",
-            "write {port} where the server takes it, or give environment.provider.port",
+            "environment.provider.command has no {port}",
+            "write {port} where the server expects its port, or set environment.provider.port",
         )
     if kind == "uv" and not (str(config.project_path).startswith("git+") or Path(str(config.project_path)).is_dir()):
         path = escape_unprintable(str(config.project_path))
-        raise EchoError(f"there is no folder {path}", "environment.provider.project_path is a uv project")
+        raise EchoError(f"folder {path} does not exist", "set environment.provider.project_path to a uv project")
     if kind != "process":
         require_openenv(f"environment.provider of kind {escape_unprintable(kind)}")
     if kind in _TIPS and shutil.which(kind) is None:
@@ -156,20 +156,18 @@ def _check(config: ProviderConfig) -> None:
 
 
 def _check_port(port: int) -> None:
-    """Another server on the port would answer in the place of ours."""
+    """Raise an EchoError if the port is in use: another server would answer in place of ours."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise EchoError(
-                f"environment.provider.port {port}: {reason}", "leave it out, and a free one is chosen"
-            ) from None
+            raise EchoError(f"environment.provider.port {port}: {reason}", "omit it to use a free port") from None
 
 
 def _filled(env: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """`env` with `${NAME}` filled from our environment, and what to show in place of each value."""
+    """Fill `${NAME}` in `env` from our environment; return the variables, and the `${NAME}` to show per value."""
     values: dict[str, str] = {}
     secrets: dict[str, str] = {}
     for name, template in env.items():

@@ -1,10 +1,9 @@
-"""The process that holds the server we started, for `provider.py`.
+"""The process between the trainer and the server that `provider.py` starts.
 
-It stands between the trainer and the server, because only a process that outlives a killed trainer can stop its
-server. It reads the provider's config from the first line of stdin and writes JSON lines to stdout: `{"url": …}` when
-the server is ready, `{"ended": exit code}` when it has ended, or `{"error": …}`. At the end of stdin, which also comes
-when the trainer is killed, or after the server's end, it stops the server and everything in its own process group.
-The output of the server goes to stderr.
+Only a process that outlives a killed trainer can stop its server. This process reads the provider's config from the
+first line of stdin and writes JSON lines to stdout: `{"url": …}` when the server is ready, `{"ended": exit code}` when
+it has ended, or `{"error": …}`. When stdin ends, which also happens when the trainer is killed, or when the server has
+ended, the process stops the server and everything in its own process group. The server's output goes to stderr.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from echo_cli.environments.openenv.provider_kinds import Server, make_server
 from echo_cli.errors import EchoError
 
 _Message = dict[str, Any]
-"""What is reported to the trainer: `url`, `ended` or `error`."""
+"""Report to the trainer: `url`, `ended` or `error`."""
 
 _Messages = SimpleQueue[_Message | None]
-"""None: nobody needs the server any more."""
+"""Queue of reports; None means that the trainer no longer needs the server."""
 
 
 def main() -> None:
-    """Hold a server until nobody needs it. Never returns: the last act ends the whole process group."""
+    """Run a server until the trainer no longer needs it. Never returns: the last call kills the whole process group."""
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
     orders, report = take_pipes()
@@ -46,16 +45,16 @@ def main() -> None:
     except EchoError as error:
         say(report, _failed(error))
     finally:
-        os.killpg(0, signal.SIGTERM)  # ourselves too, where it means what has begun already
+        os.killpg(0, signal.SIGTERM)  # includes this process, whose handler only queues None
         try:
             if server is not None:
                 server.stop()
         finally:
-            os.killpg(0, signal.SIGKILL)  # whatever the server has left behind, and ourselves
+            os.killpg(0, signal.SIGKILL)  # the server's remaining processes, and this one
 
 
 def _watch(server: Server, timeout_s: float, messages: _Messages, report: BinaryIO) -> None:
-    """Report that the server is ready and how it ends; return once it has ended, or nobody needs it any more."""
+    """Report when the server is ready and when it ends; return then, or when the trainer no longer needs it."""
     try:
         message = messages.get(timeout=timeout_s)
     except Empty:
@@ -76,10 +75,10 @@ def _start(server: Server, timeout_s: float, messages: _Messages) -> None:
     except EchoError as error:
         messages.put(_failed(error))
     except TimeoutError:
-        pass  # which the watch has noticed itself
-    except Exception as error:  # of a provider's own code
+        pass  # `_watch` has its own timeout
+    except Exception as error:  # raised by the provider's own code
         text = f"the provider failed: {type(error).__name__}: {fault_line(str(error))}"
-        messages.put(_failed(EchoError(text, "look at environment.provider", exit_code=1)))
+        messages.put(_failed(EchoError(text, "check environment.provider", exit_code=1)))
     else:
         messages.put({"url": url})
 
@@ -101,7 +100,7 @@ def _failed(error: EchoError) -> _Message:
 def _not_ready(timeout_s: float) -> EchoError:
     return EchoError(
         f"the server was not ready within {timeout_s:g} s",
-        "its /health must answer 200; raise environment.provider.start_timeout_s where it needs longer",
+        "its /health must answer 200; raise environment.provider.start_timeout_s if it needs longer",
         exit_code=1,
     )
 

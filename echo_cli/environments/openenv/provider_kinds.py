@@ -1,7 +1,7 @@
-"""The kinds of servers that we can start: a process, and what OpenEnv's providers start.
+"""The kinds of servers that a run can start: a process, and the servers of OpenEnv's providers.
 
-OpenEnv's providers leave some things to their caller: Docker publishes on every address unless told, uv binds every
-address and nobody notices when either has died. Here all are bound to 127.0.0.1, and can be waited for.
+By default, OpenEnv's Docker and uv providers listen on every address, and neither reports that its server has ended.
+The classes here bind to 127.0.0.1 and can be waited for.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from echo_cli.environments.openenv.package import load_class
 from echo_cli.errors import EchoError
 
 STOP_SECONDS = 5.0
-"""How long a server may take to end by itself."""
+"""Seconds that a server has to end before it is killed."""
 
 _POLL_SECONDS = 0.05
 
@@ -33,36 +33,36 @@ class Server(Protocol):
     """One server, started once. Its methods are called from several threads."""
 
     def start(self) -> str:
-        """Start it and return its base URL, before it is ready.
+        """Start the server and return its base URL, before it is ready.
 
         Raises:
-            EchoError: it cannot be started.
+            EchoError: the server cannot be started.
         """
 
     def wait_ready(self, url: str, timeout_s: float) -> None:
-        """Wait until it answers. Whoever waits also watches for its end.
+        """Wait until the server answers. The caller also watches for its end.
 
         Raises:
-            TimeoutError: it does not within `timeout_s`.
+            TimeoutError: the server does not answer within `timeout_s` seconds.
         """
         _poll_health(url, timeout_s)
 
     def wait(self) -> int | None:
-        """Wait until it has ended, and return its exit code where there is one."""
+        """Wait until the server has ended, and return its exit code; None if it has none."""
 
     def log_tail(self) -> None:
-        """Write its last output to our own stderr; by default, that is where it writes anyway."""
+        """Copy the server's last output to our stderr; by default, the server writes there itself."""
         return
 
     def stop(self) -> None:
-        """End it, whatever its state."""
+        """Stop the server, whatever its state."""
 
 
 def make_server(config: ProviderConfig) -> Server:
-    """The server of a config whose `env` is filled in.
+    """Return the server of a config whose `env` is filled in.
 
     Raises:
-        EchoError: there is no such provider, or it does not take the options.
+        EchoError: the provider does not exist, or does not accept the options.
     """
     if config.kind == "process":
         return ProcessServer(config)
@@ -72,7 +72,7 @@ def make_server(config: ProviderConfig) -> Server:
 
 
 class ProcessServer(Server):
-    """The server of `command`, run without a shell; `python` is the one that runs echo-cli."""
+    """The server of `command`, run without a shell; `python` is the interpreter that runs echo-cli."""
 
     def __init__(self, config: ProviderConfig) -> None:
         self._config = config
@@ -89,7 +89,7 @@ class ProcessServer(Server):
         except OSError as error:
             raise EchoError(
                 f"cannot start '{fault_line(words[0])}': {error.strerror}",
-                "environment.provider.command is a list of words, the first a program",
+                "write environment.provider.command as a list of words, the first of which is a program",
             ) from None
         return f"http://127.0.0.1:{port}"
 
@@ -103,7 +103,7 @@ class ProcessServer(Server):
 
 
 class DockerServer(Server):
-    """A container of `image`, whose port 8000 is published on 127.0.0.1 alone."""
+    """A container of `image` whose port 8000 is published only on 127.0.0.1."""
 
     def __init__(self, config: ProviderConfig) -> None:
         from openenv.core.containers.runtime.providers import LocalDockerProvider
@@ -119,13 +119,13 @@ class DockerServer(Server):
     def start(self) -> str:
         port = self._config.port or _free_port()
         try:
-            # `-p {port}:8000` is what OpenEnv makes of it; without the address Docker would publish on every one.
+            # OpenEnv passes `-p {port}:8000` to Docker, which publishes on every address if none is given.
             self._provider.start_container(self._config.image, port=f"127.0.0.1:{port}", env_vars=self._config.env)
-        except RuntimeError as error:  # its text holds the whole command, and with it the values of env
-            said = getattr(error.__cause__, "stderr", None) or "it does not say why"
+        except RuntimeError as error:  # its text contains the whole command, including the values of env
+            said = getattr(error.__cause__, "stderr", None) or "no reason given"
             raise EchoError(
                 f"docker cannot run image '{self._config.image}': {fault_line(said)}",
-                f"docker pull {self._config.image}, or build it",
+                f"run docker pull {self._config.image}, or build it",
             ) from None
         return f"http://127.0.0.1:{port}"
 
@@ -140,18 +140,18 @@ class DockerServer(Server):
             subprocess.run(["docker", "logs", "--tail", "20", self._provider._container_id], check=False)
 
     def stop(self) -> None:
-        name = self._provider._container_name  # known before there is a container
-        with suppress(subprocess.TimeoutExpired):  # Docker gives a container as long as OpenEnv gives Docker
+        name = self._provider._container_name  # set before the container exists
+        with suppress(subprocess.TimeoutExpired):  # Docker's own grace period is as long as OpenEnv's timeout
             self._provider.stop_container()
         if name is not None:
             subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
 
 
 class RuntimeServer(Server):
-    """What `uv run` or a provider class starts.
+    """The server of `uv run` or of a provider class.
 
-    The end of a provider class's server is noticed where the provider keeps its process as `_process`, as OpenEnv's
-    own do; where it keeps none, sessions that cannot be had tell of it.
+    The end of a provider class's server is detected if the provider stores its process as `_process`, as OpenEnv's own
+    providers do; otherwise it only shows as sessions that are not available.
     """
 
     def __init__(self, config: ProviderConfig) -> None:
@@ -167,11 +167,9 @@ class RuntimeServer(Server):
             provider = load_class(config.kind)
         self._in_container = hasattr(provider, "start_container")
         if not (self._in_container or hasattr(provider, "start")):
-            raise EchoError(f"'{config.kind}' is no provider: it has no start", "name one of OpenEnv's providers")
+            raise EchoError(f"'{config.kind}' is not a provider: it has no start", "name one of OpenEnv's providers")
         if self._in_container and config.image is None:
-            raise EchoError(
-                f"'{config.kind}' starts containers, and there is no image", "add environment.provider.image"
-            )
+            raise EchoError(f"'{config.kind}' starts containers and needs an image", "add environment.provider.image")
         try:
             self._provider = provider(**given, **config.options)
         except TypeError as error:
@@ -200,7 +198,7 @@ class RuntimeServer(Server):
         if isinstance(process, subprocess.Popen):
             return process.wait()
         threading.Event().wait()
-        raise AssertionError("nobody sets it")
+        raise AssertionError("the event is never set")
 
     def stop(self) -> None:
         process = getattr(self._provider, "_process", None)
@@ -210,7 +208,7 @@ class RuntimeServer(Server):
 
 
 def end_process(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to end, and kill it where it does not within `STOP_SECONDS`."""
+    """Terminate a process, and kill it if it does not end within `STOP_SECONDS`."""
     process.terminate()
     try:
         process.wait(STOP_SECONDS)
@@ -227,7 +225,7 @@ def _poll_health(url: str, timeout_s: float) -> None:
             with opener.open(f"{url}/health", timeout=left) as reply:
                 if reply.status == 200:
                     return
-        except (urllib.error.URLError, OSError):  # refused while it starts, or not yet healthy
+        except (urllib.error.URLError, OSError):  # the server is starting, or not healthy yet
             pass
         time.sleep(_POLL_SECONDS)
     raise TimeoutError
@@ -242,5 +240,5 @@ def _free_port() -> int:
 
 def _wrong_options(error: TypeError) -> EchoError:
     return EchoError(
-        f"environment.provider.options: {fault_line(str(error))}", "they are the provider's constructor's arguments"
+        f"environment.provider.options: {fault_line(str(error))}", "give the arguments of the provider's constructor"
     )

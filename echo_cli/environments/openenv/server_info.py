@@ -1,4 +1,4 @@
-"""What an OpenEnv server says of itself over plain HTTP: its schemas, its name and, where published, its capacity."""
+"""Read an OpenEnv server's description over HTTP: its schemas, its name and, where published, its capacity."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from echo_cli.environments.protocol import Description, JsonObject
 from echo_cli.errors import EchoError
 
 _UNNAMED = "unnamed"
-"""What has no name is called so, and not by its address: a run directory holds no host's name."""
+"""Name of a server without a name; not its address, because a run directory must not contain host names."""
 
 _MAX_BYTES = 64 * 2**20
 _START_TIP = "start the server, or check environment.url"
-_HEADERS_TIP = "give what it asks for in environment.headers, with ${NAME} for an environment variable"
+_HEADERS_TIP = "add the credentials to environment.headers, with ${NAME} for an environment variable"
 _CAPACITY_KEYS = ("max_concurrent_envs", "max_sessions")
 
 
 def ask_server(address: WireAddress, timeout_s: float) -> Description:
-    """GET `/schema`, `/metadata` and `/health`; a server may do without the last two.
+    """GET `/schema`, `/metadata` and `/health`, the last two of which are optional.
 
     Raises:
-        EchoError: it cannot be reached or refuses to answer (exit code 1), or does not speak OpenEnv.
+        EchoError: the server cannot be reached or refuses to answer (exit code 1), or does not speak OpenEnv.
     """
     opener = _opener(address)
     schema = _schema(opener, address, timeout_s)
@@ -44,7 +44,7 @@ def ask_server(address: WireAddress, timeout_s: float) -> Description:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows none: the headers are meant for the server that the config names, and for no other."""
+    """A handler that follows no redirect: the headers are only meant for the server that the config names."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -81,18 +81,18 @@ def _refusal(address: WireAddress, error: urllib.error.HTTPError) -> EchoError:
         return EchoError(answer, _HEADERS_TIP, exit_code=1)
     if 300 <= error.code < 400 and location:
         base = address.line(location.partition("?")[0].removesuffix("/schema"))
-        return EchoError(f"{answer}, which leads to {base}", "no redirect is followed: put the address into the config")
+        return EchoError(f"{answer}, a redirect to {base}", "redirects are not followed: set environment.url to it")
     if error.code >= 500 or error.code in (408, 429):
         return EchoError(answer, _START_TIP, exit_code=1)
     return _not_openenv(address, f"its /schema answers HTTP {error.code}")
 
 
 def _not_openenv(address: WireAddress, why: str) -> EchoError:
-    return EchoError(f"{address.http} does not speak OpenEnv: {why}", "environment.url is the server's base URL")
+    return EchoError(f"{address.http} does not speak OpenEnv: {why}", "set environment.url to the server's base URL")
 
 
 def _object(opener: urllib.request.OpenerDirector, address: WireAddress, path: str, timeout_s: float) -> JsonObject:
-    """What `path` answers; empty where it answers no JSON object: it only adds what nothing depends on."""
+    """Return the JSON object at `path`; empty if there is none, because its fields are optional."""
     try:
         value = _get(opener, f"{address.http}{path}", timeout_s)
     except urllib.error.HTTPError as error:
@@ -104,7 +104,7 @@ def _object(opener: urllib.request.OpenerDirector, address: WireAddress, path: s
 
 
 def _get(opener: urllib.request.OpenerDirector, url: str, timeout_s: float) -> Any:
-    thread = WorkerThread(f"GET {url}")  # the timeout of a socket bounds each of its reads, not all of them
+    thread = WorkerThread(f"GET {url}")  # a socket's timeout bounds each read, not the whole answer
     body_of = thread.start(partial(_body, opener, url, timeout_s))
     thread.end()
     try:
@@ -123,7 +123,7 @@ def _body(opener: urllib.request.OpenerDirector, url: str, timeout_s: float) -> 
 
 
 def _capacity(published: JsonObject) -> int | None:
-    """OpenEnv's own servers do not publish it; what is no positive whole number is none."""
+    """Return the published number of sessions; None if it is not positive or, as for OpenEnv's servers, missing."""
     for key in _CAPACITY_KEYS:
         value = published.get(key)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:

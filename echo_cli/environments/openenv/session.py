@@ -1,6 +1,6 @@
-"""An episode's session with an environment: its limits, whether it has begun, and why it is over.
+"""An episode's session with an environment: its limits, whether it has begun, and why it has ended.
 
-The same for every client, so that a fault means the same whoever reports it.
+All clients share this module, so that a fault has the same meaning for each of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from echo_cli.environments.faults import (
 from echo_cli.environments.protocol import JsonObject, Payload
 
 _NO_SESSION = ("CAPACITY_REACHED", "FACTORY_ERROR", "SESSION_ERROR")
-"""Codes of error messages after which there is no session."""
+"""Codes of error messages after which no session exists."""
 
 CANCELLED = "the call was cancelled"
 
@@ -33,23 +33,23 @@ class SessionLimits:
     """Limits of a session over a network."""
 
     connect_timeout_s: float = 10.0
-    """Seconds for a connection, and for each GET."""
+    """Maximum duration of connecting, and of each GET, seconds."""
     step_timeout_s: float = 60.0
-    """Seconds for an answer."""
+    """Maximum time to an answer, seconds."""
     max_message_mb: float = 100.0
-    """Largest message that is taken, in MiB."""
+    """Maximum size of a received message, MiB."""
 
 
 class SessionState:
-    """Whether one session has begun, and why it is over.
+    """Whether one session has begun, and why it has ended.
 
-    Before the first observation, a connection that breaks or is refused is Unavailable, since nothing has begun; after
-    it, SessionLost. What is no reply by the protocol is SessionLost always.
+    A connection that breaks or is refused is Unavailable before the first observation, since nothing has begun, and
+    SessionLost after it. A protocol violation is always SessionLost.
 
     Args:
-        name: of the environment, with which the reason of every loss begins.
-        secrets: what no message may show, and what it shows in their place.
-        on_loss: called when the session is over for a fault.
+        name: the environment's name, the prefix of every reason.
+        secrets: values that no message may show, mapped to their replacements.
+        on_loss: called when the session ends by a fault.
     """
 
     def __init__(
@@ -59,18 +59,18 @@ class SessionState:
         self._secrets = secrets
         self._on_loss = on_loss
         self.lock = asyncio.Lock()
-        """Held during a request: two at once would shift every later reply by one."""
+        """Lock held during a request: two concurrent requests would shift every later reply by one."""
         self.begun = False
         self.lost: str | None = None
-        """Why the session is over."""
+        """Reason why the session has ended; None while it has not."""
 
     def check(self) -> None:
-        """Raise SessionLost if the session is over."""
+        """Raise SessionLost if the session has ended."""
         if self.lost is not None:
             raise SessionLost(self.lost)
 
     def end(self, reason: str) -> None:
-        """Let later calls find the session over for `reason`, unless it is over already."""
+        """End the session for `reason`, unless it has already ended."""
         self.lost = self.lost or reason
 
     def line(self, text: str) -> str:
@@ -78,22 +78,22 @@ class SessionState:
         return fault_line(text, self._secrets)
 
     def lose(self, reason: str) -> str:
-        """Note that the session is over, and return why, the environment's name included."""
+        """End the session by a fault, and return the reason with the environment's name."""
         self.lost = self.line(f"{self._name}: {reason}")
         self._on_loss()
         return self.lost
 
     def broken(self, reason: str) -> Fault:
-        """Lose the session: the connection is gone, or was never had."""
+        """Lose the session because its connection broke or was never opened; return the fault."""
         line = self.lose(reason)
         return SessionLost(line) if self.begun else Unavailable(line)
 
     def nonsense(self, reason: str) -> SessionLost:
-        """Lose the session: what came is no reply by the protocol, or cannot be read."""
+        """Lose the session because a reply violates the protocol or cannot be read; return the fault."""
         return SessionLost(self.lose(reason))
 
     def fault(self, error: JsonObject) -> Fault:
-        """Return the fault that the `data` of an error message means. After the first two the session lives on."""
+        """Return the fault for an error message's `data`. The session survives a BadAction and an EnvironmentFault."""
         code, message = error.get("code"), error.get("message")
         text = message if isinstance(message, str) and message.strip() else "it does not say why"
         if code == "VALIDATION_ERROR":
@@ -104,7 +104,7 @@ class SessionState:
         return self.broken(reason) if code in _NO_SESSION else self.nonsense(reason)
 
     def payload(self, data: Any) -> Payload:
-        """Return the payload of the `data` of an observation message; SessionLost is raised where it is none."""
+        """Return the payload of an observation message's `data`; raise SessionLost if it is malformed."""
         try:
             return Payload.from_data(data)
         except ValueError as error:

@@ -1,8 +1,8 @@
-"""A user's typed OpenEnv client, kept from joining two episodes into one.
+"""A user's typed OpenEnv client, guarded against joining two episodes into one.
 
-After a timeout or a close, OpenEnv's clients connect anew at the next call, to a new environment that was never reset,
-and say nothing. So the episode's id is noted after the reset and compared after every answer, and a client that has
-failed once is never asked again.
+After a timeout or a close, OpenEnv's clients silently reconnect at the next call, to a new environment that was never
+reset. Therefore the episode's id is read after the reset and compared after every answer, and a client that has failed
+is never called again.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _SERVER_ERROR = re.compile(r"Server error: (.*) \(code: (\w+)\)", re.DOTALL)
 
 
 class TypedClient:
-    """One episode through a typed client, a `protocol.Client`.
+    """A `protocol.Client` for one episode through a typed client.
 
     Args:
-        make: gives a client that is not yet connected.
-        action: makes the client's action of our JSON object; raises BadAction.
-        name: of the client's class and its server, for messages.
-        secrets: what no message may show, and what it shows in their place.
+        make: returns a client that is not connected yet.
+        action: converts a JSON object to the client's action; raises BadAction.
+        name: names of the client's class and its server, for messages.
+        secrets: values that no message may show, mapped to their replacements.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class TypedClient:
         self._session = SessionState(name, secrets)
 
     async def reset(self, arguments: JsonObject) -> Payload:
-        """Start the episode, as `protocol.Client` says.
+        """Start the episode, as specified by `protocol.Client`.
 
         Raises:
-            EchoError: the environment names no episode, so a silent reconnection could not be noticed (exit code 1).
+            EchoError: the state has no episode id, so a silent reconnection could not be detected (exit code 1).
         """
         async with self._session.lock:
             self._session.check()
@@ -69,7 +69,7 @@ class TypedClient:
             try:
                 self._episode = await self._episode_id()
             except (BadAction, EnvironmentFault) as fault:
-                raise self._refused(f"its state cannot be asked for: {fault}") from None
+                raise self._refused(f"its state is not available: {fault}") from None
             if self._episode is None or self._episode == "":
                 raise self._refused("its state has no episode_id")
             self._session.begun = True
@@ -89,10 +89,10 @@ class TypedClient:
             return self._payload(result)
 
     async def close(self) -> None:
-        self._session.end("it is closed")
+        self._session.end("the session is closed")
         client, self._client = self._client, None
         if client is not None:
-            with suppress(Exception):  # of a connection that is already gone, or of the user's own close
+            with suppress(Exception):  # from a lost connection, or the user's own close
                 await wait_at_most(_CLOSE_TIMEOUT_S, client.close())
 
     async def _connect(self) -> None:
@@ -129,9 +129,9 @@ class TypedClient:
         try:
             now = await self._episode_id()
         except (BadAction, EnvironmentFault) as fault:
-            raise self._session.broken(f"its state cannot be asked for: {fault}") from None
+            raise self._session.broken(f"its state is not available: {fault}") from None
         if now != self._episode:
-            raise self._session.broken("it connected anew, to an environment that is in another episode")
+            raise self._session.broken("it reconnected to an environment in another episode")
 
     def _payload(self, result: Any) -> Payload:
         try:
@@ -143,10 +143,10 @@ class TypedClient:
                     decoded["observation"].pop(name, None)
             return Payload.from_data(decoded)
         except (ValueError, TypeError, AttributeError, PydanticSerializationError) as error:
-            raise self._session.nonsense(f"its result is none of OpenEnv's: {_words(error)}") from error
+            raise self._session.nonsense(f"its result is not an OpenEnv result: {_words(error)}") from error
 
     def _fault(self, error: Exception) -> Fault:
-        """Return what an exception of the client means. The session lives on after BadAction and EnvironmentFault."""
+        """Return the fault for a client's exception. The session survives a BadAction and an EnvironmentFault."""
         from websockets.exceptions import WebSocketException
 
         told = _SERVER_ERROR.fullmatch(str(error)) if isinstance(error, RuntimeError) else None
@@ -158,26 +158,25 @@ class TypedClient:
 
     def _refused(self, reason: str) -> EchoError:
         return EchoError(
-            f"{self._session.lose(reason)}, and without one nobody can tell whether the client has silently connected "
-            "anew",
-            "drop environment.client, or let the environment's state name its episode",
+            f"{self._session.lose(reason)}; without an episode_id, a silent reconnection cannot be detected",
+            "omit environment.client, or set episode_id in the environment's state",
             exit_code=1,
         )
 
 
 class TypedSource:
-    """Environments of a server, asked through a typed client, a `protocol.EnvironmentSource`.
+    """A `protocol.EnvironmentSource` of a server's environments, used through a typed client.
 
     Args:
         import_path: `pkg.module:Class`, an OpenEnv `EnvClient`.
         url: the server's base URL.
-        base: the same server without the client: it describes it and knows whether it has ended.
+        base: source of the same server without the client; provides `describe` and `ended`.
         headers: HTTP headers, their values filled in.
-        secrets: values in the headers that no message may show, and what it shows in their place.
+        secrets: values in the headers that no message may show, mapped to their replacements.
 
     Raises:
-        EchoError: openenv is not here, there is no such class, nothing says what actions it takes, or it takes no
-            headers and there are some.
+        EchoError: openenv is not installed, the class does not exist or does not declare the type of its actions, or
+            there are headers that it does not accept.
     """
 
     def __init__(
@@ -203,7 +202,7 @@ class TypedSource:
                 "connect_timeout_s": limits.connect_timeout_s,
                 "message_timeout_s": limits.step_timeout_s,
                 "max_message_size_mb": limits.max_message_mb,
-                # A trainer may leave its event loop without the GIL for longer than a ping may take.
+                # The trainer may hold the GIL for longer than a ping's timeout.
                 "websocket_ping_interval_s": None,
                 **({"headers": dict(headers)} if headers else {}),
             },
@@ -230,21 +229,21 @@ class TypedSource:
 
 
 def _taken(client: type[Any], import_path: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those of `arguments` that the client's constructor takes; it must take the URL and headers where there are some.
+    """Return the `arguments` that the client's constructor accepts; the URL and any headers are required.
 
-    The rest are limits that it then has of its own; ours hold beside them.
+    The others are limits: without them the client keeps its own, and ours apply as well.
     """
     parameters = inspect.signature(client).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return arguments
     for name, what in (("base_url", "environment.url"), ("headers", "environment.headers")):
         if name in arguments and name not in parameters:
-            raise EchoError(f"'{import_path}' takes no {name}", f"{what} needs it: let its constructor take {name}")
+            raise EchoError(f"'{import_path}' does not accept {name}", f"add it to its constructor for {what}")
     return {name: value for name, value in arguments.items() if name in parameters}
 
 
 def _action_maker(client: type[Any], import_path: str) -> Callable[[JsonObject], Any]:
-    """Makes actions of the class in `EnvClient[Act, Obs, State]`; OpenEnv's MCP clients take its MCP actions."""
+    """Return the constructor of `Act` in `EnvClient[Act, Obs, State]`, or of MCP actions for OpenEnv's MCP clients."""
     from openenv.core.env_client import EnvClient
     from openenv.core.env_server.mcp_types import CallToolAction
     from openenv.core.env_server.serialization import deserialize_action
@@ -267,7 +266,7 @@ def _action_maker(client: type[Any], import_path: str) -> Callable[[JsonObject],
             return deserialize_action(dict(payload), CallToolAction)
     else:
         raise EchoError(
-            f"nothing says what actions '{import_path}' takes",
+            f"'{import_path}' does not declare the type of its actions",
             "inherit from EnvClient[YourAction, YourObservation, YourState], with a pydantic model or a dataclass",
         )
 
@@ -276,7 +275,7 @@ def _action_maker(client: type[Any], import_path: str) -> Callable[[JsonObject],
             return make(payload)
         except pydantic.ValidationError as error:
             raise BadAction(fault_line(errors_text(error.errors()))) from None
-        except TypeError as error:  # a dataclass has no such field, or lacks one
+        except TypeError as error:  # unknown or missing field of a dataclass
             raise BadAction(fault_line(str(error))) from None
 
     return checked

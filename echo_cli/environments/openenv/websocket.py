@@ -1,4 +1,4 @@
-"""One websocket to a server: how it is opened, why it closed, and the messages on it."""
+"""One websocket to a server: opening it, explaining why it closed, and encoding its messages."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from echo_cli.environments.protocol import JsonObject
 
 CLOSE_TIMEOUT_S = 5.0
 MAX_REQUEST_BYTES = 16 * 2**20
-"""What OpenEnv's servers take (uvicorn's limit); they close the connection on more."""
+"""Maximum size of a request, bytes (uvicorn's limit); OpenEnv's servers close the connection on longer ones."""
 
 _REFUSALS = {
-    1002: "it broke the websocket protocol",
+    1002: "it violated the websocket protocol",
     1007: "it sent text that is not UTF-8",
     1009: "it sent a longer message than environment.max_message_mb allows",
 }
-"""Codes with which websockets closes what it cannot take."""
+"""Codes with which the websockets package closes a connection because of a received message, and their meanings."""
 
-# Below warnings, websockets logs the headers.
+# Below the level of warnings, websockets logs the headers.
 _LOGGER = logging.Logger("echo_cli.environments.openenv.websocket", logging.WARNING)
 
-# OpenEnv sends NaN and infinity as null; a server that writes them bare means the same.
+# OpenEnv sends NaN and infinity as null; a server that writes them literally means the same.
 _DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 
 
 class _Direct(connect):
-    """A connection to the very server that was named: a redirect could carry the headers to another one."""
+    """A connection that follows no redirect, which could send the headers to another server."""
 
     def process_redirect(self, exc: Exception) -> Exception:
         return exc
@@ -45,27 +45,27 @@ async def open_connection(address: WireAddress, limits: SessionLimits) -> Client
     """Open a new connection to the `/ws` of `address`.
 
     Raises:
-        Unavailable: there is none to be had now.
+        Unavailable: the connection cannot be opened.
     """
     try:
         return await _Direct(
             address.websocket,
             additional_headers=dict(address.headers),
-            compression=None,  # costs more time than it saves on a loopback or a fast network
+            compression=None,  # costs more time than it saves on loopback or a fast network
             proxy=None if address.loopback else True,
             open_timeout=limits.connect_timeout_s,
-            # No pings: a trainer may keep the GIL from its event loop for longer than a ping may take, and an answer
-            # that does not come is noticed by the step timeout.
+            # No pings: the trainer may hold the GIL for longer than a ping's timeout, and the step timeout detects a
+            # missing answer.
             ping_interval=None,
             close_timeout=CLOSE_TIMEOUT_S,
             max_size=int(limits.max_message_mb * 2**20),
             logger=_LOGGER,
         )
     except InvalidStatus as error:
-        reason = f"it refuses the connection with HTTP {error.response.status_code}"
+        reason = f"it refused the connection with HTTP {error.response.status_code}"
     except asyncio.TimeoutError:
         reason = f"no connection within {limits.connect_timeout_s:g} s"
-    except ConnectionError as error:  # asyncio says "Connect call failed", whatever the reason
+    except ConnectionError as error:  # asyncio's text is "Connect call failed", whatever the reason
         reason = os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
@@ -75,25 +75,25 @@ async def open_connection(address: WireAddress, limits: SessionLimits) -> Client
 
 
 def is_refused(closed: ConnectionClosed) -> bool:
-    """It was closed from our side, because of what the server sent."""
+    """Return whether our side closed the connection because of a message from the server."""
     return closed.sent is not None and closed.sent.code in _REFUSALS and not closed.rcvd_then_sent
 
 
 def why_closed(closed: ConnectionClosed) -> str:
-    """The reason, in words that follow the server's name."""
+    """Return the reason, worded to follow the server's name."""
     if closed.sent is not None and is_refused(closed):
         return _REFUSALS[closed.sent.code]
     if closed.rcvd is not None:
         reason = f" ({closed.rcvd.reason})" if closed.rcvd.reason else ""
         return f"it closed the connection with code {closed.rcvd.code}{reason}"
-    return "the connection broke off"
+    return "the connection was lost"
 
 
 def encode(request: JsonObject) -> str:
-    """JSON in ASCII: half of a surrogate pair, which a policy may write, has no UTF-8.
+    """Return the request as ASCII JSON: a lone surrogate, which a policy may write, has no UTF-8 encoding.
 
     Raises:
-        BadAction: it holds a NaN, an infinity or ten thousand brackets, or is longer than a server takes.
+        BadAction: the request contains NaN or infinity, is nested too deep, or is longer than `MAX_REQUEST_BYTES`.
     """
     try:
         text = json.dumps(request, allow_nan=False, separators=(",", ":"))
@@ -105,10 +105,10 @@ def encode(request: JsonObject) -> str:
 
 
 def decode(reply: str | bytes) -> tuple[Any, dict[str, Any]]:
-    """The type and the `data` of a message.
+    """Return the type and the `data` of a message.
 
     Raises:
-        ValueError: it is no message of OpenEnv; says what it is.
+        ValueError: the text is not an OpenEnv message; says what it is.
     """
     if isinstance(reply, bytes):
         raise ValueError("a binary message")
@@ -117,5 +117,5 @@ def decode(reply: str | bytes) -> tuple[Any, dict[str, Any]]:
     except (ValueError, RecursionError):
         raise ValueError("text that is not JSON") from None
     if not (isinstance(message, dict) and isinstance(message.get("data"), dict)):
-        raise ValueError("JSON that is no message of OpenEnv")
+        raise ValueError("JSON that is not an OpenEnv message")
     return message.get("type"), message["data"]

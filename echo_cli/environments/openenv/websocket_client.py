@@ -1,10 +1,10 @@
-"""Environments behind a URL: OpenEnv's wire protocol, JSON text over one websocket for each episode.
+"""Environments behind a URL: OpenEnv's wire protocol, JSON text over one websocket per episode.
 
     → {"type": "reset" | "step" | "state" | "close", "data": {…}}
     ← {"type": "observation" | "state" | "error", "data": {…}}
 
-Strictly one request and one reply, and no ids: a reply that comes late would be taken for the next one's. So whatever
-goes wrong with a connection is its end, and it is never opened again: behind a new one is another environment.
+Requests and replies alternate strictly and have no ids: a late reply would be taken for the next request's. Therefore
+any failure ends the connection. It is never reopened, because a new connection reaches another environment.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from echo_cli.environments.protocol import Description, JsonObject, Payload
 
 
 class WireClient:
-    """One episode on one connection, a `protocol.Client`. A call that is cancelled costs the session."""
+    """A `protocol.Client` for one episode on one connection. A cancelled call loses the session."""
 
     def __init__(self, address: WireAddress, limits: SessionLimits) -> None:
         self._address = address
@@ -52,7 +52,7 @@ class WireClient:
         return self._session.payload(await self._ask("step", "observation", action))
 
     async def state(self) -> JsonObject:
-        """Return the environment's state; opens the session where it is not open, as `reset` does. Errors likewise."""
+        """Return the environment's state. Like `reset`, opens the session if it is not open, with the same errors."""
         return await self._ask("state", "state", None)
 
     async def close(self) -> None:
@@ -60,13 +60,13 @@ class WireClient:
         self._session.end("the session is closed")
         if connection is None or lost is not None:
             return
-        if self._session.lock.locked():  # whoever waits for an answer is told at once
+        if self._session.lock.locked():  # a caller that waits for an answer fails at once
             connection.transport.abort()
             return
         timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, connection.transport.abort)
         try:
-            # The server frees the session and then closes. Were we to close first, it could still be held when the
-            # next episode asks for one.
+            # The server frees the session before it closes the connection. If we closed first, the session could
+            # still be occupied when the next episode requests one.
             await connection.send('{"type":"close"}')
             while True:
                 await connection.recv()
@@ -77,14 +77,14 @@ class WireClient:
             connection.transport.abort()
 
     async def _ask(self, kind: str, answer: str, data: JsonObject | None) -> dict[str, Any]:
-        """The `data` of the reply of type `answer` to a request of type `kind`."""
+        """Send a request of type `kind` and return the `data` of its reply, which must be of type `answer`."""
         async with self._session.lock:
             self._session.check()
             request = encode({"type": kind} if data is None else {"type": kind, "data": data})
             if self._connection is None:
                 assert kind != "step", "reset comes first"
                 self._connection = await self._open()
-                if self._session.lost is not None:  # by `close` in the meantime
+                if self._session.lost is not None:  # `close` was called in the meantime
                     self._abort()
                     self._session.check()
             reply, why_unsent = await self._exchange(self._connection, request)
@@ -100,10 +100,10 @@ class WireClient:
             raise
 
     async def _exchange(self, connection: ClientConnection, request: str) -> tuple[str | bytes, str | None]:
-        """The next message after `request` is sent, and why it could not be sent."""
+        """Send `request` and return the next message, and why the request could not be sent."""
         expired = False
 
-        def expire() -> None:  # a timer costs less than the task of `asyncio.wait_for`, for every step
+        def expire() -> None:  # a timer per step costs less than a task of `asyncio.wait_for`
             nonlocal expired
             expired = True
             connection.transport.abort()
@@ -114,13 +114,13 @@ class WireClient:
             try:
                 await connection.send(request)
             except ConnectionClosed as closed:
-                # A server that has no session says so and closes, perhaps before we have sent anything.
+                # A server without a free session sends an error and closes, perhaps before our request.
                 why_unsent = why_closed(closed)
             return await connection.recv(), why_unsent
         except ConnectionClosed as closed:
             session = self._session
             if session.lost is not None:
-                raise SessionLost(session.lost) from None  # by `close` in the meantime
+                raise SessionLost(session.lost) from None  # `close` was called in the meantime
             if expired:
                 raise session.broken(f"no answer within {self._limits.step_timeout_s:g} s") from None
             raise (session.nonsense if is_refused(closed) else session.broken)(why_closed(closed)) from None
@@ -140,7 +140,7 @@ class WireClient:
         if why_unsent is not None:
             raise self._session.broken(why_unsent)
         if kind != answer:
-            raise self._session.nonsense(f"it sent a message of type {json.dumps(kind)} where {answer} was due")
+            raise self._session.nonsense(f"it sent a message of type {json.dumps(kind)} instead of {answer}")
         return data
 
     def _abort(self) -> None:
@@ -149,17 +149,17 @@ class WireClient:
 
 
 class WireSource:
-    """Environments of the server at a base URL, a `protocol.EnvironmentSource`.
+    """A `protocol.EnvironmentSource` of the environments of a server.
 
     Args:
-        url: http, https, ws or wss; its path is kept, with the websocket at `{url}/ws`.
-        headers: names to templates, in which `${NAME}` is filled from the environment variables.
-        sessions_wanted: how many parallel sessions are worth knowing of: where the server does not publish its
-            capacity, `describe` opens sessions up to this number to see. 0: it does not try.
-        ended: why no session will ever be had again, where somebody watches the server.
+        url: base URL (http, https, ws or wss); its path is kept, and the websocket is at `{url}/ws`.
+        headers: templates per header name, in which `${NAME}` is filled from the environment variables.
+        sessions_wanted: if the server does not publish its capacity, `describe` opens up to this number of sessions to
+            measure it; 0 disables this.
+        ended: returns why the server has ended; None if it runs, or is not watched.
 
     Raises:
-        EchoError: the URL or a header is none, or an environment variable is not set.
+        EchoError: the URL or a header is invalid, or an environment variable is not set.
     """
 
     def __init__(
@@ -177,10 +177,10 @@ class WireSource:
         self._ended = ended
 
     def describe(self) -> Description:
-        """Ask the server who it is. Not for use inside an event loop.
+        """Read the server's description. Do not call this inside an event loop.
 
         Raises:
-            EchoError: it cannot be reached or refuses to answer (exit code 1), or does not speak OpenEnv.
+            EchoError: the server cannot be reached or refuses to answer (exit code 1), or does not speak OpenEnv.
         """
         description = ask_server(self.address, self._limits.connect_timeout_s)
         if description.sessions is not None or self._sessions_wanted == 0:
@@ -195,11 +195,11 @@ class WireSource:
         return self._ended()
 
     async def free_sessions(self, wanted: int) -> int | None:
-        """How many sessions, up to `wanted`, can be had at once now; None if not even one.
+        """Return the number of sessions, up to `wanted`, that can be open at once; None if not even one can.
 
-        A server tells its capacity only to those it refuses, and makes an environment for everybody else. So sessions
-        are opened, twice as many each time, until one is refused, and given back: never more than `wanted`, which the
-        caller would open anyway, and for a server of one session two.
+        A server reveals its capacity only by refusing a session; otherwise it creates an environment. So this opens
+        sessions, doubling their number until one is refused, and closes them: at most `wanted`, which the caller would
+        open anyway, and two for a server with one session.
         """
         opened: list[WireClient] = []
         granted = 0
@@ -216,7 +216,7 @@ class WireSource:
 async def _has_session(client: WireClient) -> bool:
     try:
         await client.state()
-    except (BadAction, EnvironmentFault):  # there is an environment, which has no state before its reset
+    except (BadAction, EnvironmentFault):  # the session has an environment, which has no state before its reset
         return True
     except (Unavailable, SessionLost):
         return False

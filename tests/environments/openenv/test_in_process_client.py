@@ -238,12 +238,12 @@ class Mute(Environment):
         (
             "openenv_samples:Talk",
             {"greetings": 1},
-            "does not take environment.object_options: got an unexpected",
+            "does not accept environment.object_options: got an unexpected",
             "Talk(",
         ),
-        ("openenv_samples:Say", {}, "is no Environment of OpenEnv", "inherits from Environment"),
-        (f"{__name__}:Abstract", {}, "is abstract: it has no reset, state, step", "all of them"),
-        (f"{__name__}:Mute", {}, "nothing says what actions", "annotate the action of its step"),
+        ("openenv_samples:Say", {}, "is not an OpenEnv Environment", "inherits from Environment"),
+        (f"{__name__}:Abstract", {}, "is abstract: it lacks reset, state, step", "all of them"),
+        (f"{__name__}:Mute", {}, "does not declare the type of its actions", "annotate the action of its step"),
     ],
 )
 def test_what_is_no_environment_is_refused_at_once(name: str, options: dict[str, Any], message: str, tip: str) -> None:
@@ -258,13 +258,13 @@ def test_the_type_parameters_say_what_the_hints_do_not() -> None:
 
 def test_an_environment_that_cannot_be_made() -> None:
     source = ObjectSource(f"{__name__}:Broken", {"secret": "s3cret"})
-    with pytest.raises(EchoError, match="cannot be made: OSError: no disk") as error:
+    with pytest.raises(EchoError, match="cannot be created: OSError: no disk") as error:
         source.describe()
     assert "s3cret" not in f"{error.value.message}{error.value.tip}"
 
     async def play() -> None:
         client = source.client()
-        with pytest.raises(Unavailable, match="cannot be made: OSError: no disk"):
+        with pytest.raises(Unavailable, match="cannot be created: OSError: no disk"):
             await client.reset({})
         await client.close()
 

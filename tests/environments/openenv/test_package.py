@@ -37,8 +37,8 @@ def _install(folder: Path, name: str, version: str) -> None:
     ("installed", "message"),
     [
         ({}, "environment.object needs openenv, which is not installed"),
-        ({"openenv": "0.9.3"}, "environment.object needs openenv >=0.10,<0.11, and 0.9.3 is installed"),
-        ({"openenv": "0.11.0"}, "environment.object needs openenv >=0.10,<0.11, and 0.11.0 is installed"),
+        ({"openenv": "0.9.3"}, "environment.object needs openenv >=0.10,<0.11, but 0.9.3 is installed"),
+        ({"openenv": "0.11.0"}, "environment.object needs openenv >=0.10,<0.11, but 0.11.0 is installed"),
         (
             {"openenv": "0.10.0", "openenv-core": "0.2.1"},
             "openenv-core 0.2.1 is installed beside openenv 0.10.0: the",
@@ -77,8 +77,8 @@ def test_a_class_of_the_current_folder(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "import_path", "message", "tip"),
     [
-        (None, "mine:World", "there is no module 'mine', which 'mine:World' needs", "can be imported from"),
-        ("", "mine.world:World", "there is no module 'mine.world'", "can be imported from"),
+        (None, "mine:World", "module 'mine' not found, required by 'mine:World'", "run in the folder"),
+        ("", "mine.world:World", "module 'mine.world' not found, required by", "run in the folder"),
         (
             "import no_such_thing",
             "mine:World",
@@ -90,7 +90,7 @@ def test_a_class_of_the_current_folder(folder: Path) -> None:
         ("x = (", "mine:World", "SyntaxError: '(' was never closed", "python -c"),
         ("class Word(dict): pass", "mine:World", "module 'mine' has no class 'World'", "classes there: Word"),
         ("World = {}", "mine:World", "module 'mine' has no class 'World'", "classes there: none"),
-        ("class World: pass", "mine:World", "'mine:World' is no dict of OpenEnv", "inherits from dict"),
+        ("class World: pass", "mine:World", "'mine:World' is not an OpenEnv dict", "inherits from dict"),
     ],
 )
 def test_what_names_no_class_is_refused_in_one_line(

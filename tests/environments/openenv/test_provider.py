@@ -209,9 +209,9 @@ def _taken_port() -> Iterator[int]:
 @pytest.mark.parametrize(
     ("config", "message", "tip"),
     [
-        ({"kind": "dokcer"}, "there is no 'dokcer'", "did you mean 'docker'?"),
+        ({"kind": "dokcer"}, "unknown kind 'dokcer'", "did you mean 'docker'?"),
         ({"kind": "process"}, "has no command", "add environment.provider.command"),
-        ({"kind": "process", "command": ("serve",)}, "where the port goes", "write {port}"),
+        ({"kind": "process", "command": ("serve",)}, "command has no {port}", "write {port}"),
         (
             {"kind": "process", "command": ("no-such-program", "{port}")},
             "cannot start 'no-such-program': No such",
@@ -219,13 +219,13 @@ def _taken_port() -> Iterator[int]:
         ),
         (
             {"kind": "process", "command": ("a", "{port}"), "image": "b"},
-            "image means nothing to kind proc",
-            "drop it",
+            "image is not used with kind process",
+            "omit it",
         ),
         ({"kind": "docker"}, "has no image", "add environment.provider.image"),
         ({"kind": "docker", "image": "a"}, "docker is not installed", "install Docker"),
         ({"kind": "uv"}, "has no project_path", "add environment.provider.project_path"),
-        ({"kind": "uv", "project_path": "no/such"}, "there is no folder no/such", "uv project"),
+        ({"kind": "uv", "project_path": "no/such"}, "folder no/such does not exist", "uv project"),
         ({"kind": "uv", "project_path": "."}, "uv is not installed", "install uv"),
         (
             {"kind": "process", "command": ("a", "{port}"), "env": {"A": "${NO_SUCH}"}},
@@ -305,7 +305,7 @@ def test_what_docker_refuses_is_told_without_its_command(programs: Path) -> None
     with pytest.raises(EchoError) as error:
         server.start()
     assert error.value.message == "docker cannot run image 'missing': Unable to find image 'missing:latest' locally"
-    assert error.value.tip == "docker pull missing, or build it" and error.value.exit_code == 2
+    assert error.value.tip == "run docker pull missing, or build it" and error.value.exit_code == 2
     server.stop()
 
     (programs / "asleep").touch()
@@ -367,8 +367,8 @@ def test_a_provider_class_of_ones_own() -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("openenv.core.containers.runtime.providers:DockerSwarmProvider", "starts containers, and there is no image"),
-        ("pathlib:Path", "is no provider: it has no start"),
+        ("openenv.core.containers.runtime.providers:DockerSwarmProvider", "starts containers and needs an image"),
+        ("pathlib:Path", "is not a provider: it has no start"),
         (f"{__name__}:Own", "environment.provider.options: .*missing 1 required positional argument: 'mode'"),
     ],
 )

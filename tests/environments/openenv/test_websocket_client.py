@@ -188,14 +188,14 @@ def test_a_reset_that_is_refused_is_the_environments_fault(code: str) -> None:
 LOSSES: dict[str, tuple[Incident, str]] = {
     "closed 1000": (Incident("close", value=1000), "closed the connection with code 1000"),
     "closed 1011": (Incident("close", value=1011), "closed the connection with code 1011"),
-    "dropped": (Incident("drop"), "the connection broke off"),
+    "dropped": (Incident("drop"), "the connection was lost"),
     "hangs": (Incident("hang"), "no answer within 0.2 s"),
     "slow": (Incident("slow", value=0.4), "no answer within 0.2 s"),
     "not JSON": (Incident("text", value="<html>"), "not JSON"),
     "brackets": (Incident("text", value="[" * 100_000), "not JSON"),
-    "no object": (Incident("text", value="[]"), "no message of OpenEnv"),
-    "no data": (Incident("text", value='{"type": "observation"}'), "no message of OpenEnv"),
-    "wrong type": (Incident("text", value='{"type": "state", "data": {}}'), 'type "state" where observation was due'),
+    "no object": (Incident("text", value="[]"), "not an OpenEnv message"),
+    "no data": (Incident("text", value='{"type": "observation"}'), "not an OpenEnv message"),
+    "wrong type": (Incident("text", value='{"type": "state", "data": {}}'), 'type "state" instead of observation'),
     "binary": (Incident("binary", value=message()), "binary"),
     "not UTF-8": (Incident("bytes", value="\xff\xfe"), "not UTF-8"),
     "no observation": (Incident("text", value='{"type": "observation", "data": {}}'), "no observation object"),
@@ -243,7 +243,7 @@ def test_a_session_lost_in_the_middle_is_never_connected_again(failing: Loopback
 # Incidents that prevent an episode from starting.
 REFUSALS: dict[str, tuple[Incident, type[Fault], str]] = {
     "closed": (Incident("close", CONNECT, 1000), Unavailable, "code 1000"),
-    "dropped": (Incident("drop", CONNECT), Unavailable, "broke off"),
+    "dropped": (Incident("drop", CONNECT), Unavailable, "was lost"),
     "closed at reset": (Incident("close", 0, 1011), Unavailable, "code 1011"),
     "hangs at reset": (Incident("hang", 0), Unavailable, "no answer within 0.2 s"),
     "factory": (Incident("error", CONNECT, {"code": "FACTORY_ERROR", "message": "no GPU"}), Unavailable, "no GPU"),
@@ -332,7 +332,7 @@ def test_a_killed_server_loses_its_sessions_and_a_restarted_one_gives_new_ones()
         await client.reset({})
         server.kill()
         lost = await fault_of(client.step(LS))
-        assert isinstance(lost, SessionLost) and "broke off" in str(lost)
+        assert isinstance(lost, SessionLost) and "was lost" in str(lost)
         refused = await fault_of(source(server).client().reset({}))
         assert isinstance(refused, Unavailable)
         server.restart()
@@ -476,8 +476,8 @@ def test_headers_open_the_door_and_are_never_shown(monkeypatch: pytest.MonkeyPat
     [
         ({"Authorization": "Bearer ${MISSING}"}, "the environment variable MISSING is not set"),
         ({"Authorization": "${TOKEN}${MISSING}"}, "the environment variable MISSING is not set"),
-        ({"X-Key": "${TORN}"}, "X-Key has a character that no header can carry"),
-        ({"X Key": "${TOKEN}"}, "'X Key' is no name of a header"),
+        ({"X-Key": "${TORN}"}, "X-Key contains a character that a header cannot carry"),
+        ({"X Key": "${TOKEN}"}, "'X Key' is not a header name"),
     ],
 )
 def test_a_header_that_cannot_be_sent_is_named_without_its_value(
@@ -521,7 +521,7 @@ def test_no_redirect_is_followed_and_no_header_reaches_another_server(monkeypatc
             with pytest.raises(EchoError) as error:
                 wire.describe()
             fault = run(fault_of(wire.client().reset({})))
-        assert error.value.message == f"{server.url} answers HTTP 307, which leads to {other.url}"
+        assert error.value.message == f"{server.url} answers HTTP 307, a redirect to {other.url}"
         assert isinstance(fault, Unavailable) and "HTTP 307" in str(fault)
         assert other.events("http") == []
 

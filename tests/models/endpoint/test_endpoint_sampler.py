@@ -417,7 +417,7 @@ def test_a_run_trains_on_policy_and_goes_on_where_its_server_died(
         ("sampler.sync=null", "sampler.sync is missing"),
         ("sampler.weights=null", "sampler.weights is missing"),
         ("sampler.sync=vllm-lora", "sampler.sync is vllm-lora and model.lora is null"),
-        ("sampler.url=http://me:secret@127.0.0.1:1", "sampler.url holds a user name"),
+        ("sampler.url=http://me:secret@127.0.0.1:1", "sampler.url contains credentials"),
         ("sampler.url=ftp://127.0.0.1", "sampler.url"),
     ],
 )
