@@ -1,1 +1,1 @@
-"""One module a tracker, each imported in the process of its own that `host.py` is, and nowhere else."""
+"""One module per tracker, imported only in the tracker's own process, `host.py`."""

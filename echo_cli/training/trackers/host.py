@@ -1,8 +1,8 @@
 """The process of one tracker: `python -m echo_cli.training.trackers.host`, for `tracking.py`.
 
-It reads a `TrackedRun` from the first line of stdin, then `{"row": …}` lines, and at last `{"end": summary}`. To stdout
-it writes one line: `{"done": true}`, or `{"error": …}` where the tracker failed. Stdin ends without `end` when the run
-was killed: what was recorded by then is written out.
+The process reads a `TrackedRun` from the first line of stdin, then `{"row": …}` lines, and finally `{"end": summary}`.
+It writes one line to stdout: `{"done": true}`, or `{"error": …}` if the tracker failed. If the run is killed, stdin
+ends without `end`; the tracker then writes out the rows recorded so far.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from echo_cli.files import read_jsonl
 from echo_cli.text import escape_unprintable
 from echo_cli.training.trackers.tracking import FINISH_SECONDS, Row, TrackedRun, Tracker
 
-_SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD|_URL")  # of the names of environment variables
+_SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD|_URL")  # in the names of environment variables
 
 
 def main() -> None:
-    """Track until the run ends. Never returns: what a tracker has left running cannot keep the process alive."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the run's, which says when it ends
+    """Track until the run ends. Never returns, so that a tracker's leftover threads cannot keep the process alive."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the run handles signals, and says when it ends
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
     orders, report = take_pipes()
     try:
         _track(orders)
-    except Exception as error:  # whatever a tracker raises, the run goes on and says so
+    except Exception as error:  # whatever a tracker raises, the run continues and prints a warning
         say(report, {"error": _reason(error)})
         os._exit(1)
     say(report, {"done": True})
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def values_of(row: Row) -> dict[str, float | str]:
-    """What trackers get of a row of metrics.jsonl: its numbers that are finite, and its `warnings` as lines of text."""
+    """Return what trackers receive of a row of metrics.jsonl: the finite numbers, and `warnings` as lines of text."""
     values: dict[str, float | str] = {}
     for name, value in row.items():
         if isinstance(value, int | float) and math.isfinite(value) and name != "step":
@@ -70,7 +70,7 @@ def _track(orders: BinaryIO) -> None:
 
 
 def _rows_before(run: TrackedRun) -> Iterator[Mapping[str, Any]]:
-    """Give the rows of metrics.jsonl that a resumed run continues from: a tracker that is new to the run lacks them."""
+    """Yield the rows of metrics.jsonl before a resumed run's first step, which a newly added tracker lacks."""
     if run.last_step is None:
         return
     for row in read_jsonl(Path(run.folder) / "metrics.jsonl"):
@@ -79,7 +79,7 @@ def _rows_before(run: TrackedRun) -> Iterator[Mapping[str, Any]]:
 
 
 def _reason(error: Exception) -> str:
-    """One line, with the name of an environment variable in place of its value where that may be a secret."""
+    """Return the error as one line; values of environment variables that may be secret are replaced by their names."""
     text = error.message if isinstance(error, EchoError) else f"{type(error).__name__}: {first_line(error)}"
     for name, value in os.environ.items():
         if _SECRET.search(name) and len(value) >= 8:
@@ -88,7 +88,7 @@ def _reason(error: Exception) -> str:
 
 
 def _end_after(parent: int) -> None:
-    """Nobody is left to end a tracker that hangs when its run was killed."""
+    """End this process `FINISH_SECONDS` after its parent: nothing else ends a hanging tracker of a killed run."""
     while os.getppid() == parent:
         time.sleep(1)
     time.sleep(FINISH_SECONDS)

@@ -1,4 +1,4 @@
-"""Event files of TensorBoard, in `tensorboard/` of the run directory. Look at them: `tensorboard --logdir outputs`."""
+"""TensorBoard's event files, in `tensorboard/` of the run directory. To view: `tensorboard --logdir outputs`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from echo_cli.training.trackers.tracking import TrackedRun
 
 
 class TensorBoardFiles:
-    """One more event file of a run, in which every record is on disk once it was logged.
+    """An additional event file of a run, unbuffered: every record is on disk once it is logged.
 
-    TensorBoard reads the files of a folder in the order of their names, and forgets from an earlier one what is at or
-    after the step that a later one starts with. Numbers have single precision there.
+    TensorBoard reads a folder's files in the order of their names, and drops an earlier file's records from the first
+    step of a later file onwards. Numbers have single precision.
     """
 
     def __init__(self, run: TrackedRun) -> None:
@@ -34,7 +34,7 @@ class TensorBoardFiles:
         held = _last_step(before)
         self.first_step = 0 if run.last_step is None else min(held, run.last_step) + 1
         self._last_step = self.first_step
-        # The usual name has the host's in it.
+        # TensorBoard's usual name contains the host name.
         self._file = (folder / f"events.out.tfevents.{len(before):010d}").open("xb", buffering=0)
         self._records = RecordWriter(self._file)
         self._write(file_version="brain.Event:2")
@@ -69,7 +69,7 @@ open_tracker = TensorBoardFiles
 
 
 def _session_end(status: int) -> Summary:
-    """What TensorBoard's HPARAMS tab takes as the end of a run; its own function for it needs TensorFlow."""
+    """Return the record that ends a run in TensorBoard's HPARAMS tab; TensorBoard's own function needs TensorFlow."""
     ended = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
     content = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=ended))
     value = Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=content, tensor=metadata.NULL_TENSOR)
@@ -77,7 +77,7 @@ def _session_end(status: int) -> Summary:
 
 
 def _last_step(files: list[Path]) -> int:
-    """The last step that event files have numbers of, -1 for none."""
+    """Return the last step with numbers in the event files; -1 if there is none."""
     last = -1
     for path in files:
         for event in LegacyEventFileLoader(str(path)).Load():
@@ -89,7 +89,7 @@ def _last_step(files: list[Path]) -> int:
 
 
 def _hyperparameters(config: Mapping[str, Any]) -> dict[str, float | str]:
-    """A config as hyper-parameters can be: under dotted key paths, no nulls, and lists as JSON."""
+    """Return a config as hyper-parameters: dotted key paths, no nulls, and lists as JSON."""
     flat = flat_config(dict(config))
     return {
         key: json.dumps(value) if isinstance(value, list) else value for key, value in flat.items() if value is not None

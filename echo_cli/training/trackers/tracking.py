@@ -1,8 +1,8 @@
-"""Trackers: TensorBoard, Trackio or Weights & Biases beside metrics.jsonl, each in a process of its own.
+"""Trackers: TensorBoard, Trackio or Weights & Biases in addition to metrics.jsonl, each in its own process.
 
-A tracker's library starts threads and servers, prints, catches signals, draws random numbers and may hang. In a process
-of its own (`trackers/host.py`) it does none of that to the run: rows go to it over a pipe that never blocks, and one
-that fails or hangs costs its own records alone.
+A tracker's library starts threads and servers, prints, catches signals, draws random numbers and may hang. In its own
+process (`trackers/host.py`) it cannot affect the run: rows are sent over a pipe that never blocks, and a tracker that
+fails or hangs only loses its own records.
 """
 
 from __future__ import annotations
@@ -22,46 +22,46 @@ from echo_cli.errors import EchoError
 Row = Mapping[str, Any]
 
 FINISH_SECONDS = 60.0
-"""How long the end of a run waits for its trackers, all of them together."""
+"""Seconds that the end of a run waits for all its trackers together."""
 
-_LEAVE_SECONDS = 2.0  # the same, for a run that is told to stop now
+_LEAVE_SECONDS = 2.0  # the same, for a run that must stop at once
 _TURN_SECONDS = 0.05
-_MOST_PENDING = 2**24  # bytes; thousands of rows that a tracker has not taken
+_MOST_PENDING = 2**24  # bytes; thousands of rows that a tracker has not read
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told at its start."""
+    """The description of a run that a tracker receives at its start."""
 
     tracker: TrackerName
     folder: str
-    """The run directory, absolute. A tracker keeps its files in the folder of its own name there."""
+    """Absolute path of the run directory. A tracker keeps its files there, in a folder of its own name."""
     name: str
     group: str | None
-    """What the run is shown together with: the sweep it belongs to."""
+    """Name of the sweep that the run belongs to, with whose runs it is shown; None without a sweep."""
     config: dict[str, Any]
     last_step: int | None
-    """The last row of metrics.jsonl, which a resumed run goes on from; None where it begins."""
+    """Step of the last row of metrics.jsonl before a resume; None for a new run."""
 
 
 class Tracker(Protocol):
-    """What `open_tracker(run: TrackedRun) -> Tracker` of a module in `trackers/` gives. Any exception ends it."""
+    """The result of `open_tracker(run: TrackedRun) -> Tracker` in a module of `trackers/`. Any exception ends it."""
 
     first_step: int
-    """Rows before this step it holds already, from before the run was resumed; it holds none from there on."""
+    """First step to log: the tracker already has all earlier rows, from before a resume, and no later ones."""
 
     def log(self, step: int, values: Mapping[str, float | str]) -> None:
-        """Record a row: finite numbers, and `warnings` as text where there are some."""
+        """Record a row: finite numbers, and `warnings` as text if there are any."""
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
-        """Record the object of summary.json, None for a run that broke off without one, and write everything out."""
+        """Record the object of summary.json, None for a run that ended without one, and write everything out."""
 
 
 def check_trackers(names: Sequence[TrackerName] | None) -> None:
-    """See that the packages are there, without importing them.
+    """Check that the trackers' packages are installed, without importing them.
 
     Raises:
-        EchoError: one is not installed.
+        EchoError: a package is not installed.
     """
     for name in names or ():
         if not _is_installed(name):
@@ -69,13 +69,13 @@ def check_trackers(names: Sequence[TrackerName] | None) -> None:
 
 
 def _is_installed(name: str) -> bool:
-    # A folder of that name where we are, such as wandb's own, can be imported too, and has no origin.
+    # A folder of the same name in the working directory, such as wandb's own, is also importable but has no origin.
     spec = importlib.util.find_spec(name)
     return spec is not None and spec.origin is not None
 
 
 class Trackers:
-    """The trackers of a run that still work. What fails is warned of once, and left out."""
+    """The working trackers of a run. A tracker that fails causes one warning and is dropped."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
@@ -92,15 +92,15 @@ class Trackers:
         host.send(asdict(run))
 
     def log(self, row: Row) -> None:
-        """Give a row of metrics.jsonl to every tracker; never waits for one."""
+        """Send a row of metrics.jsonl to every tracker, without waiting."""
         for name, host in list(self._running.items()):
             host.send({"row": dict(row)})
             host.exchange(0)
             if host.has_ended or host.unsent > _MOST_PENDING:
-                self._drop(name, "it takes no more rows")
+                self._drop(name, "it does not read its rows")
 
     def summarize(self, summary: Mapping[str, Any]) -> None:
-        """Have the summary recorded at the end."""
+        """Set the summary to record at the end."""
         self._summary = dict(summary)
 
     def close(self, wait_s: float) -> None:
@@ -109,7 +109,7 @@ class Trackers:
         try:
             for host in self._running.values():
                 host.send({"end": self._summary})
-            # In turns: none is judged by how long another took.
+            # In turns, so that one slow tracker does not use up the time of the others.
             while waiting := [host for host in self._running.values() if not host.has_ended]:
                 if (left := deadline - time.monotonic()) <= 0:
                     break
@@ -130,11 +130,11 @@ class Trackers:
             self._give_up(name, reason)
 
     def _give_up(self, name: TrackerName, reason: str) -> None:
-        self._warn(f"warning: {name} failed, and the run goes on without it: {reason}")
+        self._warn(f"warning: {name} failed; the run continues without it: {reason}")
 
 
 def _failure(host: ChildProcess) -> str | None:
-    """Return why a tracker's process has ended; None if it had finished."""
+    """Return why a tracker's process has failed; None if it finished."""
     last = host.receive() or {}
     if last.get("done"):
         return None
@@ -152,12 +152,12 @@ def tracking(
     last_step: int | None,
     warn: Callable[[str], None],
 ) -> Iterator[Trackers]:
-    """The trackers `names` of the run at `path`, for as long as the block runs.
+    """Yield the trackers `names` of the run at `path`; end them with the block.
 
     Args:
         config: the resolved config, as in config.yaml.
         group, last_step: as in `TrackedRun`.
-        warn: called with one line for each tracker that fails.
+        warn: called with one line per tracker that fails.
     """
     trackers = Trackers(warn)
     wait_s = _LEAVE_SECONDS

@@ -1,6 +1,6 @@
-"""Trackio, in `trackio/` of the run directory or where TRACKIO_DIR says. Look at it: `trackio show`.
+"""Trackio, in `trackio/` of the run directory or in TRACKIO_DIR. To view: `trackio show`.
 
-TRACKIO_SPACE_ID or TRACKIO_SERVER_URL send it elsewhere; without them nothing is asked of a network.
+TRACKIO_SPACE_ID or TRACKIO_SERVER_URL send the rows elsewhere; without them no network is used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TrackioRun:
         os.environ.setdefault("TRACKIO_DIR", str(own))
         self._is_local = is_local = not any(os.environ.get(name) for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"))
         if is_local:
-            os.environ["HF_HUB_OFFLINE"] = "1"  # a login alone would have it ask who that is
+            os.environ["HF_HUB_OFFLINE"] = "1"  # if logged in, trackio would query the user's name
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
         import trackio
 
@@ -60,7 +60,7 @@ class TrackioRun:
     def log(self, step: int, values: Mapping[str, float | str]) -> None:
         self._last_step = step
         self._run.log(dict(values), step=step)
-        if self._is_local:  # towards a server it tries again by itself, and `finish` tells whether that helped
+        if self._is_local:  # with a server, trackio retries by itself; `finish` checks the outcome
             self._check()
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
@@ -71,7 +71,7 @@ class TrackioRun:
         self._check()
 
     def _report_warnings(self) -> None:
-        """Trackio raises nothing: what it fails at it warns of, in the thread that writes."""
+        """Collect Trackio's warnings: it raises no errors, but warns in its writing thread."""
 
         def note(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
             if issubclass(category, UserWarning) and "trackio" in Path(filename).parts:
@@ -89,11 +89,11 @@ open_tracker = TrackioRun
 
 
 def _cut(name: str, run_id: str, last_step: int) -> bool:
-    """Leave of a local run what it held up to `last_step`, its summary apart; whether that is anything."""
+    """Delete a local run's summary and its rows after `last_step`; return whether any row remains."""
     from trackio.sqlite_storage import SQLiteStorage
 
     latest = SQLiteStorage.get_latest_run_record_by_name(PROJECT, name)
-    if latest is None or latest["id"] != run_id:  # it is resumed by name; that one is another run
+    if latest is None or latest["id"] != run_id:  # Trackio resumes by name, and would resume another run
         return False
     logs = SQLiteStorage.get_logs(PROJECT, name, run_id=run_id)
     kept = [log for log in logs if log["step"] <= last_step and _SUMMARY not in log]

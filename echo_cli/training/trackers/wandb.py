@@ -1,6 +1,6 @@
-"""Weights & Biases, in `wandb/` of the run directory: offline, unless WANDB_MODE says otherwise or there is an API key.
+"""Weights & Biases, in `wandb/` of the run directory: offline, unless WANDB_MODE or an API key is set.
 
-Look at an offline run: `wandb sync outputs/RUN/wandb/offline-run-*`, which uploads it.
+To view an offline run, upload it: `wandb sync outputs/RUN/wandb/offline-run-*`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from echo_cli.training.trackers.tracking import TrackedRun
 
 
 class WandbRun:
-    """A run of the project `echo-cli`, or WANDB_PROJECT, with the rows of metrics.jsonl and nothing else.
+    """A run of the project `echo-cli`, or WANDB_PROJECT, that only records metrics.jsonl, the config and the summary.
 
-    No code, console, machine or system statistics are recorded, and no crash is reported to its makers.
+    No code, console output, machine data or system statistics are recorded, and no crash is reported to wandb.
     """
 
     def __init__(self, run: TrackedRun) -> None:
@@ -41,7 +41,7 @@ class WandbRun:
         resumed = run.last_step is not None and id_file.exists()
         run_id = id_file.read_text() if resumed else secrets.token_hex(4)
         id_file.write_text(run_id)
-        # An offline run is uploaded folder by folder, each from its first row: the new one holds all of them.
+        # `wandb sync` uploads each folder of an offline run from its first row, and the new folder has all rows.
         for path in folder.glob(f"offline-run-*-{run_id}"):
             delete(path)
         self._run = wandb.init(
@@ -84,7 +84,7 @@ open_tracker = WandbRun
 
 
 def has_key(base_url: str, in_settings: str | None) -> bool:
-    """Whether the user has an API key where wandb looks for one: its variables, its settings or .netrc."""
+    """Return whether wandb would find an API key in its environment variables, its settings or .netrc."""
     if in_settings or os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(base_url).netloc

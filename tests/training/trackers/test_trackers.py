@@ -370,7 +370,7 @@ def test_a_tracker_without_its_folder_is_warned_of_once_and_left_out(tmp_path: P
         for step in range(3):
             trackers.log(_row(step))
     [line] = warned
-    assert line.startswith("warning: tensorboard failed, and the run goes on without it: FileExistsError")
+    assert line.startswith("warning: tensorboard failed; the run continues without it: FileExistsError")
     assert "\n" not in line and (tmp_path / "tensorboard").read_text() == "mine"
 
 
@@ -388,7 +388,7 @@ def test_a_tracker_that_fails_on_a_row_is_warned_of_once_and_left_out(tmp_path: 
             trackers.log(_row(200))
             time.sleep(0.02)
         assert _hosts() == []
-    assert warned == ["warning: tensorboard failed, and the run goes on without it: OSError: [Errno 27] File too large"]
+    assert warned == ["warning: tensorboard failed; the run continues without it: OSError: [Errno 27] File too large"]
 
 
 @pytest.mark.parametrize("ending", [None, SystemExit(130)])
@@ -407,7 +407,7 @@ def test_a_tracker_that_hangs_does_not_hang_the_run(
     except SystemExit as caught:
         assert caught is ending
     assert _hosts() == []
-    assert warned == ["warning: tensorboard failed, and the run goes on without it: it did not finish within 0.3 s"]
+    assert warned == ["warning: tensorboard failed; the run continues without it: it did not finish within 0.3 s"]
 
 
 def test_a_tracker_that_hangs_is_no_failure_of_the_one_after_it(
@@ -420,7 +420,7 @@ def test_a_tracker_that_hangs_is_no_failure_of_the_one_after_it(
         trackers.log(_row(0))
         _wait_for(tmp_path / "tensorboard" / "events.out.tfevents.0000000000", 0)
         os.kill(_host(), signal.SIGSTOP)
-    assert warned == ["warning: trackio failed, and the run goes on without it: it did not finish within 3 s"]
+    assert warned == ["warning: trackio failed; the run continues without it: it did not finish within 3 s"]
     assert _in_tensorboard(tmp_path)
 
 
@@ -432,7 +432,7 @@ def test_rows_that_a_tracker_never_takes_do_not_pile_up(tmp_path: Path, monkeypa
         for _ in range(100):
             trackers.log({"step": 0, "filling": "x" * 2000})
         assert _hosts() == []
-    assert warned == ["warning: tensorboard failed, and the run goes on without it: it takes no more rows"]
+    assert warned == ["warning: tensorboard failed; the run continues without it: it does not read its rows"]
 
 
 def test_a_process_that_cannot_be_started_is_a_failure_as_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
