@@ -19,7 +19,7 @@ from echo_cli.text import escape_unprintable, suggest
 
 TEMPLATE = "environment.action.template"
 DEPTH = 64
-"""Maximum nesting depth of an action, levels; deeper values could not be encoded to JSON deeper in the call stack."""
+"""Maximum nesting depth of an action, levels; encoding deeper values could exceed Python's recursion limit."""
 
 HOLE = re.compile(r"\{text(?::(\w*))?\}")
 """Placeholder in a template; its group is the cast."""
@@ -45,7 +45,7 @@ _CALL_TOOL: JsonObject = {
 
 
 class Unparsable(Exception):
-    """The policy's line is not an action; `reason` is one short line in the harness's own words.
+    """A policy's line that is not an action; `reason` is one short line in the harness's own words.
 
     `parse` is `none` if the line contains no action, `malformed` if it contains a faulty one.
     """

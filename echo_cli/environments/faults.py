@@ -5,7 +5,7 @@
 | unavailable | no connection, no free session, or no environment created | retried with growing pauses, up to a limit |
 | bad action | the text is not an action, or the environment refuses its form | a warning; the episode continues |
 | environment error | the environment raised while it ran the action | a warning; the episode continues |
-| session lost | closed, timed out, or a protocol violation during an episode | the episode is aborted |
+| session lost | the session closed, timed out or violated the protocol during an episode | the episode is aborted |
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ class Fault(Exception):
 
 
 class Unavailable(Fault):
-    """No session is available; nothing is lost, and the caller may retry."""
+    """A session that is not available; nothing is lost, and the caller may retry."""
 
 
 class BadAction(Fault):
-    """The environment refused the action's form; the episode continues as if it had not been sent."""
+    """An action whose form the environment refused; the episode continues as if it had not been sent."""
 
 
 class EnvironmentFault(Fault):
-    """The environment raised while it ran the action; its session survives."""
+    """An exception of the environment while it ran the action; its session survives."""
 
 
 class SessionLost(Fault):
-    """The episode cannot continue. Its connection is never used again, so that no two episodes are joined into one."""
+    """The end of an episode. Its connection is never used again, so that no two episodes are joined into one."""
 
 
 class FaultCounts:

@@ -83,7 +83,7 @@ def _header(name: str, template: str, secrets: dict[str, str], section: str) -> 
     """Return the value of a header; add the values of its environment variables to `secrets`."""
     if not _HEADER_NAME.fullmatch(name):
         raise EchoError(
-            f"{section}.headers: '{escape_unprintable(name)}' is not a header name", "write it like Authorization"
+            f"{section}.headers: '{escape_unprintable(name)}' is not a header name", "use a name such as Authorization"
         )
     value, taken = expand_env(template, f"{section}.headers.{name}", empty=False)
     secrets |= taken

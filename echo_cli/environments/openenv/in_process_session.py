@@ -130,7 +130,7 @@ def _text(response: Any) -> str:
 def _models(found: type[Any], import_path: str) -> tuple[type[Any], type[Any]]:
     """Return the action and observation classes, from the type hints of `step` or from `Environment[Act, Obs, State]`.
 
-    A class that is more specific than the base wins: a `step` annotated with `Action` does not hide the parameter.
+    A subclass takes precedence over the base class, for example if `step` is annotated only with `Action`.
     """
     parameters = list(inspect.signature(found.step).parameters.values())
     hint = _hint(found.step, parameters[1].annotation) if len(parameters) > 1 else None

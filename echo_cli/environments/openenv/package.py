@@ -57,7 +57,7 @@ def load_class(import_path: str, base: type | None = None) -> type[Any]:
             raise _failed(module_name, error) from error
         raise EchoError(
             f"module '{error.name}' not found, required by '{import_path}'",
-            f"install it, or run in the folder that contains it instead of {escape_unprintable(folder)}",
+            f"install it, or run where it can be imported; the working directory is {escape_unprintable(folder)}",
         ) from None
     except (Exception, SystemExit) as error:
         raise _failed(module_name, error) from error

@@ -97,7 +97,7 @@ class Provided:
     def _tail(self) -> str:
         """Return the last lines of the server's output, joined to one line."""
         size = os.fstat(self._log.fileno()).st_size
-        # Not `seek`: the server writes at the same file position.
+        # Not `seek`, which would move the server's write position.
         tail = os.pread(self._log.fileno(), _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode(errors="replace")
         lines = [fault_line(line, self._secrets) for line in tail.splitlines() if line.strip()]
         return f"; its last output: {' | '.join(lines[-_TAIL_LINES:])}" if lines else ""

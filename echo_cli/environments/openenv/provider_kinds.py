@@ -151,7 +151,7 @@ class RuntimeServer(Server):
     """The server of `uv run` or of a provider class.
 
     The end of a provider class's server is detected if the provider stores its process as `_process`, as OpenEnv's own
-    providers do; otherwise it only shows as sessions that are not available.
+    providers do; otherwise only unavailable sessions reveal it.
     """
 
     def __init__(self, config: ProviderConfig) -> None:

@@ -238,12 +238,12 @@ def _taken(client: type[Any], import_path: str, arguments: dict[str, Any]) -> di
         return arguments
     for name, what in (("base_url", "environment.url"), ("headers", "environment.headers")):
         if name in arguments and name not in parameters:
-            raise EchoError(f"'{import_path}' does not accept {name}", f"add it to its constructor for {what}")
+            raise EchoError(f"'{import_path}' does not accept {name}", f"{what} needs it: add it to the constructor")
     return {name: value for name, value in arguments.items() if name in parameters}
 
 
 def _action_maker(client: type[Any], import_path: str) -> Callable[[JsonObject], Any]:
-    """Return the constructor of `Act` in `EnvClient[Act, Obs, State]`, or of MCP actions for OpenEnv's MCP clients."""
+    """Return a function that creates the `Act` of `EnvClient[Act, Obs, State]`, or MCP actions for MCP clients."""
     from openenv.core.env_client import EnvClient
     from openenv.core.env_server.mcp_types import CallToolAction
     from openenv.core.env_server.serialization import deserialize_action

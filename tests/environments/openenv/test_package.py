@@ -77,8 +77,8 @@ def test_a_class_of_the_current_folder(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "import_path", "message", "tip"),
     [
-        (None, "mine:World", "module 'mine' not found, required by 'mine:World'", "run in the folder"),
-        ("", "mine.world:World", "module 'mine.world' not found, required by", "run in the folder"),
+        (None, "mine:World", "module 'mine' not found, required by 'mine:World'", "run where it can be imported"),
+        ("", "mine.world:World", "module 'mine.world' not found, required by", "run where it can be imported"),
         (
             "import no_such_thing",
             "mine:World",
