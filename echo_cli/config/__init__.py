@@ -1,1 +1,1 @@
-"""The config of a run: its schema, its presets, and YAML files with overrides."""
+"""A run's config: schema, presets, and loading from YAML files with overrides."""

@@ -1,4 +1,4 @@
-"""The `environment` section of a config: where environments come from, and how their payloads become text."""
+"""The `environment` section of a config: the source of environments, and how their payloads are converted to text."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ def _compiles(pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise EchoError(f"not a regular expression: {pattern!r}: {error}", "Python's syntax, module re") from None
+        raise EchoError(
+            f"invalid regular expression {pattern!r}: {error}", "use the syntax of Python's re module"
+        ) from None
     return pattern
 
 
 def _is_import_path(text: str) -> str:
     module, colon, name = text.partition(":")
     if not (colon and name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
-        raise EchoError(f"'{text}' names no class", "write pkg.module:Class")
+        raise EchoError(f"'{text}' is not an import path", "write pkg.module:Class")
     return text
 
 
@@ -45,9 +47,9 @@ ImportPath = Annotated[str, AfterValidator(_is_import_path)]
 
 
 class ToyTerminalConfig(Section):
-    """The toy worlds to train in (`world_seeds`) and those that only the out-of-distribution pool sees.
+    """Toy worlds for training (`world_seeds`) and for the out-of-distribution pool alone (`ood_world_seeds`).
 
-    `families` restricts the tasks of every split to these kinds; empty means all of them.
+    `families` restricts the tasks of every split to the named task families; empty means all families.
     """
 
     world_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
@@ -67,19 +69,19 @@ class ToyTerminalConfig(Section):
         seeds = (*self.world_seeds, *self.ood_world_seeds)
         if len(set(seeds)) < len(seeds):
             raise EchoError(
-                f"a world occurs twice in world_seeds {list(self.world_seeds)} and ood_world_seeds "
+                f"duplicate seed in world_seeds {list(self.world_seeds)} and ood_world_seeds "
                 f"{list(self.ood_world_seeds)}",
-                "name every world once, in one of the two",
+                "list each seed once, in one of the two",
             )
         return self
 
 
 class ProviderConfig(Section):
-    """A server that we start, once a run, on 127.0.0.1.
+    """A server that echo-cli starts once per run, on 127.0.0.1.
 
     `kind` is `docker` (with `image`), `uv` (with `project_path` and `app`), `process` (with `command`, in which
     `{port}` is replaced) or a provider class, `pkg.module:Class`.
-    `env` are environment variables of the server; a value may name one of ours as `${NAME}`.
+    `env` holds the server's environment variables; a value may refer to a variable of this process as `${NAME}`.
     """
 
     kind: str
@@ -90,7 +92,7 @@ class ProviderConfig(Section):
     port: Positive | None = None
     env: dict[str, str] = Field(default={})
     options: dict[str, Any] = Field(default={})
-    """Further arguments of the provider's constructor."""
+    """Additional arguments of the provider's constructor."""
     start_timeout_s: Seconds = 60.0
 
 
@@ -98,10 +100,10 @@ TASK_SOURCES = ("file", "items", "seeds", "toy_terminal")
 
 
 class TasksConfig(Section):
-    """Reset arguments, one set a task: of a YAML or JSONL `file`, `items`, `seeds` 0 to N - 1, or of toy worlds.
+    """Tasks, each with its reset arguments: from a YAML or JSONL `file`, `items`, `seeds` 0 to N - 1, or toy worlds.
 
-    An entry is a mapping of reset arguments, or has them under `reset` beside `id`, `split`, `family` and `actions` (a
-    script that solves the task). What names no split is put into one by a hash of its reset arguments.
+    An entry is a mapping of reset arguments, or holds them under `reset`, next to `id`, `split`, `family` and `actions`
+    (a script that solves the task). A hash of the reset arguments assigns the split where an entry has none.
     """
 
     file: PathText | None = None
@@ -115,22 +117,23 @@ class TasksConfig(Section):
     def _one(self) -> TasksConfig:
         given = [name for name in TASK_SOURCES if getattr(self, name) not in (None, ())]
         if len(given) != 1:
-            tip = "environment.tasks has exactly one of file, items, seeds"
-            raise EchoError(f"tasks come from {' and '.join(given) or 'nowhere'}", tip)
+            tip = "set exactly one of file, items, seeds"
+            raise EchoError(f"environment.tasks sets {' and '.join(given) or 'no source of tasks'}", tip)
         if self.validation + self.heldout >= 1:
-            raise EchoError("environment.tasks: no task is left to train on", "lower validation or heldout")
+            raise EchoError("environment.tasks: no task remains for training", "lower validation or heldout")
         return self
 
 
 class ActionConfig(Section):
-    """How a line of the policy becomes an action; what does not parse is never sent.
+    """Parsing of the policy's text into an action. Text that does not parse is never sent.
 
-    - `template`: a JSON object in which `{text}` is replaced, and `{text:int}` (float, bool, json) alone gives a value.
+    - `template`: a JSON object in which `{text}` is replaced. A value that is exactly `{text:int}` (or float, bool,
+      json) is converted to that type.
     - `json`: the text is the action's JSON object.
     - `tool_call`: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, sent as OpenEnv's MCP `call_tool`. The tags
-      may be left out where the object is all there is, and `arguments` may be `parameters`, as Llama 3 writes it.
+      are optional if the object is the entire text. `parameters`, as Llama 3 writes it, is accepted for `arguments`.
 
-    `extract` is searched in the text first; its first group, or the whole match, goes on.
+    The text is first searched for `extract`; the first group of the match, or the whole match, is then parsed.
     """
 
     kind: Literal["template", "json", "tool_call"] = "template"
@@ -140,17 +143,18 @@ class ActionConfig(Section):
 
 
 class ObservationRule(Section):
-    """One piece of text of a payload.
+    """A rule that extracts one piece of text from a payload.
 
-    - `path` is dotted, with `[0]` and `[*]` for lists, from the observation's fields, `reward`, `done` and `metadata`.
-    - `label` is the harness's text before it, or around it with `{text}`: a warning.
-    - `omit` lists values that are not shown; null and empty text never are.
-    - `delta` keeps what is new in a text that grows.
-    - `drop_echo` makes a warning of the action at the text's start, or of a match there of a pattern in which
-      `{action}` stands for it.
-    - Matches of `split` are warnings.
+    - `path`: dotted path, with `[0]` and `[*]` for lists, into the observation's fields, `reward`, `done` and
+      `metadata`.
+    - `label`: harness text before the piece, or around it with `{text}`; its role is warning.
+    - `omit`: values to hide. Null and empty text are always hidden.
+    - `delta`: show only the new part of a text that grows.
+    - `drop_echo`: mark as warning the action at the start of the text, or the match there of a pattern in which
+      `{action}` is replaced by the action.
+    - `split`: patterns whose matches are marked as warning.
 
-    What a reset shows is context, warnings apart.
+    Text shown on reset is context, except warnings.
     """
 
     path: str
@@ -165,27 +169,27 @@ class ObservationRule(Section):
 
 
 class InvalidConfig(Section):
-    """Where a payload says that the action was none: the text at `path` matches `pattern`."""
+    """The mark of an invalid action in a payload: the text at `path` matches `pattern`."""
 
     path: str
     pattern: Pattern
 
 
 class FinalAction(Section):
-    """An action that the harness sends when an episode ends; its text reaches no transcript."""
+    """An action that the harness sends when an episode ends; the transcript omits it."""
 
     action: dict[str, Any]
     counts: bool = True
-    """Whether its reward is one of the episode's."""
+    """Whether the action's reward is part of the episode's reward."""
     unless_done: bool = True
-    """Left out where the environment has ended the episode itself."""
+    """Whether to skip the action if the environment has ended the episode."""
 
 
 class RewardConfig(Section):
-    """The episode's reward: the sum of its rewards, the last of them, or that of the `final` actions.
+    """Episode reward: the sum of the step rewards, the last step reward, or the reward of the `final` actions.
 
-    A null reward is not zero: `none: skip` leaves it out, and an episode with no reward at all out of the RL term;
-    `zero` counts it.
+    `none: skip` ignores null rewards and excludes an episode with only null rewards from the RL term; `none: zero`
+    counts a null reward as 0.
     """
 
     mode: Literal["sum", "last", "final"] = "sum"
@@ -195,36 +199,38 @@ class RewardConfig(Section):
     @model_validator(mode="after")
     def _has_final(self) -> RewardConfig:
         if self.mode == "final" and not any(final.counts for final in self.final):
-            raise EchoError("reward.mode is final and no final action counts", "list one under reward.final")
+            raise EchoError(
+                "reward.mode is final and reward.final has no action with counts: true", "add one to reward.final"
+            )
         return self
 
 
 SOURCES = ("toy_terminal", "object", "url", "provider", "none")
 SOURCE_KEYS = {"object_options": ("object",), "client": ("url", "provider"), "headers": ("url", "provider")}
-"""Keys that only these sources take."""
+"""Keys that have an effect only with the listed sources."""
 
 _OF_ANY_SOURCE = ("toy_terminal", "sessions", "batch_wait_s", "attempts")
 PRESETS = ("toy_terminal", "tbench2", "coding", "repl", "textarena", "echo", "agent_world_model", "maze")
 
 
 class EnvironmentConfig(Section):
-    """Exactly one of `toy_terminal` (the default), `object`, `url` and `provider` says where environments come from.
+    """Exactly one source of environments: `toy_terminal` (the default), `object`, `url`, `provider` or `none`.
 
-    Or `none: true` says that there is no environment: the run is on traces alone.
+    With `none: true` there is no environment, and the run trains on traces alone.
     """
 
     toy_terminal: ToyTerminalConfig | None = None
     object: FreeOnResume[ImportPath | None] = None
     """An OpenEnv `Environment` class, run in this process."""
     object_options: dict[str, Any] = Field(default={})
-    """Arguments of its constructor."""
+    """Arguments of the constructor of `object`."""
     url: FreeOnResume[Annotated[str, Field(pattern=r"^(http|https|ws|wss)://[^\s/]+\S*$")] | None] = None
     provider: FreeOnResume[ProviderConfig | None] = None
     none: Literal[True] | None = None
     client: FreeOnResume[ImportPath | None] = None
-    """A typed OpenEnv client class to use with `url` and `provider`."""
+    """A typed OpenEnv client class, for `url` and `provider`."""
     headers: FreeOnResume[Headers] = Field(default={})
-    """HTTP headers of `url` and `provider`; values name environment variables as `${NAME}` and are stored so."""
+    """HTTP headers for `url` and `provider`; values refer to environment variables as `${NAME}`, also when stored."""
 
     preset: Literal[PRESETS] | None = None  # type: ignore[valid-type]
     tasks: TasksConfig | None = None
@@ -233,12 +239,12 @@ class EnvironmentConfig(Section):
     action: ActionConfig = ActionConfig()
     observation: tuple[ObservationRule, ...] = ()
     volatile: tuple[Pattern, ...] = ()
-    """Matches in env_output that differ from run to run (pids, times): shown, never learned from."""
+    """Patterns of text in env_output that differs between runs (pids, times): shown, but excluded from the loss."""
     exit_code: str | None = None
     invalid: InvalidConfig | None = None
     reward: RewardConfig = RewardConfig()
     explorer: tuple[str, ...] = ()
-    """Actions that scripted explorers draw from."""
+    """Actions from which scripted explorers draw."""
     max_observation_chars: Positive = 50_000
 
     sessions: FreeOnResume[Positive | None] = None
@@ -247,7 +253,7 @@ class EnvironmentConfig(Section):
     connect_timeout_s: FreeOnResume[Seconds] = 10.0
     step_timeout_s: FreeOnResume[Seconds] = 60.0
     retry_s: FreeOnResume[NonNegativeSeconds] = 60.0
-    """How long an unavailable environment is tried again before the run gives up."""
+    """Maximum time to retry an unavailable environment before the run fails, seconds."""
     max_message_mb: FreeOnResume[PositiveFloat] = 100.0
 
     @model_validator(mode="after")
@@ -255,25 +261,26 @@ class EnvironmentConfig(Section):
         given = [source for source in SOURCES if getattr(self, source) is not None]
         if len(given) != 1:
             raise EchoError(
-                f"environment names {' and '.join(given) or 'no source'}", f"name exactly one of {', '.join(SOURCES)}"
+                f"environment sets {' and '.join(given) or 'no source'}", f"set exactly one of {', '.join(SOURCES)}"
             )
         if self.none:
             return self
         for key, sources in SOURCE_KEYS.items():
             if given[0] not in sources and getattr(self, key) and self.toy_terminal is None:
-                tip = f"it is for {' and '.join(sources)}"
+                tip = f"it applies only to {' and '.join(sources)}"
                 raise EchoError(f"environment.{key} has no effect with {given[0]}", tip)
         if self.toy_terminal is None and self.tasks is None:
             raise EchoError(
                 f"environment.{given[0]} has no tasks",
-                "give environment.tasks: file, items or seeds; for a toy terminal's server, toy_terminal: {}",
+                "set file, items or seeds under environment.tasks; for a toy terminal server, toy_terminal: {}",
             )
         return self
 
     def without_effect(self) -> str | None:
-        """The first key that is set and does nothing: toy worlds have their own turns, and in this process all else.
+        """Return the first key that is set and has no effect, or None.
 
-        Without an environment, none but `none` does anything.
+        Toy worlds on a server have their own `max_turns`; toy worlds in this process ignore most other keys as well.
+        Without an environment, every key but `none` has no effect.
         """
         if self.toy_terminal is None and not self.none:
             turns = type(self).model_fields["max_turns"].default
@@ -287,7 +294,7 @@ class EnvironmentConfig(Section):
 
     @property
     def source(self) -> str:
-        """Where environments come from, for people to read."""
+        """Source of environments, as text for people."""
         if self.provider is not None:
             return f"provider {self.provider.kind}"
         return next(
@@ -298,5 +305,5 @@ class EnvironmentConfig(Section):
 
     @property
     def toy_worlds(self) -> ToyTerminalConfig | None:
-        """The toy worlds that are played, in this process or anywhere."""
+        """Toy worlds of the run, in this process or on a server; None if it plays other environments."""
         return self.toy_terminal or (self.tasks.toy_terminal if self.tasks else None)

@@ -1,6 +1,7 @@
-"""The config of a run from a YAML file and overrides, with errors that name the key, the file and the line.
+"""Loading of a run's config from a YAML file and overrides; errors name the key, the file and the line.
 
-Layers, later ones win: defaults, presets, the file's keys, the command line's preset and then its keys.
+Layers, in increasing precedence: defaults, presets, the file's keys, the command line's preset, the command line's
+keys.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ class Override:
     keys: tuple[str, ...]
     value: Any
     text: str
-    """The override as it was given, for messages; without its value where that may hold a secret."""
+    """The override as given, for messages; without its value if the value may be a secret."""
 
 
 def parse_override(word: str) -> Override:
-    """Read `key.path=value`, whose value is YAML.
+    """Parse `key.path=value`, where the value is YAML.
 
     Raises:
-        EchoError: the word has no `=` or no key, or its value is not YAML.
+        EchoError: the word has no `=` or no key, or the value is not YAML.
     """
     key, equals, value = word.partition("=")
     keys = tuple(key.split("."))
@@ -49,19 +50,19 @@ def parse_override(word: str) -> Override:
     try:
         return Override(keys, parse_yaml(value)[1], text)
     except yaml.YAMLError:
-        raise EchoError(f"the value of '{text}' is not YAML", "quote it for the shell: 'key=[1, 2]'") from None
+        raise EchoError(f"the value of '{text}' is not valid YAML", "quote it for the shell: 'key=[1, 2]'") from None
 
 
 def may_hold_headers(keys: tuple[str, ...]) -> bool:
-    """Return whether a value under `keys` may be or hold a header: a secret, where a variable's name was meant."""
+    """Return whether a value under `keys` may hold an HTTP header, and so a secret given instead of `${NAME}`."""
     return keys[0] in ("environment", "sampler") and keys[1:2] in ((), ("headers",))
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[Override]) -> None:
-    """Set the overrides in `values`, in order; another source of environments or tasks takes the place of the former.
+    """Set the overrides in `values`, in order; a new source of environments or tasks replaces the previous one.
 
     Raises:
-        EchoError: a key path goes on below a value.
+        EchoError: a key path continues below a value.
     """
     given = {override.keys[:2] for override in overrides}
     for override in overrides:
@@ -71,12 +72,12 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[Override]) -> No
 
 
 def _replace_source(values: dict[str, Any], override: Override, given: Set[tuple[str, ...]]) -> None:
-    """Where the override names another source of environments, take out the one before, and the keys of that source.
+    """Remove the previous source of environments and its keys if the override sets another source.
 
-    The tasks of the toy terminal stay: `environment.url=…` alone plays the same worlds on a server.
+    The toy terminal's tasks are kept: `environment.url=…` alone plays the same worlds on a server.
 
     Args:
-        given: the first two keys of every override; what these set stays.
+        given: the first two keys of every override; keys set by an override are kept.
     """
     environment = values.setdefault("environment", {})
     section, source = (*override.keys, "")[:2]
@@ -84,7 +85,7 @@ def _replace_source(values: dict[str, Any], override: Override, given: Set[tuple
         return
     if override.value is None or environment.get(source) is not None:
         return
-    if source == "none":  # what the file says of an environment goes with it
+    if source == "none":  # every key of an environment is without effect
         for key in [key for key in environment if ("environment", key) not in given]:
             del environment[key]
         return
@@ -98,7 +99,7 @@ def _replace_source(values: dict[str, Any], override: Override, given: Set[tuple
 
 
 def _replace_tasks(values: dict[str, Any], override: Override) -> None:
-    """Where the override names another source of tasks, take out the one before."""
+    """Remove the previous source of tasks if the override sets another source."""
     environment = values.get("environment")
     tasks = environment.get("tasks") if isinstance(environment, dict) else None
     source = override.keys[2] if override.keys[:2] == ("environment", "tasks") and len(override.keys) > 2 else None
@@ -115,7 +116,7 @@ def _set(values: dict[str, Any], override: Override) -> None:
             inner = values[key] = {}
         if not isinstance(inner, dict):
             path = ".".join(override.keys[: depth + 1])
-            raise EchoError(f"'{path}' is a value, not a section", "drop the rest of the path")
+            raise EchoError(f"'{path}' is a value, not a section", "remove the rest of the path")
         values = inner
     values[last] = override.value
 
@@ -124,22 +125,22 @@ Keys = tuple[str, ...]
 
 
 def configs_folder() -> Path:
-    """Return the folder of the shipped configs: inside the installed package, or beside it in a checkout."""
+    """Return the folder of the shipped configs: inside the installed package, or next to it in a checkout."""
     package = Path(__file__).parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def find_config(name_or_file: str) -> Path:
-    """Return the file of a config that is named as `--config` names it: a shipped config or a path.
+    """Return the file of a config given as for `--config`: the name of a shipped config, or a path.
 
     Raises:
-        EchoError: there is neither; the tip suggests the nearest name.
+        EchoError: neither exists; the tip suggests the nearest name.
     """
     path = Path(name_or_file)
     if path.suffix in (".yaml", ".yml") or "/" in name_or_file:
         if not path.is_file():
-            raise EchoError(f"no config file {name_or_file}", f"shipped configs: {', '.join(_shipped())}")
+            raise EchoError(f"config file {name_or_file} does not exist", f"shipped configs: {', '.join(_shipped())}")
         return path
     if name_or_file not in _shipped():
         raise EchoError(f"no config named '{name_or_file}'", _suggest(name_or_file, _shipped(), "shipped configs"))
@@ -147,15 +148,15 @@ def find_config(name_or_file: str) -> Path:
 
 
 def load_config(source: Path | str, overrides: Sequence[str] = ()) -> Config:
-    """Load a config: the keys of a YAML file, with overrides on top.
+    """Load a config from a YAML file and apply overrides to it.
 
     Args:
-        source: the file's path, or the name of a shipped config, such as "toy".
+        source: path of the file, or name of a shipped config, such as "toy".
         overrides: words as on the command line, `key.path=value`, such as "optim.lr=1e-3".
 
     Raises:
-        EchoError: the file cannot be read or is not a mapping; a key is unknown or given twice; a value has the wrong
-            type or is out of range. One line, naming the key and the file's line or the command line.
+        EchoError: the file cannot be read or is not a mapping; a key is unknown or duplicate; a value has the wrong
+            type or is out of range. The message is one line with the key, and the file and line or "command line".
     """
     path = find_config(source) if isinstance(source, str) else source
     in_file, lines = _read_config(path)
@@ -170,7 +171,7 @@ def load_config(source: Path | str, overrides: Sequence[str] = ()) -> Config:
     commanded = {override.keys: f"command line: {override.text}" for override in given}
 
     def place(keys: Keys) -> str:
-        """Return where a value comes from: the nearest of it and of the sections around it that was given."""
+        """Return the origin of a value: of the key itself, or of the nearest enclosing section that was given."""
         for places in (commanded, lines):
             for length in range(len(keys), 0, -1):
                 if keys[:length] in places:
@@ -188,15 +189,15 @@ def load_config(source: Path | str, overrides: Sequence[str] = ()) -> Config:
 
 
 def environment_preset(name: str) -> dict[str, Any]:
-    """Return the keys of a shipped preset: how the environment `name` takes actions and where its text is."""
+    """Return the keys of a shipped preset: the action and observation mappings of the environment `name`."""
     return _read_config(configs_folder() / "environments" / f"{name}.yaml")[0]
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[Keys, str]]:
-    """Read the values of a file, and by key path where each stands, `file:line`."""
-    node, values = read_yaml(path, "config", "give --config a YAML file")
+    """Return the values of a file, and the location `file:line` of each key path."""
+    node, values = read_yaml(path, "config", "pass a YAML file to --config")
     if node is None:
-        raise EchoError(f"config {path} is empty", f"start from a shipped one: {configs_folder() / 'toy.yaml'}")
+        raise EchoError(f"config {path} is empty", f"start from a shipped config: {configs_folder() / 'toy.yaml'}")
     if not isinstance(node, yaml.MappingNode):
         raise EchoError(f"config {path} is not a mapping of keys", "write lines like 'seed: 0'")
     return values, {keys: f"{path}:{line}" for keys, line in key_lines(node, path)}
@@ -209,7 +210,7 @@ def _apply_preset(values: dict[str, Any], name: Any) -> None:
 
 
 def _apply_environment_preset(values: dict[str, Any]) -> None:
-    """Put the preset that the environment section names under the section's own keys."""
+    """Merge the preset named in the environment section below the section's own keys."""
     environment = values.get("environment")
     if not isinstance(environment, dict):
         return
@@ -224,7 +225,7 @@ def _apply_environment_preset(values: dict[str, Any]) -> None:
 
 
 def _default_source(values: dict[str, Any]) -> None:
-    """Set the toy terminal as the source of environments where none is named."""
+    """Set the toy terminal as the source of environments if no source is given."""
     environment = values.setdefault("environment", {})
     if isinstance(environment, dict) and all(environment.get(source) is None for source in SOURCES):
         environment["toy_terminal"] = {}
@@ -248,7 +249,7 @@ def _first_error(error: ValidationError, place: Callable[[Keys], str]) -> EchoEr
     elif details["type"] == "missing":
         message, tip = f"'{name}' is missing", "add it"
     elif len(keys) > 1 and may_hold_headers(keys):
-        message, tip = f"'{name}' is no text that names an environment variable", "write ${NAME}, and export NAME=…"
+        message, tip = f"'{name}' does not refer to an environment variable", "write ${NAME}, and export NAME=…"
     else:
         got = details["input"]
         message = f"'{name}' is {_shown(got)}: {details['msg'][0].lower()}{details['msg'][1:]}"
@@ -258,12 +259,12 @@ def _first_error(error: ValidationError, place: Callable[[Keys], str]) -> EchoEr
 
 def _type_tip(got: Any, kind: str) -> str:
     if isinstance(got, str) and kind in ("float_type", "int_type"):
-        return "write the number without quotes" if _is_number(got) else "a number is expected here"
+        return "write the number without quotes" if _is_number(got) else "write a number"
     if isinstance(got, float) and kind == "int_type":
-        return "write a whole number, without a point or an exponent"
+        return "write an integer, without a decimal point or exponent"
     if kind in ("model_type", "dataclass_type", "dict_type"):
-        return "this is a section: put its keys below it, indented"
-    return "every key is explained in the shipped configs; --dry-run prints the resolved one"
+        return "this is a section: indent its keys below it"
+    return "the shipped configs explain every key; --dry-run prints the resolved config"
 
 
 def _is_number(text: str) -> bool:
@@ -283,7 +284,7 @@ def _shipped() -> list[str]:
 
 
 def _suggest(name: str, known: Sequence[str], label: str) -> str:
-    """Return a did-you-mean: the same last word elsewhere first (a misplaced key), else the nearest spelling."""
+    """Return a did-you-mean tip: a path with the same last key (a misplaced key), else the nearest spelling."""
     misplaced = [path for path in known if path.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     nearest = misplaced or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if nearest:

@@ -1,4 +1,4 @@
-"""The sections of a config about the policy: its model, how conversations are written for it, and who samples."""
+"""The policy's sections of a config: `model`, `conversation` and `sampler`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from echo_cli.config.section import FreeOnResume, Headers, PathText, Positive, P
 from echo_cli.errors import EchoError
 
 RANDOM_QWEN3 = "random-qwen3"
-"""A `model.path`: a small Qwen3 of random weights with a tokenizer of its own, made on the spot."""
+"""A `model.path`: a small Qwen3 with random weights and its own tokenizer, created on demand."""
 
 
 class LoraConfig(Section):
-    """Low-rank adapters beside frozen weights (Hu et al. 2021, arXiv 2106.09685), without dropout.
+    """Low-rank adapters on frozen weights (Hu et al. 2021, arXiv 2106.09685), without dropout.
 
-    `targets` are names of linear layers, such as q_proj; empty means all of them but the LM head.
+    `targets` are names of linear layers, such as q_proj; empty means all linear layers except the LM head.
     """
 
     rank: Positive = 16
@@ -25,49 +25,51 @@ class LoraConfig(Section):
 
 
 class ModelConfig(Section):
-    """`kind: tiny` is the built-in model: `path` is `tiny-base` or a folder of its own form.
+    """The policy's model.
 
-    `kind: hf` is a causal LM of Hugging Face: `path` is a folder, a hub id or `random-qwen3`. The other keys are its.
-    `init: scratch` takes the architecture and the tokenizer of `path`, and random weights.
+    `kind: tiny` is the built-in model; `path` is `tiny-base` or a folder in the same format.
+    `kind: hf` is a Hugging Face causal LM; `path` is a folder, a hub id or `random-qwen3`. All keys other than `kind`,
+    `path` and `init` apply only to `hf`.
+    `init: scratch` uses the architecture and the tokenizer of `path` with random weights.
     """
 
     kind: Literal["tiny", "hf"] = "tiny"
     path: PathText = "tiny-base"
     init: Literal["pretrained", "scratch"] = "pretrained"
     revision: str | None = None
-    """Of a hub id: a branch, tag or commit."""
+    """Branch, tag or commit of a hub id."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model."""
+    """Whether to run Python code shipped with the model."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What matrix products are computed in. Weights that are trained, and their optimizer's state, are float32."""
+    """Data type of matrix products. Trained weights and their optimizer state are float32."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: FreeOnResume[bool] = False
     compile: bool = False
     chat_template: PathText | None = None
-    """A Jinja file to take instead of the model's own template."""
+    """Jinja file that replaces the model's chat template."""
     lora: LoraConfig | None = None
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> ModelConfig:
         if self.kind == "hf" and self.path == "tiny-base":
-            raise EchoError("model.kind is hf and model.path is tiny-base", "name a folder or a hub id in model.path")
+            raise EchoError("model.kind is hf and model.path is tiny-base", "set model.path to a folder or a hub id")
         if self.kind == "tiny" and self.path == RANDOM_QWEN3:
             raise EchoError(f"model.path is {RANDOM_QWEN3} and model.kind is tiny", "set model.kind=hf")
         if self.kind == "tiny":
             for name in type(self).model_fields.keys() - {"kind", "path", "init"}:
                 if getattr(self, name) != type(self).model_fields[name].default:
-                    raise EchoError(f"model.{name} has no effect with model.kind: tiny", "it is for kind hf")
+                    raise EchoError(f"model.{name} has no effect with model.kind: tiny", "it applies only to kind hf")
         return self
 
 
 class ConversationConfig(Section):
-    """How an episode is written for a chat model (`model.kind: hf`).
+    """Chat format of an episode (`model.kind: hf`).
 
-    - `renderer`: `auto` takes the family of the model's own template; `plain` writes none, for base models.
-    - `system`: the system message; null has none, or the template's own.
-    - `reply_as`: the role of the environment's answers. `auto` is the family's own for tools.
-    - `thinking`: `keep` leaves it in the transcript; `drop` takes it out of what later turns see; `forbid` opens each
-      action with an empty block, and an action that thinks all the same is none.
+    - `renderer`: `auto` selects the family of the model's chat template; `plain` uses no template, for base models.
+    - `system`: system message; null means none, or the template's default.
+    - `reply_as`: message role of the environment's output. `auto` is the family's role for tool output.
+    - `thinking`: `keep` leaves thinking in the transcript; `drop` removes it from the context of later turns; `forbid`
+      starts each action with an empty thinking block, and an action that thinks nevertheless is invalid.
     """
 
     renderer: Literal["auto", "chatml", "llama3", "plain"] = "auto"
@@ -81,29 +83,31 @@ class ConversationConfig(Section):
             for name in ("system", "reply_as", "thinking"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise EchoError(
-                        f"conversation.{name} has no effect with conversation.renderer: plain", "it is for chat models"
+                        f"conversation.{name} has no effect with conversation.renderer: plain",
+                        "it applies only to chat models",
                     )
         return self
 
 
 class SamplerConfig(Section):
-    """Who samples the policy's actions.
+    """The sampler of the policy's actions.
 
-    - `torch`: this process, with a KV cache that is kept across turns.
-    - `openai`: an endpoint of vLLM or SGLang at `url` that returns token ids and logprobs. After every optimizer step
-      the weights are written to `weights`, a folder that both see, and `sync` says how the endpoint is told.
+    - `torch`: this process, with a KV cache that persists across turns.
+    - `openai`: a vLLM or SGLang endpoint at `url` that returns token ids and logprobs. After every optimizer step the
+      weights are written to `weights`, a folder that both processes can read, and `sync` selects how the endpoint
+      loads them.
     """
 
     kind: Literal["torch", "openai"] = "torch"
     refill: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """Of torch with kind hf: the share of a batch that has to finish before the environments are asked again."""
+    """Fraction of a batch that must finish before the environments are stepped (torch, model kind hf)."""
     prefill_tokens: FreeOnResume[Positive] = 16_384
-    """Of torch with kind hf: tokens, padding included, of one forward pass over openings and answers."""
+    """Size of one prefill forward pass, tokens including padding (torch, model kind hf)."""
     url: FreeOnResume[Annotated[str, Field(pattern=r"^https?://[^\s/]+\S*$")] | None] = None
     model: FreeOnResume[str | None] = None
-    """Of openai: the name that the endpoint serves the policy under."""
+    """Name under which the endpoint serves the policy (openai)."""
     headers: FreeOnResume[Headers] = Field(default={})
-    """Of openai: HTTP headers; values name environment variables as `${NAME}` and are stored so."""
+    """HTTP headers (openai); values refer to environment variables as `${NAME}`, also when stored."""
     sync: Literal["sglang", "vllm-lora"] | None = None
     weights: FreeOnResume[PathText | None] = None
     concurrency: FreeOnResume[Positive] = 64
@@ -115,13 +119,15 @@ class SamplerConfig(Section):
         if self.kind == "torch":
             for name in (*needed, "headers", "concurrency", "timeout_s"):
                 if getattr(self, name) != type(self).model_fields[name].get_default():
-                    raise EchoError(f"sampler.{name} has no effect with sampler.kind: torch", "it is for kind openai")
+                    raise EchoError(
+                        f"sampler.{name} has no effect with sampler.kind: torch", "it applies only to kind openai"
+                    )
             return self
         if self.sync is None:
             raise EchoError(
-                "sampler.sync is missing: the endpoint would go on with the weights it was started with, so that from "
-                "the second step on every rollout is off-policy",
-                "sampler.sync=sglang, or vllm-lora for a LoRA run; sampler.kind=torch needs no endpoint",
+                "sampler.sync is missing: the endpoint would keep its initial weights, and every rollout from the "
+                "second step on would be off-policy",
+                "set sampler.sync=sglang, or vllm-lora for a LoRA run; sampler.kind=torch needs no endpoint",
             )
         for name in needed:
             if getattr(self, name) is None:

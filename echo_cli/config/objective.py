@@ -1,6 +1,6 @@
-"""The objective's settings, and the named presets: the paper, its released code, prime-rl, OpenEnv's example.
+"""The objective's settings and named presets: the paper, its released code, prime-rl, OpenEnv's example.
 
-Imports no torch, so that reading a config stays fast.
+This module imports no torch, so that reading a config stays fast.
 """
 
 from __future__ import annotations
@@ -32,55 +32,56 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
-    """Everything that defines `L = L_RL(actions) + λ · CE(observations)`, apart from the data.
+    """All settings of `L = L_RL(actions) + λ · CE(observations)`.
 
     Raises:
         EchoError: a choice is unknown, a number is out of range, or a setting would have no effect.
     """
 
-    # Read by config.py's pydantic, so that a config's unknown keys and wrong types are errors here too.
+    # For pydantic, which reads a config: unknown keys and wrong types are errors in this section too.
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
     use_rl: bool = True
-    """False: no verifier, no advantage, loss = λ · CE."""
+    """Whether the loss has the RL term. If False: no verifier, no advantage, loss = λ · CE."""
 
     world_model_coeff: float | None = None
-    """λ. None means 0.05 with the RL term and 1 without. The `step` schedule reads `schedule_values` instead."""
+    """λ. None means 0.05 with the RL term and 1 without it. The `step` schedule reads `schedule_values` instead."""
     world_model_coeff_end: float | None = None
     """λ at the last step of the `linear` schedule."""
     schedule: Schedule = "constant"
     schedule_steps: tuple[int, ...] = ()
-    """0-based optimizer steps at which the `step` schedule moves to its next value, increasing."""
+    """Optimizer steps, 0-based and increasing, at which the `step` schedule moves to its next value."""
     schedule_values: tuple[float, ...] = ()
-    """One more than `schedule_steps`: the first holds before the first of them."""
+    """Values of λ, one more than `schedule_steps`; the first applies before the first of these steps."""
     gradient_ratio_target: float = 0.5
-    """With the `gradient_ratio` schedule: where λ · ‖env gradient‖ / ‖RL gradient‖ is held. λ starts as given above."""
+    """Target of λ · ‖env gradient‖ / ‖RL gradient‖ (`gradient_ratio` schedule). λ starts at `world_model_coeff`."""
     gradient_ratio_bounds: tuple[float, float] = (1e-3, 10.0)
-    """The lowest and the highest λ that it may choose."""
+    """Lowest and highest λ of the `gradient_ratio` schedule."""
     gradient_ratio_smoothing: float = 0.5
-    """What the running mean of each norm keeps of its past at a measurement, in [0, 1)."""
+    """Weight of the past in the running mean of each gradient norm, in [0, 1)."""
     gradient_ratio_every: int = 5
-    """Steps between measurements, each of which costs a forward and two backward passes."""
+    """Number of steps between measurements; a measurement costs one forward pass and two backward passes."""
 
     advantage: AdvantageKind = "group_norm"
     surrogate: Surrogate = "clipped"
-    """`reinforce` is -A · logp: ratio 1, no clip."""
+    """`reinforce` is -A · logp: the ratio is 1, without clipping."""
     clip_low: float = 0.2
     clip_high: float = 0.28
     rl_normalization: RlNormalization = "token_mean"
     kl_coeff: float = 0.0
-    """Weight of the KL to the reference policy, inside the RL term. The env term never has one."""
+    """Weight of the KL divergence from the reference policy, inside the RL term. The env term has no KL."""
 
     env_normalization: EnvNormalization = "observation_tokens"
     world_loss_target: WorldLossTarget = "env_output"
-    """`all` adds the harness warnings to the env term."""
+    """Target tokens of the env term: `env_output` alone, or with harness warnings (`all`)."""
     max_length: int | None = None
-    """Tokens; the denominator of both `fixed_length` normalisations."""
+    """Denominator of both `fixed_length` normalisations, tokens."""
 
     min_valid_action_fraction: float | None = None
     min_clean_parse_fraction: float | None = None
     min_correct_fraction: float | None = None
-    """Filters of the env term, see rollout_filter.py. This last one uses the verifier's reward."""
+    """Minimum fraction of correct rollouts. The three filters act on the env term (see objective/filters.py); only
+    this one uses the verifier's reward."""
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -91,14 +92,14 @@ class ObjectiveSettings:
 
     @property
     def base_coeff(self) -> float:
-        """λ before its schedule."""
+        """λ before the schedule is applied."""
         if self.world_model_coeff is not None:
             return self.world_model_coeff
         return 0.05 if self.use_rl else 1.0
 
     @property
     def selected_roles(self) -> frozenset[Role]:
-        """Roles whose tokens the env term sums over (O'); O itself is always env_output and warning."""
+        """Roles whose tokens the env term sums over (O'); O is always env_output and warning."""
         if self.world_loss_target == "all":
             return frozenset({Role.ENV_OUTPUT, Role.WARNING})
         return frozenset({Role.ENV_OUTPUT})
@@ -112,21 +113,21 @@ class ObjectiveSettings:
 def _check_numbers(settings: ObjectiveSettings) -> None:
     coefficients = (settings.world_model_coeff, settings.world_model_coeff_end, *settings.schedule_values)
     if any(value is not None and value < 0 for value in coefficients):
-        raise EchoError("a world-model coefficient is negative", "λ is 0 or more; 0 is plain GRPO")
+        raise EchoError("a world-model coefficient is negative", "set λ to 0 or more; 0 is plain GRPO")
     if settings.kl_coeff < 0 or settings.clip_high < 0 or not 0 <= settings.clip_low <= 1:
         raise EchoError(
-            "kl_coeff, clip_low or clip_high is out of range", "kl_coeff, clip_high >= 0; clip_low in [0, 1]"
+            "kl_coeff, clip_low or clip_high is out of range", "set kl_coeff, clip_high >= 0; clip_low in [0, 1]"
         )
     fixed_length = "fixed_length" in (settings.rl_normalization, settings.env_normalization)
     if fixed_length and (settings.max_length is None or settings.max_length <= 0):
-        raise EchoError("fixed_length divides by max_length, which is not set", "set max_length to a token count")
+        raise EchoError("fixed_length requires max_length", "set max_length to a number of tokens above 0")
 
 
 def _check_schedule(settings: ObjectiveSettings) -> None:
     if (settings.schedule == "linear") != (settings.world_model_coeff_end is not None):
         raise EchoError(
             f"schedule {settings.schedule!r} with world_model_coeff_end {settings.world_model_coeff_end}",
-            "set world_model_coeff_end with schedule: linear, and only then",
+            "set world_model_coeff_end if and only if schedule is linear",
         )
     steps, values = settings.schedule_steps, settings.schedule_values
     if settings.schedule != "step" and (steps or values):
@@ -134,10 +135,10 @@ def _check_schedule(settings: ObjectiveSettings) -> None:
     if settings.schedule == "step" and len(values) != len(steps) + 1:
         raise EchoError(
             f"{len(values)} schedule_values for {len(steps)} schedule_steps",
-            "give one value more than steps: the first holds before the first step",
+            "give one value more than steps: the first applies before the first step",
         )
     if any(later <= earlier for earlier, later in pairwise(steps)):
-        raise EchoError("schedule_steps do not increase", "list them in increasing order")
+        raise EchoError("schedule_steps are not strictly increasing", "list them in increasing order")
     _check_gradient_ratio(settings)
 
 
@@ -149,23 +150,23 @@ def _check_gradient_ratio(settings: ObjectiveSettings) -> None:
             raise EchoError(f"schedule {settings.schedule!r} does not use {changed[0]}", "set schedule: gradient_ratio")
         return
     if not settings.use_rl:
-        raise EchoError("schedule 'gradient_ratio' needs an RL gradient, and use_rl is false", "set use_rl: true")
+        raise EchoError("schedule 'gradient_ratio' needs an RL gradient, but use_rl is false", "set use_rl: true")
     low, high = settings.gradient_ratio_bounds
     if settings.gradient_ratio_target <= 0 or not 0 <= low <= high or high == 0:
         raise EchoError(
             f"gradient_ratio_target {settings.gradient_ratio_target} or _bounds [{low}, {high}] is out of range",
-            "the target is above 0; the bounds are two values of λ, the lower first",
+            "set the target above 0, and the bounds to two values of λ, the lower first",
         )
     if not 0 <= settings.gradient_ratio_smoothing < 1 or settings.gradient_ratio_every < 1:
         raise EchoError(
             "gradient_ratio_smoothing or gradient_ratio_every is out of range",
-            "smoothing in [0, 1), 0 takes the latest measurement; every is a number of steps, 1 or more",
+            "set smoothing in [0, 1), where 0 uses the latest measurement alone; set every to 1 step or more",
         )
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Overrides of the defaults: `objective` by ObjectiveSettings field, `optim` for AdamW and gradient clipping."""
+    """Overrides of the defaults: fields of ObjectiveSettings, and of `optim` (AdamW and gradient clipping)."""
 
     objective: Mapping[str, Any]
     optim: Mapping[str, Any] = field(default_factory=dict)
@@ -185,7 +186,7 @@ PRESETS: Mapping[str, Preset] = {
         },
         optim={"betas": (0.9, 0.95), "grad_clip": 0.2},
     ),
-    # The paper's released configuration, where it departs from the text.
+    # The paper's released configuration, which departs from the text.
     "released": Preset(
         objective={
             "world_model_coeff": 0.05,
@@ -198,7 +199,7 @@ PRESETS: Mapping[str, Preset] = {
         },
         optim={"betas": (0.9, 0.999), "grad_clip": 0.2},
     ),
-    # True Agents Model the World, as close as the clipped surrogate allows.
+    # "True Agents Model the World", as close as the clipped surrogate allows.
     "prime": Preset(
         objective={
             "world_model_coeff": 0.1,

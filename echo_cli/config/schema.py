@@ -1,4 +1,4 @@
-"""Typed configuration: everything that defines a run, with its defaults and what values may be."""
+"""Schema of a run's config: every key with its type, default and bounds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ from echo_cli.text import suggest
 
 
 class RolloutConfig(Section):
-    """Token counts are caps. `explorers` are scripted rollouts a step, which get the env term only."""
+    """Rollouts of a step. `max_*` are limits in tokens.
+
+    `explorers` is the number of scripted rollouts per step, which contribute to the env term only.
+    """
 
     tasks_per_step: NonNegative = 8
     group_size: Positive = 8
@@ -43,7 +46,7 @@ class RolloutConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW. `token_budget` bounds the tokens of one micro-batch, padding included; it changes no result."""
+    """AdamW. `token_budget` limits a micro-batch, tokens including padding; it does not affect results."""
 
     lr: PositiveFloat = 5e-4
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
@@ -56,9 +59,11 @@ class OptimConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """`every` N steps, besides the first and the last, the pools; at those that `pass_every` divides, the tasks.
+    """Evaluation during a run.
 
-    Rollouts are per task, for pass@1; 0 leaves that measure out.
+    The pools are scored every `every` steps and before the first and after the last step. Tasks are played at the
+    evaluated steps that `pass_every` divides. `*_rollouts` is the number of rollouts per task for pass@1; 0 omits
+    pass@1.
     """
 
     every: Positive = 10
@@ -70,23 +75,26 @@ class EvaluationConfig(Section):
 
     @property
     def group_size(self) -> int:
-        """The rollouts that a whole group of an evaluation has."""
+        """Number of rollouts in a complete group of an evaluation."""
         return max(self.validation_rollouts, self.heldout_rollouts)
 
 
 class CheckpointConfig(Section):
-    """`every` N steps, besides the last and the best. The newest `keep` stay, and always `latest` and `best`."""
+    """Checkpoints every `every` steps, and of the last and the best step.
+
+    The newest `keep` checkpoints are kept, and always `latest` and `best`.
+    """
 
     every: Positive = 20
     keep: Positive = 3
 
 
 class CollapseConfig(Section):
-    """When a run counts as collapsing, and what happens then; see collapse.py.
+    """Collapse detection, and the action on an alarm; see training/collapse.py.
 
-    A signal is judged by its mean over `window` steps, or as many more as it takes to hold `min_tasks` tasks. It raises
-    an alarm, once, where that mean is beyond its bound below and worse than the run's own best window by the factor
-    `change` (0: the bound alone decides).
+    A signal is its mean over `window` steps, or over as many more steps as are needed to cover `min_tasks` tasks. It
+    raises an alarm, once, if the mean is beyond the signal's bound below and worse than the run's own best window by
+    the factor `change` (0: the bound alone decides).
     """
 
     action: Literal["warn", "stop", "lower_lambda", "off"] = "warn"
@@ -112,7 +120,7 @@ TrackerName = Literal["tensorboard", "trackio", "wandb"]
 
 
 def _tracker_names(value: Any) -> Any:
-    """A name or a list of names as the names, each once; null for none."""
+    """Return a name or a list of names as a tuple without duplicates, or None if empty."""
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list):
         return names
@@ -123,12 +131,12 @@ def _tracker_names(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    """One path stands for a list of one."""
+    """Return a path or a list of paths as a tuple."""
     return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, str) else value
 
 
 class TraceSplitConfig(Section):
-    """The shares of the trajectories that are held out; the rest trains. See trace_corpus.py."""
+    """Fractions of the trajectories for the validation and held-out pools; the rest trains. See traces/corpus.py."""
 
     validation: Fraction = 0.1
     heldout: Fraction = 0.2
@@ -136,26 +144,27 @@ class TraceSplitConfig(Section):
     @model_validator(mode="after")
     def _leaves_some(self) -> TraceSplitConfig:
         if self.validation + self.heldout >= 1:
-            raise EchoError("traces.split: no trace is left to train on", "lower validation or heldout")
+            raise EchoError("traces.split: no trace remains for training", "lower validation or heldout")
         return self
 
 
 class TracesConfig(Section):
-    """Trajectory files to train on, beside the rollouts or alone: `per_step` of their trajectories a step.
+    """Trajectory files to train on, with rollouts or alone; each step takes `per_step` trajectories.
 
-    They get the env term, and with `imitation_coeff` above 0 the cross-entropy of their action tokens, by that weight.
+    The trajectories contribute to the env term and, if `imitation_coeff` is above 0, add the cross-entropy of their
+    action tokens with that weight.
     """
 
     path: FreeOnResume[Annotated[tuple[PathText, ...], BeforeValidator(_listed), Field(min_length=1)]]
     split: TraceSplitConfig = TraceSplitConfig()
     per_step: Positive = 16
     max_tokens: Positive | None = None
-    """Where a longer trajectory is cut, in tokens of the policy; None: at the model's context."""
+    """Length at which a trajectory is truncated, tokens of the policy; None means the model's context length."""
     imitation_coeff: NonNegativeFloat = 0.0
 
 
 class Config(Section):
-    """Everything that defines a run."""
+    """All settings of a run."""
 
     steps: FreeOnResume[Positive] = 60
     seed: Seed = 0
@@ -180,7 +189,7 @@ class Config(Section):
 
     @property
     def imitation_coeff(self) -> float:
-        """The weight of the traces' action tokens; 0 without traces."""
+        """Weight of the cross-entropy of the traces' action tokens; 0 without traces."""
         return 0.0 if self.traces is None else self.traces.imitation_coeff
 
     @model_validator(mode="after")
@@ -192,9 +201,9 @@ class Config(Section):
         for key in ("tasks_per_step", "explorers"):
             if count := getattr(self.rollout, key):
                 tip = "without an environment: rollout.tasks_per_step=0 rollout.explorers=0 objective.use_rl=false"
-                raise EchoError(f"environment.none is true and rollout.{key} is {count}: nothing can be played", tip)
+                raise EchoError(f"environment.none is true and rollout.{key} is {count}: no rollouts are possible", tip)
         if self.evaluation.select_by == "pass_at_1":
-            tip = "without an environment no task is played: set evaluation.select_by=env_ce"
+            tip = "set evaluation.select_by=env_ce; without an environment no task is played"
             raise EchoError("environment.none is true and evaluation.select_by is pass_at_1", tip)
         return self
 
@@ -216,8 +225,8 @@ class Config(Section):
         key = self.environment.without_effect()
         if key is not None:
             if self.environment.none:
-                raise EchoError(f"environment.{key} has no effect with none", "leave it out: there is no environment")
-            tip = "toy worlds have their own; their keys are below toy_terminal"
+                raise EchoError(f"environment.{key} has no effect with none", "omit it: there is no environment")
+            tip = "set the keys of toy worlds under toy_terminal"
             raise EchoError(f"environment.{key} has no effect with toy_terminal", tip)
         return self
 
@@ -226,11 +235,13 @@ class Config(Section):
         if self.model.kind == "tiny":
             for name, section in (("conversation", self.conversation), ("sampler", self.sampler)):
                 if section != type(section)():
-                    raise EchoError(f"{name} has no effect with model.kind: tiny", "it is for kind hf")
+                    raise EchoError(f"{name} has no effect with model.kind: tiny", "it applies only to kind hf")
         if self.sampler.sync == "vllm-lora" and self.model.lora is None:
             raise EchoError("sampler.sync is vllm-lora and model.lora is null", "set model.lora, or sync: sglang")
         if self.sampler.sync == "sglang" and self.model.lora is not None:
-            raise EchoError("sampler.sync is sglang, for whole models, and model.lora is set", "sync: vllm-lora")
+            raise EchoError(
+                "sampler.sync is sglang, which loads full weights, and model.lora is set", "set sync: vllm-lora"
+            )
         return self
 
     @model_validator(mode="after")
@@ -238,18 +249,18 @@ class Config(Section):
         environment = self.environment
         if self.rollout.explorers and environment.toy_worlds is None and not environment.explorer:
             raise EchoError(
-                f"rollout.explorers is {self.rollout.explorers} and environment.explorer has no actions for them",
-                "list some there, or set rollout.explorers=0",
+                f"rollout.explorers is {self.rollout.explorers} and environment.explorer is empty",
+                "list actions in environment.explorer, or set rollout.explorers=0",
             )
         return self
 
     def to_yaml(self) -> str:
-        """YAML that loads to an equal config."""
+        """Return YAML that loads to an equal config."""
         return yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False)
 
 
 def flat_config(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config's values under their dotted key paths."""
+    """Return a config's values by dotted key path."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flat_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -257,24 +268,24 @@ def flat_config(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def key_paths() -> list[str]:
-    """Return every key path of a config, depth first; in a list of sections an entry stands as 0."""
+    """Return every key path of a config, depth first; an entry of a list of sections is written as 0."""
     return [key for key, _ in _keys(Config)]
 
 
 def free_keys() -> frozenset[str]:
-    """Return the key paths marked `FreeOnResume`, and those below them."""
+    """Return the key paths marked `FreeOnResume`, and all key paths below them."""
     return frozenset(key for key, free in _keys(Config) if free)
 
 
 def _keys(section: Any, prefix: str = "", below_free: bool = False) -> Iterator[tuple[str, bool]]:
     """Yield the key paths of `section` and whether each is free on resume."""
-    if is_dataclass(section):  # the objective's settings, of which none is free
+    if is_dataclass(section):  # the objective's settings, which have no free keys
         yield from ((prefix + field.name, below_free) for field in fields(section))
         return
     for name, field in section.model_fields.items():
         free = below_free or is_free(field)
         yield prefix + name, free
-        # A section, perhaps null, or a list of sections.
+        # A section, an optional section, or a list of sections.
         for part in (field.annotation, *get_args(field.annotation)):
             if isinstance(part, type) and (issubclass(part, BaseModel) or is_dataclass(part)):
                 entry = "0." if get_origin(field.annotation) is tuple else ""

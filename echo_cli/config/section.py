@@ -1,4 +1,4 @@
-"""What the sections of a config share: their base class, the types of their values, the mark of a key that is free."""
+"""Shared parts of the config's sections: base class, value types, and the mark of keys that are free on resume."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
-Seconds = Annotated[float, Field(gt=0, le=1e7)]  # far beyond it clocks overflow
+Seconds = Annotated[float, Field(gt=0, le=1e7)]  # clocks overflow far above this bound
 NonNegativeSeconds = Annotated[float, Field(ge=0, le=1e7)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PathText = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 Headers = dict[str, Annotated[str, Field(pattern=r"\$\{\w+\}")]]
-"""HTTP headers by name. A value names an environment variable as `${NAME}`, so that no secret is in a config."""
+"""HTTP headers by name. A value refers to an environment variable as `${NAME}`, so that no config holds a secret."""
 
 
 class Section(BaseModel):
-    """A section of a config: unknown keys are errors, values have their type, nothing changes afterwards."""
+    """A section of a config: immutable, strictly typed; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -32,14 +32,13 @@ class _Free:
 
 _Value = TypeVar("_Value")
 FreeOnResume = Annotated[_Value, _Free()]
-"""The type of a key that may change when a run is resumed, with every key below it. No other key may.
+"""Type of a key that may change, with all keys below it, when a run is resumed. No other key may change.
 
-Such a key decides how far a run goes, where its files lie, what it runs on, where it is shown, what a collapse does,
-what is exchanged for memory, or how an environment or an endpoint is reached; never the objective, the data or the
-world.
+A free key sets the number of steps, the location of files, the device, the trackers, the response to a collapse, a
+trade-off against memory, or the connection to an environment or endpoint; never the objective, the data or the world.
 """
 
 
 def is_free(field: FieldInfo) -> bool:
-    """Return whether a field of a section is marked `FreeOnResume`."""
+    """Return whether a section's field is marked `FreeOnResume`."""
     return any(isinstance(mark, _Free) for mark in field.metadata)

@@ -1,4 +1,4 @@
-"""YAML as values of JSON's types, with the line of every key."""
+"""YAML read as values of JSON types, with the line of every key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NOT_OURS = (":float", ":bool", ":timestamp", ":merge", ":value")
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML of JSON's types, in which, as in YAML 1.2, 1e-5 is a number and `on` a word; a date is text."""
+    """A safe loader for JSON types: as in YAML 1.2, 1e-5 is a number and `on` a string; a date is a string."""
 
     yaml_constructors = {  # noqa: RUF012
         tag: constructor
@@ -29,7 +29,7 @@ class _Loader(yaml.SafeLoader):
     }
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # may be endless, or a billion laughs
+        if self.check_event(yaml.AliasEvent):  # aliases allow infinite recursion and exponential expansion
             raise yaml.YAMLError("aliases (*) are not supported")
         return super().compose_node(parent, index)
 
@@ -45,10 +45,10 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> tuple[yaml.Node | None, Any]:
-    """Return a YAML document as nodes, which know their lines, and as values; None and None where it is empty.
+    """Return a YAML document as nodes, which hold line numbers, and as values; (None, None) if it is empty.
 
     Raises:
-        YAMLError: it is not YAML, or not of JSON's types.
+        YAMLError: the text is not YAML, or has types other than JSON types.
     """
     try:
         loader = _Loader(text)
@@ -59,14 +59,14 @@ def parse_yaml(text: str) -> tuple[yaml.Node | None, Any]:
 
 
 def read_yaml(path: Path, noun: str, tip: str) -> tuple[yaml.Node | None, Any]:
-    """Read a YAML file as `parse_yaml` reads a text.
+    """Read a YAML file; see `parse_yaml` for the result.
 
     Args:
-        noun: what the file is, for the message where it cannot be read.
-        tip: what to do about a file that is not there or not text.
+        noun: kind of file, for the error message.
+        tip: tip if the file does not exist or is not text.
 
     Raises:
-        EchoError: the file cannot be read or is not YAML; names the file and, where it is known, the line.
+        EchoError: the file cannot be read or is not YAML. The message has the file and, if known, the line.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -76,20 +76,18 @@ def read_yaml(path: Path, noun: str, tip: str) -> tuple[yaml.Node | None, Any]:
         return parse_yaml(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise EchoError(
-            f"not valid YAML: {error.problem} ({path}:{line})", "check the indentation and colons"
-        ) from None
+        raise EchoError(f"invalid YAML: {error.problem} ({path}:{line})", "check indentation and colons") from None
     except yaml.YAMLError as error:
         raise EchoError(
-            f"not valid YAML: {' '.join(str(error).split())} ({path})", "start from a shipped config"
+            f"invalid YAML: {' '.join(str(error).split())} ({path})", "start from a shipped config"
         ) from None
 
 
 def key_lines(node: yaml.Node, path: Path, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Yield every key below `node` and every entry of its lists (by number, from 0), with its line in the file.
+    """Yield the path of every key and list entry (by 0-based index) below `node`, with its 1-based line in the file.
 
     Raises:
-        EchoError: a key is given twice.
+        EchoError: a key is duplicate.
     """
     if isinstance(node, yaml.SequenceNode):
         for number, entry in enumerate(node.value):
@@ -102,7 +100,7 @@ def key_lines(node: yaml.Node, path: Path, prefix: tuple[str, ...] = ()) -> Iter
     for key_node, value_node in node.value:
         keys, line = (*prefix, str(key_node.value)), key_node.start_mark.line + 1
         if keys[-1] in seen:
-            raise EchoError(f"key '{'.'.join(keys)}' is given twice ({path}:{line})", "keep one of the two")
+            raise EchoError(f"duplicate key '{'.'.join(keys)}' ({path}:{line})", "keep one of the two")
         seen.add(keys[-1])
         yield keys, line
         yield from key_lines(value_node, path, keys)

@@ -97,7 +97,7 @@ def test_a_misspelt_word_gets_a_suggestion(words: list[str], tip: str, capsys: p
         (["train", "--lambda", "high"], "'high' is not a λ value"),
         (["train", "--device", "tpu"], "'device' is \"tpu\""),
         (["train", "--config", ""], "no config named ''"),
-        (["train", "--config", "nowhere.yaml"], "no config file nowhere.yaml"),
+        (["train", "--config", "nowhere.yaml"], "config file nowhere.yaml does not exist"),
         (["train", "--run-name", "a/b"], "'a/b' is not a run name"),
         (["train", "--run-name", ".."], "'..' is not a run name"),
         (["train", "--run-name", ""], "'run_name' is \"\""),

@@ -243,7 +243,7 @@ def test_a_run_that_may_not_be_written_or_continued_here_is_refused_before_anyth
         ("environment.observation=[{path: 'output['}]", "output["),
         ("environment.tasks.items=[]", "tasks"),
         ("environment.explorer=[]", "environment.explorer has no actions"),
-        ("environment.volatile=['(']", "not a regular expression"),
+        ("environment.volatile=['(']", "invalid regular expression"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(
