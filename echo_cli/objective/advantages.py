@@ -1,4 +1,4 @@
-"""Rewards of a group of rollouts → advantages.
+"""Group-relative advantages from rewards.
 
 Shape suffixes: B rollouts of the optimizer step, G rollouts of one group.
 """
@@ -19,18 +19,18 @@ EPSILON = 1e-6
 
 
 def advantages(rewards_B: Tensor, group_ids: Sequence[str], kind: AdvantageKind) -> Tensor:
-    """The advantage of each rollout within its group.
+    """Return the advantage of each rollout within its group.
 
-    - `group_norm`: (r - mean) / (std + 1e-6). The std is the sample one (n - 1), as in the GRPO releases that use
-      `torch.std` with its default.
+    - `group_norm`: (r - mean) / (std + 1e-6), with the sample standard deviation (n - 1), as in the GRPO releases that
+      use `torch.std` with its default.
     - `group_mean`: r - mean.
-    - `rloo`: r - mean of the others, which is (r - mean) · G / (G - 1).
+    - `rloo`: r - mean of the other rollouts of the group, which equals (r - mean) · G / (G - 1).
 
-    A group without reward variance, a group of one included, has exactly zero advantages.
+    The advantages of a group without reward variance are exactly 0; this includes groups of one rollout.
 
     Args:
-        rewards_B: floating point; a group must be whole here, so no group may be split over ranks.
-        group_ids: B names.
+        rewards_B: floating point. All rollouts of a group must be present, so no group may be split over ranks.
+        group_ids: B group names.
 
     Returns:
         advantages_B, in the dtype of `rewards_B`.
@@ -50,12 +50,13 @@ def advantages(rewards_B: Tensor, group_ids: Sequence[str], kind: AdvantageKind)
 
 
 def step_advantages(trajectories: Sequence[Trajectory], kind: AdvantageKind) -> Tensor:
-    """The advantages of a step's rollouts as float64 [B]; zero for `world_model_only` rollouts.
+    """Return the advantages of a step's rollouts, float64 [B].
 
-    Those have no RL term: their rewards, if any, do not enter the statistics of their group either.
+    A `world_model_only` rollout has no RL term: its advantage is 0, and its reward, if any, is excluded from the
+    statistics of its group.
 
     Raises:
-        EchoError: a rollout that needs a reward has none.
+        EchoError: a rollout with an RL term has no reward.
     """
     scored = [index for index, trajectory in enumerate(trajectories) if not trajectory.world_model_only]
     rewards: list[float] = []
@@ -74,8 +75,8 @@ def step_advantages(trajectories: Sequence[Trajectory], kind: AdvantageKind) -> 
 
 
 def _group_advantages(rewards_G: Tensor, kind: AdvantageKind) -> Tensor:
-    # Tested on the rewards themselves: the mean of equal floats may differ from them by a rounding error,
-    # which group_norm would divide by 1e-6.
+    # Compare the rewards themselves: the mean of equal floats may differ from them by a rounding error, which
+    # group_norm would divide by 1e-6.
     if bool((rewards_G == rewards_G[0]).all()):
         return torch.zeros_like(rewards_G)
     centred_G = rewards_G - rewards_G.mean()

@@ -1,8 +1,8 @@
-"""Trajectories → tensors: micro-batches, and the positions whose next token the loss scores.
+"""Conversion of trajectories to tensors: micro-batches, and the targets that the loss scores.
 
-Position t predicts token t + 1, and a token's role is taken at the target. The first token of a trajectory is never a
-target, nor is padding. Nothing here looks at token ids to decide anything: roles and rollout indices do, so the padding
-id may be any id, eos included.
+Position t predicts token t + 1; a role is that of the target token. The first token of a trajectory and padding are
+never targets. Targets are selected by role and rollout index, never by token id, so the padding id may be any id, eos
+included.
 
 Shape suffixes:
     B  rollouts of the optimizer step (on this rank)
@@ -28,20 +28,20 @@ from echo_cli.trajectory import Role, Trajectory
 
 @dataclass(frozen=True)
 class RolloutCounts:
-    """Targets of each rollout of the step, from which every denominator of the loss is made."""
+    """Numbers of targets of each rollout of the step, from which the loss's denominators are computed."""
 
     actions_B: Tensor
-    """|A_i|, int64."""
+    """Number of action targets |A_i|, int64."""
     observations_B: Tensor
-    """|O_i|: env_output and warning targets, int64."""
+    """Number of env_output and warning targets |O_i|, int64."""
     selected_B: Tensor
-    """|O'_i|: targets of the env term, int64."""
+    """Number of targets of the env term |O'_i|, int64."""
     in_rl_B: Tensor
     """Whether the rollout has an RL term, bool."""
     in_env_B: Tensor
-    """Whether the rollout has an env term, bool. True for a kept rollout without observations: it counts in B."""
+    """Whether the rollout has an env term, bool. True for a kept rollout without observations, which counts in B."""
     in_imitation_B: Tensor
-    """Whether the rollout's actions are imitated, bool."""
+    """Whether the rollout has an imitation term, bool."""
 
 
 def count_rollouts(
@@ -56,17 +56,18 @@ def count_rollouts(
 
     Args:
         selected_roles: roles of the env term, `ObjectiveSettings.selected_roles`.
-        use_rl: False takes every rollout out of the RL term; `world_model_only` rollouts are never in it.
-        kept: indices of the rollouts in the env term, `FilterResult.kept`; None keeps all.
-        imitated: indices of the rollouts in the imitation term, which have no RL term.
+        use_rl: whether rollouts have an RL term; `world_model_only` rollouts never have one.
+        kept: indices of the rollouts in the env term, `FilterResult.kept`; None means all.
+        imitated: indices of the rollouts in the imitation term; these must not have an RL term.
 
     Raises:
-        ValueError: a rollout in both terms: the two score its actions at different temperatures.
+        ValueError: a rollout is in the RL term and in the imitation term, which score its actions at different
+            temperatures.
     """
     if any(use_rl and not trajectories[index].world_model_only for index in imitated):
         raise ValueError("a rollout with an RL term cannot be imitated")
 
-    # A trajectory starts with a context token, so each token of the roles counted here has a predecessor.
+    # A trajectory starts with a context token, so every token counted here has a predecessor.
     def count(roles: Collection[Role]) -> Tensor:
         return torch.tensor([sum(t.count(role) for role in roles) for t in trajectories], dtype=torch.int64)
 
@@ -86,18 +87,21 @@ def count_rollouts(
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some rollouts of the step as rows of tokens. Attention must stay within equal `rollout_RT`, PAD excluded."""
+    """Rows of tokens from some rollouts of the step.
+
+    Attention must be restricted to positions of equal `rollout_RT`, padding excluded.
+    """
 
     token_ids_RT: Tensor
-    """int64; the padding id where `rollout_RT` is -1."""
+    """Token ids, int64; the padding id where `rollout_RT` is -1."""
     roles_RT: Tensor
     """Role values, int64."""
     rollout_RT: Tensor
     """Index of the token's rollout in the step, int64; -1 for padding."""
     position_ids_RT: Tensor
-    """Position of the token in its rollout, int64; 0 for padding."""
+    """Position of the token in its rollout, 0-based, int64; 0 for padding."""
     behaviour_logprobs_RT: Tensor
-    """Logprob under the distribution that sampled the token, float32; 0 where there is none."""
+    """Logprob under the sampling distribution, nats, float32; 0 for tokens without one."""
 
     def to(self, device: torch.device | str) -> MicroBatch:
         return MicroBatch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
@@ -105,24 +109,24 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Targets:
-    """The tokens of a micro-batch that get a logprob, actions first, then observations, each in row order."""
+    """Tokens of a micro-batch whose logprob is computed: actions, then observations, each in row order."""
 
     row_N: Tensor
     position_N: Tensor
-    """Position of the *predecessor*, whose hidden state predicts the target."""
+    """Position in the row of the *predecessor*, whose hidden state predicts the target."""
     token_ids_N: Tensor
     roles_N: Tensor
     rollout_N: Tensor
     behaviour_logprobs_N: Tensor
     action_count: int
-    """The first `action_count` targets are actions."""
+    """Number of action targets, which are the first of the N targets."""
 
     def gather(self, hidden_RTH: Tensor) -> Tensor:
-        """hidden_NH: the hidden states that predict the targets."""
+        """Return hidden_NH, the hidden states that predict the targets."""
         return hidden_RTH[self.row_N, self.position_N]
 
     def of_rollouts(self, owners: Sequence[int]) -> Targets:
-        """The same targets, where the trajectories were views: view v is of the rollout `owners[v]` of the step."""
+        """Return targets in views as targets in rollouts; view v belongs to the rollout `owners[v]` of the step."""
         owner_V = torch.tensor(owners, dtype=torch.int64, device=self.rollout_N.device)
         return replace(self, rollout_N=owner_V[self.rollout_N])
 
@@ -132,10 +136,10 @@ def bucket(
 ) -> list[list[int]]:
     """Group rollouts of similar length into micro-batches of at most `token_budget` tokens, padding included.
 
-    Of all ways to cut the rollouts, sorted by length, into micro-batches: the one that computes the fewest tokens,
-    where a micro-batch costs `overhead` tokens beside its own. Longest first, ties by index, so the result is
-    deterministic and a step that does not fit in memory fails early. The share of padding in a micro-batch is at most
-    `max_padding`. A rollout longer than the budget is alone.
+    The rollouts are sorted by length, longest first, ties by index: the result is deterministic, and a step that does
+    not fit in memory fails early. They are then partitioned to minimise the tokens computed, with `overhead` tokens
+    added per micro-batch. The fraction of padding in a micro-batch is at most `max_padding`. A rollout longer than the
+    budget is a micro-batch of its own.
 
     Returns:
         Lists of indices into `trajectories`; each index occurs once.
@@ -146,20 +150,20 @@ def bucket(
 
 
 def cheapest_cut(lengths: Sequence[int], token_budget: int, overhead: int, max_padding: float = 1.0) -> list[range]:
-    """Cut rows, longest first, into consecutive groups such that the fewest tokens are computed.
+    """Partition rows into consecutive groups that minimise the tokens computed.
 
-    A group costs its tokens, padding included, and `overhead` tokens beside them.
+    The cost of a group is its tokens, padding included, plus `overhead` tokens.
 
     Args:
-        lengths: falling.
-        token_budget: tokens of a group, padding included; a row that is longer is alone.
-        max_padding: the share of padding in a group.
+        lengths: lengths of the rows, tokens, in decreasing order.
+        token_budget: maximum size of a group, tokens including padding; a longer row is a group of its own.
+        max_padding: maximum fraction of padding in a group.
 
     Returns:
-        Ranges of places in `lengths`, in order.
+        Ranges of indices into `lengths`, in order.
     """
     before = [0, *accumulate(lengths)]
-    # cost[end] is that of the best way to cut the first `end` rows, whose last group begins at first[end].
+    # cost[end] is the lowest cost of the first `end` rows; in that partition the last group begins at first[end].
     cost, first = [0.0], [0]
     for end in range(1, len(lengths) + 1):
         cost.append(math.inf)
@@ -179,7 +183,7 @@ def cheapest_cut(lengths: Sequence[int], token_budget: int, overhead: int, max_p
 
 
 def collate(trajectories: Sequence[Trajectory], indices: Sequence[int], pad_id: int) -> MicroBatch:
-    """The rollouts at `indices` as one micro-batch, a row each, padded on the right."""
+    """Return the rollouts at `indices` as a micro-batch with one rollout per row, padded on the right."""
     return pack(trajectories, [[index] for index in indices], pad_id)
 
 
@@ -191,11 +195,11 @@ def pack(
     width: int | None = None,
     padding_side: Literal["left", "right"] = "right",
 ) -> MicroBatch:
-    """A micro-batch whose row r holds the rollouts at the indices `rows[r]`, one after the other.
+    """Return a micro-batch whose row r concatenates the rollouts at the indices `rows[r]`.
 
     Args:
-        trajectories: every rollout of the step; `rollout_RT` points into it.
-        width: T in tokens, the longest row by default.
+        trajectories: all rollouts of the step, which `rollout_RT` indexes.
+        width: T, tokens; by default the length of the longest row.
 
     Raises:
         ValueError: a row is longer than `width`.
@@ -228,13 +232,13 @@ def pack(
 
 
 def targets(micro: MicroBatch, roles: Collection[Role]) -> Targets:
-    """The targets of `roles` in a micro-batch, `ObjectiveSettings.target_roles` in training.
+    """Return the targets with the given roles in a micro-batch; training uses `ObjectiveSettings.target_roles`.
 
-    A token is a target when its predecessor in the row is of the same rollout. Packed neighbours, the first token of a
-    rollout and padding on either side are excluded by that alone.
+    A token can be a target only if its predecessor in the row belongs to the same rollout. This excludes packed
+    neighbours, the first token of a rollout, and padding on either side.
     """
     rollout_RT, roles_RT = micro.rollout_RT, micro.roles_RT
-    # One column shorter than T: entry t stands for predecessor t and target t + 1.
+    # One column shorter than T: entry t is for predecessor t and target t + 1.
     inside = (rollout_RT[:, 1:] >= 0) & (rollout_RT[:, 1:] == rollout_RT[:, :-1])
     target_roles = roles_RT[:, 1:]
 

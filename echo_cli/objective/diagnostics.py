@@ -1,4 +1,4 @@
-"""What λ means at a step: portable λ, the gradient of each term, and the check of the first step."""
+"""Diagnostics of λ at a step: portable λ, the gradients of the two terms, and a check of the first step."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from echo_cli.objective.loss import StepWeights
 def portable_lambda(
     coeff: float, counts: RolloutCounts, weights: StepWeights, advantages_B: Tensor | None
 ) -> float | None:
-    """What λ means here: r = (env weight per observation token) / (RL weight per action token · mean |advantage|).
+    """Return r = (env weight per observation token) / (RL weight per action token · mean |advantage|).
 
-    Weights are means over the tokens of their term, the advantage over the rollouts of the RL term, λ is in the env
-    weight. Comparable across normalisations and batch shapes, as λ is not. None where it is undefined: no RL term, no
-    tokens of either kind, or no reward variance. With several ranks it describes this one's rollouts.
+    Weights are means over the tokens of their term; the env weight includes λ; |advantage| is a mean over the rollouts
+    of the RL term. Unlike λ, r is comparable across normalisations and batch shapes. With several ranks, r describes
+    this rank's rollouts. None if undefined: no RL term, no action or observation tokens, or no reward variance.
     """
     if advantages_B is None:
         return None
@@ -34,7 +34,7 @@ def portable_lambda(
 
 @dataclass(frozen=True)
 class GradientComparison:
-    """The gradients of the two terms alone: L2 norms, env / rl, and the cosine; None where a norm is 0."""
+    """Separate gradients of the two terms: L2 norms, ratio env / rl (None if rl is 0), cosine (None if either is 0)."""
 
     rl_norm: float
     env_norm: float
@@ -43,7 +43,7 @@ class GradientComparison:
 
 
 def gradient_comparison(rl_grads: Iterable[Tensor | None], env_grads: Iterable[Tensor | None]) -> GradientComparison:
-    """Compare two gradients, parameter by parameter in the same order; None stands for zeros (`allow_unused`)."""
+    """Compare two gradients given per parameter in the same order; None means zeros (`allow_unused`)."""
     rl_square = env_square = product = 0.0
     for rl_grad, env_grad in zip(rl_grads, env_grads, strict=True):
         if rl_grad is not None:
@@ -62,11 +62,11 @@ def gradient_comparison(rl_grads: Iterable[Tensor | None], env_grads: Iterable[T
 
 
 def check_first_step(coeff: float, env_loss: float, env_tokens: float) -> None:
-    """Stop a run whose env term is on but does nothing, before it costs a night.
+    """Raise an error if the env term is enabled but has no effect, before the run wastes hours.
 
     Args:
         coeff: λ at step 0.
-        env_loss, env_tokens: the step's metrics of these names.
+        env_loss, env_tokens: the metrics of the same names at step 0.
 
     Raises:
         EchoError: λ > 0 and there are selected observation tokens, but their loss is not finite or not positive.
@@ -76,7 +76,7 @@ def check_first_step(coeff: float, env_loss: float, env_tokens: float) -> None:
     if not math.isfinite(env_loss):
         raise EchoError(
             f"the env term is {env_loss} at step 0 over {env_tokens:.0f} observation tokens",
-            "the model's logits are not finite there: check its weights and dtype, or try float32",
+            "the model's logits are not finite: check its weights and dtype, or try float32",
             exit_code=1,
         )
     if env_loss <= 0:

@@ -1,4 +1,4 @@
-"""Which rollouts keep their env term. The RL term is never filtered here."""
+"""Filters that exclude rollouts from the env term. The RL term is not filtered."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from echo_cli.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class FilterResult:
-    """`kept`: indices of the rollouts in the env term. `dropped`: how many each filter rejected.
+    """Result of the filters: indices of the rollouts in the env term, and the number of rollouts each filter rejected.
 
-    The keys of `dropped` are the same on every step, unset filters included. A rollout that two filters reject counts
-    under both, so the values may add up to more than the number of rollouts dropped.
+    `dropped` has the same keys on every step, unset filters included. A rollout rejected by two filters counts under
+    both, so the values may add up to more than the number of rollouts dropped.
     """
 
     kept: tuple[int, ...]
@@ -23,19 +23,19 @@ class FilterResult:
 
 
 def filter_env_rollouts(trajectories: Sequence[Trajectory], settings: ObjectiveSettings) -> FilterResult:
-    """Apply the `min_*_fraction` filters of the env term; a rollout must pass every one that is set (>=).
+    """Apply the `min_*_fraction` filters of the env term; a rollout must pass (>=) every filter that is set.
 
-    - `min_valid_action_fraction`, `min_clean_parse_fraction`: shares of the rollout's turns. A trace that is cut before
-      its first action has none left to be judged by, and stays.
-    - `min_correct_fraction`: the rollout's own reward, 0 to 1. It makes the env term depend on the verifier. It does
-      not apply to `world_model_only` rollouts of ours without a reward, which have no verifier by design; a trace
-      brings its reward or is refused.
+    - `min_valid_action_fraction`, `min_clean_parse_fraction`: fractions of the rollout's turns. A trace truncated
+      before its first action has no turns and passes.
+    - `min_correct_fraction`: the rollout's reward, 0 to 1. This filter makes the env term depend on the verifier. A
+      `world_model_only` rollout without a reward passes, because it has no verifier by design; a trace without a
+      reward is an error.
 
-    A dropped rollout leaves the env term entirely, sums and counts, B included. A kept rollout without observations
-    still counts in B.
+    A dropped rollout is excluded from all sums and counts of the env term, including B. A kept rollout without
+    observations counts in B.
 
     Raises:
-        EchoError: a filter is set and a rollout lacks the turns or the reward that it judges.
+        EchoError: a filter is set and a rollout lacks the turns or the reward that the filter needs.
     """
     rejected = {
         "valid_action": _below(trajectories, settings.min_valid_action_fraction, _valid_action_fraction),
@@ -76,13 +76,14 @@ def _correct_fraction(trajectory: Trajectory) -> float | None:
     if trajectory.reward is None and (trajectory.source == "trace" or not trajectory.world_model_only):
         raise EchoError(
             f"min_correct_fraction needs a reward, and the rollout of task {trajectory.task_id!r} has none",
-            "call the verifier (objective.use_rl=true; traces bring theirs), or unset objective.min_correct_fraction",
+            "call the verifier (objective.use_rl=true), use traces with rewards, or unset "
+            "objective.min_correct_fraction",
         )
     return trajectory.reward
 
 
 def _cut_before_acting(trajectory: Trajectory) -> bool:
-    """Whether it is a trace of which only what precedes its first action fits."""
+    """Return whether the trajectory is a trace truncated before its first action."""
     return trajectory.source == "trace" and trajectory.stop_reason == "length_cap" and not trajectory.turns
 
 

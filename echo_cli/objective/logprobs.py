@@ -1,7 +1,7 @@
-"""Logprobs of chosen targets, without a [B, T, V] tensor of logits.
+"""Logprobs of targets, without a [B, T, V] tensor of logits.
 
-The hidden states of the targets are gathered first; the LM head then runs over chunks of them, and the backward pass
-recomputes each chunk's logits instead of keeping them.
+The hidden states of the targets are gathered first. The LM head then runs over chunks of them, and the backward pass
+recomputes each chunk's logits instead of storing them.
 
 Shape suffixes: N targets, n targets of one chunk, H hidden, V vocabulary.
 """
@@ -19,21 +19,21 @@ from torch.utils.checkpoint import checkpoint
 from echo_cli.objective.batch import Targets
 
 LmHead = Callable[[Tensor], Tensor]
-"""hidden_nH → logits_nV: the model's own head module, so that biases, adapters and caps are in it."""
+"""hidden_nH → logits_nV: the model's own head module, so that biases, adapters and logit caps apply."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a head says of N targets. Only the logprobs carry a gradient."""
+    """Predictions of N targets. Only the logprobs carry a gradient."""
 
     logprobs_N: Tensor
-    """log p(target), nats, float32 or wider, at the temperature asked for."""
+    """log p(target) at the requested temperature, nats, float32 or wider."""
     entropy_N: Tensor
-    """Entropy of the predicted distribution, nats, same temperature; NaN where it was not asked for."""
+    """Entropy of the predicted distribution at the same temperature, nats; NaN if not requested."""
     correct_N: Tensor
-    """Whether the target is the most probable token, bool; False where it was not asked for."""
+    """Whether the target is the most probable token, bool; False if not requested."""
     confidence_N: Tensor
-    """The probability of the most probable token, same temperature; NaN where it was not asked for."""
+    """Probability of the most probable token at the same temperature; NaN if not requested."""
 
 
 def selected_logprobs(
@@ -46,15 +46,15 @@ def selected_logprobs(
     entropy: bool = True,
     correct: bool = True,
 ) -> Scores:
-    """Score N targets, `chunk_rows` at a time. `entropy` and `correct` ask for those columns: neither is free.
+    """Score N targets in chunks of `chunk_rows`. `entropy` and `correct` request these columns at extra cost.
 
     Logits are widened to at least float32 before the softmax. With more than one chunk, the backward pass runs the
-    head a second time; a single chunk is kept, so small batches pay nothing. Memory is about
-    chunk_rows · V · 12 bytes at the peak. N may be 0: the result is then empty and back-propagates zeros.
+    head a second time; a single chunk is stored, so small batches have no overhead. Peak memory is about
+    chunk_rows · V · 12 bytes. N may be 0: the result is then empty and back-propagates zeros.
     """
     recompute = torch.is_grad_enabled() and len(hidden_NH) > chunk_rows
     chunks = []
-    # At least one chunk, so that an empty selection is an empty tensor in the graph.
+    # At least one chunk, so that with N = 0 the result is an empty tensor in the graph.
     for start in range(0, max(len(hidden_NH), 1), chunk_rows):
         hidden_nH = hidden_NH[start : start + chunk_rows]
         target_ids_n = target_ids_N[start : start + chunk_rows]
@@ -89,16 +89,16 @@ def target_logprobs(
 ) -> Scores:
     """Score a micro-batch's targets: actions at the sampling `temperature`, observations at temperature 1.
 
-    Observations get no entropy: nothing reads it, and it costs as much as their softmax.
+    The entropy of observations is not computed: it is not used, and it costs as much as their softmax.
 
     Args:
         hidden_NH: `targets.gather(hidden_RTH)`.
-        env_gradient: False (for λ = 0) scores the observations without a graph. They never share a chunk with actions,
-            so the gradient is then bitwise that of a batch without observation targets.
-        correct: False (in training) leaves `correct_N` and `confidence_N` out.
+        env_gradient: False (for λ = 0) scores the observations without a graph. Observations never share a chunk with
+            actions, so the gradient then equals, bitwise, the gradient of a batch without observation targets.
+        correct: whether to compute `correct_N` and `confidence_N`; False in training.
     """
     n = targets.action_count
-    # One split, not two slices: its backward pass writes the gradient of all rows once.
+    # A split instead of two slices: its backward pass writes the gradient of all rows once.
     action_NH, observation_NH = hidden_NH.split_with_sizes([n, len(hidden_NH) - n])
     actions = selected_logprobs(action_NH, lm_head, targets.token_ids_N[:n], temperature, chunk_rows, correct=correct)
     with nullcontext() if env_gradient else torch.no_grad():
@@ -118,7 +118,7 @@ def _score_chunk(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     logits_nV = lm_head(hidden_nH)
     logits_nV = logits_nV.to(torch.promote_types(logits_nV.dtype, torch.float32))
-    if temperature != 1:  # dividing by 1 changes no bit and costs two passes over [n, V]
+    if temperature != 1:  # a division by 1 changes no bit and costs two passes over [n, V]
         logits_nV = logits_nV / temperature
     logprobs_nV = logits_nV.log_softmax(dim=-1)
     with torch.no_grad():

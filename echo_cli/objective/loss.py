@@ -1,16 +1,17 @@
 """The ECHO objective as pure functions on tensors: L = L_RL(actions) + λ · CE(observations).
 
-Where traces are imitated, their own weight times the mean CE of their action tokens is added.
+If traces are imitated, the mean CE of their action tokens is added with its own weight.
 
 Source: ECHO, arXiv 2605.24517, Eq. 3, and OpenEnv RFC 010.
 
-Every denominator is a count over the whole optimizer step, all micro-batches and ranks. So each rollout gets two
-weights once per step, and the loss of any micro-batch is
+Every denominator is a count over the whole optimizer step, all micro-batches and ranks. Each rollout therefore has
+two weights per step, and the loss of a micro-batch is
 
     Σ rl_weight · surrogate  +  λ · Σ env_weight · CE
 
-The losses and gradients of micro-batches and ranks *add up* to the step's. Nothing about micro-batching, packing,
-padding or ranks can change it. (A data-parallel wrapper that averages gradients needs the loss times the world size.)
+The losses and gradients of micro-batches and ranks *add up* to the step's loss and gradient, independent of
+micro-batching, packing, padding and ranks. (With a data-parallel wrapper that averages gradients, multiply the loss by
+the world size.)
 
 In ten lines:
 
@@ -25,7 +26,7 @@ In ten lines:
         loss, metrics = echo_loss(scores.logprobs_N, wanted, advantages_B, weights, settings, coeff)
         loss.backward()
 
-Shape suffixes: B rollouts of the step (on this rank), N targets of the micro-batch, n some of those targets.
+Shape suffixes: B rollouts of the step (on this rank), N targets of the micro-batch, n a subset of these targets.
 """
 
 from __future__ import annotations
@@ -58,18 +59,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class StepTotals:
-    """The denominators' counts over the whole step. Totals of ranks add: `+`, or all-reduce `astuple(totals)`."""
+    """Counts over the whole step for the denominators. Sum over ranks with `+`, or all-reduce `astuple(totals)`."""
 
     rl_rollouts: int
-    """Rollouts with an RL term, those without action tokens included."""
+    """Number of rollouts with an RL term, including rollouts without action tokens."""
     action_tokens: int
-    """Action tokens of those rollouts."""
+    """Number of action tokens of the rollouts with an RL term."""
     env_rollouts: int
-    """B of the env term: every rollout kept in it, those without observations included."""
+    """Number of rollouts with an env term (B), including rollouts without observations."""
     selected_tokens: int
-    """Σ |O'_i| over those rollouts."""
+    """Number of selected tokens, Σ |O'_i|, of the rollouts with an env term."""
     imitation_tokens: int = 0
-    """Action tokens of the rollouts that are imitated."""
+    """Number of action tokens of the imitated rollouts."""
 
     def __add__(self, other: StepTotals) -> StepTotals:
         return StepTotals(
@@ -83,7 +84,7 @@ class StepTotals:
 
 @dataclass(frozen=True)
 class StepWeights:
-    """The weight of each target of rollout i in each sum, float64; 0 for a rollout that is not in the term."""
+    """Weight, per term, of each target of a rollout, float64; 0 if the rollout is not in the term."""
 
     rl_weight_B: Tensor
     env_weight_B: Tensor
@@ -91,7 +92,7 @@ class StepWeights:
 
 
 def step_totals(counts: RolloutCounts) -> StepTotals:
-    """The totals of one rank's rollouts."""
+    """Return the totals of one rank's rollouts."""
     return StepTotals(
         rl_rollouts=int(counts.in_rl_B.sum()),
         action_tokens=int(counts.actions_B[counts.in_rl_B].sum()),
@@ -102,9 +103,9 @@ def step_totals(counts: RolloutCounts) -> StepTotals:
 
 
 def step_weights(counts: RolloutCounts, totals: StepTotals, settings: ObjectiveSettings) -> StepWeights:
-    """The weights of one rank's rollouts, under the totals of all ranks.
+    """Return the weights of one rank's rollouts, given the totals over all ranks.
 
-    RL denominators count the rollouts with an RL term, env denominators those with an env term:
+    RL denominators are over the rollouts with an RL term, env denominators over the rollouts with an env term:
 
     | rl_normalization  | weight of an action token | env_normalization  | weight of a selected token      |
     |-------------------|---------------------------|--------------------|---------------------------------|
@@ -113,7 +114,7 @@ def step_weights(counts: RolloutCounts, totals: StepTotals, settings: ObjectiveS
     | fixed_length      | 1 / (B max_length)        | selected_tokens    | 1 / (B |O'_i|)                  |
     |                   |                           | fixed_length       | 1 / (B max_length)              |
 
-    An action token that is imitated has the weight 1 / Σ_i |A_i| over the rollouts that are.
+    The weight of an imitated action token is 1 / Σ_i |A_i| over the imitated rollouts.
     """
     denominators_rl = {
         "token_mean": torch.full_like(counts.actions_B, totals.action_tokens),
@@ -136,7 +137,7 @@ def step_weights(counts: RolloutCounts, totals: StepTotals, settings: ObjectiveS
 
 
 def _reciprocal(denominators_B: Tensor, included_B: Tensor) -> Tensor:
-    # A denominator of 0 means that the rollout has no such target, so any finite weight would do.
+    # A denominator of 0 means that the rollout has no such target; any finite weight is correct.
     weights_B = torch.zeros(denominators_B.shape, dtype=torch.float64)
     usable_B = included_B & (denominators_B > 0)
     weights_B[usable_B] = 1 / denominators_B[usable_B].double()
@@ -151,22 +152,22 @@ def rl_loss(
     settings: ObjectiveSettings,
     reference_logprobs_N: Tensor | None = None,
 ) -> Tensor:
-    """The RL term of a micro-batch: clipped surrogate or REINFORCE, with the KL to a reference if asked for.
+    """Return the RL term of a micro-batch: clipped surrogate or REINFORCE, plus the KL to a reference if configured.
 
     With ρ = exp(logp - behaviour logp): -min(ρ A, clip(ρ, 1 - ε_low, 1 + ε_high) A), or -A logp. The KL is the
     non-negative estimate exp(d) - d - 1 with d = reference logp - logp.
 
     Args:
         logprobs_N: at the sampling temperature, as are the behaviour and reference logprobs.
-        advantages_B: None only with `use_rl` false.
+        advantages_B: None only if `use_rl` is False.
 
     Returns:
-        A scalar connected to the graph of `logprobs_N`; 0 with zero gradients if there is no such target.
+        A scalar connected to the graph of `logprobs_N`; 0 with zero gradients if the term has no target.
 
     Raises:
         ValueError: `advantages_B` or `reference_logprobs_N` is missing.
     """
-    # Targets are picked by index, never multiplied by a zero mask: 0 · inf would be NaN.
+    # Targets are selected by index, not multiplied by a mask: 0 · inf would be NaN.
     n = _rl_targets(targets, weights)
     logprobs_n = logprobs_N[n]
     if not settings.use_rl:
@@ -189,26 +190,26 @@ def rl_loss(
 
 
 def env_loss(logprobs_N: Tensor, targets: Targets, weights: StepWeights) -> Tensor:
-    """The env term of a micro-batch, before λ: the weighted cross-entropy of the selected observation targets.
+    """Return the env term of a micro-batch, before λ: the weighted cross-entropy of selected observation targets.
 
     Args:
         logprobs_N: at temperature 1 for observations.
 
     Returns:
-        A scalar, nats; 0 if there is no such target.
+        A scalar, nats; 0 if the term has no target.
     """
     n = _env_targets(targets, weights)
     return -(_per_target(weights.env_weight_B, targets, n, like=logprobs_N) * logprobs_N[n]).sum()
 
 
 def imitation_loss(logprobs_N: Tensor, targets: Targets, weights: StepWeights) -> Tensor:
-    """The imitation term of a micro-batch, before its weight: the weighted cross-entropy of imitated action targets.
+    """Return the imitation term of a micro-batch: the weighted cross-entropy of its actions, before the coefficient.
 
     Args:
-        logprobs_N: at temperature 1 for those targets.
+        logprobs_N: at temperature 1 for imitated actions.
 
     Returns:
-        A scalar, nats; 0 if there is no such target.
+        A scalar, nats; 0 if the term has no target.
     """
     n = _imitation_targets(targets, weights)
     return -(_per_target(weights.imitation_weight_B, targets, n, like=logprobs_N) * logprobs_N[n]).sum()
@@ -224,11 +225,11 @@ def echo_loss(
     reference_logprobs_N: Tensor | None = None,
     imitation_coeff: float | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """The loss of a micro-batch, RL term + `coeff` · env term, and its metrics. Arguments as in `rl_loss`.
+    """Return the loss of a micro-batch, RL term + `coeff` · env term, and its metrics. Arguments as in `rl_loss`.
 
-    At `coeff` 0 the env term stays out of the graph, so the gradient is bitwise that of plain GRPO. With an
-    `imitation_coeff` its term is added, out of the graph at 0 likewise, and measured: `imitation_loss`, before its
-    weight, the token mean in nats, and `imitation_tokens`.
+    If `coeff` is 0, the env term is excluded from the graph, so the gradient is bitwise that of plain GRPO. If
+    `imitation_coeff` is not None, the imitation term is added, excluded from the graph at 0 likewise, with the metrics
+    `imitation_loss` (token mean before the coefficient, nats) and `imitation_tokens`.
     """
     rl = rl_loss(logprobs_N, targets, advantages_B, weights, settings, reference_logprobs_N)
     env = env_loss(logprobs_N, targets, weights)
@@ -259,7 +260,7 @@ def _imitation_targets(targets: Targets, weights: StepWeights) -> Tensor:
 
 
 def _per_target(values_B: Tensor, targets: Targets, n: Tensor, like: Tensor) -> Tensor:
-    # The dtype first: not every device has float64.
+    # Convert the dtype first: not every device has float64.
     return values_B.to(like.dtype).to(like.device)[targets.rollout_N[n]]
 
 
@@ -273,13 +274,13 @@ def loss_metrics(
     weights: StepWeights,
     settings: ObjectiveSettings,
 ) -> Metrics:
-    """The metrics of a micro-batch; the keys are always the same.
+    """Return the metrics of a micro-batch; the keys are always the same.
 
     - `loss`, `rl_loss`, `env_loss`: totals; `env_loss` is before λ.
-    - `env_ce`: nats per token, the token mean over all env_output targets, filtered rollouts included.
-    - `action_tokens`, `env_tokens`: targets in the RL and the env term.
-    - `ratio`, `clip_fraction`: over RL action tokens; clipped means that the clip removes the token's gradient.
-    - `zero_advantage_fraction`: of the rollouts with RL action tokens.
+    - `env_ce`: mean over all env_output targets, including filtered rollouts, nats per token.
+    - `action_tokens`, `env_tokens`: number of targets in the RL term and in the env term.
+    - `ratio`, `clip_fraction`: over RL action tokens; a token is clipped if the clip removes its gradient.
+    - `zero_advantage_fraction`: over the rollouts with RL action tokens.
     """
     with torch.no_grad():
         n = _rl_targets(targets, weights)

@@ -1,4 +1,4 @@
-"""What changes over the steps of a run: λ and the learning rate."""
+"""Schedules of λ and of the learning rate."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from echo_cli.config.schema import OptimConfig
 
 @dataclass(frozen=True)
 class GradientNorms:
-    """The state of the `gradient_ratio` schedule: exponential moving averages of the two terms' gradient norms.
+    """State of the `gradient_ratio` schedule: exponential moving averages of the two terms' gradient norms.
 
-    Both start at 0 and have seen the same steps, so the bias of that start is the same factor in both and cancels in
-    their ratio, the only thing that is read. The norms are averaged and not their logarithms: where a step has hardly
-    any RL gradient, the average falls by the factor `smoothing` at most, the logarithmic one by orders of magnitude.
+    Both averages start at 0 and are updated at the same steps. The bias of this start is therefore the same factor in
+    both and cancels in their ratio, which is all that the schedule reads. Norms are averaged, not their logarithms: at
+    a step with almost no RL gradient, the average falls by the factor `smoothing` at most, whereas a logarithmic
+    average would fall by orders of magnitude.
     """
 
     rl: float = 0.0
     env: float = 0.0
 
     def updated(self, rl_norm: float, env_norm: float, smoothing: float) -> GradientNorms:
-        """The averages after another measurement, of which the old ones keep the share `smoothing`.
+        """Return the averages after a measurement; the old averages have the weight `smoothing`.
 
-        A measurement with a norm of 0 (no reward contrast, no observations) or one that is not finite changes nothing,
-        so λ stays where it was. Letting λ follow the RL gradient to zero would not protect the policy in such steps:
-        alone in the loss, the env term takes a full-size step at any λ, as Adam divides by the gradient's own running
-        size. It would only let Adam's second moments shrink with λ, and apply the next RL gradient oversized.
+        A measurement with a norm that is 0 (no reward contrast, no observations) or not finite is ignored, so λ is
+        unchanged. To let λ follow the RL gradient to 0 would not protect the policy at such steps: Adam divides by the
+        running size of the gradient, so an env term alone in the loss takes a full-size step at any λ. Adam's second
+        moments would merely shrink with λ, and the next RL gradient would be applied oversized.
         """
         if not (0 < rl_norm < math.inf and 0 < env_norm < math.inf):
             return self
@@ -40,11 +41,11 @@ class GradientNorms:
 def world_model_coeff_at(
     settings: ObjectiveSettings, step: int, total_steps: int, norms: GradientNorms | None = None
 ) -> float:
-    """λ at the 0-based optimizer `step` of a run of `total_steps`.
+    """Return λ at the 0-based optimizer `step` of a run of `total_steps`.
 
-    `linear` reaches `world_model_coeff_end` at the last step, `total_steps - 1`, and stays there. `gradient_ratio` is
-    the λ at which λ · env norm / RL norm is `gradient_ratio_target`, within its bounds; before the first measurement in
-    `norms` it is `base_coeff`, as given. An unknown schedule cannot get here: ObjectiveSettings refuses it.
+    `linear` reaches `world_model_coeff_end` at the last step, `total_steps - 1`, and is constant afterwards.
+    `gradient_ratio` is the λ at which λ · env norm / RL norm equals `gradient_ratio_target`, clamped to its bounds;
+    before the first measurement in `norms` it is `base_coeff`.
     """
     if settings.schedule == "gradient_ratio" and norms is not None and norms.env > 0:
         low, high = settings.gradient_ratio_bounds
@@ -52,21 +53,21 @@ def world_model_coeff_at(
     if settings.schedule == "step":
         return settings.schedule_values[bisect_right(settings.schedule_steps, step)]
     if settings.schedule == "linear" and settings.world_model_coeff_end is not None:
-        # A convex combination, not start + share · (end - start), so that both ends are exact.
+        # A convex combination instead of start + share · (end - start), so that both ends are exact.
         share = min(step / (total_steps - 1), 1.0) if total_steps > 1 else 1.0
         return (1 - share) * settings.base_coeff + share * settings.world_model_coeff_end
     return settings.base_coeff
 
 
 def measures_gradients(settings: ObjectiveSettings, step: int) -> bool:
-    """Whether the schedule of λ needs the gradient norms of the 0-based `step`."""
+    """Return whether the schedule of λ needs the gradient norms of the 0-based `step`."""
     return settings.schedule == "gradient_ratio" and step % settings.gradient_ratio_every == 0
 
 
 def learning_rate_at(optim: OptimConfig, step: int, total_steps: int) -> float:
-    """The learning rate at the 0-based optimizer `step`: linear warm-up, then constant, linear or cosine to zero.
+    """Return the learning rate at the 0-based optimizer `step`: linear warm-up, then constant, linear or cosine.
 
-    `linear` and `cosine` would reach zero at the step after the last.
+    `linear` and `cosine` decay to 0 at the step after the last.
     """
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps

@@ -1,4 +1,4 @@
-"""How an optimizer step is weighed: its rollouts, and what multiplies each token's loss in each term."""
+"""Weights of an optimizer step: its rollouts, and the factor of each token's loss in each term."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from echo_cli.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class WeighedStep:
-    """The rollouts of one optimizer step, and everything that its loss needs besides the policy. B rollouts."""
+    """The B rollouts of an optimizer step, and all inputs of its loss other than the policy."""
 
     trajectories: Sequence[Trajectory]
-    """B rollouts: of the policy, of explorers and of traces."""
+    """B rollouts, from the policy, explorers and traces."""
     settings: ObjectiveSettings
     coeff: float
     """λ, the weight of the env term."""
     temperature: float
-    """Sampling temperature of the actions, at which the RL term scores them."""
+    """Sampling temperature of the actions; the RL term scores them at this temperature."""
     advantages_B: Tensor | None
-    """float64; None without an RL term."""
+    """Advantages, float64; None without an RL term."""
     counts: RolloutCounts
     weights: StepWeights
     dropped: Mapping[str, int]
-    """Number of rollouts that each filter has taken out of the env term."""
+    """Number of rollouts that each filter dropped from the env term."""
     imitation_coeff: float | None = None
-    """Weight of the imitation term; None leaves its metrics out as well."""
+    """Weight of the imitation term; None omits its metrics as well."""
 
     @property
     def has_contrast(self) -> bool:
-        """Whether any rollout is better or worse than its group."""
+        """Whether any advantage is nonzero."""
         return self.advantages_B is not None and bool(self.advantages_B.any())
 
 
@@ -50,15 +50,15 @@ def weigh_step(
     imitated: Collection[int] = (),
     imitation_coeff: float | None = None,
 ) -> WeighedStep:
-    """Weigh the rollouts of a step: advantages within groups, filters of the env term, denominators over the step.
+    """Compute advantages within groups, filters of the env term, and weights from denominators over the step.
 
     Args:
         coeff: λ.
-        imitated: indices of the rollouts whose actions are imitated where `imitation_coeff` is above 0.
+        imitated: indices of the rollouts whose actions are imitated if `imitation_coeff` is above 0.
 
     Raises:
         EchoError: a rollout lacks a reward or turns that the objective needs.
-        ValueError: a rollout that is imitated has an RL term.
+        ValueError: an imitated rollout has an RL term.
     """
     advantages_B = step_advantages(trajectories, settings.advantage) if settings.use_rl else None
     filtered = filter_env_rollouts(trajectories, settings)
