@@ -1,1 +1,1 @@
-"""Rollouts: a policy or a script plays episodes in an environment."""
+"""Rollouts: episodes played in an environment by a policy or a script."""

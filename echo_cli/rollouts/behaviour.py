@@ -1,7 +1,7 @@
-"""How the policy behaves in a step's rollouts: signals that need no held-out data, only the text that was played.
+"""Behaviour signals of the policy, computed from the text of a step's rollouts, without held-out data.
 
-Computed on-policy: over the policy's own rollouts, without scripted ones, so that runs compare over λ, which decides
-whether explorers are played. Without such rollouts (verifier-free training on scripts) every signal is None.
+Signals are computed on-policy, excluding scripted rollouts. They are therefore comparable across λ, which determines
+whether explorers are played. Without on-policy rollouts (verifier-free training on scripts) every signal is None.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ BEHAVIOUR_KEYS = (
 
 
 def behaviour_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | None]:
-    """The signals of a step, by the names of `BEHAVIOUR_KEYS`; the keys are always the same.
+    """Return the signals of a step by the names in `BEHAVIOUR_KEYS`; the keys are always the same.
 
-    - `action_length`: tokens per turn that the policy wrote, the stop token included.
-    - `valid_action_fraction`: of the turns, those whose action the environment could run, or an answer.
-    - `malformed_fraction`, `no_action_fraction`: of the turns, those that tried to write an action and failed, and
-      those that wrote none; see `Turn.parse`.
-    - `capped_fraction`: of the rollouts, those that ended at a cap: an action cut, the turns or the length used up.
-    - `commands_per_task`, `observations_per_task`: distinct actions, and distinct outputs that are not empty, over the
-      step's distinct groups. Distinct-n with the whole line as the n-gram, over tasks instead of over turns: rollouts
-      of one task come to agree in a healthy run, different tasks keep needing different commands.
-    - `command_compression`, `observation_compression`: bytes over zlib-compressed bytes of all actions, one a line, and
-      of all outputs. High is repetitive (Shaib et al. 2024, arXiv 2403.00553); None where nothing was written.
-    - `role_confusion`: the share of turns in which the policy plays the environment, see `_confused`.
+    - `action_length`: mean number of tokens the policy wrote per turn, including the stop token.
+    - `valid_action_fraction`: fraction of turns whose action is an answer or one that the environment could run.
+    - `malformed_fraction`, `no_action_fraction`: fractions of turns with a malformed action and with no action; see
+      `Turn.parse`.
+    - `capped_fraction`: fraction of rollouts that ended at a cap: a truncated action, the turn cap or the length cap.
+    - `commands_per_task`, `observations_per_task`: number of distinct actions, and of distinct non-empty outputs,
+      divided by the number of groups of the step. This is Distinct-n with the whole line as the n-gram, divided by
+      tasks instead of turns: in a healthy run the rollouts of one task converge, while different tasks need different
+      commands.
+    - `command_compression`, `observation_compression`: bytes divided by zlib-compressed bytes of all actions, one per
+      line, and of all outputs. A high ratio means repetition (Shaib et al. 2024, arXiv 2403.00553); None for no text.
+    - `role_confusion`: fraction of turns in which the policy imitates the environment; see `_confused`.
     """
     rollouts = [trajectory for trajectory in trajectories if is_on_policy(trajectory)]
     turns = [turn for rollout in rollouts for turn in rollout.turns]
@@ -55,7 +56,7 @@ def behaviour_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | N
 
 
 def is_on_policy(trajectory: Trajectory) -> bool:
-    """Whether the present policy played it, to learn from its actions."""
+    """Return whether the policy played the trajectory and learns from its actions."""
     return trajectory.source == "policy" and not trajectory.world_model_only
 
 
@@ -69,14 +70,13 @@ def _compression_ratio(text: str) -> float | None:
 
 
 def _confused(rollouts: Sequence[Trajectory]) -> Iterable[bool]:
-    """For each turn: does its action look like the environment's reply?
+    """Yield for each turn whether its action looks like output of the environment.
 
-    It does if the environment could not run it (a valid command or an answer is never confusion), and its line, white
-    space around it apart,
-    - equals a line that the environment printed in these rollouts (an action cut at its cap: begins such a line), or
+    This is the case if the environment could not run the action (a valid command or an answer is never confusion) and
+    the action, stripped of whitespace, is not empty and
+    - equals a line that the environment printed in these rollouts (if truncated at its cap: is a prefix of one), or
     - begins with the prompt, which is the last line of the context before the action, or
-    - begins with a line of the harness (an exit status, a notice) of these rollouts, whatever the numbers in it.
-    An empty line is none of these.
+    - begins with a harness line (an exit status, a notice) of these rollouts, ignoring the values of numbers.
     """
     printed = _lines(rollouts, Role.ENV_OUTPUT)
     notices = tuple(_without_numbers(line) for line in _lines(rollouts, Role.WARNING))
@@ -92,21 +92,21 @@ def _confused(rollouts: Sequence[Trajectory]) -> Iterable[bool]:
 
 
 def _is_cut(rollout: Trajectory, turn: Turn) -> bool:
-    """Whether the action was cut at its cap, which ends the rollout; one that does not parse is whole."""
+    """Return whether the action was truncated at its cap, which ends the rollout."""
     return not turn.clean_parse and rollout.stop_reason == "length_cap" and turn is rollout.turns[-1]
 
 
 def _prompts(rollout: Trajectory) -> Iterable[str]:
-    """Yield the text before each action on its line; a line break, which no action begins with, where there is none."""
+    """Yield the text before each action on its line, or a line break, with which no action begins, if there is none."""
     for *_, last in split_at_actions(rollout.segments)[:-1]:
         prompt = last.text.rpartition("\n")[2].lstrip() if last.role is Role.CONTEXT else ""
         yield prompt or "\n"
 
 
 def _lines(rollouts: Sequence[Trajectory], role: Role) -> set[str]:
-    """The lines of the segments of `role`, white space around them apart, that are not empty.
+    """Return the non-empty lines, stripped of whitespace, of the segments with a role.
 
-    Echoes are left out: that line is the policy's own.
+    Echoes are excluded, because their text is the policy's own.
     """
     segments = (segment for rollout in rollouts for segment in rollout.segments if segment.role is role)
     said = (segment for segment in segments if (segment.role, segment.channel) != (Role.WARNING, "echo"))

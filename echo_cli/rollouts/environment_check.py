@@ -1,6 +1,6 @@
-"""A first look at an environment: one episode played twice and once on another task, and what in it will hurt.
+"""Check of an environment: plays one episode twice, and once on another task, and reports problems for training.
 
-Episodes are played as training plays scripts, so the transcript, the roles and the token counts are those of a run.
+Episodes are played as training plays scripts, so transcript, roles and token counts are the same as in a run.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ from echo_cli.rollouts.watched_episode import play_watched
 from echo_cli.trajectory import Role, Source, Trajectory
 
 _MOST_LINES = 8
-"""Of an episode without a script that solves its task."""
+"""Maximum number of actions of an episode without a script that solves the task."""
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found. Times are in seconds, of the environment alone."""
+    """Result of a check. Times are those of the environment alone, seconds."""
 
     description: Description
     sessions: int | None
-    """Episodes that training will hold at once; None for any number."""
+    """Maximum number of concurrent episodes in training; None means no limit."""
     tasks: Mapping[str, int]
-    """Tasks by split."""
+    """Number of tasks by split."""
     script: str
-    """Where the actions came from: `actions` of the task, `explorer` lines, or `random` ones."""
+    """Source of the actions: `actions` of the task, `explorer` lines, or `random` lines."""
     trajectory: Trajectory
     step_rewards: tuple[float | None, ...]
     reset_seconds: float
     step_seconds: float | None
-    """The median; None where no action was answered."""
+    """Median duration of an environment step, seconds; None if the environment answered no action."""
     faults: Mapping[str, int]
     findings: tuple[Finding, ...]
 
     @property
     def tokens(self) -> dict[tuple[Role, str | None], int]:
-        """Tokens of the episode by role and channel, in the order of their first."""
+        """Number of tokens of the episode by role and channel, in order of first occurrence."""
         counts: Counter[tuple[Role, str | None]] = Counter()
         for segment in self.trajectory.segments:
             counts[segment.role, segment.channel] += len(segment.token_ids)
         return dict(counts)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
+        """Return the report as a JSON object."""
         return {
             "environment": vars(self.description),
             "sessions": self.sessions,
@@ -78,19 +78,19 @@ class CheckReport:
 def check_environment(
     worlds: TaskSuite, renderer: Renderer, limits: EpisodeLimits, settings: EnvironmentConfig, seed: int = 0
 ) -> CheckReport:
-    """Play one episode of `worlds` twice, the same actions on another task, and report. Nothing is written.
+    """Play one episode of `worlds` twice and the same actions on another task, and return a report. Writes no file.
 
-    The actions are those that solve a task, where some are known; else `settings.explorer` lines; else random ones.
+    The actions are a known solution of a task if there is one, else `settings.explorer` lines, else random lines.
 
     Args:
-        settings: how actions are made, which text is volatile, and the turn cap.
-        seed: of what is drawn.
+        settings: source of the action mapping, the volatile patterns and the turn cap.
+        seed: seed of random actions.
 
     Raises:
-        EchoError: there is none, it cannot be reached, or does not play an episode to its end (exit code 1).
+        EchoError: there is no environment, it cannot be reached, or an episode does not complete (exit code 1).
     """
     if settings.none:
-        raise EchoError("environment.none is true: there is no environment to check", "name one in the config")
+        raise EchoError("environment.none is true: there is no environment to check", "set one in the config")
     tasks = (*worlds.tasks.train, *worlds.tasks.validation, *worlds.tasks.heldout)
     task = next((task for task in tasks if worlds.expert(task) is not None), tasks[0])
     script, lines = _script(worlds, task, settings, random.Random(seed))

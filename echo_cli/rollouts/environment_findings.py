@@ -1,4 +1,4 @@
-"""What in an environment will hurt training, judged by a few episodes."""
+"""Problems of an environment for training, found in a few episodes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHOWN_CHARS = 80
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that will hurt: a name for programs, one line for people, and what to do about it."""
+    """A problem for training: a machine-readable name, a one-line message, and a tip."""
 
     name: str
     message: str
@@ -33,11 +33,11 @@ def find_problems(
     settings: EnvironmentConfig,
     limits: EpisodeLimits,
 ) -> tuple[Finding, ...]:
-    """What will hurt, the worst first.
+    """Return the problems found, most severe first.
 
     Args:
-        second: the same actions on the same task as `first`.
-        elsewhere: the same actions on another task, where there is one.
+        second: episode with the same actions on the same task as `first`.
+        elsewhere: episode with the same actions on another task; None if there is no other task.
     """
     return (
         *_about_text(first, worlds, settings),
@@ -49,28 +49,31 @@ def find_problems(
 
 
 def _about_text(play: Play, worlds: TaskSuite, settings: EnvironmentConfig) -> Iterator[Finding]:
-    named = ", ".join(_fields(worlds.description)) or "no fields that its schema lists"
+    named = ", ".join(_fields(worlds.description)) or "no fields in its schema"
     replies = [piece for reply in play.replies for piece in reply.pieces]
     shown = "".join(piece.text for piece in replies).replace(settings.prompt, "").strip()
     if not shown and settings.toy_worlds is None and not settings.observation:
         tip = f"list the observation's fields under environment.observation; it has {named}"
-        yield Finding("no_text", "no text is mapped: the policy sees nothing of what the environment answers", tip)
+        yield Finding("no_text", "no text is mapped: the policy sees no output of the environment", tip)
     elif not any(play.outputs):
         yield Finding(
             "no_env_output",
-            "nothing was env_output: the env term has nothing to learn from",
-            f"give the environment's own text a rule with role env_output; the observation has {named}",
+            "no text has the role env_output: the env term has no targets",
+            f"add a rule with role env_output for the environment's own text; the observation has {named}",
         )
     if not text_of(play.opening, Role.CONTEXT).replace(settings.prompt, "").strip():
         yield Finding(
-            "no_opening", "reset shows no text: the policy is not told its task", "add a rule with on: reset, or both"
+            "no_opening",
+            "reset shows no text: the policy is not told its task",
+            "add a rule with on: reset or on: both",
         )
     segments = play.trajectory.segments
     if any(piece.cut for piece in replies) or any(segment.text == CUT_OUTPUT for segment in segments):
         yield Finding(
             "cut",
-            "an observation was cut at its cap",
-            "raise rollout.max_output_tokens (environment.max_observation_chars for very long ones), or map less text",
+            "an observation was truncated at its cap",
+            "raise rollout.max_output_tokens (and environment.max_observation_chars for very long text), or map less "
+            "text",
         )
 
 
@@ -80,14 +83,14 @@ def _about_actions(play: Play, limits: EpisodeLimits) -> Iterator[Finding]:
         warning = next((text_of(reply.pieces, Role.WARNING).strip() for reply in play.replies), "")
         yield Finding(
             "refused",
-            f"every action was refused: {warning}" if warning else "every action was refused",
-            "compare environment.action with the action schema; list lines that mean something as environment.explorer",
+            f"every action was rejected: {warning}" if warning else "every action was rejected",
+            "compare environment.action with the action schema; list meaningful actions in environment.explorer",
         )
     actions = [len(segment.token_ids) for segment in play.trajectory.segments if segment.role is Role.ACTION]
     if actions and max(actions) > limits.action_tokens:
         yield Finding(
             "long_action",
-            f"an action has {max(actions)} tokens, and the policy may write {limits.action_tokens}",
+            f"an action has {max(actions)} tokens, but the policy can write at most {limits.action_tokens}",
             "raise rollout.max_action_tokens",
         )
 
@@ -97,27 +100,27 @@ def _about_the_end(play: Play) -> Iterator[Finding]:
     if trajectory.stop_reason == "length_cap":
         yield Finding(
             "length_cap",
-            f"the episode was ended by its length, after {len(trajectory)} tokens",
+            f"the episode ended at its length cap, after {len(trajectory)} tokens",
             "raise rollout.max_episode_tokens, or map less text",
         )
     elif not any(reply.done and not reply.capped for reply in play.replies):
-        ending = "the turn cap ended it" if trajectory.stop_reason == "turn_cap" else "the script ran out"
+        ending = "the episode ended at the turn cap" if trajectory.stop_reason == "turn_cap" else "the script ended"
         yield Finding(
             "never_done",
-            f"the environment did not say done in {len(play.replies)} actions: {ending}",
-            "no harm where an action ends the episode; else environment.max_turns decides how long episodes are",
+            f"the environment did not report done in {len(play.replies)} actions: {ending}",
+            "ignore this if some action ends an episode; otherwise environment.max_turns sets the length of episodes",
         )
     if trajectory.reward is None:
         yield Finding(
             "no_reward",
-            "no reward: every one was null, so the RL term has nothing to learn from",
-            "set environment.reward: final actions that make the environment score, or none: zero",
+            "no reward: every reward was null, so the RL term has nothing to learn from",
+            "set environment.reward: either final actions that trigger scoring, or none: zero",
         )
     elif trajectory.source == "expert" and trajectory.reward <= 0:
         yield Finding(
             "unsolved",
-            f"the actions that solve task {trajectory.task_id} got reward {trajectory.reward:g}",
-            "mend the task's actions, or environment.reward",
+            f"the actions that should solve task {trajectory.task_id} earned reward {trajectory.reward:g}",
+            "fix the task's actions or environment.reward",
         )
 
 
@@ -125,8 +128,9 @@ def _about_repetition(first: Play, second: Play) -> Iterator[Finding]:
     if text_of(first.opening, Role.CONTEXT) != text_of(second.opening, Role.CONTEXT):
         yield Finding(
             "other_opening",
-            f"task {first.task.task_id} opens with another text the second time",
-            "give reset all that decides the episode, a seed for example: a group's rollouts must be of one task",
+            f"task {first.task.task_id} opened with different text the second time",
+            "pass reset every argument that determines the episode, such as a seed: the rollouts of a group must share "
+            "one task",
         )
     different = _first_difference(first.outputs, second.outputs)
     if different is not None:
@@ -135,15 +139,16 @@ def _about_repetition(first: Play, second: Play) -> Iterator[Finding]:
         listed = ", ".join("'{}'".format(pattern.replace("'", "''")) for pattern in patterns)
         yield Finding(
             "nondeterministic",
-            f"the same actions gave other text the second time, at action {turn}: {_shown(one)}, then {_shown(other)}",
-            f"what cannot be known should not be learned: environment.volatile: [{listed}]"
+            f"the same actions returned different text the second time, at action {turn}: {_shown(one)}, then "
+            f"{_shown(other)}",
+            f"exclude unpredictable text from the loss: environment.volatile: [{listed}]"
             if patterns
-            else "what cannot be known should not be learned: give it a pattern under environment.volatile",
+            else "exclude unpredictable text from the loss: add a pattern to environment.volatile",
         )
 
 
 def _first_difference(first: Sequence[str], second: Sequence[str]) -> tuple[int, str, str] | None:
-    """The number of the first reply that differs, from 1, and the first line in which it does, of both."""
+    """Return the 1-based number of the first differing reply, and its first differing line in both; None if equal."""
     for turn in range(max(len(first), len(second))):
         one, other = (texts[turn].split("\n") if turn < len(texts) else [] for texts in (first, second))
         for number in range(max(len(one), len(other))):
@@ -154,7 +159,7 @@ def _first_difference(first: Sequence[str], second: Sequence[str]) -> tuple[int,
 
 
 def volatile_patterns(first: str, second: str) -> list[str]:
-    """Patterns whose matches are all that two lines differ in; none where no simple ones are."""
+    """Return patterns whose matches cover all differences of two lines; empty if there are no simple patterns."""
     one, other = _TOKENS.findall(first), _TOKENS.findall(second)
     if len(one) != len(other):
         return []
@@ -171,7 +176,7 @@ def volatile_patterns(first: str, second: str) -> list[str]:
 
 
 def _shared_end(first: Sequence[str], second: Sequence[str]) -> Sequence[str]:
-    """The last two tokens, or fewer, that both have."""
+    """Return the shared suffix of two token lists, at most two tokens."""
     count = next((number for number in (0, 1) if first[-number - 1 :] != second[-number - 1 :]), 2)
     return first[len(first) - min(count, len(first)) :]
 
@@ -180,24 +185,24 @@ def _about_tasks(play: Play, elsewhere: Play | None, worlds: TaskSuite) -> Itera
     if worlds.hosting.sessions == 1:
         yield Finding(
             "one_session",
-            "one session at a time: rollouts are played one after another",
-            "let the server take more (max_concurrent_envs); where it does not say how many, set environment.sessions",
+            "one session at a time: rollouts are played sequentially",
+            "raise the server's max_concurrent_envs; if the server does not report it, set environment.sessions",
         )
-    tip = "list more tasks, or give some a split of their own"
+    tip = "list more tasks, or set the split of some tasks"
     if not worlds.tasks.validation:
-        yield Finding("no_validation", "there is no validation task: no best step can be chosen", tip)
+        yield Finding("no_validation", "there is no validation task: no best step can be selected", tip)
     if not worlds.tasks.heldout:
-        yield Finding("no_heldout", "there is no held-out task: nothing to measure the run on", tip)
+        yield Finding("no_heldout", "there is no held-out task: the run cannot be evaluated", tip)
     if elsewhere is not None and (play.opening, play.outputs) == (elsewhere.opening, elsewhere.outputs):
         yield Finding(
             "same_tasks",
-            f"tasks {play.task.task_id} and {elsewhere.task.task_id} look the same: same opening, same answers",
-            "OpenEnv drops reset arguments that the environment does not take: check their names",
+            f"tasks {play.task.task_id} and {elsewhere.task.task_id} have the same opening and the same outputs",
+            "check the names of the reset arguments: OpenEnv drops arguments that the environment does not accept",
         )
 
 
 def _fields(description: Description) -> list[str]:
-    """The names of an observation's own fields."""
+    """Return the names of the environment's own observation fields."""
     fields = description.observation_schema.get("properties")
     return [name for name in fields if name not in ("done", "reward", "metadata")] if isinstance(fields, dict) else []
 

@@ -1,4 +1,4 @@
-"""One episode in the making: text in, tokens with their roles out, and at its end a trajectory."""
+"""An episode in progress: converts text to tokens with roles, and finally to a trajectory."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _LONGEST_TOKEN_CHARS = 64
 
 @dataclass(frozen=True)
 class Following:
-    """The tokens that follow in a policy's sequence, once its last `rewind` tokens are taken back."""
+    """Tokens to append to a policy's sequence after its last `rewind` tokens are removed."""
 
     token_ids: list[int]
     rewind: int = 0
 
 
 class Episode:
-    """A trajectory in the making.
+    """A trajectory in progress.
 
-    Each of its coroutines lets go of the environment when it fails, so that a session is never left behind.
+    Each coroutine closes the environment when it fails, so that no session leaks.
     """
 
     def __init__(self, renderer: Renderer, environment: Environment, task: Task, group_id: str, limits: EpisodeLimits):
@@ -57,17 +57,17 @@ class Episode:
         self.length = 0
 
     async def reset(self) -> Following:
-        """Start the episode; returns its first tokens."""
+        """Start the episode and return its first tokens."""
         opening = await self._or_close(self.environment.reset(self.task))
         frame = self.renderer.opening()
-        if not frame.before and (not opening or opening[0].role is not Role.CONTEXT):  # BOS is nobody's text
+        if not frame.before and (not opening or opening[0].role is not Role.CONTEXT):  # BOS must be context
             opening = (TextPiece(Role.CONTEXT, ""), *opening)
         return Following(_ids(self._add_pieces(opening, frame, first=True)))
 
     async def act(self, token_ids: Sequence[int], logprobs: Sequence[float] | None) -> Following:
-        """Let the environment answer an action, given as sampled; returns the tokens that follow it.
+        """Step the environment with an action as sampled, and return the tokens that follow the action.
 
-        An action without its stop token was cut at the cap: the environment never sees it.
+        An action without a stop token was truncated at the cap and is not sent to the environment.
         """
         ids = list(token_ids)
         said, frame = self.renderer.message(ids), self.renderer.reply(ids)
@@ -94,17 +94,20 @@ class Episode:
         return following
 
     def has_room(self, action_ids: Sequence[int]) -> bool:
-        """Whether an action leaves the episode within `EpisodeLimits.longest`; one that a policy samples always "
-        "does."""
+        """Return whether the action keeps the episode within `EpisodeLimits.longest`; sampled actions always do."""
         limits = self.limits
         return len(action_ids) <= max(limits.action_tokens, limits.episode_tokens - self.length)
 
     async def finish(
         self, source: Source, *, verify: bool, penalize: bool = False, world_model_only: bool = False
     ) -> Trajectory:
-        """The finished trajectory, with the verifier's reward if asked for, less the penalties with `penalize`.
+        """Close the environment and return the trajectory.
 
-        A script that ran out before the episode ended stops with `script_end`.
+        The stop reason of a script that ends before the episode is `script_end`.
+
+        Args:
+            verify: whether to call the verifier for the reward; otherwise the reward is None.
+            penalize: whether to subtract penalties from the reward.
         """
         reward = await self._or_close(self.environment.verify()) if verify else None
         await self.environment.close()
@@ -113,7 +116,10 @@ class Episode:
         return self._trajectory(self.stop_reason or "script_end", source, reward, world_model_only)
 
     def aborted(self, source: Source) -> Trajectory | None:
-        """What was observed before the session was lost, for the env term alone; None if that is nothing."""
+        """Return the trajectory up to the last observation before the session was lost, for the env term alone.
+
+        None if nothing was observed.
+        """
         while self.segments and self.segments[-1].role is not Role.ENV_OUTPUT:
             self.segments.pop()
         return self._trajectory("aborted", source, None, world_model_only=True) if self.segments else None
@@ -122,7 +128,7 @@ class Episode:
         self, stop_reason: StopReason, source: Source, reward: float | None, world_model_only: bool
     ) -> Trajectory:
         while len(self.segments) > 1 and self.segments[-1].channel == SCAFFOLD:
-            self.segments.pop()  # it opens a turn that nobody took
+            self.segments.pop()  # it opens a turn that was not played
         return Trajectory(
             task_id=self.task.task_id,
             group_id=self.group_id,
@@ -144,7 +150,10 @@ class Episode:
     def _following(
         self, action_ids: list[int], transient: int, reply: StepResult, frame: Frame, ending: StopReason
     ) -> Following:
-        """Add the answer to an action; an action that lost its thinking is read again without it."""
+        """Add the reply to an action and return the tokens that follow.
+
+        An action whose thinking is dropped is replaced in the policy's sequence by the action without thinking.
+        """
         added = _ids(self._add_pieces(reply.pieces, replace(frame, after=()) if reply.done else frame))
         if reply.done:
             self.stop_reason = ending
@@ -153,10 +162,11 @@ class Episode:
         return Following([*action_ids[transient:], *added], len(action_ids)) if transient else Following(added)
 
     def _add_pieces(self, pieces: Sequence[TextPiece], frame: Frame, first: bool = False) -> list[Segment]:
-        """Tokenise each piece alone, so that no token straddles two roles; cut long ones, with a notice.
+        """Tokenise each piece separately, so that no token straddles two roles; truncate long pieces, with a notice.
 
-        A piece of a reply has at most `output_tokens`, all of them together twice that. An opening leaves room for an
-        action. What is cut is never the prompt, a short piece of context at the end, nor the scaffold of `frame`.
+        A piece of a reply has at most `output_tokens`, and all pieces together at most twice as many. An opening leaves
+        room for an action. The prompt (a short piece of context at the end) and the scaffold of `frame` are never
+        truncated.
         """
         if not pieces and not frame.after:
             return []
@@ -173,7 +183,7 @@ class Episode:
             if left <= 0:
                 break
             cap = left if first else min(left, limits.output_tokens)
-            # A text far beyond the cap is not tokenised to its end first.
+            # Do not tokenise text far beyond the cap.
             text = piece.text[: cap * _LONGEST_TOKEN_CHARS]
             ids = self.tokenizer.encode(text)
             cut = piece.cut or len(text) < len(piece.text) or len(ids) > cap
@@ -190,7 +200,7 @@ class Episode:
         return [*added, *(self._add(segment) for segment in frame.after)]
 
     def _prompt_ids(self, pieces: Sequence[TextPiece]) -> list[int]:
-        """The tokens of the prompt that ends `pieces`; none where it is all there is, and so not cut anyway."""
+        """Return the tokens of the prompt that ends `pieces`; empty if there is no prompt or no other piece."""
         longest = _PROMPT_TOKENS * _LONGEST_TOKEN_CHARS
         if len(pieces) < 2 or pieces[-1].role is not Role.CONTEXT or len(pieces[-1].text) > longest:
             return []
@@ -208,14 +218,14 @@ def _ids(segments: Sequence[Segment]) -> list[int]:
 
 
 def cut_tokens(tokenizer: Tokenizer, ids: list[int], count: int) -> tuple[list[int], str]:
-    """The first `count` tokens and their text; a few less where a character would be cut in two."""
+    """Return the first `count` tokens and their text, or fewer tokens so that no character is split."""
     while tokenizer.encode(text := tokenizer.decode(ids[:count])) != ids[:count]:
         count -= 1
     return ids[:count], text
 
 
 def cut_pieces(trajectories: Iterable[Trajectory]) -> int:
-    """Pieces of text that were cut at a cap: the notices that say so."""
+    """Return the number of pieces of text truncated at a cap, by counting the notices."""
     segments = (segment for trajectory in trajectories for segment in trajectory.segments)
     notice = (Role.WARNING, CUT_NOTICE, CUT_OUTPUT)
     return sum((segment.role, segment.channel, segment.text) == notice for segment in segments)

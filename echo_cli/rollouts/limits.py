@@ -1,4 +1,4 @@
-"""The limits of an episode in tokens and turns."""
+"""Limits of an episode, in tokens."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ _PROMPT_TOKENS = 25
 
 @dataclass(frozen=True)
 class EpisodeLimits:
-    """Caps of an episode, in tokens: one action, one reply of the environment, the whole episode."""
+    """Caps on an action, on a piece of environment output, and on the whole episode, tokens."""
 
     action_tokens: int
     output_tokens: int
     episode_tokens: int
 
     def longest(self, scaffold: int) -> int:
-        """The most tokens that an episode can have, by any tokenizer of bytes.
+        """Return the maximum length of an episode with any byte-level tokenizer, tokens.
+
+        An action ends by `episode_tokens`, unless even a truncated opening leaves no room for it. After the last action
+        `Episode._add_pieces` adds at most two outputs, a notice after each and after a last fragment, and a prompt.
 
         Args:
-            scaffold: `Renderer.overhead`.
-
-        An action ends by `episode_tokens`, unless even a cut opening leaves it no room. What follows is at most what
-        `Episode._add_pieces` lets through: two outputs, a notice after each and after a last scrap, and a prompt.
+            scaffold: `Renderer.overhead`, tokens.
         """
         return (
             max(self.episode_tokens, self._first_action(scaffold)) + 2 * self.output_tokens + _around_outputs(scaffold)
         )
 
     def within(self, context: int, scaffold: int) -> EpisodeLimits:
-        """These caps, brought down until no episode is longer than `context` tokens.
+        """Return the caps lowered so that no episode is longer than `context` tokens.
 
-        The episode's gives way first, to half of the context; then that of outputs.
+        The cap on the episode is lowered first, down to half of the context; then the cap on outputs.
 
         Raises:
-            EchoError: there is no room for one action and the first token of its answer.
+            EchoError: the context has no room for one action and the first token of the reply.
         """
         if self.longest(scaffold) <= context:
             return self
@@ -48,33 +48,33 @@ class EpisodeLimits:
         output_tokens = min(self.output_tokens, (room - until_last_action) // 2)
         if output_tokens < 1:
             least = _around_outputs(scaffold) + self._first_action(scaffold) + 2
-            has = f"it has {least}, {self.action_tokens} of them an action"
+            needs = f"it needs {least}, {self.action_tokens} of them for the action"
             tip = "choose a model with a longer context"
             if least - self.action_tokens < context:
                 tip = f"lower rollout.max_action_tokens, or {tip}"
-            raise EchoError(f"not even one turn fits the model's {context} tokens: {has}", tip)
+            raise EchoError(f"one turn does not fit in the model's context of {context} tokens: {needs}", tip)
         return EpisodeLimits(self.action_tokens, output_tokens, min(self.episode_tokens, room - 2 * output_tokens))
 
     def _first_action(self, scaffold: int) -> int:
-        """Tokens until the end of the first action, where the opening is cut to its least."""
+        """Return the number of tokens up to the end of the first action, with the shortest possible opening."""
         return 1 + len(CUT_OUTPUT) + _PROMPT_TOKENS + scaffold + self.action_tokens
 
 
 def _around_outputs(scaffold: int) -> int:
-    """The most tokens that the last reply has beside its outputs."""
+    """Return the maximum number of tokens of the last reply other than its outputs."""
     return 3 * len(CUT_OUTPUT) + _PROMPT_TOKENS + scaffold - 1
 
 
 def limits_of(config: Config) -> EpisodeLimits:
-    """The caps of an episode as configured."""
+    """Return the configured caps of an episode."""
     rollout = config.rollout
     return EpisodeLimits(rollout.max_action_tokens, rollout.max_output_tokens, rollout.max_episode_tokens)
 
 
 def limits_for(config: Config, policy: TorchPolicy) -> EpisodeLimits:
-    """The caps of an episode of `policy`: those of the config, as far as the context of its model goes.
+    """Return the configured caps of an episode, lowered to fit the context of the policy's model.
 
     Raises:
-        EchoError: not even one turn fits it.
+        EchoError: one turn does not fit in the context.
     """
     return limits_of(config).within(policy.model.max_length, policy.renderer.overhead)

@@ -1,6 +1,6 @@
-"""Lines of chance that fit an action mapping and the environment's action schema, for a first look at an environment.
+"""Random actions that fit an action mapping and the environment's action schema, for a check of an environment.
 
-They are well-formed and mean nothing: numbers within their bounds, one of an enumeration, else a word.
+They are well-formed but meaningless: numbers within bounds, members of an enumeration, else a word.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from echo_cli.environments.protocol import JsonObject
 
 _WORDS = ("help", "list", "look", "open", "status", "test")
 _SPAN = 9
-"""How far from its only bound, or from 0, a number is drawn."""
+"""Maximum distance of a random number from its only bound, or from 0."""
 _DEPTH = 8
 
 
 def random_line(config: ActionConfig, schema: JsonObject, rng: random.Random) -> str:
-    """A line that `config` makes an action of which `schema` takes, as far as the two can tell.
+    """Return text that `config` parses into an action accepted by `schema`, as far as the two determine it.
 
-    `extract` is not inverted: a pattern that wants more than the bare value refuses the line.
+    `extract` is not inverted: a pattern that requires more than the bare value rejects the text.
     """
     if config.kind == "tool_call":
         return f'<tool_call>{{"name": "{rng.choice(_WORDS)}", "arguments": {{}}}}</tool_call>'
@@ -35,7 +35,7 @@ def random_line(config: ActionConfig, schema: JsonObject, rng: random.Random) ->
 
 
 def _hole(template: Any, schema: Any) -> tuple[str, Any] | None:
-    """The first string of a template that the line fills, and the part of the schema that is about it."""
+    """Return the first string of a template with a hole, and the part of the schema for it."""
     if isinstance(template, str):
         return (template, schema) if HOLE.search(template) else None
     named = (
@@ -49,7 +49,7 @@ def _hole(template: Any, schema: Any) -> tuple[str, Any] | None:
 
 
 def _typed(leaf: str, schema: Any) -> Any:
-    """The schema of a filled string; where it says nothing of the type, the type of the cast."""
+    """Return the schema of a string with a hole; if the schema is empty, the type of the cast."""
     if isinstance(schema, Mapping) and schema:
         return schema
     hole = HOLE.search(leaf)
@@ -57,7 +57,7 @@ def _typed(leaf: str, schema: Any) -> Any:
 
 
 def _value(schema: Any, root: JsonObject, rng: random.Random, depth: int) -> Any:
-    """A value of a JSON schema, as far as pydantic writes them."""
+    """Return a random value of a JSON schema, for the subset of JSON Schema that pydantic generates."""
     if not isinstance(schema, Mapping) or depth > _DEPTH:
         return rng.choice(_WORDS)
     if isinstance(reference := schema.get("$ref"), str):
@@ -85,7 +85,7 @@ def _value(schema: Any, root: JsonObject, rng: random.Random, depth: int) -> Any
 
 
 def _bounds(schema: Mapping[str, Any]) -> tuple[int, int]:
-    """The whole numbers to draw between, both included."""
+    """Return the lowest and the highest integer to draw, inclusive."""
     low, high = schema.get("minimum"), schema.get("maximum")
     if low is None and "exclusiveMinimum" in schema:
         low = schema["exclusiveMinimum"] + 1
@@ -104,7 +104,7 @@ def _part(schema: Any, key: str) -> Mapping[str, Any]:
 
 
 def _resolved(reference: str, root: JsonObject) -> Any:
-    """What a reference within the document, `#/$defs/Move`, points to."""
+    """Return the target of a reference within the document, such as `#/$defs/Move`."""
     found: Any = root
     for name in reference.removeprefix("#/").split("/"):
         found = _part(found, name)

@@ -1,4 +1,4 @@
-"""Plays tasks: a policy or a script acts, an environment answers, and every token is tagged with its role."""
+"""Playing of tasks by a policy or a script; every token of a rollout is tagged with its role."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from echo_cli.trajectory import Source, Trajectory
 
 
 class Sampler(Protocol):
-    """Batched sampling over a set of growing sequences, one row each."""
+    """Batched sampling over growing sequences, one per row."""
 
     def append(self, token_lists: Sequence[Sequence[int]]) -> None:
         """Add context and observation tokens to every row."""
         ...
 
     def rewind(self, row: int, count: int) -> None:
-        """Take the last `count` tokens of a row back."""
+        """Remove the last `count` tokens of a row."""
         ...
 
     def sample(
         self, max_tokens: int, rows: Sequence[int] | None = None
     ) -> Sequence[tuple[list[int], list[float]] | None]:
-        """Sample `rows`, or all, until a stop token or `max_tokens`: token ids and behaviour logprobs of each.
+        """Sample `rows`, or all rows, until a stop token or `max_tokens`; return token ids and behaviour logprobs.
 
-        None stands for a row that has not finished, and goes on when it is among `rows` again.
+        None is returned for a row that has not finished; the row continues when it is in `rows` again.
         """
         ...
 
@@ -59,12 +59,12 @@ def play_scripts(
     verify: bool = False,
     world_model_only: bool = False,
 ) -> list[Trajectory]:
-    """Episodes whose actions are given as text, as many at once as there are sessions.
+    """Play episodes whose actions are given as text, with as many concurrent episodes as there are sessions.
 
-    An episode ends before an action that is longer than the policy's may be and reaches past the episode's cap.
+    An episode ends before an action that exceeds the policy's action cap and would exceed the episode's cap.
 
     Raises:
-        EchoError: the environment is not available, or loses the session of a script again and again (exit code 1).
+        EchoError: the environment is unavailable, or loses the session of a script in every attempt (exit code 1).
     """
 
     async def attempt(task: Task, actions: Sequence[str]) -> Trajectory:
@@ -89,7 +89,7 @@ def play_scripts(
                     reason = str(error)
         raise EchoError(
             f"the environment lost the session of task {task.task_id} {worlds.hosting.attempts} times: {reason}",
-            "look at the server's own log",
+            "check the server's log",
             exit_code=1,
         )
 
@@ -111,19 +111,19 @@ def play_policy(
     verify: bool,
     penalize: bool = False,
 ) -> list[Trajectory]:
-    """Play a rollout for each (task, group id), as many at once as there are sessions.
+    """Play a rollout for each (task, group id), with as many concurrent rollouts as there are sessions.
 
-    The policy samples for all rollouts that wait for it while the environments of the others work. Finished episodes
-    leave the batch, waiting rollouts join it. A rollout whose session is lost is played again; the observations of the
-    lost session come last in the result, as a trajectory that was `aborted`.
+    The policy samples for all rollouts that await an action, while the environments of the others work. Finished
+    episodes leave the batch, and waiting rollouts join it. A rollout whose session is lost is played again; the
+    observations of lost sessions are at the end of the result, as trajectories with the stop reason `aborted`.
 
     Args:
-        new_sampler: makes a sampler for that many sequences.
-        verify: False never calls the verifier; rewards are then None.
-        penalize: whether penalties are taken off the rewards.
+        new_sampler: function that returns a sampler for a number of sequences.
+        verify: whether to call the verifier; otherwise rewards are None.
+        penalize: whether to subtract penalties from the rewards.
 
     Raises:
-        EchoError: the environment is not available, or refuses a task (exit code 1).
+        EchoError: the environment is unavailable or rejects a task (exit code 1).
     """
     if not wanted:
         return []
@@ -136,7 +136,7 @@ def play_policy(
 
 @dataclass
 class _Wanted:
-    """A rollout to play, and the number of sessions that it has had."""
+    """A rollout to play, and the number of sessions it has used."""
 
     number: int
     task: Task
@@ -146,18 +146,18 @@ class _Wanted:
 
 @dataclass
 class _Rollout:
-    """A rollout in a session of its own."""
+    """A rollout with its session."""
 
     wanted: _Wanted
     episode: Episode
     answer: Future[Following] | None
-    """The environment's next answer; None while the policy samples an action."""
+    """Pending reply of the environment; None while the policy samples an action."""
     following: Following = field(default_factory=lambda: Following([]))
-    """Tokens that the sampler has not been given yet."""
+    """Tokens not yet passed to the sampler."""
 
 
 class _Scheduler:
-    """Plays rollouts in rounds: collect what the environments have answered, sample, admit rollouts that wait.
+    """A scheduler that plays rollouts in rounds: collect replies of environments, sample, admit waiting rollouts.
 
     A rollout waits for a session, plays as a row of the sampler, and ends while its environment verifies and closes.
     """
@@ -179,12 +179,12 @@ class _Scheduler:
         self._playing: list[_Rollout] = []  # in the order of the sampler's rows
         self._ending: dict[Future[Trajectory], _Rollout] = {}
         self.played: dict[int, Trajectory] = {}
-        """The finished rollouts, by their places among those wanted."""
+        """Finished rollouts by index into `wanted`."""
         self.fragments: list[Trajectory] = []
-        """The observations of lost sessions."""
+        """Observations of lost sessions."""
 
     def run(self, new_sampler: Callable[[int], Sampler]) -> None:
-        """Play all rollouts; whatever ends it, every session is closed."""
+        """Play all rollouts; every session is closed at the end, also after an error."""
         try:
             sampler = new_sampler(self._admit())
             while self._waiting or self._playing or self._ending:
@@ -197,7 +197,7 @@ class _Scheduler:
             wait([self._loop.start(rollout.episode.environment.close()) for rollout in left])
 
     def _admit(self) -> int:
-        """Give every free session to a rollout that waits; returns how many have joined."""
+        """Assign free sessions to waiting rollouts, and return the number of rollouts that joined."""
         free = len(self._waiting)
         if self._hosting.sessions is not None:
             free = min(free, self._hosting.sessions - len(self._playing) - len(self._ending))
@@ -210,7 +210,7 @@ class _Scheduler:
         return free
 
     def _collect(self, sampler: Sampler) -> None:
-        """Wait for the environments, take what they have answered, and drop the rows of rollouts that leave."""
+        """Wait for the environments, take their replies, and drop the rows of rollouts that leave."""
         self._wait()
         for end in [end for end in self._ending if end.done()]:
             rollout = self._ending.pop(end)
@@ -224,9 +224,9 @@ class _Scheduler:
             self._playing = [self._playing[row] for row in staying]
 
     def _wait(self) -> None:
-        """Wait for all answers, at most `batch_wait_s`, but for at least one where the policy has nothing to sample.
+        """Wait for all replies, at most `batch_wait_s` seconds; if the policy has nothing to sample, until one arrives.
 
-        While rollouts wait for a session, an ending is waited for too: it frees one.
+        While rollouts wait for a session, also wait for ending rollouts, which free a session.
         """
         answers = [rollout.answer for rollout in self._playing if rollout.answer is not None]
         sampling = len(answers) < len(self._playing)
@@ -237,8 +237,8 @@ class _Scheduler:
             wait(expected, return_when=FIRST_COMPLETED)
 
     def _advance(self, rollout: _Rollout) -> bool:
-        """Take the answer of the environment if it has come; return whether the rollout stays in the batch."""
-        # Asked once a round: an answer that comes while the others are collected waits for the next round.
+        """Take the environment's reply if it has arrived; return whether the rollout stays in the batch."""
+        # Checked once per round: a reply that arrives while others are collected is taken in the next round.
         if rollout.answer is None or not rollout.answer.done():
             return True
         try:
@@ -253,7 +253,7 @@ class _Scheduler:
         return True
 
     def _sample(self, sampler: Sampler) -> None:
-        """Give the sampler the new tokens, and let the environments work on the actions that it finishes."""
+        """Pass new tokens to the sampler, and start environment steps for the actions that it finishes."""
         ready = [row for row, rollout in enumerate(self._playing) if rollout.answer is None]
         if not ready:
             return
@@ -269,12 +269,12 @@ class _Scheduler:
                 rollout.answer = self._loop.start(rollout.episode.act(*sample))
 
     def _retire(self, rollout: _Rollout) -> None:
-        """Let the environment verify and close a finished episode."""
+        """Start to verify and close a finished episode."""
         finish = rollout.episode.finish("policy", verify=self._verify, penalize=self._penalize)
         self._ending[self._loop.start(finish)] = rollout
 
     def _lose(self, rollout: _Rollout) -> None:
-        """Keep what a lost session has observed, and let its rollout wait again, unless it has had all its attempts."""
+        """Keep the observations of a lost session, and queue its rollout again if it has attempts left."""
         self._hosting.faults.count("sessions_lost")
         if (fragment := rollout.episode.aborted("policy")) is not None:
             self.fragments.append(fragment)
@@ -284,22 +284,22 @@ class _Scheduler:
 
 
 def without_fragments(played: Sequence[Trajectory], wanted: int, hosting: HostLimits) -> list[Trajectory]:
-    """The whole rollouts among those of `play_policy`, where all that were `wanted` are.
+    """Return the complete rollouts in a result of `play_policy`.
 
     Raises:
-        EchoError: the environment lost the session of one again and again (exit code 1).
+        EchoError: fewer than `wanted` rollouts are complete, because sessions were lost in every attempt (exit code 1).
     """
     whole = [trajectory for trajectory in played if trajectory.stop_reason != "aborted"]
     if missing := wanted - len(whole):
         message = f"the environment lost the session of {missing} of {wanted} rollouts"
-        raise EchoError(f"{message} {hosting.attempts} times", "look at the server's own log", exit_code=1)
+        raise EchoError(f"{message} {hosting.attempts} times", "check the server's log", exit_code=1)
     return whole
 
 
 def _settled(
     trajectories: Sequence[Trajectory], wanted: Sequence[tuple[Task, str]], hosting: HostLimits
 ) -> list[Trajectory]:
-    """A group is whole or none: where a rollout or its reward is missing, the others keep the env term only."""
+    """Mark the rollouts of incomplete groups as `world_model_only`: a rollout or its reward is missing."""
     rewarded = Counter(trajectory.group_id for trajectory in trajectories if trajectory.reward is not None)
     sizes = Counter(group_id for _, group_id in wanted)
     short = {group_id for group_id, size in sizes.items() if rewarded[group_id] < size}

@@ -1,4 +1,4 @@
-"""One episode of an environment, played as training plays scripts, and kept to be looked at."""
+"""A recorded episode of an environment, played as training plays scripts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from echo_cli.trajectory import Role, Source, Trajectory, text_of
 
 @dataclass
 class Play:
-    """One episode: what the environment answered, and the trajectory that training would make of it."""
+    """An episode: the environment's replies, and the trajectory for training."""
 
     environment: Environment
     task: Task
@@ -47,12 +47,12 @@ class Play:
 
     @property
     def outputs(self) -> list[str]:
-        """What could be learned of each reply: its env_output, in which nothing is volatile."""
+        """Learnable text per reply: env_output, which excludes volatile text."""
         return [text_of(reply.pieces, Role.ENV_OUTPUT) for reply in self.replies]
 
 
 class _WatchedWorlds:
-    """Worlds whose episodes are kept to be looked at. An episode whose session is lost is followed by another."""
+    """Task suite that records its last episode. An episode whose session is lost is followed by another."""
 
     def __init__(self, worlds: TaskSuite, task: Task) -> None:
         self.tasks, self.hosting, self.description = worlds.tasks, worlds.hosting, worlds.description

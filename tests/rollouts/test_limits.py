@@ -138,7 +138,8 @@ def test_what_cannot_fit_is_refused(context: int) -> None:
     with pytest.raises(EchoError, match=r"an episode of \d+ tokens does not fit the model's 300"):
         build_policy(config("tiny"))
     with pytest.raises(
-        EchoError, match=r"not even one turn fits the model's 300 tokens: it has .* 250 of them an action"
+        EchoError,
+        match=r"one turn does not fit in the model's context of 300 tokens: it needs .* 250 of them for the action",
     ):
         build_policy(config("hf", "rollout.max_action_tokens=250"))
 

@@ -322,7 +322,8 @@ def test_a_context_that_not_even_one_turn_fits_is_refused() -> None:
     least = 100 + 2 + 2 * (len(CUT_OUTPUT) + 25 + PLAIN.overhead) + 2 * len(CUT_OUTPUT)
     assert limits.within(least, PLAIN.overhead).output_tokens == 1
     for context, helps in ((least - 1, True), (least - 99, True), (least - 100, False)):
-        message = f"not even one turn fits the model's {context} tokens: it has {least}, 100 of them an action"
+        message = f"one turn does not fit in the model's context of {context} tokens: it needs {least}"
+        message += ", 100 of them for the action"
         with pytest.raises(EchoError, match=message) as refused:
             limits.within(context, PLAIN.overhead)
         assert ("max_action_tokens" in str(refused.value.tip)) is helps
