@@ -1,1 +1,1 @@
-"""Training: the loop, its session, resuming, and alarms."""
+"""Training: loop, session, resuming, and collapse alarms."""

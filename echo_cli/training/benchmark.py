@@ -1,9 +1,9 @@
-"""What the env term costs: one optimizer step's update with it and without it, side by side on the same rollouts.
+"""Benchmark of the env term's cost: updates with and without it, compared on the same rollouts.
 
-Each repeat plays fresh on-policy rollouts once, then times the update of every variant on them, in an order drawn anew,
-so that a machine whose speed drifts is as fast for one as for another. An update is what the loop does with rollouts:
-advantages, weights, forward and backward passes, and the optimizer step. Its learning rate is 0: it does all its work
-and leaves the weights as they are, so every variant and every repeat sees the same policy.
+Each repeat plays new on-policy rollouts, then times the update of every variant on them in random order, so that
+drifts in the machine's speed affect all variants equally. An update consists of advantages, weights, forward and
+backward passes, and the optimizer step. The learning rate is 0: the optimizer does its full work but does not change
+the weights, so every variant and every repeat uses the same policy.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ Result = dict[str, Any]
 
 BASELINE = "lambda_zero"
 
-# The λ that stands for λ > 0 where the config has none: the paper's. What it is makes no difference to the cost.
+# The paper's λ, used if λ is 0 in the config. The value of λ does not affect the cost.
 _SOME_COEFF = 0.05
 
-# λ is the variant's, and a schedule that follows the RL gradient is none for the env term alone.
+# The variant sets λ, and a schedule that follows the RL gradient does not apply to the env term alone.
 _NO_SCHEDULE: Mapping[str, Any] = {
     field.name: field.default
     for field in fields(ObjectiveSettings)
@@ -55,30 +55,30 @@ _CPU_MEMORY = "peak resident set of a process of its own per variant, which play
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to compute the update."""
+    """A method to compute the update."""
 
     name: str
     label: str
     coeff: float
     scores_observations: bool = True
-    """False: observation targets never meet the head, so there is no env-CE to log either."""
+    """Whether the LM head is applied to observation targets. If False, there is no env-CE to log."""
     second_pass: bool = False
-    """Whether the env term has a forward and a backward pass of its own."""
+    """Whether the env term has its own forward and backward pass."""
     explorers: int = 0
-    """Scripted rollouts beside the on-policy ones."""
+    """Number of scripted rollouts in addition to the on-policy rollouts."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One update, and the rollouts before it."""
+    """Timing of an update and of the rollouts before it."""
 
     rollout_s: float
     update_s: float
     rollouts: int
     tokens: int
-    """All tokens of the batch, context included, each counted once."""
+    """Number of tokens of the batch, including context, each counted once."""
     peak_bytes: int | None = None
-    """On CUDA."""
+    """Peak of allocated CUDA memory, bytes; None on CPU."""
 
     @property
     def step_s(self) -> float:
@@ -86,13 +86,13 @@ class Timing:
 
 
 def env_coeff(config: Config) -> tuple[float, bool]:
-    """The λ of the variants with an env term, and whether it is the config's: at step 0, if that is above 0."""
+    """Return λ of the variants with an env term, and whether it is the config's λ at step 0, which must be above 0."""
     coeff = world_model_coeff_at(config.objective, 0, config.steps)
     return (coeff, True) if coeff > 0 else (_SOME_COEFF, False)
 
 
 def variants(config: Config) -> list[Variant]:
-    """What to compare.
+    """Return the variants to compare.
 
     Raises:
         EchoError: the config has no RL term.
@@ -100,7 +100,7 @@ def variants(config: Config) -> list[Variant]:
     if not config.objective.use_rl:
         tip = "add objective.use_rl=true, or choose another --config"
         raise EchoError(
-            "objective.use_rl is false: bench compares with plain GRPO, and there is none",
+            "objective.use_rl is false: bench compares with plain GRPO, which needs the RL term",
             "choose a --config with an environment" if config.environment.none else tip,
         )
     coeff, explorers = env_coeff(config)[0], config.rollout.explorers
@@ -116,7 +116,10 @@ def variants(config: Config) -> list[Variant]:
 
 
 def bench(config: Config, repeats: int, on_progress: Callable[[str], None] = lambda _: None) -> Result:
-    """Measure every variant, `repeats` times each after a warm-up. Progress is told in words.
+    """Measure every variant `repeats` times after a warm-up.
+
+    Args:
+        on_progress: called with progress messages.
 
     Raises:
         EchoError: the config has no RL term, the policy cannot be built, or a gradient is not finite.
@@ -151,7 +154,7 @@ def bench(config: Config, repeats: int, on_progress: Callable[[str], None] = lam
 
 
 def summarize(compared: Sequence[Variant], repeats: Sequence[Mapping[str, Timing]]) -> list[Result]:
-    """One row a variant over the repeats: medians and ranges, and ratios to λ = 0 paired within each repeat."""
+    """Return a row per variant: medians and ranges over the repeats, and ratios to λ = 0 paired within each repeat."""
     rows = []
     for variant in compared:
         own, base = ([repeat[name] for repeat in repeats] for name in (variant.name, BASELINE))
@@ -177,7 +180,7 @@ def summarize(compared: Sequence[Variant], repeats: Sequence[Mapping[str, Timing
 
 
 def sentence(result: Result) -> str:
-    """What λ > 0 costs, in one sentence."""
+    """Return the cost of λ > 0 in one sentence."""
     rows = {row["name"]: row for row in result["variants"]}
     one, second = rows["one_pass"], rows["second_pass"]
     low, high = one["update_ratio"]["low"], one["update_ratio"]["high"]
@@ -196,10 +199,10 @@ def accumulate(
     variant: Variant,
     temperature: float,
 ) -> None:
-    """Weigh the rollouts and add the gradient of the variant's loss to the policy's.
+    """Weigh the rollouts and add the gradient of the variant's loss to the policy's gradient.
 
-    The second pass runs on observation targets alone and the first, then, on action targets alone: nothing is scored
-    twice. Both take the weights of the whole batch, so their gradients add up to that of the one pass.
+    With a second pass, the first pass scores only action targets and the second only observation targets, so nothing
+    is scored twice. Both use the weights of the whole batch, so their gradients add up to the gradient of one pass.
     """
     step = weigh_step(trajectories, settings, variant.coeff, temperature)
     if not variant.second_pass and variant.scores_observations:
@@ -213,7 +216,7 @@ def accumulate(
 
 
 def _without_observations(trajectory: Trajectory, settings: ObjectiveSettings) -> Trajectory:
-    """The same tokens, none of which is a target of the env term."""
+    """Return the trajectory with all targets of the env term changed to context."""
     segments = tuple(
         replace(segment, role=Role.CONTEXT) if segment.role in settings.selected_roles else segment
         for segment in trajectory.segments
@@ -223,7 +226,7 @@ def _without_observations(trajectory: Trajectory, settings: ObjectiveSettings) -
 
 @dataclass(frozen=True)
 class _Rollouts:
-    """The rollouts of one step, and the seconds that they took."""
+    """Rollouts of a step, and their wall-clock time, seconds."""
 
     on_policy: Sequence[Trajectory]
     explorers: Sequence[Trajectory]
@@ -250,7 +253,9 @@ def _update(config: Config, policy: TorchPolicy, played: _Rollouts, variant: Var
     norm = policy.optim_step(lr=0.0)
     ended = _now(policy)
     if not math.isfinite(norm):
-        raise EchoError(f"the gradient norm is {norm}: no step to time", "check the weights in model.path", exit_code=1)
+        raise EchoError(
+            f"the gradient norm is {norm}: the step cannot be timed", "check the weights in model.path", exit_code=1
+        )
     return Timing(
         rollout_s=played.on_policy_s + (played.explorers_s if exploring else 0.0),
         update_s=ended - begun,
@@ -261,7 +266,7 @@ def _update(config: Config, policy: TorchPolicy, played: _Rollouts, variant: Var
 
 
 def _now(policy: TorchPolicy) -> float:
-    """The clock, once the device has done what it was given."""
+    """Return the clock, seconds, after the device has finished its work."""
     if policy.device.type == "cuda":
         torch.cuda.synchronize(policy.device)
     return time.perf_counter()
@@ -282,9 +287,9 @@ def _percent(ratio: float) -> str:
 
 
 def _peak_of_own_process(config: Config, variant: Variant) -> int:
-    """Bytes that a new process needs at most for a warm-up and a step of `variant`.
+    """Return the peak memory of a new process for a warm-up and a step of `variant`, bytes.
 
-    A process of its own, because memory that one variant's allocations leave behind would hide the next one's peak.
+    A new process is needed because memory retained by one variant would hide the peak of the next.
     """
     code = "import sys, echo_cli.training.benchmark as b; b.print_peak(sys.argv[1], sys.stdin.read())"
     done = subprocess.run(
@@ -292,33 +297,33 @@ def _peak_of_own_process(config: Config, variant: Variant) -> int:
         input=config.model_dump_json(),
         capture_output=True,
         text=True,
-        start_new_session=True,  # Ctrl-C reaches this process, which then ends the other
+        start_new_session=True,  # Ctrl-C reaches only this process, which then ends the child
     )
     if done.returncode != 0:
         reason = f"signal {-done.returncode}" if done.returncode < 0 else (done.stderr.strip().splitlines() or [""])[-1]
         raise EchoError(
             f"the process that measures the memory of '{variant.label}' failed: {reason}",
-            "if there is too little memory, lower optim.token_budget",
+            "if memory is insufficient, lower optim.token_budget",
             exit_code=1,
         )
     return int(done.stdout)
 
 
 def print_peak(name: str, config_json: str) -> None:
-    """Warm up, update once, and print this process's peak resident set in bytes; run by `bench` in a new process."""
+    """Warm up, update once, and print this process's peak resident set, bytes; `bench` calls it in a new process."""
     config = Config.model_validate_json(config_json)
     (variant,) = (variant for variant in variants(config) if variant.name == name)
     policy, _ = build_policy(config, quiet=True)
     with open_worlds(config) as worlds:
         played = _play(config, policy, worlds, variant.explorers, step=0)
-    for _ in range(2):  # the first makes the optimizer's state
+    for _ in range(2):  # the first update creates the optimizer state
         _update(config, policy, played, variant)
     print(_peak_resident_bytes())
 
 
 def _peak_resident_bytes() -> int:
     if sys.platform == "linux":
-        # Not ru_maxrss, which on Linux also counts the process that this one was forked from.
+        # Not ru_maxrss, which on Linux includes the peak of the process that forked this one.
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return 1024 * int(status["VmHWM"].removesuffix("kB"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS

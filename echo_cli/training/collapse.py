@@ -1,22 +1,26 @@
-"""Collapse, early: alarms from a run's metric rows, which are all the state there is, so that a resumed run agrees.
+"""Early detection of collapse: alarms computed from a run's metric rows alone, so that a resumed run raises the same.
 
-Most signals are levels of the on-policy rollouts (behaviour.py). The mean of the last `window` steps raises an alarm
-where it is beyond an absolute bound *and* worse than the run's own best window by the factor `change`: a run that
-starts low is not collapsing, and one that learns first is measured against what it had learned. A level with a ceiling
-is compared by the room below it: the best window must have had that much more of it than the bound leaves, for closer
-to the ceiling a few rollouts make a factor. A window holds `min_tasks` tasks at least, however many steps that
-takes: over five steps of one task each, which tasks came up decides, and not what the policy has become.
+Most signals are levels of the on-policy rollouts (rollouts/behaviour.py). A level raises an alarm if its mean over the
+last `window` steps is beyond an absolute bound *and* worse than the run's own best window by the factor `change`: a run
+that starts low is not collapsing, and a run that learns first is compared with its best. A level with a ceiling is
+compared by its distance to the ceiling: the distance of the best window must exceed the distance of the bound by the
+factor, because closer to the ceiling a few rollouts already change the distance by a factor. A window covers at least
+`min_tasks` tasks, over as many steps as needed: over five steps of one task each, the selection of tasks would
+determine the mean more than the policy does.
 
-Two signals need more than a level:
+Two signals combine several metrics:
 
-- `easy_rollouts`: of the best reward less than `min_reward_kept` is left, and since then the env-CE of on-policy
-  observations has fallen by `change`: rollouts easy to predict and useless (λ = 0.2 in ECHO, arXiv 2605.24517).
-- `ood`: out-of-distribution env-CE has risen by `max_ood_rise` over its start on the same pairs, while held-out env-CE
-  is no better than its own start. While held-out improves, a rise out of distribution is the price of learning a world.
+- `easy_rollouts`: the reward is below the fraction `min_reward_kept` of its best, and since then the env-CE of
+  on-policy observations has fallen by the factor `change`: the rollouts are easy to predict and useless (λ = 0.2 in
+  ECHO, arXiv 2605.24517).
+- `ood`: out-of-distribution env-CE has risen by the factor `max_ood_rise` over its start on the same pairs, while
+  held-out env-CE is no better than its own start. While held-out env-CE improves, a rise out of distribution is the
+  price of learning a world.
 
-Each signal raises one alarm in a run. A signal without values, as in verifier-free runs on scripts, is silent. The
-signals of diversity count within a step and see little where it has few tasks: one action is `commands` enough for two
-tasks, one output `observations` enough for four, and a short text does not compress. The other signals watch such runs.
+Each signal raises at most one alarm in a run. A signal without values, as in verifier-free runs on scripts, raises
+none. Signals of diversity are counted within a step and are insensitive if a step has few tasks: one action meets the
+bound of `commands` for two tasks, one output meets the bound of `observations` for four, and a short text does not
+compress. The other signals apply to such runs.
 """
 
 from __future__ import annotations
@@ -37,30 +41,30 @@ from echo_cli.errors import EchoError
 Row = Mapping[str, Any]
 
 _TIP = (
-    "its checkpoint is kept: to go on from it, --resume with collapse.action=warn; "
+    "continue from its checkpoint with --resume and collapse.action=warn, "
     "or try a lower objective.world_model_coeff or optim.lr"
 )
 
 
 class CollapseError(EchoError):
-    """A run that `collapse.action: stop` has ended; exit code 3."""
+    """An error that ends a collapsed run with `collapse.action: stop`; exit code 3."""
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """A signal that says the run is collapsing, the step after which it does, and why, in one line."""
+    """A signal of collapse, the step after which it was raised, and the reason in one line."""
 
     signal: str
     step: int
     reason: str
 
     def to_json(self) -> dict[str, str]:
-        """As it stands in the `warnings` of its step's row."""
+        """Return the entry in the `warnings` of the step's row."""
         return {"signal": self.signal, "reason": self.reason}
 
 
 def alarms(rows: Sequence[Row], settings: CollapseConfig, rollout: RolloutConfig) -> list[Alarm]:
-    """Every alarm of a run, in order, from its rows alone; what the rows say of earlier alarms is not read."""
+    """Return all alarms of a run, in order; the `warnings` in its rows are ignored."""
     found: list[Alarm] = []
     for count in range(1, len(rows) + 1):
         found += new_alarms(rows[:count], settings, rollout, {alarm.signal for alarm in found})
@@ -70,11 +74,13 @@ def alarms(rows: Sequence[Row], settings: CollapseConfig, rollout: RolloutConfig
 def new_alarms(
     rows: Sequence[Row], settings: CollapseConfig, rollout: RolloutConfig, raised: Collection[str]
 ) -> list[Alarm]:
-    """The alarms that the last of `rows` raises, apart from signals `raised` before.
+    """Return the alarms raised by the last of `rows`, except those of signals in `raised`.
 
     Args:
-        rollout: the cap of an action, the ceiling of its mean length; the group size, which the compression ratio
-            grows with, as rollouts of one task come to agree in a healthy run; and the tasks of a step.
+        rollout: source of the action cap, which is the ceiling of the mean action length; of the group size, with
+            which the compression ratio grows, because rollouts of one task converge in a healthy run; and of the number
+            of tasks per step.
+        raised: signals with an earlier alarm.
     """
     if settings.action == "off" or not rows:
         return []
@@ -87,9 +93,9 @@ def new_alarms(
 
 
 def lambda_factor(rows: Sequence[Row], settings: CollapseConfig) -> float:
-    """What `lower_lambda` multiplies λ by after `rows`: `lower_factor` for each step with an alarm, else 1.
+    """Return the factor on λ after `rows` with `lower_lambda`: `lower_factor` per step with alarms; 1 otherwise.
 
-    Once a step, whatever the number of its alarms: one collapse shows in several signals.
+    Several alarms at one step count once, because one collapse affects several signals.
     """
     if settings.action != "lower_lambda":
         return 1.0
@@ -97,7 +103,7 @@ def lambda_factor(rows: Sequence[Row], settings: CollapseConfig) -> float:
 
 
 def stop_if_collapsed(rows: Sequence[Row], settings: CollapseConfig) -> None:
-    """Raise a CollapseError with the reasons of the first step with an alarm, if alarms are to stop the run."""
+    """Raise a CollapseError with the reasons of the first step with an alarm if `collapse.action` is `stop`."""
     first = next((row for row in rows if row.get("warnings")), None)
     if first is not None and settings.action == "stop":
         reasons = "; ".join(f"{warning['signal']}: {warning['reason']}" for warning in first["warnings"])
@@ -110,11 +116,11 @@ class _Level:
 
     signal: str
     metric: str
-    """Name after `train/` in a row."""
+    """Name of the metric in a row, without `train/`."""
     what: str
     """Subject of the reason."""
     figure: str
-    """Format of its values in the reason."""
+    """Format of the values in the reason."""
     low: float | None = None
     high: float | None = None
     ceiling: float | None = None
@@ -127,7 +133,7 @@ class _Level:
         return value < self.low if self.low is not None else self.high is not None and value > self.high
 
     def is_worse(self, now: float, best: float, change: float) -> bool:
-        """Whether `now`, which is beyond the bound, is worse than `best` by the factor `change`."""
+        """Return whether `now`, which is beyond the bound, is worse than `best` by the factor `change`."""
         if self.low is not None:
             return now * change < best
         if self.ceiling is not None and self.high is not None:
@@ -158,12 +164,12 @@ def _levels(settings: CollapseConfig, rollout: RolloutConfig) -> list[_Level]:
             high=settings.max_capped_fraction,
             ceiling=1.0,
         ),
-        _Level("commands", "commands_per_task", "distinct commands", "{:.3g} a task", settings.min_commands_per_task),
+        _Level("commands", "commands_per_task", "distinct commands", "{:.3g} per task", settings.min_commands_per_task),
         _Level(
             "observations",
             "observations_per_task",
             "distinct observations",
-            "{:.3g} a task",
+            "{:.3g} per task",
             settings.min_observations_per_task,
         ),
         _Level(
@@ -187,7 +193,7 @@ def _levels(settings: CollapseConfig, rollout: RolloutConfig) -> list[_Level]:
 
 
 def _level_reason(level: _Level, rows: Sequence[Row], settings: CollapseConfig) -> str | None:
-    # The bound first: it takes the last rows only, and hardly any step is beyond it.
+    # Check the bound first: this reads the last rows only, and few steps are beyond the bound.
     last = list(islice((row[level.key] for row in reversed(rows) if _is_number(row.get(level.key))), settings.window))
     if len(last) < settings.window or not level.is_beyond(math.fsum(last) / len(last)):
         return None
@@ -230,7 +236,7 @@ def _ood(row: Row, settings: CollapseConfig) -> str | None:
 
 
 def _window_means(rows: Sequence[Row], window: int, *keys: str) -> tuple[list[Row], tuple[NDArray[np.float64], ...]]:
-    """The rows that have all of `keys`, and the means of each over every `window` successive ones of those."""
+    """Return the rows that have all of `keys`, and per key the means over every window of successive such rows."""
     kept = [row for row in rows if all(_is_number(row.get(key)) for key in keys)]
     if len(kept) < window:
         return kept, tuple(np.empty(0) for _ in keys)
@@ -243,7 +249,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _span(kept: Sequence[Row], number: int, settings: CollapseConfig) -> str:
-    """The steps of a window, by its number among those of `_window_means`; -1 is the last."""
+    """Return the steps of a window as text, given its index in the means of `_window_means`; -1 is the last window."""
     begin = number if number >= 0 else len(kept) - settings.window
     first, last = kept[begin]["step"], kept[begin + settings.window - 1]["step"]
     return f"at step {last}" if first == last else f"over steps {first}-{last}"

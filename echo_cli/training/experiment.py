@@ -1,4 +1,4 @@
-"""One run from config to summary: train, then write summary.json, whatever the ending."""
+"""A complete run: train, then write summary.json, whatever the outcome."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def _ignore(*_: object) -> None:
 
 @dataclass(frozen=True)
 class RunHooks:
-    """Functions that a run calls on its way. By default they do nothing, and the run is not stopped."""
+    """Callbacks of a run. The defaults do nothing and do not stop the run."""
 
     on_start: Callable[[str], object] = _ignore
-    """Called once, with the reason for the device."""
+    """Called once at the start, with the reason for the choice of device."""
     on_notice: Callable[[str], None] = _ignore
-    """Called then with each line about the run's traces and its memory, and later with one per tracker that fails."""
+    """Called with each line about the run's traces and memory after `on_start`, and with a line per failed tracker."""
     on_row: Callable[[Row], object] = _ignore
     """Called after each step, with its metrics."""
     on_summary: Callable[[], object] = _ignore
-    """Called once the summary of a run with metrics is written, whatever the ending."""
+    """Called after the summary of a run with metrics is written, whatever the outcome."""
     should_stop: Callable[[], bool] = lambda: False
-    """Asked after each step whether to save and end the run."""
+    """Called after each step; returns whether to save and end the run."""
 
 
 NO_HOOKS = RunHooks()
@@ -56,16 +56,16 @@ def run_experiment(
     argv: Sequence[str] = (),
     group: str | None = None,
 ) -> dict[str, Any]:
-    """Train the run at `path` and return its summary; a finished run is left as it is.
+    """Train the run at `path` and return its summary; with `resume`, a finished run is not trained again.
 
     Args:
-        group: what trackers show the run together with.
+        group: name under which trackers group the run with others.
 
     Raises:
-        EchoError: as `check_trackers`, `open_session` and `train`; a run that diverged or collapsed has its summary
-            written first.
+        EchoError: as `check_trackers`, `open_session` and `train`; the summary of a run that diverged or collapsed is
+            written before.
     """
-    # Killed before it was a run, it has nothing to continue from, and nothing to lose by starting.
+    # A run killed while its directory was created has nothing to resume and nothing to lose.
     resume = resume and not is_half_made(path)
     if resume:
         run = open_run(path)
@@ -91,7 +91,7 @@ def run_experiment(
 
 
 def _train(session: Session, trackers: Trackers, hooks: RunHooks) -> dict[str, Any]:
-    """Train and return the summary, which is written and tracked also when the run diverged or collapsed."""
+    """Train and return the summary, which is written and tracked even if the run diverged or collapsed."""
     run, config = session.run, session.config
 
     def finish(status: str) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _train(session: Session, trackers: Trackers, hooks: RunHooks) -> dict[str, A
             hooks.on_row(row)
     except OutOfMemory as error:
         saved = run.checkpoints.steps()
-        kept = f"; the checkpoint of step {saved[-1]} is intact, and --resume goes on from it" if saved else ""
+        kept = f"; --resume continues from the checkpoint of step {saved[-1]}" if saved else ""
         raise EchoError(error.message, f"{error.tip}{kept}", exit_code=1) from error
     except EchoError as error:
         if error.exit_code == 3:

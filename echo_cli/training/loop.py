@@ -1,4 +1,4 @@
-"""The training loop, top to bottom: collect, weigh, back-propagate, step, observe, evaluate, save."""
+"""The training loop: collect, weigh, back-propagate, step, observe, evaluate, save."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _DIVERGED_TIP = "the last checkpoint is intact; try a lower optim.lr or objectiv
 
 
 def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Row]:
-    """Train to `config.steps`, yielding the metrics of each step once they are on disk; row 0 is before training.
+    """Train to `config.steps` and yield the metrics of each step once they are on disk; row 0 is before training.
 
-    After `should_stop()` the step is finished, a checkpoint written, and the generator ends.
+    If `should_stop()` is true, the generator ends after the current step and writes a checkpoint.
 
     Raises:
-        EchoError: the loss, the gradient or a held-out measure is not finite (exit code 3; no checkpoint of it), the
-            env term does nothing at step 0, or the run directory cannot be written.
-        CollapseError: the run collapses, or has before, and `collapse.action` is `stop` (exit code 3; with a
+        EchoError: the loss, the gradient or a held-out measure is not finite (exit code 3; without a checkpoint of this
+            step), the env term has no effect at step 0, or the run directory cannot be written.
+        CollapseError: the run collapses or has collapsed, and `collapse.action` is `stop` (exit code 3; with a
             checkpoint).
     """
     config, policy, faults = session.config, session.policy, session.worlds.hosting.faults
@@ -85,7 +85,7 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
 
 
 def _record_start(session: Session, rows: list[Row]) -> Row:
-    """Evaluate and save the policy that training starts from; returns row 0."""
+    """Evaluate and save the initial policy, and return row 0."""
     norms = session.gradient_norms
     with _checkpoint_if_lost(session, 0, norms):
         _record(session, rows, {"step": 0}, evaluate=True)
@@ -94,7 +94,7 @@ def _record_start(session: Session, rows: list[Row]) -> Row:
 
 
 def _recover_row(session: Session, rows: list[Row], unrecorded: Row) -> Row:
-    """Make up for the evaluation of the start step, during which the environment was lost; returns the step's row."""
+    """Repeat the evaluation of the start step, during which the environment was lost, and return the step's row."""
     _record(session, rows, unrecorded, evaluate=True)
     if best_step(rows, session.config.evaluation.select_by) == session.start_step:
         session.run.checkpoints.mark_best(session.start_step)
@@ -102,7 +102,7 @@ def _recover_row(session: Session, rows: list[Row], unrecorded: Row) -> Row:
 
 
 def _coeff_at(config: Config, step: int, norms: GradientNorms, rows: Sequence[Row]) -> float:
-    """Return λ of the 0-based `step`: the schedule's, lowered after the alarms in `rows`."""
+    """Return λ at the 0-based `step`: the schedule's λ, lowered by the alarms in `rows`."""
     return lambda_factor(rows, config.collapse) * world_model_coeff_at(config.objective, step, config.steps, norms)
 
 
@@ -128,8 +128,8 @@ def _probe(policy: TorchPolicy, weighed: WeighedStep) -> Probe:
 
 
 def _followed(norms: GradientNorms, weighed: WeighedStep, probe: Probe) -> GradientNorms:
-    """Return the averages that the `gradient_ratio` schedule follows, after the measurement of `probe`."""
-    # Without reward contrast, all that is left of the RL gradient is a KL penalty, which says nothing about its size.
+    """Return the averages of the `gradient_ratio` schedule after the measurement in `probe`."""
+    # Without reward contrast the RL gradient consists of the KL penalty alone, which says nothing about its usual size.
     if not weighed.has_contrast:
         return norms
     found, smoothing = probe.gradients, weighed.settings.gradient_ratio_smoothing
@@ -143,7 +143,7 @@ def _check_finite(step: int, values: Mapping[str, float | None]) -> None:
 
 
 def _record(session: Session, rows: list[Row], row: Row, *, evaluate: bool) -> None:
-    """Complete `row`, with an evaluation if asked for and with alarms, and append it to the run's metrics and `rows`.
+    """Complete `row` with alarms and, if `evaluate`, an evaluation; append it to the run's metrics and to `rows`.
 
     Raises:
         EchoError: a held-out measure is not finite (exit code 3; the row is on disk).
@@ -163,7 +163,7 @@ def _record(session: Session, rows: list[Row], row: Row, *, evaluate: bool) -> N
 
 
 def _evaluate(session: Session, step: int) -> Row:
-    """Evaluate the policy after `step` optimizer steps, and keep some of the rollouts that it plays."""
+    """Evaluate the policy after `step` optimizer steps, and save some of the rollouts of the evaluation."""
     config = session.config
     play = step % config.evaluation.pass_every == 0 or step == config.steps
     evaluation = session.evaluator.evaluate(session.policy, step, play=play)
@@ -173,7 +173,7 @@ def _evaluate(session: Session, step: int) -> Row:
 
 
 def _is_checkpoint_due(config: Config, row: Row) -> bool:
-    """Return whether the step of `row` is saved in any case: the last, every nth, and one that ends a collapsed run."""
+    """Return whether a checkpoint is due: at the last step, every nth step, and a step that ends a collapsed run."""
     collapsed = bool(row["warnings"]) and config.collapse.action == "stop"
     return collapsed or row["step"] == config.steps or row["step"] % config.checkpoint.every == 0
 
@@ -183,7 +183,7 @@ def _checkpoint_if_lost(session: Session, step: int, norms: GradientNorms, row: 
     """Save the policy after `step` optimizer steps if the environment ends the run in this block (exit code 1).
 
     Args:
-        row: the row of the step, which lacks its evaluation: the continuation evaluates and writes it.
+        row: row of the step without its evaluation; a resumed run evaluates the step and writes the row.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a run would do, and what it will cost, before it does it."""
+"""Plan of a run for `--dry-run`: rollouts, tokens, evaluations and memory."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 def plan(config: Config, path: Path, corpus: TraceCorpus | None = None) -> dict[str, Any]:
-    """The plan of `--dry-run`: what is played, learned and held in memory. Token counts have context in them.
+    """Return the plan of `--dry-run`: rollouts, traces, evaluations and memory. Token counts include context.
 
     Args:
-        corpus: the traces of a config that has some.
+        corpus: traces of the config; None without traces.
     """
     evaluation = config.evaluation
     policy_rollouts, explorers = rollouts_of_step(config)
@@ -54,13 +54,13 @@ def plan(config: Config, path: Path, corpus: TraceCorpus | None = None) -> dict[
 
 
 def rollouts_of_step(config: Config) -> tuple[int, int]:
-    """Rollouts of the policy and of explorers. At λ = 0 explorers are not played."""
+    """Return the number of policy rollouts and of explorer rollouts per step. At λ = 0 explorers are not played."""
     explorers = config.rollout.explorers if first_coeff(config) > 0 else 0
     return config.rollout.tasks_per_step * config.rollout.group_size, explorers
 
 
 def traces_of_step(config: Config) -> int:
-    """Traces of a step. Where nothing would be learned from them beside the RL term, they are not read."""
+    """Return the number of traces per step; 0 if the traces would contribute nothing next to the RL term."""
     if config.traces is None:
         return 0
     useful = first_coeff(config) > 0 or config.imitation_coeff > 0 or config.rollout.tasks_per_step == 0
@@ -73,12 +73,12 @@ def _most_tokens(config: Config) -> int | str:
         return tokens
     shape = architecture_of(config.model)
     if shape is None:
-        return f"{tokens}, and {traces} traces of the model's context, which is not known here"
+        return f"{tokens}, plus {traces} traces of the model's context length, which is unknown on this machine"
     return tokens + traces * longest_trace(shape, config)
 
 
 def _of_traces(config: Config, corpus: TraceCorpus | None) -> dict[str, Any]:
-    """Of a run on traces: how many a step and in all, and what training sees of those that are held out."""
+    """Return the part of the plan on traces: their number per step and in total, and the overlap of held-out traces."""
     if corpus is None:
         return {}
     found = corpus.to_json()
@@ -94,27 +94,28 @@ def _of_traces(config: Config, corpus: TraceCorpus | None) -> dict[str, Any]:
 
 
 def first_coeff(config: Config) -> float:
-    """λ at the first step."""
+    """Return λ at the first step."""
     return world_model_coeff_at(config.objective, 0, config.steps, GradientNorms())
 
 
 def portable_estimate(config: Config) -> str:
-    """What λ means under the config's normalisations: `objective.portable_lambda`, before anything is played.
+    """Return an estimate of `portable_lambda` before any rollout, as text.
 
-    It depends on how many tokens a rollout acts and observes, and on the rewards. So the ratio of the tokens is left
-    as a factor, beside its value where every text reaches its cap, and mean |advantage| is what is expected of it.
+    The exact value depends on the number of action and observation tokens of a rollout and on the rewards. The estimate
+    therefore has the ratio of the token counts as a factor, gives the value with all texts at their caps, and uses the
+    expected mean |advantage|.
     """
     settings, rollout = config.objective, config.rollout
     if not settings.use_rl:
-        return "none: there is no RL term"
+        return "undefined: there is no RL term"
     rl_rollouts, explorers = rollouts_of_step(config)
     others = explorers + traces_of_step(config)
     expected = expected_advantage(settings, rollout.group_size)
     if expected == 0:
-        return "none: a group of one has no advantage"
+        return "undefined: a group of one rollout has no advantage"
     factor = first_coeff(config) * rl_rollouts / (rl_rollouts + others) / expected
-    # With tokens a and o of a rollout's actions and observations, the weights are 1 / (rollouts · a) and
-    # 1 / (rollouts · o), whichever mean is taken; with fixed_length, max_length stands for a or o.
+    # If a rollout has a action tokens and o observation tokens, the weights are 1 / (rollouts · a) and
+    # 1 / (rollouts · o) for every kind of mean; with fixed_length, max_length replaces a or o.
     fixed = str(settings.max_length)
     actions, most_actions = "action tokens", float(rollout.max_action_tokens)
     observations, most_observations = "observation tokens", float(rollout.max_output_tokens)
@@ -130,9 +131,10 @@ def portable_estimate(config: Config) -> str:
 
 
 def expected_advantage(settings: ObjectiveSettings, group_size: int) -> float:
-    """Mean |advantage| where rewards vary in every group: √(2/π) of normal ones, divided by their deviation.
+    """Return the expected mean |advantage| if rewards vary in every group.
 
-    Without that division it has the rewards' unit: 0.5 of rewards 0 and 1 at even odds, in large groups.
+    With `group_norm`: √(2/π), for normally distributed rewards divided by their standard deviation. Otherwise in the
+    unit of the rewards: 0.5 in large groups, for rewards of 0 and 1 at even odds.
     """
     if group_size == 1:
         return 0.0
@@ -143,23 +145,23 @@ def expected_advantage(settings: ObjectiveSettings, group_size: int) -> float:
 
 @dataclass(frozen=True)
 class Cost:
-    """Where a run computes and what it needs there."""
+    """Data type, device memory and predicted memory of a run."""
 
     dtype: Dtype
     memory: DeviceMemory | None
-    """None where the device is not on this machine."""
+    """Memory of the device; None if this machine does not have the device."""
     predicted: MemoryPrediction | None
-    """None where the shape is not known."""
+    """Predicted memory; None if the model's architecture is unknown."""
 
     @property
     def exceeds(self) -> bool:
-        """Whether more is predicted than there is."""
+        """Whether the predicted peak exceeds the usable memory."""
         usable = None if self.memory is None else self.memory.usable
         return self.predicted is not None and usable is not None and self.predicted.peak > usable
 
     @property
     def line(self) -> str:
-        """The prediction in one line."""
+        """Prediction in one line."""
         if self.predicted is None:
             return _UNKNOWN
         usable = None if self.memory is None else self.memory.usable
@@ -168,11 +170,11 @@ class Cost:
         return f"predicted peak {_gb(self.predicted.peak)} GB{there}, in the {self.predicted.phase}: {parts}"
 
 
-_UNKNOWN = "unknown: only decoders of the Llama form whose config.json is on this machine are counted"
+_UNKNOWN = "unknown: the prediction needs a Llama-style decoder whose config.json is on this machine"
 
 
 def cost_on(choice: DeviceChoice, config: Config) -> Cost:
-    """What a run of a Hugging Face model needs on a device."""
+    """Return the cost of a run with a Hugging Face model on a device."""
     from echo_cli.models.device import device_memory
 
     dtype: Dtype = "bfloat16" if "bfloat16" in str(choice.dtype) else "float32"
@@ -185,20 +187,22 @@ def _cost(config: Config, dtype: Dtype, device: str, memory: DeviceMemory | None
 
 
 def memory_notice(config: Config, choice: DeviceChoice) -> list[str]:
-    """What the start of a run says of its memory, line by line; nothing of the built-in model's few megabytes."""
+    """Return the lines about memory at the start of a run; none for the built-in model, which needs a few megabytes."""
     if config.model.kind == "tiny":
         return []
     found = cost_on(choice, config)
     lines = [f"memory: {found.line}"]
     if found.exceeds:
-        lines.append("warning: more memory is predicted than there is; lower optim.token_budget or rollout.group_size")
+        lines.append(
+            "warning: the predicted peak exceeds the usable memory; lower optim.token_budget or rollout.group_size"
+        )
     return lines
 
 
 def _of_model(config: Config) -> dict[str, Any]:
     model, shape = config.model, architecture_of(config.model)
     if shape is None:
-        return {"model": f"{model.path}, of unknown size: its config.json is not on this machine, or of another form"}
+        return {"model": f"{model.path}, of unknown size: no config.json of a Llama-style decoder on this machine"}
     trained = trained_parameters(shape, config)
     share = "all" if model.lora is None else f"{trained / shape.parameters:.2%}, of a LoRA of rank {model.lora.rank}"
     return {
@@ -209,7 +213,7 @@ def _of_model(config: Config) -> dict[str, Any]:
 
 
 def _of_memory(config: Config) -> dict[str, Any]:
-    """Of a Hugging Face model: its device and dtype, and the memory of both phases."""
+    """Return the part of the plan on memory, for a Hugging Face model: device, dtype, and memory of both phases."""
     if config.model.kind == "tiny":
         return {}
     from echo_cli.models.device import choose_device
@@ -218,7 +222,7 @@ def _of_memory(config: Config) -> dict[str, Any]:
         choice = choose_device(config.device, config.model.dtype)
     except EchoError as error:
         dtype: Dtype = "float32" if config.model.dtype == "float32" else "bfloat16"
-        found, where = _cost(config, dtype, "cuda", None), f"{error.message}; planned for one that is"
+        found, where = _cost(config, dtype, "cuda", None), f"{error.message}; planned for an available CUDA device"
     else:
         found, where = cost_on(choice, config), choice.reason
     planned: dict[str, Any] = {"device": where, "dtype": found.dtype}

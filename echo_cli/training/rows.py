@@ -1,4 +1,4 @@
-"""The row of metrics of a step: the same keys on every step."""
+"""Row of metrics per step, with the same keys at every step."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ TIME_KEYS = ("time/rollout_s", "time/probe_s", "time/update_s", "time/eval_s")
 
 @dataclass(frozen=True)
 class Probe:
-    """The gradients of the two terms at one step, and the wall clock that computing them took."""
+    """Gradients of the two terms at a step, and the wall-clock time of their computation, seconds."""
 
     gradients: GradientComparison
     seconds: float
 
 
 def row_keys(config: Config) -> list[str]:
-    """List the keys of a row besides `step` and `warnings`; only runs on traces have the keys of traces."""
+    """Return the keys of a row other than `step` and `warnings`; only runs on traces have the keys of traces."""
     pools, train = ["validation", "heldout", "ood"], TRAIN_KEYS
     if config.traces is not None:
         train = [*train, *TRACE_KEYS]
@@ -64,13 +64,13 @@ def step_row(
     faults: FaultCounts,
     started: float,
 ) -> Row:
-    """Make the row of a step from what it has learned from, before any evaluation.
+    """Return the row of a step before its evaluation.
 
     Args:
-        step: number of optimizer steps taken, this one included.
-        values: the metrics of the update, by their names after `train/`.
-        faults: counts to take into the row.
-        started: `time.perf_counter()` when the step began.
+        step: number of optimizer steps, including this step.
+        values: metrics of the update, by name without `train/`.
+        faults: fault counts, moved into the row.
+        started: `time.perf_counter()` at the start of the step.
     """
     train: Row = {
         **values,
@@ -96,11 +96,11 @@ def step_row(
 
 
 def full_row(config: Config, row: Row, measured: Mapping[str, Any], faults: FaultCounts, eval_s: float) -> Row:
-    """Complete the `row` of a step by what its evaluation has `measured`; a key without a value is None.
+    """Return the `row` of a step completed with the `measured` values of its evaluation; missing values are None.
 
     Args:
-        faults: counts of the evaluation, which are added to the row's own.
-        eval_s: wall clock that the evaluation took.
+        faults: fault counts of the evaluation, added to those in the row.
+        eval_s: wall-clock time of the evaluation, seconds.
     """
     return {
         "step": row["step"],
@@ -123,7 +123,7 @@ def _probe_columns(probe: Probe | None) -> Row:
 
 
 def _fault_columns(faults: FaultCounts) -> Row:
-    """Take the faults that were counted since the last time, by the names of `ENVIRONMENT_KEYS`."""
+    """Take the faults counted since the last call, by the names in `ENVIRONMENT_KEYS`."""
     return {f"environment/{name}": count for name, count in faults.take().items()}
 
 

@@ -1,4 +1,4 @@
-"""Everything a training run holds: its directory, policy, worlds, pools, and where it starts."""
+"""State of a training run: its directory, policy, worlds, pools, and start step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from echo_cli.training.resume import _check_same_environment, _continue, check_s
 
 @dataclass(frozen=True)
 class Session:
-    """A run that is ready to train from `start_step` optimizer steps on."""
+    """A run that is ready to train from `start_step`, the number of optimizer steps already taken."""
 
     config: Config
     run: RunDirectory
@@ -38,19 +38,19 @@ class Session:
     evaluator: Evaluator
     observed: ObservationLog
     traces: Traces | None
-    """Traces to train on beside rollouts; None where the config has none."""
+    """Traces to train on; None if the config has none."""
     device: DeviceChoice
     start_step: int
     gradient_norms: GradientNorms
-    """Measurements of the `gradient_ratio` schedule before `start_step`."""
+    """State of the `gradient_ratio` schedule at `start_step`."""
     unrecorded: dict[str, Any] | None
-    """Row of `start_step` without its evaluation, during which the environment was lost; else None."""
+    """Row of `start_step` without its evaluation, if the environment was lost during the evaluation; else None."""
     clock_start: float
-    """`time.perf_counter()` when the run would have begun, had it never been interrupted."""
+    """`time.perf_counter()` at the start of the run, shifted as if it had not been interrupted, seconds."""
 
     @property
     def seconds(self) -> float:
-        """Wall clock that went into the run up to now, earlier sessions up to their last checkpoint included."""
+        """Wall-clock time of the run, seconds, including earlier sessions up to their last checkpoint."""
         return time.perf_counter() - self.clock_start
 
 
@@ -58,12 +58,12 @@ class Session:
 def open_session(
     path: Path, config: Config, *, resume: bool, overwrite: bool, argv: Sequence[str]
 ) -> Iterator[Session]:
-    """Create the run directory at `path`, or continue the run in it; held for writing until the block ends.
+    """Create the run directory at `path`, or resume the run in it; the directory is locked until the block ends.
 
     Raises:
-        EchoError: the directory is used (without `resume`), is not a run or has another config (with it), is further
-            than `config.steps`, is held by another process, or its checkpoint is damaged; its traces cannot be read,
-            nothing can be learned from them, or they are not the ones that it was begun with.
+        EchoError: the directory is in use (without `resume`), is not a run or has a different config (with `resume`),
+            is past `config.steps`, is locked by another process, or its checkpoint is damaged; the traces cannot be
+            read, contribute nothing to the loss, or differ from the run's traces.
     """
     clock_start = time.perf_counter()
     check_writable(path, resume=resume, overwrite=overwrite)
@@ -112,7 +112,7 @@ def _create(
     *,
     overwrite: bool,
 ) -> None:
-    """Create the run directory with the record of its environment and with the pools that cannot be played again."""
+    """Create the run directory with the record of its environment and the pools that cannot be played again."""
     played = {} if worlds.replayable or config.environment.none else play_pools(config, worlds, policy)
     record = environment_record(config.seed, argv, str(policy.device), torch.get_num_threads())
     record["environment"] = {"name": worlds.description.name, "sessions": worlds.hosting.sessions}
@@ -131,7 +131,7 @@ def _create(
 
 
 def _open_corpus(config: Config) -> TraceCorpus | None:
-    """Index the trace files of the config, if it has any, and check that something can be learned from them."""
+    """Index the trace files of the config, if any, and check that they contribute to the loss."""
     if config.traces is None:
         return None
     corpus = index_traces(config.traces)
@@ -140,7 +140,7 @@ def _open_corpus(config: Config) -> TraceCorpus | None:
 
 
 def _training_traces(config: Config, corpus: TraceCorpus | None, policy: TorchPolicy) -> Traces | None:
-    """Return the traces to train on, each cut to what the policy's context holds."""
+    """Return the traces to train on, with a maximum length that fits the policy's context."""
     if config.traces is None or corpus is None:
         return None
     context = policy.model.max_length

@@ -1,4 +1,4 @@
-"""The data of a step: rollouts that are played in the environment, and traces that are drawn from files."""
+"""Data of a step: rollouts played in the environment, and traces drawn from files."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from echo_cli.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class StepData:
-    """The trajectories that one optimizer step learns from."""
+    """Trajectories of an optimizer step."""
 
     rollouts: Sequence[Trajectory]
     traces: RenderedTraces
     seconds: float
-    """Wall clock that collecting them took."""
+    """Wall-clock time to collect the trajectories, seconds."""
 
     @property
     def trajectories(self) -> list[Trajectory]:
-        """The rollouts, then the traces."""
+        """Rollouts, then traces."""
         return [*self.rollouts, *self.traces.trajectories]
 
     @property
     def trace_indices(self) -> range:
-        """Indices of the traces among the trajectories."""
+        """Indices of the traces in `trajectories`."""
         return range(len(self.rollouts), len(self.rollouts) + len(self.traces.trajectories))
 
 
 def collect_step(session: Session, step: int, coeff: float) -> StepData:
-    """Play the rollouts and draw the traces of the 0-based `step`, which has the weight `coeff` on its env term.
+    """Play the rollouts and draw the traces of the 0-based `step`, given λ (`coeff`).
 
     Raises:
-        EchoError: the environment is gone, or has lost the session of every rollout; a trace file is gone or was
-            changed, or the traces are alone and none of them fits (exit code 1).
+        EchoError: the environment is unavailable or lost the session of every rollout; a trace file is missing or was
+            changed; the step has no rollouts and none of its traces fits (exit code 1).
     """
     started = time.perf_counter()
     rollouts = _roll_out(session, step, coeff)
@@ -53,9 +53,9 @@ def collect_step(session: Session, step: int, coeff: float) -> StepData:
 
 
 def play_tasks(config: Config, policy: TorchPolicy, worlds: TaskSuite, step: int) -> list[Trajectory]:
-    """Play the on-policy rollouts of the 0-based `step`, a group for each of its tasks."""
+    """Play the on-policy rollouts of the 0-based `step`, one group per task."""
     settings = config.rollout
-    # Shuffled epochs, so that every task comes up equally often.
+    # Shuffled epochs, so that every task is played equally often.
     tasks: list[Task] = epoch_sample(worlds.tasks.train, settings.tasks_per_step, config.seed, "tasks", step)
     wanted = [
         (task, f"{step}/{number}/{task.task_id}")
@@ -70,7 +70,7 @@ def play_tasks(config: Config, policy: TorchPolicy, worlds: TaskSuite, step: int
 def play_explorers(
     config: Config, policy: TorchPolicy, worlds: TaskSuite, step: int, explorers: int
 ) -> list[Trajectory]:
-    """Play the scripted rollouts of the 0-based `step`, which get the env term only."""
+    """Play the scripted rollouts of the 0-based `step`, which contribute to the env term only."""
     rng = generator(config.seed, "explorer", step)
     scripts = []
     for _ in range(explorers):
@@ -81,31 +81,31 @@ def play_explorers(
 
 
 def _roll_out(session: Session, step: int, coeff: float) -> list[Trajectory]:
-    """Play the groups of on-policy episodes, then the scripted explorers."""
+    """Play the groups of on-policy rollouts, then the scripted explorers."""
     config, policy, worlds = session.config, session.policy, session.worlds
     tasks = config.rollout.tasks_per_step
-    # Explorers get the env term only: at λ = 0 they would be played for nothing, unless there is nothing else.
+    # Explorers contribute to the env term only: at λ = 0 they are useless, unless the step has no other data.
     useful = coeff > 0 or (tasks == 0 and config.traces is None)
     explorers = config.rollout.explorers if useful else 0
     played = play_tasks(config, policy, worlds, step) if tasks else []
     played += play_explorers(config, policy, worlds, step, explorers) if explorers else []
     if not played and tasks + explorers > 0:
-        tip = "look at the server's own log, then continue with --resume"
+        tip = "check the server's log, then continue with --resume"
         raise EchoError(f"the environment lost every session of step {step + 1}", tip, exit_code=1)
     return played
 
 
 def _draw_traces(session: Session, step: int, coeff: float, *, alone: bool) -> RenderedTraces:
-    """Draw the traces of the step; none where nothing would be learned from them beside the RL term.
+    """Draw the traces of the step; none if they would contribute nothing next to the RL term.
 
     Args:
-        alone: the step has no rollouts.
+        alone: whether the step has no rollouts.
     """
     traces, rollout = session.traces, session.config.rollout
     if traces is None or not (coeff > 0 or traces.settings.imitation_coeff > 0 or rollout.tasks_per_step == 0):
         return RenderedTraces((), 0)
     found = traces_of_step(traces, session.policy.renderer, session.config.seed, step)
     if alone and not found.trajectories:
-        message = f"no trace of step {step + 1} fits {traces.max_tokens} tokens: the first segment alone is longer"
-        raise EchoError(message, "give more traces.per_step, or choose a model with a longer context", exit_code=1)
+        message = f"no trace of step {step + 1} fits in {traces.max_tokens} tokens: the first segment alone is longer"
+        raise EchoError(message, "raise traces.per_step, or choose a model with a longer context", exit_code=1)
     return found

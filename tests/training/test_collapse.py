@@ -65,8 +65,18 @@ def _found(metrics: list[dict[str, Any]], settings: CollapseConfig = SETTINGS) -
         ({"train/action_length": 16}, "long_actions", 15, "mean action 16 tokens over steps 11-15, 9 tokens over"),
         ({"train/valid_action_fraction": 0.1}, "valid_actions", 13, "valid actions 44% over steps 9-13, 95% over"),
         ({"train/capped_fraction": 1.0}, "capped", 15, "rollouts that end at a cap 100% over steps 11-15, 30% over"),
-        ({"train/commands_per_task": 0.125}, "commands", 15, "distinct commands 0.125 a task over steps 11-15, 7 a"),
-        ({"train/observations_per_task": 0}, "observations", 15, "distinct observations 0 a task over steps 11-15, 4"),
+        (
+            {"train/commands_per_task": 0.125},
+            "commands",
+            15,
+            "distinct commands 0.125 per task over steps 11-15, 7 per",
+        ),
+        (
+            {"train/observations_per_task": 0},
+            "observations",
+            15,
+            "distinct observations 0 per task over steps 11-15, 4",
+        ),
         ({"train/command_compression": 40}, "command_compression", 13, "compression ratio of commands 26 over steps"),
         (
             {"train/observation_compression": 60},
@@ -253,7 +263,7 @@ def test_only_stop_stops() -> None:
     with pytest.raises(CollapseError, match="collapsed at step 3: entropy: low") as caught:
         stop_if_collapsed(metrics, SETTINGS.model_copy(update={"action": "stop"}))
     assert caught.value.exit_code == 3
-    assert "--resume with collapse.action=warn" in str(caught.value.tip)
+    assert "--resume and collapse.action=warn" in str(caught.value.tip)
 
 
 # A bound that no entropy reaches, judged by one step: the second one raises the alarm. No other signal can.

@@ -226,13 +226,13 @@ def test_a_run_that_may_not_be_written_or_continued_here_is_refused_before_anyth
         assert train(config, run, server, "--steps", "1") == 0
         capsys.readouterr()
         before = len(server.events("http")), server.connections
-        assert "holds a run already" in refusal()
+        assert "already contains a run" in refusal()
         with open_run(run).lock():
             for option in ("--resume", "--overwrite"):
                 assert "is held by another process" in refusal(option)
         assert (len(server.events("http")), server.connections) == before
         server.restart(Behaviour(capacity=4, world=Another))
-        assert "was trained in Counting, and this environment is Another" in refusal("--resume")
+        assert "was trained in Counting, but this environment is Another" in refusal("--resume")
     assert [row["step"] for row in rows(run)] == [0, 1]
 
 
@@ -242,7 +242,7 @@ def test_a_run_that_may_not_be_written_or_continued_here_is_refused_before_anyth
         ("environment.action.template={cmd: '{text}'}", "command"),
         ("environment.observation=[{path: 'output['}]", "output["),
         ("environment.tasks.items=[]", "tasks"),
-        ("environment.explorer=[]", "environment.explorer has no actions"),
+        ("environment.explorer=[]", "environment.explorer is empty"),
         ("environment.volatile=['(']", "invalid regular expression"),
     ],
 )

@@ -120,7 +120,7 @@ def test_without_rl_the_verifier_is_never_called(tmp_path: Path, monkeypatch: py
 def test_a_used_run_directory_is_refused_and_left_alone(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     message, tip = _fails(capsys, finished, code=2)
-    assert "finished holds a run already" in message
+    assert "finished already contains a run" in message
     assert all(way in tip for way in ("--resume", "--overwrite", "--run-name"))
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 

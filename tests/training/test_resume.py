@@ -195,7 +195,7 @@ def test_resuming_a_finished_run_changes_nothing(finished: Path) -> None:
         (["optim.lr=0.5"], "optim.lr was"),
         (["--lambda", "0.5"], "objective.world_model_coeff was"),
         (["--config", "toy-world-model", "objective.use_rl=false"], "cannot resume"),
-        (["--steps", "3"], "is at step 4 already, past 3"),
+        (["--steps", "3"], "is already at step 4, past steps=3"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -283,7 +283,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_works(
         assert train(run, "--resume", "--steps", "4") == 1
         message, tip = error_of(capsys.readouterr().err)
         assert "step_000003 is damaged: model.safetensors" in message
-        assert "the one of step 2 is intact" in tip
+        assert "the checkpoint of step 2 is intact" in tip
         assert (run / "metrics.jsonl").read_bytes() == logs
     shutil.rmtree(newest)
     assert train(run, "--resume", "--steps", "4") == 0

@@ -174,7 +174,7 @@ def test_inspect_says_what_of_a_run_without_an_environment_there_is_to_see(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["inspect", str(trained)]) == 2
-    assert "name its pool_heldout.jsonl" in error_of(capsys.readouterr().err)[1]
+    assert "give its pool_heldout.jsonl" in error_of(capsys.readouterr().err)[1]
     assert main(["inspect", str(trained / "pool_heldout.jsonl")]) == 0
 
 
@@ -205,7 +205,7 @@ def test_traces_longer_than_they_may_be_are_cut_and_counted(
     for path in open_run(tmp_path / "run").pool_paths.values():
         assert max(map(len, read_trajectories(path))) <= 30
     assert alone(tmp_path / "short", traces, "traces.max_tokens=4", "--steps", "1") == 1
-    assert "no trace of step 1 fits 4 tokens" in error_of(capsys.readouterr().err)[0]
+    assert "no trace of step 1 fits in 4 tokens" in error_of(capsys.readouterr().err)[0]
 
 
 # --- Imitation -------------------------------------------------------------------------------------------------------
@@ -354,7 +354,7 @@ def test_a_plan_counts_traces_among_the_rollouts(traces: Path) -> None:
         ([*ALONE, "traces.path=a", "objective.world_model_coeff=0"], "the loss is always 0", "imitation_coeff"),
         ([*ALONE, "traces.path=a", "evaluation.select_by=pass_at_1"], "select_by is pass_at_1", "env_ce"),
         ([*ALONE, "traces.path=a", "environment.max_turns=3"], "environment.max_turns has no effect with none", ""),
-        ([*ALONE, "traces.path=a", "traces.split={validation: 0.5, heldout: 0.5}"], "no trace is left", "lower"),
+        ([*ALONE, "traces.path=a", "traces.split={validation: 0.5, heldout: 0.5}"], "no trace remains", "lower"),
         ([*ALONE, "traces.path=[]"], "'traces.path' is []", ""),
         ([*ALONE, "traces.path=3"], "'traces.path' is 3", ""),
         ([*ALONE, "traces.path=a", "traces.per_step=0"], "'traces.per_step' is 0", ""),
