@@ -1,1 +1,1 @@
-"""Sweeps over λ and seeds: plan, runs, results and verdict."""
+"""Sweeps over λ and seeds: plan, runs, results and verdicts."""

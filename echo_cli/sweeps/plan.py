@@ -1,4 +1,4 @@
-"""The plan of a sweep over λ: which values, seeds and configs, in which folders; and which cells are done."""
+"""Plan of a sweep over λ: values, seeds, configs and folders of its cells, and which cells are done."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from echo_cli.text import escape_unprintable
 Summary = Mapping[str, Any]
 
 PROBE_EVERY = 10
-"""Steps between gradient probes in a sweep, unless the config has its own."""
+"""Number of steps between gradient probes in a sweep, unless the config sets it."""
 
 BROKEN = ("diverged", "collapsed")
-"""How a run ends early by its own doing. Run again it would do the same, so it counts as done.
+"""Statuses of runs that ended early because of their training. They would end the same way again, so they are done.
 
-A collapsed one goes on where the config no longer stops it: with another `collapse.action`.
+A collapsed run continues if the config does not stop it, with another `collapse.action`.
 """
 
 _SEEDS = "--seeds"
-_SEEDS_TIP = "whole numbers from 0: --seeds 0 1 2, or --seeds=0,1,2; the λ values go before it"
+_SEEDS_TIP = "give integers from 0: --seeds 0 1 2, or --seeds=0,1,2; put the λ values before --seeds"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Cell:
 
     @property
     def group(self) -> str:
-        """The cell's λ, as tables and pictures name it."""
+        """λ of the cell, as shown in tables and figures."""
         return f"λ = {shown_coeff(self.coeff)}"
 
     @property
@@ -57,14 +57,14 @@ class Cell:
 
 
 def parse_words(words: Sequence[str]) -> tuple[list[float], list[str]]:
-    """λ values and `key.path=value` overrides, told apart by the `=`; a value given twice counts once.
+    """Return the λ values, without duplicates, and the `key.path=value` overrides; overrides contain `=`.
 
     Raises:
-        EchoError: no value, a word that is neither, an override of λ, or two values that would share a folder.
+        EchoError: there is no value, a word is neither, λ is overridden, or two values would share a folder.
     """
     overrides = [word for word in words if "=" in word]
     if any(word.partition("=")[0] == "objective.world_model_coeff" for word in overrides):
-        raise EchoError("objective.world_model_coeff is what a sweep sets", "give its values as words: 0 0.005 0.05")
+        raise EchoError("a sweep sets objective.world_model_coeff itself", "give λ values as words: 0 0.005 0.05")
     coeffs = _once(parse_coeff(word) for word in words if "=" not in word)
     if not coeffs:
         raise EchoError("no λ values", "give at least one: echo-cli sweep-lambda 0 0.005 0.05")
@@ -75,24 +75,24 @@ def parse_words(words: Sequence[str]) -> tuple[list[float], list[str]]:
 
 
 def parse_coeff(word: str) -> float:
-    """A λ value from the command line.
+    """Parse a λ value from the command line.
 
     Raises:
-        EchoError: it is not a number, not finite or negative.
+        EchoError: the value is not a number, not finite or negative.
     """
     try:
         coeff = float(word)
     except ValueError:
         raise EchoError(f"'{word}' is not a λ value", "give a number, such as 0.05") from None
     if not 0 <= coeff < float("inf"):
-        raise EchoError(f"λ is {word}", "λ is a finite number, 0 or more; 0 is plain GRPO")
-    return coeff + 0.0  # -0 is 0
+        raise EchoError(f"λ is {word}", "set λ to a finite number, 0 or more; 0 is plain GRPO")
+    return coeff + 0.0  # turns -0.0 into 0.0
 
 
 def join_seeds(words: Sequence[str]) -> list[str]:
-    """The words after `--seeds`, up to the next option or override, as its one value: `--seeds 0 1` is `--seeds=0,1`.
+    """Join the words after `--seeds`, up to the next option or override, into one: `--seeds 0 1` → `--seeds=0,1`.
 
-    A command line's parser gives an option one word, and would take the others for λ values.
+    A command-line parser assigns one word to an option and would read the others as λ values.
     """
     joined: list[str] = []
     rest = list(words)
@@ -109,10 +109,10 @@ def join_seeds(words: Sequence[str]) -> list[str]:
 
 
 def parse_seeds(values: Sequence[str]) -> list[int]:
-    """The seeds of comma-separated lists, each once, in the order given.
+    """Return the seeds of comma-separated lists, without duplicates, in the order given.
 
     Raises:
-        EchoError: there is none, or one is not a whole number from 0 to 2^63 - 1.
+        EchoError: a list has no value, or a seed is not an integer from 0 to 2^63 - 1.
     """
     words = [word for value in values for word in value.split(",")]
     for word in words:
@@ -122,9 +122,9 @@ def parse_seeds(values: Sequence[str]) -> list[int]:
 
 
 def sweep_config(source: Path, words: Sequence[str]) -> Config:
-    """The config of a cell: with gradient probes, and pass@1 at every evaluation, unless `words` say otherwise.
+    """Return the config of a cell, with gradient probes and pass@1 at every evaluation unless `words` override them.
 
-    Neither changes the training. A `probe_every` of the file counts, 0 apart; `words` count whatever they are.
+    Neither affects training. A nonzero `probe_every` in the file is kept, and `words` take precedence.
 
     Raises:
         EchoError: as `load_config`.
@@ -135,9 +135,9 @@ def sweep_config(source: Path, words: Sequence[str]) -> Config:
 
 
 def plan_cells(configs: Sequence[Config], seeds: Sequence[int], folder: Path, *, jobs: int, cores: int) -> list[Cell]:
-    """The runs of a sweep, a folder each below `folder`: every seed of every config (one a λ).
+    """Return the cells of a sweep: every seed of every config (one config per λ), each with a folder in `folder`.
 
-    Where `threads` is 0, the cores are shared by as many processes as can run at once.
+    If `threads` is 0, the cores are divided among the concurrent processes.
     """
     processes = min(jobs, len(configs) * len(seeds))
     cells = []
@@ -151,7 +151,7 @@ def plan_cells(configs: Sequence[Config], seeds: Sequence[int], folder: Path, *,
 
 
 def ended_summary(cell: Cell) -> Summary | None:
-    """The summary of a cell that is done, or None if it must be trained or resumed."""
+    """Return the summary of a cell that is done, or None if the cell must be trained or resumed."""
     if not is_run(cell.path):
         return None
     summary = open_run(cell.path).read_summary()
@@ -161,12 +161,12 @@ def ended_summary(cell: Cell) -> Summary | None:
 
 
 def check_cells(cells: Sequence[Cell]) -> None:
-    """See that the runs which are there already have their cells' configs, and were trained on their traces.
+    """Check that existing runs have the configs of their cells and were trained on the same traces.
 
-    Runs that are all done need their trace files no more, as long as the config names the same ones.
+    If all runs are done and the config has the same `traces` section, the trace files are not read.
 
     Raises:
-        EchoError: one has another config or other traces, or these cannot be read.
+        EchoError: a run has a different config or different traces, or the traces cannot be read.
     """
     found = [cell for cell in cells if is_run(cell.path)]
     if found:
@@ -179,15 +179,16 @@ def check_cells(cells: Sequence[Cell]) -> None:
             check_same_config(run, cell.config)
             before, traces = load_config(run.config_path), cell.config.traces
             if traces is not None and (unfinished or traces != before.traces):
-                corpus = corpus or index_traces(traces)  # the same files for all cells
+                corpus = corpus or index_traces(traces)  # all cells use the same files
                 check_same_traces(run, corpus)
             trained, wanted = before.collapse, cell.config.collapse
-            # Free to change on resume, but a finished run is not trained again, and only lowering λ changes a training.
+            # The section may change on resume, but a finished run is not trained again, and only lowered λ affects
+            # training.
             lowers = "lower_lambda" in (trained.action, wanted.action)
             if lowers and trained != wanted and is_finished(run.read_summary(), cell.config.steps):
                 raise EchoError(
-                    f"{escape_unprintable(cell.path)} was trained with another collapse section",
-                    "train it again with --overwrite, or drop the change",
+                    f"{escape_unprintable(cell.path)} was trained with a different collapse section",
+                    "train it again with --overwrite, or revert the change",
                 )
 
 

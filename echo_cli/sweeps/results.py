@@ -1,6 +1,6 @@
-"""The results of a sweep and their files: each cell's figures; per λ their mean, differences to λ = 0 and a verdict.
+"""Results of a sweep and their files: figures per cell; per λ their means, differences to λ = 0, and a verdict.
 
-The files are sweep.json, sweep.csv with a line per λ, and cells.csv with a line per run.
+The files are sweep.json, sweep.csv with a row per λ, and cells.csv with a row per run.
 """
 
 from __future__ import annotations
@@ -19,43 +19,44 @@ from echo_cli.sweeps.runner import CellStatus
 from echo_cli.sweeps.verdict import RULE, Evidence, Verdict, judge
 
 Figures = Mapping[str, float | None]
-"""One cell's figures, by the names in `FIGURES`."""
+"""Figures of a cell, by the names in `FIGURES`."""
 
 FIGURES: Mapping[str, str] = {
-    "env_ce_start_best": "held-out env-CE before training, over the pairs still novel at the best step, nats/token",
-    "env_ce_best": "held-out env-CE at the best step, which validation chose, nats/token",
-    "best_step": "the best step",
-    "env_ce_start_last": "held-out env-CE before training, over the pairs still novel at the last step, nats/token",
+    "env_ce_start_best": "held-out env-CE before training, over the pairs novel at the best step, nats/token",
+    "env_ce_best": "held-out env-CE at the best step, nats/token",
+    "best_step": "best step, selected on validation",
+    "env_ce_start_last": "held-out env-CE before training, over the pairs novel at the last step, nats/token",
     "env_ce_last": "held-out env-CE at the last step, nats/token",
     "env_ce_change_best": "(best - start) / start of held-out env-CE, over the same pairs",
     "env_ce_change_last": "(last - start) / start of held-out env-CE, over the same pairs",
-    "env_ce_rise": "env_ce_change_last - env_ce_change_best: how far the end lies above the best step",
-    "ood_env_ce_start_last": "env-CE before training in worlds never trained in, over the pairs novel at the last step",
-    "ood_env_ce_last": "env-CE at the last step in worlds never trained in, nats/token",
-    "ood_env_ce_change_last": "(last - start) / start of it",
+    "env_ce_rise": "env_ce_change_last - env_ce_change_best: rise from the best step to the last",
+    "ood_env_ce_start_last": "out-of-distribution env-CE before training, over the pairs novel at the last step, "
+    "nats/token",
+    "ood_env_ce_last": "out-of-distribution env-CE at the last step, nats/token",
+    "ood_env_ce_change_last": "(last - start) / start of out-of-distribution env-CE",
     "pass_at_1_before": "held-out pass@1 before training",
     "pass_at_1_last": "held-out pass@1 at the last step",
     "pass_at_1_change": "last - before of held-out pass@1",
-    "steps_to_baseline_pass": "first evaluated step with held-out pass@1 at least the highest of λ = 0 at that seed; "
-    "none where λ = 0 solves nothing",
+    "steps_to_baseline_pass": "first evaluated step whose held-out pass@1 is at least the highest of λ = 0 at the same "
+    "seed; none if λ = 0 solves no task",
     "portable_lambda": "r: env weight per observation token / (RL weight per action token · mean |advantage|)",
-    "gradient_ratio": "norm of the env term's gradient, λ included, over that of the RL term; mean over probed steps",
+    "gradient_ratio": "λ · norm of the env term's gradient / norm of the RL term's gradient, mean over probed steps",
     "gradient_cosine": "cosine between the gradients of the two terms, mean over probed steps",
-    "seconds": "wall clock of the run",
-    "probe_share_of_seconds": "share of the seconds that went into gradient probes",
+    "seconds": "wall-clock time of the run, seconds",
+    "probe_share_of_seconds": "fraction of the wall-clock time spent on gradient probes",
 }
 
 DIFFERENCES: Mapping[str, str] = {
-    "env_ce_last": "held-out env-CE at the last step, nats/token; which pairs are still novel may differ with λ",
-    "env_ce_change_last": "relative change of held-out env-CE, each over its own run's pairs",
+    "env_ce_last": "held-out env-CE at the last step, nats/token; the novel pairs may differ with λ",
+    "env_ce_change_last": "relative change of held-out env-CE, over each run's own pairs",
     "pass_at_1_last": "held-out pass@1 at the last step",
 }
-"""Figures whose paired difference to λ = 0 at the same seeds is reported, as `<name>_difference`."""
+"""Figures with a paired difference to λ = 0 at the same seeds, reported as `<name>_difference`."""
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """A cell, how it ended, what its run holds, and its figures once they are known."""
+    """A cell with its outcome, the summary and rows of its run, and its figures, empty until computed."""
 
     name: str
     coeff: float
@@ -72,7 +73,7 @@ class CellResult:
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure over the seeds that have it: its mean with interval, sample standard deviation and count."""
+    """A figure over the seeds that have it: mean with interval, sample standard deviation, and number of seeds."""
 
     estimate: Estimate
     spread: float | None
@@ -84,13 +85,13 @@ class Measure:
 
 @dataclass(frozen=True)
 class LambdaResult:
-    """A row of a sweep's table."""
+    """The result for one λ: a row of a sweep's table."""
 
     coeff: float
     statuses: Sequence[str]
-    """How its cells ended, one a seed."""
+    """Statuses of the cells, one per seed."""
     measures: Mapping[str, Measure | None]
-    """By the names in `FIGURES`, then `<name>_difference` for those in `DIFFERENCES`."""
+    """Measures by the names in `FIGURES`, then as `<name>_difference` by the names in `DIFFERENCES`."""
     verdict: Verdict
 
     def to_json(self) -> dict[str, Any]:
@@ -106,7 +107,7 @@ class LambdaResult:
 
 
 def read_cell(cell: Cell, outcome: CellStatus) -> CellResult:
-    """What the cell's run holds; the rows are those of a finished run, as a failed one may have failed over them.
+    """Read a cell's run; rows are read only if it finished, because damaged rows may be what made a run fail.
 
     Raises:
         EchoError: a file of the run is damaged.
@@ -118,7 +119,7 @@ def read_cell(cell: Cell, outcome: CellStatus) -> CellResult:
 
 
 def with_figures(cells: Sequence[CellResult]) -> list[CellResult]:
-    """Return the cells with their figures; all None for a cell that did not finish."""
+    """Return the cells with their figures, which are all None for a cell that did not finish."""
     curves = {(cell.coeff, cell.seed): _pass_curve(cell.rows) for cell in cells if cell.finished}
     found = []
     for cell in cells:
@@ -132,7 +133,7 @@ def with_figures(cells: Sequence[CellResult]) -> list[CellResult]:
 
 
 def results_of(cells: Sequence[CellResult]) -> list[LambdaResult]:
-    """Return a row for each λ, in the order in which they come, from cells with their figures."""
+    """Return a result per λ, in order of first occurrence, from cells with figures."""
     baseline = {cell.seed: cell.figures for cell in cells if cell.coeff == 0 and cell.finished}
     results = []
     for coeff in dict.fromkeys(cell.coeff for cell in cells):
@@ -200,9 +201,9 @@ def _pass_curve(rows: Sequence[Row]) -> list[tuple[int, float]]:
 
 
 def _first_at_least(curve: Sequence[tuple[int, float]], baseline: Sequence[tuple[int, float]]) -> float | None:
-    """The first step of training at which `curve` has the highest value of `baseline`; None if it never does.
+    """Return the first step above 0 at which `curve` reaches the highest value of `baseline`; None if it never does.
 
-    None too where that value is 0, which every curve has from its first evaluation on.
+    Also None if the highest value is 0, which every curve reaches at its first evaluation.
     """
     highest = max((value for _, value in baseline), default=0.0)
     return next((step for step, value in curve if step > 0 and value >= highest > 0), None)
@@ -236,10 +237,10 @@ _STATISTICS = ("value", "low", "high", "spread", "seeds")
 
 
 def sweep_object(config: Config, cells: Sequence[CellResult], results: Sequence[LambdaResult]) -> dict[str, Any]:
-    """Return the object of sweep.json: settings, a row per λ, every cell, the verdicts' rule and what the names mean.
+    """Return the object of sweep.json: settings, a row per λ, every cell, the rule of verdicts, and what figures mean.
 
     Args:
-        config: that of any cell; where it lies, its λ and its seed are left out.
+        config: config of any cell; its location, λ and seed are omitted.
     """
     settings = config.model_dump(mode="json", exclude={"output_dir", "run_name", "seed"})
     del settings["objective"]["world_model_coeff"]

@@ -1,4 +1,4 @@
-"""Runs the cells of a sweep, each in a process of its own, some at a time; a cell that fails costs only itself."""
+"""Runner of a sweep's cells, each in its own process, several at a time; a failed cell does not affect the others."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from echo_cli.text import escape_unprintable
 Status = Literal["waiting", "running", "stopping", "finished", "diverged", "collapsed", "failed", "stopped"]
 
 _POLL_SECONDS = 0.2
-_LOG_TAIL = 65536  # bytes; an error's last line is in them
+_LOG_TAIL = 65536  # bytes; contains the error line
 
 
 @dataclass(frozen=True)
 class CellStatus:
-    """How far a cell is, or how it ended."""
+    """Progress or outcome of a cell."""
 
     status: Status
     error: str | None = None
-    """The last error line of a cell that failed, diverged or collapsed."""
+    """Last error line of a cell that failed, diverged or collapsed."""
 
 
 def log_path(cell: Cell) -> Path:
-    """What the cell's process wrote on stderr.
+    """Return the path of the log with the stderr of a cell's process.
 
-    Beside the run and not in it: the process makes the run's folder itself, and that may be what fails.
+    The log is next to the run, not in it: the process creates the run's folder itself, and may fail to.
     """
     return _beside(cell, ".log")
 
@@ -50,12 +50,12 @@ def run_cells(
 ) -> dict[str, CellStatus]:
     """Train the cells that are not done, at most `jobs` at once, in the order given.
 
-    Once `should_stop()` is true no cell is started, and those that run are asked to finish their step and save; the
-    ones without an end are then `stopped` (they ran) or `waiting`. An exception, the second Ctrl-C's among them, kills
-    the processes. One whose parent is killed notices, saves and stops (`train --parent`).
+    Once `should_stop()` is true, no cell is started, and running cells are asked to finish their step and save.
+    Unfinished cells are then `stopped` if they were running, else `waiting`. An exception, such as that of a second
+    Ctrl-C, kills the processes. A process whose parent is killed detects this, saves and stops (`train --parent`).
 
     Args:
-        show: called several times a second with the outcomes so far, by name of the cell.
+        show: called several times per second with the outcomes so far, by name of the cell.
 
     Raises:
         EchoError: the sweep's folder cannot be written.
@@ -112,7 +112,7 @@ def _start(cell: Cell, overwrite: bool) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
-            start_new_session=True,  # the terminal's Ctrl-C reaches the sweep alone, which asks once
+            start_new_session=True,  # Ctrl-C reaches only the sweep, which asks each process to stop once
         )
 
 
@@ -127,9 +127,9 @@ def _outcome(cell: Cell, code: int, asked: bool) -> CellStatus:
 
 
 def _last_error(cell: Cell, code: int) -> str:
-    """The error line of the cell's log; without one the last line, of a traceback, or what ended the process."""
+    """Return the error line of the cell's log, or its last line; or the signal or exit code that ended the process."""
     if code < 0:
-        hint = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
+        hint = ", possibly out of memory" if code == -signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{hint}"
     return _logged_error(cell) or f"exit code {code}"
 

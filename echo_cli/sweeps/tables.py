@@ -1,4 +1,4 @@
-"""The tables of a sweep as text, the same on a terminal and in the report: a line a λ, intervals in brackets."""
+"""Tables of a sweep as text, for the terminal and for the report: one row per λ, intervals in brackets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Text = Callable[[LambdaResult], str]
 
 @dataclass(frozen=True)
 class SweepTable:
-    """A title, the columns' names (lines apart by a newline) and the cells."""
+    """A title, the column names (lines separated by newlines) and the cells."""
 
     title: str
     columns: Sequence[str]
@@ -21,17 +21,17 @@ class SweepTable:
 
 
 NOTES = (
-    "In brackets: 95 % intervals over the seeds (Student's t). env-CE is over novel pairs, which the run's training "
-    "has not executed; before and change are over the pairs of last. Best is by validation.",
-    "vs λ = 0: the mean difference at the same seeds. Steps to GRPO: the first evaluated step with λ = 0's highest "
-    "held-out pass@1 of the same seed, and how many seeds got there.",
-    "r: env weight per observation token over RL weight per action token times mean |advantage|. "
-    "λ·env/RL and cosine: of the gradients of the two terms, λ included, at the probed steps.",
+    "In brackets: 95 % intervals over the seeds (Student's t). env-CE is over novel pairs, which the run has not "
+    "executed in training; before and change use the pairs of last. Best is selected on validation.",
+    "vs λ = 0: mean difference at the same seeds. Steps to GRPO: the first evaluated step that reaches the highest "
+    "held-out pass@1 of λ = 0 at the same seed, and the number of seeds that reach it.",
+    "r: env weight per observation token / (RL weight per action token · mean |advantage|). "
+    "λ·env/RL and cosine: norm ratio and cosine of the two terms' gradients, λ included, at the probed steps.",
 )
 
 
 def sweep_tables(results: Sequence[LambdaResult]) -> list[SweepTable]:
-    """env-CE, then tasks and what λ amounts to. At most 100 characters wide on a terminal."""
+    """Return two tables: env-CE, then tasks and λ in portable units. At most 100 characters wide on a terminal."""
     return [
         _table("held-out env-CE, nats/token", _CE_COLUMNS, results),
         _table("held-out tasks, and λ in portable units", _TASK_COLUMNS, results),

@@ -1,4 +1,4 @@
-"""What a λ did, in one word, by one written rule."""
+"""Verdict on a λ in one word, by a fixed rule."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ from echo_cli.statistics import Estimate
 Name = Literal["flat", "learns", "over-fits", "collapsed", "inconclusive"]
 
 MARGIN = 0.05
-"""The relative change of env-CE that counts as one."""
+"""Smallest relative change of env-CE that counts as a change."""
 MIN_SEEDS = 3
 LOST = 0.5
-"""The share of pass@1 that must be gone to call it a collapse."""
+"""Smallest relative fall of pass@1 that counts as a collapse."""
 
 RULE = (
-    "The first that holds, with 95 % intervals over the finished seeds (Student's t):",
-    "collapsed: at least half of the runs ended diverged or collapsed (failed ones do not count)",
+    "The first of these that holds, with 95 % intervals over the finished seeds (Student's t):",
+    "collapsed: at least half of the runs ended diverged or collapsed (failed runs do not count)",
     f"inconclusive: fewer than {MIN_SEEDS} seeds finished",
-    f"collapsed: pass@1 fell; the interval of its change is below 0, its mean at least {LOST:.0%} of the start",
+    f"collapsed: pass@1 fell, the interval of its change is below 0, and the mean fall is at least {LOST:.0%} of the "
+    "start",
     f"over-fits: env-CE ends above its best by more than {MARGIN:.0%} of its start, or above its start by more than "
     f"{MARGIN:.0%}",
     f"learns: env-CE ends below its start by more than {MARGIN:.0%}",
     f"flat: env-CE ends within {MARGIN:.0%} of its start",
     "inconclusive: none of these",
-    "'By more than' and 'within' are said of the whole interval. The start is the env-CE before training, on the same "
+    "'By more than' and 'within' refer to the whole interval. The start is the env-CE before training, on the same "
     "held-out pairs.",
 )
-"""The rule of `judge`, a line each, as it is printed beside every verdict."""
+"""Rule of `judge`, one verdict per line, as printed with every table of verdicts."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a verdict rests on: the runs of one λ.
+    """Evidence for a verdict, from the runs of one λ.
 
     Attributes:
-        finished: runs that trained all their steps.
-        broken: runs that ended diverged or collapsed.
+        finished: number of runs that trained all steps.
+        broken: number of runs that diverged or collapsed.
         change: (last - start) / start of held-out env-CE, over the same pairs.
-        rise: how far the last env-CE lies above the best one, in parts of the start.
+        rise: rise of held-out env-CE from the best step to the last, as a fraction of the start.
         pass_before: mean held-out pass@1 before training.
         pass_change: last - before of held-out pass@1.
     """
@@ -59,12 +60,12 @@ class Verdict:
 
 
 def judge(evidence: Evidence) -> Verdict:
-    """The verdict on a λ, by `RULE`."""
+    """Return the verdict on a λ by `RULE`."""
     ended = evidence.finished + evidence.broken
     if evidence.broken > 0 and 2 * evidence.broken >= ended:
         return Verdict("collapsed", f"{evidence.broken} of {ended} runs diverged or collapsed")
     if evidence.finished < MIN_SEEDS:
-        return Verdict("inconclusive", f"{evidence.finished} seeds finished, of the {MIN_SEEDS} it takes")
+        return Verdict("inconclusive", f"{evidence.finished} seeds finished, {MIN_SEEDS} are needed")
     fall, before = evidence.pass_change, evidence.pass_before
     if fall is not None and before is not None and _below(fall, 0) and -fall.value >= LOST * before:
         return Verdict("collapsed", f"pass@1 fell by {-fall.value:.3f} from {before:.3f}")
@@ -91,5 +92,5 @@ def _above(estimate: Estimate, bound: float) -> bool:
 
 
 def _percent(estimate: Estimate) -> str:
-    low, high = estimate.low or 0.0, estimate.high or 0.0  # an interval, where this is called
+    low, high = estimate.low or 0.0, estimate.high or 0.0  # callers ensure that there is an interval
     return f"{100 * estimate.value:+.1f} % [{100 * low:+.1f}, {100 * high:+.1f}]"

@@ -119,7 +119,7 @@ def test_a_finished_cell_is_not_passed_off_as_one_with_a_lowered_lambda(
     _copy(swept, tmp_path)
     assert main(_two_by_two(tmp_path, "collapse.action=lower_lambda")) == 2
     message, tip = error_of(capsys.readouterr().err)
-    assert "another collapse section" in message and "--overwrite" in tip
+    assert "a different collapse section" in message and "--overwrite" in tip
     assert main(_two_by_two(tmp_path, "collapse.action=stop")) == 0
 
 
@@ -357,7 +357,7 @@ def test_a_probe_in_the_config_file_stays(tmp_path: Path) -> None:
         (["0", "--seeds=0,x"], "'x' is not a seed"),
         (["0", "--seeds", "9" * 30], f"'{'9' * 30}' is not a seed"),
         (["0", "--seeds", "9" * 5000], "is not a seed"),
-        (["0", "objective.world_model_coeff=1"], "is what a sweep sets"),
+        (["0", "objective.world_model_coeff=1"], "a sweep sets objective.world_model_coeff itself"),
         (["0.1", "0.10000000000000001", "0.1000000000000001"], "are the same to 12 digits"),
         (["0", "--seeds", "0", "--seed", "1"], "--seeds and a seed exclude each other"),
         (["0", "--seeds", "0", "seed=1"], "--seeds and a seed exclude each other"),
