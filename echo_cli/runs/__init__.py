@@ -1,1 +1,1 @@
-"""Run directories: what a run writes and how it is read back."""
+"""Run directories: files written by a run, and their readers."""

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: `checkpoints/step_000060/`, complete and verified or not there, with `latest` and `best`.
+"""Checkpoints of a run: folders such as `checkpoints/step_000060/`, and the pointers `latest` and `best`.
 
-A checkpoint is written under a temporary name, fsynced and renamed. Its meta.json has size and SHA-256 of every file.
-`latest` and `best` are one-line text files with a folder's name; `latest` is for people and scripts: the newest
-checkpoint is always the highest step there is, so that removing a damaged one is all it takes to go on.
+A checkpoint is written under a temporary name, fsynced and renamed, so it is complete or absent. Its meta.json has size
+and SHA-256 of every file. `latest` and `best` are one-line text files with a folder's name. `latest` is for people and
+scripts; echo-cli uses the highest step, so a run with a damaged checkpoint can be resumed after deleting its folder.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _REPLACED = ".old-"
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The `checkpoints` folder of a run; it need not exist before the first `save`."""
+    """The `checkpoints` folder of a run, created by the first `save`."""
 
     path: Path
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, ascending; not verified."""
+        """Return the steps that have a checkpoint, in increasing order, without verification."""
         if not self.path.is_dir():
             return []
         names = (re.fullmatch(r"step_(\d{6,})", entry.name) for entry in self.path.iterdir())
@@ -41,7 +41,7 @@ class Checkpoints:
         """Save the state after `step`: `write` fills an empty folder, which is renamed once it is on disk.
 
         Args:
-            meta: JSON values, given back by `load`.
+            meta: JSON values, which `load` returns.
 
         Returns:
             The checkpoint's folder.
@@ -62,7 +62,7 @@ class Checkpoints:
                 full = shutil.disk_usage(self.path).free < 2**20
                 delete(temporary)
                 if full and isinstance(error, Exception):
-                    # safetensors and torch.save report a full disk with error types of their own.
+                    # safetensors and torch.save report a full disk with their own error types.
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
                 raise
             if final.exists():
@@ -74,13 +74,14 @@ class Checkpoints:
         return final
 
     def load(self, which: str | int = "latest") -> tuple[Path, Row]:
-        """The folder and the `meta` of a checkpoint, once size and SHA-256 of its files are verified.
+        """Return the folder and the `meta` of a checkpoint, after verifying size and SHA-256 of its files.
 
         Args:
             which: "latest" (the highest step), "best" or a step.
 
         Raises:
-            EchoError: there is none, or it is damaged or foreign; the tip names an intact one where there is one.
+            EchoError: the checkpoint does not exist, is damaged, or has another format; the tip has an intact one, if
+                any.
         """
         step = self._resolve(which)
         problem, meta = _verify(self._folder(step), step)
@@ -89,21 +90,21 @@ class Checkpoints:
         others = [other for other in reversed(self.steps()) if other != step]
         intact = next((other for other in others if _verify(self._folder(other), other)[0] is None), None)
         if intact is None:
-            tip = "no other checkpoint of the run is intact: start again with --overwrite, or another --run-name"
+            tip = "the run has no other intact checkpoint: start again with --overwrite or another --run-name"
         elif which == "latest":
             tip = (
-                f"the one of step {intact} is intact: remove {escape_unprintable(self._folder(step))} and run the "
-                "command again"
+                f"the checkpoint of step {intact} is intact: delete {escape_unprintable(self._folder(step))} and run "
+                "the command again"
             )
         else:
-            tip = f"the one of step {intact} is intact"
+            tip = f"the checkpoint of step {intact} is intact"
         raise EchoError(f"checkpoint {escape_unprintable(self._folder(step))} is damaged: {problem}", tip, exit_code=1)
 
     def mark_best(self, step: int) -> None:
         """Point `best` at the checkpoint of `step`.
 
         Raises:
-            ValueError: there is no such checkpoint.
+            ValueError: the checkpoint does not exist.
             EchoError: the pointer cannot be written.
         """
         if step not in self.steps():
@@ -111,7 +112,7 @@ class Checkpoints:
         write_atomic(self.path / "best", f"{self._folder(step).name}\n".encode())
 
     def best_step(self) -> int | None:
-        """The step that `best` points at; None where nothing is marked or that checkpoint is gone."""
+        """Return the step that `best` points to; None if there is no mark or the checkpoint does not exist."""
         pointer = self.path / "best"
         if not pointer.is_file():
             return None
@@ -119,7 +120,7 @@ class Checkpoints:
         return next((step for step in self.steps() if self._folder(step).name.encode() == name), None)
 
     def prune(self, keep: int) -> None:
-        """Delete all but the newest `keep` checkpoints and the best one.
+        """Delete all checkpoints except the newest `keep` and the best.
 
         Raises:
             ValueError: `keep` is below 1.
@@ -133,7 +134,7 @@ class Checkpoints:
                 self._remove(step)
 
     def drop_after(self, step: int) -> None:
-        """Delete the checkpoints above `step`, and `best` if it was one of them.
+        """Delete the checkpoints above `step`, and the pointer `best` if its checkpoint is deleted.
 
         Raises:
             EchoError: a folder cannot be removed.
@@ -147,7 +148,7 @@ class Checkpoints:
                 delete(self.path / "best")
 
     def recover(self) -> None:
-        """Clear what a killed writer left: unfinished folders go, a checkpoint about to be replaced comes back.
+        """Clean up after a killed writer: delete unfinished folders, restore a checkpoint that was being replaced.
 
         Raises:
             EchoError: a folder cannot be removed.
@@ -168,26 +169,26 @@ class Checkpoints:
     def _resolve(self, which: str | int) -> int:
         steps, run = self.steps(), escape_unprintable(self.path.parent)
         if not steps:
-            again = "start again with --overwrite, or another --run-name"
-            tip = f"it was copied without them, or stopped before its first one: {again}"
+            again = "start again with --overwrite or another --run-name"
+            tip = f"it was copied without checkpoints or stopped before the first: {again}"
             raise EchoError(f"{run} has no checkpoint", tip)
         if which == "latest":
             return steps[-1]
         if which == "best":
             best = self.best_step()
             if best is None:
-                raise EchoError(f"{run} has no best checkpoint", f"the latest is that of step {steps[-1]}")
+                raise EchoError(f"{run} has no best checkpoint", f"the latest checkpoint is of step {steps[-1]}")
             return best
         if which not in steps:
             there = ", ".join(map(str, steps))
-            raise EchoError(f"{run} has no checkpoint of step {which}", f"there are those of steps {there}")
+            raise EchoError(f"{run} has no checkpoint of step {which}", f"steps with checkpoints: {there}")
         return int(which)
 
     def _remove(self, step: int) -> None:
         folder = self._folder(step)
         doomed = folder.with_name(TEMPORARY + folder.name)
         with os_errors(folder):
-            folder.rename(doomed)  # first: a half-deleted folder must not keep a final name
+            folder.rename(doomed)  # before deletion: a partially deleted folder must not keep its final name
             delete(doomed)
 
     def _write_latest(self) -> None:
@@ -197,7 +198,7 @@ class Checkpoints:
 
 
 def _seal(folder: Path, step: int, meta: Mapping[str, Any]) -> None:
-    """Record size and hash of every file in meta.json, and bring it all to disk."""
+    """Record size and SHA-256 of every file in meta.json, and fsync everything."""
     entries = sorted(folder.rglob("*"))
     files = {
         entry.relative_to(folder).as_posix(): {"bytes": entry.stat().st_size, "sha256": sha256_of(entry)}
@@ -210,7 +211,7 @@ def _seal(folder: Path, step: int, meta: Mapping[str, Any]) -> None:
 
 
 def _verify(folder: Path, step: int) -> tuple[str | None, Row]:
-    """What is wrong with a checkpoint (None: it is intact), and its `meta`."""
+    """Return the problem of a checkpoint, None if it is intact, and its `meta`."""
     if not (folder / "meta.json").is_file():
         return "it has no meta.json", {}
     try:
@@ -221,17 +222,16 @@ def _verify(folder: Path, step: int) -> tuple[str | None, Row]:
         return f"its format is {escape_unprintable(repr(record.get('format')))}, this version reads {_FORMAT!r}", {}
     files, meta = record.get("files"), record.get("meta")
     if record.get("step") != step or not isinstance(files, dict) or not isinstance(meta, dict):
-        return "its meta.json is not that of this checkpoint", {}
+        return "its meta.json does not match this checkpoint", {}
     for name, expected in files.items():
         file = folder / name
         if not file.is_file():
             return f"{escape_unprintable(name)} is missing", {}
         if not isinstance(expected, dict) or file.stat().st_size != expected.get("bytes"):
             return (
-                f"{escape_unprintable(name)} does not have the size it was saved with ({file.stat().st_size} "
-                "bytes now)",
+                f"{escape_unprintable(name)} does not have its saved size (it is {file.stat().st_size} bytes)",
                 {},
             )
         if sha256_of(file) != expected.get("sha256"):
-            return f"{escape_unprintable(name)} does not have the content it was saved with", {}
+            return f"{escape_unprintable(name)} does not have its saved content", {}
     return None, meta

@@ -1,4 +1,4 @@
-"""What a run's files say over the steps: the points of its metrics, its best step, its λ; and the mean over seeds."""
+"""Curves of a run over its steps: points of metrics, best step and λ; and the mean over several runs."""
 
 from __future__ import annotations
 
@@ -14,46 +14,50 @@ from echo_cli.runs.directory import RunDirectory
 from echo_cli.text import escape_unprintable
 
 Points = list[tuple[int, float]]
-"""(step, value); a step without a value has no point."""
+"""Points (step, value); steps without a value are omitted."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A run's metrics by name, with the step chosen on the validation split (None: there was no validation)."""
+    """Metrics of a run over its steps."""
 
     name: str
     coefficient: float | None
     """λ"""
     series: dict[str, Points]
+    """Points by metric name."""
     best_step: int | None
+    """Step chosen on the validation split; None without validation."""
 
 
 @dataclass(frozen=True)
 class Band:
-    """A metric over several runs: at `steps`, where every run that has the metric has a value."""
+    """A metric over several runs, at the `steps` where every run with the metric has a value."""
 
     steps: list[int]
     mean: list[float]
     low: list[float]
     high: list[float]
     runs: int
-    """How many runs have the metric."""
+    """Number of runs with the metric."""
     uneven: bool
-    """Some of them have values at other steps too: a run ended early, or was evaluated at other steps."""
+    """Whether a run has values at other steps, because a run ended early or was evaluated at other steps."""
 
 
 def read_curve(path: Path, name: str, metrics: Sequence[str]) -> Curve:
-    """Read the `metrics` of a run, and from its summary the best step and λ.
+    """Read the `metrics` of a run, and best step and λ from its summary.
 
-    A run without a summary was killed or is still going: its best step is that of the lowest validation env-CE so far.
+    For a run without a summary, which was killed or is in progress, the best step has the lowest validation env-CE so
+    far.
 
     Raises:
-        EchoError: no metrics file, no rows in it, or a step or value that is not a number; names the file.
+        EchoError: the metrics file does not exist or is empty, or a step or value is not a number; the message has the
+            file.
     """
     run = RunDirectory(path)
     rows = run.read_metrics()
     if not rows:
-        raise EchoError(f"{escape_unprintable(run.metrics_path)} has no rows yet", "wait for the first step of the run")
+        raise EchoError(f"{escape_unprintable(run.metrics_path)} is empty", "wait for the first step of the run")
     validation = _points(run, rows, "validation/env_ce")
     coefficients = _points(run, rows, "train/lambda")
     best = min(validation, key=lambda point: point[1])[0] if validation else None
@@ -69,7 +73,7 @@ def read_curve(path: Path, name: str, metrics: Sequence[str]) -> Curve:
 
 
 def band(curves: Sequence[Curve], metric: str) -> Band:
-    """Mean, lowest and highest value of `metric` over `curves`, at the steps they share."""
+    """Return mean, minimum and maximum of `metric` over `curves`, at their common steps."""
     values = [dict(points) for curve in curves if (points := curve.series[metric])]
     steps = sorted(set(values[0]).intersection(*values)) if values else []
     at = [[points[step] for points in values] for step in steps]
@@ -89,12 +93,12 @@ def _points(run: RunDirectory, rows: Sequence[Row], metric: str) -> Points:
         step, value = row.get("step"), row.get(metric)
         if not isinstance(step, int):
             raise EchoError(
-                f"{escape_unprintable(run.metrics_path)}: a row has no step", "it is not the metrics file of a run"
+                f"{escape_unprintable(run.metrics_path)}: a row has no step", "check that it is a run's metrics file"
             )
         if value is not None and not isinstance(value, (int, float)):
             raise EchoError(
                 f"{escape_unprintable(run.metrics_path)}: {metric} of step {step} is not a number",
-                "it is not the metrics file of a run",
+                "check that it is a run's metrics file",
             )
         if value is not None:
             points.append((step, float(value)))
@@ -102,7 +106,7 @@ def _points(run: RunDirectory, rows: Sequence[Row], metric: str) -> Points:
 
 
 def _lookup(summary: Row, *keys: str) -> float | None:
-    """The number at a path of keys, or None."""
+    """Return the number at a path of keys, or None."""
     value: Any = summary
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None

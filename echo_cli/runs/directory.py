@@ -1,16 +1,16 @@
-"""The run directory: create, refuse, resume; metrics, observations, trajectories, checkpoints, summary.
+"""Run directory: creation, locking and resuming; metrics, observations, trajectories, checkpoints, summary.
 
-Readers never change a run. A writer holds `RunDirectory.lock`, which also clears what a killed writer left:
+Readers never change a run. A writer holds `RunDirectory.lock`, which also cleans up after a killed writer:
 
     run = create_run(path, config_yaml=…, environment=environment_record(…))
     with run.lock():
-        run.append_metrics(row)                                # a step
-        run.save_checkpoint(step, write, meta)                 # now and then
+        run.append_metrics(row)                                # every step
+        run.save_checkpoint(step, write, meta)                 # some steps
 
     run = open_run(path)                                       # --resume
     with run.lock():
         folder, meta = run.load_checkpoint()                   # verified
-        run.rewind(meta["step"])                               # and from there as above
+        run.rewind(meta["step"])                               # then as above
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from echo_cli.runs.checkpoints import Checkpoints
 from echo_cli.text import escape_unprintable
 
 _FORMAT = "echo-cli run 1"
-# What --overwrite deletes. Anything else that a person has put into the folder stays.
+# Files that --overwrite deletes; other files in the folder are kept.
 _LOGS = ("metrics.jsonl", "observations.jsonl", "trajectories.jsonl")
 _POOLS = "pool_*.jsonl"
 _PICTURES = ("heldout_env_ce.*", "heldout_evaluation.*")
@@ -55,7 +55,7 @@ _OWN = ("config.yaml", *_LOGS, _POOLS, "checkpoints", "summary.json", *_PICTURES
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The folder of one run. Made by `create_run` and `open_run`."""
+    """The folder of a run, returned by `create_run` and `open_run`."""
 
     path: Path
 
@@ -77,7 +77,7 @@ class RunDirectory:
 
     @property
     def pool_paths(self) -> dict[str, Path]:
-        """By name, the trajectories of the frozen pools that were played for this run alone."""
+        """Trajectory files, by pool name, of the frozen pools that were played for this run alone."""
         return {path.stem.removeprefix("pool_"): path for path in sorted(self.path.glob(_POOLS))}
 
     @property
@@ -89,25 +89,25 @@ class RunDirectory:
         return Checkpoints(self.path / "checkpoints")
 
     def read_config(self, overrides: Sequence[str] = ()) -> Config:
-        """Return the run's config with `KEY.PATH=VALUE` overrides on top. Errors as in `load_config`."""
+        """Return the run's config with `KEY.PATH=VALUE` overrides applied. Errors as in `load_config`."""
         return load_config(self.config_path, overrides)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for writing; released when the process ends, kill -9 included.
+        """Lock the run for writing; the lock is released when the process ends, including after kill -9.
 
         Raises:
-            EchoError: it is held already.
+            EchoError: the run is already locked.
         """
         with lock_folder(self.path):
             self.checkpoints.recover()
             yield
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append a step's metrics. JSON has no NaN and no infinity: they are written as null.
+        """Append a step's metrics. NaN and infinity are written as null, because JSON has neither.
 
         Raises:
-            EchoError: the disk is full (exit code 1; the rows before are intact) or the file is not writable.
+            EchoError: the disk is full (exit code 1; earlier rows are intact) or the file is not writable.
         """
         append_jsonl(self.metrics_path, [row])
 
@@ -116,26 +116,27 @@ class RunDirectory:
         append_jsonl(self.trajectories_path, records)
 
     def append_observations(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append what training observed for the first time, `ObservationLog.add`, before the metrics of that step.
+        """Append the rows of new observations from `ObservationLog.add`, before the metrics of the same step.
 
         Errors as in `append_metrics`.
         """
         append_jsonl(self.observations_path, rows)
 
     def read_observations(self, until_step: int | None = None) -> list[Row]:
-        """The rows of observations.jsonl, in order of first occurrence; up to and with `until_step` if it is given.
+        """Return the rows of observations.jsonl in order of first occurrence, up to and including `until_step`.
 
-        Each has `step`, `command`, `output` (as the policy met it) and `exit_code`.
+        A row has `step`, `command`, `output` (as shown to the policy) and `exit_code`.
 
         Raises:
-            EchoError: an earlier version of echo-cli made the run, without this file, or a line is no such row.
+            EchoError: the file does not exist (an earlier version of echo-cli created the run), or a line is not an
+                observation.
         """
         path = self.observations_path
         if not path.is_file():
             raise EchoError(
-                f"{escape_unprintable(self.path)} has no observations.jsonl: an earlier version of echo-cli made "
-                "this run",
-                "train it again, with --overwrite or another --run-name",
+                f"{escape_unprintable(self.path)} has no observations.jsonl: an earlier version of echo-cli created "
+                "the run",
+                "train it again with --overwrite or another --run-name",
             )
         rows = list(read_jsonl(path))
         for number, row in enumerate(rows, start=1):
@@ -146,32 +147,32 @@ class RunDirectory:
         return [row for row in rows if until_step is None or row["step"] <= until_step]
 
     def read_metrics(self) -> list[Row]:
-        """The rows of metrics.jsonl, oldest first; a last line that a kill has cut is left out.
+        """Return the rows of metrics.jsonl, oldest first, without an incomplete last line, which a kill may leave.
 
         Raises:
-            EchoError: there is no such file, or another line is not a JSON object; names the file and the line.
+            EchoError: the file does not exist, or another line is not a JSON object; the message has file and line.
         """
         if not self.metrics_path.is_file():
             raise EchoError(
-                f"{escape_unprintable(self.path)} has no metrics.jsonl", "name a run directory, one that `train` made"
+                f"{escape_unprintable(self.path)} has no metrics.jsonl", "give a run directory created by `train`"
             )
         return list(read_jsonl(self.metrics_path))
 
     def rewind(self, step: int) -> None:
-        """Make the run what it was right after `step`, so that resuming writes what an uninterrupted run would have.
+        """Restore the run's files to their state after `step`, so that a resumed run equals an uninterrupted one.
 
-        Drops log rows and checkpoints after `step`, a cut last line and the summary. Load the checkpoint of `step`
-        first: that verifies it.
+        Deletes log rows and checkpoints after `step`, an incomplete last line, and the summary. Load the checkpoint of
+        `step` first to verify it.
 
         Raises:
             EchoError: a log has a line that is not a row, or cannot be rewritten.
         """
         with os_errors(self.summary_path):
             delete(self.summary_path)
-        # Before the logs: killed in between, the next resume starts at `step` again and finishes the cut.
+        # Before the logs: if the process is killed in between, the next resume starts at `step` again and truncates.
         self.checkpoints.drop_after(step)
         truncate_jsonl(self.metrics_path, step, lambda row: int(row["step"]))
-        if step < 0:  # nothing has been trained; a run that an earlier version began may lack the file
+        if step < 0:  # nothing has been trained; a run created by an earlier version may lack the file
             write_atomic(self.observations_path, b"")
         else:
             truncate_jsonl(self.observations_path, step, lambda row: int(row["step"]))
@@ -179,9 +180,9 @@ class RunDirectory:
             truncate_jsonl(self.trajectories_path, step, lambda row: int(row["meta"]["step"]))
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None], meta: Mapping[str, Any]) -> Path:
-        """Save the state after `step` (see `Checkpoints.save`), and `step` with `meta`.
+        """Save the state after `step` (see `Checkpoints.save`), with `step` added to `meta`.
 
-        The logs are fsynced first: a checkpoint never knows of a step that the metrics have lost.
+        The logs are fsynced first, so that no checkpoint is ahead of the metrics on disk.
         """
         for log in (self.path / name for name in _LOGS):
             if log.exists():
@@ -190,19 +191,19 @@ class RunDirectory:
         return self.checkpoints.save(step, write, {**meta, "step": step})
 
     def load_checkpoint(self, which: str | int = "latest") -> tuple[Path, Row]:
-        """The folder and the meta (with `step`) of a verified checkpoint; see `Checkpoints.load`."""
+        """Return the folder and the meta (with `step`) of a verified checkpoint; see `Checkpoints.load`."""
         return self.checkpoints.load(which)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json.
 
         Raises:
-            EchoError: it cannot be written.
+            EchoError: the file cannot be written.
         """
         write_json(self.summary_path, summary)
 
     def read_summary(self) -> Row | None:
-        """The summary; None for a run that has none yet.
+        """Return the summary, or None if the run has none.
 
         Raises:
             EchoError: the file is not a JSON object.
@@ -211,10 +212,10 @@ class RunDirectory:
 
 
 def check_writable(path: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse what `create_run`, or `RunDirectory.lock` with `resume`, would refuse now: before anything is started.
+    """Check, before anything is started, that `create_run`, or with `resume` `RunDirectory.lock`, will succeed.
 
     Raises:
-        EchoError: the folder is used, is not a run (with `overwrite`), or is held by another process.
+        EchoError: the folder is in use, is not a run (with `overwrite`), or is locked by another process.
     """
     if not resume:
         with os_errors(path):
@@ -232,27 +233,27 @@ def create_run(
     pools: Mapping[str, Iterable[Mapping[str, Any]]] = MappingProxyType({}),
     overwrite: bool = False,
 ) -> RunDirectory:
-    """Make a run directory with environment.json, empty metrics.jsonl and observations.jsonl, and config.yaml.
+    """Create a run directory with environment.json, empty metrics.jsonl and observations.jsonl, and config.yaml.
 
-    With `overwrite` an earlier run is deleted first: the files of a run, and nothing else in its folder.
+    With `overwrite`, the files of an existing run are deleted first; other files in the folder are kept.
 
     Args:
-        pools: `Trajectory.to_json` objects of the frozen pools that could not be played again.
+        pools: `Trajectory.to_json` objects, by pool name, of the frozen pools that cannot be played again.
 
     Raises:
-        EchoError: the folder is used, is not a run (with `overwrite`), is held by another process or not writable
+        EchoError: the folder is in use, is not a run (with `overwrite`), is locked by another process or not writable
             (exit code 2), or the disk is full (exit code 1).
     """
     with os_errors(path):
         _check_free(path, overwrite)
         path.mkdir(parents=True, exist_ok=True)
     with lock_folder(path):
-        _check_free(path, overwrite)  # again: another process may have been faster
+        _check_free(path, overwrite)  # again: another process may have created a run meanwhile
         with os_errors(path):
             for pattern in (*_OWN, f"{TEMPORARY}*"):
                 for entry in path.glob(pattern):
                     delete(entry)
-        # First, and never deleted: a run is recognised by it, also one that was killed while it was made.
+        # Written first and never deleted: it identifies a run, even if the process is killed while creating it.
         write_json(path / "environment.json", {"format": _FORMAT, **environment})
         for name, records in pools.items():
             append_jsonl(path / _POOLS.replace("*", name), records)
@@ -262,17 +263,20 @@ def create_run(
     return RunDirectory(path)
 
 
-def open_run(path: Path, tip: str = "name a run directory, one that `train` made") -> RunDirectory:
-    """An existing run, for reading or resuming; `tip` is for a name that is like no run's beside it.
+def open_run(path: Path, tip: str = "give a run directory created by `train`") -> RunDirectory:
+    """Open an existing run for reading or resuming.
+
+    Args:
+        tip: tip of the error if no run next to `path` has a similar name.
 
     Raises:
-        EchoError: there is nothing at `path`, or it is not a run.
+        EchoError: `path` does not exist or is not a run.
     """
     if is_run(path):
         return RunDirectory(path)
     siblings = [entry.name for entry in path.parent.iterdir() if is_run(entry)] if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, siblings, n=1)
-    what = "is not a run: it has no config.yaml with a metrics.jsonl" if path.exists() else "does not exist"
+    what = "is not a run: it lacks config.yaml or metrics.jsonl" if path.exists() else "does not exist"
     raise EchoError(
         f"{escape_unprintable(path)} {what}",
         f"did you mean {escape_unprintable(path.parent / close[0])}?" if close else tip,
@@ -280,7 +284,7 @@ def open_run(path: Path, tip: str = "name a run directory, one that `train` made
 
 
 def is_half_made(path: Path) -> bool:
-    """Whether `path` is what `create_run` leaves when it is killed: not a run yet, and with nothing in it to lose."""
+    """Return whether `path` is a remnant of a killed `create_run`: not a run, and without data to lose."""
     written = {name for name in _names(path) if not _is_scaffold(name)}
     if not written:
         return bool(_names(path))
@@ -292,12 +296,12 @@ def is_half_made(path: Path) -> bool:
 
 
 def is_run(path: Path) -> bool:
-    """Whether `path` is a folder with what every run has: config.yaml and metrics.jsonl."""
+    """Return whether `path` is a run, which is a folder with config.yaml and metrics.jsonl."""
     return (path / "config.yaml").is_file() and (path / "metrics.jsonl").is_file()
 
 
 def _check_free(path: Path, overwrite: bool) -> None:
-    """Refuse a folder with anything in it, except a half-made run, and (with `overwrite`) a run."""
+    """Reject a folder that is not empty, except a half-made run and, with `overwrite`, a run."""
     if path.exists() and not path.is_dir():
         raise EchoError(f"{escape_unprintable(path)} is not a folder", "choose another --run-name or --output-dir")
     names = _names(path)
@@ -309,7 +313,7 @@ def _check_free(path: Path, overwrite: bool) -> None:
         )
     if not overwrite:
         raise EchoError(
-            f"{escape_unprintable(path)} holds a run already",
+            f"{escape_unprintable(path)} already contains a run",
             "continue it with --resume, replace it with --overwrite, or choose another --run-name",
         )
 

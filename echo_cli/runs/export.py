@@ -1,4 +1,4 @@
-"""A checkpoint as a model folder of its own, for use outside of its run."""
+"""Export of a checkpoint as a standalone model folder."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from echo_cli.text import escape_unprintable
 
 _OF_THE_RUN = {TRAINER_FILE, "meta.json"}
 
-# peft's name, kept here as well: a whole model is exported without peft.
+# peft's file name, defined here because a full model is exported without peft.
 _ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written."""
+    """Result of an export."""
 
     folder: Path
     step: int
@@ -36,28 +36,28 @@ class Export:
 def export_checkpoint(run_path: Path, which: str | int, folder: Path, *, merge: bool = False) -> Export:
     """Write the model of a run's checkpoint ("best", "latest" or a step), with its tokenizer, to `folder`.
 
-    What it was trained as: a whole model, or a LoRA adapter that names its base. With `merge`, the adapter is added to
-    the base's weights, and both are one model in float32.
+    The export has the form in which the model was trained: a full model, or a LoRA adapter that refers to its base.
+    With `merge`, the adapter is merged into the base's weights, as one model in float32.
 
     Raises:
-        EchoError: the run or the checkpoint is not there or damaged, `folder` is in use, there is no adapter to merge,
-            or an adapter's base is nowhere to be loaded from; the disk is full (exit code 1).
+        EchoError: the run or the checkpoint does not exist or is damaged, `folder` is in use, there is no adapter to
+            merge, or the base of an adapter cannot be loaded; the disk is full (exit code 1).
     """
     run = open_run(run_path)
     config = run.read_config()
     checkpoint, meta = run.load_checkpoint(which)
-    # Also of a run without model.lora, whose model.path was an adapter that it trained further.
+    # A run without model.lora also has an adapter if it continued to train an adapter in model.path.
     adapted = (checkpoint / _ADAPTER_CONFIG).is_file()
     if merge and not adapted:
-        raise EchoError(f"--merge has no effect: {escape_unprintable(run_path)} trained a whole model", "leave it out")
+        raise EchoError(f"--merge has no effect: {escape_unprintable(run_path)} trained a full model", "omit --merge")
     if adapted and not merge:
         made = config.model.path == RANDOM_QWEN3 or config.model.init == "scratch"
         if made:
             message = (
-                f"the base of the adapter of {escape_unprintable(run_path)} is random weights that only the run can "
-                "make"
+                f"the adapter of {escape_unprintable(run_path)} has a base of random weights, which only the run can "
+                "create"
             )
-            raise EchoError(message, "export one model of both with --merge")
+            raise EchoError(message, "export base and adapter as one model with --merge")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise EchoError(f"{escape_unprintable(folder)} is in use", "choose another --output")
     unfinished = folder.with_name(TEMPORARY + folder.name)
@@ -89,7 +89,7 @@ def _copy(checkpoint: Path, folder: Path, leave_out: set[str]) -> None:
 def _write_merged(config: Config, checkpoint: Path, folder: Path) -> None:
     from echo_cli.models.hf.loading import hf_folder, load_hf_model
 
-    # An adapter that was trained further needs its base, and not the adapter that it was before.
+    # An adapter that was trained further needs its base, not its earlier state.
     path = {} if config.model.lora is not None else {"path": str(checkpoint), "revision": None}
     plain = {"compile": False, "gradient_checkpointing": False, "attention": "sdpa"}
     model = config.model.model_copy(update={**plain, **path})

@@ -1,11 +1,11 @@
-"""Frozen pools as files: a folder of trajectories.jsonl and of manifest.json, which says what they are.
+"""Frozen pools as folders of trajectories.jsonl and manifest.json.
 
     heldout-expert/
-      trajectories.jsonl   one `Trajectory.to_json` object a line
-      manifest.json        SHA-256 of that file, what is in it, and where it comes from
+      trajectories.jsonl   one `Trajectory.to_json` object per line
+      manifest.json        SHA-256 of trajectories.jsonl, its contents, and its provenance
 
-A pool is text with roles. Its token ids are those of the actor that played it, and serve nobody else: `load_pool`
-encodes the text anew, so that every policy is measured in its own tokens, and bytes compare over tokenizers.
+A pool is text with roles. Its token ids belong to the actor that played it. `load_pool` encodes the text again, so that
+every policy is measured in its own tokens; measures per byte are comparable across tokenizers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Record(BaseModel):
 
 
 class Actor(_Record):
-    """Who played: a script, or the checkpoint of `run` at `step` with the SHA-256 of its model.safetensors."""
+    """The actor of a pool: a script, or the checkpoint of `run` at `step` with the SHA-256 of its model.safetensors."""
 
     kind: Literal["expert", "explorer", "checkpoint"]
     run: str | None = None
@@ -48,9 +48,9 @@ class Actor(_Record):
 
 
 class Provenance(_Record):
-    """How the trajectories were made; with the same code and checkpoint it is enough to make them again.
+    """Provenance of the trajectories, sufficient to reproduce them with the same code and checkpoint.
 
-    `temperature` and `seed` are None where nothing was sampled or drawn. Holds no host name, user name or path.
+    `temperature` and `seed` are None if nothing was sampled or drawn. There is no host name, user name or path.
     """
 
     actor: Actor
@@ -62,23 +62,25 @@ class Provenance(_Record):
     temperature: float | None
     seed: int | None
     limits: EpisodeLimits
-    """Caps in tokens of the actor's tokenizer: an output in the pool is cut where they cut it."""
+    """Caps in tokens of the actor's tokenizer; outputs in the pool are truncated at these caps."""
     environment: dict[str, Any]
-    """The resolved environment section of the config."""
+    """Resolved environment section of the config."""
     echo_cli: str
     git_commit: str | None
 
 
 class Contents(_Record):
-    """What can be counted in trajectories.jsonl: bytes in UTF-8 by role and, of env_output, by channel."""
+    """Counts of the contents of trajectories.jsonl."""
 
     trajectories: int
     pairs: int
-    """Distinct (command, output), each of which is scored once."""
+    """Number of distinct (command, output) pairs, each of which is scored once."""
     bytes: dict[str, int]
+    """Number of UTF-8 bytes by role."""
     env_output_bytes: dict[str, int]
+    """Number of UTF-8 bytes of env_output by channel."""
     tokens: dict[str, int]
-    """By role, as played: under the actor's tokenizer."""
+    """Number of tokens of the actor's tokenizer by role."""
 
 
 class TokenizerRecord(_Record):
@@ -89,19 +91,19 @@ class TokenizerRecord(_Record):
 
 
 class Manifest(_Record):
-    """What manifest.json says of a pool."""
+    """Contents of manifest.json."""
 
     format: Literal["echo-cli pool 1"]
     name: str
     sha256: str
-    """Of the bytes of trajectories.jsonl."""
+    """SHA-256 of trajectories.jsonl."""
     contents: Contents
     tokenizer: TokenizerRecord
     provenance: Provenance
 
 
 def contents_of(trajectories: Sequence[Trajectory]) -> Contents:
-    """Count what `trajectories` hold."""
+    """Count the contents of `trajectories`."""
     segments = [segment for trajectory in trajectories for segment in trajectory.segments]
     bytes_by_role, tokens_by_role, channels = Counter[str](), Counter[str](), Counter[str]()
     for segment in segments:
@@ -128,18 +130,18 @@ def write_pool(
     *,
     overwrite: bool = False,
 ) -> Manifest:
-    """Write the pool `folder`, complete and on disk or not there.
+    """Write a pool to `folder` atomically: complete and on disk, or not at all.
 
     Args:
-        tokenizer: the one that `trajectories` were played with.
-        overwrite: replace a pool that is there.
+        tokenizer: tokenizer with which `trajectories` were played.
+        overwrite: whether to replace an existing pool.
 
     Raises:
         EchoError: as `check_free`; no trajectory has an output to predict, or the folder cannot be written.
     """
     contents = contents_of(trajectories)
     if contents.pairs == 0:
-        tip = "another --split, --actor or environment"
+        tip = "choose another --split, --actor or environment"
         raise EchoError(f"nothing to measure: no command of {contents.trajectories} trajectories printed anything", tip)
     check_free(folder, overwrite)
     final = folder.resolve()
@@ -169,10 +171,10 @@ def write_pool(
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that `write_pool` may not write.
+    """Reject a folder that `write_pool` must not write.
 
     Raises:
-        EchoError: it is a file, or has something in it; with `overwrite`, something that is not a pool's.
+        EchoError: the path is a file, or the folder is not empty; with `overwrite`, it has files other than a pool's.
     """
     if folder.exists() and not folder.is_dir():
         raise EchoError(f"{escape_unprintable(folder)} is not a folder", "choose another OUT")
@@ -183,25 +185,26 @@ def check_free(folder: Path, overwrite: bool) -> None:
         raise EchoError(f"{escape_unprintable(folder)} is in use and not a pool", "choose another OUT")
     if not overwrite:
         raise EchoError(
-            f"{escape_unprintable(folder)} holds a pool already", "replace it with --overwrite, or choose another OUT"
+            f"{escape_unprintable(folder)} already contains a pool",
+            "replace it with --overwrite, or choose another OUT",
         )
     if foreign := sorted(names - {MANIFEST, TRAJECTORIES}):
         raise EchoError(
-            f"{escape_unprintable(folder)} holds {escape_unprintable(foreign[0])} beside its pool",
-            "move it, or choose another OUT",
+            f"{escape_unprintable(folder)} contains {escape_unprintable(foreign[0])}, which is not part of its pool",
+            "move this file, or choose another OUT",
         )
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the pool `folder`; whether it is that of the trajectories there, `read_pool` verifies.
+    """Read the manifest of a pool, without verifying that it matches the trajectories (see `read_pool`).
 
     Raises:
-        EchoError: there is no such folder, it is not a pool, or its manifest is damaged or of another format.
+        EchoError: the folder does not exist, is not a pool, or its manifest is damaged or has another format.
     """
     path = folder / MANIFEST
     if not path.is_file():
         what = f"is not a pool: it has no {MANIFEST}" if folder.exists() else "does not exist"
-        raise EchoError(f"{escape_unprintable(folder)} {what}", "name a folder that `echo-cli pool build` made")
+        raise EchoError(f"{escape_unprintable(folder)} {what}", "give a folder created by `echo-cli pool build`")
     found = read_json(path).get("format")
     if found != FORMAT:
         raise EchoError(f"{escape_unprintable(path)}: its format is {found!r}, this version reads {FORMAT!r}", _REBUILD)
@@ -211,15 +214,15 @@ def read_manifest(folder: Path) -> Manifest:
         details = error.errors()[0]
         where = ".".join(str(part) for part in details["loc"])
         raise EchoError(
-            f"{escape_unprintable(path)}: not a manifest: {escape_unprintable(where)}: {details['msg']}", _REBUILD
+            f"{escape_unprintable(path)}: invalid manifest: {escape_unprintable(where)}: {details['msg']}", _REBUILD
         ) from error
 
 
 def verified(folder: Path) -> tuple[Manifest, Path]:
-    """The manifest of a pool and the file of its trajectories, once its bytes are known to be those that it is of.
+    """Return the manifest of a pool and the path of its trajectories, after verifying the SHA-256 of the file.
 
     Raises:
-        EchoError: as `read_manifest`; there is no such file, or it was changed.
+        EchoError: as `read_manifest`; the file is missing or was changed.
     """
     manifest, path = read_manifest(folder), folder / TRAJECTORIES
     if not path.is_file():
@@ -232,32 +235,30 @@ def verified(folder: Path) -> tuple[Manifest, Path]:
 
 
 def read_pool(folder: Path) -> tuple[Manifest, list[Trajectory]]:
-    """The manifest of a pool and its trajectories as they were played, once they are verified to be what it says.
+    """Return the manifest of a pool and its trajectories as played, after verifying them against the manifest.
 
     Raises:
-        EchoError: as `verified`; the trajectories are not those of the manifest, or there is nothing in them.
+        EchoError: as `verified`; the trajectories do not match the manifest, or have no output to predict.
     """
     manifest, path = verified(folder)
     trajectories = list(read_trajectories(path))
     for number, trajectory in enumerate(trajectories, start=1):
         actions = sum(segment.role is Role.ACTION for segment in trajectory.segments)
         if actions != len(trajectory.turns):
-            problem = f"{actions} actions and {len(trajectory.turns)} turns"
-            raise EchoError(f"{escape_unprintable(path)}:{number}: not a trajectory of a pool: {problem}", _REBUILD)
+            problem = f"{actions} actions but {len(trajectory.turns)} turns"
+            raise EchoError(f"{escape_unprintable(path)}:{number}: invalid trajectory in a pool: {problem}", _REBUILD)
     contents = contents_of(trajectories)
     if contents.pairs == 0:
         raise EchoError(
             f"{escape_unprintable(folder)} has nothing to measure: {contents.trajectories} trajectories", _REBUILD
         )
     if contents != manifest.contents:
-        raise EchoError(
-            f"{escape_unprintable(folder / MANIFEST)}: its contents are not those of {TRAJECTORIES}", _REBUILD
-        )
+        raise EchoError(f"{escape_unprintable(folder / MANIFEST)}: its contents do not match {TRAJECTORIES}", _REBUILD)
     return manifest, trajectories
 
 
 def _move(temporary: Path, final: Path) -> None:
-    """Give the finished folder its name, in the place of a pool that is there."""
+    """Rename the finished folder, replacing an existing pool."""
     fsync(temporary)
     replaced = final.with_name(_REPLACED + final.name)
     if final.exists():

@@ -1,4 +1,4 @@
-"""Frozen pools: trajectories to measure a policy on, and where in them each (command, output) pair first occurs."""
+"""Frozen pools: trajectories to measure a policy on, with the first occurrence of each (command, output) pair."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from echo_cli.files import Row
 from echo_cli.trajectory import Role, Trajectory, Turn, visible
 
 Pair = tuple[str, str]
-"""A command and the output it gave, as the policy met it: an output cut at its cap is the part that was shown."""
+"""A command and its output as shown to the policy: an output truncated at its cap is the part shown."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """One command's output within a pool: `count` env_output tokens from `start`, counted over the trajectory's own."""
+    """Output of a command in a pool: `count` env_output tokens from the 0-based index `start` among the trajectory's
+    env_output tokens.
+    """
 
     pair: Pair
     start: int
@@ -25,12 +27,12 @@ class Span:
 
 @dataclass(frozen=True)
 class Pool:
-    """Frozen trajectories, and in them the first span of each pair."""
+    """Frozen trajectories, with the first span of each pair in them."""
 
     trajectories: tuple[Trajectory, ...]
     spans: tuple[tuple[Span, ...], ...]
     cut: int = 0
-    """Trajectories, of those that it was made of, that were longer than the model's context and were cut there."""
+    """Number of source trajectories truncated to the model's context length."""
 
     @property
     def pairs(self) -> frozenset[Pair]:
@@ -38,14 +40,14 @@ class Pool:
 
 
 def pool_of(trajectories: Iterable[Trajectory]) -> Pool:
-    """The pool of `trajectories`, whatever actor played them; one that shows no new pair is left out.
+    """Return the pool of `trajectories` of any actor; trajectories without a new pair are omitted.
 
-    They are as `visible` has them: that is what their observations followed.
+    The pool's trajectories are the `visible` ones, in which observations have the context that preceded them.
     """
     seen: set[Pair] = set()
     kept, all_spans = [], []
     for trajectory in trajectories:
-        # The first of each pair: a repetition, in this trajectory too, could be copied.
+        # Only the first occurrence of each pair: a policy could copy a repetition, also within a trajectory.
         first = {span.pair: span for span in reversed(_spans(trajectory)) if span.pair not in seen}
         if first:
             seen |= first.keys()
@@ -55,9 +57,9 @@ def pool_of(trajectories: Iterable[Trajectory]) -> Pool:
 
 
 def _spans(trajectory: Trajectory) -> list[Span]:
-    """Return the outputs of a trajectory, one span an exchange; an empty one has no token to predict and no span.
+    """Return the outputs of a trajectory, one span per exchange; an exchange without output tokens has no span.
 
-    Output that precedes the first action answers no command and has no span.
+    Output before the first action belongs to no command and has no span.
     """
     tokens = [len(segment.token_ids) if segment.role is Role.ENV_OUTPUT else 0 for segment in trajectory.segments]
     before = [0, *accumulate(tokens)]
@@ -74,13 +76,13 @@ def _spans(trajectory: Trajectory) -> list[Span]:
 
 
 def pair_of(turn: Turn) -> Pair:
-    """The pair of a turn; spaces that a shell ignores do not make a command another one."""
+    """Return the pair of a turn; whitespace that a shell ignores is normalised in the command."""
     return " ".join(turn.command.split()), turn.output
 
 
 @dataclass(frozen=True)
 class Observation:
-    """A command, its spaces normalised as in `pool.pair_of`, and what the world returned."""
+    """A command, with whitespace normalised as in `pair_of`, its output and its exit code."""
 
     command: str
     output: str
@@ -88,7 +90,7 @@ class Observation:
 
 
 def observations(trajectories: Iterable[Trajectory]) -> list[Observation]:
-    """The observations of rollouts, in their order. Answers and actions cut at their cap ran nothing and have none."""
+    """Return the observations of rollouts, in order. Answers and truncated actions run nothing and have none."""
     return [
         Observation(*pair_of(turn), turn.exit_code)
         for trajectory in trajectories
@@ -98,18 +100,18 @@ def observations(trajectories: Iterable[Trajectory]) -> list[Observation]:
 
 
 class ObservationLog:
-    """Tells which observations are new to a run; `rows` are those of its observations.jsonl so far."""
+    """The observations known to a run, to find new ones; initialised with the rows of its observations.jsonl."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
         self._known = {Observation(row["command"], row["output"], row["exit_code"]) for row in rows}
 
     def add(self, trajectories: Sequence[Trajectory], step: int) -> list[Row]:
-        """The rows of what these rollouts observed for the first time, in order of occurrence."""
+        """Add the observations of rollouts and return rows of the new observations, in order of occurrence."""
         new = [seen for seen in dict.fromkeys(observations(trajectories)) if seen not in self._known]
         self._known.update(new)
         return [{"step": step, **vars(seen)} for seen in new]
 
 
 def pairs_of(rows: Iterable[Row]) -> set[Pair]:
-    """The (command, output) pairs of rows of observations.jsonl."""
+    """Return the (command, output) pairs of rows of observations.jsonl."""
     return {(row["command"], row["output"]) for row in rows}

@@ -1,4 +1,4 @@
-"""Where a run comes from: versions, git commit, device, command line."""
+"""Provenance of a run: versions, git commit, device, command line."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _VERSIONED = ("torch", "numpy", "tokenizers", "safetensors", "transformers", "pe
 
 
 def environment_record(seed: int, argv: Sequence[str], device: str, threads: int) -> Row:
-    """What a result depends on beside its config, for environment.json.
+    """Return the record for environment.json: what a result depends on in addition to its config.
 
-    Holds no host name, user name or absolute path: of a path in `argv` only the last part is kept.
+    The record has no host name, user name or absolute path: paths in `argv` are reduced to their last part.
     """
     return {
         "python": platform.python_version(),
@@ -45,7 +45,7 @@ def _version(package: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """The commit of this checkout, `-dirty` with changed files; None where it is not the top of a git repository."""
+    """Return the commit of this checkout, with `-dirty` if files changed; None if it is not a git repository's root."""
     checkout = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
@@ -53,7 +53,7 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
 
     try:
-        # Installed in a virtual environment inside somebody's repository, the commit would be that repository's.
+        # In a virtual environment inside another repository, git would report that repository's commit.
         if Path(git("rev-parse", "--show-toplevel")).resolve() != checkout:
             return None
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")

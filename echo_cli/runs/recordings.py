@@ -1,4 +1,4 @@
-"""Where recorded episodes lie: a run's trajectories.jsonl, a frozen pool, or any trajectory file."""
+"""Recorded episodes in a run's trajectories.jsonl, a frozen pool, or any trajectory file."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from echo_cli.runs.pool_folder import MANIFEST, verified
 from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, read_traces
 
-_TIP = "name a run directory, a pool's folder, or a trajectory file (docs/trajectory-format.md)"
+_TIP = "give a run directory, a pool's folder, or a trajectory file (docs/trajectory-format.md)"
 
 
 @dataclass(frozen=True)
 class Recording:
-    """Episodes in a file, which is read anew as often as they are asked for."""
+    """Episodes in a file, which is read again on each access."""
 
     place: Path
-    """What the user named."""
+    """Path as given by the user."""
     path: Path
     run: RunDirectory | None
     config: Config | None
-    """Of the run."""
+    """Config of the run."""
     step: int | None
-    """Only the episodes of the evaluation after this step."""
+    """Step whose evaluation played the episodes, to select by; None selects all episodes."""
 
     def traces(self) -> Iterator[Trace]:
         """Stream the episodes.
 
         Raises:
-            EchoError: a line is not a trace; names the file and the line.
+            EchoError: a line is not a trace; the message has the file and the line.
         """
         for trace in read_traces(self.path, growing=self.run is not None):
             if self.step is None or step_of(trace) == self.step:
                 yield trace
 
     def episode(self, number: int) -> Trace:
-        """The episode of that number, from 1.
+        """Return the episode with a 1-based number.
 
         Raises:
-            EchoError: there are fewer, or a line before it is not a trace.
+            EchoError: there are fewer episodes, or an earlier line is not a trace.
         """
         count = 0
         for count, trace in enumerate(self.traces(), start=1):
@@ -51,33 +51,35 @@ class Recording:
                 return trace
         self.check_any(count)
         of_step = "" if self.step is None else f" of step {self.step}"
-        raise EchoError(f"{escape_unprintable(self.place)} has no episode {number}{of_step}", f"they are 1 to {count}")
+        raise EchoError(
+            f"{escape_unprintable(self.place)} has no episode {number}{of_step}", f"choose one from 1 to {count}"
+        )
 
     def check_any(self, count: int) -> None:
-        """Refuse to go on with nothing.
+        """Check that episodes were found.
 
         Raises:
-            EchoError: `count`, what was found, is 0; says why there may be nothing.
+            EchoError: `count` is 0; the tip explains why there may be no episodes.
         """
         if count:
             return
         if self.step is not None:
             found = {step_of(trace) for trace in replace(self, step=None).traces()}
             steps = ", ".join(map(str, sorted(step for step in found if step is not None)))
-            tip = f"there are some of step {steps}" if steps else "leave --step away: none says of which step it is"
+            tip = f"steps with trajectories: {steps}" if steps else "omit --step: no trajectory has a step"
             raise EchoError(f"{escape_unprintable(self.place)} has no trajectories of step {self.step}", tip)
         raise _nothing(self.place, self.config)
 
 
 def open_recording(place: Path, step: int | None = None, overrides: Sequence[str] = ()) -> Recording:
-    """The episodes of a run directory, of a pool, which is verified, or of a trajectory file.
+    """Open the episodes of a run directory, of a pool, which is verified, or of a trajectory file.
 
     Args:
-        step: only those that the run's evaluation after this step played.
-        overrides: of the run's config.
+        step: select the episodes played by the run's evaluation after this step.
+        overrides: overrides of the run's config.
 
     Raises:
-        EchoError: there is nothing at `place`, or neither of the three; the run has kept no trajectories; the pool was
+        EchoError: `place` does not exist or is none of the three; the run has kept no trajectories; the pool was
             changed after it was built.
     """
     if place.is_dir() and (place / MANIFEST).is_file():
@@ -96,24 +98,24 @@ def open_recording(place: Path, step: int | None = None, overrides: Sequence[str
 
 
 def step_of(trace: Trace) -> int | None:
-    """The step after which a run's evaluation played the episode; None of an episode from elsewhere."""
+    """Return the step after which a run's evaluation played the episode; None for other episodes."""
     step = trace.meta.get("step")
     return step if type(step) is int else None
 
 
 def _nothing(place: Path, config: Config | None) -> EchoError:
-    """What to say of a file without episodes, or of a run (with `config`) that has kept none."""
+    """Return the error for a file without episodes, or for a run (with `config`) that has kept none."""
     if config is None:
-        return EchoError(f"{escape_unprintable(place)} holds no traces", "it is empty: name one with some")
+        return EchoError(f"{escape_unprintable(place)} contains no traces", "give a file that is not empty")
     tip = (
-        "a run keeps some when it plays its tasks (evaluation.pass_every): this one has not come to it, or was copied "
-        "without its trajectories.jsonl"
+        "a run keeps trajectories when it plays tasks (evaluation.pass_every): this run has not played any yet, or was "
+        "copied without its trajectories.jsonl"
     )
     evaluation = config.evaluation
     if config.environment.none:
-        tip = "without an environment it plays nothing: name its pool_heldout.jsonl, or a file that it was trained on"
+        tip = "the run has no environment and plays nothing: give its pool_heldout.jsonl or one of its trace files"
     elif evaluation.kept_trajectories == 0:
-        tip = "its evaluation.kept_trajectories is 0; a run that is trained with more keeps some"
+        tip = "its evaluation.kept_trajectories is 0; train a run with a value above 0"
     elif evaluation.validation_rollouts == evaluation.heldout_rollouts == 0:
-        tip = "its evaluation has no rollouts; a run with evaluation.validation_rollouts keeps some"
+        tip = "its evaluation has no rollouts; train a run with evaluation.validation_rollouts above 0"
     return EchoError(f"{escape_unprintable(place)} has no trajectories", tip)

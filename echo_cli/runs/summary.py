@@ -1,4 +1,4 @@
-"""What a run came to: before, best and last of each held-out measure. The best step is chosen on validation."""
+"""Summary of a run: each held-out measure before training, at the best step (chosen on validation), and at the last."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ SelectBy = Literal["env_ce", "pass_at_1"]
 
 
 def best_step(rows: Sequence[Row], select_by: SelectBy = "env_ce") -> int | None:
-    """The step with the lowest validation env-CE or the highest validation pass@1, the first of equals, or None."""
+    """Return the first step with the lowest validation env-CE or highest validation pass@1; None without validation."""
     key, sign = f"validation/{select_by}", 1.0 if select_by == "env_ce" else -1.0
     measured = [(sign * row[key], row["step"]) for row in rows if row.get(key) is not None]
     return min(measured)[1] if measured else None
 
 
 def warnings_of(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """The alarms that are noted in `rows` (collapse.py), each with its `step`; rows of earlier versions have none."""
+    """Yield the alarms recorded in `rows` (training/collapse.py), each with its `step`."""
     for row in rows:
         for warning in row.get("warnings", ()):
             yield {"step": row["step"], **warning}
 
 
 def is_finished(summary: Row | None, steps: int) -> bool:
-    """Whether a summary is that of a run which has trained all its `steps`."""
+    """Return whether a summary is of a run that has trained all `steps`."""
     return summary is not None and summary.get("status") == "finished" and summary.get("steps") == steps
 
 
 def summarize_run(
     rows: Sequence[Row], *, status: str, seconds: float, seed: int, coeff: float, select_by: SelectBy, versions: Any
 ) -> dict[str, Any]:
-    """The object of summary.json. `seconds` is wall clock; `coeff` is λ before its schedule."""
+    """Return the object of summary.json. `seconds` is wall-clock time; `coeff` is λ before its schedule."""
     best = best_step(rows, select_by)
     evaluated = [
         row for row in rows if row.get("heldout/env_ce") is not None or row.get("heldout/pass_at_1") is not None

@@ -110,7 +110,7 @@ def test_one_evaluation_of_a_run_can_be_looked_at(run: Path, capsys: pytest.Capt
     whole = as_json(capsys, run, "--episode", str(steps.index(4) + 1))["episode"]
     assert whole["trajectory"] == episode["trajectory"]
     message, tip = fails(capsys, run, "--step", "3")
-    assert "no trajectories of step 3" in message and tip == "there are some of step 0, 4"
+    assert "no trajectories of step 3" in message and tip == "steps with trajectories: 0, 4"
 
 
 def test_a_pool_is_verified_and_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +147,7 @@ def test_a_run_that_has_kept_nothing_says_why(
     config = (finished / "config.yaml").read_text()
     plays = config.replace("validation_rollouts: 0", "validation_rollouts: 1")
     for text, said in (
-        (plays, "has not come to it"),
+        (plays, "has not played any yet"),
         (config, "no rollouts"),
         (plays.replace("kept_trajectories: 4", "kept_trajectories: 0"), "kept_trajectories is 0"),
     ):
@@ -220,7 +220,7 @@ def test_without_a_policy_the_transcript_is_the_text(tmp_path: Path, capsys: pyt
         "env_output stdout | b",
         "                  | c",
     ]
-    assert fails(capsys, file, "--episode", "3")[1] == "they are 1 to 2"
+    assert fails(capsys, file, "--episode", "3")[1] == "choose one from 1 to 2"
 
 
 def test_a_model_scores_a_file_in_its_own_tokens(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -325,7 +325,7 @@ def test_a_run_says_where_its_group_is_incomplete(
         (["RUN", "--model", "nowhere/at/all"], "no model nowhere/at/all"),
         (["FILE", "--episode", "1", "--checkpoint", "best"], "is no run"),
         (["FILE", "--step", "3"], "no trajectories of step 3"),
-        (["EMPTY"], "holds no traces"),
+        (["EMPTY"], "contains no traces"),
         (["FOLDER"], "neither a run nor a pool"),
         (["nowhere"], "nowhere does not exist"),
         (["/dev/null"], "not a file that can be read twice"),

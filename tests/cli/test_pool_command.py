@@ -198,7 +198,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_played(
     with monkeypatch.context() as patch:
         patch.setattr("echo_cli.evaluation.pool_building._script", lambda *_: pytest.fail("played"))
         message, tip = _fails(capsys, "build", str(tmp_path / "pool"))
-    assert "holds a pool already" in message and "--overwrite" in tip
+    assert "already contains a pool" in message and "--overwrite" in tip
     _build(capsys, tmp_path / "pool", "--overwrite", "--split", "validation")
     assert read_pool(tmp_path / "pool")[0].provenance.split == "validation"
 

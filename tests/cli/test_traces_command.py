@@ -253,9 +253,9 @@ def test_a_pool_that_was_changed_is_not_exported(tmp_path: Path, capsys: pytest.
         (
             ("none", "--to", "echo"),
             "none does not exist",
-            "name a run directory, a pool's folder, or a trajectory file",
+            "give a run directory, a pool's folder, or a trajectory file",
         ),
-        ((".", "--to", "echo"), ". is neither a run nor a pool", "name a run"),
+        ((".", "--to", "echo"), ". is neither a run nor a pool", "give a run"),
         (("good.jsonl", "--to", "echo"), "good.jsonl:1: not a trace", "docs/trajectory-format.md"),
         (("empty.jsonl", "--to", "masks"), "nothing to export: empty.jsonl has no trace", "name a"),
         (("good.jsonl", "--to", "echo", "--config", "toy"), "--config has no effect with --to echo", "masks"),

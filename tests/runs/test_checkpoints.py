@@ -110,8 +110,8 @@ def _edit(**change: object) -> Callable[[Path], None]:
 
 
 DAMAGE = [
-    (_cut, "model.safetensors does not have the size"),
-    (_flip, "model.safetensors does not have the content"),
+    (_cut, "model.safetensors does not have its saved size"),
+    (_flip, "model.safetensors does not have its saved content"),
     (_remove, "optimizer/state.pt is missing"),
     (_no_meta, "no meta.json"),
     (_cut_meta, "not a JSON object"),
@@ -119,7 +119,7 @@ DAMAGE = [
     (_edit(format=None), "its format is"),
     (_edit(step=20), "not that of this checkpoint"),
     (_edit(files=[1]), "not that of this checkpoint"),
-    (_edit(files={"model.safetensors": 3}), "does not have the size"),
+    (_edit(files={"model.safetensors": 3}), "does not have its saved size"),
 ]
 
 
@@ -131,12 +131,12 @@ def test_damage_is_named_and_the_way_on_is_given(tmp_path: Path, damage: Callabl
     with pytest.raises(EchoError, match=reason) as caught:
         checkpoints.load()
     assert str(folder) in caught.value.message
-    assert caught.value.tip == f"the one of step 20 is intact: remove {folder} and run the command again"
+    assert caught.value.tip == f"the checkpoint of step 20 is intact: delete {folder} and run the command again"
     assert caught.value.exit_code == 1
     assert "\n" not in f"{caught.value.message}{caught.value.tip}"
     with pytest.raises(EchoError, match=reason) as caught:
         checkpoints.load(40)
-    assert caught.value.tip == "the one of step 20 is intact"
+    assert caught.value.tip == "the checkpoint of step 20 is intact"
     shutil.rmtree(folder)
     assert checkpoints.load()[1]["step"] == 20
 
@@ -147,7 +147,7 @@ def test_the_tip_skips_damaged_ones_and_says_when_none_is_left(tmp_path: Path) -
         _cut(tmp_path / "checkpoints" / f"step_{step:06d}")
     with pytest.raises(EchoError) as caught:
         checkpoints.load()
-    assert caught.value.tip is not None and "the one of step 20 is intact" in caught.value.tip
+    assert caught.value.tip is not None and "the checkpoint of step 20 is intact" in caught.value.tip
     _cut(tmp_path / "checkpoints" / "step_000020")
     with pytest.raises(EchoError) as caught:
         checkpoints.load()
@@ -162,7 +162,7 @@ def test_what_is_not_there_is_an_error(tmp_path: Path) -> None:
         checkpoints.load("best")
     with pytest.raises(EchoError, match="no checkpoint of step 7") as caught:
         checkpoints.load(7)
-    assert caught.value.tip == "there are those of steps 20"
+    assert caught.value.tip == "steps with checkpoints: 20"
 
 
 def test_a_failing_writer_leaves_what_was_there(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_a_wrong_name_gets_a_suggestion(tmp_path: Path) -> None:
     assert caught.value.tip == f"did you mean {tmp_path / 'toy-lambda'}?"
     with pytest.raises(EchoError, match="does not exist") as caught:
         open_run(tmp_path / "no" / "such" / "folder")
-    assert caught.value.tip == "name a run directory, one that `train` made"
+    assert caught.value.tip == "give a run directory created by `train`"
     with pytest.raises(EchoError, match="is not a run"):
         open_run(tmp_path)
 

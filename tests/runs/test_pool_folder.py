@@ -208,13 +208,13 @@ def _deep(pool: Path) -> None:
         (lambda pool: (pool / "manifest.json").write_text("{}"), "its format is None, this version reads"),
         (_edit("format", value="echo-cli pool 2"), "its format is 'echo-cli pool 2'"),
         (_edit("sha256", value="0" * 64), "was changed after the pool was built"),
-        (_edit("sha256", value=7), "not a manifest: sha256: "),
-        (_edit("provenance", "split", value="test"), "not a manifest: provenance.split: "),
-        (_edit("surprise\x1b[2J", value=1), "not a manifest: surprise\\x1b[2J: "),
-        (_edit("contents", "bytes", value={"env_output": 1}), "its contents are not those of trajectories.jsonl"),
-        (_edit("contents", "pairs", value=7), "its contents are not those of trajectories.jsonl"),
+        (_edit("sha256", value=7), "invalid manifest: sha256: "),
+        (_edit("provenance", "split", value="test"), "invalid manifest: provenance.split: "),
+        (_edit("surprise\x1b[2J", value=1), "invalid manifest: surprise\\x1b[2J: "),
+        (_edit("contents", "bytes", value={"env_output": 1}), "its contents do not match trajectories.jsonl"),
+        (_edit("contents", "pairs", value=7), "its contents do not match trajectories.jsonl"),
         (_empty, "has nothing to measure: 0 trajectories"),
-        (_forge(lambda record: record["turns"].pop()), "trajectories.jsonl:1: not a trajectory of a pool: 5 actions"),
+        (_forge(lambda record: record["turns"].pop()), "trajectories.jsonl:1: invalid trajectory in a pool: 5 actions"),
         (
             _forge(lambda record: record["turns"][0].update(output=3)),
             "trajectories.jsonl:1: not a trajectory: turns.0.output",
@@ -268,7 +268,7 @@ def test_the_same_trajectories_give_the_same_bytes(pool: Path, tmp_path: Path) -
 
 def test_a_pool_is_replaced_only_on_request(pool: Path) -> None:
     before = read_pool(pool)
-    with pytest.raises(EchoError, match="holds a pool already") as caught:
+    with pytest.raises(EchoError, match="already contains a pool") as caught:
         write_pool(pool, [printed("new\n")], TOKENIZER, ORIGIN)
     assert "--overwrite" in (caught.value.tip or "") and read_pool(pool) == before
     _flip(pool / "trajectories.jsonl")  # a damaged one can be replaced
@@ -282,7 +282,7 @@ def test_what_is_not_a_pool_is_never_replaced(pool: Path, tmp_path: Path) -> Non
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "manifest.json").write_text('{"format": "thesis"}')
     (pool / "notes.md").write_text("mine")
-    for name, message in (("file", "not a folder"), ("thesis", "not a pool"), ("pool", r"holds notes\.md beside")):
+    for name, message in (("file", "not a folder"), ("thesis", "not a pool"), ("pool", r"contains notes\.md, which")):
         with pytest.raises(EchoError, match=message):
             write_pool(tmp_path / name, [printed("new\n")], TOKENIZER, ORIGIN, overwrite=True)
     assert (pool / "notes.md").read_text() == "mine"
