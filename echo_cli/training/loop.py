@@ -1,4 +1,4 @@
-"""The training loop: collect, weigh, back-propagate, step, observe, evaluate, save."""
+"""The training loop: collect, weigh, probe, back-propagate, step, observe, evaluate, save."""
 
 from __future__ import annotations
 
@@ -49,37 +49,36 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
         stop_if_collapsed(rows[-1:], config.collapse)
 
     for step in range(session.start_step, config.steps):
-        started = time.perf_counter()
+        started, done = time.perf_counter(), step + 1
         coeff = _coeff_at(config, step, norms, rows)
-        with _checkpoint_if_lost(session, step, norms):
+        with _checkpoint_if_environment_lost(session, step, norms):
             data = collect_step(session, step, coeff)
 
         weighed = _weigh(config, data, coeff)
         probe = _probe(policy, weighed) if _is_probe_due(config, step) else None
         if probe is not None and measures_gradients(config.objective, step):
-            norms = _followed(norms, weighed, probe)
+            norms = _updated_norms(norms, weighed, probe)
             weighed = replace(weighed, coeff=_coeff_at(config, step, norms, rows))
 
         values = reduce_metrics([policy.forward_backward(weighed)])
         if step == 0:
             check_first_step(weighed.coeff, values["env_loss"] or 0.0, values["env_tokens"] or 0.0)
         lr = learning_rate_at(config.optim, step, config.steps)
-        values |= {"lr": lr, "grad_norm": policy.optim_step(lr)}
-        _check_finite(step + 1, values)
-        new = session.observed.add(data.trajectories, step + 1)
-        session.run.append_observations(new)
-        session.evaluator.observe(pairs_of(new))
+        grad_norm = policy.optim_step(lr)
+        values |= {"lr": lr, "grad_norm": grad_norm}
+        _check_finite(done, values)
+        _observe(session, data, done)
 
-        row = step_row(step + 1, data, weighed, probe, values, faults, started)
-        evaluating = step + 1 == config.steps or (step + 1) % config.evaluation.every == 0
-        with _checkpoint_if_lost(session, step + 1, norms, row):
-            _record(session, rows, row, evaluate=evaluating)
-        best = evaluating and best_step(rows, config.evaluation.select_by) == step + 1
+        row = step_row(done, data, weighed, probe, values, faults, started)
+        evaluating = done == config.steps or done % config.evaluation.every == 0
+        with _checkpoint_if_environment_lost(session, done, norms, row):
+            row = _record(session, rows, row, evaluate=evaluating)
+        best = evaluating and best_step(rows, config.evaluation.select_by) == done
         stopping = should_stop()
-        if best or stopping or _is_checkpoint_due(config, rows[-1]):
-            _save(session, step + 1, norms, best=best)
-        yield rows[-1]
-        stop_if_collapsed(rows[-1:], config.collapse)
+        if best or stopping or _is_checkpoint_due(config, row):
+            _save(session, done, norms, best=best)
+        yield row
+        stop_if_collapsed([row], config.collapse)
         if stopping:
             return
 
@@ -87,18 +86,18 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
 def _record_start(session: Session, rows: list[Row]) -> Row:
     """Evaluate and save the initial policy, and return row 0."""
     norms = session.gradient_norms
-    with _checkpoint_if_lost(session, 0, norms):
-        _record(session, rows, {"step": 0}, evaluate=True)
+    with _checkpoint_if_environment_lost(session, 0, norms):
+        row = _record(session, rows, {"step": 0}, evaluate=True)
     _save(session, 0, norms, best=best_step(rows, session.config.evaluation.select_by) == 0)
-    return rows[-1]
+    return row
 
 
 def _recover_row(session: Session, rows: list[Row], unrecorded: Row) -> Row:
     """Repeat the evaluation of the start step, during which the environment was lost, and return the step's row."""
-    _record(session, rows, unrecorded, evaluate=True)
+    row = _record(session, rows, unrecorded, evaluate=True)
     if best_step(rows, session.config.evaluation.select_by) == session.start_step:
         session.run.checkpoints.mark_best(session.start_step)
-    return rows[-1]
+    return row
 
 
 def _coeff_at(config: Config, step: int, norms: GradientNorms, rows: Sequence[Row]) -> float:
@@ -127,7 +126,7 @@ def _probe(policy: TorchPolicy, weighed: WeighedStep) -> Probe:
     return Probe(gradients, time.perf_counter() - started)
 
 
-def _followed(norms: GradientNorms, weighed: WeighedStep, probe: Probe) -> GradientNorms:
+def _updated_norms(norms: GradientNorms, weighed: WeighedStep, probe: Probe) -> GradientNorms:
     """Return the averages of the `gradient_ratio` schedule after the measurement in `probe`."""
     # Without reward contrast the RL gradient consists of the KL penalty alone, which says nothing about its usual size.
     if not weighed.has_contrast:
@@ -142,8 +141,15 @@ def _check_finite(step: int, values: Mapping[str, float | None]) -> None:
         raise EchoError(message, _DIVERGED_TIP, exit_code=3)
 
 
-def _record(session: Session, rows: list[Row], row: Row, *, evaluate: bool) -> None:
-    """Complete `row` with alarms and, if `evaluate`, an evaluation; append it to the run's metrics and to `rows`.
+def _observe(session: Session, data: StepData, step: int) -> None:
+    """Record the (command, output) pairs that this step executed for the first time: they stop being novel."""
+    new = session.observed.add(data.trajectories, step)
+    session.run.append_observations(new)
+    session.evaluator.observe(pairs_of(new))
+
+
+def _record(session: Session, rows: list[Row], row: Row, *, evaluate: bool) -> Row:
+    """Complete `row` with alarms and, if `evaluate`, an evaluation; append it to metrics.jsonl and `rows`; return it.
 
     Raises:
         EchoError: a held-out measure is not finite (exit code 3; the row is on disk).
@@ -160,6 +166,7 @@ def _record(session: Session, rows: list[Row], row: Row, *, evaluate: bool) -> N
     broken = [name for name, value in measured.items() if isinstance(value, float) and not math.isfinite(value)]
     if broken:
         raise EchoError(f"step {step}: {broken[0]} is {measured[broken[0]]}", _DIVERGED_TIP, exit_code=3)
+    return full
 
 
 def _evaluate(session: Session, step: int) -> Row:
@@ -179,7 +186,9 @@ def _is_checkpoint_due(config: Config, row: Row) -> bool:
 
 
 @contextmanager
-def _checkpoint_if_lost(session: Session, step: int, norms: GradientNorms, row: Row | None = None) -> Iterator[None]:
+def _checkpoint_if_environment_lost(
+    session: Session, step: int, norms: GradientNorms, row: Row | None = None
+) -> Iterator[None]:
     """Save the policy after `step` optimizer steps if the environment ends the run in this block (exit code 1).
 
     Args:
