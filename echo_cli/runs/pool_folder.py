@@ -218,7 +218,7 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
 
 
-def verified(folder: Path) -> tuple[Manifest, Path]:
+def verify_pool(folder: Path) -> tuple[Manifest, Path]:
     """Return the manifest of a pool and the path of its trajectories, after verifying the SHA-256 of the file.
 
     Raises:
@@ -238,9 +238,9 @@ def read_pool(folder: Path) -> tuple[Manifest, list[Trajectory]]:
     """Return the manifest of a pool and its trajectories as played, after verifying them against the manifest.
 
     Raises:
-        EchoError: as `verified`; the trajectories do not match the manifest, or have no output to predict.
+        EchoError: as `verify_pool`; the trajectories do not match the manifest, or have no output to predict.
     """
-    manifest, path = verified(folder)
+    manifest, path = verify_pool(folder)
     trajectories = list(read_trajectories(path))
     for number, trajectory in enumerate(trajectories, start=1):
         actions = sum(segment.role is Role.ACTION for segment in trajectory.segments)

@@ -9,7 +9,7 @@ from pathlib import Path
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.runs.directory import RunDirectory, is_run, open_run
-from echo_cli.runs.pool_folder import MANIFEST, verified
+from echo_cli.runs.pool_folder import MANIFEST, verify_pool
 from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, read_traces
 
@@ -72,7 +72,7 @@ class Recording:
 
 
 def open_recording(place: Path, step: int | None = None, overrides: Sequence[str] = ()) -> Recording:
-    """Open the episodes of a run directory, of a pool, which is verified, or of a trajectory file.
+    """Open the episodes of a run directory, of a pool, which is verify_pool, or of a trajectory file.
 
     Args:
         step: select the episodes played by the run's evaluation after this step.
@@ -83,7 +83,7 @@ def open_recording(place: Path, step: int | None = None, overrides: Sequence[str
             changed after it was built.
     """
     if place.is_dir() and (place / MANIFEST).is_file():
-        return Recording(place, verified(place)[1], None, None, step)
+        return Recording(place, verify_pool(place)[1], None, None, step)
     if place.is_dir() and not is_run(place):
         raise EchoError(f"{escape_unprintable(place)} is neither a run nor a pool", _TIP)
     if is_run(place) or not place.exists():

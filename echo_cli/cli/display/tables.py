@@ -5,16 +5,11 @@ Text that came from an environment or a model is data: control characters are ma
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rich import box
 from rich.color import ColorSystem
 from rich.console import COLOR_SYSTEMS, Console
 from rich.table import Table
 from rich.text import Text
-
-if TYPE_CHECKING:
-    pass
 
 
 def new_table(*columns: str) -> Table:

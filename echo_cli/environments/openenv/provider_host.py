@@ -14,7 +14,7 @@ import threading
 from queue import Empty, SimpleQueue
 from typing import Any, BinaryIO
 
-from echo_cli.child_process import say, take_pipes
+from echo_cli.concurrency import say, take_pipes
 from echo_cli.config.environment import ProviderConfig
 from echo_cli.environments.faults import fault_line
 from echo_cli.environments.openenv.provider_kinds import Server, make_server

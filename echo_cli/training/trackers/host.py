@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from echo_cli.child_process import say, take_pipes
+from echo_cli.concurrency import say, take_pipes
 from echo_cli.errors import EchoError, first_line
 from echo_cli.files import read_jsonl
 from echo_cli.text import escape_unprintable

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from echo_cli.child_process import ChildProcess
+from echo_cli.concurrency import ChildProcess
 from echo_cli.config.schema import TrackerName
 from echo_cli.errors import EchoError
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from loopback import environment
 
-from echo_cli.child_process import ChildProcess
+from echo_cli.concurrency import ChildProcess
 
 pytestmark = pytest.mark.timeout(60)
 
 CHILD = """
 import json, os, subprocess, sys, time
-from echo_cli.child_process import say, take_pipes
+from echo_cli.concurrency import say, take_pipes
 orders, report = take_pipes()
 {body}
 """
@@ -92,7 +92,7 @@ def test_a_child_learns_that_its_parent_was_killed(child: Path) -> None:
     child.write_text(CHILD.format(body="say(report, {})\norders.read()\nopen(os.environ['NOTE'], 'w').close()"))
     note = child.parent / "note"
     parent = (
-        "import os; from echo_cli.child_process import ChildProcess\n"
+        "import os; from echo_cli.concurrency import ChildProcess\n"
         "process = ChildProcess('child'); process.receive(); os.kill(os.getpid(), 9)"
     )
     killed = subprocess.run([sys.executable, "-c", parent], env={**os.environ, "NOTE": str(note)})
