@@ -119,14 +119,15 @@ def pass_by_family(folder: Path) -> dict[str, float]:
 CARD = """# tiny-base
 
 A decoder-only transformer of {parameters:,} parameters ({hidden} wide, {layers} layers, {heads} heads; RoPE, LayerNorm,
-QK-norm, ReLU, width-3 causal convolution) with a byte-level BPE of {vocab_size} entries. It plays the part of a
-pretrained model in echo-cli's toy runs: it can act in a toy terminal, and it does not know the world it is put into.
+QK-norm, ReLU, width-3 causal convolution) with a byte-level BPE of {vocab_size} entries. It serves as the pretrained
+model of echo-cli's toy runs: it can act in a toy terminal, but does not know the world of the run.
 
-- **Data**: scripted episodes in random toy worlds with seeds from {first_world_seed:,} up, {demonstrations_per_step} a
-  step; {explorer_share:.0%} of them wander; in half of the others a newcomer searches for the answer, and in the other
-  half answers without a look. No world that training or evaluation uses is among them.
-- **Training**: {steps} steps, Muon 0.02 for matrices and AdamW 3e-3 for the rest, weight decay 0.1, 60 % flat and then
-  linear decay; {seconds} s on 2 cores with torch {torch}. Rebuild: `python scripts/pretrain_tiny_base.py`.
+- **Data**: scripted episodes in random toy worlds with seeds from {first_world_seed:,} up, {demonstrations_per_step}
+  per step. In {explorer_share:.0%} of them the actor explores without a goal; in half of the others it searches for the
+  answer, and in the other half it answers without looking. Training and evaluation use none of these worlds.
+- **Training**: {steps} steps; Muon for matrices (learning rate 0.02), AdamW for the rest (3e-3); weight decay 0.1; 60%
+  of the steps at a constant rate, then linear decay; {seconds} s on 2 cores with torch {torch}. Rebuild with
+  `python scripts/pretrain_tiny_base.py`.
 - **Loss** (nats per token on actions, outputs and notices; `pretraining.json` has every tenth step):
 
 | step | {curve_steps} |
@@ -134,15 +135,15 @@ pretrained model in echo-cli's toy runs: it can act in a toy terminal, and it do
 | loss | {curve_losses} |
 
 - **Can**: follow the format, choose the command that a question asks for, copy an answer from an output, list a folder
-  and try its files one by one. pass@1 in six worlds that nothing else uses, one rollout a task at temperature 1:
+  and try its files one by one. pass@1 in six worlds used for nothing else, one rollout per task at temperature 1:
 
 | family | {families} |
 |---|{family_rule}|
 | pass@1 | {family_rates} |
 
-- **Cannot**: know where anything is in a new world, keep from answering without a look, reliably pick the right column
-  of a table, count, or do anything outside the toy terminal. It is no language model.
-- **Licence**: Apache-2.0, like the project. Trained only on text that the toy world generates.
+- **Cannot**: know where anything is in a new world, reliably look before it answers, reliably pick the right column of
+  a table, count, or do anything outside the toy terminal. It is not a general-purpose language model.
+- **Licence**: Apache-2.0, like the project. Trained only on text that the toy worlds generate.
 """
 
 

@@ -1,1 +1,1 @@
-"""Model architectures that ship with echo-cli."""
+"""Models: architectures, tokenizers, renderers, samplers and the policy."""

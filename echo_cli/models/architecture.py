@@ -1,6 +1,6 @@
-"""The numbers of a model's architecture, read without its weights and without the libraries that load them.
+"""A model's dimensions, read without its weights and without importing the libraries that load them.
 
-Sizes follow from them exactly for decoders of the Llama form: Llama, Mistral, Qwen2 and Qwen3, and the built-in model.
+Parameter counts are exact for Llama-style decoders (Llama, Mistral, Qwen2, Qwen3) and for the built-in model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Form = Literal["llama", "qwen2", "qwen3", "tiny"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder: embedding, `layers` blocks of attention and MLP, a head that is the embedding again where `tied`."""
+    """Dimensions of a decoder: embedding, `layers` blocks of attention and MLP, and a head, the embedding if `tied`."""
 
     hidden: int
     layers: int
@@ -31,29 +31,29 @@ class Architecture:
     vocab: int
     tied: bool
     max_length: int
-    """Positions, tokens."""
+    """Maximum sequence length, tokens."""
     form: Form = "llama"
-    """What is beside the matrices: `qwen2` has biases on queries, keys and values, `qwen3` norms on queries and keys.
+    """Parameters beside the matrices: `qwen2` has biases on queries, keys and values; `qwen3` norms on queries, keys.
 
-    `tiny` has a convolution in place of norms' weights, and an MLP without a gate.
+    `tiny` has a convolution, norms without weights, and an MLP without a gate.
     """
     attention_bias: bool = False
-    """Biases on all four matrices of attention."""
+    """Whether all four attention matrices have biases."""
     mlp_bias: bool = False
 
     @property
     def query_width(self) -> int:
-        """Features of all query heads."""
+        """Number of features of all query heads together."""
         return self.heads * self.head_dim
 
     @property
     def key_width(self) -> int:
-        """Features of all key heads, and of all value heads."""
+        """Number of features of all key heads together; the value heads have as many."""
         return self.kv_heads * self.head_dim
 
     @property
     def linear(self) -> Mapping[str, tuple[int, int]]:
-        """The linear layers of one block: (features in, features out)."""
+        """Linear layers of one block by name: (features in, features out)."""
         H, Q, K, I = self.hidden, self.query_width, self.key_width, self.intermediate  # noqa: E741
         if self.form == "tiny":
             return {"qkv": (H, 3 * Q), "out": (Q, H), "up": (H, I), "down": (I, H)}
@@ -62,17 +62,17 @@ class Architecture:
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of the linear layers of all blocks."""
+        """Number of weights in the linear layers of all blocks."""
         return self.layers * sum(inputs * outputs for inputs, outputs in self.linear.values())
 
     @property
     def embedding_parameters(self) -> int:
-        """Weights of the embedding, and as many of the head where it is not tied."""
+        """Number of weights in the embedding; an untied head has as many."""
         return self.vocab * self.hidden
 
     @property
     def parameters(self) -> int:
-        """All parameters, a tied head counted once."""
+        """Number of all parameters; a tied head counts once."""
         H = self.hidden
         if self.form == "tiny":
             return self.embedding_parameters + self.linear_parameters + self.layers * 3 * H
@@ -81,7 +81,7 @@ class Architecture:
         return embeddings + self.linear_parameters + self.layers * block + H
 
     def lora_parameters(self, rank: int, targets: Sequence[str] = ()) -> int:
-        """Parameters of adapters of `rank` beside the linear layers `targets`, or beside all of them but the head."""
+        """Count the parameters of adapters of `rank` on the linear layers `targets`; empty: on all except the head."""
         chosen = [size for name, size in self.linear.items() if name in (targets or self.linear)]
         return self.layers * rank * sum(inputs + outputs for inputs, outputs in chosen)
 
@@ -97,26 +97,26 @@ def _qwen3(hidden: int, layers: int, heads: int, intermediate: int, *, tied: boo
 
 
 NAMED: Mapping[str, Architecture] = {
-    # config.json of each on the hub, as published in April 2025.
+    # From each model's config.json on the hub, as published in April 2025.
     "Qwen/Qwen3-0.6B": _qwen3(1024, 28, 16, 3072, tied=True),
     "Qwen/Qwen3-1.7B": _qwen3(2048, 28, 16, 6144, tied=True),
     "Qwen/Qwen3-4B": _qwen3(2560, 36, 32, 9728, tied=True),
     "Qwen/Qwen3-8B": _qwen3(4096, 36, 32, 12_288, tied=False),
     "Qwen/Qwen3-14B": _qwen3(5120, 40, 40, 17_408, tied=False),
-    # models/random_qwen3.py makes it.
+    # Written by models/hf/random_qwen3.py.
     RANDOM_QWEN3: Architecture(128, 3, 4, 2, 32, 384, 1123, True, 2048, "qwen3"),
 }
-"""Models whose numbers are known without their files."""
+"""Models whose dimensions are known without their files."""
 
 _FORMS: Mapping[str, Form] = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""By `model_type`."""
+"""Form by the `model_type` in config.json."""
 
 
 def architecture_of(model: ModelConfig) -> Architecture | None:
-    """The shape of a config's model, from its folder, the hub's files on this machine, or `NAMED`.
+    """Return the dimensions of the config's model from its folder, the local hub cache, or `NAMED`.
 
-    None where it cannot be known without fetching the model, or where its architecture is of another form. What is
-    wrong with a folder is for those to say who load it.
+    Return None if they are unknown without a download, or if the architecture has another form. A damaged folder also
+    gives None; loading the model reports the error.
     """
     if model.kind == "tiny":
         folder = Path(__file__).parent / "tiny_base" if model.path == "tiny-base" else Path(model.path)
@@ -145,7 +145,7 @@ def _tiny_shape(values: Mapping[str, Any]) -> Architecture:
 
 
 def _decoder_shape(values: Mapping[str, Any]) -> Architecture | None:
-    """The shape that a config.json of transformers describes; None for another `model_type`."""
+    """Read the dimensions from a transformers config.json; None for an unknown `model_type`."""
     form = _FORMS.get(values.get("model_type", ""))
     if form is None:
         return None
@@ -167,7 +167,7 @@ def _decoder_shape(values: Mapping[str, Any]) -> Architecture | None:
 
 
 def _hub_folder(path: str, revision: str) -> Path | None:
-    """Where the hub's client keeps a model of that id and revision on this machine; None where it does not."""
+    """Return the snapshot folder of a hub id and revision in the local hub cache, or None."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
     home = Path(os.environ.get("HF_HOME") or home).expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()

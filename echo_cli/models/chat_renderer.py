@@ -1,7 +1,7 @@
-"""Conversations as chat models were trained on them: turns between marks, by the families of chat templates.
+"""Rendering of conversations in the turn format of a chat model, by family of chat templates.
 
-The opening is what the model's own template writes. From there on a conversation only grows, by the family's own form
-of a turn: the marks are scaffold, the environment's text between them is encoded alone, sampled ids stay as sampled.
+The opening comes from the model's own template. After it the conversation only grows, turn by turn in the family's
+format: the marks are scaffold, the environment's text between them is encoded on its own, sampled ids stay as sampled.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ EMPTY_THINKING = f"{THINK}\n\n{END_THINK}\n\n"
 
 Thinking = Literal["keep", "drop", "forbid"]
 
-# What an assistant writes with tokens of its own, where the tokenizer has them.
+# Marks that an assistant writes as single tokens if the tokenizer has them.
 _MARKS = ("<tool_call>", "</tool_call>", THINK, END_THINK)
 
 
 @dataclass(frozen=True)
 class ChatFamily:
-    """How templates of one family write a turn: `header`, the text, `turn_end`, `separator`."""
+    """Turn format of one family of chat templates: `header`, the text, `turn_end`, `separator`."""
 
     name: str
     header: str
-    """With {role} in it."""
+    """Header with the placeholder {role}."""
     turn_end: str
-    """The token that ends a turn, and so an action."""
+    """Name of the token that ends a turn, and therefore an action."""
     separator: str
     tool: tuple[str, str]
-    """A tool's reply: its header with what opens the reply, and what closes it before `turn_end`."""
+    """Text before a tool's reply, header included, and text after it, before `turn_end`."""
 
     def turn(self, role: str) -> str:
-        """The header of a turn."""
+        """Return the header of a turn of `role`."""
         return self.header.format(role=role)
 
 
@@ -66,14 +66,14 @@ class ChatRenderer:
     """A `renderer.Renderer` of one family.
 
     Args:
-        tokenizer: has the family's tokens.
-        opening: what stands before the task: BOS, a system message, the header of the user's turn.
-        primer: what stands after the header of each assistant turn: thinking that it opens, or an empty block.
-        reply_as: whose turn the environment's answers are.
+        tokenizer: a tokenizer with the family's tokens.
+        opening: text before the task: BOS, a system message, the header of the user's turn.
+        primer: text after the header of each assistant turn: the start of a thinking block, or an empty block.
+        reply_as: role of the turns with the environment's answers.
         thinking: `keep` leaves thinking in the transcript; `drop` makes it transient; `forbid` makes it a problem.
 
     Raises:
-        EchoError: the tokenizer lacks the token that ends a turn, or thinking that the primer opens is to be dropped.
+        EchoError: the tokenizer lacks the token that ends a turn, or `thinking` is `drop` and the primer opens a block.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ChatRenderer:
         if turn_end_id is None:
             raise EchoError(
                 f"the tokenizer has no token {family.turn_end}, which ends a turn of {family.name}",
-                "take the tokenizer and the chat template of the same model, or conversation.renderer=plain",
+                "use the tokenizer and the chat template of the same model, or set conversation.renderer=plain",
             )
         self.tokenizer = tokenizer
         self.family = family
@@ -100,15 +100,15 @@ class ChatRenderer:
         self._opened = primer.rstrip().endswith(THINK)
         if self._opened and thinking == "drop":
             raise EchoError(
-                "conversation.thinking is drop, and the chat template opens the thinking of every turn itself, in "
-                "tokens that are not the policy's to take back",
-                "conversation.thinking=keep, or forbid",
+                "conversation.thinking=drop is not possible: the chat template itself opens the thinking of every "
+                "turn, in tokens that are not part of the action",
+                "set conversation.thinking to keep or forbid",
             )
         before, after = family.tool if reply_as == "tool" else (family.turn("user"), "")
         prompt = family.turn_end + family.separator + family.turn("assistant") + primer
         self._opening = Frame(self._scaffold(opening), self._scaffold(prompt))
         self._reply = Frame(self._scaffold(family.separator + before), self._scaffold(after + prompt))
-        # After another end than the turn's own, or none, the turn is ended here.
+        # If the action does not end with `turn_end`, the reply's scaffold ends the turn.
         cut = self._scaffold(family.turn_end + family.separator + before)
         self._reply_to_cut = Frame(cut, self._reply.after)
         self.overhead = sum(
@@ -124,14 +124,14 @@ class ChatRenderer:
         return self._opening
 
     def reply(self, action_ids: Sequence[int]) -> Frame:
-        """The turn of an answer; the action's turn is ended first where the action did not end it."""
+        """Return the scaffold around an answer; it first ends the action's turn if the action did not."""
         ended = bool(action_ids) and action_ids[-1] == self._turn_end_id
         return self._reply if ended else self._reply_to_cut
 
     def message(self, action_ids: Sequence[int]) -> Message:
-        """What an assistant's turn says besides its thinking, white space around it removed.
+        """Decode an assistant's turn without its thinking, stripped of surrounding white space.
 
-        A thinking block stands at the start. One that never ends leaves nothing to say.
+        Thinking is a block at the start of the turn. If the block does not end, the message is empty.
         """
         ids = list(action_ids)
         complete = bool(ids) and ids[-1] in self.stop_ids
@@ -158,7 +158,7 @@ class ChatRenderer:
         return [*ids, self._turn_end_id]
 
     def _thinking_tokens(self, ids: list[int]) -> int:
-        """The leading tokens that hold the thinking, its end, and the white space after that; all, without an end."""
+        """Count the leading tokens of thinking, end mark and following white space; all tokens without an end mark."""
         decode = self.tokenizer.decode
         count = bisect_left(range(len(ids)), True, key=lambda index: END_THINK in decode(ids[: index + 1])) + 1
         while count < len(ids) and decode([ids[count]]).isspace():
@@ -171,10 +171,10 @@ class ChatRenderer:
 
 
 def family_of(name: str, template: str) -> ChatFamily:
-    """The family of that name; with `auto`, the one whose marks the text of a chat template has.
+    """Return the family `name`, or for `auto` the family whose header mark occurs in the chat template.
 
     Raises:
-        EchoError: none has.
+        EchoError: the template has no family's header mark.
     """
     for family in FAMILIES:
         mark = family.header.partition("{role}")[0]
@@ -182,7 +182,8 @@ def family_of(name: str, template: str) -> ChatFamily:
             return family
     known = ", ".join(f"{family.name} ({family.header.partition('{role}')[0]})" for family in FAMILIES)
     raise EchoError(
-        f"the chat template is of no known family: it has no mark of {known}; it begins "
+        f"the chat template is of an unknown family: it has no mark of {known}; it begins with "
         f"'{escape_unprintable(template[:60])}'",
-        "conversation.renderer=plain writes no turns; model.chat_template=FILE replaces the template",
+        "set conversation.renderer=plain for a transcript without turns, or replace the template with "
+        "model.chat_template=FILE",
     )

@@ -1,4 +1,4 @@
-"""The device a model runs on: its choice and its dtype, its memory, and what to do where that is not enough."""
+"""The device of a model: choice of device and dtype, available memory, and out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from echo_cli.errors import EchoError, first_line
 Phase = Literal["loading", "rollout", "update", "scoring"]
 
 _TIPS: dict[Phase, str] = {
-    "loading": "set model.lora (kind hf), or name a smaller model",
+    "loading": "set model.lora (with model.kind=hf) or choose a smaller model",
     "rollout": (
-        "lower environment.sessions or, with kind hf, sampler.prefill_tokens; in a new run, rollout.tasks_per_step or "
-        "rollout.group_size"
+        "lower environment.sessions or, with model.kind=hf, sampler.prefill_tokens; in a new run also "
+        "rollout.tasks_per_step or rollout.group_size"
     ),
-    "update": "lower optim.token_budget or, with kind hf, set model.gradient_checkpointing=true",
+    "update": "lower optim.token_budget or, with model.kind=hf, set model.gradient_checkpointing=true",
     "scoring": "lower optim.token_budget",
 }
 
-# What a failed allocation says where it is no torch.OutOfMemoryError: torch's allocator for the CPU, the C++ library,
-# and the libraries of CUDA.
+# Messages of failed allocations that are not a torch.OutOfMemoryError: from torch's CPU allocator, the C++ library and
+# the CUDA libraries.
 _SIGNS = ("DefaultCPUAllocator", "can't allocate memory", "bad_alloc", "CUDA error: out of memory", "ALLOC_FAILED")
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -34,7 +34,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """A device, the dtype of matrix products on it, and why they were chosen, for the user to read."""
+    """A device, the dtype of its matrix products, and a reason for the user to read."""
 
     device: torch.device
     reason: str
@@ -42,53 +42,53 @@ class DeviceChoice:
 
 
 def choose_device(wanted: str, dtype: Literal["auto", "float32", "bfloat16"] = "float32") -> DeviceChoice:
-    """The device of a config's `auto`, `cpu` or `cuda`, and the dtype on it.
+    """Choose the device for a config's `auto`, `cpu` or `cuda`, and the dtype on it.
 
-    `auto` as a dtype is bfloat16 on a CUDA device that computes in it, and float32 elsewhere.
+    The dtype `auto` is bfloat16 on a CUDA device with native bfloat16, and float32 elsewhere.
 
     Raises:
-        EchoError: CUDA is asked for and not there, or bfloat16 is and the device lacks it.
+        EchoError: CUDA is requested but not available, or bfloat16 is requested but the device lacks it.
     """
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise EchoError(
-            "device 'cuda' is not available on this machine", "use --device cpu, or install a CUDA build of torch"
+            "device 'cuda' is not available on this machine", "use --device cpu or install a CUDA build of torch"
         )
     if wanted == "cpu" or not available:
-        device, reason = torch.device("cpu"), "as asked" if wanted == "cpu" else "no CUDA device found"
+        device, reason = torch.device("cpu"), "as requested" if wanted == "cpu" else "no CUDA device found"
     else:
         device, reason = torch.device("cuda"), torch.cuda.get_device_name()
     native = _computes_bfloat16(device)
     if dtype == "bfloat16" and not native:
         raise EchoError(
-            f"model.dtype is bfloat16, which {device.type} ({reason}) does not compute in", "set model.dtype=float32"
+            f"model.dtype=bfloat16: {device.type} ({reason}) has no native bfloat16", "set model.dtype=float32"
         )
     if dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda" and native):
         return DeviceChoice(device, f"{device.type} bfloat16: {reason}", torch.bfloat16)
     if dtype == "auto":
-        reason += ", where float32 is the default" if device.type == "cpu" else ", without bfloat16 of its own"
+        reason += ", where float32 is the default" if device.type == "cpu" else ", without native bfloat16"
     return DeviceChoice(device, f"{device.type} float32: {reason}")
 
 
 def _computes_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 are the hardware's own and not emulated or element by element."""
+    """Return whether matrix products in bfloat16 are native, not emulated or computed element by element."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # What oneDNN, which torch multiplies with on a CPU, says of itself; not every build and version has it.
+    # oneDNN multiplies matrices on a CPU; not every build and version of torch has this query.
     probe = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return probe is not None and bool(probe())
 
 
 class OutOfMemory(EchoError):
-    """An allocation failed (exit code 1). Nothing of the optimizer step that it ended is kept."""
+    """A failed allocation (exit code 1). The interrupted optimizer step leaves no changes."""
 
 
 @contextmanager
 def naming_memory(phase: Phase) -> Iterator[None]:
-    """Around a phase of a run, or as a decorator.
+    """Turn a failed allocation into an error that names the phase; a context manager and a decorator.
 
     Raises:
-        OutOfMemory: an allocation failed in it.
+        OutOfMemory: an allocation failed in the body.
     """
     try:
         yield
@@ -96,12 +96,12 @@ def naming_memory(phase: Phase) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(
-            f"out of memory in the {phase}: {first_line(error)[:200]}", _TIPS[phase], exit_code=1
+            f"out of memory during {phase}: {first_line(error)[:200]}", _TIPS[phase], exit_code=1
         ) from error
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed, on the CPU or on a CUDA device."""
+    """Return whether `error` is a failed allocation, on the CPU or on a CUDA device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
@@ -109,15 +109,15 @@ def is_out_of_memory(error: Exception) -> bool:
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes."""
+    """Memory of a device, bytes."""
 
     total: int
     usable: int | None
-    """What is free, and what this process holds already; None where the system does not say."""
+    """Free bytes plus the bytes that this process holds; None if the system does not report them."""
 
 
 def device_memory(device: torch.device) -> DeviceMemory:
-    """The memory of a CUDA device; for the CPU the machine's, or its container's where that has less."""
+    """Return the memory of a CUDA device; for the CPU, the machine's or the container's, whichever is less."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return DeviceMemory(total, free + torch.cuda.memory_reserved(device))
@@ -132,7 +132,7 @@ def device_memory(device: torch.device) -> DeviceMemory:
 
 
 def _kilobytes(path: Path, name: str) -> int | None:
-    """A line `name: N kB` of a file of Linux, in bytes; None on other systems."""
+    """Return the value of the line `name: N kB` in a Linux /proc file, bytes; None if there is none."""
     if not path.exists():
         return None
     fields = dict(line.split(":", 1) for line in path.read_text(encoding="ascii").splitlines() if ":" in line)
@@ -140,6 +140,6 @@ def _kilobytes(path: Path, name: str) -> int | None:
 
 
 def _number(path: Path) -> int | None:
-    """The number in a file of a control group; None where there is none, or it says `max`."""
+    """Return the number in a control group's file; None if the file does not exist or says `max`."""
     text = path.read_text(encoding="ascii").strip() if path.exists() else ""
     return int(text) if text.isdecimal() else None

@@ -1,4 +1,4 @@
-"""What the policy and its sampler need of a model, built in or from Hugging Face.
+"""The interface that the policy and its sampler require of a model, built-in or from Hugging Face.
 
 Shapes: B sequences, T tokens, N positions, H hidden, V vocabulary.
 """
@@ -20,60 +20,60 @@ class Cache(Protocol):
     """
 
     def keep(self, rows: Tensor) -> None:
-        """Keep only the sequences `rows`, in that order."""
+        """Keep only the sequences `rows`, in the given order."""
 
     def add(self, count: int) -> None:
-        """Add `count` empty sequences after the others."""
+        """Append `count` empty sequences."""
 
 
 class LanguageModel(Protocol):
-    """A causal model in two parts, so that logits are made only where they are wanted."""
+    """A causal model split into body and head, so that logits are computed only where they are needed."""
 
     @property
     def max_length(self) -> int:
-        """The most tokens that a sequence can have."""
+        """Maximum sequence length, tokens."""
 
     @property
     def vocab_size(self) -> int:
         """V, the width of the head."""
 
     def __call__(self, token_ids_BT: Tensor) -> Tensor:
-        """Final hidden states [B, T, H] of right-padded sequences. Padding changes no state before it."""
+        """Return the final hidden states [B, T, H] of right-padded sequences; padding changes no state before it."""
 
     def head(self, hidden_NH: Tensor) -> Tensor:
-        """Logits [N, V] of final hidden states."""
+        """Return the logits [N, V] of final hidden states."""
 
     def new_cache(self, batch: int) -> Cache:
-        """An empty cache for `batch` sequences, for `extend`."""
+        """Return an empty cache of `batch` sequences for `extend`."""
 
     def extend(self, token_ids_BT: Tensor, starts_B: Tensor, cache: Any, rows_B: Tensor | None = None) -> Tensor:
-        """Return the final hidden states [B, T, H] of new tokens, and fill `cache` with them.
+        """Return the final hidden states [B, T, H] of new tokens, and store the tokens in `cache`.
 
-        Padding may reach past `max_length`; tokens that count may not.
+        Padding may reach past `max_length`; tokens may not.
 
         Args:
-            starts_B: the position of each sequence's first new token.
-            rows_B: which rows of the cache the sequences are; None for all of them, in order.
+            starts_B: position of each sequence's first new token, 0-based.
+            rows_B: cache row of each sequence; None for all rows, in order.
         """
 
     def holding_weights(self) -> AbstractContextManager[Any]:
-        """Around calls without gradients between which no weight changes: what is made of one is made once."""
+        """Return a context for gradient-free calls with unchanged weights: what derives from a weight is cached."""
 
     def reference(self) -> LanguageModel:
-        """The model as it is now, never to change: what a KL penalty is taken to."""
+        """Return a frozen model with the present weights, the reference of a KL penalty."""
 
     def save(self, folder: Path) -> None:
         """Write weights and architecture into `folder`."""
 
     def load(self, folder: Path) -> None:
-        """Take the weights of a folder that `save` wrote.
+        """Load the weights from a folder that `save` wrote.
 
         Raises:
             EchoError: a file is damaged or belongs to another architecture.
         """
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters; those that require no gradient are not trained."""
+        """Iterate over the parameters; a parameter that requires no gradient is not trained."""
 
     def to(self, device: Any) -> Any:
-        """The model, moved to `device`."""
+        """Move the model to `device` and return it."""

@@ -1,4 +1,4 @@
-"""From a config to its policy: renderer, weights, device."""
+"""Loading of a config's policy: renderer, weights, device."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
 
 
 def load_renderer(config: Config) -> Renderer:
-    """How the config's model writes conversations, without its weights.
+    """Load the renderer of the config's model, without its weights.
 
     Raises:
-        EchoError: a file of the tokenizer is missing or is not what it should be.
+        EchoError: a tokenizer file is missing or invalid.
     """
     if config.model.kind == "hf":
         from echo_cli.models.hf.loading import hf_folder
@@ -30,13 +30,13 @@ def load_renderer(config: Config) -> Renderer:
 
 @naming_memory("loading")
 def load_policy(config: Config, device: torch.device, dtype: torch.dtype = torch.float32) -> TorchPolicy:
-    """The policy at the start of a run: the weights of the config's model, or random ones with `init: scratch`.
+    """Load the policy as at the start of a run: with the model's weights, or random weights for `init: scratch`.
 
     Args:
-        dtype: what a Hugging Face model's matrix products are computed in; the built-in one's are float32.
+        dtype: dtype of a Hugging Face model's matrix products; the built-in model computes in float32.
 
     Raises:
-        EchoError: the model is missing or a file of it is not what it should be.
+        EchoError: the model is missing, or one of its files is missing or invalid.
     """
     if config.model.kind == "hf":
         from echo_cli.models.hf.loading import hf_folder, load_hf_model
@@ -59,10 +59,10 @@ def _hf_renderer(folder: Path, config: Config) -> Renderer:
 
 
 def open_policy(config: Config) -> tuple[TorchPolicy, DeviceChoice]:
-    """The config's model, to be measured or trained, on its device, with its number of CPU threads.
+    """Set the config's number of CPU threads and load its policy on its device.
 
     Raises:
-        EchoError: the device is not there or lacks the dtype, or the model cannot be loaded.
+        EchoError: the device is not available or lacks the dtype, or the model cannot be loaded.
     """
     if config.threads:
         torch.set_num_threads(config.threads)

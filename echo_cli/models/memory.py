@@ -1,8 +1,8 @@
-"""What a run needs of the device's memory at its peak, predicted from the model's shape and the config.
+"""Prediction of a run's peak device memory from the model's dimensions and the config.
 
-A step has two phases, and the peak is that of the larger. Bytes of each part, with P parameters, of which P_t are
-trained, c bytes of the compute dtype, L layers, H, Q, K, I and V the widths of hidden state, queries, keys, MLP and
-vocabulary, n tokens of a micro-batch, R rollouts at a time of T tokens each:
+A step has two phases; the peak is the larger phase's. Bytes of each part, with P parameters, of which P_t are trained;
+c bytes per value of the compute dtype; L layers; H, Q, K, I and V the widths of hidden state, queries, keys, MLP and
+vocabulary; n tokens of a micro-batch; R concurrent rollouts of T tokens each:
 
 | part             | full fine-tuning               | LoRA                  | phase   |
 |------------------|--------------------------------|-----------------------|---------|
@@ -11,25 +11,24 @@ vocabulary, n tokens of a micro-batch, R rollouts at a time of T tokens each:
 | optimizer        | 8 P_t                          | 8 P_t                 | both    |
 | KL reference     | c · linear + 4 · the rest      | 0                     | both    |
 | gradients        | 4 P_t + c V H                  | 4 P_t                 | update  |
-| activations      | n · what L layers save         | the same              | update  |
+| activations      | n · bytes saved by L layers    | the same              | update  |
 | logits           | 20 V · rows of a chunk + c V H | 20 V · rows           | update  |
-| layer            | n · what one has in work       | the same              | update  |
+| layer            | n · working bytes of one layer | the same              | update  |
 | KV cache         | 2 c K · R · T · L + one layer with its keys repeated for all heads | the same | rollout |
 | prefill          | the widest forward pass over openings and answers                  | the same | rollout |
 | sampling         | (24 + 2 c) V · R                                                   | the same | rollout |
 
-The compute copies are what autocast casts the trained float32 weights to. A probe of the two gradients holds three
-sets of them. The c V H are the head's gradient in flight: the sum over chunks, and that of one. Logits and a layer
-are never in work at the same time: the larger counts. Activations are what autograd saves, counted with
-`saved_tensors_hooks` on transformers' Qwen3 with fused attention; with gradient checkpointing a layer saves its input,
-and the rest while it is in work. Other models of the Llama form save somewhat less.
+Compute copies are the bfloat16 casts that autocast makes of the trained float32 weights. A probe of the two gradients
+holds three sets of gradients. c V H is the head's gradient in flight: the sum over chunks and one chunk's gradient.
+Logits and a layer's working memory never coincide: the larger counts. Activations are the tensors that autograd saves,
+counted with `saved_tensors_hooks` on transformers' Qwen3 with fused attention. With gradient checkpointing a layer
+saves its input, and its other activations only while it is recomputed. Other Llama-style models save slightly less.
 
-Over an update's tensors this is 1.0 to 1.25 times what lives at once on a CPU (tests/test_memory.py).
+The prediction for an update is 1.0 to 1.25 times the tensors alive at its peak on a CPU (tests/models/test_memory.py).
 
-Left out: the libraries and the device's context, fragmentation, the eighth by which a KV cache may be larger than what
-is in it, evaluations that play more rollouts at a time than
-training does, and the copies in the host's memory while a checkpoint is written. Rollouts are taken to reach their
-caps, and to be played at the same time up to `environment.sessions`.
+Not included: the libraries and the device's context, fragmentation, the spare eighth of a KV cache, evaluations with
+more concurrent rollouts than training, and the copies in host memory while a checkpoint is written. Every rollout is
+assumed to reach its caps, and all rollouts, up to `environment.sessions`, to run at once.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ from echo_cli.models.architecture import Architecture
 
 Dtype = Literal["float32", "bfloat16"]
 
-# Logits of one chunk of the LM head, by device: 2^25 values are 128 MB in float32. On a CUDA device each chunk costs a
-# pass over the head's gradient [V, H] as well, which small ones would spend most of their time on.
+# Number of logits per chunk of the LM head, by device: 2^25 values are 128 MB in float32. On a CUDA device each chunk
+# also costs a pass over the head's gradient [V, H], which would dominate the time of small chunks.
 _CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}
 
 _SAVED: Mapping[tuple[Dtype, bool], tuple[int, int, int, int]] = {
@@ -53,64 +52,64 @@ _SAVED: Mapping[tuple[Dtype, bool], tuple[int, int, int, int]] = {
     ("float32", True): (16, 12, 12, 16),
     ("bfloat16", True): (18, 10, 8, 8),
 }
-"""Bytes that a layer saves for the backward pass by (dtype, LoRA): times H, Q, K and I, per token."""
+"""Bytes that a layer saves for the backward pass, by (dtype, LoRA): factors of H, Q, K and I, per token."""
 
 
 @dataclass(frozen=True)
 class MemoryPrediction:
-    """Bytes of each part, by phase."""
+    """Predicted bytes of each part, by phase."""
 
     rollout: Mapping[str, int]
     update: Mapping[str, int]
 
     @property
     def phase(self) -> Literal["rollout", "update"]:
-        """The phase with the peak."""
+        """Phase with the peak."""
         return "rollout" if sum(self.rollout.values()) > sum(self.update.values()) else "update"
 
     @property
     def parts(self) -> Mapping[str, int]:
-        """The parts of the peak."""
+        """Bytes of each part at the peak."""
         return self.rollout if self.phase == "rollout" else self.update
 
     @property
     def peak(self) -> int:
-        """Bytes at the peak."""
+        """Total bytes at the peak."""
         return sum(self.parts.values())
 
 
 def chunk_rows(vocab_size: int, device: str) -> int:
-    """Rows of hidden states that the LM head turns into logits at once, on a `torch.device`'s type."""
+    """Return the number of hidden states per chunk of the LM head; `device` is the type of a `torch.device`."""
     return max(256, _CHUNK_LOGITS[device] // vocab_size)
 
 
 def longest_episode(config: Config) -> int:
-    """Tokens of the longest rollout: an action ends by the episode's cap, and an answer has two outputs at most."""
+    """Return the longest rollout, tokens: actions end at the episode's cap, an answer has at most two outputs."""
     return config.rollout.max_episode_tokens + 2 * config.rollout.max_output_tokens
 
 
 def longest_trace(shape: Architecture, config: Config) -> int:
-    """Tokens of the longest trace, which is cut where the context ends; 0 without traces."""
+    """Return the longest trace, tokens, truncated to the context; 0 without traces."""
     return 0 if config.traces is None else min(config.traces.max_tokens or shape.max_length, shape.max_length)
 
 
 def longest_update(shape: Architecture, config: Config) -> int:
-    """Tokens of the longest sequence of an update: of a rollout or a trace."""
+    """Return the longest sequence of an update, rollout or trace, tokens."""
     played = 0 if config.environment.none else longest_episode(config)
     return max(played, longest_trace(shape, config))
 
 
 def trained_parameters(shape: Architecture, config: Config) -> int:
-    """Parameters that the optimizer changes."""
+    """Return the number of trained parameters."""
     lora = config.model.lora
     return shape.parameters if lora is None else shape.lora_parameters(lora.rank, lora.targets)
 
 
 def predict_memory(shape: Architecture, config: Config, dtype: Dtype, device: str) -> MemoryPrediction:
-    """The predicted memory of a run of a Hugging Face model.
+    """Predict the memory of a run with a Hugging Face model.
 
     Args:
-        dtype: what matrix products are computed in.
+        dtype: dtype of matrix products.
         device: cpu or cuda.
     """
     standing = _standing(shape, config, dtype)
@@ -121,14 +120,14 @@ def predict_memory(shape: Architecture, config: Config, dtype: Dtype, device: st
 
 
 def _standing(shape: Architecture, config: Config, dtype: Dtype) -> dict[str, int]:
-    """What is held in both phases."""
+    """Return the bytes held in both phases, by part."""
     c, trained = _bytes(dtype), trained_parameters(shape, config)
     linear = shape.linear_parameters + (0 if shape.tied else shape.embedding_parameters)
     rest = shape.parameters - linear
     if config.model.lora is not None:
         weights, cast, reference = c * shape.parameters + 4 * trained, trained, 0
     else:
-        # A tied head is cast as a whole, though the embedding is not.
+        # A tied head is cast as a whole although the embedding is not.
         weights, cast = 4 * trained, shape.linear_parameters + shape.embedding_parameters
         reference = c * linear + 4 * rest if config.objective.kl_coeff > 0 else 0
     return {
@@ -146,7 +145,7 @@ def _update(shape: Architecture, config: Config, dtype: Dtype, device: str) -> d
     in_flight = c * shape.embedding_parameters if whole else 0
     tokens = max(longest_update(shape, config), config.optim.token_budget)
     saved = saved_by_layer(shape, config, dtype)
-    # The gradients that a layer's backward pass makes.
+    # Gradients of intermediate values in a layer's backward pass.
     working = 8 * (shape.intermediate + shape.hidden)
     if config.model.gradient_checkpointing:
         saved, working = (4 if whole else c) * shape.hidden, working + saved
@@ -154,18 +153,18 @@ def _update(shape: Architecture, config: Config, dtype: Dtype, device: str) -> d
     layer = tokens * working
     return {
         "gradients": 4 * trained * (3 if probing else 1) + in_flight,
-        # The last norm and the gathered states are 16 H.
+        # 16 H: the last norm and the gathered states.
         "activations": tokens * (shape.layers * saved + 16 * shape.hidden),
         **({"logits": logits} if logits > layer else {"layer": layer}),
     }
 
 
 def saved_by_layer(shape: Architecture, config: Config, dtype: Dtype) -> int:
-    """Bytes per token that one layer saves for the backward pass."""
+    """Return the bytes per token that one layer saves for the backward pass."""
     lora, c = config.model.lora, _bytes(dtype)
     widths = (shape.hidden, shape.query_width, shape.key_width, shape.intermediate)
     saved = sum(factor * width for factor, width in zip(_SAVED[dtype, lora is not None], widths, strict=True))
-    # The norms' and the softmax's one number each.
+    # One number per norm and per softmax row.
     saved += 8 + 8 * shape.heads + 4 * shape.kv_heads
     if lora is not None:
         saved += c * lora.rank * len(lora.targets or shape.linear)
@@ -175,7 +174,7 @@ def saved_by_layer(shape: Architecture, config: Config, dtype: Dtype) -> int:
 
 
 def _rollout(shape: Architecture, config: Config, dtype: Dtype) -> dict[str, int]:
-    """Nothing where an endpoint samples."""
+    """Return the bytes of a rollout, by part; zero if an endpoint samples."""
     if config.sampler.kind != "torch":
         return {"KV cache": 0, "prefill": 0, "sampling": 0}
     c, longest = _bytes(dtype), longest_episode(config)
@@ -185,7 +184,7 @@ def _rollout(shape: Architecture, config: Config, dtype: Dtype) -> dict[str, int
     layer = 2 * c * K * rollouts * longest
     repeated = 2 * c * Q * rollouts * longest if Q > K else 0
     cells = min(max(config.sampler.prefill_tokens, longest), rollouts * longest)
-    # A mask, boolean and as numbers, over what a token may look back on; attention and MLP of one layer.
+    # The mask over visible positions, boolean and numeric; attention and MLP of one layer.
     prefill = cells * ((1 + c) * longest + 8 * (I + 2 * H) + 2 * c * (Q + 2 * K))
     return {
         "KV cache": layer * (shape.layers + 1) + repeated,

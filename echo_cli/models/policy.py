@@ -1,7 +1,7 @@
-"""Who acts: the model and tokenizer on a device, and the four primitives that the loop needs of any backend.
+"""The policy: a model and tokenizer on a device, with the four primitives that the loop requires of any backend.
 
-`sampler` plays, `forward_backward` accumulates the step's gradient, `optim_step` applies it, `save` and `load` carry it
-across processes. The loop owns the data and the order of calls; the policy owns the weights and the hardware.
+`sampler` samples actions, `forward_backward` accumulates the step's gradient, `optim_step` applies it, `save` and
+`load` persist the state. The loop owns the data and the order of calls; the policy owns the weights and the hardware.
 
 Shapes: B rollouts of the step, V their views, R rows of a micro-batch, T tokens, N targets, H hidden.
 """
@@ -39,20 +39,20 @@ TRAINER_FILE = "trainer.pt"
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What the policy says of one trajectory's tokens of some roles, in order, at temperature 1; on the CPU."""
+    """The policy's scores of one trajectory's tokens of selected roles, in order, at temperature 1; on the CPU."""
 
     logprobs: Tensor
     """log p(token), nats, float32."""
     correct: Tensor
     """Whether the token is the most probable one, bool."""
     confidence: Tensor
-    """The probability of the most probable token, float32."""
+    """Probability of the most probable token, float32."""
 
 
 class TorchPolicy:
-    """A model with AdamW, in one process; with `sampling` of kind openai, an endpoint samples for it.
+    """A model with AdamW in one process; with `sampling.kind` openai, an endpoint samples its actions.
 
-    Without `sampling`, a batch is sampled until all of it has finished.
+    Without `sampling`, `sample` runs until every sequence of its batch has finished.
     """
 
     def __init__(
@@ -80,17 +80,17 @@ class TorchPolicy:
             fused=True,
         )
         self._reference: LanguageModel | None = None
-        self._updates = 0  # how often the weights have changed
+        self._updates = 0  # number of weight changes
         self._served: ServedPolicy | None = None
         if sampling is not None and sampling.kind == "openai":
             self._served = ServedPolicy(sampling, self.model, renderer, device)
 
     def keep_reference(self) -> None:
-        """Make the present weights the reference of the KL penalty."""
+        """Set the present weights as the reference of the KL penalty."""
         self._reference = self.model.reference()
 
     def sampler(self, temperature: float, seed: int) -> Callable[[int], CachedSampler | EndpointSampler]:
-        """Makes samplers for a number of sequences. The same seed samples the same tokens, but for an endpoint."""
+        """Return a factory of samplers by batch size. Equal seeds sample equal tokens, except at an endpoint."""
 
         def new(batch: int) -> CachedSampler | EndpointSampler:
             if self._served is not None:
@@ -104,9 +104,10 @@ class TorchPolicy:
         return new
 
     def own_sampler(self, batch: int, temperature: float, seed: int, stop_ids: Sequence[int]) -> CachedSampler:
-        """A sampler of `batch` sequences in this process, wherever actions are sampled, that stops at `stop_ids`.
+        """Return a sampler of `batch` sequences in this process, even if an endpoint samples the actions.
 
-        It samples until all have finished. At temperature 0 it takes the most probable token.
+        `sample` runs until every sequence has ended at one of `stop_ids` or at its token limit. At temperature 0 it
+        selects the most probable token.
         """
         generator = torch.Generator(self.device).manual_seed(seed)
         cells = self._prefill_tokens
@@ -114,7 +115,7 @@ class TorchPolicy:
 
     @naming_memory("update")
     def forward_backward(self, step: WeighedStep) -> Metrics:
-        """Accumulate the gradient of the step's loss over micro-batches, from one forward pass each."""
+        """Accumulate the gradient of the step's loss over micro-batches, one forward pass each."""
         parts, views = [], expand_context_views(step.trajectories, use_rl=step.settings.use_rl)
         imitated_B = (step.weights.imitation_weight_B > 0).tolist()
         imitated_V = [imitated_B[owner] for owner in views.owners]
@@ -146,16 +147,16 @@ class TorchPolicy:
             parts.append(metrics)
         merged = merge_metrics(parts)
         if len(views.owners) > len(step.trajectories) and step.advantages_B is not None:
-            # A rollout whose views are in several micro-batches was counted in each of them.
+            # A rollout with views in several micro-batches was counted once per micro-batch.
             learned_n = step.advantages_B.cpu()[(step.weights.rl_weight_B.cpu() > 0) & (step.counts.actions_B > 0)]
             merged["zero_advantage_fraction"] = Metric(float((learned_n == 0).sum()), len(learned_n))
         return merged
 
     @naming_memory("update")
     def probe(self, step: WeighedStep) -> GradientComparison:
-        """Compute the gradients of the RL and the env term alone; the accumulated gradient is not touched.
+        """Compare the gradients of the RL term and of the env term, without λ and without imitation.
 
-        λ is left out, and so is imitation.
+        The accumulated gradient does not change.
         """
         rl_grads = [torch.zeros_like(parameter) for parameter in self._parameters]
         env_grads = [torch.zeros_like(parameter) for parameter in self._parameters]
@@ -175,9 +176,9 @@ class TorchPolicy:
 
     @naming_memory("update")
     def optim_step(self, lr: float) -> float:
-        """Clip the accumulated gradient, apply AdamW and clear it. Returns the norm before clipping.
+        """Clip the accumulated gradient, apply AdamW, clear the gradient, and return its norm before clipping.
 
-        A gradient that is not finite is not applied.
+        A non-finite gradient is not applied.
         """
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._optim.grad_clip))
         if norm == norm and norm != float("inf"):
@@ -190,9 +191,9 @@ class TorchPolicy:
     @naming_memory("scoring")
     @torch.inference_mode()
     def score(self, trajectories: Sequence[Trajectory], roles: Collection[Role]) -> list[TokenScores]:
-        """Teacher-forced scores of each trajectory's tokens of `roles`.
+        """Score each trajectory's tokens of `roles`, teacher-forced.
 
-        Tokens of an action that lost its thinking are left out: one of the `context_views` holds that action.
+        Actions with dropped thinking are not scored; each has its own view in `context_views`.
         """
         results: dict[int, TokenScores] = {}
         seen = [context_views(trajectory)[0] for trajectory in trajectories]
@@ -212,7 +213,7 @@ class TorchPolicy:
     @naming_memory("scoring")
     @torch.inference_mode()
     def predict(self, trajectory: Trajectory) -> list[int]:
-        """The most probable next token after each `visible` token of the trajectory, teacher-forced."""
+        """Return the most probable next token after each `visible` token of the trajectory, teacher-forced."""
         ids_1T = torch.tensor([visible(trajectory).token_ids], device=self.device)
         chunks = self.model(ids_1T)[0].split(self._chunk_rows)
         return [token for hidden_nH in chunks for token in self.model.head(hidden_nH).argmax(dim=-1).tolist()]
@@ -226,7 +227,7 @@ class TorchPolicy:
         (folder / TRAINER_FILE).write_bytes(state.getbuffer())
 
     def load(self, folder: Path) -> None:
-        """Take weights and optimizer state from a folder that `save` wrote.
+        """Load weights and optimizer state from a folder that `save` wrote.
 
         Raises:
             EchoError: a file is damaged or belongs to another architecture.
@@ -238,12 +239,15 @@ class TorchPolicy:
             self._optimizer.load_state_dict(state)
         except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
             raise EchoError(
-                f"{folder / TRAINER_FILE} is not this run's trainer state: {first_line(error)}",
+                f"{folder / TRAINER_FILE} is not a trainer state of this run: {first_line(error)}",
                 "resume from another checkpoint",
             ) from error
 
     def _micro_batches(self, trajectories: Sequence[Trajectory], imitated: Sequence[bool]) -> list[list[int]]:
-        """Buckets in which either all rollouts learn from their actions, in one way, or none does: those cost less."""
+        """Bucket the trajectories by how they learn from their actions (RL, not at all, imitation), then by length.
+
+        Buckets without action targets cost less.
+        """
         kinds = [
             (trajectory.world_model_only, copied) for trajectory, copied in zip(trajectories, imitated, strict=True)
         ]
@@ -266,9 +270,9 @@ class TorchPolicy:
         env_gradient: bool = True,
         imitating: bool = False,
     ) -> tuple[Targets, Scores, Tensor | None]:
-        """Score the targets of the `views` at `indices`, a micro-batch, with the reference's logprobs for the KL.
+        """Score the targets of one micro-batch, the `views` at `indices`; add the reference's logprobs for the KL.
 
-        With `imitating`, the actions of rollouts without an RL term are targets as well, at temperature 1.
+        With `imitating`, the actions of rollouts without an RL term are also targets, at temperature 1.
         """
         micro = collate(views.trajectories, indices, self.tokenizer.pad_id).to(self.device)
         observing = views.trajectories[indices[0]].world_model_only
@@ -289,9 +293,9 @@ class TorchPolicy:
         )
         if step.settings.kl_coeff == 0 or self._reference is None:
             return wanted, scores, None
-        if observing:  # no action target of the RL term, so nothing that the KL could be taken on
+        if observing:  # no action targets of the RL term, hence no KL
             return wanted, scores, scores.logprobs_N.detach()
-        actions = wanted.action_count  # the KL is on these; what stands for the others is never read
+        actions = wanted.action_count  # the KL uses action targets only; the other reference values are never read
         with torch.no_grad():
             reference = self._reference
             reference_NH = wanted.gather(reference(micro.token_ids_RT))

@@ -1,7 +1,7 @@
-"""How a conversation is written as tokens: what stands around the environment's words, and where an action ends.
+"""Rendering of conversations as tokens: the scaffold around the environment's text, and the end of an action.
 
-A policy only ever appends: its sampled ids stay exactly as sampled, and an environment's text is tokenised alone,
-between scaffold that is `context`. Text never turns into scaffold, whatever it spells.
+A transcript is append-only: sampled ids stay exactly as sampled, and the environment's text is tokenised on its own,
+between scaffold segments with role `context`. Text never becomes scaffold, whatever it spells.
 """
 
 from __future__ import annotations
@@ -16,53 +16,53 @@ from echo_cli.trajectory import Segment
 
 @dataclass(frozen=True)
 class Frame:
-    """The scaffold around the environment's words; all of it is context."""
+    """The scaffold around the environment's text; every segment has role `context`."""
 
     before: tuple[Segment, ...] = ()
     after: tuple[Segment, ...] = ()
-    """Left out where no action follows."""
+    """Omitted if no action follows."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """What sampled tokens say to the environment."""
+    """The policy's message to the environment, decoded from sampled tokens."""
 
     text: str
-    """Without the stop token and without thinking; what there is of it, where it was cut."""
+    """Message without stop token and thinking; incomplete if the action was cut."""
     complete: bool
-    """It ended with its stop token."""
+    """Whether the action ended with a stop token."""
     problem: str | None = None
-    """Why the environment must not see it, in one short line."""
+    """Why the environment must not receive the message, in one short line; None if it may."""
     transient: int = 0
-    """Leading tokens that later turns do not see: thinking that is dropped."""
+    """Number of leading tokens that later turns do not see: dropped thinking."""
 
 
 class Renderer(Protocol):
-    """A way of writing conversations, for one tokenizer."""
+    """A format of conversations, for one tokenizer."""
 
     tokenizer: Tokenizer
     start_ids: tuple[int, ...]
-    """Tokens in front of an episode's first segment that stand for no text."""
+    """Tokens before an episode's first segment that represent no text."""
     stop_ids: tuple[int, ...]
     """Tokens that end an action."""
     overhead: int
-    """The most tokens of scaffold that an opening and a reply have together."""
+    """Maximum number of scaffold tokens of an opening and a reply together."""
 
     def opening(self) -> Frame:
-        """What stands around the text of a reset."""
+        """Return the scaffold around the text of a reset."""
 
     def reply(self, action_ids: Sequence[int]) -> Frame:
-        """What stands around the answer to an action of these tokens."""
+        """Return the scaffold around the environment's answer to the action `action_ids`."""
 
     def message(self, action_ids: Sequence[int]) -> Message:
-        """What sampled tokens say."""
+        """Decode sampled tokens into the message to the environment."""
 
     def script(self, text: str) -> list[int]:
-        """The tokens of an action as the policy would write it, its stop token included."""
+        """Encode an action as the policy would write it, including its stop token."""
 
 
 class PlainRenderer:
-    """A transcript without scaffold, for the built-in model and for base models: an action is one line and its end."""
+    """A renderer without scaffold, for the built-in model and base models: an action is one line with its newline."""
 
     overhead = 1
 
@@ -78,7 +78,7 @@ class PlainRenderer:
         return Frame()
 
     def message(self, action_ids: Sequence[int]) -> Message:
-        """The first line of what was sampled; all of it where there is no end of a line."""
+        """Return the first sampled line, or the whole text if it has no newline."""
         ids, eos = list(action_ids), self.tokenizer.eos_ids
         if ids and ids[-1] in eos:
             return Message(self.tokenizer.decode(ids[:-1]).split("\n", 1)[0], complete=True)

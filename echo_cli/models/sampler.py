@@ -1,4 +1,4 @@
-"""Batched token sampling with a KV cache: context goes in, actions and their behaviour logprobs come out.
+"""Batched token sampling with a KV cache: from context to actions and their behaviour logprobs.
 
 Shapes: B sequences, T tokens, H hidden, V vocabulary.
 """
@@ -20,21 +20,21 @@ from echo_cli.objective.batch import cheapest_cut
 Sample = tuple[list[int], list[float]]
 """Token ids and their behaviour logprobs."""
 
-# What a forward pass costs beside its tokens, in tokens, by order of magnitude: on a CPU reading the weights, on a
-# CUDA device launching kernels.
+# Fixed cost of a forward pass by device type, in tokens, order of magnitude: reading the weights on a CPU, launching
+# kernels on a CUDA device.
 _PASS_TOKENS = {"cpu": 64, "cuda": 4096}
 
 
 class CachedSampler:
-    """Growing sequences, sampled token-synchronously. Each token is computed once, whoever wrote it.
+    """A batch of growing sequences, sampled token by token in lockstep. Each token is computed once, whoever wrote it.
 
-    `logprobs` are those of the distribution sampled from, temperature included.
+    Logprobs are of the distribution sampled from, temperature included.
 
     Args:
-        batch: sequences to begin with.
-        temperature: 0 takes the most probable token each time, with certainty.
-        refill: a call of `sample` ends once this share of its sequences has finished; the others go on in the next.
-        prefill_cells: tokens, padding included, that are computed at once before sampling; None for any number.
+        batch: initial number of sequences.
+        temperature: 0 always selects the most probable token, with logprob 0.
+        refill: `sample` returns once this share of its sequences has finished; the others continue in the next call.
+        prefill_cells: maximum number of tokens, padding included, per forward pass before sampling; None: unlimited.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class CachedSampler:
         self._begun: list[Sample] = [([], []) for _ in range(batch)]
 
     def append(self, token_lists: Sequence[Sequence[int]]) -> None:
-        """Add tokens that the policy did not sample, one list a sequence; they are computed before the next sample."""
+        """Append tokens that the policy did not sample, one list per sequence; computed before the next sample."""
         for waiting, tokens in zip(self._waiting, token_lists, strict=True):
             waiting.extend(tokens)
 
     @torch.inference_mode()
     def rewind(self, row: int, count: int) -> None:
-        """Take the last `count` tokens of a sequence back."""
+        """Remove the last `count` tokens of the sequence `row`."""
         waiting = self._waiting[row]
         if count > len(waiting):
             self._lengths_B[row] -= count - len(waiting)
@@ -75,7 +75,7 @@ class CachedSampler:
 
     @naming_memory("rollout")
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with the sequences `rows` only."""
+        """Keep only the sequences `rows`, in the given order."""
         index = torch.tensor(list(rows), dtype=torch.int64, device=self._device)
         self._cache.keep(index)
         self._lengths_B = self._lengths_B[index]
@@ -84,7 +84,7 @@ class CachedSampler:
 
     @naming_memory("rollout")
     def add(self, count: int) -> None:
-        """Go on with `count` empty sequences after the others."""
+        """Append `count` empty sequences."""
         self._cache.add(count)
         self._lengths_B = pad(self._lengths_B, (0, count))
         self._waiting += [[] for _ in range(count)]
@@ -93,9 +93,10 @@ class CachedSampler:
     @naming_memory("rollout")
     @torch.inference_mode()
     def sample(self, max_tokens: int, rows: Sequence[int] | None = None) -> list[Sample | None]:
-        """Sample the sequences `rows` up to and including a stop token, or `max_tokens` tokens: (token ids, logprobs).
+        """Sample the sequences `rows` (None: all) up to and including a stop token, or `max_tokens` tokens.
 
-        None stands for one that has not finished: it goes on when it is among `rows` again. The others are left alone.
+        Return (token ids, logprobs) per row, or None for an unfinished sequence, which continues in the next call that
+        includes its row. Other sequences do not change.
 
         Raises:
             EchoError: the model's logits are not finite (exit code 3).
@@ -123,12 +124,12 @@ class CachedSampler:
             running_B = running_B & ~self._is_stop_V[chosen_B1[:, 0]] & (counts_B < left_B)
             if int(running_B.sum()) <= unfinished:
                 break
-            # Finished rows go on as well: what they write lands past their end, where the next tokens overwrite it.
+            # Finished rows run along: they write past their end, where the next tokens overwrite the cache.
             hidden_B1H = self._model.extend(chosen_B1, self._lengths_B + position, self._cache)
             logits_BV = self._model.head(hidden_B1H[:, 0])
         counts, running = counts_B.tolist(), running_B.tolist()
         tokens, logprobs = tokens_BT.tolist(), logprobs_BT.tolist()
-        # The last token of each is not in the cache yet in every case; computing it again is cheaper than asking.
+        # The last token of a row may not be in the cache yet; computing it again is cheaper than checking.
         self._lengths_B = self._lengths_B + counts_B - sampled_B.int()
         samples: list[Sample | None] = []
         for row in chosen:
@@ -143,7 +144,10 @@ class CachedSampler:
         return samples
 
     def _prefill(self, rows: Sequence[int]) -> Tensor:
-        """Compute the waiting tokens of `rows`, right-padded; logits [B, V] after the last of each, else zeros."""
+        """Compute the waiting tokens of `rows`, right-padded.
+
+        Return logits [B, V] after each row's last token; zeros for other rows.
+        """
         everyone = list(range(len(self._waiting)))
         overhead = _PASS_TOKENS[self._device.type]
         parts = [
@@ -159,7 +163,7 @@ class CachedSampler:
         return logits_BV
 
     def _prefill_together(self, rows: Sequence[int], *, whole: bool) -> Tensor:
-        """Logits [n, V] after the waiting tokens of `rows`; `whole` says that these are all rows, in order."""
+        """Return logits [n, V] after the waiting tokens of `rows`; `whole`: these are all rows, in order."""
         waiting = [self._waiting[row] for row in rows]
         index_n = torch.tensor(list(rows), dtype=torch.int64, device=self._device)
         counts_n = torch.tensor([len(tokens) for tokens in waiting], device=self._device)
@@ -174,10 +178,10 @@ class CachedSampler:
 
 
 def _groups(rows: Sequence[int], lengths: Sequence[int], cells: int | None, overhead: int) -> list[list[int]]:
-    """`rows` in groups of like length, of at most `cells` tokens with their padding; one group without a bound.
+    """Split `rows` into groups of similar length, each at most `cells` tokens with padding; None: a single group.
 
     Args:
-        overhead: what a forward pass costs beside its tokens, in tokens.
+        overhead: fixed cost of a forward pass, in tokens.
     """
     if cells is None:
         return [list(rows)]
@@ -187,26 +191,26 @@ def _groups(rows: Sequence[int], lengths: Sequence[int], cells: int | None, over
 
 
 def _log_probabilities(logits_BV: Tensor, temperature: float) -> Tensor:
-    """The logprobs [B, V] of the distribution to sample from; at temperature 0 all of it is on the greatest logit."""
+    """Return the logprobs [B, V] of the distribution to sample from; at temperature 0, all mass is on the argmax."""
     if temperature > 0:
         return torch.log_softmax(logits_BV / temperature, dim=-1)
     greatest = logits_BV.max(dim=-1, keepdim=True)
-    # 0 where it is finite, and else no number, which `_draw` refuses.
+    # 0 if the logit is finite, otherwise NaN, which `_draw` rejects.
     return torch.full_like(logits_BV, -math.inf).scatter(1, greatest.indices, greatest.values * 0.0)
 
 
 def _draw(probabilities_BV: Tensor, generator: torch.Generator) -> Tensor:
-    """One token of each distribution, [B, 1], by the inverse of its cumulative distribution.
+    """Draw one token per distribution, [B, 1], by inverting the cumulative distribution.
 
-    torch.multinomial draws V exponentials a row where one uniform does: 20 times the work on a CPU at V = 1024.
+    torch.multinomial draws V exponentials per row instead of one uniform: 20 times the work on a CPU at V = 1024.
     """
     cumulative_BV = probabilities_BV.double().cumsum(dim=-1)
     uniform_B1 = torch.rand(
         len(cumulative_BV), 1, generator=generator, dtype=torch.float64, device=cumulative_BV.device
     )
-    # right=True never lands on a token of probability zero; u < 1 never past the last token of positive probability.
+    # right=True never selects a token of probability zero; u < 1 never passes the last token of positive probability.
     chosen_B1 = torch.searchsorted(cumulative_BV, uniform_B1 * cumulative_BV[:, -1:], right=True)
-    if int(chosen_B1.max()) >= cumulative_BV.shape[1]:  # past the end: only where the sum is not a finite number
-        tip = "the last checkpoint is intact; try a lower optim.lr, or another model.path"
+    if int(chosen_B1.max()) >= cumulative_BV.shape[1]:  # past the end only if the sum is not finite
+        tip = "the last checkpoint is intact; try a lower optim.lr or another model.path"
         raise EchoError("the policy's logits are not finite", tip, exit_code=3)
     return chosen_B1

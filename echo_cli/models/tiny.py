@@ -1,7 +1,7 @@
 """A small decoder-only transformer: RoPE, LayerNorm, QK-norm, ReLU, and a width-3 causal convolution.
 
-Each choice is cheap on a CPU, forward and backward: LayerNorm without parameters is one fused operation where torch
-takes RMSNorm apart, rotation is one complex product, the convolution is one depthwise `conv1d`.
+Each choice is cheap on a CPU, forward and backward: LayerNorm without parameters is one fused operation (torch splits
+RMSNorm into several), the rotation is one complex product, the convolution is one depthwise `conv1d`.
 
 Shapes: B sequences, T tokens, H hidden, N heads, D head width, L layers, C cache length.
 """
@@ -24,18 +24,18 @@ from echo_cli.errors import EchoError, first_line
 from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
 
 TINY_BASE = "tiny-base"
-"""The name of the model that ships with the package."""
+"""Name of the model that ships with the package."""
 
 MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
-# Queries and keys have unit mean square, so 1/sqrt(D) would bound logits at sqrt(D) = 5.7: too flat to point at one
-# token of a hundred.
+# Queries and keys have unit mean square, so a scale of 1/sqrt(D) would bound attention logits at sqrt(D) = 5.7: too
+# flat to select one token out of a hundred.
 _ATTENTION_SCALE = 0.4
 
 
 @dataclass(frozen=True)
 class TinyConfig:
-    """The architecture. `max_length` bounds the positions that RoPE covers, in tokens."""
+    """The architecture; RoPE covers `max_length` positions, tokens."""
 
     vocab_size: int
     hidden: int = 128
@@ -48,7 +48,7 @@ class TinyConfig:
 
 
 class KVCache:
-    """A `language_model.Cache`: keys, values and convolution inputs of every layer; grows as the sequences do."""
+    """A `language_model.Cache` of keys, values and convolution inputs of every layer; grows with the sequences."""
 
     def __init__(self, config: TinyConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
         width = config.hidden // config.heads
@@ -57,7 +57,7 @@ class KVCache:
         self.inputs_LBCH = torch.zeros(config.layers, batch, 2, config.hidden, device=device, dtype=dtype)
 
     def reserve(self, length: int) -> None:
-        """Make room for `length` positions."""
+        """Grow the cache to at least `length` positions."""
         missing = length - self.keys_LBNCD.shape[3]
         if missing > 0:
             missing = max(missing, self.keys_LBNCD.shape[3] // 2, 64)
@@ -116,14 +116,14 @@ class TinyModel(nn.Module):
         return KVCache(self.config, batch, self.lm_head_VH.device, self.lm_head_VH.dtype)
 
     def holding_weights(self) -> AbstractContextManager[None]:
-        return nullcontext()  # nothing is made of the weights before they are used
+        return nullcontext()  # the weights are used as they are: nothing to cache
 
     def reference(self) -> TinyModel:
         return copy.deepcopy(self).requires_grad_(False)
 
     def save(self, folder: Path) -> None:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        # Written by Python and not by the libraries, whose errors do not say that the disk is full.
+        # Written by Python because the library's errors do not say that the disk is full.
         (folder / MODEL_FILE).write_bytes(safetensors_bytes(tensors))
         (folder / CONFIG_FILE).write_text(json.dumps(self.config.to_json(), indent=2) + "\n", encoding="utf-8")
 
@@ -137,7 +137,7 @@ class TinyModel(nn.Module):
             ) from error
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Random weights from `generator`: residual outputs start at zero, so that depth does not matter at first."""
+        """Draw random weights from `generator`; residual outputs start at zero, so every block starts as identity."""
         for name, parameter in self.named_parameters():
             if name.endswith(("out.weight", "down.weight")):
                 nn.init.zeros_(parameter)
@@ -202,7 +202,7 @@ class _Block(nn.Module):
         whole: bool,
     ) -> Tensor:
         inputs_BCH = cache.inputs_LBCH[layer]
-        # Two positions of zeros stand before the first.
+        # The convolution inputs begin with two positions of zeros.
         inputs_BCH[rows, positions_BT + 2] = _norm(hidden_BTH)
         mixed_BTH = inputs_BCH[rows, positions_BT + 2] * self.conv_H3[:, 2]
         for lag in (1, 2):
@@ -212,7 +212,7 @@ class _Block(nn.Module):
         keys_BNCD[rows, :, positions_BT] = k.transpose(1, 2)
         values_BNCD[rows, :, positions_BT] = v.transpose(1, 2)
         length = future_B1TC.shape[-1]
-        # For one query a sequence, torch's fused attention takes longer than this on a CPU.
+        # For one query per sequence, torch's fused attention is slower than this on a CPU.
         chosen = slice(None) if whole else rows[:, 0]
         scores_BNTC = (q * _ATTENTION_SCALE) @ keys_BNCD[chosen, :, :length].transpose(2, 3)
         weights_BNTC = scores_BNTC.masked_fill_(future_B1TC, -torch.inf).softmax(dim=-1)
@@ -235,29 +235,30 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _rotate(x_BTMD: Tensor, rotations: Tensor) -> Tensor:
-    """Rotate pairs of neighbouring features by their position's angles."""
+    """Rotate pairs of neighbouring features by the angles of their position."""
     pairs = torch.view_as_complex(x_BTMD.reshape(*x_BTMD.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * rotations).flatten(-2)
 
 
 def model_folder(path: str) -> Path:
-    """The folder of `model.path`."""
+    """Return the folder of `model.path`."""
     return Path(__file__).parent / "tiny_base" if path == TINY_BASE else Path(path)
 
 
 def load_model(folder: Path) -> tuple[TinyModel, Tokenizer]:
-    """The model and tokenizer of a folder.
+    """Load the model and tokenizer of a folder.
 
     Raises:
-        EchoError: the folder is missing or a file in it is not what it should be.
+        EchoError: the folder is missing, or a file in it is missing or invalid.
     """
     if not folder.is_dir():
-        raise EchoError(f"no model folder {folder}", "model.path is 'tiny-base' or a folder with model.safetensors")
+        tip = "set model.path to 'tiny-base' or to a folder with model.safetensors"
+        raise EchoError(f"no model folder at {folder}", tip)
     tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
     try:
         config = TinyConfig(**json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        tip = "for a Hugging Face model set model.kind=hf; else restore the file"
+        tip = "for a Hugging Face model, set model.kind=hf; otherwise restore the file"
         raise EchoError(f"{folder / CONFIG_FILE} is not a model config: {first_line(error)}", tip) from error
     if config.vocab_size != tokenizer.vocab_size:
         raise EchoError(
@@ -270,6 +271,6 @@ def load_model(folder: Path) -> tuple[TinyModel, Tokenizer]:
 
 
 def save_model(model: TinyModel, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write a model folder."""
+    """Write the model and its tokenizer into `folder`."""
     model.save(folder)
     tokenizer.save(folder)

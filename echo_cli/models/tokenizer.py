@@ -1,7 +1,7 @@
-"""Text to token ids and back, for the built-in byte-level BPE and for the fast tokenizers of Hugging Face.
+"""Encoding of text to token ids and decoding, for the built-in byte-level BPE and Hugging Face fast tokenizers.
 
-Text never turns into a special token, whatever it spells, and comes back as it went in: characters are not normalised,
-and no space is put before a text, so that one encoded in pieces reads as the pieces do.
+Text never becomes a special token, whatever it spells, and decodes to itself: characters are not normalised, and no
+space is inserted before a text, so that separately encoded pieces decode to their concatenation.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from echo_cli.errors import EchoError
 TOKENIZER_FILE = "tokenizer.json"
 BOS, PAD = "<bos>", "<pad>"
 
-# What a merge may not cross: a word with the space, dot, slash or underscore before it, one digit, a run of other
-# marks, a newline.
+# Merges do not cross the boundaries of these matches: a word with the space, dot, slash or underscore before it, a
+# single digit, a run of other marks, a newline.
 _PIECES = r"[ ./_]?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\n|[^\S\n]+"
 
-# How sentencepiece spells a space.
+# SentencePiece's symbol for a space.
 _METASPACE = "\u2581"
 
-# Steps of a backend that change characters, or put a space before a text and take it off again.
+# Backend steps that change characters, or add a leading space and strip it again.
 _REWRITING = {"NFC", "NFD", "NFKC", "NFKD", "Prepend", "Strip"}
 
 
 class Tokenizer:
-    """A vocabulary with its special tokens; `decode(encode(text)) == text` for byte-level ones.
+    """A vocabulary with its special tokens; `decode(encode(text)) == text` for byte-level vocabularies.
 
     Args:
-        backend: as it is saved.
-        bos_id: what a text starts with, where the model has such a token.
-        start_id: what stands in front of a transcript without scaffold: BOS, or what ends a text.
+        backend: the backend in the form in which it is saved.
+        bos_id: BOS token, if the model has one.
+        start_id: first token of a transcript without scaffold: BOS, or the end-of-text token.
         pad_id: any valid id.
-        eos_ids: the tokens that end an answer of the model.
-        files: the tokenizer's files by their names, for `save`.
+        eos_ids: tokens that end an answer of the model.
+        files: contents of the tokenizer's files by name, for `save`.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class Tokenizer:
         state = _verbatim(json.loads(backend.to_str()))
         self._added: dict[int, str] = {token["id"]: token["content"] for token in state["added_tokens"]}
         self._scaffold = Backend.from_str(json.dumps(state))
-        # A backend has a switch that makes text of special tokens, and of no other added ones: here all are special,
-        # but for runs of spaces, which are text also where a tokenizer lists them.
+        # `encode_special_tokens` encodes special tokens as text, but no other added tokens. Therefore mark every added
+        # token as special, except runs of spaces, which are text even if a tokenizer lists them as added tokens.
         plain = [{**token, "special": not _is_space(token["content"])} for token in state["added_tokens"]]
         self._plain = Backend.from_str(json.dumps({**state, "added_tokens": plain}))
         self._plain.encode_special_tokens = True
@@ -72,40 +72,40 @@ class Tokenizer:
         self.vocab_size: int = max(backend.get_vocab().values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, which is text and nothing else: no special or added token among them."""
+        """Encode `text` as plain text, without any special or added token."""
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_scaffold(self, text: str) -> list[int]:
-        """Token ids of `text`, in which the names of special and added tokens stand for the tokens."""
+        """Encode `text`; names of special and added tokens become these tokens."""
         ids: list[int] = self._scaffold.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, token_ids: list[int]) -> str:
-        """The text of `token_ids`; bytes that are not UTF-8 become U+FFFD, special tokens their names."""
+        """Decode `token_ids`; invalid UTF-8 bytes become U+FFFD, special tokens become their names."""
         text: str = self._scaffold.decode(token_ids, skip_special_tokens=False)
         return text
 
     def token_id(self, name: str) -> int | None:
-        """The id of the special or added token of that name."""
+        """Return the id of the special or added token `name`, or None."""
         return next((token_id for token_id, content in self._added.items() if content == name), None)
 
     @property
     def added_tokens(self) -> tuple[str, ...]:
-        """The names of the special and added tokens, those that are spaces left out."""
+        """Names of the special and added tokens, except tokens that consist of spaces."""
         return tuple(name for name in self._added.values() if not _is_space(name))
 
     @cached_property
     def newline_ids(self) -> tuple[int, ...]:
-        """The tokens that end a line."""
+        """Ids of the tokens that contain a newline."""
         texts = self._scaffold.decode_batch([[i] for i in range(self.vocab_size)], skip_special_tokens=False)
         return tuple(i for i, text in enumerate(texts) if "\n" in text)
 
     def pieces(self, text: str, token_ids: Sequence[int]) -> list[str]:
-        """`text`, which `token_ids` stand for, in a piece for each token.
+        """Split `text`, the decoded `token_ids`, into one piece per token.
 
-        A character is its last byte's token's. A special token that is not spelled out in the text, BOS for one, has
-        an empty piece.
+        A character that several tokens share belongs to the token of its last byte. A special token that the text does
+        not spell out, such as BOS, gets an empty piece.
         """
         data, begin, end, pieces = text.encode(), 0, 0, []
         for number, (token_id, size) in enumerate(zip(token_ids, self.byte_counts(token_ids), strict=True), start=1):
@@ -119,26 +119,26 @@ class Tokenizer:
         return pieces
 
     def byte_counts(self, token_ids: Sequence[int]) -> list[int]:
-        """Bytes of text that each token stands for; together those of the text, wherever characters are split."""
+        """Return each token's number of UTF-8 bytes; the sum is the text's, even if tokens split characters."""
         return [self._byte_count(token_id) for token_id in token_ids]
 
     def _byte_count(self, token_id: int) -> int:
         if token_id in self._added:
             return len(self._added[token_id].replace(_METASPACE, " ").encode())
         token = self._scaffold.id_to_token(token_id) or ""
-        if self._byte_level:  # its alphabet spells a token with one character a byte
+        if self._byte_level:  # the byte-level alphabet has one character per byte
             return len(token)
         if self._byte_tokens and len(token) == len("<0x0A>") and token.startswith("<0x"):
             return 1
         return len(token.replace(_METASPACE, " ").encode())
 
     def to_json(self) -> str:
-        """The text of tokenizer.json."""
+        """Return the content of tokenizer.json."""
         text: str = self._backend.to_str()
         return text
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer's files into `folder`, as they were where it came with some."""
+        """Write the tokenizer's files into `folder`; files that it was loaded from are copied unchanged."""
         if TOKENIZER_FILE not in self._files:
             (folder / TOKENIZER_FILE).write_text(self.to_json(), encoding="utf-8")
         for name, data in self._files.items():
@@ -147,7 +147,7 @@ class Tokenizer:
 
     @staticmethod
     def load(path: Path) -> Tokenizer:
-        """The built-in model's kind of tokenizer, saved at `path`.
+        """Load a tokenizer of the built-in model's kind from `path`.
 
         Raises:
             EchoError: the file is missing or is not a tokenizer.
@@ -155,20 +155,20 @@ class Tokenizer:
         try:
             return _built_in(Backend.from_str(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
-            raise EchoError(f"no tokenizer at {path}", "the model folder needs its tokenizer.json") from None
+            raise EchoError(f"no tokenizer at {path}", "copy tokenizer.json into the model folder") from None
         except Exception as error:  # the Rust library raises bare Exception
             raise EchoError(f"{path} is not a tokenizer: {error}", "restore the file from its source") from error
 
     @staticmethod
     def train(texts: list[str], vocab_size: int) -> Tokenizer:
-        """A tokenizer of at most `vocab_size` entries, fitted on `texts`, with one id a digit and a newline."""
+        """Fit a tokenizer of at most `vocab_size` entries on `texts`, with one token per digit and per newline."""
         backend = new_backend(_PIECES)
         fit_backend(backend, texts, vocab_size, special_tokens=[PAD, BOS])
         return _built_in(backend)
 
 
 def new_backend(pieces: str) -> Backend:
-    """Return an empty byte-level BPE, whose merges stay within the matches of the pattern `pieces`."""
+    """Return an empty byte-level BPE whose merges do not cross matches of the pattern `pieces`."""
     backend = Backend(models.BPE())
     split = pre_tokenizers.Split(Regex(pieces), behavior="isolated")
     bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -178,7 +178,7 @@ def new_backend(pieces: str) -> Backend:
 
 
 def fit_backend(backend: Backend, texts: list[str], vocab_size: int, special_tokens: Sequence[str] = ()) -> None:
-    """Fit the merges of a backend on `texts`, to at most `vocab_size` entries, every byte among them."""
+    """Fit the backend's merges on `texts`, for at most `vocab_size` entries including all 256 bytes."""
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(special_tokens),
@@ -196,7 +196,7 @@ def _built_in(backend: Backend) -> Tokenizer:
 def _special_id(backend: Backend, token: str) -> int:
     token_id: int | None = backend.token_to_id(token)
     if token_id is None:
-        raise EchoError(f"the tokenizer has no {token} token", "train it with Tokenizer.train, or take tiny-base's")
+        raise EchoError(f"the tokenizer has no {token} token", "train it with Tokenizer.train, or use tiny-base's")
     return token_id
 
 
@@ -205,7 +205,7 @@ def _is_space(token: str) -> bool:
 
 
 def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer or decoder, one by one."""
+    """Flatten a normalizer, pre-tokenizer or decoder into its steps."""
     if part is None:
         return []
     if part["type"] != "Sequence":
@@ -215,7 +215,7 @@ def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _verbatim(state: dict[str, Any]) -> dict[str, Any]:
-    """A backend's JSON, without what would change a text, add tokens around it, or cut it."""
+    """Remove from a backend's JSON every step that changes a text, adds tokens around it, or truncates it."""
     changed = {**state, "post_processor": None, "truncation": None, "padding": None}
     for name, key in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers"), ("decoder", "decoders")):
         kept = []

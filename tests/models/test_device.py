@@ -35,9 +35,9 @@ def test_a_failed_allocation_names_its_phase() -> None:
     with pytest.raises(OutOfMemory) as caught, naming_memory("update"):
         torch.empty(HUGE)
     assert caught.value.exit_code == 1
-    assert caught.value.message.startswith("out of memory in the update: ") and "\n" not in caught.value.message
+    assert caught.value.message.startswith("out of memory during update: ") and "\n" not in caught.value.message
     assert caught.value.tip is not None and "optim.token_budget" in caught.value.tip
-    with pytest.raises(OutOfMemory, match="out of memory in the loading: MemoryError"), naming_memory("loading"):
+    with pytest.raises(OutOfMemory, match="out of memory during loading: MemoryError"), naming_memory("loading"):
         raise MemoryError
 
 
@@ -80,7 +80,7 @@ def test_a_run_that_is_out_of_memory_goes_on_from_its_checkpoint(
         limit.setattr(TinyModel, method, _after(calls, getattr(TinyModel, method)))
         assert train(run, "--steps", "4") == 1
     message, tip = error_of(capsys.readouterr().err)
-    assert message.startswith(f"out of memory in the {phase}: ")
+    assert message.startswith(f"out of memory during {phase}: ")
     assert setting in tip
     if phase != "update":
         return
@@ -95,7 +95,7 @@ def test_out_of_memory_while_loading_names_a_smaller_model(
     monkeypatch.setattr(TinyModel, "load", _after(0, TinyModel.load))
     assert train(tmp_path / "run") == 1
     message, tip = error_of(capsys.readouterr().err)
-    assert message.startswith("out of memory in the loading: ") and "smaller model" in tip
+    assert message.startswith("out of memory during loading: ") and "smaller model" in tip
 
 
 def test_an_error_of_ours_passes_through() -> None:

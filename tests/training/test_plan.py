@@ -24,7 +24,7 @@ from echo_cli.objective.loss import step_totals, step_weights
 from echo_cli.training.plan import expected_advantage, memory_notice, plan, portable_estimate
 from echo_cli.trajectory import Role, Segment, Trajectory
 
-CPU = DeviceChoice(torch.device("cpu"), "cpu float32: as asked")
+CPU = DeviceChoice(torch.device("cpu"), "cpu float32: as requested")
 
 
 def _config(**keys: Any) -> Config:
