@@ -184,6 +184,5 @@ def family_of(name: str, template: str) -> ChatFamily:
     raise EchoError(
         f"the chat template is of an unknown family: it has no mark of {known}; it begins with "
         f"'{escape_unprintable(template[:60])}'",
-        "set conversation.renderer=plain for a transcript without turns, or replace the template with "
-        "model.chat_template=FILE",
+        "set conversation.renderer=plain (no turns), or replace the template with model.chat_template=FILE",
     )

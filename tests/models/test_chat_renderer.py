@@ -137,7 +137,7 @@ def test_chatml_without_a_form_for_tools_answers_as_the_user(qwen3: Path, tmp_pa
     template.write_text(CHATML_TEMPLATE)
     renderer = load(qwen3, template)
     assert renderer.tokenizer.decode(load_ids(renderer.reply(renderer.script("ls")).before)) == "\n<|im_start|>user\n"
-    with pytest.raises(EchoError, match=r"from token \d+ on the template has .*tool.*, and we .*tool_response"):
+    with pytest.raises(EchoError, match=r"from token \d+ on the template has .*tool.*, echo-cli .*tool_response"):
         load(qwen3, template, reply_as="tool")
 
 
@@ -343,10 +343,10 @@ BROKEN = "{% for"
     ("template", "conversation", "message"),
     [
         (OTHER, {}, "of an unknown family.*chatml.*llama3.*it begins with"),
-        (HALF, {}, r"not of the form chatml: after the user's text it writes '<\|im_start"),
-        (OTHER, {"renderer": "llama3"}, "not of the form llama3"),
-        (CHATML_TEMPLATE, {"renderer": "llama3"}, r"not of the form llama3|no token <\|eot_id"),
-        (STRIPPED, {}, "does not write the user's text once, as it is"),
+        (HALF, {}, r"does not have the form chatml: after the user's text it writes '<\|im_start"),
+        (OTHER, {"renderer": "llama3"}, "does not have the form llama3"),
+        (CHATML_TEMPLATE, {"renderer": "llama3"}, r"does not have the form llama3|no token <\|eot_id"),
+        (STRIPPED, {}, "does not write the user's text exactly once and unchanged"),
         (SPLIT, {}, r"from token \d+ on the template has"),
         (MUTE, {"thinking": "forbid"}, "does not open a turn with an empty block"),
         (STRICT, {"renderer": "chatml"}, "fails on a conversation of user: no such"),
@@ -375,7 +375,7 @@ def test_without_a_chat_template_there_is_a_tip(qwen3: Path, tmp_path: Path) -> 
     (tmp_path / "chat_template.jinja").unlink()
     with pytest.raises(EchoError, match="has no chat template") as refused:
         load(tmp_path)
-    assert refused.value.tip == "model.chat_template=FILE names one; conversation.renderer=plain needs none"
+    assert refused.value.tip == "set model.chat_template=FILE, or conversation.renderer=plain, which needs none"
     assert isinstance(load_hf_renderer(tmp_path, HF, ConversationConfig(renderer="plain")), PlainRenderer)
 
 

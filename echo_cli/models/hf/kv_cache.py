@@ -1,4 +1,4 @@
-"""Keys and values of growing sequences for models of transformers: a row each, written at positions of its own.
+"""KV cache for transformers models: one row per growing sequence, each written at its own positions.
 
 Shapes: B sequences, N key-value heads, T tokens, C slots, D head width.
 """
@@ -14,11 +14,11 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class RowCache(Cache):  # type: ignore[misc]
-    """A `language_model.Cache` whose rows have lengths of their own: position p of a sequence is slot p of its row.
+    """A `language_model.Cache` whose rows have different lengths: position p of a sequence is slot p of its row.
 
-    Slots past a sequence's end may hold garbage (from padding): the mask of the caller hides them until they are
-    overwritten. `place` says where the next forward pass writes; each layer allocates on its first one and grows by an
-    eighth: a large cache has to fit the device.
+    Slots past a sequence's end may hold garbage (from padding): the caller's mask hides them until they are
+    overwritten. `place` sets where the next forward pass writes. A layer allocates in its first forward pass and grows
+    by only an eighth at a time, because a large cache has to fit the device.
     """
 
     def __init__(self, layers: int, batch: int, dtype: torch.dtype) -> None:
@@ -29,7 +29,7 @@ class RowCache(Cache):  # type: ignore[misc]
         self.length = 0
 
     def place(self, slots_BT: Tensor, rows_B: Tensor | None, length: int) -> None:
-        """Of the next forward pass: its tokens' slots, their rows (None: all), and how many slots it attends to."""
+        """Set the next forward pass's token slots, cache rows (None: all), and number of slots it attends to."""
         self.slots_BT, self.rows_B, self.length = slots_BT, rows_B, length
 
     def keep(self, rows: Tensor) -> None:
@@ -48,10 +48,10 @@ class RowCache(Cache):  # type: ignore[misc]
 
 
 class PassingCache(Cache):  # type: ignore[misc]
-    """Keeps nothing. Given instead of no cache, it keeps transformers from looking for packed sequences.
+    """A cache that stores nothing; passing it instead of None keeps transformers from searching for packed sequences.
 
-    That search waits for the GPU once a forward pass, and under torch.compile it always makes a mask, which rules the
-    fused causal attention out.
+    The search synchronises with the GPU once per forward pass, and under torch.compile it always builds a mask, which
+    rules out the fused causal attention.
     """
 
     def __init__(self, layers: int) -> None:
@@ -59,12 +59,12 @@ class PassingCache(Cache):  # type: ignore[misc]
 
 
 class _FreshLayer(CacheLayerMixin):  # type: ignore[misc]
-    """What transformers asks of a layer when it makes a mask itself: only for tokens that nothing comes before."""
+    """The layer interface that transformers uses to build its own mask: only for tokens without any before them."""
 
     is_sliding = False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to prepare."""
+        """Do nothing: there is nothing to prepare."""
 
     def get_seq_length(self) -> int:
         return 0
@@ -89,7 +89,7 @@ class _RowLayer(_FreshLayer):
         self._dtype = dtype
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write [B, N, T, D] keys and values into their slots; those of the rows up to the length that is needed."""
+        """Write [B, N, T, D] keys and values into their slots; return all of the rows' slots up to `cache.length`."""
         self._reserve(key_states, value_states)
         cache = self._cache
         rows_B = torch.arange(cache.batch, device=key_states.device) if cache.rows_B is None else cache.rows_B

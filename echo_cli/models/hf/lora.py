@@ -1,4 +1,4 @@
-"""LoRA adapters: put beside a model's linear layers, written to a folder, and read from one.
+"""LoRA adapters: added to a model's linear layers, written to a folder, read from a folder.
 
 Low-rank adaptation is Hu et al. 2021, arXiv 2106.09685; the layers are peft's.
 """
@@ -25,12 +25,12 @@ from echo_cli.text import escape_unprintable
 
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 
-# Of an adapter's config: what its weights mean something with.
+# Keys of an adapter's config that determine the meaning of its weights.
 _MEANING = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:
-    """The last parts of the names of a model's linear layers, the head left out; sorted."""
+    """Return the last name components of a model's linear layers except the head; sorted."""
     head = model.get_output_embeddings()
     linear = (torch.nn.Linear, Conv1D)
     names = (name for name, module in model.named_modules() if isinstance(module, linear) and module is not head)
@@ -38,13 +38,13 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
 
 
 def add_adapter(model: PreTrainedModel, lora: LoraConfig, base: str, seed: int) -> PeftModel:
-    """`model`, frozen, with a fresh adapter in float32; its first output is that of `model`.
+    """Freeze `model` and add a fresh float32 adapter, which does not change the output at first.
 
     Args:
-        base: what adapter_config.json names as the base.
+        base: name of the base in adapter_config.json.
 
     Raises:
-        EchoError: a target is no linear layer of the model.
+        EchoError: a target is not a linear layer of the model.
     """
     there = linear_layers(model)
     if foreign := [name for name in lora.targets if name not in there]:
@@ -63,31 +63,33 @@ def add_adapter(model: PreTrainedModel, lora: LoraConfig, base: str, seed: int) 
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter."""
+    """Return whether a folder holds an adapter."""
     return (folder / ADAPTER_CONFIG).is_file()
 
 
 def read_adapter_config(folder: Path) -> Row:
-    """What adapter_config.json says.
+    """Read adapter_config.json.
 
     Raises:
-        EchoError: it is missing, is not JSON, is not that of a LoRA adapter, or does not name its target modules.
+        EchoError: the file is missing, not JSON, not a LoRA adapter's config, or names no target modules.
     """
     path = folder / ADAPTER_CONFIG
     if not path.is_file():
-        raise EchoError(f"{escape_unprintable(folder)} has no {ADAPTER_CONFIG}", "name a folder with a LoRA adapter")
+        raise EchoError(f"{escape_unprintable(folder)} has no {ADAPTER_CONFIG}", "choose a folder with a LoRA adapter")
     config = read_json(path)
     if config.get("peft_type") != "LORA" or not isinstance(config.get("base_model_name_or_path"), str):
-        raise EchoError(f"{escape_unprintable(path)} is not that of a LoRA adapter with a base", "export it again")
-    if not config.get("target_modules"):  # peft would take the architecture's default and load a part of the weights
         raise EchoError(
-            f"{escape_unprintable(path)} names no target_modules", "name those that the adapter was trained with"
+            f"{escape_unprintable(path)} is not the config of a LoRA adapter with a base", "export the adapter again"
+        )
+    if not config.get("target_modules"):  # peft would use the architecture's default and load only some weights
+        raise EchoError(
+            f"{escape_unprintable(path)} has no target_modules", "add the modules that the adapter was trained on"
         )
     return config
 
 
 def read_adapter(folder: Path, model: PreTrainedModel) -> PeftModel:
-    """`model`, frozen, with the adapter of a folder; it can be trained further.
+    """Freeze `model` and add the adapter of a folder, which can be trained further.
 
     Raises:
         EchoError: the adapter is damaged, or does not fit the model.
@@ -107,7 +109,7 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     """Write adapter_model.safetensors and adapter_config.json, which peft and transformers load."""
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    # Written by Python and not by the library, whose errors do not say that the disk is full.
+    # Written by Python because the library's errors do not say that the disk is full.
     (folder / ADAPTER_FILE).write_bytes(safetensors_bytes(tensors, metadata={"format": "pt"}))
     values = {name: sorted(value) if isinstance(value, set) else value for name, value in _settings(model).items()}
     text = json.dumps({**values, "inference_mode": True}, indent=2, sort_keys=True)
@@ -115,20 +117,20 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 
 
 def save_merged(model: PeftModel, folder: Path) -> None:
-    """Write one model of the base and the adapter; `model` is not to be used afterwards."""
+    """Write a model that merges the adapter into the base; `model` is unusable afterwards."""
     save_whole(model.merge_and_unload(), folder)
 
 
 def load_adapter(folder: Path, model: PeftModel) -> None:
-    """Take the adapter weights of a folder.
+    """Load the adapter weights of a folder into `model`.
 
     Raises:
-        EchoError: they are damaged, or those of another adapter or base.
+        EchoError: the weights are damaged, or belong to another adapter or base.
     """
     written, own = read_adapter_config(folder), _settings(model)
     for name in _MEANING:
         if name in written and written[name] != own.get(name):
-            raise _unfit(folder, f"{name} is {written[name]!r} there and {own.get(name)!r} here")
+            raise _unfit(folder, f"{name} is {written[name]!r} in the adapter and {own.get(name)!r} in the model")
     try:
         state = load_file(folder / ADAPTER_FILE)
     except Exception as error:  # safetensors raises its own type from Rust
@@ -147,9 +149,9 @@ def load_adapter(folder: Path, model: PeftModel) -> None:
 def _adapted(model: PreTrainedModel, config: PeftLoraConfig) -> PeftModel:
     base = config.base_model_name_or_path
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about names of transformers that peft uses and the user does not
+        warnings.simplefilter("ignore")  # deprecation warnings for transformers names that only peft uses
         adapted = get_peft_model(model, config)
-    config.base_model_name_or_path = base  # peft puts the name that the model was loaded under
+    config.base_model_name_or_path = base  # peft overwrites it with the name that the model was loaded under
     return adapted
 
 
@@ -160,5 +162,6 @@ def _settings(model: PeftModel) -> Row:
 
 def _unfit(folder: Path, why: str) -> EchoError:
     return EchoError(
-        f"the adapter in {escape_unprintable(folder)} does not fit the model: {why}", "take the model it was made for"
+        f"the adapter in {escape_unprintable(folder)} does not fit the model: {why}",
+        "choose the model that the adapter was trained on",
     )

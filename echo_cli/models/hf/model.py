@@ -1,4 +1,4 @@
-"""A causal LM of Hugging Face behind the seam of `language_model`, trained whole or through a LoRA adapter.
+"""A Hugging Face causal LM with the interface of `language_model`, trained whole or through a LoRA adapter.
 
 Shapes: B sequences, T tokens, N positions or heads, H hidden, V vocabulary, C cache slots.
 """
@@ -25,15 +25,15 @@ from echo_cli.text import escape_unprintable
 
 
 class HfModel(nn.Module):
-    """A decoder of transformers as a `LanguageModel`; what is trained is float32.
+    """A transformers decoder as a `LanguageModel`; trained weights are float32.
 
-    Rows are right-padded and come without an attention mask: causality keeps padding from what is before it, and
-    attention stays the fused causal one.
+    Rows are right-padded and have no attention mask: causality hides padding from earlier tokens, and attention can use
+    the fused causal kernel.
 
     Args:
-        model: a causal LM without dropout, or one with a LoRA adapter in it.
-        settings: how it is run; where it comes from has no effect here.
-        dtype: of matrix products and of the KV cache. With bfloat16 they run under autocast.
+        model: a causal LM without dropout, with or without a LoRA adapter.
+        settings: how the model is run; the keys for its source have no effect here.
+        dtype: dtype of matrix products and of the KV cache; bfloat16 runs under autocast.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, settings: ModelConfig, dtype: torch.dtype) -> None:
@@ -49,12 +49,12 @@ class HfModel(nn.Module):
 
     @property
     def causal_lm(self) -> PreTrainedModel:
-        """The causal LM, with the adapter in it where there is one."""
+        """The causal LM, including the adapter if there is one."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     @property
     def vocab_size(self) -> int:
-        """Return V, the width of the head; a tokenizer may have fewer tokens."""
+        """V, the width of the head; the tokenizer may have fewer tokens."""
         return int(self.causal_lm.get_output_embeddings().weight.shape[0])
 
     def __call__(self, token_ids_BT: Tensor) -> Tensor:
@@ -78,28 +78,29 @@ class HfModel(nn.Module):
     def extend(self, token_ids_BT: Tensor, starts_B: Tensor, cache: RowCache, rows_B: Tensor | None = None) -> Tensor:
         T, limit = token_ids_BT.shape[1], self.max_length
         ends_BT = starts_B[:, None] + torch.arange(T, device=starts_B.device)
-        # Padding past the last position has a slot of its own, which no mask ever shows.
+        # Padding past the last position goes to an extra slot, which every mask hides.
         slots_BT, positions_BT = ends_BT.clamp(max=limit), ends_BT.clamp(max=limit - 1)
         latest, length = torch.stack([starts_B.max(), slots_BT.max() + 1]).tolist()
         cache.place(slots_BT, rows_B, length)
         self._set_mode(False)
         with self._computing():
-            if latest == 0 and limit >= T:  # nothing comes before: the fused causal attention
+            if latest == 0 and limit >= T:  # no earlier tokens: use the fused causal attention
                 return self._run(token_ids_BT, cache, positions_BT)
             visible_B1TC = torch.arange(length, device=starts_B.device) <= positions_BT[:, None, :, None]
             with self._masked_attention():
                 return self._run(token_ids_BT, cache, positions_BT, self._mask(visible_B1TC))
 
     def holding_weights(self) -> AbstractContextManager[Any]:
-        """Autocast, under which each weight is cast once."""
+        """Return an autocast context, which casts each weight once."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.causal_lm.get_output_embeddings().weight.device.type, dtype=self.dtype)
 
     def reference(self) -> HfModel:
-        """The model as it is at the start of training, frozen.
+        """Return the model at the start of training, frozen.
 
-        With a fresh adapter, the base without it, which costs no memory. Else a copy of what is trained.
+        With a fresh adapter this is the base with the adapter off, which costs no memory; otherwise the trained weights
+        are copied.
         """
         if self._settings.lora is not None:
             return _Base(self.model, self._plain_settings, self.dtype)
@@ -107,13 +108,13 @@ class HfModel(nn.Module):
         frozen = copy.deepcopy(self.model, shared).requires_grad_(False)
         embeddings = {id(module.weight) for module in frozen.modules() if isinstance(module, nn.Embedding)}
         for module in frozen.modules():
-            # What autocast would make of it at each call; a weight that is an embedding too is read in full.
+            # Cast in advance what autocast would cast at each call, except a weight shared with an embedding.
             if isinstance(module, nn.Linear) and id(module.weight) not in embeddings:
                 module.weight.data = module.weight.data.to(self.dtype)
         return HfModel(frozen, self._plain_settings, self.dtype)
 
     def save(self, folder: Path) -> None:
-        """Write what `from_pretrained` loads: the whole model, or the adapter alone."""
+        """Write the whole model or only the adapter, in the format of `from_pretrained`."""
         if isinstance(self.model, PeftModel):
             save_adapter(self.model, folder)
         else:
@@ -128,8 +129,8 @@ class HfModel(nn.Module):
             self.model.load_state_dict(saved.state_dict())
         except RuntimeError as error:
             raise EchoError(
-                f"{escape_unprintable(folder)} is of another architecture: {' '.join(str(error).split())[:200]}",
-                "take the model.path that it was made with",
+                f"{escape_unprintable(folder)} has another architecture: {' '.join(str(error).split())[:200]}",
+                "set the model.path that the folder was written with",
             ) from error
 
     def _run(
@@ -152,12 +153,12 @@ class HfModel(nn.Module):
     def _mask(self, visible_B1TC: Tensor) -> Tensor:
         if self._attention != "eager":
             return visible_B1TC
-        # transformers' own attention adds its mask.
+        # The eager attention of transformers adds its mask to the scores.
         return torch.zeros_like(visible_B1TC, dtype=self.dtype).masked_fill(~visible_B1TC, torch.finfo(self.dtype).min)
 
     @contextmanager
     def _masked_attention(self) -> Iterator[None]:
-        """flash_attention_2 takes no mask of ours: over a ragged cache, attention is torch's."""
+        """Use torch's attention over a ragged cache with flash_attention_2, which accepts no custom mask."""
         config, before = self.causal_lm.base_model.config, self._attention
         if before in ("sdpa", "eager"):
             yield
@@ -169,7 +170,7 @@ class HfModel(nn.Module):
             config._attn_implementation = before
 
     def _set_mode(self, training: bool) -> None:
-        """transformers checkpoints activations in train mode only, where it cannot use a cache."""
+        """Set train mode, in which transformers cannot use a cache, only if activations are checkpointed."""
         wanted = training and self._settings.gradient_checkpointing
         if self.model.training != wanted:
             self.model.train(wanted)
@@ -191,7 +192,7 @@ class HfModel(nn.Module):
 
 
 class _Base(HfModel):
-    """The frozen weights under an adapter, which it shares with the model that is trained."""
+    """The frozen base weights under an adapter, shared with the trained model."""
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
@@ -200,12 +201,12 @@ class _Base(HfModel):
 
 
 def _checkpoint_layers(causal_lm: PreTrainedModel) -> None:
-    """Recompute each layer in the backward pass instead of keeping what is inside of it.
+    """Recompute each layer in the backward pass instead of keeping its activations.
 
     Raises:
-        EchoError: the architecture cannot.
+        EchoError: the architecture does not support it.
     """
-    # Without dropout there is no random state to replay.
+    # Without dropout, no random state has to be replayed.
     kwargs = {"use_reentrant": False, "preserve_rng_state": False}
     enable = getattr(causal_lm, "activation_checkpointing_enable", None)  # the name since transformers 5.20
     try:
@@ -214,29 +215,29 @@ def _checkpoint_layers(causal_lm: PreTrainedModel) -> None:
         name = type(causal_lm).__name__
         tip = "set model.gradient_checkpointing=false"
         raise EchoError(f"{name} has no layers to checkpoint", tip) from error
-    # For reentrant checkpoints: it would make gradients of embeddings that nobody trains.
+    # Only reentrant checkpoints need it: it would compute gradients of embeddings that are not trained.
     causal_lm.disable_input_require_grads()
 
 
 def max_length_of(causal_lm: PreTrainedModel) -> int:
-    """The most tokens of a sequence: the architecture's positions, or fewer where what is before them would change.
+    """Return the maximum sequence length, tokens: the architecture's positions, limited by windows and LongRoPE.
 
-    Within the window that a layer attends to, it is one of full attention. Up to the original positions of LongRoPE
-    (arXiv 2402.13753) a token has one rotation; past them the longest sequence of a batch changes that of every token.
+    Up to its window length, a windowed layer equals full attention. Up to the original positions of LongRoPE (arXiv
+    2402.13753), a token has one rotation; beyond them, the longest sequence of a batch changes every token's rotation.
 
     Raises:
-        EchoError: the architecture does not say.
+        EchoError: config.json has no max_position_embeddings.
     """
     config = causal_lm.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int):
-        raise EchoError("the model's config.json has no max_position_embeddings", "name another model")
+        raise EchoError("the model's config.json has no max_position_embeddings", "choose another model")
     kinds = getattr(config, "layer_types", None)
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
     windowed = kinds is None or any(kind != "full_attention" for kind in kinds)
     most = [window for window in windows if windowed and isinstance(window, int)]
     rope = getattr(config, "rope_parameters", None) or {}
-    for part in (rope, *rope.values()):  # of the model, or one by kind of layer
+    for part in (rope, *rope.values()):  # one for the model, or one per kind of layer
         if isinstance(part, dict) and part.get("rope_type") == "longrope":
             most.append(int(part["original_max_position_embeddings"]))
     return min([positions, *most])

@@ -1,6 +1,6 @@
-"""A small Qwen3 of random weights in a folder of its own: a real Hugging Face model without a download.
+"""A small Qwen3 with random weights, written to a folder: a real Hugging Face model without a download.
 
-The tokenizer is fitted on what the toy terminal prints. It has Qwen's form: its pre-tokenizer, its special and added
+The tokenizer is fitted on the toy terminal's output. It follows Qwen's: the pre-tokenizer, the special and added
 tokens, and a chat template that writes conversations as Qwen3's does. Needs the extra `hf`.
 """
 
@@ -25,12 +25,12 @@ MAX_VOCAB_SIZE = 1536
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 ADDED_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
 
-# The pattern of Qwen2Tokenizer, which transformers builds anew whatever tokenizer.json says.
+# The pattern of Qwen2Tokenizer, which transformers uses whatever tokenizer.json contains.
 _PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Worlds that nothing else uses, and the same for every seed: two models of this kind read text alike.
+# Worlds used for nothing else, the same for every seed, so that all these models tokenise alike.
 _WORLD_SEEDS = range(2_000_000, 2_000_003)
 _COMMANDS = 300
 
@@ -75,7 +75,7 @@ _TEMPLATE = """\
 
 
 def make_random_qwen3(folder: Path, seed: int) -> None:
-    """Write a model folder that `from_pretrained` loads; the same seed writes the same bytes."""
+    """Write a model folder in the format of `from_pretrained`; the same seed writes the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
     _write_tokenizer(tokenizer, folder)
@@ -99,7 +99,7 @@ def make_random_qwen3(folder: Path, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
-    # What `model.save_pretrained` writes, less its progress bar. The head is the embedding, and is not written twice.
+    # The files of `model.save_pretrained`, without its progress bar. The head is the embedding: it is written once.
     config.save_pretrained(folder)
     generation = GenerationConfig(eos_token_id=[end_of_turn, end_of_text], pad_token_id=end_of_text)
     generation.save_pretrained(folder)
@@ -108,7 +108,7 @@ def make_random_qwen3(folder: Path, seed: int) -> None:
 
 
 def _tokenizer() -> Tokenizer:
-    """A byte-level BPE of Qwen's form, fitted on the toy terminal's output."""
+    """Fit a byte-level BPE in Qwen's form on the toy terminal's output."""
     tokenizer = new_backend(_PIECES)
     tokenizer.normalizer = normalizers.NFC()
     fit_backend(tokenizer, _texts(), MAX_VOCAB_SIZE - len(SPECIAL_TOKENS) - len(ADDED_TOKENS))
@@ -118,7 +118,7 @@ def _tokenizer() -> Tokenizer:
 
 
 def _texts() -> list[str]:
-    """Questions, commands and outputs of a few worlds, and the words of a turn's header, each to be one token."""
+    """Return questions, commands and outputs of a few worlds, and the words of turn headers, each to be one token."""
     texts = ["system\nuser\nassistant\n"] * _COMMANDS
     for world_seed in _WORLD_SEEDS:
         world, tasks = world_and_tasks(world_seed)

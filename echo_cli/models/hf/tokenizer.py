@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face model folder, refused where it would quietly be another one.
+"""The tokenizer of a Hugging Face model folder, rejected if it would silently be a different tokenizer.
 
 Needs the extra `hf`.
 """
@@ -22,14 +22,14 @@ from echo_cli.text import escape_unprintable
 TOKENIZER_CONFIG_FILE, TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
 GENERATION_FILE = "generation_config.json"
 
-# Every file that a tokenizer may be read from.
+# All files that a tokenizer may be loaded from.
 _PATTERNS = (
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
     *("*.model", "*.tiktoken", "tekken.json", "chat_template.json*", "chat_template.jinja"),
     *("additional_chat_templates/*.jinja", "tokenization_*.py"),
 )
 
-# What ends a text in models that have no BOS.
+# The end-of-text token of models without BOS.
 _END_OF_TEXT = "<|endoftext|>"
 
 _SAMPLES = (
@@ -39,13 +39,13 @@ _SAMPLES = (
 
 
 def load_hf_tokenizer(folder: Path, model: ModelConfig) -> tuple[Any, Tokenizer]:
-    """The `transformers` tokenizer of a local folder, with the chat template of the config, and ours of the same.
+    """Load the `transformers` tokenizer of a local folder, with the config's chat template, and our `Tokenizer` of it.
 
     Raises:
-        EchoError: a file is missing or damaged, config.json among them, there is no eos, or text is not kept.
+        EchoError: a file (config.json included) is missing or damaged, there is no eos, or text is not preserved.
     """
     where = escape_unprintable(folder)
-    restore = "a tokenizer is tokenizer.json and tokenizer_config.json at least: copy the model's own into the folder"
+    restore = "copy the model's tokenizer files, at least tokenizer.json and tokenizer_config.json, into the folder"
     if not (folder / TOKENIZER_CONFIG_FILE).is_file():
         raise EchoError(f"{where} has no {TOKENIZER_CONFIG_FILE}", restore)
     try:
@@ -53,14 +53,14 @@ def load_hf_tokenizer(folder: Path, model: ModelConfig) -> tuple[Any, Tokenizer]
             str(folder), local_files_only=True, trust_remote_code=model.trust_remote_code
         )
     except Exception as error:  # the files may be anything: OSError, ValueError, KeyError, or Rust's bare Exception
-        if (folder / CONFIG_FILE).is_file():  # transformers looks into it first, and its damage is not the tokenizer's
+        if (folder / CONFIG_FILE).is_file():  # transformers reads config.json first: report its damage as such
             read_config(folder, trust_remote_code=model.trust_remote_code)
         raise EchoError(
-            f"the tokenizer of {where} does not load: {escape_unprintable(first_line(error))}", restore
+            f"cannot load the tokenizer of {where}: {escape_unprintable(first_line(error))}", restore
         ) from error
     if not theirs.is_fast:
-        raise EchoError(f"the tokenizer of {where} is not a fast one", "convert it: model folders need tokenizer.json")
-    # What transformers makes of a folder without a vocabulary, and says nothing: added tokens and at most one other.
+        raise EchoError(f"the tokenizer of {where} is not a fast tokenizer", "convert it to tokenizer.json")
+    # Without a vocabulary, transformers silently builds a tokenizer of the added tokens and at most one other.
     if theirs.backend_tokenizer.get_vocab_size(with_added_tokens=False) < 2:
         raise EchoError(f"the tokenizer of {where} is empty: its vocabulary is missing", restore)
     found = (path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file())
@@ -73,10 +73,10 @@ def load_hf_tokenizer(folder: Path, model: ModelConfig) -> tuple[Any, Tokenizer]
 
 
 def check_text(tokenizer: Tokenizer, where: str) -> None:
-    """See that texts come back as they went in, each byte of them counted, and turn into no special token.
+    """Check that sample texts survive encoding and decoding, with correct byte counts and without special tokens.
 
     Raises:
-        EchoError: one does not; names it.
+        EchoError: a text does not survive; the message shows it.
     """
     special = {tokenizer.token_id(name) for name in tokenizer.added_tokens}
     for text in (*_SAMPLES, *tokenizer.added_tokens):
@@ -85,8 +85,8 @@ def check_text(tokenizer: Tokenizer, where: str) -> None:
         if special & set(ids) or back != text or sum(tokenizer.byte_counts(ids)) != len(text.encode()):
             what = "a special token" if special & set(ids) else f"'{escape_unprintable(back)}'"
             raise EchoError(
-                f"the tokenizer of {where} does not keep text: '{escape_unprintable(text)}' becomes {what}",
-                "take a model with a byte-level vocabulary, or one with byte fallback",
+                f"the tokenizer of {where} does not preserve text: '{escape_unprintable(text)}' becomes {what}",
+                "choose a model with a byte-level vocabulary or byte fallback",
             )
 
 
@@ -101,7 +101,7 @@ def _tokenizer(theirs: Any, eos_ids: tuple[int, ...], files: Mapping[str, bytes]
 
 
 def _eos_ids(theirs: Any, folder: Path) -> tuple[int, ...]:
-    """The tokenizer's eos, and those of generation_config.json after it."""
+    """Return the tokenizer's eos id, then the eos ids of generation_config.json."""
     path = folder / GENERATION_FILE
     named = read_json(path).get("eos_token_id") if path.is_file() else None
     others = named if isinstance(named, list) else [named]
@@ -109,26 +109,27 @@ def _eos_ids(theirs: Any, folder: Path) -> tuple[int, ...]:
     if not ids:
         raise EchoError(
             f"the tokenizer of {escape_unprintable(folder)} has no eos token",
-            f"name it in {TOKENIZER_CONFIG_FILE}: eos_token",
+            f"set eos_token in {TOKENIZER_CONFIG_FILE}",
         )
     if any(not isinstance(i, int) or not 0 <= i < len(theirs) for i in ids):
         raise EchoError(
-            f"{escape_unprintable(path)} ends an answer with {escape_unprintable(str(named))}, and the tokenizer "
+            f"{escape_unprintable(path)} has eos_token_id {escape_unprintable(str(named))}, but the tokenizer "
             f"has {len(theirs)} tokens",
-            "take all files from the same source",
+            "use files from a single source",
         )
     return ids
 
 
 def _with_template(path: Path, files: Mapping[str, bytes]) -> tuple[str, dict[str, bytes]]:
-    """A Jinja file, and the tokenizer's files with it in place of the templates that they came with."""
+    """Return the template in a Jinja file, and the tokenizer's files with their templates replaced by it."""
     try:
         data = path.read_bytes()
         template = data.decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise EchoError(
-            f"cannot read model.chat_template {escape_unprintable(path)}: {reason}", "name a Jinja file"
+            f"cannot read model.chat_template {escape_unprintable(path)}: {reason}",
+            "set model.chat_template to a Jinja file",
         ) from error
     settings = json.loads(files[TOKENIZER_CONFIG_FILE])
     settings.pop("chat_template", None)

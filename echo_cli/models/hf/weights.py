@@ -1,4 +1,4 @@
-"""A causal LM of transformers from a folder, with every way in which that can fail said in one line."""
+"""Loading of a transformers causal LM from a folder, with a one-line error for every failure."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ from echo_cli.text import escape_unprintable
 
 CONFIG_FILE = "config.json"
 
-# Sampling and update have to see the same distribution, and a checkpointed layer the same twice.
+# Dropout is off: rollout and update need the same distribution, and so do both passes of a checkpointed layer.
 _DROPOUT = ("dropout", "pdrop", "layerdrop", "dropout_prob", "jitter_noise")
 
 
 def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
-    """The architecture in a folder, without dropout.
+    """Read the architecture in a folder, with dropout set to 0.
 
     Raises:
-        EchoError: config.json is missing, or names an architecture that is unknown or that is code of its own.
+        EchoError: config.json is missing, or names an unknown architecture or one that needs untrusted code.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise EchoError(
-            f"{escape_unprintable(folder)} has no {CONFIG_FILE}", "model.path is a folder that save_pretrained wrote"
+            f"{escape_unprintable(folder)} has no {CONFIG_FILE}",
+            "set model.path to a folder written by save_pretrained",
         )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # of half a dozen types, one of them huggingface_hub's own
         text = str(error)
         if "trust_remote_code" in text:
-            message = f"{escape_unprintable(folder)} brings Python code of its own"
-            raise EchoError(message, "read the code, then set model.trust_remote_code=true") from error
-        tip = "another model, or a newer transformers; for the built-in model's own form set model.kind=tiny"
+            message = f"{escape_unprintable(folder)} contains Python code that the model needs"
+            raise EchoError(message, "review the code, then set model.trust_remote_code=true") from error
+        tip = "choose another model or a newer transformers; for a folder of the built-in model, set model.kind=tiny"
         raise EchoError(
             f"{escape_unprintable(path)}: {escape_unprintable(' '.join(text.split())[:300])}", tip
         ) from error
@@ -52,10 +53,10 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
 
 
 def read_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of a folder that `save_pretrained` wrote, on the CPU.
+    """Load the model of a folder that `save_pretrained` wrote, on the CPU.
 
     Raises:
-        EchoError: the architecture is unknown or no causal LM, or weights are missing, incomplete or damaged.
+        EchoError: the architecture is unknown or not a causal LM, or the weights are missing, incomplete or damaged.
     """
     config = read_config(folder, trust_remote_code=model.trust_remote_code)
     try:
@@ -68,32 +69,32 @@ def read_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype) -> PreT
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # to name them here, and not in a table on stderr
+            ignore_mismatched_sizes=True,  # reported below instead of in a table on stderr
         )
     except Exception as error:  # safetensors raises its own type from Rust
         raise _refused(folder, model, error) from error
-    # transformers would go on with random weights in their place.
+    # transformers would continue with random weights instead.
     if missing := sorted(info["missing_keys"]):
         raise EchoError(
-            f"the weights in {escape_unprintable(folder)} are incomplete: {len(missing)} tensors are missing, "
+            f"the weights in {escape_unprintable(folder)} lack {len(missing)} of the model's tensors, "
             f"such as {missing[0]}",
             "restore the folder from its source",
         )
     if info["mismatched_keys"]:
         name, there, wanted = min((name, list(a), list(b)) for name, a, b in info["mismatched_keys"])
         raise EchoError(
-            f"the weights in {escape_unprintable(folder)} are not those of its {CONFIG_FILE}: {name} is {there}, "
+            f"the weights in {escape_unprintable(folder)} do not match {CONFIG_FILE}: {name} has the shape {there}, "
             f"not {wanted}",
-            "take all files from the same source",
+            "use files from a single source",
         )
     return _prepared(causal_lm)
 
 
 def random_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype, seed: int) -> PreTrainedModel:
-    """A model of the architecture in a folder with weights of its own initialisation, on the CPU.
+    """Create a model of a folder's architecture with its own random initialisation, on the CPU.
 
     Raises:
-        EchoError: the architecture is unknown or no causal LM.
+        EchoError: the architecture is unknown or not a causal LM.
     """
     config = read_config(folder, trust_remote_code=model.trust_remote_code)
     with torch.random.fork_rng(devices=[]):
@@ -108,10 +109,10 @@ def random_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype, seed:
 
 
 def save_whole(causal_lm: PreTrainedModel, folder: Path) -> None:
-    """Write what `from_pretrained` loads; who may read the folder's other files may read its weights.
+    """Write the model in the format of `from_pretrained`; the weights get the other files' read permissions.
 
     Raises:
-        OSError: the disk is full, or fails; with its number, which safetensors has in its text alone.
+        OSError: the disk is full or fails; with errno, which safetensors only has in its message.
     """
     try:
         causal_lm.save_pretrained(folder)
@@ -121,15 +122,15 @@ def save_whole(causal_lm: PreTrainedModel, folder: Path) -> None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
     for file in folder.glob("*.safetensors"):
-        shutil.copymode(folder / CONFIG_FILE, file)  # safetensors makes them readable to their owner alone
+        shutil.copymode(folder / CONFIG_FILE, file)  # safetensors makes them readable by their owner only
 
 
 def _refused(folder: Path, model: ModelConfig, error: Exception) -> EchoError:
     text = first_line(error)
     if "Unrecognized configuration class" in text:
-        return EchoError(f"{escape_unprintable(folder)} is no causal LM", "name a decoder-only language model")
+        return EchoError(f"{escape_unprintable(folder)} is not a causal LM", "choose a decoder-only language model")
     if isinstance(error, ImportError) and model.attention == "flash_attention_2":
-        return EchoError(f"model.attention {model.attention} is not available: {text}", "set model.attention=sdpa")
+        return EchoError(f"model.attention={model.attention} is not available: {text}", "set model.attention=sdpa")
     return EchoError(
         f"cannot load weights from {escape_unprintable(folder)}: {text}", "restore the folder from its source"
     )
@@ -143,6 +144,6 @@ def _prepared(causal_lm: PreTrainedModel) -> PreTrainedModel:
     if generation is not None:
         try:
             generation.validate(strict=True)
-        except ValueError:  # nothing here generates with it, and save_pretrained would refuse to write it
+        except ValueError:  # it is never used here, but save_pretrained would reject it
             causal_lm.generation_config = GenerationConfig.from_model_config(causal_lm.config)
     return causal_lm

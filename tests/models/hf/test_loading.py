@@ -79,15 +79,21 @@ def _damaged(folder: Path) -> None:
         (_without("config.json"), "has no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
         (_config(lambda values: values.update(model_type="qwen99")), "qwen99"),
-        (_config(lambda values: values.update(auto_map={"AutoConfig": "c.C"}, model_type="own")), "code of its own"),
+        (
+            _config(lambda values: values.update(auto_map={"AutoConfig": "c.C"}, model_type="own")),
+            "contains Python code",
+        ),
         (_without("model.safetensors"), "cannot load weights from"),
         (_damaged, "cannot load weights from"),
-        (_incomplete, "1 tensors are missing, such as model.layers.1.self_attn.q_proj.weight"),
-        (_config(lambda values: values.update(hidden_size=48)), f"is [{VOCABULARY}, 32], not [{VOCABULARY}, 48]"),
+        (_incomplete, "lack 1 of the model's tensors, such as model.layers.1.self_attn.q_proj.weight"),
+        (_config(lambda v: v.update(hidden_size=48)), f"has the shape [{VOCABULARY}, 32], not [{VOCABULARY}, 48]"),
         (_config(lambda values: values.update(vocab_size=VOCABULARY + 8)), f"not [{VOCABULARY + 8}, 32]"),
         (_config(lambda values: values.update(quantization_config=_FOUR_BITS)), "cannot load weights from"),
         (_config(lambda values: values.update(num_hidden_layers=3)), "layer_types"),
-        (_config(lambda v: v.update(num_hidden_layers=3, layer_types=["full_attention"] * 3)), "are incomplete: 11"),
+        (
+            _config(lambda v: v.update(num_hidden_layers=3, layer_types=["full_attention"] * 3)),
+            "lack 11 of",
+        ),
         (_config(lambda values: values.update(max_position_embeddings=None)), "max_position_embeddings"),
     ],
 )
@@ -139,7 +145,7 @@ def test_architectures_that_the_seam_does_not_hold_for_are_refused(tmp_path: Pat
     MambaForCausalLM(mamba).save_pretrained(tmp_path / "mamba")
     refused(tmp_path / "mamba")
     T5Config().save_pretrained(tmp_path / "t5")
-    assert "no causal LM" in refused(tmp_path / "t5").message
+    assert "is not a causal LM" in refused(tmp_path / "t5").message
 
 
 def test_a_window_is_the_most_tokens_that_a_sequence_may_have(tmp_path: Path) -> None:
@@ -214,7 +220,7 @@ def _refused_by_the_hub(endpoint: str, monkeypatch: pytest.MonkeyPatch, cache: P
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     with (
-        pytest.raises(EchoError, match="cannot fetch nobody/nothing: the hub cannot be reached") as caught,
+        pytest.raises(EchoError, match="cannot fetch nobody/nothing: the hub is unreachable") as caught,
         hf_folder(ModelConfig(kind="hf", path="nobody/nothing"), 0),
     ):
         pass
@@ -298,4 +304,4 @@ def test_the_built_in_model_needs_none_of_it() -> None:
 
 
 def test_an_attention_that_has_no_float32_is_refused(folder: Path) -> None:
-    assert "does not compute in float32" in refused(folder, attention="flash_attention_2").message
+    assert "does not support float32" in refused(folder, attention="flash_attention_2").message

@@ -511,7 +511,7 @@ def test_weights_of_another_kind_or_damaged_are_refused(folder: Path, tmp_path: 
     with pytest.raises(EchoError, match=r"no adapter_config\.json"):
         adapted.load(tmp_path / "whole")
     wider = load(folder, lora=LORA.model_copy(update={"rank": 8}))
-    with pytest.raises(EchoError, match="r is 4 there and 8 here"):
+    with pytest.raises(EchoError, match="r is 4 in the adapter and 8 in the model"):
         wider.load(tmp_path / "adapter")
     fewer = load(folder, lora=LORA.model_copy(update={"targets": ("q_proj",)}))
     with pytest.raises(EchoError, match="does not fit the model"):

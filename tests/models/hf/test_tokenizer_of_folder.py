@@ -203,12 +203,12 @@ def _damaged(folder: Path) -> None:
 
 
 REFUSALS: list[tuple[Callable[[Path], None], str]] = [
-    (_no_vocabulary, "does not load"),
+    (_no_vocabulary, "cannot load the tokenizer of"),
     (_no_settings, r"has no tokenizer_config\.json"),
     (_no_eos, "has no eos token"),
-    (_foreign_eos, r"ends an answer with \[128001\]"),
-    (_lower_case, r"does not keep text: .12:40 WARN"),
-    (_damaged, "does not load"),
+    (_foreign_eos, r"has eos_token_id \[128001\]"),
+    (_lower_case, r"does not preserve text: .12:40 WARN"),
+    (_damaged, "cannot load the tokenizer of"),
 ]
 
 
