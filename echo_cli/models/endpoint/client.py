@@ -1,8 +1,8 @@
-"""An endpoint: requests to it, tokens asked of its /v1/completions by ids, and the check of what it answers.
+"""Client of an inference endpoint: requests, token sampling through /v1/completions by ids, and checks of the answers.
 
-What is asked, and read, is the same for vLLM and SGLang, by their sources of 2026: a prompt of ids, `logprobs: 0` for
-the chosen token's alone, `return_token_ids`. Every setting that would change the distribution is sent, as a server
-takes those that are missing from the model's generation_config.json. Both return a stop token as the last id.
+Requests and answers are the same for vLLM and SGLang, by their sources of 2026: a prompt of ids, `logprobs: 0` for the
+chosen token only, `return_token_ids`. Every setting that affects the distribution is sent, because a server takes
+missing settings from the model's generation_config.json. Both servers return a stop token as the last id.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ T = TypeVar("T")
 _OVERLOADED = {429, 502, 503, 504}
 _RETRY_S = 60.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
-_NEWER = "vLLM and SGLang do in newer versions: see docs/endpoint.md"
+_NEWER = "newer versions of vLLM and SGLang do: see docs/endpoint.md"
 
 
 class Endpoint:
     """Requests to the server at `url`, which may end in /v1.
 
     Args:
-        headers: names to values, in which `${NAME}` is filled from the environment variables.
-        concurrency: requests under way at once; more wait for their turn.
-        timeout_s: seconds for an answer. One that is refused for load, or finds no connection, is tried again for as
-            long, at most a minute.
+        headers: values by name; `${NAME}` in a value is replaced by the environment variable.
+        concurrency: maximum number of concurrent requests; further requests wait.
+        timeout_s: seconds until an answer. A request that is rejected for load or cannot connect is retried for as
+            long, at most 60 s.
 
     Raises:
-        EchoError: the URL is none, a variable is not set, or httpx is not installed.
+        EchoError: the URL is invalid, an environment variable is not set, or httpx is not installed.
     """
 
     def __init__(self, url: str, headers: Mapping[str, str], *, concurrency: int, timeout_s: float) -> None:
@@ -55,14 +55,14 @@ class Endpoint:
             headers=dict(address.headers),
             timeout=httpx.Timeout(timeout_s, pool=None),
             limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
-            trust_env=not address.loopback,  # no proxy stands before this machine
+            trust_env=not address.loopback,  # no proxy for this machine itself
         )
         self._open = ExitStack()
         self._loop: EventLoop | None = None
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run `coroutine` beside the caller; the future has its result. Cancelling it ends its requests."""
-        if self._loop is None:  # a daemon's: a process that fails does not wait for what it has asked for
+        """Run `coroutine` in the background; return a future of its result. Cancelling it ends its requests."""
+        if self._loop is None:  # on a daemon thread: a failing process does not wait for its pending requests
             self._loop = self._open.enter_context(EventLoop("endpoint"))
             self._open.callback(lambda: self.run(self._client.aclose()))
         return self._loop.start(coroutine)
@@ -76,13 +76,13 @@ class Endpoint:
         self._open.close()
 
     async def post(self, path: str, body: Mapping[str, Any], *, missing_ok: bool = False) -> str:
-        """The text that answers `body`, sent as JSON to `path`.
+        """Send `body` as JSON to `path` and return the response text.
 
         Args:
-            missing_ok: an answer of 404 is one like any other.
+            missing_ok: whether to accept a 404 response.
 
         Raises:
-            EchoError: the request is refused, or there is no answer in time (exit code 1).
+            EchoError: the request is refused, or there is no response in time (exit code 1).
         """
         httpx = _httpx()
         pause, deadline = _FIRST_PAUSE_S, None
@@ -92,7 +92,7 @@ class Endpoint:
             except httpx.ReadTimeout:
                 raise EchoError(
                     f"the endpoint at {self.url} did not answer {path} within {self._timeout_s:g} s",
-                    "look at its log, raise sampler.timeout_s, then continue with --resume",
+                    "check its log or raise sampler.timeout_s, then continue with --resume",
                     exit_code=1,
                 ) from None
             except httpx.RequestError as error:
@@ -102,12 +102,12 @@ class Endpoint:
                     return str(response.text)
                 problem = self.line(f"HTTP {response.status_code}: {_reason(response.text)}")
                 if response.status_code not in _OVERLOADED:
-                    tip = "look at its log, and at docs/endpoint.md for how it is started"
+                    tip = "check its log; see docs/endpoint.md for how to start it"
                     raise EchoError(f"the endpoint at {self.url} refuses {path}: {problem}", tip, exit_code=1)
             now = time.monotonic()
             deadline = deadline or now + min(_RETRY_S, self._timeout_s)
             if now + pause > deadline:
-                tip = "start it, or look at its log, then continue with --resume"
+                tip = "start it or check its log, then continue with --resume"
                 raise EchoError(f"the endpoint at {self.url} is not available: {problem}", tip, exit_code=1)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
@@ -115,10 +115,10 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Completions:
-    """A model at an endpoint, and how its tokens are drawn.
+    """A model at an endpoint with its sampling settings.
 
-    `version` is what the endpoint calls the model's weights, where it says so. `ignore_eos`: `stop_ids` alone end a
-    sample; for vLLM, as SGLang would ignore these with it.
+    `version` is the weights' name at the endpoint, checked if the endpoint reports one. With `ignore_eos`, only
+    `stop_ids` end a sample; for vLLM only, because SGLang would also ignore `stop_ids`.
     """
 
     endpoint: Endpoint
@@ -130,10 +130,10 @@ class Completions:
     ignore_eos: bool
 
     async def sample(self, prompt_ids: Sequence[int], max_tokens: int, seed: int) -> Sample:
-        """Token ids after `prompt_ids`, up to and including a stop token, or `max_tokens` of them, and their logprobs.
+        """Sample token ids after `prompt_ids`, up to and including a stop token, or `max_tokens`, with their logprobs.
 
         Raises:
-            EchoError: the endpoint is not available, or its answer is not what was sampled (exit code 1).
+            EchoError: the endpoint is not available, or its answer is not exactly what it sampled (exit code 1).
         """
         token_ids: list[int] = []
         logprobs: list[float] = []
@@ -143,12 +143,13 @@ class Completions:
             choice = self._choice(await self.endpoint.post("/v1/completions", body))
             ids, values = self._ids(choice, left), self._logprobs(choice)
             if len(ids) != len(values):
-                self._refuse(f"returns {len(ids)} token ids and {len(values)} logprobs", "it is of no use for training")
+                tip = "training needs one logprob per token: check its log"
+                self._refuse(f"returns {len(ids)} token ids and {len(values)} logprobs", tip)
             token_ids += ids
             logprobs += values
             if ids[-1] in self.stop_ids or len(ids) == left:
                 return token_ids, logprobs
-            # A token that only the server stops at, such as a second end of text: the policy would have gone on.
+            # The last token stops only the server, such as a second end of text: the policy would have continued.
             self._check_stopped_early(choice, ids[-1])
 
     def _body(self, prompt_ids: Sequence[int], max_tokens: int, seed: int) -> dict[str, Any]:
@@ -163,7 +164,7 @@ class Completions:
             "repetition_penalty": 1,
             "presence_penalty": 0,
             "frequency_penalty": 0,
-            "seed": seed >> 32,  # of 31 bits, which every server can hold
+            "seed": seed >> 32,  # 31 bits, which every server accepts
             "stop_token_ids": sorted(self.stop_ids),
             "ignore_eos": self.ignore_eos,
             "logprobs": 0,
@@ -177,48 +178,48 @@ class Completions:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             choice = metadata = None
         if not isinstance(choice, dict):
-            self._refuse(f"answers with what is no completion: {text}", "does sampler.url name a vLLM or SGLang?")
+            self._refuse(f"does not answer with a completion: {text}", "set sampler.url to a vLLM or SGLang server")
         version = metadata.get("weight_version", self.version) if isinstance(metadata, dict) else self.version
         if version != self.version:
             self._refuse(
                 f"sampled with the weights '{version}', not with the policy's: the rollout would be off-policy",
-                "one run at a time can use an endpoint; continue with --resume",
+                "use the endpoint for one run at a time; continue with --resume",
             )
         return choice
 
     def _ids(self, choice: dict[str, Any], most: int) -> list[int]:
         ids = choice.get("token_ids")
         if not isinstance(ids, list):
-            self._refuse("returns no token ids, and text does not say which were sampled", _NEWER)
+            self._refuse("returns no token ids, and text does not determine the sampled tokens", _NEWER)
         if not 1 <= len(ids) <= most:
-            self._refuse(f"returns {len(ids)} tokens where 1 to {most} were asked for", "look at its log")
+            self._refuse(f"returns {len(ids)} tokens instead of 1 to {most}", "check its log")
         if not all(isinstance(token, int) and 0 <= token < self.vocab_size for token in ids):
             self._refuse(f"returns ids outside the policy's {self.vocab_size} tokens", "it must serve model.path")
         if not self.stop_ids.isdisjoint(ids[:-1]):
-            self._refuse("samples past a stop token", "it has to know stop_token_ids: " + _NEWER)
+            self._refuse("samples past a stop token", "it must support stop_token_ids: " + _NEWER)
         return ids
 
     def _logprobs(self, choice: dict[str, Any]) -> list[float]:
         logprobs = choice.get("logprobs")
         values = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
         if not isinstance(values, list):
-            self._refuse("returns no logprobs of the tokens it sampled", _NEWER)
+            self._refuse("returns no logprobs of the sampled tokens", _NEWER)
         if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-            self._refuse("returns logprobs that are no numbers", "look at its log")
+            self._refuse("returns logprobs that are not finite numbers", "check its log")
         return [float(value) for value in values]
 
     def _check_stopped_early(self, choice: dict[str, Any], last: int) -> None:
-        """Raise an EchoError unless the endpoint says that `last`, which it returned, is what it stopped at."""
+        """Raise an EchoError unless the endpoint reports that it stopped at the returned token `last`."""
         reason = choice.get("finish_reason")
         if reason == "length":
             tip = "start it with a larger --max-model-len (vLLM) or --context-length (SGLang)"
             self._refuse("cuts an action short: an episode does not fit its context", tip)
         if reason != "stop":
-            self._refuse(f"ends an action with finish_reason {json.dumps(reason)}", "look at its log")
-        if choice.get("stop_reason", choice.get("matched_stop")) != last:  # vLLM's key, SGLang's
+            self._refuse(f"ends an action with finish_reason {json.dumps(reason)}", "check its log")
+        if choice.get("stop_reason", choice.get("matched_stop")) != last:  # vLLM's key, SGLang's key
             self._refuse(
-                "stops without returning the token it stopped at, which is a part of what was sampled",
-                "it must not trim stop tokens, nor stop at texts of its own",
+                "stops without returning the token it stopped at, which is part of the action",
+                "it must not trim stop tokens, nor stop at stop strings of its own",
             )
 
     def _refuse(self, what: str, tip: str) -> NoReturn:
@@ -227,7 +228,7 @@ class Completions:
 
 
 def _reason(text: str) -> str:
-    """What a refusal says: vLLM, SGLang and FastAPI each have a key for it."""
+    """Return the message of an error response; vLLM, SGLang and FastAPI use different keys."""
     try:
         answer = json.loads(text)
     except (ValueError, RecursionError):
@@ -239,7 +240,7 @@ def _reason(text: str) -> str:
 
 
 def _httpx() -> ModuleType:
-    """The `httpx` package, an extra that is imported only where it is needed."""
+    """Import `httpx`, which the `hf` extra installs, only when it is needed."""
     try:
         import httpx
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""A sampler whose sequences are drawn by an endpoint: their ids are kept here, and sent whole with each request."""
+"""A sampler that draws tokens at an endpoint: sequences are kept here as ids and sent whole with each request."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from echo_cli.seeds import derive_seed
 
 @dataclass
 class _Row:
-    """A growing sequence, and the request for its next tokens while that runs."""
+    """A growing sequence, and the pending request for its next tokens."""
 
     number: int
-    """In the order of joining, which does not depend on who finishes first."""
+    """Index in the order of joining, 0-based, independent of which request finishes first."""
     token_ids: list[int] = field(default_factory=list)
     turn: int = 0
     request: Future[Sample] | None = None
 
 
 class EndpointSampler:
-    """As `CachedSampler`, but each sequence is sampled by requests of its own: one that takes long holds up no other.
+    """A sampler like `CachedSampler`, with separate requests per sequence: a slow request delays no other sequence.
 
-    A request's seed comes from `seed`, its row and its turn, so that no two are alike. A server that batches by load
-    does not promise the same tokens for the same seed.
+    A request's seed derives from `seed`, row and turn, so all seeds differ. A server that batches by load does not
+    guarantee the same tokens for the same seed.
 
     Args:
-        batch: sequences to begin with.
+        batch: initial number of sequences.
     """
 
     def __init__(self, completions: Completions, batch: int, seed: int) -> None:
@@ -57,13 +57,13 @@ class EndpointSampler:
         self._joined += count
 
     def sample(self, max_tokens: int, rows: Sequence[int] | None = None) -> list[Sample | None]:
-        """Sample the sequences `rows` up to and including a stop token, or `max_tokens` tokens: (token ids, logprobs).
+        """Sample the sequences `rows` (None: all) up to and including a stop token, or `max_tokens` tokens.
 
-        Returns as soon as one has finished. None stands for one that has not: it goes on meanwhile, and is to be among
-        `rows` again.
+        Return (token ids, logprobs) per row as soon as one sequence has finished, and None for an unfinished sequence.
+        Its request continues meanwhile; a later call has to include its row.
 
         Raises:
-            EchoError: the endpoint is not available, or its answer is not what was sampled (exit code 1).
+            EchoError: the endpoint is not available, or its answer is not exactly what it sampled (exit code 1).
         """
         chosen = self._rows if rows is None else [self._rows[row] for row in rows]
         requests = [row.request or self._ask(row, max_tokens) for row in chosen]

@@ -1,13 +1,13 @@
-"""The policy's weights at an endpoint: written to a folder that both see, then loaded there by path.
+"""Synchronisation of the policy's weights with an endpoint: written to a shared folder, then loaded there by path.
 
-What the servers take and answer, by their sources and issues of 2026:
+The servers' requests and responses, by their sources and issues of 2026:
 
-- SGLang: `POST /update_weights_from_disk {"model_path", "weight_version"}` answers `{"success", "message"}`, 400 where
-  it failed, and drops its prefix cache. Completions then carry `metadata.weight_version`.
+- SGLang: `POST /update_weights_from_disk {"model_path", "weight_version"}` returns `{"success", "message"}`, status 400
+  on failure, and drops the prefix cache. Completions then contain `metadata.weight_version`.
 - vLLM, started with VLLM_ALLOW_RUNTIME_LORA_UPDATING: `POST /v1/load_lora_adapter {"lora_name", "lora_path"}` and
-  `POST /v1/unload_lora_adapter {"lora_name"}` answer a line of text, or `{"error": {"message"}}` with its status.
-  `load_inplace` would load under the old name, and with it go on with prefixes cached under the old weights
-  (vllm-project/vllm issue 42125): so every version has a name of its own.
+  `POST /v1/unload_lora_adapter {"lora_name"}` return a line of text, or `{"error": {"message"}}` with an error status.
+  `load_inplace` would load under the old name and reuse prefixes cached under the old weights (vllm-project/vllm issue
+  42125): therefore every version has its own name.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from echo_cli.seeds import derive_seed
 
 _PREFIX = "echo-weights-"
 
-# Nats a token, on average: another dtype or kernel is allowed for, another model is not.
+# Mean difference in nats per token: tolerates another dtype or kernel, but not another model.
 _TOLERANCE = 0.1
-# What float32 rounds off, below which logprobs are the same.
+# Rounding error of float32, nats per token; logprobs that differ by less are equal.
 _ROUNDING = 1e-3
 _PROBE_TEXT = "Once there was"
 _PROBE_TOKENS = 32
 
 
 class WeightSync:
-    """Versions of a policy's weights, each in a fresh folder below `folder`, where only the loaded one stays.
+    """Versions of a policy's weights, each in a new subfolder of `folder`; only the loaded version is kept.
 
     Args:
-        model: what the endpoint serves the policy under; of vLLM, what the names of the adapters begin with.
-        folder: of this run alone, at the same path for the endpoint.
-        write: writes the model, or the adapter, into a folder.
+        model: name under which the endpoint serves the policy; for vLLM, the prefix of the adapters' names.
+        folder: a folder for this run only, at the same path on the endpoint's machine.
+        write: writes the model or the adapter into a folder.
     """
 
     def __init__(
@@ -62,21 +62,21 @@ class WeightSync:
         self._model = model
         self._folder = folder.absolute()
         self._write = write
-        self._process = secrets.token_hex(4)  # a run that is resumed must not meet its own names of before
+        self._process = secrets.token_hex(4)  # a resumed run must not reuse its earlier names
         self._count = 0
         self.version = ""
-        """What the endpoint has loaded; empty before the first `push`."""
+        """Name of the version that the endpoint has loaded; empty before the first `push`."""
 
     @property
     def served_as(self) -> str:
-        """The model that a request has to name for the version that was pushed last."""
+        """Model name in requests for the last pushed version."""
         return self._model if self._kind == "sglang" else f"{self._model}-{self.version}"
 
     def push(self) -> None:
-        """Write the present weights, have the endpoint load them, and delete every other version.
+        """Write the present weights, load them at the endpoint, and delete all other versions.
 
         Raises:
-            EchoError: the folder cannot be written, or the endpoint does not load it (exit code 1).
+            EchoError: the folder cannot be written, or the endpoint does not load the weights (exit code 1).
         """
         version = f"{_PREFIX}{self._process}-{self._count}"
         self._count += 1
@@ -88,9 +88,7 @@ class WeightSync:
                 self._load_adapter(path, version)
         except EchoError as error:
             delete(path)
-            message = (
-                f"the new weights did not reach the endpoint, and with the old ones rollouts are off-policy: {error}"
-            )
+            message = f"the new weights did not reach the endpoint, so rollouts would be off-policy: {error}"
             raise EchoError(message, error.tip, exit_code=1) from error
         self.version = version
         with os_errors(self._folder):
@@ -121,11 +119,11 @@ class WeightSync:
             answer = None
         if not isinstance(answer, dict) or answer.get("success") is not True:
             said = answer.get("message", text) if isinstance(answer, dict) else text
-            raise EchoError(self._endpoint.line(f"it answers {said}"), "look at the endpoint's log", exit_code=1)
+            raise EchoError(self._endpoint.line(f"it answers {said}"), "check the endpoint's log", exit_code=1)
 
     def _load_adapter(self, path: Path, version: str) -> None:
         if self.version:
-            # Before the new one, which would push it out of a cache of one; a server started anew has never had it.
+            # Unload first: loading would evict it from a cache of size one. A restarted server does not have it (404).
             body = {"lora_name": self.served_as}
             self._endpoint.run(self._endpoint.post("/v1/unload_lora_adapter", body, missing_ok=True))
         body = {"lora_name": f"{self._model}-{version}", "lora_path": str(path)}
@@ -133,10 +131,10 @@ class WeightSync:
 
 
 class ServedPolicy:
-    """A model at the endpoint of `sampler.kind: openai`.
+    """The policy at the endpoint of `sampler.kind: openai`.
 
     Raises:
-        EchoError: the URL is none, a variable of its headers is not set, or httpx is not installed.
+        EchoError: the URL is invalid, an environment variable of the headers is not set, or httpx is not installed.
     """
 
     def __init__(self, config: SamplerConfig, model: LanguageModel, renderer: Renderer, device: torch.device) -> None:
@@ -150,13 +148,13 @@ class ServedPolicy:
         self._synced: int | None = None
 
     def sampler(self, updates: int, batch: int, temperature: float, seed: int) -> EndpointSampler:
-        """A sampler of `batch` sequences from the model as it is now.
+        """Return a sampler of `batch` sequences from the model's present weights.
 
         Args:
-            updates: how often the model's weights have changed; where that is what it was, the endpoint has them.
+            updates: number of changes of the model's weights so far; if it is unchanged, nothing is synced.
 
         Raises:
-            EchoError: the endpoint is not available, refuses the weights, or samples from others (exit code 1).
+            EchoError: the endpoint is not available, refuses the weights, or samples from other weights (exit code 1).
         """
         pushing = updates != self._synced
         if pushing:
@@ -183,10 +181,10 @@ class ServedPolicy:
 
     @torch.inference_mode()
     def _check(self, completions: Completions, seed: int) -> None:
-        """Compare the logprobs of some sampled tokens with the model's own.
+        """Compare the logprobs of `_PROBE_TOKENS` sampled tokens with the model's own.
 
         Raises:
-            EchoError: they are those of another distribution.
+            EchoError: the endpoint samples from another distribution (exit code 1).
         """
         renderer, temperature = self._renderer, completions.temperature
         frame = renderer.opening()
@@ -207,12 +205,12 @@ class ServedPolicy:
 
         off = distance(temperature)
         tip = (
-            "start vLLM with --logprobs-mode processed_logprobs; else it serves another model than model.path, has not "
-            "loaded sampler.weights, or has another tokenizer: see docs/endpoint.md"
+            "start vLLM with --logprobs-mode processed_logprobs; otherwise check that it serves model.path with the "
+            "same tokenizer and has loaded sampler.weights: see docs/endpoint.md"
         )
         if off > _ROUNDING and distance(1.0) < off / 2:
-            message = f"the endpoint's logprobs are those at temperature 1, and it samples at {temperature:g}"
-            raise EchoError(f"{message}: {off:.3f} nats a token off", tip, exit_code=1)
+            message = f"the endpoint samples at temperature {temperature:g} but returns logprobs at temperature 1"
+            raise EchoError(f"{message}: {off:.3f} nats per token off", tip, exit_code=1)
         if not off <= _TOLERANCE:
-            message = f"the endpoint's logprobs are {off:.3f} nats a token off the policy's, above {_TOLERANCE:g}"
+            message = f"the endpoint's logprobs are {off:.3f} nats per token off the policy's, above {_TOLERANCE:g}"
             raise EchoError(f"{message}: it does not sample from the policy", tip, exit_code=1)

@@ -1,1 +1,1 @@
-"""Hugging Face causal language models behind the model seam."""
+"""Hugging Face causal language models with the interface of `language_model`."""

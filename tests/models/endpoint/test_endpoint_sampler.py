@@ -207,15 +207,17 @@ def cut(answer: dict[str, Any], body: dict[str, Any]) -> None:
 FAULTS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
     "no token ids": lambda answer, _: choice_of(answer).pop("token_ids"),
     "no logprobs": lambda answer, _: choice_of(answer).update(logprobs=None),
-    "logprobs that are no numbers": lambda answer, _: choice_of(answer).update(logprobs={"token_logprobs": [None]}),
+    "logprobs that are not finite numbers": lambda answer, _: choice_of(answer).update(
+        logprobs={"token_logprobs": [None]}
+    ),
     r"32 token ids and 31 logprobs": lambda answer, _: choice_of(answer)["logprobs"]["token_logprobs"].pop(),
-    "0 tokens where 1 to 32": lambda answer, _: choice_of(answer).update(token_ids=[]),
+    "0 tokens instead of 1 to 32": lambda answer, _: choice_of(answer).update(token_ids=[]),
     "ids outside": lambda answer, _: choice_of(answer)["token_ids"].append(choice_of(answer)["token_ids"].pop() + 9999),
     "without returning the token it stopped at": trim,
     "past a stop token": past_stop,
     "does not fit its context": cut,
     'finish_reason "abort"': lambda answer, body: (cut(answer, body), choice_of(answer).update(finish_reason="abort")),
-    "no completion": lambda answer, _: answer.pop("choices"),
+    "does not answer with a completion": lambda answer, _: answer.pop("choices"),
     "sampled with the weights 'x'": lambda answer, _: answer.update(metadata={"weight_version": "x"}),
 }
 
@@ -236,7 +238,7 @@ def test_raw_logprobs_are_refused_where_they_differ_and_the_flag_is_named(
 ) -> None:
     server.processed = False
     sample_once(connect(), temperature=1.0)  # at temperature 1, raw and processed logprobs are equal
-    with pytest.raises(EchoError, match=r"those at temperature 1, and it samples at 0\.7") as caught:
+    with pytest.raises(EchoError, match=r"samples at temperature 0\.7 but returns logprobs at temperature 1") as caught:
         sample_once(connect(), temperature=0.7)
     assert caught.value.tip is not None and "--logprobs-mode processed_logprobs" in caught.value.tip
 
@@ -244,7 +246,7 @@ def test_raw_logprobs_are_refused_where_they_differ_and_the_flag_is_named(
 def test_a_server_that_keeps_its_own_weights_is_refused(server: StandInEndpoint, connect: Connect) -> None:
     stale = server.models["policy"]
     server.load = lambda folder: stale
-    with pytest.raises(EchoError, match=r"nats a token off the policy's, above 0\.1") as caught:
+    with pytest.raises(EchoError, match=r"nats per token off the policy's, above 0\.1") as caught:
         sample_once(connect())
     assert caught.value.tip is not None and "sampler.weights" in caught.value.tip
 
