@@ -1,6 +1,6 @@
-"""Files that survive a kill, a full disk and a power cut: replaced whole or grown at the end, and one-line errors.
+"""Files that survive a kill, a full disk and a power cut: atomic replacement, appending, and one-line errors.
 
-A kill can cut the last line of a JSONL file and nothing else: readers leave such a line out.
+A kill can cut only the last line of a JSONL file; readers skip a cut line.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 """A JSON object."""
 
 TEMPORARY = ".tmp-"
-"""What the names of unfinished files and folders begin with."""
+"""Name prefix of unfinished files and folders."""
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_WRITABLE = {
@@ -38,10 +38,10 @@ _NOT_WRITABLE = {
 
 
 def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append `rows` as lines of strict JSON (NaN and infinities as null), all of them or none; not fsynced.
+    """Append `rows` as lines of strict JSON (NaN and infinities as null), all rows or none, without fsync.
 
     Raises:
-        EchoError: the disk is full (exit code 1; what was there before is intact) or the file is not writable.
+        EchoError: the disk is full (exit code 1; the previous content is intact) or the file is not writable.
     """
     data = memoryview("".join(f"{_json(row)}\n" for row in rows).encode())
     with os_errors(path), path.open("ab", buffering=0) as file:
@@ -51,21 +51,21 @@ def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
                 data = data[file.write(data) :]
         except OSError:
             if os.fstat(file.fileno()).st_size > size:
-                file.truncate(size)  # half a row would spoil the line that is appended after it
+                file.truncate(size)  # a partial row would corrupt the next line appended
             raise
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
-    """The objects of a JSONL file. A last line without its newline that does not parse was cut, and is left out.
+    """Iterate over the objects of a JSONL file, except a cut last line: one without newline that does not parse.
 
     Raises:
-        EchoError: another line is not a JSON object; names the file and the line.
+        EchoError: another line is not a JSON object; the message names the file and the line.
     """
     return (row for _, row, _ in _lines(path))
 
 
 def truncate_jsonl(path: Path, after_step: int, step_of: Callable[[Row], int]) -> None:
-    """Drop the rows whose step is above `after_step`, and a cut last line; the other lines keep their bytes.
+    """Remove the rows whose step is above `after_step`, and a cut last line; the other lines keep their bytes.
 
     Raises:
         EchoError: a line is not a JSON object with a step, or the file cannot be rewritten.
@@ -82,10 +82,10 @@ def truncate_jsonl(path: Path, after_step: int, step_of: Callable[[Row], int]) -
 
 
 def read_json(path: Path) -> Row:
-    """The object of a JSON file.
+    """Read the object of a JSON file.
 
     Raises:
-        EchoError: it is not a JSON object.
+        EchoError: the file is not a JSON object.
     """
     return _parse(path.read_bytes(), escape_unprintable(path))
 
@@ -96,7 +96,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table with a line of column names; None is an empty cell. Errors as in `write_atomic`."""
+    """Write a table with a header of column names; None is an empty cell. Errors as in `write_atomic`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([columns, *rows])
@@ -104,7 +104,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, replaced whole or left as it was.
+    """Write `data` to `path` atomically: the file is replaced whole or not changed.
 
     Raises:
         EchoError: the disk is full (exit code 1) or the folder is not writable.
@@ -115,7 +115,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the name `path` once the body is through; where that raises, what was there stays.
+    """Yield a file that replaces `path` when the body ends; if the body raises, `path` does not change.
 
     Raises:
         EchoError: the disk is full (exit code 1) or the folder is not writable.
@@ -136,15 +136,15 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def output_file(path: Path | None, *, overwrite: bool) -> Iterator[BinaryIO]:
-    """A file for a command's result: `path`, or None for stdout. What the body wrote is there once it is through.
+    """Yield a file for a command's result, written to `path` (None: stdout) when the body ends.
 
-    A device or a pipe at `path` is written to; it has nothing that could be overwritten, and stays what it is.
+    A device or a pipe at `path` is written to, not replaced, whatever `overwrite` is.
 
     Raises:
-        EchoError: `path` is there already and is not to be overwritten; stdout is closed; as in `atomic_file`.
+        EchoError: `path` exists and `overwrite` is false; `path` is a folder; stdout is closed; as in `atomic_file`.
     """
     if path is None and sys.stdout is None:
-        raise EchoError("standard output is closed", "give --output a file", exit_code=1)
+        raise EchoError("standard output is closed", "name a file with --output", exit_code=1)
     if path is None or (path.exists() and not path.is_file() and not path.is_dir()):
         with tempfile.TemporaryFile() as held:
             with os_errors(Path(tempfile.gettempdir())):
@@ -158,23 +158,23 @@ def output_file(path: Path | None, *, overwrite: bool) -> Iterator[BinaryIO]:
                     shutil.copyfileobj(held, file)
         return
     if path.is_dir():
-        raise EchoError(f"{escape_unprintable(path)} is a folder", "--output takes the name of a file")
+        raise EchoError(f"{escape_unprintable(path)} is a folder", "--output requires the name of a file")
     if path.exists() and not overwrite:
         raise EchoError(
-            f"{escape_unprintable(path)} is there already", "replace it with --overwrite, or choose another --output"
+            f"{escape_unprintable(path)} already exists", "replace it with --overwrite, or choose another --output"
         )
     with os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path.resolve() if path.is_symlink() else path) as file:  # the link stays one
+    with atomic_file(path.resolve() if path.is_symlink() else path) as file:  # keep the symlink
         yield file
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold the `.lock` of a folder. The kernel releases it when the process ends, kill -9 included.
+    """Hold the `.lock` of a folder; the kernel releases it when the process ends, even by kill -9.
 
     Raises:
-        EchoError: it is held already, by another process or by this one.
+        EchoError: the lock is already held, by another process or by this one.
     """
     with os_errors(folder):
         file = (folder / ".lock").open("a")
@@ -182,14 +182,14 @@ def lock_folder(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            tip = "wait until it ends, or choose another --run-name"
-            raise EchoError(f"{escape_unprintable(folder)} is held by another process", tip) from error
+            tip = "wait until that process ends, or choose another --run-name"
+            raise EchoError(f"{escape_unprintable(folder)} is locked by another process", tip) from error
         yield
 
 
 @contextmanager
 def os_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError into the one-line error of `path`: exit code 2 where the place is wrong, 1 where it failed.
+    """Turn an OSError into a one-line error about `path`: exit code 2 if the path is not writable, otherwise 1.
 
     Raises:
         EchoError: the body raised an OSError.
@@ -199,22 +199,22 @@ def os_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         message = f"cannot write {escape_unprintable(path)}: {reason}"
-        tip = "what was there before is intact: once the disk is well, run the command again (a run: with --resume)"
+        tip = "existing files are intact: once the disk works again, repeat the command (a run: with --resume)"
         exit_code = 1
         if error.errno in _DISK_FULL:
             message = f"the disk is full: cannot write {escape_unprintable(path)} ({reason})"
-            tip = "free some space and run the command again (a run: with --resume); what was there before is intact"
+            tip = "free some space and repeat the command (a run: with --resume); existing files are intact"
         elif error.errno in _NOT_WRITABLE:
-            tip = "choose a place that you can write to: --output-dir (pictures, traces: --output; pool build: OUT)"
+            tip = "choose a writable path: --output-dir (figures, traces: --output; pool build: OUT)"
             exit_code = 2
         raise EchoError(message, tip, exit_code=exit_code) from error
 
 
 def check_writable(folder: Path) -> None:
-    """See that files can be made in `folder` or, where there is none yet, in the nearest folder above it.
+    """Check that files can be created in `folder` or, if it does not exist, in its nearest existing parent.
 
     Raises:
-        EchoError: they cannot.
+        EchoError: no file can be created.
     """
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     with os_errors(there), tempfile.TemporaryFile(dir=there):
@@ -222,7 +222,7 @@ def check_writable(folder: Path) -> None:
 
 
 def delete(path: Path) -> None:
-    """Remove a file, a link or a whole folder; nothing happens where there is none."""
+    """Remove a file, a link or a whole folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -230,7 +230,7 @@ def delete(path: Path) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -239,7 +239,7 @@ def fsync(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
@@ -253,7 +253,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Row, bytes]]:
             try:
                 row = _parse(line, f"{escape_unprintable(path)}:{number}")
             except EchoError:
-                if not line.endswith(b"\n"):  # only the last line can lack it
+                if not line.endswith(b"\n"):  # only the last line can lack its newline
                     return
                 raise
             yield number, row, line if line.endswith(b"\n") else line + b"\n"
@@ -263,7 +263,7 @@ def _parse(text: bytes, where: str) -> Row:
     tip = "the file was changed or damaged after it was written"
     try:
         value = json.loads(text, parse_constant=lambda _: None)
-    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError, ten thousand brackets
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError, deep nesting
         raise EchoError(f"{where}: not JSON", tip) from error
     if not isinstance(value, dict):
         raise EchoError(f"{where}: not a JSON object", tip)
@@ -275,7 +275,7 @@ def _json(value: Any, indent: int | None = None) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """`value` with null for every NaN and infinity."""
+    """Return `value` with None for every NaN and infinity."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Text for people: escaped, clipped, and the nearest word to a misspelt one."""
+"""Text for display: escaping, clipping, suggestions for misspelt words."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 LINES = "\n\t"
-"""What text of several lines keeps: `escape_unprintable(text, keep=LINES)`."""
+"""Characters to keep in text of several lines: `escape_unprintable(text, keep=LINES)`."""
 
-# Control, format, surrogate, private and unassigned characters, and two that break a line.
+# Control, format, surrogate, private-use and unassigned characters, and the line and paragraph separators.
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 def escape_unprintable(text: Path | str, *, keep: str = "") -> str:
-    """Escape what a terminal or a page must not receive raw, as in `\\x1b`: control, format and unassigned characters.
+    """Escape characters that a terminal or page must not receive raw (control, format, unassigned) as in `\\x1b`.
 
     Args:
-        keep: characters to leave as they are, such as newline and tab in text of several lines.
+        keep: characters not to escape, such as newline and tab in text of several lines.
     """
     text = str(text)
     if text.isprintable():
@@ -31,7 +31,7 @@ def escape_unprintable(text: Path | str, *, keep: str = "") -> str:
 
 
 def suggest(word: str, known: Any, noun: str) -> str:
-    """A tip for an unknown `word`: the nearest of `known`, or all of them."""
+    """Return a tip for an unknown `word`: the nearest of the `known` words, or all of them after `noun`."""
     import difflib
 
     nearest = difflib.get_close_matches(word, list(known), n=1)
@@ -39,14 +39,14 @@ def suggest(word: str, known: Any, noun: str) -> str:
 
 
 CLIP = 200
-"""Characters that are kept of a text."""
+"""Maximum length of a clipped text, characters."""
 
 
 def clipped(text: str) -> str:
-    """The first `CLIP` characters of `text`, with a mark where more were left out."""
+    """Return the first `CLIP` characters of `text`, followed by `…` if more were omitted."""
     return text if len(text) <= CLIP else f"{text[:CLIP]}…"
 
 
 def share(part: float, whole: float) -> float | None:
-    """`part` of `whole`; None of nothing."""
+    """Return `part / whole`; None if `whole` is 0."""
     return part / whole if whole else None

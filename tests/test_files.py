@@ -130,7 +130,7 @@ def test_a_place_that_cannot_be_written_is_a_usage_error(tmp_path: Path, place: 
 
 
 def test_a_lock_is_held_once_and_given_back(tmp_path: Path) -> None:
-    with lock_folder(tmp_path), pytest.raises(EchoError, match="held by another process"), lock_folder(tmp_path):
+    with lock_folder(tmp_path), pytest.raises(EchoError, match="locked by another process"), lock_folder(tmp_path):
         pass
     with lock_folder(tmp_path):
         pass

@@ -101,8 +101,8 @@ def test_nothing_to_import_is_an_error(folder: Path, capsys: pytest.CaptureFixtu
         (("openai", "good.jsonl", "--warning", "("), "--warning: not a regular expression", "Python's re"),
         (("echo", "good.jsonl", "--warning", "x"), "--warning has no effect on echo", "roles already"),
         (("openai", "good.jsonl", "-o", "-", "--json"), "--output - and --json both write to stdout", "a file"),
-        (("openai", "good.jsonl", "-o", "bad.jsonl"), "bad.jsonl is there already", "--overwrite"),
-        (("openai", "good.jsonl", "-o", "."), ". is a folder", "--output takes the name of a file"),
+        (("openai", "good.jsonl", "-o", "bad.jsonl"), "bad.jsonl already exists", "--overwrite"),
+        (("openai", "good.jsonl", "-o", "."), ". is a folder", "--output requires the name of a file"),
         (("openai", "good.jsonl", "-o", "good.jsonl/a"), "cannot write", ""),
     ],
 )

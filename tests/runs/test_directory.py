@@ -198,9 +198,9 @@ def test_two_processes_cannot_train_into_one_run(tmp_path: Path) -> None:
     )
     with subprocess.Popen([sys.executable, "-c", script, str(run.path)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"held\n"
-        with pytest.raises(EchoError, match="held by another process"), run.lock():
+        with pytest.raises(EchoError, match="locked by another process"), run.lock():
             pass
-        assert "held by another process" in _refused(run.path, overwrite=True).message
+        assert "locked by another process" in _refused(run.path, overwrite=True).message
         process.kill()
     with run.lock():
         pass

@@ -229,7 +229,7 @@ def test_a_run_that_may_not_be_written_or_continued_here_is_refused_before_anyth
         assert "already contains a run" in refusal()
         with open_run(run).lock():
             for option in ("--resume", "--overwrite"):
-                assert "is held by another process" in refusal(option)
+                assert "is locked by another process" in refusal(option)
         assert (len(server.events("http")), server.connections) == before
         server.restart(Behaviour(capacity=4, world=Another))
         assert "was trained in Counting, but this environment is Another" in refusal("--resume")

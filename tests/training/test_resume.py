@@ -307,9 +307,9 @@ def test_a_run_that_is_being_trained_is_not_touched(
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with open_run(run).lock():
         assert train(run, "--resume", "--steps", "4") == 2
-        assert "held by another process" in error_of(capsys.readouterr().err)[0]
+        assert "locked by another process" in error_of(capsys.readouterr().err)[0]
         assert train(run, "--overwrite") == 2
-        assert "held by another process" in error_of(capsys.readouterr().err)[0]
+        assert "locked by another process" in error_of(capsys.readouterr().err)[0]
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() if path in before} == before
 
 
