@@ -57,7 +57,7 @@ class LanguageModel(Protocol):
         """
 
     def holding_weights(self) -> AbstractContextManager[Any]:
-        """Return a context for gradient-free calls with unchanged weights: what derives from a weight is cached."""
+        """Return a context for gradient-free calls with unchanged weights: values derived from a weight are cached."""
 
     def reference(self) -> LanguageModel:
         """Return a frozen model with the present weights, the reference of a KL penalty."""

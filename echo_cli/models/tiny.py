@@ -263,7 +263,7 @@ def load_model(folder: Path) -> tuple[TinyModel, Tokenizer]:
     if config.vocab_size != tokenizer.vocab_size:
         raise EchoError(
             f"{folder}: the model has {config.vocab_size} tokens and the tokenizer {tokenizer.vocab_size}",
-            "take both from the same source",
+            "use the model and the tokenizer from the same source",
         )
     model = TinyModel(config)
     model.load(folder)
