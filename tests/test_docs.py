@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import re
 import shlex
 import shutil
@@ -188,8 +187,8 @@ def test_every_name_that_a_page_imports_from_us_exists(page: Path) -> None:
             continue
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("echo_cli"):
-                module = importlib.import_module(node.module or "")
-                assert all(hasattr(module, alias.name) for alias in node.names), f"line {node.lineno} of {text}"
+                for alias in node.names:
+                    exec(f"from {node.module} import {alias.name}", {})  # a name or a module: what Python itself finds
 
 
 @pytest.mark.parametrize("line", _command_lines(README), ids=lambda line: line.partition(" #")[0].strip())
