@@ -117,8 +117,8 @@ DAMAGE = [
     (_cut_meta, "not a JSON object"),
     (_edit(format="echo-cli checkpoint 99\n"), "its format is"),
     (_edit(format=None), "its format is"),
-    (_edit(step=20), "not that of this checkpoint"),
-    (_edit(files=[1]), "not that of this checkpoint"),
+    (_edit(step=20), "does not match this checkpoint"),
+    (_edit(files=[1]), "does not match this checkpoint"),
     (_edit(files={"model.safetensors": 3}), "does not have its saved size"),
 ]
 
