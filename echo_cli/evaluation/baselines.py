@@ -1,9 +1,10 @@
-"""What a held-out figure is to be read against: n-gram models, copying, and general-purpose compressors.
+"""Baselines for held-out measures: n-gram models, copying, and general-purpose compressors.
 
-All are fitted on what training has observed: the distinct (command, output) pairs that it executed; of copying, how
-often a match goes on is counted on validation. They predict the same tokens as the policy. A *novel* pair need not have
-a novel text: what one command has printed, an n-gram model knows under any other. Without observations the n-gram
-models are uniform and the compressors have no dictionary.
+The n-gram models and compressors are fitted on the distinct (command, output) pairs that training executed; the copy
+model's continuation probabilities are fitted on the validation pool. All baselines predict the same tokens as the
+policy. A *novel* pair may have an output that is not novel: an n-gram model that has seen the output after one command
+predicts it after any command. Without observations the n-gram models are uniform and the compressors have no
+dictionary.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from echo_cli.runs.pools import Pair
 from echo_cli.statistics import Floats, ratio
 
 ORDER = 5
-"""Of the n-gram model: it looks at up to `ORDER` - 1 tokens."""
+"""Order of the n-gram model, which conditions on up to `ORDER` - 1 tokens."""
 MATCH_BUCKETS = (1, 2, 4, 8, 16)
-"""First match length of each bucket of the copy model."""
+"""Lowest match length of each bucket of the copy model, tokens."""
 
 _ZSTD_LEVEL = 19
 
@@ -34,23 +35,23 @@ _ZSTD_LEVEL = 19
 class NGram:
     """An interpolated n-gram model with Witten-Bell smoothing over a uniform base.
 
-    With c(h) the tokens seen after a context h and t(h) how many different ones (Witten and Bell 1991, method C):
-    p(w | h) = (c(h w) + t(h) · p(w | h')) / (c(h) + t(h)), where h' is h without its first token; below the empty
-    context p is 1 / V. A context that was never seen leaves p as it is.
+    Witten and Bell 1991, method C: p(w | h) = (c(h w) + t(h) · p(w | h')) / (c(h) + t(h)), where c(h) is the number of
+    tokens seen after the context h, t(h) the number of distinct ones, and h' is h without its first token. The base
+    case, below the empty context, is 1 / V. For a context that was never seen, p(w | h) = p(w | h').
     """
 
     order: int
     vocab_size: int
     counts: Mapping[tuple[int, ...], tuple[Ints, Ints]]
-    """For each context the tokens that followed it, and how often."""
+    """Per context, the ids of the tokens that followed it and their counts."""
 
     def distribution(self, context: Sequence[int]) -> Floats:
-        """p(w | context) for all V tokens."""
+        """Return p(w | context) for all V tokens."""
         probability_V = np.full(self.vocab_size, 1 / self.vocab_size)
         for length in range(min(self.order - 1, len(context)) + 1):
             found = self.counts.get(tuple(context[len(context) - length :]))
             if found is None:
-                break  # a longer context that was seen would have this one within it
+                break  # a longer context can only have been seen if this one was
             token_ids, times = found
             total = times.sum() + len(times)
             probability_V *= len(times) / total
@@ -59,7 +60,11 @@ class NGram:
 
 
 def fit_ngram(exchanges: Iterable[tuple[Sequence[int], Sequence[int]]], order: int, vocab_size: int) -> NGram:
-    """Fit on exchanges: the tokens of a command with its newline, which are context only, and those of its output."""
+    """Fit an n-gram model on exchanges.
+
+    Args:
+        exchanges: (command, output) token ids; the command ends with its newline and serves as context only.
+    """
     counted: defaultdict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
     for command_ids, output_ids in exchanges:
         sequence = [*command_ids, *output_ids]
@@ -77,12 +82,12 @@ def fit_ngram(exchanges: Iterable[tuple[Sequence[int], Sequence[int]]], order: i
 
 
 def exchange_tokens(pairs: Iterable[Pair], tokenizer: Tokenizer) -> list[tuple[list[int], list[int]]]:
-    """Pairs as a transcript has them: the command with its newline, and the output, each tokenised alone."""
+    """Tokenise each pair as in a transcript: the command with its newline, and the output, encoded separately."""
     return [(tokenizer.encode(command + "\n"), tokenizer.encode(output)) for command, output in pairs]
 
 
 def ngram_predictions(model: NGram, tokens: Tokens) -> Predictions:
-    """Predict each token from the exchange so far: command, newline and output up to the token."""
+    """Predict each token from the preceding tokens of its exchange: command, newline and output."""
 
     def distribution(row: int) -> Floats:
         begin, index = tokens.begin[row], tokens.index[row]
@@ -92,7 +97,11 @@ def ngram_predictions(model: NGram, tokens: Tokens) -> Predictions:
 
 
 def predictions_from(distribution: Callable[[int], Floats], tokens: Tokens) -> Predictions:
-    """Return the predictions of a model that gives row by row the probabilities of all V tokens."""
+    """Return the predictions of a model.
+
+    Args:
+        distribution: returns, for a row of `tokens`, the probabilities of all V tokens.
+    """
     nats, confidence = np.zeros(len(tokens)), np.zeros(len(tokens))
     correct = np.zeros(len(tokens), dtype=np.bool_)
     for row, token_id in enumerate(tokens.token_id):
@@ -104,10 +113,12 @@ def predictions_from(distribution: Callable[[int], Floats], tokens: Tokens) -> P
 
 
 def fit_copying(tokens: Tokens) -> Floats:
-    """For each of `MATCH_BUCKETS` the probability that the token after a longest match continues it.
+    """Return, for each of `MATCH_BUCKETS`, the probability that the next token continues the longest match.
 
-    Counted over the environment's tokens of a pool that no figure is reported on (validation), with half a success and
-    half a failure added (Krichevsky and Trofimov 1981).
+    The estimator adds half a success and half a failure (Krichevsky and Trofimov 1981).
+
+    Args:
+        tokens: a pool on which no figure is reported (validation); only env_output tokens are counted.
     """
     output = tokens.role == "env_output"
     bucket, hit = _match_bucket(tokens), tokens.match_token == tokens.token_id
@@ -116,10 +127,10 @@ def fit_copying(tokens: Tokens) -> Floats:
 
 
 def copy_predictions(mass: Floats, unigram: NGram, tokens: Tokens) -> Predictions:
-    """The fitted `mass` on the token that continues the longest match in the trajectory, the rest on the unigram.
+    """Predict with the fitted `mass` on the token that continues the longest match in the trajectory.
 
-    The match may be of any role and length; without one the unigram has all. The rest is shared among the other tokens
-    in proportion to their unigram probabilities.
+    The match may have any role and length. The other tokens share the remaining probability in proportion to their
+    unigram probabilities. Without a match, the prediction is the unigram's.
     """
     unigram_V, bucket = unigram.distribution(()), _match_bucket(tokens)
 
@@ -135,13 +146,15 @@ def copy_predictions(mass: Floats, unigram: NGram, tokens: Tokens) -> Prediction
 
 
 def compressors(observed: bytes | None) -> dict[str, Callable[[bytes], int]]:
-    """The size in bytes of what a compressor makes of a text, by name, alone and with `observed` known to it.
+    """Return the compressors by name; each maps a text to its compressed size in bytes.
 
-    None leaves those out that know something.
+    The streams are raw, without headers and checksums: deflate at level 9 (the stream inside gzip, with a window of
+    32 KiB) and, if `zstandard` is installed, zstd at level 19. The size of a compressed empty text is subtracted
+    (2 bytes for deflate, 5 for zstd): it is framing, and a considerable share of an output of 60 bytes.
 
-    Raw streams, without headers and checksums: deflate at level 9 (what gzip holds; it looks back 32 KiB at most) and,
-    if `zstandard` is installed, zstd at level 19 with the observations as its raw dictionary. Less the size of an empty
-    text, 2 and 5 bytes: that is framing, a good part of an output of 60 bytes, and says nothing of the text.
+    Args:
+        observed: the training observations, as a preset dictionary (raw in zstd); each compressor is returned without
+            and with it. None returns only the compressors without a dictionary.
     """
     kinds = {"gzip": _deflate} | ({"zstd": _zstd} if has_zstd() else {})
     streams = {}
@@ -149,7 +162,7 @@ def compressors(observed: bytes | None) -> dict[str, Callable[[bytes], int]]:
         streams[name] = kind(b"")
         if observed is not None:
             streams[f"{name} + observations"] = kind(observed)
-    return {name: _beyond_nothing(size) for name, size in streams.items()}
+    return {name: _without_framing(size) for name, size in streams.items()}
 
 
 def has_zstd() -> bool:
@@ -158,7 +171,10 @@ def has_zstd() -> bool:
 
 
 def compress(size: Callable[[bytes], int], tokens: Tokens, chosen: Bools, tokenizer: Tokenizer) -> Measures | None:
-    """Bits per byte over the `chosen` tokens' text, each trajectory's outputs as one stream; None over nothing."""
+    """Measure bits per byte over the text of the `chosen` tokens; None if it is empty.
+
+    The outputs of each trajectory are compressed as one stream.
+    """
     numbers = sorted(set(tokens.trajectory[chosen].tolist()))
     texts = []
     for number in numbers:
@@ -172,7 +188,7 @@ def compress(size: Callable[[bytes], int], tokens: Tokens, chosen: Bools, tokeni
     return Measures({"env_bits_per_byte": estimate}, int(chosen.sum()), sum(map(len, texts)), len(texts))
 
 
-def _beyond_nothing(size: Callable[[bytes], int]) -> Callable[[bytes], int]:
+def _without_framing(size: Callable[[bytes], int]) -> Callable[[bytes], int]:
     framing = size(b"")
     return lambda text: size(text) - framing
 
@@ -201,5 +217,5 @@ def _zstd(dictionary: bytes) -> Callable[[bytes], int]:
 
 
 def _match_bucket(tokens: Tokens) -> Ints:
-    """Index into `MATCH_BUCKETS`; -1 without a match."""
+    """Return each token's index into `MATCH_BUCKETS`; -1 without a match."""
     return np.searchsorted(MATCH_BUCKETS, tokens.match_length, side="right") - 1

@@ -1,4 +1,4 @@
-"""Two runs on the same frozen pools: over the pairs that neither has executed, and over the same tasks."""
+"""Comparison of two runs on the same frozen pools, over the pairs that neither has executed, and on the same tasks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from echo_cli.runs.pools import Pair
 from echo_cli.text import escape_unprintable
 from echo_cli.traces.training_data import POOL
 
-# What makes the built-in pools and their tasks, and how a task is played.
+# Config keys that determine the built-in pools, their tasks, and how a task is played.
 _POOL_KEYS = ("environment.", "rollout.temperature", "rollout.max_")
 
 
@@ -31,14 +31,14 @@ def compare_runs(
     pool_folders: Sequence[Path],
     device: str | None,
 ) -> Evaluation:
-    """Compare a checkpoint of run A with one of run B.
+    """Compare a checkpoint of run A with a checkpoint of run B.
 
     Args:
-        checkpoint: "best" or "latest" of each run, or the same step of both.
+        checkpoint: "best" or "latest" of each run, or one step for both.
         rollouts, pass_k, pool_folders: as in `evaluate_run`.
 
     Raises:
-        EchoError: no such run, checkpoint or pool, or the runs' pools, tasks or tokenizers are not the same.
+        EchoError: a run, checkpoint or pool does not exist, or the runs differ in their pools, tasks or tokenizers.
     """
     with ExitStack() as opened:
         first, second = (
@@ -89,25 +89,26 @@ def _check_same_pools(first: LoadedRun, second: LoadedRun) -> None:
     for key in sorted(before.keys() | now.keys()):
         if key.startswith(_POOL_KEYS) and before.get(key) != now.get(key):
             raise EchoError(
-                f"the runs do not share their pools and tasks: {key} is {before.get(key)} in A and {now.get(key)} in B",
-                "compare runs of the same environment and limits",
+                f"the runs differ in their pools and tasks: {key} is {before.get(key)} in A and {now.get(key)} in B",
+                "compare runs with the same environment and limits",
             )
     if first.config.traces is not None and second.config.traces is not None:
         held = [run.pools[POOL if POOL in run.pools else HELDOUT] for run in (first, second)]
         if held[0].trajectories != held[1].trajectories:
             raise EchoError(
-                "the runs hold out other traces: their files, split or cut differ", "compare runs on the same traces"
+                "the runs hold out different traces: trace files, split or truncation differ",
+                "compare runs trained on the same traces",
             )
     if first.initial.tokenizer.to_json() != second.initial.tokenizer.to_json():
         raise EchoError(
             "the runs have different tokenizers: model.path is "
             f"{escape_unprintable(first.config.model.path)} in A and "
             f"{escape_unprintable(second.config.model.path)} in B",
-            "nats per token are not comparable over tokenizers; evaluate each run alone and compare bits per byte",
+            "nats per token are not comparable across tokenizers: evaluate each run alone and compare bits per byte",
         )
     contexts = [run.initial.model.max_length for run in (first, second)]
     if contexts[0] != contexts[1] and any(pool.cut for run in (first, second) for pool in run.pools.values()):
         raise EchoError(
-            f"a pool does not fit the models, which take {contexts[0]} tokens in A and {contexts[1]} in B",
-            "it would be cut at two places; compare on pools of shorter trajectories",
+            f"a pool exceeds the models' context, {contexts[0]} tokens in A and {contexts[1]} in B",
+            "it would be truncated at different lengths: compare on pools with shorter trajectories",
         )

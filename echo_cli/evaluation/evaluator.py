@@ -1,8 +1,8 @@
-"""Held-out measures: env-CE and token accuracy on frozen pools of expert trajectories, and pass@1 of the policy.
+"""Held-out measures during training: env-CE and token accuracy on frozen pools, and pass@1 of the policy.
 
-A pool holds expert trajectories on tasks that training never sees. Its headline is over *novel* pairs: those of
-(command, output) that no training rollout has executed so far. Pairs that training did execute are measured apart.
-The validation pool, on which the best step is chosen, is scored over all its pairs.
+A pool holds expert trajectories on tasks that training never sees. Its headline is over *novel* pairs: the (command,
+output) pairs that no training rollout has executed so far. Executed pairs are measured separately. The validation pool,
+on which the best step is chosen, is scored over all its pairs.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from echo_cli.trajectory import Role, Trajectory
 def rollout_tasks(
     policy: TorchPolicy, worlds: TaskSuite, tasks: Sequence[Task], rollouts: int, config: Config, seed: int
 ) -> list[Trajectory]:
-    """`rollouts` episodes of the policy on each task, at the training temperature.
+    """Play `rollouts` episodes of the policy per task at the training temperature.
 
-    One whose session was lost again and again is missing.
+    Episodes whose session was lost in every attempt are missing from the result.
     """
     wanted = [(task, task.task_id) for task in tasks for _ in range(rollouts)]
     sampler = policy.sampler(config.rollout.temperature, seed)
@@ -40,7 +40,7 @@ def rollout_tasks(
 
 
 def pool_tasks(worlds: TaskSuite) -> dict[str, tuple[TaskSuite, Sequence[Task]]]:
-    """By the name of each frozen pool, the worlds and the tasks that it is of."""
+    """Return, by pool name, the worlds and tasks of each frozen pool."""
     ood = worlds.out_of_distribution()
     return {
         "validation": (worlds, worlds.tasks.validation),
@@ -50,18 +50,18 @@ def pool_tasks(worlds: TaskSuite) -> dict[str, tuple[TaskSuite, Sequence[Task]]]
 
 
 def expert_pools(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict[str, Pool]:
-    """The frozen pools of worlds whose every task has an expert, for `policy`."""
+    """Play the frozen pools of worlds in which every task has an expert, rendered for `policy`."""
     limits = limits_for(config, policy)
     return {name: expert_pool(of, tasks, policy.renderer, limits) for name, (of, tasks) in pool_tasks(worlds).items()}
 
 
 def play_pools(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict[str, list[Trajectory]]:
-    """What frozen pools are made of: the expert where a task has one, elsewhere `policy`, once a task.
+    """Play the trajectories of the frozen pools, one per task: the expert's where the task has one, else `policy`'s.
 
-    Played once for a run, with the policy that it starts from: another day the environment may answer otherwise.
+    They are played once per run, with the initial policy, because the environment may answer differently later.
 
     Raises:
-        EchoError: the environment is not available, or loses the session of a task again and again (exit code 1).
+        EchoError: the environment is not available, or loses the session of a task in every attempt (exit code 1).
     """
     limits, played = limits_for(config, policy), {}
     for name, (of, tasks) in pool_tasks(worlds).items():
@@ -75,14 +75,14 @@ def play_pools(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict[s
 
 @dataclass(frozen=True)
 class StepEvaluation:
-    """The metrics of one step, and some rollouts to keep."""
+    """Metrics of one step, and the rollouts to keep."""
 
     metrics: Mapping[str, float | None]
     trajectories: Sequence[Trajectory]
 
 
 class Evaluator:
-    """The frozen pools of a run (`frozen_pools`), and the pairs of them that training has executed."""
+    """Evaluation of a policy on the frozen pools of a run (`frozen_pools`), with the pool pairs executed so far."""
 
     def __init__(self, config: Config, worlds: TaskSuite, pools: Mapping[str, Pool]) -> None:
         self._config = config
@@ -94,17 +94,17 @@ class Evaluator:
         self._start: Mapping[str, Predictions] = {}
 
     def remember_start(self, policy: TorchPolicy) -> None:
-        """Score the pools with the policy that training starts from, to compare with over the same pairs later."""
+        """Score the pools with the initial policy, as the reference for later steps over the same pairs."""
         self._start = self._predict(policy)
 
     def observe(self, pairs: Iterable[Pair]) -> None:
-        """Note which pool pairs are among those that training executed: they are novel no more."""
+        """Mark the pool pairs among the executed `pairs` as seen."""
         self.seen |= self._pairs.intersection(pairs)
 
     def evaluate(self, policy: TorchPolicy, step: int, *, play: bool = True) -> StepEvaluation:
-        """Score the pools and, with `play`, play the validation and held-out tasks (else their pass@1 is None).
+        """Score the pools and, with `play`, play the validation and held-out tasks; without it, pass@1 is None.
 
-        Draws from generators of its own.
+        Sampling uses generators separate from training's.
         """
         metrics: dict[str, float | None] = {}
         for name, predictions in self._predict(policy).items():
@@ -129,12 +129,13 @@ class Evaluator:
         return {name: predict(policy, pool, self._tokens[name]) for name, pool in self.pools.items()}
 
     def _measure(self, name: str, predictions: Predictions) -> dict[str, float | None]:
-        """Measure a pool: its headline, the same pairs at the start of training, and the seen pairs."""
+        """Measure the headline of a pool, the same pairs at the start of training, and the seen pairs."""
         tokens, start = self._tokens[name], self._start.get(name)
         seen_spans = [span.pair in self.seen for spans in self.pools[name].spans for span in spans]
         seen = np.array(seen_spans, dtype=np.bool_)[tokens.span]
-        # The best step is chosen on validation, over all its pairs: steps compare only over the same ones. Elsewhere
-        # the novel pairs grow fewer as the policy explores, and `env_ce_start` is where the same ones stood at first.
+        # The best step is chosen on validation over all its pairs, because steps compare only over the same pairs. In
+        # the other pools the number of novel pairs falls as the policy explores; `env_ce_start` is the initial
+        # policy's env-CE over the pairs that remain.
         headline = np.ones_like(seen) if name == "validation" else ~seen
         values: dict[str, float | None] = dict.fromkeys(("env_ce", "env_bits_per_byte", "token_accuracy"))
         return {
@@ -147,10 +148,10 @@ class Evaluator:
 
 
 def expert_pool(worlds: TaskSuite, tasks: Sequence[Task], renderer: Renderer, limits: EpisodeLimits) -> Pool:
-    """Expert trajectories on `tasks`; a task whose solution is not known is left out."""
+    """Play the expert on each of `tasks` with a known solution."""
     return pool_of(play_scripts(renderer, worlds, expert_scripts(worlds, tasks), limits, "expert"))
 
 
 def expert_scripts(worlds: TaskSuite, tasks: Sequence[Task]) -> list[tuple[Task, list[str]]]:
-    """Those of `tasks` whose solution is known, each with the actions that solve it."""
+    """Return the tasks with a known solution, each with the actions that solve it."""
     return [(task, actions) for task in tasks if (actions := worlds.expert(task)) is not None]

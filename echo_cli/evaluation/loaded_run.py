@@ -1,4 +1,4 @@
-"""A run, opened to be measured: its policies, its tasks, and the frozen pools it is measured on."""
+"""A run opened for measurement: its policies, its tasks, and the frozen pools it is measured on."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from echo_cli.trajectory import read_trajectories
 
 
 class LoadedRun:
-    """A run directory with its config, and what can be opened of it. Nothing is opened before it is asked for.
+    """A run directory with its config, whose policies, tasks and pools are opened on first use.
 
-    As a context manager it closes, at the end of the block, the environment that was opened in it.
+    As a context manager, it closes the run's environment on exit.
 
     Args:
-        pool_folders: pools that the run is measured on beside its own.
+        pool_folders: folders of pools that the run is measured on besides its own.
     """
 
     def __init__(self, directory: RunDirectory, config: Config, pool_folders: Sequence[Path] = ()) -> None:
@@ -62,32 +62,32 @@ class LoadedRun:
 
     @property
     def notes(self) -> list[str]:
-        """What to know of the run's traces, line by line."""
+        """Notes on the run's traces; see `run_notices`."""
         return run_notices(self.directory, self.config)
 
     def observed(self, until_step: int) -> list[Pair]:
-        """Return the pairs that training had executed by a step, in the order of their first occurrence.
+        """Return the pairs that training had executed by `until_step`, in order of first occurrence.
 
         Raises:
-            EchoError: the run did not record them, or the record is damaged.
+            EchoError: the run has no record of them, or the record is damaged.
         """
         rows = self.directory.read_observations(until_step)
         return list(dict.fromkeys((row["command"], row["output"]) for row in rows))
 
     def checkpoint(self, which: str | int) -> tuple[Path, int]:
-        """Return the folder and the step of a verified checkpoint ("best", "latest" or a step).
+        """Verify a checkpoint ("best", "latest" or a step) and return its folder and step.
 
         Raises:
-            EchoError: there is no such checkpoint, or it is damaged.
+            EchoError: the checkpoint does not exist or is damaged.
         """
         folder, meta = self.directory.load_checkpoint(which)
         return folder, int(meta["step"])
 
     def checkpoint_steps(self, wanted: Sequence[str | int]) -> list[int]:
-        """Return the steps that `best`, `latest`, `all` and step numbers stand for, ascending and each once.
+        """Return the distinct steps, ascending, of "best", "latest", "all" and step numbers.
 
         Raises:
-            EchoError: there is no such checkpoint, or it is damaged.
+            EchoError: a checkpoint does not exist or is damaged.
         """
         steps: set[int] = set()
         for which in wanted:
@@ -99,17 +99,17 @@ class LoadedRun:
 
     @cached_property
     def renderer(self) -> Renderer:
-        """How the run's model writes conversations, without its weights."""
+        """Renderer of the run's model, loaded without the weights."""
         return load_renderer(self.config)
 
     def policy(self, checkpoint: Path | None = None, *, sampled_here: bool = True) -> TorchPolicy:
-        """Load the policy of a checkpoint's folder, or the one that training started from.
+        """Load the policy from a checkpoint folder, or the initial policy without one.
 
         Args:
-            sampled_here: sample in this process, also where an endpoint sampled for training.
+            sampled_here: sample in this process even if an endpoint sampled during training.
 
         Raises:
-            EchoError: the device or the model is not available, or the checkpoint is of another architecture.
+            EchoError: the device or the model is not available, or the checkpoint has a different architecture.
         """
         config = self.config
         if sampled_here and config.sampler.kind == "openai":
@@ -120,46 +120,46 @@ class LoadedRun:
         return policy
 
     def load(self, policy: TorchPolicy, step: int) -> None:
-        """Bring `policy` to the checkpoint of `step`.
+        """Load the checkpoint of `step` into `policy`.
 
         Raises:
-            EchoError: the checkpoint is damaged or of another architecture.
+            EchoError: the checkpoint is damaged or has a different architecture.
         """
         policy.load(self.checkpoint(step)[0])
 
     @cached_property
     def initial(self) -> TorchPolicy:
-        """The policy that training started from, sampled as in training. Load no checkpoint into it."""
+        """Initial policy, sampled as in training. No checkpoint may be loaded into it."""
         policy = self.policy(sampled_here=False)
         check_context(self.config, policy)
         return policy
 
     @cached_property
     def task_suite(self) -> TaskSuite:
-        """The run's tasks and environments, open until the end of the run's `with` block."""
+        """Tasks and environments of the run, open until the end of the run's `with` block."""
         return self._opened.enter_context(open_worlds(self.config))
 
     def kept_pool(self, name: str) -> Pool | None:
-        """Return a frozen pool from the run's own file; None where the run has none."""
+        """Return a frozen pool from the run directory's file; None if there is none."""
         path = self.directory.pool_paths.get(name)
         return None if path is None else pool_of(read_trajectories(path))
 
     def frozen_pools(self, policy: TorchPolicy) -> dict[str, Pool]:
-        """Return the run's frozen pools by name; the environment is opened only where they are played again.
+        """Return the run's frozen pools by name; the environment is opened only if they have to be played again.
 
         Args:
-            policy: any policy of the run, for its renderer and context length.
+            policy: any policy of the run; its renderer and context length are used.
         """
         worlds = None if self.config.environment.toy_worlds is None else self.task_suite
         return frozen_pools(self.directory, self.config, worlds, policy)
 
     def pool_in(self, folder: Path, policy: TorchPolicy) -> Pool:
-        """Return the pool of a folder as `policy`, one of the run's, reads it. Errors as in `load_pool`."""
+        """Load the pool of a folder in the tokens of `policy`, a policy of the run. Errors as in `load_pool`."""
         return load_pool(folder, policy.renderer, policy.model.max_length, cut=self.config.model.kind == "hf")
 
     @cached_property
     def pools(self) -> dict[str, Pool]:
-        """The pools that the run is measured on, by and in the order of a table's columns; its own come first."""
+        """Pools that the run is measured on, by table column and in column order; the run's own come first."""
         own = (HELDOUT, *(name for name in (OOD, POOL) if name in self._frozen))
         columns = {name: self._frozen_pool(name) for name in own}
         folders = pool_columns(self._pool_folders, columns)
@@ -167,16 +167,19 @@ class LoadedRun:
 
     @property
     def validation(self) -> Pool:
-        """The pool that the best step was chosen on."""
+        """Pool on which the best step was chosen."""
         return self._frozen_pool("validation")
 
     def play(self, policy: TorchPolicy, rollouts: int) -> dict[str, list[TaskOutcome]]:
-        """Return, by pool, the outcomes of its held-out tasks; empty without rollouts.
+        """Play the held-out tasks and return their outcomes by pool; empty without rollouts.
 
-        The sampling seed is the same for every run and checkpoint: first rollouts can be paired.
+        The sampling seed is the same for every run and checkpoint, so that first rollouts can be paired.
+
+        Args:
+            rollouts: Number of rollouts per task.
 
         Raises:
-            EchoError: the environment lost the session of a rollout again and again (exit code 1).
+            EchoError: the environment lost the session of a rollout in every attempt (exit code 1).
         """
         if not rollouts:
             return {}
@@ -199,16 +202,16 @@ class LoadedRun:
 
     def _frozen_pool(self, name: str) -> Pool:
         if name not in self._frozen:
-            message = f"{escape_unprintable(self.directory.path)} has lost its {name} pool"
-            raise EchoError(message, "train it again, with --overwrite")
+            message = f"{escape_unprintable(self.directory.path)} lacks its {name} pool"
+            raise EchoError(message, "repeat the training with --overwrite")
         return self._frozen[name]
 
 
 def load_run(path: Path, *, device: str | None = None, pool_folders: Sequence[Path] = ()) -> LoadedRun:
-    """Return the run at `path`, with the config that it was trained with.
+    """Return the run at `path` with its training config.
 
     Args:
-        device: where its policies run; None takes the config's.
+        device: device of its policies; None for the config's.
 
     Raises:
         EchoError: there is no run at `path`.
@@ -218,14 +221,14 @@ def load_run(path: Path, *, device: str | None = None, pool_folders: Sequence[Pa
 
 
 def load_pool(folder: Path, renderer: Renderer, max_tokens: int | None = None, *, cut: bool = False) -> Pool:
-    """The pool `folder` as `renderer` writes it, whatever it was played with (see `retokenize`).
+    """Load the pool in `folder`, retokenized for `renderer` (see `retokenize`).
 
     Args:
-        max_tokens: the longest trajectory that the policy to be measured can take; None for any.
-        cut: cut a longer trajectory there (`truncated`).
+        max_tokens: the longest trajectory that the measured policy accepts, tokens; None for no limit.
+        cut: truncate longer trajectories (`truncated`) instead of raising.
 
     Raises:
-        EchoError: as `read_pool`; a trajectory is longer than `max_tokens`, or with `cut` nothing is left to measure.
+        EchoError: as in `read_pool`; a trajectory is longer than `max_tokens`; with `cut`, no output remains.
     """
     _, played = read_pool(folder)
     trajectories = [retokenize(trajectory, renderer) for trajectory in played]
@@ -234,36 +237,38 @@ def load_pool(folder: Path, renderer: Renderer, max_tokens: int | None = None, *
     if max_tokens is None or longest <= max_tokens:
         return pool
     if not cut:
-        message = f"a trajectory of {escape_unprintable(folder)} has {longest} tokens, the model takes {max_tokens}"
+        message = (
+            f"a trajectory in {escape_unprintable(folder)} has {longest} tokens, the model's context is {max_tokens}"
+        )
         raise EchoError(message, "build the pool with a lower rollout.max_episode_tokens")
     fitting = [truncated(trajectory, renderer.tokenizer, max_tokens) for trajectory in trajectories]
     left = pool_of(trajectory for trajectory in fitting if trajectory is not None)
     if not left.trajectories:
-        message = f"{escape_unprintable(folder)} shows no output within the {max_tokens} tokens that the model takes"
-        raise EchoError(message, "choose a model with a longer context, or build the pool with shorter episodes")
+        message = f"{escape_unprintable(folder)} has no output within the model's context of {max_tokens} tokens"
+        raise EchoError(message, "use a model with a longer context, or build the pool with shorter episodes")
     return replace(left, cut=sum(len(trajectory) > max_tokens for trajectory in trajectories))
 
 
 def pool_columns(folders: Sequence[Path], taken: Collection[str] = ()) -> dict[str, Path]:
-    """The folders of pools by the names of their columns, which are the folders' own.
+    """Return the folders of pools by column name, which is the folder's name.
 
     Raises:
-        EchoError: two have one name, or a name is `taken`.
+        EchoError: two folders have the same name, or a name is `taken`.
     """
     columns: dict[str, Path] = {}
     for folder in folders:
         name = escape_unprintable(folder.resolve().name)
         if name in columns or name in taken:
-            raise EchoError(f"two pools are named {name}", "rename one of the folders; a column has the folder's name")
+            raise EchoError(f"two pools are named {name}", "rename one folder: pools are named after their folders")
         columns[name] = folder
     return columns
 
 
 def build_policy(config: Config, *, quiet: bool = False) -> tuple[TorchPolicy, DeviceChoice]:
-    """Return the policy at the start of a run, with the reference of the KL penalty where there is one.
+    """Return the initial policy of a run and its device; with a KL penalty, the policy keeps its reference weights.
 
     Raises:
-        EchoError: as `open_policy` and `check_context`.
+        EchoError: as in `open_policy` and `check_context`.
     """
     policy, choice = open_policy(config)
     if config.objective.kl_coeff > 0:
@@ -273,12 +278,13 @@ def build_policy(config: Config, *, quiet: bool = False) -> tuple[TorchPolicy, D
 
 
 def check_context(config: Config, policy: TorchPolicy, *, quiet: bool = False) -> None:
-    """See that episodes fit the model's context.
+    """Check that episodes fit the model's context.
 
-    Where they may outgrow a model of kind hf, `limits_for` brings them down; unless `quiet`, a line on stderr says so.
+    For a model of kind hf, `limits_for` lowers the caps of episodes that may not fit; unless `quiet`, a warning on
+    stderr gives the new caps.
 
     Raises:
-        EchoError: episodes may outgrow the built-in model, or not even one turn fits one of kind hf.
+        EchoError: episodes may exceed the built-in model's context, or not even one turn fits a model of kind hf.
     """
     if config.environment.none:  # no episode is played
         return
@@ -286,27 +292,27 @@ def check_context(config: Config, policy: TorchPolicy, *, quiet: bool = False) -
     longest = limits.longest(policy.renderer.overhead)
     if longest > context and config.model.kind == "tiny":
         raise EchoError(
-            f"an episode of {longest} tokens does not fit the model's {context}",
+            f"an episode of {longest} tokens does not fit the model's context of {context}",
             "lower rollout.max_episode_tokens or rollout.max_output_tokens",
         )
     fitting = limits_for(config, policy)
     if fitting != limits and not quiet:
         print(
-            f"warning: an episode of {longest} tokens does not fit the model's {context}: max_episode_tokens is "
-            f"{fitting.episode_tokens}, max_output_tokens {fitting.output_tokens}",
+            f"warning: an episode of {longest} tokens does not fit the model's context of {context}: "
+            f"max_episode_tokens is set to {fitting.episode_tokens}, max_output_tokens to {fitting.output_tokens}",
             file=sys.stderr,
             flush=True,
         )
 
 
 def frozen_pools(run: RunDirectory, config: Config, worlds: TaskSuite | None, policy: TorchPolicy) -> dict[str, Pool]:
-    """Return the frozen pools of a run, as it kept them or as its worlds' experts play them again; its traces' last.
+    """Return the frozen pools of a run, replayed by its worlds' experts or read from its files; the traces' pool last.
 
     Args:
-        worlds: None where they cannot be played again.
+        worlds: the run's worlds; None if they cannot be replayed.
 
     Raises:
-        EchoError: a kept pool is damaged.
+        EchoError: a stored pool is damaged or missing.
     """
     paths = run.pool_paths
     traces = paths.pop(POOL, None)
@@ -318,13 +324,13 @@ def frozen_pools(run: RunDirectory, config: Config, worlds: TaskSuite | None, po
         return pools
     if traces is None:
         raise EchoError(
-            f"{escape_unprintable(run.path)} has lost its pool of held-out traces", "train it again, with --overwrite"
+            f"{escape_unprintable(run.path)} lacks its pool of held-out traces", "repeat the training with --overwrite"
         )
     return {**pools, POOL: pool_of(read_trajectories(traces))}
 
 
 def run_notices(run: RunDirectory, config: Config) -> list[str]:
-    """What to know of a run's traces, line by line: how many there are, and what of them is not measured."""
+    """Return notes on a run's traces: their number, and which of them are not measured."""
     if config.traces is None:
         return []
     record = read_json(run.path / "environment.json")["traces"]

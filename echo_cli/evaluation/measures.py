@@ -1,8 +1,8 @@
-"""What a model makes of a pool's tokens: env-CE, bits per byte, accuracy and calibration, with intervals, by group.
+"""Measures of a model on a pool's tokens: env-CE, bits per byte, accuracy and calibration, with intervals, by group.
 
-The tokens of a pool are columns, one entry a token, and so are a model's predictions of them: any two models are
-measured over the same tokens. Training logs the values alone (`values_of`). Intervals come from resampling whole
-trajectories.
+A pool's tokens are stored as columns with one entry per token, and a model's predictions likewise, so that all models
+are measured over the same tokens. Training logs the values without intervals (`values_of`). Intervals come from
+resampling whole trajectories.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ Bools = NDArray[np.bool_]
 Texts = NDArray[np.object_]
 
 MIN_MATCH = 2
-"""Tokens that a match needs for its continuation to count as copyable; a single newline matches nearly everywhere."""
+"""Minimum match length for a copyable continuation, tokens; a single newline would match nearly everywhere."""
 CALIBRATION_BINS = 15
 POSITIONS = (("0", 0), ("1-3", 1), ("4-15", 4), ("16-63", 16), ("64+", 64))
-"""Buckets of the position in an output, with the first index of each."""
+"""Buckets of the position in an output: title and lowest position."""
 
-# By the annotations of the columns of `Tokens`.
+# By the annotation of a column of `Tokens`.
 _DTYPES = {"Ints": np.int64, "Bools": np.bool_, "Texts": np.object_}
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The measured tokens of a pool, as columns of N entries: the tokens of its spans, and warning tokens."""
+    """The measured tokens of a pool (tokens of its spans, and warning tokens), as columns of N entries."""
 
     sequences: Sequence[Sequence[int]]
     """Token ids of each trajectory of the pool."""
     trajectory: Ints
-    """Index in the pool."""
+    """Index of the trajectory in the pool, 0-based."""
     index: Ints
-    """Position in the trajectory."""
+    """Position in the trajectory, 0-based."""
     begin: Ints
-    """Position of the first token of the exchange's command."""
+    """Position in the trajectory of the first token of the exchange's command, 0-based."""
     token_id: Ints
     byte_count: Ints
-    """Number of bytes of text that the token stands for; over a span they sum to its `output_bytes`."""
+    """Number of text bytes that the token represents; over a span they sum to its `output_bytes`."""
     role: Texts
     """env_output or warning."""
     channel: Texts
@@ -60,28 +60,28 @@ class Tokens:
     """First word of the command."""
     exit_status: Texts
     novel: Bools
-    """Whether training has not executed the (command, output) pair; for a warning, that of its turn."""
+    """Whether training has not executed the (command, output) pair; for a warning, the pair of its turn."""
     span: Ints
-    """Index among the pool's spans; -1 for warnings."""
+    """Index among the pool's spans, 0-based; -1 for warnings."""
     position: Ints
-    """Index within the output; for a warning, within its segment."""
+    """Position within the output, 0-based; for a warning, within its segment."""
 
     def __len__(self) -> int:
         return len(self.trajectory)
 
     @property
     def headline(self) -> Bools:
-        """Which tokens the headline is over: the environment's, of novel pairs."""
+        """Mask of the headline's tokens: env_output tokens of novel pairs."""
         return np.asarray((self.role == "env_output") & self.novel)
 
     @property
     def match_length(self) -> Ints:
-        """Number of tokens of the longest match in the trajectory up to here, see `longest_suffix_matches`."""
+        """Length of the longest earlier match of the preceding tokens, in tokens; see `longest_suffix_matches`."""
         return self._matches[0]
 
     @property
     def match_token(self) -> Ints:
-        """Id of the token that followed that match; -1 without one."""
+        """Id of the token that followed the match; -1 without a match."""
         return self._matches[1]
 
     @cached_property
@@ -95,32 +95,32 @@ class Tokens:
 
     @property
     def copyable(self) -> Bools:
-        """Whether the token continues the latest longest match of at least `MIN_MATCH` tokens.
+        """Mask of the tokens that continue the latest longest match of at least `MIN_MATCH` tokens.
 
-        The match is that of the tokens just before it, of any role, within everything that precedes them in its own
-        trajectory. A token after a shorter match, or after one that was continued otherwise, is not copyable.
+        The match is between the tokens just before the token, of any role, and earlier text of the same trajectory. A
+        token after a shorter match, or after a match with a different continuation, is not copyable.
         """
         return np.asarray((self.match_length >= MIN_MATCH) & (self.match_token == self.token_id))
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of N tokens at temperature 1, each predicted from the true tokens before it."""
+    """A model's teacher-forced predictions of N tokens at temperature 1."""
 
     nats: Floats
     """-log p(token)."""
     correct: Bools
-    """The token is the most probable one."""
+    """Whether the token is the most probable one."""
     confidence: Floats
-    """The probability of the most probable one."""
+    """Probability of the most probable token."""
 
 
 @dataclass(frozen=True)
 class Measures:
-    """Some tokens under one model. Compressors have bits per byte only."""
+    """Measures of one model over a set of tokens. Compressors have bits per byte only."""
 
     estimates: Mapping[str, Estimate]
-    """By name: env_ce (nats/token), env_bits_per_byte, token_accuracy, calibration_error."""
+    """By name: env_ce (nats per token), env_bits_per_byte, token_accuracy, calibration_error."""
     tokens: int
     bytes: int
     trajectories: int
@@ -129,10 +129,10 @@ class Measures:
 def tokens_of(
     pool: Pool, seen: Collection[Pair], tokenizer: Tokenizer, roles: Collection[Role] = (Role.ENV_OUTPUT, Role.WARNING)
 ) -> Tokens:
-    """Return the tokens of `pool` that have one of `roles`, each pair once.
+    """Return the tokens of `pool` with one of `roles`, each pair once.
 
     Args:
-        seen: the pairs that training has executed.
+        seen: pairs that training has executed.
     """
     segments: list[dict[str, Any]] = []
     first_span = 0
@@ -164,11 +164,11 @@ def predict(policy: TorchPolicy, pool: Pool, tokens: Tokens) -> Predictions:
 
 
 def values_of(tokens: Tokens, predictions: Predictions, chosen: Bools) -> dict[str, float]:
-    """Return env_ce, env_bits_per_byte and token_accuracy over the `chosen` tokens; empty over nothing."""
+    """Return env_ce, env_bits_per_byte and token_accuracy over the `chosen` tokens; empty without tokens."""
     rows = np.flatnonzero(chosen)
     if not len(rows):
         return {}
-    # Added output by output, and then over the outputs: runs of earlier versions are reproduced to the last bit.
+    # Summed within each output first, then over the outputs, to reproduce runs of earlier versions bit for bit.
     outputs = np.split(predictions.nats[rows], np.flatnonzero(np.diff(tokens.span[rows])) + 1)
     nats = sum(float(torch.from_numpy(output).sum()) for output in outputs)
     size = int(tokens.byte_count[rows].sum())
@@ -180,7 +180,7 @@ def values_of(tokens: Tokens, predictions: Predictions, chosen: Bools) -> dict[s
 
 
 def measure(tokens: Tokens, predictions: Predictions, chosen: Bools) -> Measures | None:
-    """Measure the `chosen` tokens, with intervals; None over nothing."""
+    """Measure the `chosen` tokens, with intervals; None without tokens."""
     values = values_of(tokens, predictions, chosen)
     if not values:
         return None
@@ -206,7 +206,10 @@ def measure(tokens: Tokens, predictions: Predictions, chosen: Bools) -> Measures
 
 
 def env_ce_difference(tokens: Tokens, first: Predictions, second: Predictions, chosen: Bools) -> Estimate | None:
-    """env-CE of `second` less that of `first` over the same tokens, paired by trajectory; None over nothing."""
+    """Return env-CE of `second` minus env-CE of `first` over the `chosen` tokens, paired by trajectory.
+
+    None without tokens.
+    """
     return ratio_difference(
         _per_trajectory(tokens, first.nats, chosen),
         _per_trajectory(tokens, second.nats, chosen),
@@ -217,9 +220,9 @@ def env_ce_difference(tokens: Tokens, first: Predictions, second: Predictions, c
 def bits_per_byte_difference(
     first_tokens: Tokens, first: Predictions, second_tokens: Tokens, second: Predictions
 ) -> Estimate | None:
-    """Bits per byte of `second` less those of `first` over the headline of one pool, paired by trajectory.
+    """Return bits per byte of `second` minus bits per byte of `first` over a pool's headline, paired by trajectory.
 
-    Each model has the pool in its own tokens; the bytes are the same. None over nothing.
+    Each model has its own tokens of the pool; the bytes are the same. None without tokens.
     """
     size = _per_trajectory(first_tokens, first_tokens.byte_count, first_tokens.headline)
     nats = _per_trajectory(first_tokens, first.nats, first_tokens.headline)
@@ -228,7 +231,7 @@ def bits_per_byte_difference(
 
 
 def reliability(predictions: Predictions, chosen: Bools) -> list[tuple[float, float, int]]:
-    """The calibration bins that hold something: mean confidence, accuracy, tokens."""
+    """Return the non-empty calibration bins: mean confidence, accuracy, number of tokens."""
     found = []
     for number in range(CALIBRATION_BINS):
         inside = chosen & (_bins(predictions) == number)
@@ -239,9 +242,9 @@ def reliability(predictions: Predictions, chosen: Bools) -> list[tuple[float, fl
 
 
 def groups(tokens: Tokens) -> Iterator[tuple[str, str, Bools]]:
-    """The groups that measures are broken down by: group, key, which tokens.
+    """Yield the groups that measures are broken down by: group, key, mask of its tokens.
 
-    All are over the headline's tokens, except: `role` has the warnings too, and `pair` the seen pairs.
+    All groups cover the headline's tokens only, except that `role` adds the warnings and `pair` the seen pairs.
     """
     headline, warning = tokens.headline, tokens.role == "warning"
     measured = headline | warning
@@ -273,7 +276,7 @@ def _segments(
     tokenizer: Tokenizer,
     roles: Collection[Role],
 ) -> Iterator[dict[str, Any]]:
-    """Yield the columns of each measured segment; a value that all of its tokens share stands once."""
+    """Yield the columns of each measured segment; a scalar holds for all tokens of the segment."""
     index = outputs = begin = 0
     turn = -1
     for segment in trajectory.segments:
@@ -302,7 +305,7 @@ def _segments(
 
 
 def _turn_columns(trajectory: Trajectory, turn: int, seen: Collection[Pair]) -> dict[str, Any]:
-    """Return command word, exit status and novelty; a notice before the first action belongs to no command."""
+    """Return command word, exit status and novelty; a notice before the first action has no command."""
     if turn < 0:
         return {"command": "", "exit_status": "none", "novel": False}
     exchange = trajectory.turns[turn]
@@ -316,13 +319,13 @@ def _turn_columns(trajectory: Trajectory, turn: int, seen: Collection[Pair]) -> 
 def _sizes(segment: Segment, tokenizer: Tokenizer) -> list[int]:
     sizes = tokenizer.byte_counts(segment.token_ids)
     if sizes:
-        # An output cut within a character shows a replacement for it, which has bytes of its own.
+        # An output truncated within a character ends with a replacement character of a different byte length.
         sizes[-1] += len(segment.text.encode()) - sum(sizes)
     return sizes
 
 
 def _around(value: float | None, found: Estimate) -> Estimate:
-    """Return `found` with `value`, the same but for the order of its sums, as its value."""
+    """Return `found` with `value` as its value; the two differ only in the order of summation."""
     if value is None or found.low is None or found.high is None:
         return replace(found, value=found.value if value is None else value)
     return Estimate(value, min(found.low, value), max(found.high, value))
@@ -339,18 +342,18 @@ def _bins(predictions: Predictions) -> Ints:
 
 
 def longest_suffix_matches(token_ids: Sequence[int]) -> tuple[Ints, Ints]:
-    """For every position p: how much of what precedes it has occurred before, and what then followed.
+    """Return, for every position p, the longest suffix of the preceding tokens that occurred before, and what followed.
 
     Time is O(T²) and memory O(T) for T tokens.
 
     Returns:
-        length_T: tokens of the longest suffix of `token_ids[:p]` that also ends at an earlier position; 0 where the
-            last token is new, and at p = 0.
-        following_T: the token after the latest of the earlier occurrences of that suffix; -1 where the length is 0.
+        length_T: length of the longest suffix of `token_ids[:p]` that also ends at an earlier position; 0 at p = 0 and
+            where the last token is new.
+        following_T: id of the token after the latest earlier occurrence of the suffix; -1 where the length is 0.
     """
     ids_T = np.asarray(token_ids, dtype=np.int64)
     length_T, following_T = np.zeros(len(ids_T), dtype=np.int64), np.full(len(ids_T), -1, dtype=np.int64)
-    # shared_T[j]: tokens that the suffixes of ids[:p] and ids[:j] have in common, for 0 < j < p.
+    # shared_T[j]: length of the longest common suffix of ids[:p] and ids[:j], for 0 < j < p.
     shared_T = np.zeros(len(ids_T) + 1, dtype=np.int64)
     for p in range(1, len(ids_T)):
         shared_T[1:p] = np.where(ids_T[: p - 1] == ids_T[p - 1], shared_T[: p - 1] + 1, 0)

@@ -1,7 +1,7 @@
-"""Models on frozen pools without a run: nothing is trained, so every pair of a pool counts, whoever has seen it.
+"""Evaluation of models on frozen pools without a run. Nothing is trained here, so no pair of a pool counts as seen.
 
-Models are loaded one after the other, and each writes the pools in its own tokens. Over different tokens it is bits per
-byte that compare, as every model has the same bytes.
+Models are loaded one after another, and each tokenizes the pools itself. Between models with different tokens, bits per
+byte are comparable, because all models have the same bytes.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from echo_cli.trajectory import Role
 
 _COMPRESSORS = [name + known for name in ("gzip", "zstd") for known in ("", " + observations")]
 _TAKEN = frozenset({INITIAL, POLICY, "difference", "uniform", "unigram", f"{ORDER}-gram", "copying", *_COMPRESSORS})
-"""What other rows of a table are called."""
+"""Names of the other rows of a table, which no model's label may take."""
 
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """What a model says of the pools as it writes them; its weights are let go."""
+    """A model's predictions of the pools in its own tokens, without its weights."""
 
     contender: NamedModel
     device: str
     renderer: Renderer
     context: int
-    """The most tokens that it takes."""
+    """Maximum sequence length, tokens."""
     pools: Mapping[str, Pool]
     tokens: Mapping[str, Tokens]
     predictions: Mapping[str, Predictions]
@@ -72,18 +72,18 @@ def evaluate_models(
     command: str | None,
     announce: Callable[[str], None],
 ) -> Evaluation:
-    """Measure the models of `paths` on the pools, and the later ones against the first.
+    """Measure the models of `paths` on the pools, each against the first.
 
     Args:
-        config, overrides: how models are loaded and conversations written, see `loading_config`.
-        fit_folder: a pool whose pairs stand for what training has observed: they fit the baselines, and are novel in
-            no other pool.
-        command: the command of the first pool to read out; None takes the first novel `grep`.
-        announce: told of each model once it is loaded.
+        config, overrides: how models are loaded and conversations rendered; see `loading_config`.
+        fit_folder: a pool whose pairs serve as training observations: baselines are fitted on them, and they are not
+            novel in any other pool.
+        command: the command of the first pool to read out; None for the first novel `grep`.
+        announce: called with a line about each model after it is loaded.
 
     Raises:
-        EchoError: a model, pool, config or command is not there or not what it should be, or a model does not have the
-            same outputs in a pool as the first.
+        EchoError: a model, pool, config or command does not exist or is invalid, or a model's outputs in a pool differ
+            from the first model's.
     """
     columns = pool_columns(pool_folders)
     chosen = contenders(paths, _TAKEN)
@@ -125,10 +125,10 @@ def evaluate_models(
 
 
 def check_same_outputs(first: ScoredModel, other: ScoredModel) -> None:
-    """See that two models are measured on the same pairs and bytes of every trajectory.
+    """Check that two models are measured on the same pairs and bytes of every trajectory.
 
     Raises:
-        EchoError: they are not.
+        EchoError: pairs or bytes differ.
     """
     for name, pool in first.pools.items():
         texts = [
@@ -137,8 +137,8 @@ def check_same_outputs(first: ScoredModel, other: ScoredModel) -> None:
         ]
         if texts[0] != texts[1]:
             labels = other.contender.label, first.contender.label
-            message = f"{labels[0]} does not have the outputs of {name} that {labels[1]} has"
-            raise EchoError(message, "measure it alone; the figures would not be over the same text")
+            message = f"the outputs of {name} differ between {labels[0]} and {labels[1]}"
+            raise EchoError(message, f"measure {labels[0]} alone: the figures would be over different text")
 
 
 def _score(
@@ -187,7 +187,7 @@ def _difference(first: ScoredModel, other: ScoredModel, pool: str, same_tokens: 
 
 
 def _same_tokens(first: ScoredModel, other: ScoredModel) -> bool:
-    """Whether the two predict the same token ids, out of as many."""
+    """Return whether both models predict the same token ids from vocabularies of the same size."""
     return first.tokenizer.vocab_size == other.tokenizer.vocab_size and all(
         np.array_equal(tokens.token_id, other.tokens[name].token_id) for name, tokens in first.tokens.items()
     )
@@ -201,20 +201,20 @@ def _notes(scored: Sequence[ScoredModel], same: Sequence[bool], seen: frozenset[
     first, notes = scored[0].contender.label, []
     if others := [model.contender.label for model, same_tokens in zip(scored, same, strict=True) if not same_tokens]:
         notes.append(
-            f"* {', '.join(others)}: other tokens than those of {first} and of the baselines; bits per byte compare, "
-            "what is measured a token does not"
+            f"* {', '.join(others)}: tokens differ from the tokens of {first} and of the baselines; bits per byte are "
+            "comparable, per-token figures are not"
         )
     for model in scored:
         if changed := _changed_outputs(model):
-            notes.append(f"{model.contender.label}: its tokenizer changes the text of {changed} outputs")
+            notes.append(f"{model.contender.label}: the tokenizer changes the text of {changed} outputs")
         notes += [f"{model.contender.label}: {note}" for note in cut_notes(model.pools, model.context)]
     if seen and (left_out := sum(pair in seen for pool in scored[0].pools.values() for pair in pool.pairs)):
-        notes.append(f"{left_out} pairs are in the pool that the baselines are fitted on, and leave the headline")
+        notes.append(f"pairs omitted from the headline because the baselines are fitted on them: {left_out}")
     return notes
 
 
 def _changed_outputs(model: ScoredModel) -> int:
-    """How many of the outputs are not what their tokens say: some tokenizers normalise text."""
+    """Return the number of outputs whose tokens decode to a different text: some tokenizers normalise text."""
     return sum(
         model.tokenizer.decode(list(segment.token_ids)) != segment.text
         for pool in model.pools.values()

@@ -1,4 +1,4 @@
-"""Models named on the command line: what kind each is, how it is called, and the config that loads it."""
+"""Models named on the command line: their kind, their label, and the config that loads them."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _NAMES = f"{TINY_BASE}, a folder with config.json and weights, or a hub id such 
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model to be measured."""
+    """A model to measure."""
 
     label: str
     path: str
-    """A `model.path`."""
+    """Value of `model.path`."""
     kind: Literal["tiny", "hf"]
 
     def config(self, base: Config) -> Config:
-        """`base` with this model in it: as it is, without adapters to be trained."""
+        """Return `base` with this pretrained model and no trainable adapters."""
         if self.kind == "tiny":
             model, conversation = ModelConfig(path=self.path), ConversationConfig()
         else:
@@ -46,10 +46,10 @@ class NamedModel:
 
 
 def contenders(paths: Sequence[str], taken: Collection[str]) -> list[NamedModel]:
-    """The models of `paths`, each with a label that none of the others has and that is not `taken`.
+    """Return the models of `paths`, each with a unique label that is not `taken`.
 
     Raises:
-        EchoError: a path is no model, or is given twice.
+        EchoError: a path is not a model or is given twice.
     """
     kinds = [kind_of(path) for path in paths]
     places = [_parts(path) for path in paths]
@@ -61,10 +61,10 @@ def contenders(paths: Sequence[str], taken: Collection[str]) -> list[NamedModel]
 
 
 def kind_of(path: str) -> Literal["tiny", "hf"]:
-    """Whether `path` is a model of the built-in form or of Hugging Face's; a hub is not asked.
+    """Return the kind of the model at `path`, built-in or Hugging Face, without a request to the hub.
 
     Raises:
-        EchoError: it is neither.
+        EchoError: `path` is neither.
     """
     if path in (TINY_BASE, RANDOM_QWEN3):
         return "tiny" if path == TINY_BASE else "hf"
@@ -73,7 +73,8 @@ def kind_of(path: str) -> Literal["tiny", "hf"]:
         if _HUB_ID.fullmatch(path) and not folder.exists() and not Path(path.split("/")[0]).exists():
             return "hf"
         raise EchoError(
-            f"no model {escape_unprintable(path)}: {'not a folder' if folder.exists() else 'it does not exist'}", _NAMES
+            f"no model {escape_unprintable(path)}: {'not a folder' if folder.exists() else 'it does not exist'}",
+            f"name {_NAMES}",
         )
     if (folder / "adapter_config.json").is_file():
         return "hf"
@@ -82,19 +83,19 @@ def kind_of(path: str) -> Literal["tiny", "hf"]:
     checkpoints = Checkpoints(folder / "checkpoints")
     if steps := checkpoints.steps():
         newest = checkpoints.path / f"step_{steps[-1]:06d}"
-        tip = f"--model {escape_unprintable(newest)} is one of its checkpoints; without --model, RUN measures the run"
+        tip = f"name a checkpoint (--model {escape_unprintable(newest)}), or measure the run without --model"
         raise EchoError(f"{escape_unprintable(path)} is a run, not a model", tip)
-    raise EchoError(f"{escape_unprintable(path)} is not a model: it has no config.json", _NAMES)
+    raise EchoError(f"{escape_unprintable(path)} is not a model: it has no config.json", f"name {_NAMES}")
 
 
 def loading_config(name: str | None, overrides: Sequence[str], chosen: Sequence[NamedModel]) -> Config:
-    """The config that says how the `chosen` models are loaded and how conversations are written for them.
+    """Return the config by which the `chosen` models are loaded and their conversations rendered.
 
     Args:
         name: a shipped config or a YAML file; None for `toy`.
 
     Raises:
-        EchoError: as `load_config`, or an override changes nothing in a measurement of these models.
+        EchoError: as in `load_config`, or an override has no effect on the measurement of these models.
     """
     hf = [contender for contender in chosen if contender.kind == "hf"]
     for word in overrides:
@@ -103,10 +104,10 @@ def loading_config(name: str | None, overrides: Sequence[str], chosen: Sequence[
         of_hf = keys[0] == "conversation" or (len(keys) == 2 and keys[0] == "model" and keys[1] in _HF_MODEL)
         if not of_hf and key not in _ANY_KIND:
             known = ", ".join([*(f"model.{each}" for each in _HF_MODEL), "conversation.*", *_ANY_KIND])
-            raise EchoError(f"{escape_unprintable(key)} has no effect with --model", f"what has: {known}")
+            raise EchoError(f"{escape_unprintable(key)} has no effect with --model", f"keys with an effect: {known}")
         if of_hf and not hf:
-            raise EchoError(f"{escape_unprintable(key)} has no effect: no --model is of Hugging Face", "leave it away")
-    # The keys of Hugging Face's models are refused in a config of the other kind.
+            raise EchoError(f"{escape_unprintable(key)} has no effect: no --model is a Hugging Face model", "omit it")
+    # A config with a built-in model rejects the keys of Hugging Face models.
     kind = ["model.kind=hf", f"model.path={json.dumps(hf[0].path)}"] if hf else []
     return load_config(find_config("toy" if name is None else name), [*overrides, *kind])
 
@@ -116,7 +117,7 @@ def _parts(path: str) -> tuple[str, ...]:
 
 
 def _label(place: Sequence[str], others: Sequence[Sequence[str]], taken: Collection[str]) -> str:
-    """The shortest end of a path that no other has; the folder's name where that is enough."""
+    """Return the shortest trailing part of a path that is unique and not `taken`."""
     for length in range(1, len(place) + 1):
         label = escape_unprintable("/".join(place[-length:]))
         if label not in taken and all(tuple(other[-length:]) != tuple(place[-length:]) for other in others):

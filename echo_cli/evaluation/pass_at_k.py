@@ -1,4 +1,4 @@
-"""Tasks played: which rollouts solved them, pass@k with its interval, and two policies on the same tasks."""
+"""Task outcomes: solved rollouts, pass@k with its interval, and the comparison of two policies on the same tasks."""
 
 from __future__ import annotations
 
@@ -12,43 +12,49 @@ from echo_cli.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """One task's rollouts; solved are those with a reward of 1."""
+    """Outcome of one task's rollouts."""
 
     task_id: str
     family: str
     rollouts: int
+    """Number of rollouts."""
     solved: int
+    """Number of rollouts with a reward of 1."""
     first_solved: bool
-    """The first rollout solved it."""
+    """Whether the first rollout solved the task."""
 
 
 @dataclass(frozen=True)
 class OutcomeComparison:
-    """Two policies on the same tasks. A task's outcome in the table of four is that of its first rollout."""
+    """Comparison of policies A and B on the same tasks; the four counts are of tasks, by their first rollouts."""
 
     both: int
     only_a: int
     only_b: int
     neither: int
     p_value: float
-    """Exact two-sided McNemar test of `only_a` against `only_b`."""
+    """p-value of the exact two-sided McNemar test of `only_a` against `only_b`."""
     difference: Estimate
-    """pass@1 of B less that of A over all rollouts, paired by task."""
+    """pass@1 of B minus pass@1 of A over all rollouts, paired by task."""
 
 
 def solved(rollout: Trajectory) -> bool:
-    """Whether the rollout solved its task: a reward of 1. An unknown reward is none."""
+    """Return whether the rollout solved its task, with a reward of 1; an unknown reward counts as unsolved."""
     return (rollout.reward or 0.0) >= 1
 
 
 def solved_share(rollouts: Sequence[Trajectory]) -> float | None:
-    """Return pass@1 alone: the share of the rollouts of known reward that solved their task; None without any."""
+    """Return pass@1: the share of solved rollouts among the rollouts with a known reward; None if there are none."""
     known = [rollout for rollout in rollouts if rollout.reward is not None]
     return sum(map(solved, known)) / len(known) if known else None
 
 
 def outcomes_of(tasks: Sequence[Task], trajectories: Sequence[Trajectory]) -> list[TaskOutcome]:
-    """The outcomes of `tasks`, from as many verified rollouts of each, task by task in the same order."""
+    """Return the outcomes of `tasks`.
+
+    Args:
+        trajectories: verified rollouts in the order of `tasks`, the same number for each task.
+    """
     rollouts = len(trajectories) // max(len(tasks), 1)
     outcomes = []
     for number, task in enumerate(tasks):
@@ -58,7 +64,7 @@ def outcomes_of(tasks: Sequence[Task], trajectories: Sequence[Trajectory]) -> li
 
 
 def pass_at(outcomes: Sequence[TaskOutcome], k: int) -> Estimate | None:
-    """The mean over tasks of the unbiased estimate of pass@k, resampled over tasks; None without tasks.
+    """Return the mean over tasks of the unbiased pass@k estimate, resampled over tasks; None without tasks.
 
     Raises:
         ValueError: a task has fewer than k rollouts.
@@ -68,7 +74,7 @@ def pass_at(outcomes: Sequence[TaskOutcome], k: int) -> Estimate | None:
 
 
 def compare_outcomes(first: Sequence[TaskOutcome], second: Sequence[TaskOutcome]) -> OutcomeComparison | None:
-    """Policy A (`first`) and policy B on the same tasks with as many rollouts; None without tasks."""
+    """Compare policy A (`first`) and policy B on the same tasks, with equal numbers of rollouts; None without tasks."""
     difference = ratio_difference(
         [a.solved for a in first], [b.solved for b in second], [outcome.rollouts for outcome in first]
     )

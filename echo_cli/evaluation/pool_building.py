@@ -1,6 +1,6 @@
-"""Play a pool: a scripted expert, scripted explorers or a checkpoint on the tasks of a split, written as a pool file.
+"""Building of pool folders: an expert script, explorer scripts or a checkpoint plays the tasks of a split.
 
-A checkpoint as the actor makes an off-policy pool: other policies are measured on what it met (ECHO, Figure 3).
+With a checkpoint as the actor, the pool is off-policy for all other policies measured on it (ECHO, Figure 3).
 """
 
 from __future__ import annotations
@@ -37,39 +37,40 @@ class CheckpointActor:
     run: Path
     which: str | int = "best"
     temperature: float = 0.6
-    """As in the paper's evaluation."""
+    """Sampling temperature; the default is the paper's evaluation setting."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a pool is made of: `config` has the worlds, the caps of an episode and the seed.
+    """Settings of a pool to build.
 
     Raises:
-        ValueError: a script is asked for solved rollouts, or the expert, who knows one way, for several.
+        ValueError: `only_solved` with a script, or several rollouts per task with the expert.
     """
 
     config: Config
+    """Source of the worlds, the caps of an episode, and the seed."""
     actor: CheckpointActor | str = "expert"
-    """A script's name, "expert" or "explorer", or a checkpoint."""
+    """A checkpoint, or a script: "expert" or "explorer"."""
     split: Split = "heldout"
     out_of_distribution: bool = False
     rollouts: int = 1
-    """Per task."""
+    """Number of rollouts per task."""
     only_solved: bool = False
 
     def __post_init__(self) -> None:
         if self.only_solved and isinstance(self.actor, str):
-            raise ValueError("scripts are played without a verifier")
+            raise ValueError("scripts are played without a verifier, so only_solved has no effect")
         if self.rollouts > 1 and self.actor == "expert":
-            raise ValueError("the expert plays a task one way")
+            raise ValueError("the expert plays each task in one way, so one rollout per task is enough")
 
 
 def build_pool(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> Manifest:
-    """Play the pool of `recipe` and write it to `folder`. The same recipe gives the same trajectories.
+    """Play the pool of `recipe` and write it to `folder`. Equal recipes give equal trajectories.
 
     Raises:
-        EchoError: the folder is used, there are no such worlds or tasks, the run or its checkpoint is not there or
-            damaged, no rollout solved its task (exit code 1), or nothing was printed that could be predicted.
+        EchoError: the folder is in use; the worlds or tasks do not exist; the run or its checkpoint does not exist or
+            is damaged; no rollout solved its task (exit code 1); or no output was printed that could be predicted.
     """
     check_free(folder, overwrite)
     config = recipe.config
@@ -88,8 +89,8 @@ def build_pool(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> Mani
     if recipe.only_solved:
         trajectories = [trajectory for trajectory in trajectories if (trajectory.reward or 0.0) >= 1.0]
         if not trajectories:
-            tip = "give more --rollouts, or another --checkpoint or --temperature"
-            raise EchoError(f"none of {recipe.rollouts * len(tasks)} rollouts solved its task", tip, exit_code=1)
+            tip = "increase --rollouts, or change --checkpoint or --temperature"
+            raise EchoError(f"none of the {recipe.rollouts * len(tasks)} rollouts solved its task", tip, exit_code=1)
     provenance = Provenance(
         actor=actor,
         split=recipe.split,
@@ -108,7 +109,7 @@ def build_pool(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> Mani
 
 
 def _world_seeds(config: Config, out_of_distribution: bool) -> tuple[int, ...]:
-    """The toy worlds that are played in; none in another environment."""
+    """Return the seeds of the toy worlds in which the pool is played; empty for other environments."""
     toy = config.environment.toy_worlds
     if toy is None:
         return ()
@@ -120,19 +121,19 @@ def _tasks(worlds: TaskSuite, recipe: Recipe) -> Sequence[Task]:
     if tasks:
         return tasks
     if recipe.out_of_distribution:
-        tip = "name one with environment.toy_terminal.ood_world_seeds=[101]; in a task list, `split: ood`"
+        tip = "set environment.toy_terminal.ood_world_seeds=[101], or `split: ood` in a task list"
         raise EchoError("the config has no out-of-distribution world", tip)
-    raise EchoError(f"there is no {recipe.split} task", "name some in environment.tasks")
+    raise EchoError(f"the config has no {recipe.split} task", "add tasks to environment.tasks")
 
 
 def _load(actor: CheckpointActor, config: Config) -> tuple[TorchPolicy, Actor]:
-    """Return the policy of a checkpoint, with the checkpoint's own architecture and tokenizer, and its record."""
+    """Return the policy of a checkpoint with its own architecture and tokenizer, and the manifest's actor record."""
     run = load_run(actor.run)
     folder, step = run.checkpoint(actor.which)
     model, adapted = run.config.model, run.config.model.lora is not None
     if not adapted:
         model = model.model_copy(update={"path": str(folder), "init": "pretrained", "revision": None})
-    # The seed is for the base of an adapter, which may be random weights of the run's own.
+    # An adapter's base model may be randomly initialised from the run's seed.
     own = {"model": model, "conversation": run.config.conversation, "seed": run.config.seed}
     policy, _ = build_policy(config.model_copy(update=own))
     if adapted:
@@ -142,7 +143,7 @@ def _load(actor: CheckpointActor, config: Config) -> tuple[TorchPolicy, Actor]:
 
 
 def _weights_sha256(folder: Path) -> str:
-    """The SHA-256 of a checkpoint's weights; of several files, that of their hashes and names, one a line."""
+    """Return the SHA-256 of a checkpoint's weights; for several files, the hash of their `HASH  NAME` lines."""
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
         return sha256_of(files[0])
@@ -158,7 +159,10 @@ def _sample(
     limits: EpisodeLimits,
     temperature: float,
 ) -> list[Trajectory]:
-    """Verified rollouts, task by task. Played in rounds of one a task, so that more of them keep the first ones."""
+    """Play verified rollouts and return them in task order.
+
+    Each round plays one rollout per task, so that the first rollouts do not depend on the number of rollouts.
+    """
     wanted = [(task, task.task_id) for task in tasks]
     whole: list[Trajectory] = []
     for number in range(recipe.rollouts):
@@ -172,16 +176,16 @@ def _sample(
 def _script(
     renderer: Renderer, worlds: TaskSuite, tasks: Sequence[Task], recipe: Recipe, limits: EpisodeLimits
 ) -> list[Trajectory]:
-    """Scripted rollouts, task by task; explorers draw from a generator of this pool's own.
+    """Play scripted rollouts in task order; explorers draw from a generator used only for pools.
 
     Raises:
-        EchoError: no task has a solution that is known, or there is nothing for explorers to draw from.
+        EchoError: no task has a known solution, or explorers have no commands to draw from.
     """
     count = recipe.config.rollout.explorer_commands
     if recipe.actor == "expert":
         solved = expert_scripts(worlds, tasks)
         if not solved:
-            raise EchoError("no task has a known solution", "list its lines under `actions` in environment.tasks")
+            raise EchoError("no task has a known solution", "list solutions under `actions` in environment.tasks")
         return play_scripts(renderer, worlds, solved, limits, "expert")
     rng = generator(recipe.config.seed, "pool/explorer")
     scripts = [(task, worlds.explorer(task, count, rng)) for task in tasks for _ in range(recipe.rollouts)]

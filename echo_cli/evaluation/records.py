@@ -1,4 +1,4 @@
-"""The result of a held-out evaluation: one record with intervals, its JSON object, and its rows in long format."""
+"""Result of a held-out evaluation: one record with intervals, its JSON object, and its CSV rows in long format."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _JSON_KEYS = {
     "runs": "runs steps differences measurements pass_at_k reliability notes",
     "models": "models fit_pool pairs novel_pairs differences measurements reliability notes readout",
 }
-"""By kind of evaluation, the keys of its JSON object."""
+"""Keys of the JSON object, by kind of evaluation."""
 _DIFFERENCE_KEYS = {"run": "", "runs": "pool novel_pairs env_ce tasks", "models": "pool model env_bits_per_byte env_ce"}
-"""By kind of evaluation, the keys of one of its `differences`."""
+"""Keys of an entry of `differences`, by kind of evaluation."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The measures of one group of a pool's tokens."""
+    """Measures of one group of a pool's tokens."""
 
     pool: str
     group: str
@@ -45,19 +45,21 @@ class Passed:
     k: int
     estimate: Estimate
     tasks: int
+    """Number of tasks."""
     rollouts: int
+    """Number of rollouts per task."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """How a model that is measured without a run was loaded."""
+    """How a model measured without a run was loaded."""
 
     kind: str
     device: str
     """Device and precision, and why they were chosen."""
     vocab_size: int
     same_tokens: bool
-    """Whether it cuts the text of every pool into the tokens of the first model: figures per token then compare."""
+    """Whether its tokens of every pool equal the first model's, so that per-token figures are comparable."""
 
 
 @dataclass(frozen=True)
@@ -65,49 +67,50 @@ class ModelReport:
     """All measures of one model, a policy or a baseline."""
 
     run: str
-    """Name of the run; of a model without one, its path."""
+    """Name of the run; for a model without a run, its path."""
     step: int | None
-    """Step of the checkpoint; None for models without a run and for baselines."""
+    """Step of the checkpoint, 0 before training; None for models without a run and for baselines."""
     model: str
+    """Label in the report."""
     measured: Sequence[Measured]
     passed: Sequence[Passed] = ()
     reliability: Mapping[str, Sequence[tuple[float, float, int]]] = field(default_factory=dict)
-    """By pool, the calibration bins of its headline: mean confidence, accuracy, tokens."""
+    """Calibration bins of the headline, by pool: mean confidence, accuracy, number of tokens."""
     loaded: LoadedModel | None = None
 
     @property
     def same_tokens(self) -> bool:
-        """Whether its figures per token compare with those of the first model."""
+        """Whether per-token figures are comparable with the first model's."""
         return self.loaded is None or self.loaded.same_tokens
 
     @property
     def title(self) -> str:
-        """Name in tables and pictures."""
+        """Name in tables and figures."""
         return {INITIAL: "initial policy", POLICY: f"step {self.step}"}.get(self.model, self.model)
 
     def group(self, pool: str, group: str) -> dict[str, Measures]:
-        """Return the measures of a group by key; models that are measured over the same text have the same keys."""
+        """Return the measures of a group by key; models measured over the same text have the same keys."""
         return {entry.key: entry.measures for entry in self.measured if (entry.pool, entry.group) == (pool, group)}
 
     def headline(self, pool: str) -> Measures | None:
-        """Return the headline of a pool; None where no pair of it is novel."""
+        """Return the headline of a pool; None if none of its pairs is novel."""
         return self.group(pool, HEADLINE).get("")
 
     def estimate(self, pool: str, name: str) -> Estimate | None:
-        """Return a measure of the headline by its name; None where the model does not have it."""
+        """Return a measure of the headline by name; None if the model does not have it."""
         headline = self.headline(pool)
         return headline.estimates.get(name) if headline else None
 
     def pass_at(self, pool: str, k: int) -> Estimate | None:
-        """Return pass@k on the tasks of a pool; None where none were played."""
+        """Return pass@k on the tasks of a pool; None if none were played."""
         return next((entry.estimate for entry in self.passed if (entry.pool, entry.k) == (pool, k)), None)
 
     def at(self, pool: str) -> dict[str, Any]:
-        """Return the keys that a record of this model on a pool begins with."""
+        """Return the leading keys of a JSON record of this model on a pool."""
         return {"run": self.run, "step": self.step, "pool": pool, "model": self.model}
 
     def plain(self, novel_pairs: Mapping[str, int]) -> dict[str, float | None]:
-        """Return the headlines as plain values, under the names of the run's metrics."""
+        """Return the headlines without intervals, under the run's metric names."""
         values: dict[str, float | None] = {}
         for pool, pairs in novel_pairs.items():
             headline, seen = self.headline(pool), self.group(pool, "pair").get("seen")
@@ -120,7 +123,10 @@ class ModelReport:
 
 @dataclass(frozen=True)
 class Difference:
-    """A policy less the first one on a pool, paired by trajectory or task; None where the two do not compare."""
+    """A policy's measures minus the first policy's on a pool, paired by trajectory or task.
+
+    None where the two are not comparable.
+    """
 
     pool: str
     model: str
@@ -131,7 +137,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class TaskRow:
-    """A task under two policies: solved of `rollouts`."""
+    """Solved rollouts of a task under two policies, out of `rollouts` each."""
 
     pool: str
     task_id: str
@@ -143,27 +149,28 @@ class TaskRow:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Policies over the same text of frozen pools, and the baselines beside them."""
+    """Measures of policies and baselines over the same text of frozen pools."""
 
     kind: Literal["run", "runs", "models"]
-    """The start of a run and its checkpoints; a checkpoint of run A and one of run B; or models without a run."""
+    """run: the initial policy and checkpoints of a run; runs: a checkpoint each of runs A and B; models: no run."""
     policies: Sequence[ModelReport]
-    """The first is the reference. Checkpoints of a run ascend; all but headlines and pass@k are of the last."""
+    """Reference policy first, then a run's checkpoints in ascending order. Of several checkpoints, all but the last
+    have headlines and pass@k only."""
     novel_pairs: Mapping[str, int]
-    """Number of pairs that the headline is over, by pool, in the order of the table's columns."""
+    """Number of pairs in the headline, by pool, in the order of table columns."""
     notes: Sequence[str]
     baselines: Sequence[ModelReport] = ()
     differences: Sequence[Difference] = ()
     tasks: Sequence[TaskRow] = ()
     readout: Mapping[str, Any] | None = None
     pairs: Mapping[str, int] = field(default_factory=dict)
-    """Number of all pairs, by pool; empty but for models."""
+    """Number of all pairs, by pool; empty unless `kind` is models."""
     fit_pool: str | None = None
-    """The pool whose pairs leave the headline and fit the baselines; None but for models."""
+    """Pool whose pairs fit the baselines and are omitted from the headline; None unless `kind` is models."""
 
     @property
     def measured(self) -> list[tuple[ModelReport, Measured]]:
-        """All entries, each with its model; those of the baselines by pool."""
+        """All entries with their models: policies first, then baselines ordered by pool."""
         baselines = [(model, entry) for model in self.baselines for entry in model.measured]
         return [
             *((policy, entry) for policy in self.policies for entry in policy.measured),
@@ -176,26 +183,26 @@ class Evaluation:
 
     @property
     def ks(self) -> list[int]:
-        """The k of every pass@k, ascending."""
+        """Distinct k of pass@k, ascending."""
         return sorted({entry.k for _, entry in self.passed})
 
     @property
     def shown(self) -> list[ModelReport]:
-        """The policies that stand beside each other in tables and pictures: of a run's checkpoints the last."""
+        """Policies shown side by side in tables and figures; of a run's checkpoints only the last."""
         return [self.policies[0], self.policies[-1]] if self.kind == "run" else list(self.policies)
 
     @property
     def is_curve(self) -> bool:
-        """Whether there are several checkpoints of a run."""
+        """Whether the evaluation has several checkpoints of a run."""
         return self.kind == "run" and len(self.policies) > 2
 
     @property
     def same_tokens(self) -> bool:
-        """Whether figures per token compare over all the policies."""
+        """Whether per-token figures are comparable across all policies."""
         return all(policy.same_tokens for policy in self.policies)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of the `kind`; `measurements` holds every figure with its interval."""
+        """Return the JSON object for this `kind`; `measurements` contains every figure with its interval."""
         first, last = self.policies[0], self.policies[-1]
         differences = [{**asdict(less), "novel_pairs": self.novel_pairs[less.pool]} for less in self.differences]
         values = {
@@ -232,14 +239,14 @@ class Evaluation:
 
 
 def pool_title(pool: str) -> str:
-    """Return the name of a pool in tables and pictures."""
+    """Return the name of a pool in tables and figures."""
     return {HELDOUT: "held-out", OOD: "OOD"}.get(pool, pool)
 
 
 def csv_rows(found: Evaluation) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows under `CSV_COLUMNS`: a measure of a group a row. `tokens` is empty where tasks are counted.
+    """Yield rows with `CSV_COLUMNS`, one per measure and group; `tokens` is empty for measures over tasks.
 
-    The run's name and the key of a group are data, and may meet a terminal: what is not printable is escaped.
+    The run's name and the group's key are data and may be printed on a terminal, so unprintable characters are escaped.
     """
     for model, entry in found.measured:
         where = (escape_unprintable(model.run), model.step, entry.pool, model.model)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run on frozen pools, beside the policy it started from and the baselines, over the same tokens."""
+"""Evaluation of a run's checkpoints, its initial policy and baselines, over the same tokens of frozen pools."""
 
 from __future__ import annotations
 
@@ -58,17 +58,19 @@ def evaluate_run(
 ) -> Evaluation:
     """Measure checkpoints of the run at `path`.
 
-    The headline is over pairs that training had not executed by the last of the checkpoints, for all of them and for
-    the policy that training started from: everything is over the same tokens.
+    The headline is over the pairs that training had not executed by the last of the checkpoints. All checkpoints, the
+    initial policy and the baselines are measured over the same tokens.
 
     Args:
         checkpoints: "best", "latest", "all" or steps.
-        rollouts: per held-out task; 0 plays none.
+        rollouts: Number of rollouts per held-out task; 0 plays none.
         pass_k: the k of pass@k, each at most `rollouts`.
-        command: the held-out command to read out; None takes the first novel `grep` of the pool.
+        command: the held-out command to read out; None for the first novel `grep` of the pool.
+        pool_folders: folders of pools to measure besides the run's own.
+        device: device of the policies; None for the config's.
 
     Raises:
-        EchoError: no such run, checkpoint or pool, or `command` is not in the held-out pool.
+        EchoError: the run, a checkpoint or a pool does not exist, or `command` is not in the held-out pool.
     """
     with load_run(path, device=device, pool_folders=pool_folders) as run:
         return _evaluate(run, checkpoints, rollouts, pass_k, command)
@@ -112,21 +114,21 @@ def _evaluate(
 def predict_pools(
     pools: Mapping[str, Pool], policy: TorchPolicy, tokens: Mapping[str, Tokens]
 ) -> dict[str, Predictions]:
-    """The policy's predictions of every pool's tokens."""
+    """Predict every pool's tokens with `policy`."""
     return {name: predict(policy, pools[name], of) for name, of in tokens.items()}
 
 
 def cut_notes(pools: Mapping[str, Pool], context: int) -> list[str]:
-    """What was cut of the pools for a model that takes `context` tokens, a sentence for each that is not whole."""
+    """Describe, per pool, how many trajectories were truncated to the model's context of `context` tokens."""
     return [
-        f"{pool_title(name)}: trajectories cut at the {context} tokens that the model takes: {pool.cut}"
+        f"{pool_title(name)}: trajectories truncated to the model's context of {context} tokens: {pool.cut}"
         for name, pool in pools.items()
         if pool.cut
     ]
 
 
 def novel_pairs(tokens: Tokens) -> int:
-    """Spans that the headline is over."""
+    """Return the number of pairs in the headline."""
     return len(set(tokens.span[tokens.headline].tolist()))
 
 
@@ -141,10 +143,10 @@ def report_policy(
     *,
     detailed: bool = True,
 ) -> ModelReport:
-    """Measure one policy, by pool; without `detailed` the headlines and pass@k alone.
+    """Measure one policy on every pool; without `detailed`, headlines and pass@k only.
 
     Args:
-        run, model, step: its name in the report.
+        run, model, step: as in `ModelReport`.
     """
     measured, bins = [], {}
     for pool, of in tokens.items():
@@ -174,8 +176,9 @@ def measure_baselines(
     """Measure the headlines of every baseline.
 
     Args:
-        tokens: the pools in the ids of `tokenizer`; so is `validation`, which copying is fitted on.
-        observed: the pairs that the others are fitted on; None leaves out those that need some.
+        tokens: tokens of the pools under `tokenizer`.
+        observed: pairs that the n-gram models and compressors are fitted on; None omits the baselines that need pairs.
+        validation: tokens under `tokenizer` that copying is fitted on.
     """
     exchanges = exchange_tokens(observed or (), tokenizer)
     orders = {"uniform": 1} if observed is None else {f"{ORDER}-gram": ORDER, "unigram": 1}
@@ -203,8 +206,8 @@ def measure_baselines(
 
 
 def missing_baselines() -> list[str]:
-    """Notes on the baselines that are not installed."""
-    return [] if has_zstd() else ["zstd is left out: pip install 'echo-cli[zstd]'"]
+    """Return notes on baselines whose package is not installed."""
+    return [] if has_zstd() else ["zstd is omitted, as it is not installed: pip install 'echo-cli[zstd]'"]
 
 
 def _task_rows(pool: str, before: Sequence[TaskOutcome], after: Sequence[TaskOutcome]) -> list[TaskRow]:
@@ -218,6 +221,6 @@ def _notes(executed: Sequence[Pair], step: int) -> list[str]:
     notes = []
     if not executed:
         notes.append(
-            f"no training observations by step {step}: the n-gram models are uniform and the compressors know no more"
+            f"no training observations by step {step}: n-gram models are uniform, compressors have no dictionary"
         )
     return [*notes, *missing_baselines()]

@@ -1,4 +1,4 @@
-"""One command of a pool, read out: what its output is, and what two policies take for the most probable tokens."""
+"""Losses and predictions token by token: one command of a pool read out, and the loss of every token of an episode."""
 
 from __future__ import annotations
 
@@ -16,23 +16,28 @@ from echo_cli.trajectory import Role, Segment, Trajectory, visible
 
 @dataclass(frozen=True)
 class Output:
-    """One output in a pool, `start` tokens into its trajectory."""
+    """One output in a pool."""
 
     pair: Pair
     trajectory: Trajectory
     start: int
+    """Position of its first token in the trajectory, 0-based."""
     token_ids: list[int]
 
 
 def find_output(pool: Pool, command: str | None, seen: Collection[Pair], title: str) -> Output:
-    """The output to read out: that of `command`, or else the first of a `grep` that training has not executed.
+    """Return the output to read out: the output of `command`, or by default of the first unseen `grep`.
+
+    Args:
+        seen: pairs that training has executed.
+        title: the pool's name in messages.
 
     Raises:
-        EchoError: `command` is not in the pool, or the pool is empty; its `title` is in the message.
+        EchoError: `command` is not in the pool, or the pool is empty.
     """
     outputs = [output for trajectory in pool.trajectories for output in _outputs(trajectory)]
     if not outputs:
-        raise EchoError(f"the {title} pool is empty", "the environment needs held-out tasks")
+        raise EchoError(f"the {title} pool is empty", "add held-out tasks to the environment")
     executed = {words for words, _ in seen}
     if command is None:
         novel = [output for output in outputs if output.pair[0] not in executed]
@@ -41,12 +46,12 @@ def find_output(pool: Pool, command: str | None, seen: Collection[Pair], title: 
     if not wanted:
         known = [output.pair[0] for output in outputs]
         nearest = difflib.get_close_matches(command, known, n=1, cutoff=0.0)[0]
-        raise EchoError(f"'{command}' is not a command of the {title} pool", f"one that is: {nearest}")
+        raise EchoError(f"'{command}' is not a command of the {title} pool", f"the nearest command is: {nearest}")
     return wanted[0]
 
 
 def read_out(output: Output, before: TorchPolicy, after: TorchPolicy) -> dict[str, Any]:
-    """The output as JSON values: its text, and both policies' most probable tokens given the true ones before."""
+    """Return the output as a JSON object: its text, and both policies' teacher-forced most probable tokens."""
     return {
         "command": output.pair[0],
         "actual": after.tokenizer.decode(output.token_ids),
@@ -57,7 +62,7 @@ def read_out(output: Output, before: TorchPolicy, after: TorchPolicy) -> dict[st
 
 
 def read(policy: TorchPolicy, output: Output) -> dict[str, Any]:
-    """The policy's most probable tokens as text, and how many of them are the true ones."""
+    """Return the policy's teacher-forced most probable tokens as text, and the number of correct ones."""
     predicted = policy.predict(output.trajectory)[output.start - 1 : output.start - 1 + len(output.token_ids)]
     correct = sum(guess == true for guess, true in zip(predicted, output.token_ids, strict=True))
     return {"text": policy.tokenizer.decode(predicted), "correct": correct}
@@ -78,23 +83,27 @@ _SCORED = (Role.ACTION, Role.ENV_OUTPUT, Role.WARNING)
 
 @dataclass(frozen=True)
 class TokenLosses:
-    """The tokens of one segment, as pieces of its text, with what a policy makes of them."""
+    """The tokens of one segment with a policy's losses."""
 
     segment: Segment
     pieces: tuple[str, ...]
-    """A piece for each token; together the text."""
+    """Text of each token; concatenated, the text of the segment."""
     nats: tuple[float, ...] | None
-    """-log p of each token at temperature 1, given all that precedes it; None where nothing was scored: context, and
-    an action that lost its thinking."""
+    """-log p of each token at temperature 1, given all preceding tokens; None for segments that are not scored:
+    context, and actions with transient thinking."""
 
 
 def pieces_of(segment: Segment, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """The text of `segment` in a piece for each of its tokens; what a token's name alone stands for is empty."""
+    """Return the text of `segment` split by token; the piece of a special token without text is empty."""
     return tuple(tokenizer.pieces(segment.text, segment.token_ids))
 
 
 def token_losses(policy: TorchPolicy, trajectories: Sequence[Trajectory]) -> list[list[TokenLosses]]:
-    """For each trajectory, the heat of its segments, in order; they must be in the tokens of `policy`."""
+    """Return the token losses of each trajectory, one entry per segment in order.
+
+    Args:
+        trajectories: trajectories in the tokens of `policy`.
+    """
     found = []
     for trajectory, scores in zip(trajectories, policy.score(trajectories, _SCORED), strict=True):
         nats, heats = iter((-scores.logprobs.double()).tolist()), []

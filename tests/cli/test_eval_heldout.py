@@ -94,7 +94,11 @@ def test_the_table_and_the_readout_are_printed(finished: Path, capsys: pytest.Ca
     ("words", "message", "tip"),
     [
         (["--step", "9"], "no checkpoint of step 9", "0, 1, 2, 3, 4"),
-        (["--command", "rm -rf /\x1b[2J"], "'rm -rf /\\x1b[2J' is not a command of the held-out pool", "one that is: "),
+        (
+            ["--command", "rm -rf /\x1b[2J"],
+            "'rm -rf /\\x1b[2J' is not a command of the held-out pool",
+            "the nearest command is: ",
+        ),
         (["--device", "tpu"], "'device' is \"tpu\"", ""),
     ],
 )

@@ -94,4 +94,4 @@ def test_a_run_that_has_lost_a_pool_says_so(name: str, elsewhere: Path, capsys: 
     capsys.readouterr()
     assert main(["eval-heldout", str(elsewhere), "--rollouts", "0"]) == 2
     message, tip = error_of(capsys.readouterr().err)
-    assert message.endswith(f"has lost its {name} pool") and "--overwrite" in tip
+    assert message.endswith(f"lacks its {name} pool") and "--overwrite" in tip

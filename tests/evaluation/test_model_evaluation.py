@@ -138,7 +138,7 @@ def test_each_model_is_measured_over_all_pairs_in_its_own_tokens(evaluate: Evalu
     assert difference["model"] == "other" and difference["env_ce"] is None  # nats per token would not compare
     assert difference["env_bits_per_byte"]["value"] == pytest.approx(bits["other"] - bits[uniform], abs=1e-6)
     (note,) = [note for note in result["notes"] if "tokens" in note]
-    assert note.startswith(f"* other: other tokens than those of {uniform}")
+    assert note.startswith(f"* other: tokens differ from the tokens of {uniform}")
 
 
 def test_later_models_are_paired_with_the_first(evaluate: Evaluate, place: Path) -> None:
@@ -217,7 +217,7 @@ def test_models_without_the_same_outputs_are_refused(place: Path) -> None:
     shorter = Pool(pool.trajectories[:1], pool.spans[:1])
     cut = Pool(pool.trajectories, (pool.spans[0], (replace(pool.spans[1][0], output_bytes=1), *pool.spans[1][1:])))
     for other in (shorter, cut):
-        with pytest.raises(EchoError, match="b does not have the outputs of expert that a has"):
+        with pytest.raises(EchoError, match="the outputs of expert differ between b and a"):
             check_same_outputs(first, scored("b", other))
 
 
@@ -252,7 +252,7 @@ def test_a_fit_pool_stands_for_what_training_observed(evaluate: Evaluate, place:
     assert found[f"{ORDER}-gram"]["env_ce"]["value"] == pytest.approx(measures.estimates["env_ce"].value)
     assert {entry["bytes"] for entry in found.values()} == {measures.bytes}
     assert found["gzip + observations"]["env_bits_per_byte"] != found["gzip"]["env_bits_per_byte"]
-    assert "1 pairs are in the pool that the baselines are fitted on, and leave the headline" in result["notes"]
+    assert "pairs omitted from the headline because the baselines are fitted on them: 1" in result["notes"]
     assert {e["key"] for e in result["measurements"] if e["group"] == "pair"} == {"novel", "seen"}
 
 
@@ -358,7 +358,7 @@ def test_a_hostile_name_is_shown_and_does_nothing(
         (["--pool", "expert", "--pool", "expert"], "two pools are named expert", "rename"),
         (["--pool", "nowhere"], "nowhere does not exist", "pool build"),
         (["--pool", "expert", "--fit-pool", "nowhere"], "nowhere does not exist", "pool build"),
-        (["--pool", "expert", "--command", "rm"], "'rm' is not a command of the expert pool", "one that is: cat"),
+        (["--pool", "expert", "--command", "rm"], "'rm' is not a command of the expert pool", "command is: cat"),
         (["--pool", "expert", "--model", "one/step_000002"], "--model one/step_000002 is given twice", "once"),
         (["--pool", "expert", "--model", "./one/step_000002/"], "is given twice", "once"),
         (["--pool", "expert", "--model", "one"], "one is not a model: it has no config.json", "a hub id such as"),
@@ -368,8 +368,8 @@ def test_a_hostile_name_is_shown_and_does_nothing(
         (["--pool", "expert", "rollout.temperature=1"], "rollout.temperature has no effect with", "model.dtype"),
         (["--pool", "expert", "model.path=x"], "model.path has no effect with --model", "conversation.*"),
         (["--pool", "expert", "model.lora.rank=8"], "model.lora.rank has no effect with --model", "model.dtype"),
-        (["--pool", "expert", "model.dtype=float32"], "no effect: no --model is of Hugging Face", "leave it"),
-        (["--pool", "expert", "conversation.system=x"], "no effect: no --model is of Hugging Face", "leave it"),
+        (["--pool", "expert", "model.dtype=float32"], "no effect: no --model is a Hugging Face model", "omit it"),
+        (["--pool", "expert", "conversation.system=x"], "no effect: no --model is a Hugging Face model", "omit it"),
         (["--pool", "expert", "--config", "toyy"], "no config named 'toyy'", "did you mean 'toy'?"),
         (["--pool", "expert", "--device", "tpu"], "'device' is \"tpu\"", ""),
     ],
@@ -399,7 +399,7 @@ def test_a_pool_longer_than_a_model_is_refused(place: Path, tmp_path: Path, caps
     model = TinyModel(TinyConfig(V, hidden=32, layers=1, heads=4, max_length=8))
     save_model(model, TOKENIZER, tmp_path)
     assert main(["eval-heldout", "--model", str(tmp_path), "--pool", str(place / "expert"), "threads=1"]) == 2
-    assert "tokens, the model takes 8" in error_of(capsys.readouterr().err)[0]
+    assert "tokens, the model's context is 8" in error_of(capsys.readouterr().err)[0]
 
 
 # --- Which model, and how it is loaded -------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def test_a_pool_is_cut_at_the_context_and_says_how_much_of_it(pool: Path) -> Non
     # The truncated output is a shorter span of the same pair.
     assert sum(s.count for spans in cut.spans for s in spans) == sum(t.count(Role.ENV_OUTPUT) for t in cut.trajectories)
     assert read_pool(pool)[1][0] == WHOLE
-    with pytest.raises(EchoError, match=r"long shows no output within the 15 tokens that the model takes"):
+    with pytest.raises(EchoError, match=r"long has no output within the model's context of 15 tokens"):
         load_pool(pool, PLAIN, 15, cut=True)
 
 
@@ -122,8 +122,8 @@ def test_episodes_are_brought_down_to_the_context_of_kind_hf(context: int, capsy
     limits = limits_for(of, policy)
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        f"warning: an episode of {limits_of(of).longest(PLAIN.overhead)} tokens does not fit the model's 300: "
-        f"max_episode_tokens is {limits.episode_tokens}, max_output_tokens {limits.output_tokens}"
+        f"warning: an episode of {limits_of(of).longest(PLAIN.overhead)} tokens does not fit the model's context of "
+        f"300: max_episode_tokens is set to {limits.episode_tokens}, max_output_tokens to {limits.output_tokens}"
     )
     build_policy(of, quiet=True)
     assert capsys.readouterr().err == ""
@@ -135,7 +135,7 @@ def test_episodes_are_brought_down_to_the_context_of_kind_hf(context: int, capsy
 
 
 def test_what_cannot_fit_is_refused(context: int) -> None:
-    with pytest.raises(EchoError, match=r"an episode of \d+ tokens does not fit the model's 300"):
+    with pytest.raises(EchoError, match=r"an episode of \d+ tokens does not fit the model's context of 300"):
         build_policy(config("tiny"))
     with pytest.raises(
         EchoError,
@@ -155,7 +155,7 @@ def test_a_model_without_a_run_is_measured_on_what_it_takes(
     context: int, longer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["eval-heldout", "--model", "random-qwen3", "--pool", str(longer), "--json", "threads=1"]) == 0
-    note = "random-qwen3: longer: trajectories cut at the 300 tokens that the model takes: 1"
+    note = "random-qwen3: longer: trajectories truncated to the model's context of 300 tokens: 1"
     assert note in json.loads(capsys.readouterr().out)["notes"]
 
 
@@ -175,7 +175,7 @@ def test_a_run_counts_what_was_cut_and_its_evaluation_notes_it(
     assert main(evaluate) == 0
     printed_out = capsys.readouterr()
     found: dict[str, Any] = json.loads(printed_out.out)
-    assert "longer: trajectories cut at the 300 tokens that the model takes: 1" in found["notes"]
+    assert "longer: trajectories truncated to the model's context of 300 tokens: 1" in found["notes"]
     assert len([line for line in printed_out.err.splitlines() if line.startswith("warning: ")]) == 1
 
 
@@ -186,4 +186,4 @@ def test_a_pool_that_does_not_fit_the_built_in_model_is_refused(
     write_pool(tmp_path / "longer", [printed("0123456789" * 210, limits=limits)], TOKENIZER, ORIGIN)
     assert main(["eval-heldout", str(finished), "--rollouts", "0", "--pool", str(tmp_path / "longer")]) == 2
     message, _ = error_of(capsys.readouterr().err)
-    assert "the model takes 2048" in message
+    assert "the model's context is 2048" in message

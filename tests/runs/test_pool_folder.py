@@ -146,7 +146,7 @@ def test_the_manifest_counts_bytes_that_no_tokenizer_changes(pool: Path) -> None
 def test_a_pool_that_does_not_fit_the_model_is_refused(pool: Path) -> None:
     longest = max(len(trajectory) for trajectory in load_pool(pool, PLAIN_OTHER).trajectories)
     load_pool(pool, PLAIN_OTHER, longest)
-    with pytest.raises(EchoError, match=f"has {longest} tokens, the model takes {longest - 1}"):
+    with pytest.raises(EchoError, match=f"has {longest} tokens, the model's context is {longest - 1}"):
         load_pool(pool, PLAIN_OTHER, longest - 1)
 
 

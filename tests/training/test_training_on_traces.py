@@ -397,7 +397,7 @@ def test_there_is_nothing_to_check_without_an_environment(tmp_path: Path, capsys
     assert main(["env", "check", "toy-world-model", *words]) == 2
     assert "there is no environment to check" in error_of(capsys.readouterr().err)[0]
     assert main(["pool", "build", str(tmp_path / "pool"), "--config", "toy-world-model", *words]) == 2
-    assert "there is no heldout task" in error_of(capsys.readouterr().err)[0]
+    assert "the config has no heldout task" in error_of(capsys.readouterr().err)[0]
 
 
 def test_a_sweep_plans_its_runs_on_the_same_traces(traces: Path, capsys: pytest.CaptureFixture[str]) -> None:

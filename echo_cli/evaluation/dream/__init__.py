@@ -1,1 +1,1 @@
-"""Free-running replies: a policy answers commands in the environment's place."""
+"""Free-running replies: a policy answers commands in place of the environment."""

@@ -1,4 +1,4 @@
-"""The world model in the environment's place: what a policy writes as the reply to a command."""
+"""Generation of replies: the policy acts as the world model and writes the reply to a command."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from echo_cli.trajectory import Role, Trajectory, Turn, text_of
 
 @dataclass(frozen=True)
 class TrueReply:
-    """The reply that a command got in a transcript."""
+    """The environment's reply to a command in a transcript."""
 
     turn: Turn
     context: tuple[int, ...]
-    """Token ids of the transcript up to where the reply begins: the command, and the scaffold before a reply."""
+    """Token ids of the transcript before the reply, including the command and the scaffold before a reply."""
     text: str
     tokens: int
-    """Number of tokens."""
+    """Number of tokens in the reply."""
     output: str
     """Text of role env_output."""
 
 
 def true_replies(trajectory: Trajectory, renderer: Renderer, form: ReplyForm) -> list[TrueReply]:
-    """Return the replies in a trajectory without transient tokens (`trajectory.visible`), one a turn.
+    """Return the replies in a trajectory, one per turn.
 
     Args:
-        renderer: whose tokens the trajectory has.
+        trajectory: a trajectory without transient tokens (see `trajectory.visible`), in the tokens of `renderer`.
     """
     found = []
     for exchange in trajectory.exchanges():
@@ -52,20 +52,20 @@ def dream(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[Generated]:
-    """The policy's replies to commands, all in one batch: each until its end, or its `max_tokens`.
+    """Generate the policy's replies to commands in one batch, each up to its end or its `max_tokens`.
 
     Args:
-        contexts: transcripts up to where a reply begins, as `TrueReply.context`.
-        max_tokens: of each reply, its end included; the model's own context may leave fewer.
-        temperature: 0 takes the most probable token each time.
+        contexts: token ids of transcripts before a reply, as in `TrueReply.context`.
+        max_tokens: cap of each reply including its end, tokens; the model's context may leave fewer.
+        temperature: sampling temperature; 0 is greedy.
 
     Raises:
-        EchoError: a transcript leaves no room for a token, or the logits are not finite.
+        EchoError: a transcript fills the model's context, or the logits are not finite.
     """
     room = [min(most, policy.model.max_length - len(ids)) for ids, most in zip(contexts, max_tokens, strict=True)]
     if min(room, default=1) < 1:
         raise EchoError(
-            f"the transcript leaves no room for a reply: the model takes {policy.model.max_length} tokens",
+            f"the transcript fills the model's context of {policy.model.max_length} tokens: no room for a reply",
             "begin a new episode",
         )
     sampler = policy.own_sampler(len(contexts), temperature, seed, form.stop_ids)
@@ -74,7 +74,7 @@ def dream(
     replies: dict[int, Generated] = {}
     going = list(range(len(contexts)))
     while going:
-        # No row may pass the model's context, those included that have stopped and wait for the others.
+        # No row may exceed the model's context, including rows that have stopped and wait for the others.
         least = min(room[row] - len(written[row]) for row in going)
         for row, sample in zip(going, sampler.sample(least), strict=True):
             assert sample is not None, "the sampler finishes whole batches"

@@ -1,17 +1,18 @@
-"""How an environment's reply stands in a transcript: where it ends, and what it says of the exit status.
+"""The form of an environment's reply in a transcript: its end and its exit status.
 
-A reply is all that stands between an action and what asks for the next one: output, exit status and notices, whatever
-their roles. A generated text has no roles, so its end is where it writes what follows a reply in these transcripts:
+A reply is the text between an action and the prompt for the next one: output, exit status and notices, of any role. A
+generated text has no roles, so a generated reply ends at the text that follows replies in the same transcripts:
 
-- Between scaffold (chat models), at the first token of the scaffold after a reply that text never turns into: the token
-  `</tool_response>` where the tokenizer has it, or the end of the turn. Text that the scaffold has before that token,
-  and the environment's prompt, are taken off.
-- Without scaffold, where a line begins with the environment's prompt. A line of output that begins so ends a generated
-  reply as well: in a plain transcript the two look alike.
-- With neither, nothing marks the end (`ReplyForm.marked`): only a cap, or the token that ends a text.
+- With scaffold (chat models): at the first scaffold token after the reply that text never tokenizes into. This is
+  `</tool_response>` if it is a token, else the end of the turn. Scaffold text before that token and the environment's
+  prompt are stripped.
+- Without scaffold: at a line that begins with the environment's prompt. A line of output that begins like the prompt
+  also ends a generated reply, because a plain transcript does not distinguish the two.
+- Without scaffold and prompt: nothing marks the end (see `ReplyForm.marked`), and a reply ends only at a cap or at the
+  end-of-text token.
 
-A prompt stands on a line of its own, so with one a reply that lacks its last newline reads as one that has it, and both
-are given it here.
+A prompt begins on a new line. If there is one, replies with and without a final newline are therefore indistinguishable
+in a transcript, and a final newline is added to both.
 """
 
 from __future__ import annotations
@@ -30,51 +31,51 @@ _MASK = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 @dataclass(frozen=True)
 class Generated:
-    """A reply that a policy has written."""
+    """A reply written by a policy."""
 
     text: str
     token_ids: tuple[int, ...]
-    """Those of its end included."""
+    """Token ids, including those of the reply's end."""
     ended: bool
-    """It came to its end; False where a cap cut it."""
+    """Whether the reply ended by itself; False if a cap truncated it."""
 
 
 @dataclass(frozen=True)
 class StatusForm:
-    """How a transcript tells the exit status."""
+    """The form in which a transcript states the exit status."""
 
     pattern: re.Pattern[str]
-    """The line that tells it; its first group is the number."""
+    """Pattern of the line that states the exit status; its first group is the number."""
     silent: int | None
-    """The one that is not told."""
+    """Exit status that is not stated."""
 
 
 @dataclass(frozen=True)
 class ReplyForm:
-    """How replies stand in the transcripts of one renderer and one environment."""
+    """The form of replies in the transcripts of one renderer and one environment."""
 
     tokenizer: Tokenizer
     prompt: str
     mark_id: int | None
-    """The token of the scaffold that ends a reply."""
+    """Id of the scaffold token that ends a reply."""
     closing: str
-    """The scaffold's text before that token."""
+    """Scaffold text before the `mark_id` token."""
     end_ids: frozenset[int]
-    """Tokens that end a reply wherever they stand."""
+    """Ids of tokens that end a reply at any position."""
     stop_ids: tuple[int, ...]
-    """Tokens after which a reply may have ended: where sampling stops to look."""
+    """Ids of tokens after which a reply may have ended; sampling stops there to check."""
     status: StatusForm | None
     volatile: tuple[str, ...]
     longest_end: int
-    """About the most tokens that an exit status and an end have."""
+    """Approximate maximum length of an exit status and an end, tokens."""
 
     @property
     def marked(self) -> bool:
-        """Whether anything in a transcript marks the end of a reply."""
+        """Whether transcripts mark the end of a reply."""
         return self.mark_id is not None or bool(self.prompt)
 
     def read(self, token_ids: Sequence[int]) -> Generated:
-        """The reply that generated tokens are, as far as they go."""
+        """Parse generated tokens as a reply, possibly an unfinished one."""
         ids = list(token_ids)
         ended = bool(ids) and ids[-1] in self.end_ids
         text = self.tokenizer.decode(ids[:-1] if ended else ids)
@@ -88,25 +89,29 @@ class ReplyForm:
         return Generated(self._line_ended(text) if ended else text, tuple(ids), ended)
 
     def cut(self, reply: Generated, tokens: int) -> Generated:
-        """A generated reply in at most `tokens` tokens, its end not counted: what it says to one told where to stop."""
+        """Truncate a generated reply to `tokens` tokens, its end not counted, as if the true length were known."""
         found = self.read(reply.token_ids[:tokens])
         return replace(found, text=self._line_ended(found.text), ended=True)
 
     def segments(self, answer: Sequence[Segment]) -> list[Segment]:
-        """The reply among the segments between two actions, or after the last: no scaffold, and no prompt."""
+        """Return the reply's segments, without scaffold and prompt.
+
+        Args:
+            answer: all segments between two actions, or after the last one.
+        """
         said = [segment for segment in answer if segment.channel != SCAFFOLD]
         if said and said[-1].role is Role.CONTEXT and said[-1].text.removeprefix("\n") == self.prompt:
             return said[:-1]
         return said
 
     def text(self, said: Sequence[Segment]) -> str:
-        """What a reply of these segments says."""
+        """Return the text of a reply's segments."""
         return self._line_ended("".join(segment.text for segment in said))
 
     def exit_status(self, text: str, *, ended: bool = True) -> tuple[str, int | None]:
-        """`text` without the line that tells the exit status, and that status.
+        """Return `text` without the line that states the exit status, and the exit status.
 
-        None where it tells none: no environment's form, or a reply without an end that may yet have told one.
+        The status is None if the environment's replies state none, or if an unfinished reply has stated none so far.
         """
         if self.status is None:
             return text, None
@@ -117,7 +122,7 @@ class ReplyForm:
         return text[: last.start()] + text[last.end() :], int(last.group(1))
 
     def masked(self, text: str) -> str:
-        """`text` with one sign for whatever in it the environment's config calls volatile."""
+        """Return `text` with each match of the config's volatile patterns replaced by one placeholder character."""
         for pattern in self.volatile:
             text = re.sub(pattern, _MASK, text)
         return text
@@ -127,10 +132,10 @@ class ReplyForm:
 
 
 def reply_form(renderer: Renderer, settings: EnvironmentConfig) -> ReplyForm:
-    """The form of the replies that `settings` make text of, in the transcripts of `renderer`.
+    """Return the form of an environment's replies in the transcripts of `renderer`.
 
     Args:
-        settings: as `worlds.text_settings` has them.
+        settings: settings of the environment's text, as returned by `worlds.text_settings`.
     """
     tokenizer, prompt = renderer.tokenizer, settings.prompt
     after = [token for segment in renderer.reply(()).after for token in segment.token_ids]
@@ -144,7 +149,7 @@ def reply_form(renderer: Renderer, settings: EnvironmentConfig) -> ReplyForm:
     else:
         mark_id, closing = None, ""
         end_ids = frozenset(tokenizer.eos_ids)
-        # Line by line, and where the prompt may be complete.
+        # Check after each line, and where the prompt may be complete.
         stop_ids = tuple(sorted({*end_ids, *(tokenizer.newline_ids if prompt else ()), *prompt_ids[-1:]}))
     status = _status_form(settings)
     longest_line = 0 if status is None else len(tokenizer.encode(status.pattern.pattern))
@@ -153,7 +158,7 @@ def reply_form(renderer: Renderer, settings: EnvironmentConfig) -> ReplyForm:
 
 
 def _status_form(settings: EnvironmentConfig) -> StatusForm | None:
-    """By the rule that shows the exit status on a line of its own; None without a rule or without words around it."""
+    """Return the form of the exit status; None if no rule shows it, or if the rule's label has no other text."""
     rules = [rule for rule in settings.observation if rule.path == settings.exit_code and rule.on != "reset"]
     if settings.exit_code is None or not rules:
         return None

@@ -1,18 +1,19 @@
-"""Generated replies against the true ones: exact match, edit similarity and exit status, on held-out pairs of a run.
+"""Scores of generated replies against the true ones, on held-out (command, output) pairs of a run.
 
-A pair is (command, output), as everywhere. A reply is generated greedily after the true transcript up to the end of its
-command, and compared with the one in the pool: the whole of it, without the line that tells the exit status, and with
-what the environment calls volatile counted as equal.
+A reply is generated greedily after the true transcript up to and including its command, and compared with the whole
+reply in the pool. The line that states the exit status is removed from both, and text that the environment's config
+declares volatile counts as equal.
 
-- exact match: the two texts are the same.
+- exact match: the two texts are equal.
 - edit similarity: 1 - Levenshtein distance / the longer length, in characters.
-- exit status: the one that the generated reply tells is the true one. A reply that never ends tells none by silence.
-- ended: the reply came to its end (see reply.py) before the cap.
-- exact match, edit similarity and exit status at the true length: of as many tokens as the true reply has. The env term
-  trains what an environment says and not where it stops, so this is what training can be seen in where replies do not
-  end.
+- exit status: the generated reply states the true exit status. Only a reply that ends can state one by omission.
+- ended: the reply ended (see replies.py) before the cap.
+- exact match, edit similarity and exit status at the true length: the generated reply is truncated to as many tokens as
+  the true reply has. The env term trains the content of outputs and not their end, so without ended replies these
+  measures show the effect of training.
 
-Each is a mean over replies, with a bootstrap over trajectories: replies of one transcript are not independent.
+Each measure is a mean over replies with a bootstrap over trajectories, as replies of one transcript are not
+independent.
 """
 
 from __future__ import annotations
@@ -45,36 +46,38 @@ ALL, COMMAND, SEEN = "all", "command", "seen"
 
 @dataclass(frozen=True)
 class Question:
-    """A pair to be dreamt, and the trajectory of the pool that it is in."""
+    """A pair whose reply is to be generated."""
 
     pair: Pair
     trajectory: int
+    """Index of its trajectory in the pool, 0-based."""
     novel: bool
-    """Training has not executed it."""
+    """Whether training has not executed the pair."""
     reply: TrueReply
 
 
 @dataclass(frozen=True)
 class ReplyScore:
-    """One generated reply."""
+    """Measures of one generated reply."""
 
     text: str
     exact_match: bool | None
-    """This and the next three are None where nothing in a transcript marks the end of a reply."""
+    """This and the next three are None if transcripts do not mark the end of a reply."""
     edit_similarity: float | None
     exit_status: bool | None
-    """Whether it tells the true one; None also where the environment gave none."""
+    """Whether the reply states the true exit status; None also if the environment gave none."""
     ended: bool | None
     text_at_length: str
+    """The reply truncated to the length of the true one."""
     exact_match_at_length: bool
     edit_similarity_at_length: float
     exit_status_at_length: bool | None
-    """None where the environment gave none."""
+    """Whether the truncated reply states the true exit status; None if the environment gave none."""
 
 
 @dataclass(frozen=True)
 class DreamGroup:
-    """The measures of one group of replies, by name, under the two policies, and their paired difference."""
+    """Measures of a group of replies by name, for the initial policy and the checkpoint, and the paired difference."""
 
     group: str
     key: str
@@ -87,7 +90,7 @@ class DreamGroup:
 
 @dataclass(frozen=True)
 class DreamReport:
-    """What `dream --score` found. `groups` are all novel replies, those of each command, and the seen ones."""
+    """Result of `dream --score`."""
 
     run: str
     step: int
@@ -95,17 +98,20 @@ class DreamReport:
     seed: int
     requested: int
     novel_pairs: int
-    """In the pool."""
+    """Number of novel pairs in the pool."""
     seen_pairs: int
+    """Number of seen pairs in the pool."""
     max_tokens: int
+    """Cap of a generated reply, tokens."""
     questions: Sequence[Question]
     before: Sequence[ReplyScore]
     after: Sequence[ReplyScore]
     groups: Sequence[DreamGroup]
+    """All novel replies, the novel replies per command, and the seen replies."""
     notes: Sequence[str]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object: measures with intervals, and every reply."""
+        """Return a JSON object with all measures, their intervals, and every reply."""
         return {
             **{name: getattr(self, name) for name in ("run", "step", "pool", "seed", "requested", "max_tokens")},
             **{"novel_pairs": self.novel_pairs, "seen_pairs": self.seen_pairs},
@@ -136,19 +142,20 @@ def score_dreams(
     max_tokens: int | None,
     device: str | None,
 ) -> DreamReport:
-    """Score a checkpoint of the run at `path`, and the policy that it started from, on `number` pairs of a pool.
+    """Score a checkpoint of the run at `path`, and the run's initial policy, on pairs of a pool.
 
-    Scored are the first `number` novel pairs in the order that `seed` draws; as many of those that training has
-    executed are scored apart.
+    The first `number` novel pairs are scored, in an order drawn with `seed`. The same number of executed pairs is
+    scored separately.
 
     Args:
         checkpoint: "best", "latest" or a step.
-        pool_folder: instead of the run's own held-out pool; no environment is then needed.
-        max_tokens: of a generated reply; by default what the longest one in these transcripts may have.
+        pool_folder: folder of a pool to score instead of the run's held-out pool; it needs no environment.
+        max_tokens: cap of a generated reply; None for `most_tokens`.
+        device: device of the policies; None for the config's.
 
     Raises:
-        EchoError: no such run, checkpoint or pool, the pool is empty, or it has to be played and the environment is
-            not available (exit code 1).
+        EchoError: the run, checkpoint or pool does not exist, the pool is empty, or the pool has to be played and the
+            environment is not available (exit code 1).
     """
     with load_run(path, device=device) as run:
         folder, step = run.checkpoint(checkpoint)
@@ -159,7 +166,7 @@ def score_dreams(
     form = reply_form(policy.renderer, text_settings(config.environment))
     usable = _questions(pool, policy, form, executed)
     if not usable:
-        raise EchoError("the pool has no (command, output) pair", "the environment needs held-out tasks")
+        raise EchoError("the pool has no (command, output) pair", "add held-out tasks to the environment")
     questions = _chosen(usable, number, seed)
     longest = most_tokens(config, policy, form) if max_tokens is None else max_tokens
     batch = max(config.rollout.tasks_per_step * config.rollout.group_size, 1)
@@ -184,7 +191,7 @@ def score_dreams(
 
 
 def most_tokens(config: Config, policy: TorchPolicy, form: ReplyForm) -> int:
-    """The cap of a generated reply: an output as long as the run lets one be, its exit status and its end."""
+    """Return the default cap of a generated reply, tokens: the run's output cap plus an exit status and an end."""
     return limits_for(config, policy).output_tokens + form.longest_end
 
 
@@ -211,20 +218,20 @@ def score_reply(generated: Generated, reply: TrueReply, form: ReplyForm) -> Repl
 
 
 def edit_similarity(first: str, second: str) -> float:
-    """Return 1 - Levenshtein distance / the longer length: 1 for equal texts, 0 where no character can stay."""
+    """Return 1 - Levenshtein distance / the longer length, in characters: 1 for equal texts, 0 if none remains."""
     return Levenshtein.normalized_similarity(first, second)
 
 
 def _heldout_pool(run: LoadedRun, policy: TorchPolicy) -> Pool:
     pool = run.kept_pool(HELDOUT) or run.frozen_pools(policy).get(HELDOUT)
     if pool is None:
-        message = f"{run.directory.path.name} has kept no held-out pool"
-        raise EchoError(message, "--pool DIR; `echo-cli pool build DIR` makes one")
+        message = f"{run.directory.path.name} has no held-out pool"
+        raise EchoError(message, "name a pool with --pool DIR; `echo-cli pool build DIR` builds one")
     return pool
 
 
 def _questions(pool: Pool, policy: TorchPolicy, form: ReplyForm, executed: set[Pair]) -> list[Question]:
-    """The pairs of the pool, but for those whose reply the model's context cut."""
+    """Return the pool's pairs, without pairs whose reply was truncated to the model's context."""
     found = []
     for place, (trajectory, spans) in enumerate(zip(pool.trajectories, pool.spans, strict=True)):
         first: dict[Pair, TrueReply] = {}
@@ -239,7 +246,7 @@ def _questions(pool: Pool, policy: TorchPolicy, form: ReplyForm, executed: set[P
 
 
 def _chosen(questions: Sequence[Question], number: int, seed: int) -> list[Question]:
-    """The first `number` novel ones in the order that `seed` draws, then as many seen ones."""
+    """Return the first `number` novel questions in an order drawn with `seed`, then up to as many seen ones."""
     order = generator(seed, "dream/pairs").sample(questions, len(questions))
     return [question for novel in (True, False) for question in [q for q in order if q.novel is novel][:number]]
 
@@ -247,13 +254,13 @@ def _chosen(questions: Sequence[Question], number: int, seed: int) -> list[Quest
 def _answers(
     policy: TorchPolicy, form: ReplyForm, questions: Sequence[Question], longest: int, batch: int
 ) -> list[ReplyScore]:
-    """Greedy replies to `questions`, `batch` at a time, those of like length together."""
+    """Generate and score greedy replies to `questions`, `batch` at a time, batched by similar context length."""
     order = sorted(range(len(questions)), key=lambda place: len(questions[place].reply.context))
     scores: dict[int, ReplyScore] = {}
     for first in range(0, len(order), batch):
         places = order[first : first + batch]
         asked = [questions[place].reply for place in places]
-        # Without a mark no reply could end itself: only the true length is of interest.
+        # Without a mark no reply can end by itself, so only the true length is scored.
         most = [longest if form.marked else max(min(longest, reply.tokens), 1) for reply in asked]
         replies = dream(policy, form, [reply.context for reply in asked], most)
         for place, generated in zip(places, replies, strict=True):
@@ -291,12 +298,12 @@ def _groups(
 
 
 def command_word(question: Question) -> str:
-    """The first word of the command."""
+    """Return the first word of the command."""
     return question.pair[0].partition(" ")[0]
 
 
 def _summed(scores: Sequence[ReplyScore], owners: Sequence[int], name: str) -> tuple[list[float], list[float]]:
-    """By trajectory, the sum of a measure and how many replies have it."""
+    """Return, per trajectory, the sum of a measure and the number of replies that have it."""
     total, count = defaultdict[int, float](float), defaultdict[int, float](float)
     for owner, score in zip(owners, scores, strict=True):
         value = getattr(score, name)
@@ -308,9 +315,9 @@ def _summed(scores: Sequence[ReplyScore], owners: Sequence[int], name: str) -> t
 def _notes(questions: Sequence[Question], form: ReplyForm, pool: Pool, missing: int) -> list[str]:
     notes = []
     if not form.marked:
-        notes.append("nothing in these transcripts marks the end of a reply: replies are read at the true length")
+        notes.append("these transcripts do not mark the end of a reply: replies are scored at the true length")
     if pool.cut:
-        notes.append(f"trajectories cut at the tokens that the model takes: {pool.cut}; their cut pairs: {missing}")
+        notes.append(f"trajectories truncated to the model's context: {pool.cut}; truncated pairs: {missing}")
     statuses = Counter(question.reply.turn.exit_code for question in questions if question.novel)
     if statuses and form.status is not None:
         listed = ", ".join(f"{code} in {count}" for code, count in statuses.most_common())

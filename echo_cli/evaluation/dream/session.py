@@ -1,10 +1,10 @@
-"""Commands typed into an episode, each answered twice: by the policy in the environment's place, and by it.
+"""Interactive episodes in which the environment and the policy both answer each command.
 
-The environment answers first, and the policy, which does not see that answer, then writes its own after the transcript
-up to the end of the command. That transcript is the real one; in a closed loop it holds the policy's own replies, and
-the environment answers the same commands for comparison alone.
+The environment answers first. The policy does not see this answer and writes its own after the transcript up to and
+including the command. The transcript has the environment's replies; in a closed loop it has the policy's replies, and
+the environment answers the same commands for comparison only.
 
-A policy that does not say where a reply ends (see reply.py) is cut where the real one ends.
+A generated reply that does not end by itself (see replies.py) is truncated to the length of the real one.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from echo_cli.text import escape_unprintable
 
 @dataclass(frozen=True)
 class Opening:
-    """What an episode begins with."""
+    """The observation at the start of an episode."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A command, the reply that the policy predicts, and the real one."""
+    """A command with the policy's predicted reply and the environment's real reply."""
 
     command: str
     predicted: str
     actual: str
     ended: bool
-    """The predicted reply came to its end."""
+    """Whether the predicted reply ended by itself."""
     exact_match: bool
     edit_similarity: float
     predicted_exit_code: int | None
@@ -56,7 +56,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Notice:
-    """A line about the episode: it is over, its session is lost, a command does not fit."""
+    """A line about the episode: its end, a lost session, or a command that does not fit."""
 
     text: str
 
@@ -66,20 +66,20 @@ Event = Opening | Answer | Notice
 
 @dataclass(frozen=True)
 class DreamSettings:
-    """How replies are predicted."""
+    """Settings for predicting replies."""
 
     max_tokens: int | None = None
-    """Longest predicted reply, in tokens; None for as many as the real one has, and its end."""
+    """Cap of a predicted reply, tokens; None for the length of the real reply and its end."""
     temperature: float = 0.0
-    """0 takes the most probable token each time."""
+    """Sampling temperature; 0 is greedy."""
     seed: int = 0
-    """Seed of sampling."""
+    """Sampling seed."""
     closed_loop: bool = False
-    """Whether a reply follows the policy's own earlier replies, instead of the real ones."""
+    """Whether the transcript has the policy's earlier replies instead of the real ones."""
 
 
 class DreamPlay:
-    """One task, played again and again."""
+    """Repeated episodes of one task."""
 
     def __init__(
         self,
@@ -103,10 +103,10 @@ class DreamPlay:
         self._episode: Episode | None = None
 
     def converse(self, commands: Iterator[str]) -> Generator[Event, None, None]:
-        """What happens as `commands` come. An episode that ended is begun again for the next of them.
+        """Play `commands` and yield the events; after the end of an episode, the next command begins a new one.
 
         Raises:
-            EchoError: the environment is not available, or loses the session of every attempt to begin (exit code 1).
+            EchoError: the environment is not available, or loses the session in every attempt to begin (exit code 1).
         """
         try:
             yield self._begin()
@@ -131,7 +131,7 @@ class DreamPlay:
             self._episode, self._transcript = episode, following.token_ids
             return Opening(self._form.text(self._form.segments(episode.segments)))
         message = f"the environment lost the session of task {group_id} {self._worlds.hosting.attempts} times: {reason}"
-        raise EchoError(message, "look at the server's own log", exit_code=1)
+        raise EchoError(message, "see the server's log", exit_code=1)
 
     def _ask(self, command: str) -> Iterator[Event]:
         episode, form, renderer, settings = self._episode, self._form, self._policy.renderer, self._settings
@@ -140,11 +140,11 @@ class DreamPlay:
         if not episode.has_room(action):
             limits = self._limits
             most = max(limits.action_tokens, limits.episode_tokens - episode.length)
-            yield Notice(f"the command has {len(action)} tokens, and here it may have {most}")
+            yield Notice(f"the command has {len(action)} tokens, the limit here is {most}")
             return
         frame = renderer.reply(action)
         context = [*self._transcript, *action, *(token for part in frame.before for token in part.token_ids)]
-        if len(context) >= self._policy.model.max_length:  # only replies of the policy's own can be so long
+        if len(context) >= self._policy.model.max_length:  # only the policy's own replies can be this long
             self._close()
             yield Notice("the transcript fills the model's context; the next command begins the episode again")
             return
@@ -163,7 +163,7 @@ class DreamPlay:
         (reply,) = dream(self._policy, form, [context], [most], temperature=settings.temperature, seed=seed)
         ended = reply.ended
         if not ended and settings.max_tokens is None:
-            reply = form.cut(reply, max(size, 1))  # where the real one is empty, how another would begin
+            reply = form.cut(reply, max(size, 1))  # for an empty real reply, show the first token
         actual = form.text(said)
         turn = episode.turns[-1]
         bare, status = form.exit_status(reply.text, ended=ended)
@@ -207,7 +207,7 @@ class DreamPlay:
 
 @dataclass(frozen=True)
 class OpenDream:
-    """What is dreamt of, and by whom."""
+    """A run and task opened for a dream session."""
 
     run: str
     step: int
@@ -221,10 +221,10 @@ class OpenDream:
 
 
 def tasks_of(path: Path) -> list[Task]:
-    """Return the tasks of the run at `path`, held-out ones first, and those out of distribution last.
+    """Return the tasks of the run at `path`, held-out tasks first and out-of-distribution tasks last.
 
     Raises:
-        EchoError: no such run, or its environment is not available (exit code 1).
+        EchoError: the run does not exist, or its environment is not available (exit code 1).
     """
     with load_run(path) as run:
         return [task for _, task in _tasks(run.task_suite)]
@@ -238,10 +238,11 @@ def open_dream(
 
     Args:
         checkpoint: "best", "latest" or a step.
-        task_id: None for the first held-out task.
+        task_id: the task to play; None for the first held-out task.
+        device: device of the policy; None for the config's.
 
     Raises:
-        EchoError: no such run, checkpoint or task, or the environment is not available (exit code 1).
+        EchoError: the run, checkpoint or task does not exist, or the environment is not available (exit code 1).
     """
     with load_run(path, device=device) as run:
         folder, step = run.checkpoint(checkpoint)
@@ -263,7 +264,7 @@ def _tasks(worlds: TaskSuite) -> list[tuple[TaskSuite, Task]]:
 def _task(worlds: TaskSuite, task_id: str | None) -> tuple[TaskSuite, Task]:
     found = _tasks(worlds)
     if not found:
-        raise EchoError("the run has no tasks", "dream --score needs none")
+        raise EchoError("the run has no tasks", "use --score N, which needs no tasks")
     if task_id is None:
         return found[0]
     chosen = next((entry for entry in found if entry[1].task_id == task_id), None)
@@ -271,6 +272,6 @@ def _task(worlds: TaskSuite, task_id: str | None) -> tuple[TaskSuite, Task]:
         nearest = difflib.get_close_matches(task_id, [task.task_id for _, task in found], n=1, cutoff=0.0)[0]
         raise EchoError(
             f"no task '{escape_unprintable(task_id)}'",
-            f"did you mean {escape_unprintable(nearest)}? --list-tasks prints them all",
+            f"did you mean {escape_unprintable(nearest)}? --list-tasks lists all tasks",
         )
     return chosen
