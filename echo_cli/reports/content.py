@@ -1,6 +1,6 @@
-"""What a report shows, as plain values: curves, figures with intervals, shares, episodes with their heat, observations.
+"""Content of a report as plain values: curves, figures with intervals, shares, episodes with heat, observations.
 
-Everything here is pure; report_run.py fills it from a run directory, report_html.py writes it as a page.
+Everything here is pure; run_content.py fills it from a run directory, page.py renders it as a page.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ MEASURES: Mapping[str, str] = {
     "traces/env_bits_per_byte": "held-out traces' bits per byte",
     "traces/token_accuracy": "held-out traces' token accuracy",
 }
-"""The rows of the summary, with their titles."""
+"""Rows of the summary, with their titles."""
 
 MOST_OBSERVATIONS = 10
-"""How many observations each of the two tables has."""
+"""Maximum number of observations in each of the two tables."""
 
 Origin = Literal["held-out pool", "rollout"]
 
 
 @dataclass(frozen=True)
 class Column:
-    """What one policy of a run scores: the policy before training, or that of a checkpoint."""
+    """Figures of one policy of a run: the initial policy or a checkpoint."""
 
     label: str
     step: int | None
     figures: Mapping[str, Estimate]
-    """By the keys of `MEASURES`."""
+    """Figures by the keys of `MEASURES`."""
 
 
 @dataclass(frozen=True)
@@ -53,28 +53,28 @@ class PageText:
     role: str
     channel: str | None
     pieces: tuple[str, ...]
-    """Together the text; one a token where there is heat."""
+    """Parts of the text; one per token if the segment has heat."""
     before: tuple[float, ...] | None = None
-    """Nats of each piece under the policy before training."""
+    """Nats of each piece under the initial policy."""
     after: tuple[float, ...] | None = None
-    """The same under the checkpoint."""
+    """Nats of each piece under the checkpoint."""
     left_out: int = 0
-    """Characters that were cut from its end."""
+    """Number of characters truncated at the end."""
 
 
 @dataclass(frozen=True)
 class PageEpisode:
-    """An episode to page through."""
+    """An episode on the page."""
 
     origin: Origin
     step: int | None
-    """After which it was played; None in a pool."""
+    """Step after which it was played; None for an episode of a pool."""
     task_id: str
     source: str
     stop_reason: str
     reward: float | None
     advantage: float | None
-    """Within its group, where all of the group was kept."""
+    """Advantage within its group; None if the run has not kept the whole group."""
     texts: tuple[PageText, ...]
 
     @property
@@ -88,63 +88,66 @@ class PageEpisode:
 
 @dataclass(frozen=True)
 class ObservationHeat:
-    """A (command, output) pair of the held-out pool, where it first occurs: nats per token of the output."""
+    """Loss of the output of a (command, output) pair of the held-out pool, at the pair's first occurrence."""
 
     command: str
     output: str
     tokens: int
+    """Number of tokens of the output."""
     before: float
+    """Nats per token under the initial policy."""
     after: float
+    """Nats per token under the checkpoint."""
     novel: bool
-    """Training had not executed it."""
+    """Whether training had not executed the pair."""
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """One run."""
+    """Content of one run."""
 
     name: str
     facts: Mapping[str, str]
-    """Status, versions, command line and so on, by their names."""
+    """Status, versions, command line etc., by name."""
     columns: tuple[Column, ...]
     measured: bool
-    """The columns were measured from checkpoints, all over the same pairs, with intervals."""
+    """Whether the columns were measured from checkpoints, with intervals and over the same pairs."""
     pairs: Mapping[str, int]
-    """By pool, the pairs that the figures are over, where `measured`."""
+    """Number of pairs that the figures are over, by pool; empty unless `measured`."""
     config: Mapping[str, Any]
-    """By dotted key paths."""
+    """Config values by dotted key path."""
     base: tuple[str, Mapping[str, Any]]
-    """The shipped config, or the defaults, that it started from: name and keys."""
+    """Name and keys of the config that the run's config is based on: a shipped config or the defaults."""
     roles: RoleAccount | None
-    """Of all its kept rollouts; None where it has kept none."""
+    """Role shares over all kept rollouts; None if the run has kept none."""
     trained_on: tuple[int, int]
-    """Tokens of actions and targets of the env term over all of training."""
+    """Number of action tokens and of env-term target tokens over all of training."""
     alarms: tuple[str, ...]
     notes: tuple[str, ...]
-    """What is missing or uncertain."""
+    """Notes on missing or uncertain content."""
     checkpoint: int | None
-    """The step of the policy that `after` is of."""
+    """Step of the policy behind `after`."""
     episodes: tuple[PageEpisode, ...]
     episodes_there: int
-    """How many there were to choose from."""
+    """Number of episodes available."""
     observations: tuple[ObservationHeat, ...]
 
 
 @dataclass(frozen=True)
 class Report:
-    """The runs of a page and what is over all of them."""
+    """Content of a page: its runs, and the curves and notes over all of them."""
 
     runs: tuple[RunReport, ...]
     curves: tuple[Curve, ...]
     notes: tuple[str, ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
-        """What the page says in figures: without curves, which are in metrics.jsonl, and without episodes."""
+        """Return the figures of the page, without episodes and without curves, which are in metrics.jsonl."""
         return {"runs": [_run_json(run) for run in self.runs], "differences": differing(self), "notes": self.notes}
 
 
 def plain_columns(summary: Mapping[str, Any]) -> tuple[Column, ...]:
-    """The columns of summary.json: figures without intervals."""
+    """Return the columns of summary.json, with figures without intervals."""
     columns = []
     for label in ("before", "best", "last"):
         parts = {pool: (summary.get(pool) or {}).get(label) or {} for pool in ("heldout", "ood", "traces")}
@@ -159,9 +162,9 @@ def plain_columns(summary: Mapping[str, Any]) -> tuple[Column, ...]:
 
 
 def differing(report: Report) -> dict[str, dict[str, Any]]:
-    """The config keys whose values are not the same in all runs, with the value of each; None: it has no such key.
+    """Return the config keys whose values differ between runs, with each run's value; None for a missing key.
 
-    For one run, those in which it departs from what it started from.
+    For a single run, return the keys that differ from its base config.
     """
     configs = {run.name: run.config for run in report.runs}
     if len(report.runs) == 1:
@@ -172,18 +175,18 @@ def differing(report: Report) -> dict[str, dict[str, Any]]:
 
 
 def most_improved(observations: Sequence[ObservationHeat]) -> list[ObservationHeat]:
-    """Those that training has made easier, the largest drop in nats per token first."""
+    """Return the observations that training has improved, by decreasing drop in nats per token."""
     better = [found for found in observations if found.after < found.before]
     return sorted(better, key=lambda found: found.after - found.before)[:MOST_OBSERVATIONS]
 
 
 def least_predictable(observations: Sequence[ObservationHeat]) -> list[ObservationHeat]:
-    """The most nats per token after training first."""
+    """Return the observations with the most nats per token after training, in decreasing order."""
     return sorted(observations, key=lambda found: -found.after)[:MOST_OBSERVATIONS]
 
 
 def in_turn(runs: Sequence[RunReport]) -> Iterator[tuple[int, int]]:
-    """(run, episode) of all episodes such that any beginning has its share of every run and origin."""
+    """Yield the (run, episode) indices of all episodes, alternating between runs and origins."""
     queues: dict[tuple[int, str], list[tuple[int, int]]] = {}
     for number, run in enumerate(runs):
         for place, episode in enumerate(run.episodes):
@@ -192,7 +195,7 @@ def in_turn(runs: Sequence[RunReport]) -> Iterator[tuple[int, int]]:
 
 
 def shortened(episode: PageEpisode, segment_characters: int, characters: int) -> PageEpisode:
-    """`episode` with at most that many characters of a segment, and in all; the texts say what was left out."""
+    """Truncate an episode to `segment_characters` per segment and `characters` in total; see `PageText.left_out`."""
     texts, left = [], characters
     for text in episode.texts:
         short = _shortened(text, min(segment_characters, left))
@@ -223,7 +226,7 @@ def _run_json(run: RunReport) -> dict[str, Any]:
 
 
 def mean_nats(texts: Sequence[PageText], role: str) -> tuple[float | None, float | None]:
-    """Nats per token before and after, over the scored texts of `role`."""
+    """Return nats per token before and after training over the scored texts of `role`; None without any."""
     chosen = [text for text in texts if text.role == role]
     return _mean([text.before for text in chosen]), _mean([text.after for text in chosen])
 

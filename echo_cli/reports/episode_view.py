@@ -1,4 +1,4 @@
-"""One recorded episode to look at: its group and advantage, and how hard one policy or two find its tokens."""
+"""View of one recorded episode: its group, its advantage, and token losses under one or two policies."""
 
 from __future__ import annotations
 
@@ -25,44 +25,47 @@ from echo_cli.traces.retokenize import render_trace
 from echo_cli.trajectory import Role, Segment, Trajectory
 
 INITIAL = "initial"
-"""The policy that a run started from, among the names of its checkpoints."""
+"""Name of the initial policy among the names of checkpoints."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The rollouts of an episode's group that the file has, and the advantage of the episode among them."""
+    """An episode's group as recorded in the file, and the advantage of the episode within it."""
 
     group_id: str
     rewards: tuple[float | None, ...]
-    """Of each, in the file's order, the episode's own among them; world-model-only rollouts are left out."""
+    """Rewards of the group's rollouts in the file's order, the episode included, without world-model-only rollouts."""
     kind: AdvantageKind
     advantage: float | None
     note: str
-    """Why there is no advantage, or what it lacks to be the one of training; empty where nothing is to be said."""
+    """Reason why there is no advantage, or why it may differ from training's; empty otherwise."""
 
 
 @dataclass(frozen=True)
 class RoleNats:
-    """The scored tokens of a role."""
+    """Loss over the scored tokens of a role."""
 
     tokens: int
+    """Number of tokens."""
     nats_per_token: float
 
 
 @dataclass(frozen=True)
 class EpisodeView:
-    """An episode, its place in the recording, its group, and its heat by the names of policies."""
+    """An episode with its group and its token losses by policy."""
 
     number: int
+    """Number of the episode in the recording, 1-based."""
     step: int | None
     trace: Trace
     group: Group
     heats: Mapping[str, Sequence[TokenLosses]]
+    """Token losses of the segments, by name of the policy."""
     note: str
-    """What of the episode the policies could not be shown; empty where they scored all of it."""
+    """Note on the part of the episode that was not scored; empty if all of it was."""
 
     def by_role(self, name: str) -> dict[str, RoleNats]:
-        """What the policy `name` makes of each role that it scored."""
+        """Return the loss of each scored role under the policy `name`."""
         found: dict[str, RoleNats] = {}
         for role in (Role.ACTION, Role.ENV_OUTPUT, Role.WARNING):
             nats = [value for heat in self.heats[name] if heat.segment.role is role for value in heat.nats or ()]
@@ -71,7 +74,7 @@ class EpisodeView:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; with policies, the nats of each token beside its piece of the text."""
+        """Return a JSON object; with policies, it includes the nats and the text of each token."""
         return {
             "number": self.number,
             "step": self.step,
@@ -100,14 +103,16 @@ class EpisodeView:
 def view_episode(
     recording: Recording, number: int, *, checkpoints: Sequence[str | int] = (), model: tuple[str, Config] | None = None
 ) -> EpisodeView:
-    """The `number`th episode of a recording, from 1.
+    """Return a view of an episode of a recording.
 
     Args:
-        checkpoints: of the recording's run, `initial`, `best`, `latest` or steps: the policies that score it.
-        model: or a model, by its label, with the config that loads it; the episode is written in its tokens.
+        number: number of the episode, 1-based.
+        checkpoints: policies of the recording's run that score the episode: `initial`, `best`, `latest` or steps.
+        model: label of a model that scores the episode instead, and the config that loads it; the episode is rendered
+            in the model's tokens.
 
     Raises:
-        EchoError: there is no such episode, checkpoint or model, or the episode is not in the policy's tokens.
+        EchoError: the episode, checkpoint or model does not exist, or the episode is not in the policy's tokens.
     """
     trace = recording.episode(number)
     heats: dict[str, Sequence[TokenLosses]] = {}
@@ -123,7 +128,7 @@ def view_episode(
         policy = run.policy()
         trajectory = _as_played(trace, policy.tokenizer, recording, number)
         for name, folder in sorted(folders.items(), key=lambda item: item[1] is not None):
-            if folder is not None:  # as it was opened, it is the initial policy
+            if folder is not None:  # without a load, it is the initial policy
                 policy.load(folder)
             heats[name], note = _heat(policy, trajectory)
         heats = {name: heats[name] for name in folders}
@@ -131,9 +136,9 @@ def view_episode(
 
 
 def group_of(recording: Recording, trace: Trace) -> Group:
-    """The group of an episode as far as the recording has it, and the advantage of the episode in it.
+    """Return the group of an episode as recorded, with the episode's advantage.
 
-    Rollouts of one group have its name and are of one step. World-model-only rollouts have no part in it.
+    Rollouts of a group share its id and step. World-model-only rollouts do not belong to a group.
     """
     objective = ObjectiveSettings() if recording.config is None else recording.config.objective
     rewards = [
@@ -147,43 +152,43 @@ def group_of(recording: Recording, trace: Trace) -> Group:
     if not objective.use_rl:
         return replace(group, note="no advantage: the run has no RL term")
     if not trace.group_id:
-        return replace(group, note="no advantage: the episode says no group")
+        return replace(group, note="no advantage: the episode has no group")
     if trace.reward is None:
         return replace(group, note="no advantage: the episode has no reward")
     known = [reward for reward in rewards if reward is not None]
     advantages_G = advantages(torch.tensor(known, dtype=torch.float64), [trace.group_id] * len(known), group.kind)
-    advantage = float(advantages_G[known.index(trace.reward)])  # equal rewards have equal ones
+    advantage = float(advantages_G[known.index(trace.reward)])  # equal rewards have equal advantages
     return replace(group, advantage=advantage, note=_incomplete(recording, rewards))
 
 
 def _incomplete(recording: Recording, rewards: Sequence[float | None]) -> str:
     unscored = sum(reward is None for reward in rewards)
     if unscored:
-        return f"the group is incomplete: {unscored} of {len(rewards)} rollouts here have no reward"
+        return f"the group is incomplete: {unscored} of {len(rewards)} recorded rollouts have no reward"
     if recording.config is None:
-        return "as far as the file has the group"
+        return "computed over the rollouts of the group in the file"
     size = recording.config.evaluation.group_size
     if len(rewards) != size:
-        return f"the group is incomplete: {len(rewards)} of the {size} rollouts that an evaluation plays are here"
+        return f"the group is incomplete: {len(rewards)} of the {size} rollouts of an evaluation are recorded"
     return ""
 
 
 def _folders(run: LoadedRun, checkpoints: Sequence[str | int]) -> dict[str, Path | None]:
-    """The folders of checkpoints by the names that they are shown under; None for the policy before training."""
+    """Return the folders of checkpoints by display name; None for the initial policy."""
     folders: dict[str, Path | None] = {}
     for which in checkpoints:
         folder, step = (None, 0) if which == INITIAL else run.checkpoint(which)
         name = INITIAL if folder is None else f"step {step}"
         if name in folders:
-            raise EchoError(f"--against is the policy that --checkpoint names: {name}", "name another one")
+            raise EchoError(f"--against and --checkpoint name the same policy: {name}", "name another policy")
         folders[name] = folder
     return folders
 
 
 def _as_played(trace: Trace, tokenizer: Tokenizer, recording: Recording, number: int) -> Trajectory:
-    """The trajectory in the ids that the run's policy played it in."""
+    """Return the episode as a trajectory in the token ids sampled by the run's policy."""
     where = f"episode {number} of {escape_unprintable(recording.place)}"
-    tip = "the file was changed; --model NAME scores its text in that model's own tokens"
+    tip = "the file was modified; score its text in a model's own tokens with --model NAME"
     ids = [token for segment in trace.segments for token in segment.token_ids or ()]
     if not trace.has_token_ids or not all(0 <= token < tokenizer.vocab_size for token in ids):
         raise EchoError(f"{where} is not in the tokens of the run's policy", tip)
@@ -194,18 +199,18 @@ def _as_played(trace: Trace, tokenizer: Tokenizer, recording: Recording, number:
 
 
 def _heat(policy: TorchPolicy, trajectory: Trajectory) -> tuple[list[TokenLosses], str]:
-    """The heat of what of a trajectory fits the model's context, the rest unscored, and a note of what did not fit."""
+    """Score the part of a trajectory that fits the model's context; return all segments, and a note on the rest."""
     most = policy.model.max_length
     if len(trajectory) <= most:
         return token_losses(policy, [trajectory])[0], ""
     fitting, rest = _split(trajectory.segments, most, policy.tokenizer)
     scored = token_losses(policy, [replace(trajectory, segments=tuple(fitting))])[0] if fitting else []
-    note = f"it has {len(trajectory)} tokens and the model takes {most}: what comes after them is not scored"
+    note = f"the episode has {len(trajectory)} tokens, the model's context is {most}: later tokens are not scored"
     return [*scored, *(TokenLosses(segment, (segment.text,), None) for segment in rest)], note
 
 
 def _split(segments: Sequence[Segment], most: int, tokenizer: Tokenizer) -> tuple[list[Segment], list[Segment]]:
-    """Segments up to `most` tokens, and from there on; one that reaches past it is in both, a part in each."""
+    """Split segments after `most` tokens; a segment that spans the split is divided."""
     fitting, rest, left = list[Segment](), list[Segment](), most
     for segment in segments:
         if rest or not left:

@@ -1,4 +1,4 @@
-"""The picture of a held-out evaluation: bits per byte beside the baselines, env-CE by group, calibration or a curve."""
+"""Figure of a held-out evaluation: bits per byte beside the baselines, env-CE by group, calibration or a curve."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echo_cli.evaluation.records import CSV_COLUMNS, Evaluation, ModelReport, csv_rows, pool_title
-from echo_cli.reports.figure import COLOURS, INK, MARKERS, Plotted, write_picture
+from echo_cli.reports.figure import (
+    COLOURS,
+    INK,
+    MARKERS,
+    Plotted,
+    without_middle,
+    write_in_the_middle,
+    write_picture,
+)
 from echo_cli.statistics import Estimate
 from echo_cli.text import escape_unprintable
 
@@ -23,24 +31,32 @@ _TITLE: dict[str, Any] = {"fontsize": 13, "fontweight": "bold"}
 _UNITS = {"env_ce": ("env-CE", "nats/token"), "env_bits_per_byte": ("bits per byte", "bits/byte")}
 _WHISKER: dict[str, Any] = {"elinewidth": 1.2, "capsize": 2.5}
 _REFERENCE = "#888888"
-# Below the panel, where it hides no points.
+_NO_PAIRS = "no novel pairs"
+# Below the panel, so that it covers no points.
 _LEGEND: dict[str, Any] = {"fontsize": 10, "loc": "upper left", "bbox_to_anchor": (-0.02, -0.15), "ncols": 2}
 
 
 def plot_evaluation(found: Evaluation, stem: Path) -> Plotted:
-    """Draw an evaluation into the files of `stem`, a path without their endings.
+    """Draw an evaluation and write it as PNG, SVG and CSV.
+
+    Args:
+        stem: path of the files without extension.
 
     Raises:
-        EchoError: the place cannot be written.
+        EchoError: the files cannot be written.
     """
     return write_picture(stem, partial(_draw, found), CSV_COLUMNS, csv_rows(found), height=_HEIGHT)
 
 
 def _draw(found: Evaluation, figure: Figure) -> None:
-    """Draw bits per byte, a measure by command, env-CE by position or of one tokenizer, and calibration or a curve."""
+    """Draw four panels.
+
+    Bits per byte; a measure by command; env-CE by position or, for models, of the models with the first one's tokens;
+    calibration or, for several checkpoints, a curve.
+    """
     grid = figure.add_gridspec(2, 2)
     pools, policies = list(found.novel_pairs), found.shown
-    titles = [_short(policy.title, 28) for policy in policies]
+    titles = [without_middle(policy.title, 28) for policy in policies]
     measure = "env_ce" if found.same_tokens else "env_bits_per_byte"
     pairs = "every pair" if found.kind == "models" and found.fit_pool is None else "novel pairs"
     models = [*policies, *found.baselines]
@@ -60,7 +76,7 @@ def _draw(found: Evaluation, figure: Figure) -> None:
         _curve(figure, grid[1, 1], found)
     else:
         _reliability(figure.add_subplot(grid[1, 1]), policies, titles, pools[0])
-    figure.suptitle(_short(title, 80), x=0.012, ha="left", **_TITLE)
+    figure.suptitle(without_middle(title, 80), x=0.012, ha="left", **_TITLE)
 
 
 def _bars(axes: Axes, models: Sequence[ModelReport], pools: Sequence[str], pairs: str, measure: str) -> None:
@@ -78,16 +94,16 @@ def _bars(axes: Axes, models: Sequence[ModelReport], pools: Sequence[str], pairs
             color=COLOURS[number % len(COLOURS)],
             ecolor=INK,
             error_kw=_WHISKER,
-            label=_short(pool_title(pool), 20),
+            label=without_middle(pool_title(pool), 20),
         )
-    axes.set_yticks(range(len(models)), [_short(model.title, 24) for model in models])
+    axes.set_yticks(range(len(models)), [without_middle(model.title, 24) for model in models])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     name, unit = _UNITS[measure]
     axes.set_title(f"{name}, {pairs}")
     axes.set_xlabel(f"{unit}, lower is better")
     if not models:
-        _nothing(axes)
+        write_in_the_middle(axes, _NO_PAIRS)
     elif len(pools) > 1:
         axes.legend(**_LEGEND)
 
@@ -98,7 +114,7 @@ def _commands(axes: Axes, policies: Sequence[ModelReport], titles: Sequence[str]
     rows: dict[str, str] = {}
     for number, (policy, title) in enumerate(zip(policies, titles, strict=True)):
         found = policy.group(pool, "command")
-        rows |= {key: f"{_short(escape_unprintable(key), 14)} ({getattr(found[key], size)})" for key in keys}
+        rows |= {key: f"{without_middle(escape_unprintable(key), 14)} ({getattr(found[key], size)})" for key in keys}
         estimates = [found[key].estimates[measure] for key in keys]
         axes.errorbar(
             [estimate.value for estimate in estimates],
@@ -111,7 +127,7 @@ def _commands(axes: Axes, policies: Sequence[ModelReport], titles: Sequence[str]
     axes.set_ylim(max(len(keys), 1) - 0.5, -0.5)
     axes.set_xlim(left=0)
     name, unit = _UNITS[measure]
-    axes.set_title(f"{_short(pool_title(pool), 20)} {name} by command ({size})")
+    axes.set_title(f"{without_middle(pool_title(pool), 20)} {name} by command ({size})")
     axes.set_xlabel(unit)
     _legend_or_nothing(axes, bool(keys))
 
@@ -150,18 +166,18 @@ def _reliability(axes: Axes, policies: Sequence[ModelReport], titles: Sequence[s
             drawn = True
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
-    axes.set_title(f"calibration on {_short(pool_title(pool), 20)} (area: tokens)")
+    axes.set_title(f"calibration on {without_middle(pool_title(pool), 20)} (area: tokens)")
     axes.set_xlabel("confidence in the most probable token")
     axes.set_ylabel("how often it is right")
     _legend_or_nothing(axes, drawn)
 
 
 def _curve(figure: Figure, cell: SubplotSpec, found: Evaluation) -> None:
-    """Draw env-CE of every pool over the steps and, where tasks were played, pass@1 below it."""
+    """Draw env-CE of every pool over the steps and, below it, pass@k with the lowest k if tasks were played."""
     from matplotlib.ticker import MaxNLocator
 
     start, *checkpoints = found.policies
-    policies = checkpoints if checkpoints[0].step == start.step else found.policies  # both are step 0
+    policies = checkpoints if checkpoints[0].step == start.step else found.policies  # both step 0
     inner = cell.subgridspec(2 if found.ks else 1, 1)
     upper = figure.add_subplot(inner[0, 0])
     panels: list[tuple[Axes, str, int | None]] = [(upper, "env-CE, nats/token", None)]
@@ -181,7 +197,7 @@ def _curve(figure: Figure, cell: SubplotSpec, found: Evaluation) -> None:
                     yerr=_errors(estimates),
                     color=COLOURS[number % len(COLOURS)],
                     marker=MARKERS[number % len(MARKERS)],
-                    label=_short(pool_title(pool), 20),
+                    label=without_middle(pool_title(pool), 20),
                     **_WHISKER,
                 )
         axes.set_ylabel(unit)
@@ -201,7 +217,7 @@ def _look(number: int, title: str) -> dict[str, Any]:
 
 
 def _errors(estimates: Sequence[Estimate]) -> list[list[float]]:
-    """Lengths of the whiskers below and above; none where there is no interval."""
+    """Return the lengths of the whiskers below and above; 0 without an interval."""
     return [
         [estimate.value - (estimate.value if estimate.low is None else estimate.low) for estimate in estimates],
         [(estimate.value if estimate.high is None else estimate.high) - estimate.value for estimate in estimates],
@@ -212,13 +228,4 @@ def _legend_or_nothing(axes: Axes, something: bool) -> None:
     if something:
         axes.legend(**_LEGEND)
     else:
-        _nothing(axes)
-
-
-def _nothing(axes: Axes) -> None:
-    axes.text(0.5, 0.5, "no novel pairs", transform=axes.transAxes, ha="center", fontsize=12)
-
-
-def _short(text: str, length: int) -> str:
-    half = length // 2
-    return text if len(text) <= length else f"{text[: half - 1]}…{text[-half:]}"
+        write_in_the_middle(axes, _NO_PAIRS)

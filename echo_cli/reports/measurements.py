@@ -1,6 +1,6 @@
-"""What the policies of a run make of its held-out pool and of its kept rollouts, for a report.
+"""Measurements of a run's policies on its held-out pools and kept rollouts, for a report.
 
-No environment of a user is started: pools are those that the run has kept, or those of the toy worlds.
+No user environment is started: pools are read from the run directory or replayed in the toy worlds.
 """
 
 from __future__ import annotations
@@ -28,27 +28,31 @@ from echo_cli.traces.training_data import POOL
 from echo_cli.trajectory import Role, Trajectory
 
 _MOST_CHOICES = 3
-_NO_POOL = "its held-out pool is not in the run directory, and a report starts no environment to play it again"
+_NO_POOL = "the run directory has no held-out pool, and a report does not start an environment to replay it"
 
 
 @dataclass(frozen=True)
 class KeptRollout:
-    """An evaluation rollout that the run has kept, the step it is of, and its advantage where its group is whole."""
+    """An evaluation rollout that the run has kept."""
 
     trajectory: Trajectory
     step: int | None
+    """Step after which it was played."""
     advantage: float | None
+    """Advantage within its group; None if the group is incomplete."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the policies of a run, or the pools without them, add to its files."""
+    """Content of a report that is measured rather than read from the run's logs; fields as in `RunReport`."""
 
     columns: tuple[Column, ...] | None
+    """Measured columns; None without policies."""
     pairs: Mapping[str, int]
     checkpoint: int | None
     episodes: tuple[PageEpisode, ...]
     pool_episodes: int
+    """Number of episodes in the held-out pool."""
     observations: tuple[ObservationHeat, ...]
     notes: tuple[str, ...]
 
@@ -56,14 +60,14 @@ class Found:
 def measured(run: LoadedRun, rollouts: Sequence[KeptRollout], checkpoint: str | int | None, most: int) -> Found:
     """Measure the run's checkpoints, and score at most `most` episodes of its pool and of `rollouts`.
 
-    A run that is still trained may delete a checkpoint that was chosen and is not loaded yet: then others are chosen.
+    A run in training may delete a chosen checkpoint before it is loaded; other checkpoints are then chosen.
 
     Args:
         checkpoint: as in `run_content.read_run`.
 
     Raises:
-        EchoError: a checkpoint or a log is damaged, or is not there; training deletes checkpoints faster than they
-            are measured (exit code 1).
+        EchoError: a checkpoint or a log is damaged or missing, or training deletes checkpoints before they can be
+            measured (exit code 1).
     """
     checkpoints = run.directory.checkpoints
     for _ in range(_MOST_CHOICES):
@@ -74,8 +78,8 @@ def measured(run: LoadedRun, rollouts: Sequence[KeptRollout], checkpoint: str | 
             if there <= set(checkpoints.steps()):
                 raise
     raise EchoError(
-        f"{escape_unprintable(run.directory.path)} is being trained, and deletes its checkpoints before they are read",
-        "report it when training has ended, or train with a larger checkpoint.keep or checkpoint.every",
+        f"{escape_unprintable(run.directory.path)} is being trained and deletes its checkpoints before they are read",
+        "write the report after training, or train with a larger checkpoint.keep or checkpoint.every",
         exit_code=1,
     )
 
@@ -83,22 +87,22 @@ def measured(run: LoadedRun, rollouts: Sequence[KeptRollout], checkpoint: str | 
 def _measured_once(run: LoadedRun, rollouts: Sequence[KeptRollout], checkpoint: str | int | None, most: int) -> Found:
     checkpoints = run.directory.checkpoints
     if not checkpoints.steps() and checkpoint is None:
-        return _without_policies(run, rollouts, most, ["it has no checkpoints here: no heat maps"])
+        return _without_policies(run, rollouts, most, ["the run directory has no checkpoints: no heat maps"])
     chosen = checkpoint
     notes = []
     if chosen is None:
         chosen = "best" if checkpoints.best_step() is not None else "latest"
         if chosen == "latest":
-            notes.append("no checkpoint is marked as the best: the heat maps are of the latest")
+            notes.append("no checkpoint is marked as best: the heat maps show the latest")
     _, step = run.checkpoint(chosen)
     if step == 0:
-        notes.append("the checkpoint of the heat maps is that of step 0: before and after are one policy")
+        notes.append("the heat maps show the checkpoint of step 0: before and after are the same policy")
     try:
         policy = run.policy()
     except EchoError as error:
         if checkpoint is not None:
             raise
-        return _without_policies(run, rollouts, most, [f"its model cannot be loaded, so no heat maps: {error}"])
+        return _without_policies(run, rollouts, most, [f"no heat maps, as the model cannot be loaded: {error}"])
     return _with_policies(run, rollouts, policy, step, most, notes)
 
 
@@ -119,7 +123,7 @@ def _without_policies(run: LoadedRun, rollouts: Sequence[KeptRollout], most: int
 
 
 def _pool_as_text(run: LoadedRun) -> tuple[Pool, list[str]]:
-    """Return the held-out pool, for which no model is loaded, and a line that says why it is missing where it is."""
+    """Return the held-out pool without loading a model, and notes that say why it is missing if it is."""
     kept = run.kept_pool(HELDOUT)
     if kept is not None:
         return kept, []
@@ -128,7 +132,7 @@ def _pool_as_text(run: LoadedRun) -> tuple[Pool, list[str]]:
     try:
         renderer = run.renderer
     except EchoError as error:
-        return pool_of(()), [f"its tokenizer cannot be loaded, so its held-out pool is left out: {error}"]
+        return pool_of(()), [f"the held-out pool is omitted, as the tokenizer cannot be loaded: {error}"]
     return expert_pool(run.task_suite, run.task_suite.tasks.heldout, renderer, limits_of(run.config)), []
 
 
@@ -140,9 +144,9 @@ def _with_policies(
     most: int,
     notes: Sequence[str],
 ) -> Found:
-    """Measure the policy before training and those of the checkpoints, in `policy`, which is loaded for each in turn.
+    """Measure the initial policy and the checkpoints, which are loaded into `policy` one after another.
 
-    As `eval-heldout` does, everything is over the pairs that training had not executed by the last of the steps.
+    As in `eval-heldout`, all figures are over the pairs that training had not executed by the last of the steps.
     """
     steps = _steps(run, step)
     pools = _pools(run, policy)
@@ -163,7 +167,7 @@ def _with_policies(
 
     figures_before, predicted_before = look(0)
     before, found = heats(), {}
-    for at in sorted(set(steps.values()), key=lambda at: at == step):  # the one of the heat maps comes last
+    for at in sorted(set(steps.values()), key=lambda at: at == step):  # the heat maps' checkpoint last
         run.load(policy, at)
         found[at] = look(at)
     after = heats()
@@ -184,14 +188,14 @@ def _with_policies(
 
 
 def _steps(run: LoadedRun, chosen: int) -> dict[str, int]:
-    """Return the steps that are measured, by their labels: the best and the last one, and `chosen` if it is another."""
+    """Return the measured steps by label: the best, the last, and `chosen` if it is neither."""
     best, last = run.directory.checkpoints.best_step(), run.directory.checkpoints.steps()[-1]
     labels = {"best": best, "last": last} | ({} if chosen in (best, last) else {"chosen": chosen})
     return {label: step for label, step in labels.items() if step is not None}
 
 
 def _pools(run: LoadedRun, policy: TorchPolicy) -> dict[str, Pool]:
-    """Return the pools that are not empty; none of an environment that would have to be started for them."""
+    """Return the non-empty pools, without pools for which an environment would have to be started."""
     names = (HELDOUT, OOD, POOL)
     in_this_process = run.config.environment.toy_terminal is not None
     pools: Mapping[str, Pool | None] = (
@@ -201,31 +205,31 @@ def _pools(run: LoadedRun, policy: TorchPolicy) -> dict[str, Pool]:
 
 
 def _plays(run: LoadedRun) -> bool:
-    """Whether the held-out tasks are played again: only in this process, and only where training played them here."""
+    """Return whether the held-out tasks are replayed: only in this process, and only if training played them here."""
     config = run.config
     here = config.environment.toy_terminal is not None and config.sampler.kind != "openai"
     return here and config.evaluation.heldout_rollouts > 0
 
 
 def _remarks(run: LoadedRun, tokens: Mapping[str, Tokens], without_heat: int) -> Iterator[str]:
-    """Say what the measurements lack."""
+    """Yield notes on what the measurements lack."""
     if not tokens:
         yield _NO_POOL
     if not run.directory.observations_path.is_file():
-        yield "it did not record what training executed: the figures are over all pairs, seen ones too"
+        yield "the run has no record of executed pairs: the figures are over all pairs, including seen ones"
     for name, of in tokens.items():
         if not _novel(of):
-            yield f"no {pool_title(name)} pair is novel any more"
+            yield f"no {pool_title(name)} pair is novel"
     if not _plays(run) and any(row.get("heldout/pass_at_1") is not None for row in run.directory.read_metrics()):
-        yield "pass@1 has no interval: its tasks are not played again for a report"
+        yield "pass@1 has no interval: its tasks are not replayed for a report"
     if without_heat:
-        yield f"episodes without heat, as they are not in the tokens of its model or too long for it: {without_heat}"
+        yield f"episodes without heat, as their tokens are not the model's or exceed its context: {without_heat}"
 
 
 def _chosen(heldout: Pool, rollouts: Sequence[KeptRollout], most: int) -> list[tuple[Trajectory, KeptRollout | None]]:
-    """At most `most` episodes, half of them the pool's where there are as many of both. A pool has no rollouts.
+    """Choose at most `most` episodes, half of them from the pool if both have enough; pool episodes have no rollout.
 
-    Of too many rollouts, which are in the order of training, a quarter are the first ones and the others the last.
+    If there are too many rollouts, a quarter of the chosen ones are the first of training, and the others the last.
     """
     from_pool = min(len(heldout.trajectories), max(most // 2, most - len(rollouts)))
     room = most - from_pool
@@ -237,7 +241,7 @@ def _chosen(heldout: Pool, rollouts: Sequence[KeptRollout], most: int) -> list[t
 
 
 def _fits(trajectory: Trajectory, policy: TorchPolicy) -> bool:
-    """Whether the policy can score it: its ids are those of the vocabulary, and as many as the model takes."""
+    """Return whether the policy can score a trajectory: its ids are in the vocabulary, and it fits the context."""
     ids = trajectory.token_ids
     return len(ids) <= policy.model.max_length and min(ids) >= 0 and max(ids) < policy.tokenizer.vocab_size
 
@@ -255,7 +259,7 @@ def _figures(tokens: Mapping[str, Tokens], predictions: Mapping[str, Predictions
 
 
 def _pass_at_1(policy: TorchPolicy, run: LoadedRun, step: int) -> dict[str, Estimate]:
-    """pass@1 of the rollouts that the evaluation at `step` sampled, sampled again: resampled over tasks."""
+    """Return pass@1 with an interval over tasks, from a replay of the rollouts of the evaluation at `step`."""
     suite, config = run.task_suite, run.config
     tasks, rollouts = suite.tasks.heldout, config.evaluation.heldout_rollouts
     seed = derive_seed(config.seed, "evaluate/heldout", step)
@@ -265,7 +269,7 @@ def _pass_at_1(policy: TorchPolicy, run: LoadedRun, step: int) -> dict[str, Esti
 
 
 def _with_plain_pass_at_1(columns: Sequence[Column], run: LoadedRun) -> Iterator[Column]:
-    """The columns with the pass@1 that the run measured at their steps, where it did."""
+    """Add to the columns the pass@1 that the run measured at their steps, without interval."""
     found = {row["step"]: row.get("heldout/pass_at_1") for row in run.directory.read_metrics()}
     for column in columns:
         value = found.get(column.step)

@@ -1,4 +1,4 @@
-"""Runs to report.html: where it goes, and what is true of the runs together."""
+"""Writing of report.html: its location, its content, and notes over all runs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _NAME = "report.html"
 
 @dataclass(frozen=True)
 class Written:
-    """The file, what it shows, and what has become of the episodes."""
+    """A written report: its file, its content, and its page with the counts of episodes."""
 
     path: Path
     report: Report
     page: Page
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
+        """Return a JSON object with the file, its size in bytes, and the content in figures."""
         episodes = {"shown": self.page.shown, "cut": self.page.cut, "left_out": self.page.left_out}
         size = len(self.page.html.encode())
         return {"file": str(self.path), "bytes": size, "episodes": episodes, **self.report.to_json()}
@@ -48,19 +48,20 @@ def write_report(
     """Write the report of `runs`.
 
     Args:
-        output: a file name that ends in .html or .htm, or a folder. By default the run's folder; for several runs the
-            folder that they share.
+        output: a file name with the extension .html or .htm, or a folder. Default: the run's folder; for several runs,
+            their common parent folder.
         checkpoint, most_episodes, device: as in `read_run`.
-        announce: called with the name of each run before it is read, which takes as long as its model does.
+        announce: called with the name of each run before the run is read and measured, which is slow for large models.
 
     Raises:
-        EchoError: as `read_run`; the runs are in several folders and there is no `output`, or it cannot be written.
+        EchoError: as in `read_run`; the runs are in different folders and `output` is None; or the report cannot be
+            written.
     """
     paths = list(dict.fromkeys(Path(os.path.abspath(run)) for run in runs))
     if not paths:
         raise EchoError("no run to report on", "name one or more run directories")
     if output is None and len({path.parent for path in paths}) > 1:
-        raise EchoError("the runs are in different folders", "say where the report goes with --output")
+        raise EchoError("the runs are in different folders", "name the report's file or folder with --output")
     for path in paths:
         open_run(path)
     names = run_names(paths)
@@ -89,6 +90,7 @@ def _notes(runs: Sequence[RunReport]) -> list[str]:
     }
     if len(models) > 1:
         return [
-            "the runs have different models: nats per token compare over one tokenizer only, bits per byte over all"
+            "the runs have different models: nats per token are comparable with the same tokenizer only, bits per byte "
+            "always"
         ]
     return []

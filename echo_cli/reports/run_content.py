@@ -1,4 +1,4 @@
-"""A run directory, read for a report: its logs, its config, and what it was made with. Nothing in it changes."""
+"""Reading of a run directory for a report: its logs, config and provenance. The directory is not modified."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ from echo_cli.traces.inspection.account import RoleAccount, RoleCount
 from echo_cli.training.collapse import alarms
 from echo_cli.trajectory import Trajectory
 
-_SHIPPED_DEFAULT = "toy"  # what `train` takes without --config
+_SHIPPED_DEFAULT = "toy"  # the config of `train` without --config
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """trajectories.jsonl: some rollouts of it, and counts over all."""
+    """A selection of the rollouts in trajectories.jsonl, and counts over all of them."""
 
     rollouts: Sequence[KeptRollout]
     there: int
+    """Number of all rollouts."""
     roles: RoleAccount | None
 
 
@@ -46,14 +47,14 @@ def read_run(
     """Read the run at `path` and measure its checkpoints.
 
     Args:
-        name: what the report calls it.
-        checkpoint: "best", "latest" or a step, which the heat maps are of. None takes the best, or the latest where
-            none is marked as the best, and does without a model that cannot be loaded here.
-        most_episodes: as many as are read and scored at most.
-        device: where the policy runs; None takes the config's.
+        name: the run's name in the report.
+        checkpoint: checkpoint of the heat maps: "best", "latest" or a step. With None, the best checkpoint, or the
+            latest if none is marked as best; if the model cannot be loaded here, the report has no heat maps.
+        most_episodes: maximum number of episodes to read and score.
+        device: device of the policy; None for the config's.
 
     Raises:
-        EchoError: no such run, or a file of it is damaged; there is no checkpoint of that step.
+        EchoError: the run or the checkpoint does not exist, or a file of the run is damaged.
     """
     with load_run(path, device=device) as run:
         directory, config = run.directory, run.config
@@ -64,9 +65,9 @@ def read_run(
         found = measured(run, kept.rollouts, checkpoint, most_episodes)
     notes = list(found.notes)
     if not directory.trajectories_path.is_file():
-        notes.append("it has no trajectories.jsonl: no evaluation rollouts to show, no role shares")
+        notes.append("the run has no trajectories.jsonl: no evaluation rollouts, no role shares")
     if found.columns is None:
-        notes.append("the summary has the plain figures of summary.json, without intervals")
+        notes.append("the summary has the figures of summary.json, without intervals")
     return RunReport(
         name=name,
         facts=_facts(summary, record),
@@ -87,7 +88,7 @@ def read_run(
 
 
 def _kept(run: RunDirectory, config: Config, most: int) -> _Kept:
-    """Read trajectories.jsonl once, in bounded memory: of its rollouts some of the first evaluation, and the newest."""
+    """Read trajectories.jsonl once, in bounded memory; keep some rollouts of the first evaluation and the newest."""
     count = RoleCount()
     groups: dict[tuple[int | None, str], list[float | None]] = {}
     first: list[tuple[Trace, int | None, int]] = []
@@ -126,9 +127,14 @@ def _played(trace: Trace, run: RunDirectory) -> Trajectory:
 
 
 def _advantage(rewards: Sequence[float | None], place: int, whole: int, config: Config) -> float | None:
-    """The advantage that training would give a rollout, from the rewards of its group.
+    """Return the advantage that training would assign to a rollout, from the rewards of its group.
 
-    None without an RL term, and unless all of the group were kept.
+    None without an RL term, or if the group is incomplete.
+
+    Args:
+        rewards: rewards of the kept rollouts of the group.
+        place: index of the rollout in `rewards`.
+        whole: Number of rollouts in a complete group.
     """
     if not config.objective.use_rl:
         return None
@@ -140,7 +146,7 @@ def _advantage(rewards: Sequence[float | None], place: int, whole: int, config: 
 
 
 def _so_far(rows: Sequence[Row], config: Config) -> Row:
-    """The summary of a run that has none: it was killed, or is still going."""
+    """Compute the summary of a run without summary.json, which was killed or is in progress."""
     return summarize_run(
         rows,
         status="not finished",
@@ -153,7 +159,7 @@ def _so_far(rows: Sequence[Row], config: Config) -> Row:
 
 
 def _alarms(rows: Sequence[Row], config: Config) -> Iterator[str]:
-    """The alarms that training raised; those that it would have, where an earlier version wrote the rows."""
+    """Yield the alarms that training raised; for rows of earlier versions, the alarms it would raise."""
     if any("warnings" in row for row in rows):
         for warning in warnings_of(rows):
             yield f"step {warning['step']}: {warning['signal']}: {warning['reason']}"
@@ -170,7 +176,7 @@ def _total(rows: Sequence[Row], key: str) -> int:
 
 
 def _told(config: Config) -> dict[str, Any]:
-    """The config's keys, as they may be shown to others: without where the run lies, and no folder of this machine."""
+    """Return the config's keys for publication: without the run's location, absolute paths reduced to their names."""
     flat = flat_config(config.model_dump(mode="json"))
     return {
         key: Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
@@ -180,7 +186,7 @@ def _told(config: Config) -> dict[str, Any]:
 
 
 def _base(record: Row) -> tuple[str, dict[str, Any]]:
-    """The shipped config that the command line named, or that `train` takes; the defaults under a file of the user."""
+    """Return the base config: the shipped config that the command line names or implies; the defaults for a file."""
     words = [str(word) for word in record.get("argv", [])]
     named = [word.partition("=")[2] for word in words if word.startswith("--config=")]
     named += [words[place + 1] for place, word in enumerate(words[:-1]) if word == "--config"]

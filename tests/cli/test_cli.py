@@ -1,4 +1,4 @@
-"""What a person sees: help, one-line errors with a tip, exit codes, and nothing but the result on stdout."""
+"""The command line's surface: help, one-line errors with a tip, exit codes, and only the result on stdout."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_misspelt_word_gets_a_suggestion(words: list[str], tip: str, capsys: p
         (["train", "--output-dir", ""], "'output_dir' is \"\""),
         (["train", "--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
         (["train", "toy"], "'toy' is not an override"),
-        (["eval-heldout"], "name one RUN, or two with --compare RUN_A RUN_B"),
+        (["eval-heldout"], "name one RUN, or two runs with --compare RUN_A RUN_B"),
         (["eval-heldout", "nowhere"], "nowhere does not exist"),
         (["eval-heldout", "nowhere", "--step", "two"], "Invalid value for '--step'"),
         (["eval-heldout", "nowhere", "--rollouts", "-1"], "Invalid value for '--rollouts'"),

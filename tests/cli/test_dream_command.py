@@ -1,4 +1,4 @@
-"""`dream`: commands through a pipe, a score of held-out pairs, and one line where something is not there."""
+"""`dream`: commands through a pipe, scores of held-out pairs, and one-line errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Dream = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def dream(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dream:
-    """`dream RUN WORDS` with lines on stdin: exit code, stdout, stderr."""
+    """A function that runs `dream RUN WORDS` with lines on stdin and returns exit code, stdout and stderr."""
 
     def dreamt(run: Path, *words: str, lines: str = "") -> tuple[int, str, str]:
         capsys.readouterr()
@@ -57,7 +57,7 @@ def heldout_pool(finished: Path) -> Pool:
 
 @pytest.fixture(scope="module")
 def explored(finished: Path, heldout_pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy whose training has executed every third held-out command, by its record."""
+    """A copy whose record says that training has executed every third held-out command."""
     run = shutil.copytree(finished, tmp_path_factory.mktemp("explored") / "explored")
     pairs = sorted(heldout_pool.pairs)[::3]
     rows = [{"step": 1, "command": command, "output": output, "exit_code": 0} for command, output in pairs]
@@ -210,7 +210,7 @@ def test_a_wide_terminal_has_two_columns(monkeypatch: pytest.MonkeyPatch) -> Non
     ]
     assert all(len(line) <= 120 for line in wide)
     assert shown("80")[:3] == ["  predicted:", "    etc", "  ! none"]
-    assert wide[-1] == "  edit similarity 0.500; exit status 0, really 2"
+    assert wide[-1] == "  edit similarity 0.500; exit status 0, real 2"
 
 
 # --- Scores ----------------------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def test_another_pool_is_scored(finished: Path, tmp_path: Path, dream: Dream) ->
         (["--checkpoint", "9"], "no checkpoint of step 9", "0, 1, 2, 3, 4"),
         (["--checkpoint", "all"], "no checkpoint 'all'", "best, latest or a step"),
         (["--task", "w0-001-key-named"], "no task 'w0-001-key-named'", "did you mean w0-001-key_named?"),
-        (["--temperature", "-1"], "--temperature is -1.0", "0, or a number above it"),
+        (["--temperature", "-1"], "--temperature is -1.0", "give 0 or a positive number"),
         (["--score", "3", "--closed-loop"], "--closed-loop has no effect with --score", "greedy"),
         (["--breakdown"], "--breakdown has no effect without --score", "--score N"),
         (["--score", "0"], "Invalid value for '--score'", ""),
@@ -308,7 +308,7 @@ def test_what_is_not_there_is_an_error(words: list[str], message: str, tip: str,
 
 @pytest.fixture(scope="module")
 def elsewhere(finished: Path, heldout_pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Makes the finished run one whose environment is at a URL, with a held-out pool that it kept."""
+    """A function that copies the finished run with a stored held-out pool and an environment at a URL."""
 
     def moved(url: str) -> Path:
         run = shutil.copytree(finished, tmp_path_factory.mktemp("moved") / "moved")

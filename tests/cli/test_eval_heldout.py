@@ -1,4 +1,4 @@
-"""`eval-heldout`: checkpoints beside their start and the baselines, runs beside each other, text shown as text."""
+"""`eval-heldout`: checkpoints against the initial policy and baselines, comparison of runs, text printed as data."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ Evaluate = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def finished(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy for these tests: an evaluation leaves its picture in the run."""
+    """A copy for these tests, because an evaluation writes its figure into the run."""
     return shutil.copytree(finished, tmp_path_factory.mktemp("copies") / "finished")
 
 
 @pytest.fixture(scope="module")
 def evaluate() -> Evaluate:
-    """`eval-heldout RUN WORDS --json`, without rollouts unless asked for; what was asked before is not run again."""
+    """A cached function that returns the result of `eval-heldout RUN WORDS --json`, by default without rollouts."""
 
     @functools.cache
     def evaluated(run: Path, *words: str) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def test_every_value_has_its_interval_and_stands_beside_the_baselines(evaluate: 
         found = headlines["policy"][name]
         assert found["low"] <= found["value"] <= found["high"]
         assert found["value"] == result["after"][f"heldout/{name}"]
-    # Whatever was observed, an n-gram of higher order and a compressor with a dictionary know more.
+    # A higher order and a dictionary improve n-grams and compressors for any observations.
     assert headlines["5-gram"]["env_ce"]["value"] < headlines["unigram"]["env_ce"]["value"]
     assert "env_ce" not in headlines["gzip"]
     assert len({entry["tokens"] for entry in headlines.values()}) == 1
@@ -291,9 +291,9 @@ def test_runs_with_other_pools_are_not_compared(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "name one RUN, or two"),
-        (["run", "--compare", "a", "b"], "name one RUN, or two"),
-        (["run", "another"], "name one RUN, or two"),
+        ([], "name one RUN, or two runs"),
+        (["run", "--compare", "a", "b"], "name one RUN, or two runs"),
+        (["run", "another"], "name one RUN, or two runs"),
         (["run", "--json", "--csv"], "exclude each other"),
         (["run", "--step", "1", "--checkpoint", "best"], "exclude each other"),
         (["run", "--checkpoint", "bets\x1b"], "no checkpoint 'bets\\x1b'"),
@@ -302,8 +302,8 @@ def test_runs_with_other_pools_are_not_compared(
         (["run", "--output", "/dev/null/folder"], "cannot write"),
         (["run", "--pass-k", "5", "--rollouts", "4"], "pass@5 needs 5 rollouts"),
         (["--compare", "x/a", "y/b"], "different folders"),
-        (["--compare", "a", "b", "--checkpoint", "all"], "one checkpoint of each"),
-        (["--compare", "a", "b", "--command", "ls"], "--command reads out one run"),
+        (["--compare", "a", "b", "--checkpoint", "all"], "one checkpoint per run"),
+        (["--compare", "a", "b", "--command", "ls"], "--command and --compare exclude each other"),
     ],
 )
 def test_options_that_do_not_go_together(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -315,7 +315,7 @@ HOSTILE = "a\x1b[2J\x1b]0;title\x07\r\u202eb\x9b31m[bold]$\\frac{1}{0}$c[/bold]\
 
 
 def _hostile(novel: bool) -> Evaluation:
-    """An evaluation whose every text came from an environment, with or without a novel pair in it."""
+    """Return an evaluation whose texts all come from an environment, with or without a novel pair."""
     estimate = Estimate(0.5, None, None)
     measures = Measures(dict.fromkeys(MEASURES, estimate), 2, 3, 1)
 

@@ -1,4 +1,4 @@
-"""`echo-cli inspect`: runs, pools and files; an episode with the nats of its tokens; colours, and text that is data."""
+"""`echo-cli inspect`: runs, pools and files; an episode with the nats of its tokens; colours; text printed as data."""
 
 from __future__ import annotations
 
@@ -254,8 +254,8 @@ def test_what_is_beyond_the_context_is_shown_and_not_scored(tmp_path: Path, caps
     assert (
         "".join(piece for part in heat if part["role"] == "env_output" for piece in part["pieces"]) == "1" * 3000 + "\n"
     )
-    assert heat[-1]["nats"] is None and "the model takes 2048" in found["note"]
-    assert "the model takes 2048" in printed(capsys, file, "--episode", "1", "--model", "tiny-base")
+    assert heat[-1]["nats"] is None and "the model's context is 2048" in found["note"]
+    assert "the model's context is 2048" in printed(capsys, file, "--episode", "1", "--model", "tiny-base")
 
 
 def test_an_episode_of_context_alone_has_nothing_to_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,14 +283,14 @@ def test_the_advantage_is_that_of_the_group_in_the_file(tmp_path: Path, capsys: 
         *(played("g", 9.0, only=True), played("i", 1.0), played("i", None)),
     )
     first = group_of(capsys, file, 1)
-    # Of 1, 0, 0: the mean is 1/3, the sample deviation is sqrt(1/3).
+    # Rewards 1, 0, 0: mean 1/3, sample standard deviation sqrt(1/3).
     assert first["rewards"] == [1.0, 0.0, 0.0] and first["kind"] == "group_norm"
     assert first["advantage"] == pytest.approx((2 / 3) / (1 / 3) ** 0.5, abs=1e-5)
     assert group_of(capsys, file, 3)["advantage"] == pytest.approx(-(1 / 3) / (1 / 3) ** 0.5, abs=1e-5)
     assert group_of(capsys, file, 2)["advantage"] == 0.0
     assert (group_of(capsys, file, 6)["advantage"], group_of(capsys, file, 8)["advantage"]) == (None, None)
     assert "env term only" in group_of(capsys, file, 6)["note"]
-    assert "1 of 2 rollouts here have no reward" in group_of(capsys, file, 7)["note"]
+    assert "1 of 2 recorded rollouts have no reward" in group_of(capsys, file, 7)["note"]
     assert "rewards 1, 0, 0" in printed(capsys, file, "--episode", "1")
     assert "advantage: +1.155 (group_norm)" in printed(capsys, file, "--episode", "1")
 
@@ -302,7 +302,7 @@ def test_a_run_says_where_its_group_is_incomplete(
     copy = shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints"))
     lines = (run / "trajectories.jsonl").read_bytes().splitlines(keepends=True)
     (copy / "trajectories.jsonl").write_bytes(lines[0])
-    note = "the group is incomplete: 1 of the 2 rollouts that an evaluation plays are here"
+    note = "the group is incomplete: 1 of the 2 rollouts of an evaluation are recorded"
     assert group_of(capsys, copy, 1)["note"] == note
 
 
@@ -314,7 +314,10 @@ def test_a_run_says_where_its_group_is_incomplete(
     [
         (["RUN", "--checkpoint", "best"], "--checkpoint has no effect alone"),
         (["RUN", "--episode", "1", "--against", "best"], "--against has no effect alone"),
-        (["RUN", "--episode", "1", "--checkpoint", "4", "--against", "latest"], "--against is the policy"),
+        (
+            ["RUN", "--episode", "1", "--checkpoint", "4", "--against", "latest"],
+            "--against and --checkpoint name the same policy",
+        ),
         (["RUN", "--episode", "1", "--checkpoint", "newest"], "no checkpoint 'newest'"),
         (["RUN", "--episode", "1", "--checkpoint", "99"], "no checkpoint of step 99"),
         (["RUN", "--episode", "1", "--checkpoint", "4", "--model", "tiny-base"], "exclude each other"),
@@ -323,7 +326,7 @@ def test_a_run_says_where_its_group_is_incomplete(
         (["RUN", "--config", "toy"], "--config has no effect alone"),
         (["RUN", "threads=1"], "'threads=1' has no effect alone"),
         (["RUN", "--model", "nowhere/at/all"], "no model nowhere/at/all"),
-        (["FILE", "--episode", "1", "--checkpoint", "best"], "is no run"),
+        (["FILE", "--episode", "1", "--checkpoint", "best"], "is not a run"),
         (["FILE", "--step", "3"], "no trajectories of step 3"),
         (["EMPTY"], "contains no traces"),
         (["FOLDER"], "neither a run nor a pool"),
@@ -430,7 +433,7 @@ def test_colours_shade_the_text_and_leave_it_as_it_is() -> None:
     shaded = [line for line in _ESCAPE.sub("", text).splitlines() if " | " in line]
     unshaded = [line for line in plain.splitlines() if " | " in line]
     assert [line.split(" | ")[1].rstrip() for line in shaded] == [line.split(" | ")[1].rstrip() for line in unshaded]
-    assert sum(" : " in line for line in text.splitlines()) == 2  # those of the second policy
+    assert sum(" : " in line for line in text.splitlines()) == 2  # strips of the second policy
     # 9 nats are the darkest shade, with white text; less than 1/16 none at all.
     assert "\x1b[38;2;255;255;255;48;2;157;0;34m日\x1b[0m" in text
     assert "\x1b[0m ab\x1b[" in text
@@ -439,7 +442,7 @@ def test_colours_shade_the_text_and_leave_it_as_it_is() -> None:
 
 
 def _on_terminal(*words: str) -> str:
-    """What the command writes on a terminal of 60 columns."""
+    """Return the output of the command on a terminal of 60 columns."""
     ours, theirs = pty.openpty()
     unset = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "COLORTERM")
     environment = {key: value for key, value in os.environ.items() if key not in unset}
@@ -447,7 +450,7 @@ def _on_terminal(*words: str) -> str:
     process = subprocess.Popen([*COMMAND, *words], stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     blocks = []
-    with contextlib.suppress(OSError):  # what Linux says once the other end is closed
+    with contextlib.suppress(OSError):  # Linux's error after the other end is closed
         while block := os.read(ours, 4096):
             blocks.append(block)
     os.close(ours)

@@ -1,4 +1,4 @@
-"""`pool build` and `pool show`: every kind of actor, the same pool again, and text shown as text."""
+"""`pool build` and `pool show`: every kind of actor, reproducible pools, and text printed as data."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_checkpoint_plays_the_same_pool_again(
     actor = {"kind": "checkpoint", "run": "finished", "step": 2, "model_sha256": sha256_of(weights)}
     assert more["provenance"]["actor"] == actor
     assert (more["provenance"]["temperature"], more["provenance"]["rollouts_per_task"]) == (0.6, 2)
-    # It took the run's own config, not the default one.
+    # The run's own config is used, not the default one.
     assert more["provenance"]["environment"]["toy_terminal"]["ood_world_seeds"] == []
     tokenizer = build_policy(load_config(find_config("toy")))[0].tokenizer
     assert load_pool(tmp_path / "more", PlainRenderer(tokenizer)).trajectories[0].segments[1].logprobs is None
@@ -144,7 +144,7 @@ def test_no_solved_rollout_is_a_failure(
 
     monkeypatch.setattr(TextEnvironment, "verify", unsolved)
     words = ["--actor", str(finished), "--only-solved", "--split", "validation", "threads=1"]
-    assert "none of 26 rollouts" in _fails(capsys, "build", str(tmp_path / "pool"), *words, code=1)[0]
+    assert "none of the 26 rollouts" in _fails(capsys, "build", str(tmp_path / "pool"), *words, code=1)[0]
     assert not (tmp_path / "pool").exists()
 
 
@@ -213,7 +213,7 @@ def test_no_command_prints_the_help_and_fails(capsys: pytest.CaptureFixture[str]
 
 
 def _hostile_pool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """A pool whose texts, channels and task want to be more than text."""
+    """Write a pool with hostile text in outputs, channels and task id."""
     _build(capsys, tmp_path / "plain")
     manifest, _ = read_pool(tmp_path / "plain")
     segments = (
@@ -274,7 +274,7 @@ def test_show_refuses_what_is_not_there_or_was_changed(tmp_path: Path, capsys: p
     pool = tmp_path / "pool"
     _build(capsys, pool)
     message, tip = _fails(capsys, "show", str(pool), "--episode", "52")
-    assert "has no trajectory 52" in message and tip == "they are 1 to 51"
+    assert "has no trajectory 52" in message and tip == "choose one from 1 to 51"
     assert "does not exist" in _fails(capsys, "show", str(tmp_path / "nowhere"))[0]
     file = pool / "trajectories.jsonl"
     file.write_bytes(file.read_bytes().replace(b"answer: ", b"answer:  ", 1))

@@ -1,7 +1,7 @@
 """The hook in real shells: each test types at the prompt of bash, zsh or fish in a pseudo-terminal.
 
-A stub `echo-cli` writes down its arguments and exits with 7, so that what was routed is read from a file and
-not out of a terminal's redraws; 7 is a status that no plain echo has.
+A stub `echo-cli` records its arguments in a file and exits with 7, so that routed calls are read from the file and not
+from the terminal's redraws; no plain echo exits with 7.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pytest
 from echo_cli.cli.shell_hook import shell_hook
 from echo_cli.errors import EchoError
 
-DEADLINE_S = 30.0  # for one command; only ever spent when something is broken
+DEADLINE_S = 30.0  # per command; reached only on failure
 ROUTED = 7
 
 SHELLS = {
@@ -35,12 +35,12 @@ SHELLS = {
 LOAD = {"bash": 'eval "$(cat hook)"', "zsh": 'eval "$(cat hook)"', "fish": "cat hook | source"}
 STATUS = {"bash": "$?", "zsh": "$?", "fish": "$status"}
 
-# A new session's first terminal becomes its controlling one only when asked; without it there is no job control.
+# Job control needs a controlling terminal, which a new session has to request.
 _IN_TERMINAL = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
 )
 
-# A shell starts it, because the path of an interpreter with a space in it cannot stand behind #!.
+# A shell starts it, because #! does not support an interpreter path with a space.
 _STUB = f"""#!/bin/sh
 '''exec' '{sys.executable}' -S "$0" "$@"
 '''
@@ -53,7 +53,7 @@ sys.exit({ROUTED})
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one line at the prompt did: its exit status, the calls of echo-cli, and the terminal's text."""
+    """Result of one line at the prompt: exit status, calls of echo-cli, and terminal text."""
 
     status: int
     calls: list[list[str]]
@@ -98,7 +98,7 @@ class Prompt:
         self.run(LOAD[shell])
 
     def run(self, line: str) -> Outcome:
-        """Type `line`, wait until it is done, and say what it did."""
+        """Type `line`, wait for it to finish, and return its result."""
         self._lines += 1
         done = self.folder / f"status.{self._lines}"
         calls_before = len(self._log.read_text().splitlines())
@@ -109,7 +109,7 @@ class Prompt:
         return Outcome(int(done.read_text()), calls, text)
 
     def bytes_of(self, line: str) -> bytes:
-        """What `line` writes to a file it is redirected to."""
+        """Return the output of `line`, redirected to a file."""
         self.run(f"{line} > captured")
         return (self.folder / "captured").read_bytes()
 
@@ -128,7 +128,7 @@ class Prompt:
         while not is_done():
             assert time.monotonic() < end, f"{self.shell} did not finish {line!r}; its terminal:\n{text!r}"
             text += self._read(0.02)
-        # The status is written after the line's own output, so what is left to read is already there.
+        # The status is written after the line's own output, so the rest of the output is already available.
         while more := self._read(0.0):
             text += more
         return text.decode(errors="replace")

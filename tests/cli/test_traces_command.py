@@ -1,4 +1,4 @@
-"""`echo-cli traces`: files that are there whole or not at all, refusals that name their place, and what is printed."""
+"""`echo-cli traces`: files are written whole or not at all, errors name their location, and printed results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GOOD = json.dumps({"messages": CHAT})
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with good.jsonl of two chats and bad.jsonl whose lines 2 and 4 are none."""
+    """The working directory, with good.jsonl (two chats) and bad.jsonl (lines 2 and 4 are not chats)."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "good.jsonl").write_text(f"{GOOD}\n{GOOD}\n")
     (tmp_path / "bad.jsonl").write_text(f"{GOOD}\n{{}}\n{GOOD}\n{{}}\n[{{\n")
@@ -137,7 +137,7 @@ def test_a_link_leads_to_what_is_replaced(folder: Path, capsys: pytest.CaptureFi
 
 
 def test_a_pipe_is_written_to_and_stays_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As a device: /dev/null must not become a file."""
+    """Output to a device: /dev/null must not be replaced by a file."""
     os.mkfifo("out")
     got: list[bytes] = []
     reader = threading.Thread(target=lambda: got.append(Path("out").read_bytes()))

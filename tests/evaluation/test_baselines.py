@@ -1,4 +1,4 @@
-"""Baselines: probabilities that sum to one, worked examples, and each one better where it has something to know."""
+"""Baselines: probabilities sum to one, worked examples, and each baseline improves with information."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def bits(tokens: Tokens, predictions: Predictions) -> float:
 def test_witten_bell_by_hand() -> None:
     # V = 4, the output is "0 0 1" after the command "2".
     model = fit_ngram([([2], [0, 0, 1])], order=2, vocab_size=4)
-    # Empty context: c = 3 tokens of t = 2 kinds.
+    # Empty context: c = 3 tokens, t = 2 distinct.
     unigram = np.array([(2 + 2 / 4) / 5, (1 + 2 / 4) / 5, (2 / 4) / 5, (2 / 4) / 5])
     assert model.distribution([]) == pytest.approx(unigram)
-    # After 0: one 0 and one 1; after 2: one 0; 3 was never seen and leaves the unigram.
+    # After 0: one 0 and one 1; after 2: one 0; 3 was never seen, so the unigram remains.
     assert model.distribution([3, 0]) == pytest.approx((np.array([1, 1, 0, 0]) + 2 * unigram) / 4)
     assert model.distribution([2]) == pytest.approx((np.array([1, 0, 0, 0]) + unigram) / 2)
     assert model.distribution([3]) == pytest.approx(unigram)
@@ -65,7 +65,7 @@ def test_a_longer_context_helps_on_what_was_observed() -> None:
 
 
 def test_an_ngram_looks_at_the_exchange_and_not_beyond() -> None:
-    # The same exchange after another one is predicted the same, up to its first token.
+    # The same exchange after another exchange has the same predictions, including its first token.
     alone, after = (
         pool_of([transcript(*exchanges, ("cat b", "beta\n", "", 0))]) for exchanges in ([], [("ls", "zeta\n", "", 0)])
     )
@@ -122,9 +122,9 @@ def test_a_compressor_is_charged_for_the_text_and_not_for_its_framing() -> None:
     observed = b"cat a\nalpha: 12\n"
     sizes = compressors(observed)
     assert {size(b"") for size in sizes.values()} == {0}
-    # One literal of the fixed code: 8 or 9 bits beside the 10 of an empty block; zstd stores the byte as it is.
+    # One literal of the fixed code: 8 or 9 bits besides the 10 of an empty block; zstd stores the byte uncompressed.
     assert {name: size(b"a") for name, size in sizes.items()} == dict.fromkeys(sizes, 1)
-    # A text after what is known costs about what it adds to the stream of both.
+    # With a dictionary, a text costs about as much as it adds to the stream of both.
     text = b"alpha: 13\n"
     both, known = (compressors(b"")["gzip"](part) for part in (observed + text, observed))
     assert abs(sizes["gzip + observations"](text) - (both - known)) <= 1

@@ -1,4 +1,4 @@
-"""Held-out measures: hand-computed cross-entropy and bits per byte, each pair once, novel and seen apart."""
+"""Held-out measures: hand-computed cross-entropy and bits per byte, each pair once, novel and seen separately."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def policy(*, uniform: bool = False) -> TorchPolicy:
 
 
 class CannedTerminal:
-    """Answers each command with the (text, channel) parts given for it, five turns at most."""
+    """An environment that answers each command with its (text, channel) parts, for at most five turns."""
 
     def __init__(self, answers: Mapping[str, Sequence[tuple[str, str]]], opening: tuple[TextPiece, ...]) -> None:
         self._answers = answers
@@ -69,7 +69,7 @@ class CannedTerminal:
 
 
 class CannedWorlds:
-    """One task for each list of expert commands."""
+    """A suite with one task per list of expert commands."""
 
     replayable = True
     description = Description("canned", {}, {})
@@ -124,7 +124,7 @@ def test_each_pair_is_in_the_pool_once() -> None:
     worlds = CannedWorlds(ANSWERS, [["a"], ["a", "b"], ["b", "a"], ["twin"], ["a", "a", "both"]])
     pool = expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE)
     pairs = [[span.pair for span in spans] for spans in pool.spans]
-    # "a" first comes up in t0; t2 shows nothing new; the same output of another command is another pair.
+    # "a" first occurs in t0; t2 has no new pair; the same output of a different command is a different pair.
     assert [trajectory.task_id for trajectory in pool.trajectories] == ["t0", "t1", "t3", "t4"]
     assert pairs == [[("a", "alpha\n")], [("b", "日本\n")], [("twin", "alpha\n")], [("both", "out\ncat: no\n")]]
     assert len(pool.pairs) == 4
@@ -262,7 +262,7 @@ def test_pools_are_frozen_and_share_no_pair(toy: tuple[ToyWorlds, Config]) -> No
         name: pool.trajectories for name, pool in two.pools.items()
     }
     assert not one.pools["validation"].pairs & one.pools["heldout"].pairs
-    # Every world has as many services, so one line count is the same everywhere.
+    # Every world has the same number of services, so one line count is the same in all of them.
     assert one.pools["ood"].pairs & one.pools["heldout"].pairs <= {("wc -l /srv/registry.csv", "5 /srv/registry.csv\n")}
     assert len(one.pools["heldout"].pairs) >= 40
 
@@ -278,7 +278,7 @@ def test_executed_pairs_are_no_longer_novel(toy: tuple[ToyWorlds, Config]) -> No
     evaluator.observe(executed_pairs([*executed, *executed]))
     assert evaluator.seen == executed_pairs(executed) & pool.pairs
     after = evaluator.evaluate(scorer, 0).metrics
-    # Added output by output, as the metrics of runs always were.
+    # Summed per output first, as in the metrics of runs.
     nats: dict[bool, list[tuple[float, int]]] = {True: [], False: []}
     for of, spans in zip(scorer.score(pool.trajectories, {Role.ENV_OUTPUT}), pool.spans, strict=True):
         for span in spans:

@@ -1,4 +1,4 @@
-"""A loaded run opens what it is asked for, and nothing else."""
+"""A loaded run opens only what is requested."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from echo_cli.trajectory import write_trajectories
 
 @pytest.fixture
 def elsewhere(finished: Path, tmp_path: Path) -> Path:
-    """A copy whose environment is at an address where nobody listens, with the pools that it kept."""
+    """A copy with stored pools whose environment is at an address without a server."""
     run = shutil.copytree(finished, tmp_path / "run")
     with load_run(finished) as opened:
         for name, pool in opened.frozen_pools(opened.policy()).items():

@@ -1,4 +1,4 @@
-"""Measures over tokens: columns as the pool has them, worked examples of each measure, groups that add up."""
+"""Measures over tokens: columns match the pool, worked examples of each measure, groups add up."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def by_hand(nats: list[float], correct: list[int], confidence: list[float]) -> P
 
 
 def plain(trajectories: list[int], byte_counts: list[int]) -> Tokens:
-    """Columns of so many environment tokens, of which nothing else matters."""
+    """Return columns of `count` env_output tokens with arbitrary other values."""
     count = len(trajectories)
     zeros, texts = np.zeros(count, dtype=np.int64), np.array([""] * count, dtype=object)
     return Tokens(
@@ -117,7 +117,7 @@ def test_tokens_are_those_of_the_spans_and_all_warnings() -> None:
     assert warning.sum() == sum(trajectory.count(Role.WARNING) for trajectory in POOL.trajectories)
     ids = [trajectory.token_ids for trajectory in POOL.trajectories]
     assert all(ids[t][i] == token for t, i, token in zip(tokens.trajectory, tokens.index, tokens.token_id, strict=True))
-    # The repeated pair of the second trajectory is nowhere.
+    # The repeated pair of the second trajectory is not measured.
     assert set(tokens.command[output & (tokens.trajectory == 1)]) == {"grep"}
     assert set(zip(tokens.command[warning], tokens.exit_status[warning], strict=True)) == {("cat", "1"), ("ls", "2")}
 
@@ -127,7 +127,7 @@ def test_the_bytes_of_a_span_are_those_of_its_output() -> None:
     spans = [span for spans in POOL.spans for span in spans]
     found = np.bincount(tokens.span[tokens.span >= 0], tokens.byte_count[tokens.span >= 0])
     assert found.tolist() == [span.output_bytes for span in spans]
-    # Positions run over stdout and stderr of a command alike.
+    # Positions run on over stdout and stderr of a command.
     assert [tokens.position[tokens.span == n].tolist() for n in range(3)] == [list(range(s.count)) for s in spans]
 
 
@@ -167,10 +167,10 @@ def test_positions_fall_into_their_buckets() -> None:
 def test_longest_matches_by_hand() -> None:
     #                                     0  1  2  3  4  5  6  7  8
     length, following = longest_suffix_matches([5, 6, 7, 5, 6, 8, 5, 6, 7])
-    # At 5 the suffix "5 6" stood at 0-1, then 7; at 8 its latest place is 3-4, then 8.
+    # At 5, the suffix "5 6" occurred at 0-1, followed by 7; at 8, its latest occurrence is 3-4, followed by 8.
     assert length.tolist() == [0, 0, 0, 0, 1, 2, 0, 1, 2]
     assert following.tolist() == [-1, -1, -1, -1, 6, 7, -1, 6, 8]
-    # A match may overlap what it continues; the longest wins over the latest.
+    # A match may overlap its continuation; the longest match has priority over the latest.
     assert longest_suffix_matches([1, 1, 1])[0].tolist() == [0, 0, 1]
     length, following = longest_suffix_matches([9, 1, 2, 3, 1, 4, 9, 1, 2])
     assert (length[8], following[8]) == (2, 2)
@@ -187,7 +187,7 @@ def test_copyable_by_hand() -> None:
         token_id=np.array([7, 7, 7, 7]),
     )
     assert (tokens.match_length.tolist(), tokens.match_token.tolist()) == ([1, 2, 2, 9], [7, 7, 8, 7])
-    # Too short a match; continued; continued otherwise; continued.
+    # Match too short; continued; different continuation; continued.
     assert tokens.copyable.tolist() == [False, True, False, True]
     pool = pool_of([transcript(("cat a", "12 34\n", "", 0), ("cat b", "12 39\n", "", 0))])
     found = tokens_of(pool, (), TOKENIZER)

@@ -1,4 +1,4 @@
-"""`eval-heldout --model`: any models on the same text, in their own tokens, and what is refused."""
+"""`eval-heldout --model`: models on the same text in their own tokens, and refused command lines."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ BASELINES = ["uniform", "copying", "gzip", *(["zstd"] if has_zstd() else [])]
 
 
 class ChattyRenderer(PlainRenderer):
-    """Writes a line of scaffold before and after everything that the environment says."""
+    """A renderer that writes a line of scaffold before and after each reply of the environment."""
 
     def opening(self) -> Frame:
         scaffold = Segment(Role.CONTEXT, "<turn>\n", tuple(self.tokenizer.encode("<turn>\n")), channel=SCAFFOLD)
@@ -59,7 +59,7 @@ class ChattyRenderer(PlainRenderer):
 
 
 def tiny_folder(folder: Path, tokenizer: Tokenizer, seed: int | None) -> Path:
-    """A model folder of random weights; without a seed every token is as probable as any other."""
+    """Write a model folder with random weights; without a seed, all tokens are equally probable."""
     model = TinyModel(TinyConfig(tokenizer.vocab_size, hidden=32, layers=1, heads=4, max_length=2048))
     model.init_weights(torch.Generator().manual_seed(seed or 0))
     if seed is None:
@@ -71,7 +71,7 @@ def tiny_folder(folder: Path, tokenizer: Tokenizer, seed: int | None) -> Path:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pools `expert` (two episodes, three commands each) and `fit`, which has one pair of it; and models."""
+    """A folder with the pools `expert` (two episodes, three commands each) and `fit` (one pair of it), and models."""
     place = tmp_path_factory.mktemp("place")
     first, second = printed("alpha: 12\n", "日本 🚀\n", "x y\n"), printed("beta: 7\n", "gamma\n", "long\nlines\nhere\n")
     write_pool(place / "expert", [first, second], TOKENIZER, ORIGIN)
@@ -88,7 +88,7 @@ Evaluate = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def evaluate(place: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
-    """`eval-heldout --json` of the models named, on `expert`."""
+    """Return the result of `eval-heldout --json` for the given models on `expert`."""
     monkeypatch.chdir(place)
 
     def evaluated(models: Sequence[str], *words: str) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def test_each_model_is_measured_over_all_pairs_in_its_own_tokens(evaluate: Evalu
     )
     assert other["expert/env_bits_per_byte"] == pytest.approx(bits["other"], rel=1e-6)
     (difference,) = result["differences"]
-    assert difference["model"] == "other" and difference["env_ce"] is None  # nats per token would not compare
+    assert difference["model"] == "other" and difference["env_ce"] is None  # nats per token are not comparable
     assert difference["env_bits_per_byte"]["value"] == pytest.approx(bits["other"] - bits[uniform], abs=1e-6)
     (note,) = [note for note in result["notes"] if "tokens" in note]
     assert note.startswith(f"* other: tokens differ from the tokens of {uniform}")
@@ -202,7 +202,7 @@ def test_a_renderer_changes_tokens_and_never_pairs_or_bytes(renderer: Renderer, 
         sizes = [int(tokens.byte_count[tokens.headline & (tokens.trajectory == number)].sum()) for tokens in columns]
         assert sizes[0] == sizes[1] == sum(span.output_bytes for span in ours.spans[number])
     assert [len(t) for t in theirs.trajectories] != [len(t) for t in ours.trajectories]
-    # Scaffold is context: what is measured is the same, one token the other.
+    # Scaffold is context, so the measured tokens are the same.
     assert np.array_equal(columns[0].token_id, columns[1].token_id) == (renderer.tokenizer is TOKENIZER)
 
 
@@ -229,7 +229,7 @@ def test_baselines_need_no_text(evaluate: Evaluate, place: Path) -> None:
     assert list(found) == ["step_000002", *BASELINES]
     assert found["uniform"]["env_ce"]["value"] == pytest.approx(math.log(V))
     tokens = tokens_of(load_pool(place / "expert", PLAIN), (), TOKENIZER)
-    # A match is as likely to go on as not; what is left is shared by the V - 1 other tokens.
+    # A match continues with probability 1/2; the other V - 1 tokens share the rest.
     matched, hit = tokens.match_length > 0, tokens.match_token == tokens.token_id
     nats = np.where(matched, np.where(hit, math.log(2), math.log(2 * (V - 1))), math.log(V))
     assert found["copying"]["env_ce"]["value"] == pytest.approx(nats[tokens.headline].mean())
@@ -280,14 +280,14 @@ def test_the_table_compares_what_compares(
     words = ["--pool", "expert", "threads=1", "--breakdown"]
     assert main(["eval-heldout", *models, *words]) == 0
     alike = capsys.readouterr().out
-    assert "env-CE, nats/token, less one/step_000002" in alike and "expert env-CE, nats/token" in alike
+    assert "env-CE, nats/token, minus one/step_000002" in alike and "expert env-CE, nats/token" in alike
     assert "next token is" in alike and "*" not in alike
-    assert "every pair counts: nothing is trained here, so none is seen" in alike
+    assert "all pairs are included, as nothing is trained here" in alike
     assert alike.count("tokens, teacher-forced)") == 2
     assert main(["eval-heldout", *models, "--model", "other", *words]) == 0
     mixed = capsys.readouterr().out
-    assert "expert bits per byte" in mixed and "next token is" not in mixed  # groups of tokens are not the same text
-    less = mixed.partition("bits per byte, less one/step_000002")[2].partition("pairs")[0].splitlines()
+    assert "expert bits per byte" in mixed and "next token is" not in mixed  # groups of tokens have different text
+    less = mixed.partition("bits per byte, minus one/step_000002")[2].partition("pairs")[0].splitlines()
     assert [line.split()[0] for line in less if line.strip()] == [
         *("two/step_000002", "other"),
         *("env-CE,", "two/step_000002"),
@@ -346,13 +346,13 @@ def test_a_hostile_name_is_shown_and_does_nothing(
 @pytest.mark.parametrize(
     ("words", "message", "tip"),
     [
-        (["--pool", "expert", "run"], "RUN run and --model exclude each other", "name runs, or models"),
-        (["--pool", "expert", "--compare", "a", "b"], "--compare and --model exclude each other", "name runs"),
-        ([], "--model needs a pool to be measured on", "--pool DIR; `echo-cli pool build DIR` makes one"),
+        (["--pool", "expert", "run"], "RUN run and --model exclude each other", "name either runs or models"),
+        (["--pool", "expert", "--compare", "a", "b"], "--compare and --model exclude each other", "name either runs"),
+        ([], "--model needs a pool", "--pool DIR; `echo-cli pool build DIR` builds one"),
         (["--pool", "expert", "--step", "0"], "--step has no effect with --model", "RUN/checkpoints/step_"),
         (["--pool", "expert", "--checkpoint", "best"], "--checkpoint has no effect", "RUN/checkpoints/step_"),
-        (["--pool", "expert", "--rollouts", "0"], "--rollouts has no effect with --model", "and so a RUN"),
-        (["--pool", "expert", "--pass-k", "1"], "--pass-k has no effect with --model", "and so a RUN"),
+        (["--pool", "expert", "--rollouts", "0"], "--rollouts has no effect with --model", "name a RUN"),
+        (["--pool", "expert", "--pass-k", "1"], "--pass-k has no effect with --model", "name a RUN"),
         (["--pool", "expert", "--json", "--csv"], "exclude each other", "one of them"),
         (["--pool", "expert", "--output", "p.pdf"], "not a .png, .svg or .csv", "together"),
         (["--pool", "expert", "--pool", "expert"], "two pools are named expert", "rename"),
@@ -419,7 +419,7 @@ def test_the_kind_is_told_from_the_folder(place: Path, tmp_path: Path, monkeypat
     assert [kind_of(path) for path in ("tiny-base", str(place / "other"))] == ["tiny", "tiny"]
     with pytest.raises(EchoError, match=r"broken/config.json: not JSON"):
         kind_of("broken")
-    # A hub id that begins with a folder which is here is a mistyped path.
+    # A hub id whose first part is a local folder is a mistyped path.
     with pytest.raises(EchoError, match="no model qwen/x: it does not exist"):
         kind_of("qwen/x")
 

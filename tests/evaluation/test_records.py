@@ -1,4 +1,4 @@
-"""One record of an evaluation: the JSON object of each kind, its rows, and what stands beside what."""
+"""Records of an evaluation: the JSON object of each kind, the CSV rows, and the policies shown side by side."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_differences_have_the_keys_that_their_kind_compares() -> None:
 def test_rows_are_one_a_measure_and_one_a_difference() -> None:
     rows = [dict(zip(CSV_COLUMNS, row, strict=True)) for row in csv_rows(evaluation("runs"))]
     assert len(rows) == 4 * 2 * len(MEASURES) + 2 + 3
-    # Baselines go by pool.
+    # Baselines are ordered by pool.
     baselines = [(row["pool"], row["model"]) for row in rows if row["model"] in ("gzip", "zstd")]
     order = list(dict.fromkeys(baselines))
     assert order == [("heldout", "gzip"), ("heldout", "zstd"), ("ood", "gzip"), ("ood", "zstd")]

@@ -1,4 +1,4 @@
-"""Templates: a value is escaped and made printable whatever stands around it, and one that is missing is an error."""
+"""Templates: values are escaped and made printable in every context, and a missing value is an error."""
 
 from __future__ import annotations
 

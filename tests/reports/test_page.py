@@ -1,4 +1,4 @@
-"""The report in a real Chromium, from file://: it loads clean, pages, zooms and prints, and hostile text stays text."""
+"""The report in a real Chromium, from file://: it loads without errors, pages, zooms and prints; text stays text."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ LONG = "A" * 1_000_000
 
 @pytest.fixture(scope="module")
 def run(played: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of four steps with kept rollouts, the last of which is hostile; its report is written."""
+    """A run of four steps with its report; the last kept rollout is hostile."""
     path = shutil.copytree(played, tmp_path_factory.mktemp("page") / "run")
-    config = (path / "config.yaml").read_text()  # its report plays no tasks again
+    config = (path / "config.yaml").read_text()  # its report replays no tasks
     (path / "config.yaml").write_text(config.replace("heldout_rollouts: 2", "heldout_rollouts: 0"))
     *_, row = read_jsonl(path / "trajectories.jsonl")
     for segment, text in zip(row["segments"], [*HOSTILE, LONG], strict=False):
@@ -65,7 +65,7 @@ def browser() -> Iterator[Any]:
 
 
 class Visit:
-    """A page, and what it did that it should not."""
+    """A page with a record of its errors and requests."""
 
     def __init__(self, browser: Any, address: str, **options: Any) -> None:
         self.context = browser.new_context(viewport={"width": 1200, "height": 900}, **options)
@@ -88,13 +88,13 @@ class Visit:
 
 
 def _steps(page: Any) -> list[str]:
-    """The step labels of the first chart."""
+    """Return the step labels of the first chart."""
     found: list[str] = page.locator(".chart").first.locator("text.step").all_text_contents()
     return found
 
 
 def _shown(page: Any) -> str:
-    """The id of the one episode that is visible."""
+    """Return the id of the only visible episode."""
     (found,) = page.eval_on_selector_all(".episode", "all => all.filter(e => !e.hidden).map(e => e.id)")
     return str(found)
 
@@ -145,7 +145,7 @@ def test_the_heat_map_has_four_ways_and_says_the_nats(browser: Any, address: str
             colours[mode] = token.evaluate(colour)
         assert colours["off"] == "rgba(0, 0, 0, 0)"
         assert len(set(colours.values())) == 4, colours
-        page.keyboard.press("ArrowLeft")  # on the radio buttons it is theirs
+        page.keyboard.press("ArrowLeft")  # on radio buttons, the key acts on them
         assert page.locator("input[value=difference]").is_checked() and _shown(page) == "episode-1"
         token.hover()
         said = page.locator("#readout").inner_text()
@@ -184,7 +184,7 @@ def test_a_chart_zooms_by_drag_wheel_and_keys_and_resets(browser: Any, address: 
         assert re.fullmatch(r"step 1: held-out [\d.]+; the same pairs before training [\d.]+", said), said
         page.keyboard.press("+")
         assert _steps(page) == ["1", "2"]  # from 0.5 to 2.5
-        page.keyboard.press("End")  # brings the last step into view
+        page.keyboard.press("End")  # scrolls the last step into view
         assert _steps(page) == ["2", "3", "4"]
         page.keyboard.press("-")
         assert _steps(page) == whole
@@ -305,7 +305,7 @@ def test_without_javascript_the_tables_curves_and_episodes_are_there(browser: An
 
 
 def test_two_runs_are_told_apart_and_filtered(browser: Any, run: Path, tmp_path: Path) -> None:
-    """The other has no checkpoints, and a hostile name and config."""
+    """The second run has no checkpoints, and a hostile name and config."""
     other = tmp_path / "<i>other&"
     shutil.copytree(run, other, ignore=shutil.ignore_patterns("checkpoints", "report.html"))
     config = (other / "config.yaml").read_text()

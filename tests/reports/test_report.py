@@ -1,4 +1,4 @@
-"""What a report says: figures as eval-heldout has them, curves thinned without loss of extremes, never above 2 MB."""
+"""Content of a report: figures equal to eval-heldout's, curves thinned without loss of extremes, never above 2 MB."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def read(played: Path) -> RunReport:
 
 @pytest.fixture
 def quick(played: Path, tmp_path: Path) -> Path:
-    """A copy whose report plays no tasks again."""
+    """A copy whose report replays no tasks."""
     run = shutil.copytree(played, tmp_path / "run")
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("heldout_rollouts: 2", "heldout_rollouts: 0"))
@@ -158,7 +158,7 @@ HOSTILE = "</script><b id=x onload='alert(1)'>\"\x1b[31m\u202e\ud800\r\0 {{ 7 * 
 
 
 def _hostile(value: Any) -> Any:
-    """`value` with `HOSTILE` at the end of every text in it, the keys of mappings included."""
+    """Append `HOSTILE` to every text in `value`, including the keys of mappings."""
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{field.name: _hostile(getattr(value, field.name)) for field in fields(value)})
     if isinstance(value, dict):
@@ -202,7 +202,7 @@ def test_no_text_of_a_run_is_markup_or_unprintable_wherever_it_stands() -> None:
     curves = tuple(_curve(name, heldout_env_ce=[(0, 1.0), (2, 2.0)]) for name in "ab")
     for runs in ((plain,), (plain, replace(plain, name="b", config={"x": "z"}))):
         report = Report(runs, curves[: len(runs)], ("all",))
-        # What is not text of a run: keys and words that the code itself chooses.
+        # Not text of a run: keys and words chosen by the code.
         hostile = _hostile(report)
         hostile = replace(
             hostile,
@@ -280,7 +280,7 @@ def test_an_advantage_is_given_where_the_whole_group_was_kept(quick: Path) -> No
     advantages = [episode.advantage for episode in read.episodes if episode.origin == "rollout"]
     half = 0.5**0.5  # a deviation of 1/2 over a standard deviation of √(1/2)
     assert advantages[:4] == pytest.approx([-half, half, half, -half], abs=1e-4)
-    assert advantages[4:] == [None]  # the fifth is one of a group of two
+    assert advantages[4:] == [None]  # the fifth is the only kept rollout of a group of two
 
 
 def test_without_an_rl_term_there_is_no_advantage(played: Path, tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_a_run_without_checkpoints_is_reported_with_plain_figures(
 
 
 def _losing(run: Path, monkeypatch: pytest.MonkeyPatch, losses: int) -> None:
-    """Have the next `losses` checkpoints that are read deleted before, and a later step's saved instead."""
+    """Replace the last checkpoint by a later step's just before it is read, `losses` times."""
     load, left = Checkpoints.load, [losses]
 
     def losing(checkpoints: Checkpoints, which: str | int = "latest") -> Any:
@@ -393,7 +393,7 @@ def test_a_run_of_a_users_environment_is_measured_on_the_pool_it_kept_and_nothin
     run = tmp_path / "run"
     shutil.copytree(played, run)
     config = yaml.safe_load((run / "config.yaml").read_text())
-    config["environment"] = {  # nobody listens there
+    config["environment"] = {  # no server listens there
         "url": "http://127.0.0.1:1",
         "tasks": {"items": [{"instruction": word} for word in "oak elm ash yew fir fig bay box".split()]},
         "action": {"template": {"command": "{text}"}},
@@ -413,7 +413,7 @@ def test_a_run_of_a_users_environment_is_measured_on_the_pool_it_kept_and_nothin
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     read = read_run(run, "run", checkpoint="latest", most_episodes=40, device=None)
     assert read.measured and set(read.pairs) == {"heldout"} and read.observations
-    assert any("not played again" in note for note in read.notes)
+    assert any("not replayed" in note for note in read.notes)
     (last,) = (column for column in read.columns if column.label == "last")
     expected = open_run(run).read_metrics()[-1]["heldout/pass_at_1"]
     assert last.figures["heldout/pass_at_1"] == Estimate(expected, None, None)

@@ -1,4 +1,4 @@
-"""Pictures: the CSV is exactly what is drawn, text is data, and a run with little in it is drawn all the same."""
+"""Figures: the CSV has exactly the drawn points, text is data, and a run with few points is drawn too."""
 
 from __future__ import annotations
 

@@ -23,39 +23,39 @@ if TYPE_CHECKING:
 def dream(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
     score: Annotated[
-        int | None, typer.Option(help="Score replies on N novel held-out pairs instead.", metavar="N", min=1)
+        int | None, typer.Option(help="Score replies on N novel held-out pairs.", metavar="N", min=1)
     ] = None,
     checkpoint: Annotated[
         str | None, typer.Option(help="best (default), latest or a step.", metavar="NAME|N", show_default=False)
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Longest predicted reply, in tokens.", metavar="N", min=1)
+        int | None, typer.Option(help="Cap of a predicted reply, tokens.", metavar="N", min=1)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the order of pairs, and of sampling.", metavar="N", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order of pairs and of sampling.", metavar="N", min=0)] = 0,
     pool: Annotated[Path | None, typer.Option(help="With --score: another frozen pool.", metavar="DIR")] = None,
     breakdown: Annotated[bool, typer.Option("--breakdown", help="With --score: also per command.")] = False,
-    task: Annotated[str | None, typer.Option(help="Task to play; by default held-out.", metavar="ID")] = None,
-    list_tasks: Annotated[bool, typer.Option("--list-tasks", help="Print the tasks that --task takes.")] = False,
+    task: Annotated[str | None, typer.Option(help="Task to play; default: first held-out task.", metavar="ID")] = None,
+    list_tasks: Annotated[bool, typer.Option("--list-tasks", help="List the tasks that --task accepts.")] = False,
     temperature: Annotated[
-        float, typer.Option(help="Of predicted replies; 0 (default) is greedy.", metavar="X", show_default=False)
+        float, typer.Option(help="Sampling temperature; 0 (default) is greedy.", metavar="X", show_default=False)
     ] = 0.0,
     closed_loop: Annotated[
-        bool, typer.Option("--closed-loop", help="Go on after predicted replies, not real ones.")
+        bool, typer.Option("--closed-loop", help="Continue after predicted replies, not real ones.")
     ] = False,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let the world model answer in the environment's place.
+    """Let the policy answer commands in place of the environment.
 
-    Type commands into a task, or pipe them in, one a line: the model's reply stands beside the real one. `exit` or
-    Ctrl-D ends. With --score, replies to held-out commands are compared with the true ones.
+    Type commands or pipe them in, one per line; the policy's reply is printed beside the real one. `exit` or Ctrl-D
+    ends the session. With --score, replies to held-out commands are compared with the true ones.
     """
     which = checkpoint_named(checkpoint or "best")
     if not 0 <= temperature < math.inf:
-        raise EchoError(f"--temperature is {temperature}", "0, or a number above it")
+        raise EchoError(f"--temperature is {temperature}", "give 0 or a positive number")
     of_play = {"--task": task, "--temperature": temperature, "--closed-loop": closed_loop}
     if score is not None:
-        tip = "a score is greedy, after true transcripts of a pool"
+        tip = "omit it: scored replies are greedy and follow true transcripts of a pool"
         _refuse({**of_play, "--list-tasks": list_tasks}, "with --score", tip)
         from echo_cli.evaluation.dream.scoring import score_dreams
 
@@ -64,9 +64,9 @@ def dream(
         )
         _print_score(found, breakdown, as_json)
         return
-    _refuse({"--pool": pool, "--breakdown": breakdown}, "without --score", "--score N")
+    _refuse({"--pool": pool, "--breakdown": breakdown}, "without --score", "add --score N")
     if list_tasks:
-        _refuse({**of_play, "--max-tokens": max_tokens}, "with --list-tasks", "leave --list-tasks away to play")
+        _refuse({**of_play, "--max-tokens": max_tokens}, "with --list-tasks", "omit --list-tasks to play")
         _print_tasks(run, as_json)
         return
     from echo_cli.evaluation.dream.session import DreamSettings, open_dream
@@ -105,11 +105,11 @@ def _print_tasks(run: Path, as_json: bool) -> None:
 
 
 def _play(opened: OpenDream, as_json: bool) -> list[Event]:
-    """Answer the commands of stdin. Print what happens as it happens; with `as_json`, return it."""
+    """Answer the commands on stdin and print events as they occur; with `as_json`, return them instead."""
     from echo_cli.cli.display.dream import print_event
 
     print(f"{opened.title}; exit or Ctrl-D ends", file=sys.stderr)
-    # Closed here where printing breaks off: the episode goes before its environment does.
+    # If printing fails, the generator is closed here, so that the episode is closed before its environment.
     with closing(opened.play.converse(_commands(opened.prompt, sys.stderr if as_json else sys.stdout))) as events:
         if as_json:
             return list(events)
@@ -136,10 +136,10 @@ def _is_typed() -> bool:
 
 
 def _commands(prompt: str, screen: TextIO) -> Iterator[str]:
-    """The lines of stdin up to `exit`, without empty ones; who types them sees the prompt on `screen`."""
-    if sys.stdin is None:  # closed by whoever started us
+    """Yield the non-empty lines of stdin up to `exit`; on a terminal, print the prompt to `screen`."""
+    if sys.stdin is None:  # closed by the parent process
         return
-    if isinstance(sys.stdin, io.TextIOWrapper):  # of a terminal, too, whose encoding is not the one typed in
+    if isinstance(sys.stdin, io.TextIOWrapper):  # input may have another encoding, on a terminal too
         sys.stdin.reconfigure(errors="replace")
     typed = _is_typed()
     if typed:

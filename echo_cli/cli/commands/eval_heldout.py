@@ -24,36 +24,36 @@ def eval_heldout(
         list[str] | None,
         typer.Argument(
             metavar="RUN|KEY.PATH=VALUE",
-            help="Run directory; with --model config overrides.",
+            help="Run directory; with --model, config overrides.",
             show_default=False,
         ),
     ] = None,
     compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(help="Two runs, B less A, instead of RUN.", metavar="RUN_A RUN_B")
+        tuple[Path, Path] | None, typer.Option(help="Compare two runs, B - A, instead of RUN.", metavar="RUN_A RUN_B")
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="A model instead of RUN; repeatable, the first is the reference.", metavar="PATH|HUB-ID"),
+        typer.Option(help="Model instead of RUN; repeatable, the first is the reference.", metavar="PATH|HUB-ID"),
     ] = None,
     checkpoint: Annotated[
         list[str] | None, typer.Option(help="best (default), latest, all or a step; repeatable.", metavar="NAME")
     ] = None,
-    step: Annotated[int | None, typer.Option(help="A checkpoint by its step.", metavar="N")] = None,
-    pool: Annotated[list[Path] | None, typer.Option(help="One more frozen pool; repeatable.", metavar="DIR")] = None,
+    step: Annotated[int | None, typer.Option(help="Checkpoint by step.", metavar="N")] = None,
+    pool: Annotated[list[Path] | None, typer.Option(help="Additional frozen pool; repeatable.", metavar="DIR")] = None,
     fit_pool: Annotated[
-        Path | None, typer.Option(help="With --model: a pool that the baselines are fitted on.", metavar="DIR")
+        Path | None, typer.Option(help="With --model: pool that the baselines are fitted on.", metavar="DIR")
     ] = None,
     config: ConfigName = None,
     rollouts: Annotated[
-        int | None, typer.Option(help="Rollouts per task, for pass@k. Default: 4.", metavar="N", min=0)
+        int | None, typer.Option(help="Rollouts per task for pass@k. Default: 4.", metavar="N", min=0)
     ] = None,
     pass_k: Annotated[
         list[int] | None, typer.Option(help="k of pass@k; repeatable. Default: 1 and N.", metavar="K", min=1)
     ] = None,
     command: Annotated[str | None, typer.Option(help="Held-out command to read out.", metavar="TEXT")] = None,
-    breakdown: Annotated[bool, typer.Option("--breakdown", help="Also by kind of token, and by task.")] = False,
+    breakdown: Annotated[bool, typer.Option("--breakdown", help="Add measures by token group and by task.")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File or folder of the picture.", metavar="PATH")
+        Path | None, typer.Option("--output", "-o", help="File or folder of the figure.", metavar="PATH")
     ] = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -61,8 +61,8 @@ def eval_heldout(
 ) -> None:
     """Measure a checkpoint on held-out commands and tasks.
 
-    Beside it stand the policy that the run started from and simple baselines, over the same pairs. With --model instead
-    of RUN, any model is measured on the pools named, and later models against the first.
+    The run's initial policy and simple baselines are measured over the same pairs. With --model instead of RUN, any
+    models are measured on the given pools, and compared with the first model.
     """
     if as_json and as_csv:
         raise EchoError("--json and --csv exclude each other", "give one of them")
@@ -85,21 +85,22 @@ def eval_heldout(
         return
     of_models = {"--config": config, "--fit-pool": fit_pool}
     if given := [name for name, value in of_models.items() if value is not None]:
-        raise EchoError(f"{given[0]} has no effect without --model", "a RUN brings its own config and observations")
+        raise EchoError(f"{given[0]} has no effect without --model", "omit it: RUN has its own config and observations")
     if len(words or []) + (compare is not None) != 1:
-        tip = "echo-cli eval-heldout --help; models without a run: --model PATH --pool DIR"
-        raise EchoError("name one RUN, or two with --compare RUN_A RUN_B", tip)
+        tip = "see echo-cli eval-heldout --help; for models without a run: --model PATH --pool DIR"
+        raise EchoError("name one RUN, or two runs with --compare RUN_A RUN_B", tip)
     rollouts = 4 if rollouts is None else rollouts
     wanted = _checkpoints(checkpoint, step)
     ks = sorted(set(pass_k or [1, rollouts])) if rollouts else []
     if pass_k and max(pass_k) > rollouts:
-        raise EchoError(f"pass@{max(pass_k)} needs {max(pass_k)} rollouts per task", "give more --rollouts")
+        raise EchoError(f"pass@{max(pass_k)} needs {max(pass_k)} rollouts per task", "increase --rollouts")
     pools = pool or []
     if compare is not None:
         if len(wanted) > 1 or wanted == ["all"]:
-            raise EchoError("--compare takes one checkpoint of each run", "--checkpoint best or latest, or --step N")
+            tip = "give one of --checkpoint best, --checkpoint latest and --step N"
+            raise EchoError("--compare takes one checkpoint per run", tip)
         if command is not None:
-            raise EchoError("--command reads out one run, not two", "leave --compare or --command away")
+            raise EchoError("--command and --compare exclude each other", "omit either --compare or --command")
         stem = _stem(output, _shared_folder(compare, output), "heldout_comparison")
         from echo_cli.evaluation.comparison import compare_runs
 
@@ -128,35 +129,39 @@ def eval_heldout(
 def _overrides(
     words: list[str], compare: tuple[Path, Path] | None, of_runs: Mapping[str, object], pools: list[Path] | None
 ) -> list[str]:
-    """The overrides among the words of a command line with --model, once nothing on it is for runs."""
+    """Return the overrides of a command line with --model.
+
+    Raises:
+        EchoError: a word or option applies to runs only, or no pool is named.
+    """
     runs = [word for word in words if "=" not in word]
     if runs or compare is not None:
         what = "--compare" if compare is not None else f"RUN {escape_unprintable(runs[0])}"
-        raise EchoError(f"{what} and --model exclude each other", "name runs, or models")
+        raise EchoError(f"{what} and --model exclude each other", "name either runs or models")
     for name, value in of_runs.items():
         if value is not None:
-            tip = "rollouts need an environment, and so a RUN"
+            tip = "rollouts need an environment: name a RUN instead of --model"
             if name in ("--checkpoint", "--step"):
                 tip = "name the folder of a checkpoint: --model RUN/checkpoints/step_000060"
             raise EchoError(f"{name} has no effect with --model", tip)
     if not pools:
-        raise EchoError("--model needs a pool to be measured on", "--pool DIR; `echo-cli pool build DIR` makes one")
+        raise EchoError("--model needs a pool", "name a pool with --pool DIR; `echo-cli pool build DIR` builds one")
     return words
 
 
 def _checkpoints(names: list[str] | None, step: int | None) -> list[str | int]:
     if names and step is not None:
-        raise EchoError("--checkpoint and --step exclude each other", "give one of them; --checkpoint takes steps too")
+        raise EchoError("--checkpoint and --step exclude each other", "use --checkpoint, which also accepts steps")
     if step is not None:
         return [step]
     return [checkpoint_named(name, _NAMES) for name in names or ["best"]]
 
 
 def _stem(output: Path | None, folder: Path, name: str) -> Path:
-    """Return the picture's path without its ending, once it is sure that the picture can be written there.
+    """Return the figure's path without its extension.
 
     Raises:
-        EchoError: it cannot.
+        EchoError: the figure cannot be written there.
     """
     from echo_cli.files import check_writable
     from echo_cli.reports.figure import picture_stem
@@ -169,12 +174,12 @@ def _stem(output: Path | None, folder: Path, name: str) -> Path:
 def _shared_folder(runs: tuple[Path, Path], output: Path | None) -> Path:
     first, second = (run.absolute().parent for run in runs)
     if output is None and first != second:
-        raise EchoError("the runs are in different folders", "say where the picture goes with --output")
+        raise EchoError("the runs are in different folders", "name the figure's folder with --output")
     return first
 
 
 def _show(found: Evaluation, stem: Path | None, as_json: bool, as_csv: bool, breakdown: bool) -> None:
-    """Draw the picture, where it has a `stem`, and print the evaluation."""
+    """Write the figure if there is a `stem`, and print the evaluation."""
     figure = None
     if stem is not None:
         from echo_cli.reports.evaluation_figure import plot_evaluation

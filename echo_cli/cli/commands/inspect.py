@@ -23,37 +23,39 @@ _NAMES = ("initial", "best", "latest")
 
 def inspect(
     place: Annotated[
-        Path, typer.Argument(metavar="RUN|FILE", help="Run directory, pool or trajectory file.", show_default=False)
+        Path, typer.Argument(metavar="RUN|FILE", help="Run directory, pool, or trajectory file.", show_default=False)
     ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY.PATH=VALUE", help="With --model: config overrides.", show_default=False),
     ] = None,
-    episode: Annotated[int | None, typer.Option(help="Print one episode; the first is 1.", metavar="N", min=1)] = None,
+    episode: Annotated[int | None, typer.Option(help="Print one episode, 1-based.", metavar="N", min=1)] = None,
     step: Annotated[
-        int | None, typer.Option(help="Of a RUN: only the evaluation after this step.", metavar="N", min=0)
+        int | None, typer.Option(help="With a RUN: only the evaluation after this step.", metavar="N", min=0)
     ] = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(
-            help="With --episode, of a RUN: score its tokens. initial, best, latest or a step.", metavar="NAME|N"
+            help="With --episode of a RUN: policy that scores the tokens; initial, best, latest or a step.",
+            metavar="NAME|N",
         ),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="With --checkpoint: a second one beside it.", metavar="NAME|N")
+        str | None, typer.Option(help="With --checkpoint: second policy to compare.", metavar="NAME|N")
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Whose tokens to count; with --episode, score them too.", metavar="PATH|HUB-ID"),
+        typer.Option(help="Model whose tokens are counted; with --episode, scores them.", metavar="PATH|HUB-ID"),
     ] = None,
     config: ConfigName = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look at recorded episodes, role by role and token by token.
+    """Inspect recorded episodes by role and by token.
 
-    Tokens and bytes by role, boundaries that straddle roles, outputs, volatile-looking text and duplicates; or, with
-    --episode, one transcript with its reward, advantage and, given a policy, nats per token.
+    Prints tokens and bytes per role, tokens that straddle role boundaries, outputs, volatile-looking text and
+    duplicates. With --episode, prints one transcript with its reward, its advantage and, given a policy, nats per
+    token.
     """
     _refuse_unused(episode, checkpoint, against, model, overrides, config, device)
     of_run = as_overrides(device=device) if model is None else []
@@ -63,8 +65,8 @@ def inspect(
     recording = open_recording(place, step, of_run)
     if checkpoint is not None and recording.run is None:
         raise EchoError(
-            f"{escape_unprintable(place)} is no run and has no checkpoints",
-            "--model NAME scores the episodes of a file",
+            f"{escape_unprintable(place)} is not a run, so it has no checkpoints",
+            "score the episodes of a file with --model NAME",
         )
     wanted = [checkpoint_named(name, _NAMES) for name in (checkpoint, against) if name is not None]
     chosen = None if model is None else _model(model, config, [*(overrides or []), *as_overrides(device=device)])
@@ -83,7 +85,7 @@ def inspect(
 def _inspect_all(
     recording: Recording, chosen: tuple[str, Config] | None, view: EpisodeView | None, as_json: bool
 ) -> None:
-    """Print the figures of all episodes; as JSON, together with the one in `view`."""
+    """Print the figures of all episodes; as JSON, include the episode of `view`."""
     from echo_cli.traces.inspection.account import inspect as count
 
     place = str(recording.place)
@@ -114,23 +116,19 @@ def _refuse_unused(
     if checkpoint is not None and model is not None:
         raise EchoError("--checkpoint and --model exclude each other", "give one of them")
     needs: Mapping[str, tuple[object, object, str]] = {
-        "--checkpoint": (checkpoint, episode, "--episode N, whose tokens it scores"),
-        "--against": (against, checkpoint, "--checkpoint, beside which it is shown"),
-        "--config": (config, model, "--model, which it says how to load"),
-        f"'{escape_unprintable((overrides or [''])[0])}'": (
-            overrides or None,
-            model,
-            "--model, which it says how to load",
-        ),
-        "--device": (device, checkpoint or (model and episode), "--episode with a policy that scores it"),
+        "--checkpoint": (checkpoint, episode, "--episode N"),
+        "--against": (against, checkpoint, "--checkpoint"),
+        "--config": (config, model, "--model"),
+        f"'{escape_unprintable((overrides or [''])[0])}'": (overrides or None, model, "--model"),
+        "--device": (device, checkpoint or (model and episode), "--episode and a policy that scores it"),
     }
     for name, (given, needed, what) in needs.items():
         if given is not None and not needed:
-            raise EchoError(f"{name} has no effect alone", f"it goes with {what}")
+            raise EchoError(f"{name} has no effect alone", f"combine it with {what}")
 
 
 def _model(path: str, config: str | None, overrides: list[str]) -> tuple[str, Config]:
-    """The model's label, and the config that loads it."""
+    """Return the model's label and the config that loads it."""
     from echo_cli.evaluation.named_models import contenders, loading_config
 
     (contender,) = contenders([path], ())
@@ -138,7 +136,7 @@ def _model(path: str, config: str | None, overrides: list[str]) -> tuple[str, Co
 
 
 def _renderer(recording: Recording, chosen: tuple[str, Config] | None) -> tuple[str, Renderer]:
-    """Whose tokenizer counts: the model's that was chosen, the run's, or the built-in one's; with its name."""
+    """Return the name and renderer of the chosen model, else of the run's model, else of the built-in model."""
     from echo_cli.models.loading import load_renderer
     from echo_cli.models.tiny import TINY_BASE
 

@@ -30,7 +30,7 @@ from echo_cli.text import escape_unprintable
 if TYPE_CHECKING:
     from echo_cli.evaluation.pool_building import CheckpointActor
 
-pool = command_group("Frozen pools as files: make one, look at one.")
+pool = command_group("Build and show frozen pools.")
 
 _SCRIPTS = ("expert", "explorer")
 
@@ -41,26 +41,27 @@ def build(
     overrides: Overrides = None,
     config: ConfigName = None,
     actor: Annotated[
-        str, typer.Option(help="expert, explorer or a run directory.", metavar="expert|explorer|RUN")
+        str, typer.Option(help="Script (expert, explorer) or run directory.", metavar="expert|explorer|RUN")
     ] = "expert",
     checkpoint: Annotated[
-        str | None, typer.Option(help="Of a RUN: best (default), latest or a step.", metavar="NAME|N")
+        str | None, typer.Option(help="With a RUN: best (default), latest or a step.", metavar="NAME|N")
     ] = None,
     split: Annotated[str, typer.Option(help="train, validation or heldout.", metavar="NAME")] = "heldout",
-    ood: Annotated[bool, typer.Option("--ood", help="Play in the out-of-distribution worlds.")] = False,
+    ood: Annotated[bool, typer.Option("--ood", help="Play in out-of-distribution worlds.")] = False,
     rollouts: Annotated[int, typer.Option(help="Rollouts per task.", metavar="N", min=1)] = 1,
     temperature: Annotated[
-        float | None, typer.Option(help="Of a RUN's sampling; 0.6 by default.", metavar="X", show_default=False)
+        float | None,
+        typer.Option(help="With a RUN: sampling temperature. Default: 0.6.", metavar="X", show_default=False),
     ] = None,
-    seed: Annotated[str | None, typer.Option(help="Of sampling; the config's by default.", metavar="N")] = None,
-    only_solved: Annotated[bool, typer.Option("--only-solved", help="Keep a RUN's solved tasks only.")] = False,
+    seed: Annotated[str | None, typer.Option(help="Sampling seed. Default: the config's.", metavar="N")] = None,
+    only_solved: Annotated[bool, typer.Option("--only-solved", help="With a RUN: keep only solved rollouts.")] = False,
     device: Device = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Play the tasks of a split and keep the trajectories as a pool.
+    """Play the tasks of a split and store the trajectories as a pool.
 
-    A RUN as the actor brings its own config; --config and overrides change the worlds and caps, not its model.
+    With a RUN as the actor, the run's config is used; --config and overrides change the worlds and caps, not the model.
     """
     scripted = actor in _SCRIPTS
     if scripted:
@@ -87,18 +88,16 @@ def build(
 @pool.command("show")
 def show(
     folder: Annotated[Path, typer.Argument(metavar="POOL", help="Folder of the pool.")],
-    episode: Annotated[
-        int | None, typer.Option(help="Print one trajectory; the first is 1.", metavar="N", min=1)
-    ] = None,
+    episode: Annotated[int | None, typer.Option(help="Print one trajectory, 1-based.", metavar="N", min=1)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Verify a pool and print what is in it and where it comes from."""
+    """Verify a pool and print its contents and provenance."""
     from echo_cli.runs.pool_folder import read_pool
 
     manifest, trajectories = read_pool(folder)
     if episode is not None and episode > len(trajectories):
         raise EchoError(
-            f"{escape_unprintable(folder)} has no trajectory {episode}", f"they are 1 to {len(trajectories)}"
+            f"{escape_unprintable(folder)} has no trajectory {episode}", f"choose one from 1 to {len(trajectories)}"
         )
     chosen = None if episode is None else trajectories[episode - 1]
     if as_json:
@@ -114,18 +113,20 @@ def show(
 
 
 def _refuse_for_script(actor: str, of_run: Mapping[str, object], rollouts: int, seed: str | None) -> None:
-    """Refuse the options of a run as the actor and, for the expert, those that would play a task another way."""
+    """Refuse options that apply to a run only and, for the expert, --rollouts and --seed."""
     if given := [name for name, value in of_run.items() if value not in (None, False)]:
-        raise EchoError(f"{given[0]} has no effect with --actor {actor}", "it is for a run directory as the actor")
+        tip = "omit it, or name a run directory as the actor"
+        raise EchoError(f"{given[0]} has no effect with --actor {actor}", tip)
     if actor == "expert" and (rollouts > 1 or seed is not None):
         option = "--rollouts" if rollouts > 1 else "--seed"
-        raise EchoError(f"{option} has no effect with --actor expert", "the expert plays every task in one way")
+        tip = "omit it: the expert plays each task in one way"
+        raise EchoError(f"{option} has no effect with --actor expert", tip)
 
 
 def _split(name: str) -> Split:
     chosen: Split | None = next((split for split in get_args(Split) if split == name), None)
     if chosen is None:
-        raise EchoError(f"no split '{name}'", f"one of {', '.join(get_args(Split))}")
+        raise EchoError(f"no split '{name}'", f"choose one of {', '.join(get_args(Split))}")
     return chosen
 
 
@@ -134,18 +135,18 @@ def _checkpoint_actor(actor: str, checkpoint: str | None, temperature: float | N
 
     path = Path(actor)
     if not path.exists() and path.name == actor:
-        tip = "--actor expert, --actor explorer, or the run directory whose checkpoint plays"
-        raise EchoError(f"no actor '{actor}': no script of that name and no run directory", tip)
+        tip = "name expert, explorer or the run directory whose checkpoint plays"
+        raise EchoError(f"no actor '{actor}': neither a script nor a run directory", tip)
     chosen = checkpoint_named(checkpoint or "best")
     if temperature is None:
         return CheckpointActor(path, chosen)
     if not 0 < temperature < math.inf:
-        raise EchoError(f"--temperature is {temperature}", "a number above 0")
+        raise EchoError(f"--temperature is {temperature}", "give a number above 0")
     return CheckpointActor(path, chosen, temperature)
 
 
 def _config(name: str | None, words: list[str], run: Path | None) -> Config:
-    """The config named, or else that of the run that plays, or else `toy`."""
+    """Load the config `name`, else the config of `run`, else `toy`."""
     if name is None and run is not None:
         from echo_cli.runs.directory import open_run
 

@@ -1,6 +1,6 @@
-"""What `dream` prints: replies beside each other with their differences marked, and the table of a score.
+"""Printing for `dream`: replies side by side with their differences marked, and the table of a score.
 
-Text that came from an environment or a model is data: control characters are made visible.
+Text from an environment or a model is data: control characters are made visible.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DIFFERENT = "!"
 
 
 def print_dreams(found: DreamReport, *, breakdown: bool) -> None:
-    """The table of a score; with `breakdown` also each command, and the pairs that training executed."""
+    """Print the table of a score; with `breakdown`, also each command and the pairs that training executed."""
     groups = [group for group in found.groups if breakdown or group.group == ALL]
     for group in groups:
         _print_group(group, found.step)
@@ -44,21 +44,21 @@ def print_dreams(found: DreamReport, *, breakdown: bool) -> None:
     print(
         f"{escape_unprintable(found.run)}, pool {escape_unprintable(found.pool)}: {scored} of "
         f"{found.novel_pairs} novel pairs scored, "
-        f"order of seed {found.seed}; pairs that training executed: {found.seen_pairs}, apart in "
+        f"order of seed {found.seed}; pairs that training executed: {found.seen_pairs}, see "
         f"{'the last table' if breakdown else '--breakdown'}"
     )
-    print(f"greedy, at most {found.max_tokens} tokens; intervals are 95 %, over trajectories")
+    print(f"greedy, at most {found.max_tokens} tokens; 95 % intervals over trajectories")
     if not scored:
-        print("no pair of the pool is novel: training executed all of them")
+        print("the pool has no novel pair: training executed all its pairs")
     for note in found.notes:
         print(f"note: {note}")
 
 
 def print_event(event: Event, prompt: str | None) -> None:
-    """What happened in an episode: its opening, a command with both replies, a notice.
+    """Print an event of an episode: its opening, a command with both replies, or a notice.
 
     Args:
-        prompt: to show a command behind; None where it stands on the terminal, as it was typed.
+        prompt: printed with the command; None if the command is already on the terminal because it was typed.
     """
     match event:
         case Opening():
@@ -73,7 +73,7 @@ def print_event(event: Event, prompt: str | None) -> None:
 
 
 def print_tasks(tasks: Sequence[Task]) -> None:
-    """The tasks that --task takes."""
+    """Print the tasks that --task accepts."""
     table = new_table("task", "split", "family")
     for task in tasks:
         table.add_row(*(Text(escape_unprintable(word)) for word in (task.task_id, task.split, task.family)))
@@ -81,7 +81,7 @@ def print_tasks(tasks: Sequence[Task]) -> None:
 
 
 def lines_beside(predicted: str, actual: str) -> list[tuple[str | None, str | None]]:
-    """The lines of two texts in rows, those that are in both beside each other; None where a text has none."""
+    """Align the lines of two texts in rows, equal lines side by side; None where a text has no line."""
     first, second = predicted.splitlines(), actual.splitlines()
     rows: list[tuple[str | None, str | None]] = []
     for _, a, b, c, d in SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
@@ -120,7 +120,7 @@ def _print_answer(answer: Answer) -> None:
         _print_columns(rows, width)
     else:
         for title, place in (("predicted", 0), ("real", 1)):
-            print(f"  {title}:" if any(row[place] is not None for row in rows) else f"  {title}: (nothing)")
+            print(f"  {title}:" if any(row[place] is not None for row in rows) else f"  {title}: (empty)")
             for row in rows:
                 if row[place] is not None:
                     print(f"  {' ' if row[0] == row[1] else _DIFFERENT} {row[place]}")
@@ -149,7 +149,7 @@ def _verdict(answer: Answer) -> str:
     parts = ["exact match" if answer.exact_match else f"edit similarity {answer.edit_similarity:.3f}"]
     if answer.exit_code is not None and answer.predicted_exit_code is not None:
         agrees = answer.predicted_exit_code == answer.exit_code
-        parts.append(f"exit status {answer.predicted_exit_code}{'' if agrees else f', really {answer.exit_code}'}")
+        parts.append(f"exit status {answer.predicted_exit_code}{'' if agrees else f', real {answer.exit_code}'}")
     if not answer.ended:
         parts.append("the prediction did not end by itself")
     return "; ".join(parts)

@@ -1,6 +1,6 @@
-"""Print an evaluation: measures with intervals beside their baselines, breakdowns, tasks, one command read out.
+"""Printing of an evaluation: measures with intervals beside their baselines, breakdowns, tasks, one command read out.
 
-Text that came from an environment or a model is data: control characters are made visible.
+Text from an environment or a model is data: control characters are made visible.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ GROUP_TITLES = {
 _MOST_COMMANDS = 12
 _PER_TOKEN = MEASURE_TITLES.keys() - {"env_bits_per_byte"}
 _MADE_OF_TOKENS = ("position", "copyable")
-"""Groups that hold another text in other tokens."""
+"""Groups whose text depends on the tokens."""
 
 
 def print_evaluation(found: Evaluation, *, breakdown: bool) -> None:
-    """Print the tables of an evaluation; with `breakdown` also each group of tokens, and each task."""
+    """Print the tables of an evaluation; with `breakdown`, also each group of tokens and each task."""
     pools = list(found.novel_pairs)
     if found.is_curve:
         _print_curve(found, pools)
@@ -66,7 +66,7 @@ def print_evaluation(found: Evaluation, *, breakdown: bool) -> None:
 
 
 def _add_measures(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
-    """Add the headlines, measure by measure; a star marks figures per token of models with other tokens."""
+    """Add the headlines by measure; a star marks per-token figures of models with other tokens than the first."""
     for name, title in MEASURE_TITLES.items():
         table.add_row(title)
         for model in (*found.shown, *found.baselines):
@@ -88,7 +88,7 @@ def _add_differences(table: Table, found: Evaluation, pools: Sequence[str]) -> N
     for name in ("env_bits_per_byte", "env_ce"):
         less = {(entry.model, entry.pool): getattr(entry, name) for entry in found.differences}
         if any(less.values()):
-            table.add_row(Text(f"{MEASURE_TITLES[name]}, less {_short(first)}"))
+            table.add_row(Text(f"{MEASURE_TITLES[name]}, minus {_short(first)}"))
             for policy in found.policies[1:]:
                 estimates = [less[policy.model, pool] for pool in pools]
                 if any(estimates):
@@ -110,7 +110,7 @@ def _add_sizes(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
 
 
 def _add_runs(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
-    """Add run A, run B, and B less A."""
+    """Add run A, run B, and B - A."""
     for policy in found.policies:
         title = f"env-CE, nats/token, {_short(policy.model)}, step {policy.step}"
         table.add_row(Text(title), *(_interval(policy.estimate(pool, "env_ce")) for pool in pools))
@@ -130,13 +130,13 @@ def _add_runs(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
 
 def _caption(found: Evaluation) -> str:
     if found.kind == "run":
-        return "95 % intervals over trajectories (pass@k: tasks); all models over the same tokens, of novel pairs"
+        return "95 % intervals over trajectories (pass@k: tasks); all models over the same tokens of novel pairs"
     if found.kind == "runs":
         paired = "paired bootstrap over trajectories (env-CE) and tasks (pass@1)"
         return f"95 % intervals, {paired}; pairs novel to both runs"
-    chosen = "every pair counts: nothing is trained here, so none is seen"
+    chosen = "all pairs are included, as nothing is trained here"
     if found.fit_pool is not None:
-        chosen = f"pairs that are not in {found.fit_pool}, which the baselines are fitted on"
+        chosen = f"only pairs outside {found.fit_pool}, the pool that fits the baselines"
     return f"95 % intervals over trajectories; differences are paired; {chosen}"
 
 
@@ -154,9 +154,9 @@ def _print_curve(found: Evaluation, pools: Sequence[str]) -> None:
 
 
 def _print_groups(found: Evaluation, pools: Sequence[str]) -> None:
-    """Print one measure of the policies, a table a pool, group by group.
+    """Print one measure of the policies by group, one table per pool.
 
-    The other measures of a group, and the other groups, are in --json and --csv.
+    The other measures, and the groups not listed, are in --json and --csv.
     """
     measure, size = ("env_ce", "tokens") if found.same_tokens else ("env_bits_per_byte", "bytes")
     headings = [_short(policy.model) for policy in found.policies]
@@ -195,7 +195,7 @@ def _print_tasks(found: Evaluation) -> None:
 
 
 def _print_readout(readout: Mapping[str, Any]) -> None:
-    """Print one command, its output, and every policy's reading of it."""
+    """Print one command, its output, and every policy's prediction of the output."""
     if "models" in readout:
         readings = [(f"by {reading['model']}", reading["tokens"], reading) for reading in readout["models"]]
     else:

@@ -1,4 +1,4 @@
-"""What `inspect` prints. Text that a model or an environment wrote is data: control characters are made visible."""
+"""Printing for `inspect`. Text from a model or an environment is data: control characters are made visible."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from echo_cli.traces.inspection.duplicates import Duplicates, Repetition
 from echo_cli.traces.inspection.outputs import OutputSurvey
 
 _CHANNELS = 12
-"""The most channels of a role that are listed."""
+"""Maximum number of channels listed per role."""
 _FIGURES = 50
-"""Columns that the figures of a row have, beside two texts."""
+"""Width of the figures in a row with two texts, columns."""
 _LEAST_CHARS, _MOST_CHARS = 12, 48
-"""Of a text in a row, whatever the width of the terminal."""
+"""Minimum and maximum length of a text in a row, characters, for any terminal width."""
 _PIPED_WIDTH = 100
-"""Columns of a row with a strip under it, where stdout is no terminal."""
+"""Width of a row with a strip below it if stdout is not a terminal, columns."""
 
 
 def print_inspection(inspection: Inspection, *, place: str, tokens: str, boundaries: str) -> None:
-    """All that was counted.
+    """Print the figures of all episodes.
 
     Args:
-        tokens: whose tokens they are.
-        boundaries: whose encoding of the whole text the boundaries are of.
+        place: the inspected path.
+        tokens: description of the counted tokens.
+        boundaries: name of the tokenizer that the boundaries refer to.
     """
     rewards = inspection.rewards
     print(f"{escape_unprintable(place)}: {_count(inspection.trajectories, 'trajectory', 'trajectories')}, ", end="")
@@ -44,7 +45,7 @@ def print_inspection(inspection: Inspection, *, place: str, tokens: str, boundar
     else:
         print("rewards: none")
     if inspection.world_model_only:
-        print(f"for the env term only: {inspection.world_model_only} of {inspection.trajectories}")
+        print(f"env term only: {inspection.world_model_only} of {inspection.trajectories} trajectories")
     _print_account(inspection, tokens)
     _print_straddling(inspection.straddling, boundaries)
     _print_outputs(inspection.outputs)
@@ -52,9 +53,9 @@ def print_inspection(inspection: Inspection, *, place: str, tokens: str, boundar
 
 
 def print_episode(view: EpisodeView, *, place: str) -> None:
-    """The transcript of an episode with its reward and advantage; with policies, how hard they find its tokens."""
-    of_step = "" if view.step is None else f", of step {view.step}"
-    print(f"{escape_unprintable(place)}: episode {view.number}{of_step}, {_count(len(view.trace.turns), 'turn')}")
+    """Print the transcript of an episode with its reward and advantage and, with policies, its token losses."""
+    at_step = "" if view.step is None else f", step {view.step}"
+    print(f"{escape_unprintable(place)}: episode {view.number}{at_step}, {_count(len(view.trace.turns), 'turn')}")
     _print_group(view.group)
     if not view.heats:
         print(f"\n{transcript(view.trace, coloured=colours_of_stdout() is not None, width=width_of_stdout())}")
@@ -91,18 +92,18 @@ def _print_account(inspection: Inspection, tokens: str) -> None:
     print_table(table)
     print(f"tokens: {escape_unprintable(tokens)}")
     print(
-        f"plain RL discards {_percent(account.discarded_share)} of what could be learned: {account.discarded_tokens} "
+        f"plain RL discards {_percent(account.discarded_share)} of the learnable tokens: {account.discarded_tokens} "
         f"of {account.learnable_tokens} tokens of action, env_output and warning"
     )
 
 
 def _print_straddling(found: Straddling, boundaries: str) -> None:
     print(
-        f"\nboundaries of roles inside a token, were the text encoded at once ({escape_unprintable(boundaries)}):",
+        f"\nrole boundaries inside a token if the whole text is tokenized at once ({escape_unprintable(boundaries)}):",
         end=" ",
     )
     print(f"{found.straddling} of {found.boundaries}")
-    table = new_table("boundary", "inside", "of", "commonest tokens, split at the boundary")
+    table = new_table("boundary", "inside", "of", "most common tokens, split at the boundary")
     table.columns[-1].justify = "left"
     for pair in found.pairs:
         examples = ", ".join(f"{_quoted(each.before)}+{_quoted(each.after)} {each.count}" for each in pair.examples)
@@ -116,7 +117,7 @@ def _print_outputs(found: OutputSurvey) -> None:
     print(
         f"\noutputs: {found.without_output} of {_count(found.turns, 'turn')} printed nothing "
         f"({_percent(found.without_output_share)}), {found.answers_without_output} of them answers; "
-        f"{found.blank} white space alone"
+        f"{found.blank} printed only white space"
     )
     if found.emptiest:
         print("most often empty: " + ", ".join(f"{_quoted(each.command)} {each.count}" for each in found.emptiest))
@@ -129,17 +130,17 @@ def _print_outputs(found: OutputSurvey) -> None:
         print_table(table)
     print(f"volatile-looking text: {_percent(found.volatile_share)} of the bytes of env_output")
     if found.volatile:
-        table = new_table("", "count", "bytes", "share", "commonest")
+        table = new_table("", "count", "bytes", "share", "most common")
         table.columns[-1].justify = "left"
         for kind, volatile in found.volatile.items():
             examples = ", ".join(map(_quoted, volatile.examples))
             table.add_row(kind, str(volatile.count), str(volatile.bytes), _percent(volatile.share), Text(examples))
         print_table(table)
-        print("--json has their patterns, which environment.volatile takes: such text is then shown and not learned")
+        print("--json lists the patterns; text that a pattern in environment.volatile matches is not trained on")
 
 
 def _print_duplicates(found: Duplicates) -> None:
-    table = new_table("copies of earlier ones", "copies", "share", "of", "distinct", "commonest")
+    table = new_table("duplicates", "copies", "share", "of", "distinct", "most common")
     table.columns[-1].justify = "left"
     for name, repetition in (
         ("(command, output) pairs", found.pairs),
@@ -150,8 +151,8 @@ def _print_duplicates(found: Duplicates) -> None:
     print_table(table)
     other = found.other_outputs
     print(
-        f"commands that gave different outputs: {other.anywhere} of {other.commands}; within one task "
-        f"{other.same_task}; after the same commands of one task {other.same_history}"
+        f"commands with different outputs: {other.anywhere} of {other.commands}; within one task "
+        f"{other.same_task}; after the same commands in one task {other.same_history}"
     )
     if other.examples:
         print("most often: " + ", ".join(f"{_quoted(each.command)} {each.count}" for each in other.examples))
@@ -173,7 +174,7 @@ def _print_group(group: Group) -> None:
 
 
 def _ramp() -> str:
-    """The blocks, or digits where stdout's encoding lacks them."""
+    """Return the block characters, or digits if stdout's encoding lacks the blocks."""
     try:
         BLOCKS.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -182,7 +183,7 @@ def _ramp() -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text in one line: its beginning, what is not printable escaped."""
+    """Return the beginning of a text, quoted on one line with unprintable characters escaped."""
     room = ((width_of_stdout() or _PIPED_WIDTH) - _FIGURES) // 2
     most = min(max(room, _LEAST_CHARS), _MOST_CHARS)
     line = escape_unprintable(text[:most])

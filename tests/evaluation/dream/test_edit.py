@@ -39,7 +39,7 @@ def test_the_distance_is_the_fewest_edits(first: str, second: str) -> None:
         ("", "", 0, 1.0),
         ("", "abc", 3, 0.0),
         ("quota: 7842\n", "quota: 7843\n", 1, 1 - 1 / 12),
-        ("abcd", "bcde", 2, 0.5),  # a matching of blocks would say the same, one of places 0
+        ("abcd", "bcde", 2, 0.5),  # block matching gives the same value, comparison by position gives 0
         ("a" * 3000, "a" * 2999, 1, 1 - 1 / 3000),
     ],
 )

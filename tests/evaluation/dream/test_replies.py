@@ -1,4 +1,4 @@
-"""Replies in the environment's place: where they end, and what is known by heart is exact."""
+"""Generated replies: where they end, and exact replies from a model that has memorised the episode."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from echo_cli.trajectory import Trajectory, Turn
 ScoredReply = tuple[bool | None, float | None, bool | None, bool | None]
 LIMITS = EpisodeLimits(action_tokens=64, output_tokens=400, episode_tokens=1500)
 SETTINGS = toy_settings(9)
-# Output, no output at all, stderr with an exit status, exit status alone, a line of many.
+# Output, no output, stderr with an exit status, exit status only, several lines.
 COMMANDS = ("ls /", "cat /none", "grep zzz /etc/passwd", "frob", "ls /srv", "wc -l /srv/registry.csv")
 
 
@@ -46,7 +46,7 @@ def played() -> list[Trajectory]:
 
 
 def renderers(folder: Path) -> dict[str, Renderer]:
-    """A plain one and one of each chat family; `tool` closes a reply with text before its mark, the others do not."""
+    """A plain renderer and one per chat family; only `tool` has scaffold text between a reply and its mark."""
     qwen3, llama3 = folder / "qwen3", make_llama3(folder)
     qwen3.mkdir()
     make_random_qwen3(qwen3, 0)
@@ -87,7 +87,7 @@ def test_a_policy_that_knows_the_transcripts_by_heart_is_exact(played: list[Traj
     form = reply_form(renderer, SETTINGS)
     written = [retokenize(trajectory, renderer) for trajectory in played]
     found = asked(written, renderer, form)
-    # A transcript ends with its last reply; in a conversation the turn's end would follow.
+    # A transcript ends with its last reply; in a conversation, the end of the turn follows.
     after = [token for segment in renderer.reply(()).after for token in segment.token_ids]
     policy = memory(renderer, [[*trajectory.token_ids, *after] for trajectory in written])
     replies = dream(policy, form, [true.context for true in found], [500] * len(found))
@@ -114,10 +114,10 @@ def test_what_a_reply_gets_wrong_is_told_apart(played: list[Trajectory]) -> None
     said = "sh: frob: command not found\n"
     assert scored(f"{said}[exit 127]\n$ ls\n") == (True, 1.0, True, True)
     assert scored(f"{said}[exit 1]\n$ ls\n") == (True, 1.0, False, True)
-    assert scored(f"{said}$ ls\n") == (True, 1.0, False, True)  # silence is exit status 0
+    assert scored(f"{said}$ ls\n") == (True, 1.0, False, True)  # an unstated exit status is 0
     assert scored("sh: frob: command not fun\n[exit 127]\n$ ") == (False, 1 - 2 / 28, True, True)
     assert scored("$ ") == (False, 0.0, False, True)
-    # A `$` within a line, or at the start of one without its space, ends nothing.
+    # A `$` within a line, or at the start of a line without a space after it, does not end a reply.
     assert scored("costs 3$ \n$HOME\n[exit 127]\n$ ")[2:] == (True, True)
     endless = scored(f"{said}[exit 127]\n", cap=60)
     assert endless[0] is False and endless[2:] == (True, False)
@@ -158,7 +158,7 @@ def test_without_prompt_and_scaffold_nothing_marks_the_end(all_renderers: dict[s
 
 def test_no_reply_passes_the_context_of_the_model() -> None:
     form = reply_form(RENDERER, SETTINGS)
-    policy = memory(RENDERER, [], max_length=12)  # which asserts it itself
+    policy = memory(RENDERER, [], max_length=12)  # asserts inside
     replies = dream(policy, form, [[1] * 4, [1] * 11, [1] * 9], [100, 100, 2])
     assert [len(reply.token_ids) for reply in replies] == [8, 1, 2]
     with pytest.raises(EchoError, match="no room"):
@@ -187,9 +187,9 @@ def test_the_exit_status_is_told_by_the_rule_of_the_config() -> None:
     rule = ObservationRule(path="code", on="step", label="code: {text}\n")
     told = SETTINGS.model_copy(update={"exit_code": "code", "observation": (rule,)})
     assert reply_form(RENDERER, told).exit_status("code: 0\n") == ("", 0)
-    assert reply_form(RENDERER, told).exit_status("a\n") == ("a\n", None)  # 0 is told too
+    assert reply_form(RENDERER, told).exit_status("a\n") == ("a\n", None)  # 0 is stated too
     bare = told.model_copy(update={"observation": (rule.model_copy(update={"label": ""}),)})
-    assert reply_form(RENDERER, bare).status is None  # any number would be one
+    assert reply_form(RENDERER, bare).status is None  # any number would match
     assert reply_form(RENDERER, SETTINGS.model_copy(update={"exit_code": None})).status is None
 
 
@@ -202,7 +202,7 @@ def test_what_is_volatile_counts_as_equal() -> None:
 
 def test_a_transcript_of_its_own_can_fill_the_context() -> None:
     worlds, form = ToyWorlds([0], [], 9), reply_form(RENDERER, SETTINGS)
-    policy = memory(RENDERER, [], max_length=200)  # which never ends a reply
+    policy = memory(RENDERER, [], max_length=200)  # never ends a reply
     limits = EpisodeLimits(16, 20, 400)
     with EventLoop() as loop:
         task = worlds.tasks.heldout[0]
@@ -214,7 +214,7 @@ def test_a_transcript_of_its_own_can_fill_the_context() -> None:
 
 
 def test_in_an_open_loop_each_reply_follows_the_real_ones(played: list[Trajectory], renderer: Renderer) -> None:
-    """A policy that knows the episode by heart answers it whole, and one that begins wrong goes on right."""
+    """A policy that has memorised the episode answers all of it; after a wrong reply, it continues correctly."""
     worlds, form = ToyWorlds([0], [], 9), reply_form(renderer, SETTINGS)
     written = retokenize(played[0], renderer)
     after = [token for segment in renderer.reply(()).after for token in segment.token_ids]
@@ -225,7 +225,7 @@ def test_in_an_open_loop_each_reply_follows_the_real_ones(played: list[Trajector
             play = DreamPlay(policy, worlds, worlds.tasks.train[0], LIMITS, form, loop, settings)
             answers = [event for event in play.converse(iter(COMMANDS)) if isinstance(event, Answer)]
             exact = [answer.exact_match and answer.ended for answer in answers]
-            # Beside its own replies stderr and exit status are one text, whose tokens may differ from the real ones.
+            # In its own replies, stderr and exit status are one text, whose tokens may differ from the real ones.
             assert all(exact) if not closed_loop else exact[0]
             statuses = [(answer.predicted_exit_code, answer.exit_code) for answer in answers]
             assert closed_loop or all(said == true for said, true in statuses)
