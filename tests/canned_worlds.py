@@ -1,4 +1,4 @@
-"""Worlds whose environments a test has made: handed out in order, one an episode."""
+"""Worlds with environments made by a test, handed out in order, one per episode."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ class CannedWorlds:
 
 
 def groups(tasks: Sequence[Task]) -> list[tuple[Task, str]]:
-    """Each task as a group of its own."""
+    """Return each task as a group of its own."""
     return [(task, task.task_id) for task in tasks]

@@ -1,4 +1,4 @@
-"""Folders with tokenizers of other kinds than Qwen's, made on the spot: Llama 3's form, and sentencepiece's."""
+"""Folders with tokenizers of other kinds than Qwen's, built here: Llama 3's form, and sentencepiece's."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def write_settings(folder: Path, **settings: object) -> None:
 
 
 def make_llama3(folder: Path) -> Path:
-    """A tokenizer that puts BOS in front of what it encodes, three ends of an answer, and a template with a date."""
+    """Write a tokenizer that prepends BOS, with three end-of-answer tokens and a template with a date."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -86,7 +86,7 @@ def make_llama3(folder: Path) -> Path:
 
 
 def make_sentencepiece(folder: Path) -> Path:
-    """Llama 2's form: a space before every text, spaces as U+2581, unknown characters as bytes; no chat template."""
+    """Write Llama 2's form: a space before every text, spaces as U+2581, unknown characters as bytes; no template."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces += ["\u2581", *"abcdefghijklmnopqrstuvwxyz", "\u2581c", "at", "\u2581cat", "é"]
     merges = [("\u2581", "c"), ("a", "t"), ("\u2581c", "at")]
@@ -103,7 +103,7 @@ def make_sentencepiece(folder: Path) -> Path:
 
 
 class Canned:
-    """An environment that gives the replies it was made with, and remembers what it was asked."""
+    """An environment that gives predefined replies and records the commands."""
 
     def __init__(self, opening: str, *replies: StepResult) -> None:
         self._opening = opening

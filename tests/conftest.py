@@ -1,4 +1,4 @@
-"""Runs that several tests look at. Nobody changes them: a test that would takes a copy."""
+"""Runs shared by several tests. They are read-only: a test that modifies a run copies it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from loopback import OpenEnvServer
 from tiny_run import train
 
-# A shell ignores it for what it starts in the background, and so would every process of the tests that is sent one.
+# A shell ignores SIGINT in background jobs, and the processes started by the tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -24,9 +24,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One that has played its held-out tasks, of one family for speed, before training and after step 4.
+    """A run that has played its held-out tasks, of one family for speed, before training and after step 4.
 
-    It has kept five rollouts of each time, and evaluated after every step.
+    It has kept five rollouts each time, and evaluated after every step.
     """
     run = tmp_path_factory.mktemp("played") / "run"
     words = ("evaluation.heldout_rollouts=2", "evaluation.pass_every=4", "environment.toy_terminal.families=[key]")
@@ -37,7 +37,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def openenv_server() -> Iterator[OpenEnvServer]:
-    """A server of the environments in `openenv_samples`. Who restarts it leaves it running."""
+    """A server of the environments in `openenv_samples`. A test that restarts it leaves it running."""
     server = OpenEnvServer()
     yield server
     server.stop()

@@ -1,6 +1,6 @@
-"""The signals of healthy runs of the shipped defaults, recorded: `data/healthy_runs.json`.
+"""Recorded signals of healthy runs of the shipped defaults: `data/healthy_runs.json`.
 
-To record them again, from the top of the checkout:
+To record them again, from the root of the checkout:
 
     for seed in 0 1 2 3 4; do
       for config in toy toy-grpo; do echo-cli train --config $config --seed $seed threads=1; done
@@ -19,14 +19,14 @@ from echo_cli.rollouts.behaviour import BEHAVIOUR_KEYS
 
 FILE = Path(__file__).parent / "data" / "healthy_runs.json"
 
-# What the detector reads.
+# Columns that the detector reads.
 SIGNALS = [name for name in BEHAVIOUR_KEYS if name not in ("malformed_fraction", "no_action_fraction")]
 STEP_KEYS = [f"train/{name}" for name in ("entropy", "reward", "policy_env_ce", *SIGNALS)]
 EVALUATION_KEYS = [f"{pool}/{name}" for pool in ("heldout", "ood") for name in ("env_ce", "env_ce_start")]
 
 
 def healthy_runs() -> dict[str, list[dict[str, Any]]]:
-    """The rows of each run, by its name, from the evaluation before training on."""
+    """Return the rows by name of run, from the evaluation before training onwards."""
     runs = {}
     for name, columns in json.loads(FILE.read_text()).items():
         measured = zip(*(columns[key] for key in EVALUATION_KEYS), strict=True)

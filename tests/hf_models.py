@@ -1,4 +1,4 @@
-"""Small Qwen3 models on disk, and the seam over them, for tests. Their vocabulary is that of tiny-base's tokenizer."""
+"""Small Qwen3 models on disk and the policy seam over them, for tests, with the vocabulary of tiny-base's tokenizer."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-"""Of a model with two query heads to each key head, by the names of transformers."""
+"""Sizes of a model with two query heads per key head, under transformers' names."""
 
 
 def qwen3_config(shape: Architecture) -> Qwen3Config:
-    """The Qwen3 of a shape, as transformers describes it."""
+    """Return transformers' config of a Qwen3 with the given sizes."""
     return Qwen3Config(
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,
@@ -51,7 +51,7 @@ def qwen3_config(shape: Architecture) -> Qwen3Config:
 
 
 def make_qwen3(folder: Path, *, tied: bool = True, seed: int = 0, **changes: Any) -> Path:
-    """A Qwen3 of `SIZES` with weights large enough that every layer matters."""
+    """Write a Qwen3 of `SIZES` with weights large enough for every layer to matter."""
     shape = {
         **SIZES,
         "head_dim": 8,
@@ -67,7 +67,7 @@ def make_qwen3(folder: Path, *, tied: bool = True, seed: int = 0, **changes: Any
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> HfModel:
-    """The seam over the model in `folder`; an adapter's second half is not zero, as after training."""
+    """Return the policy seam over the model in `folder`; an adapter's second half is non-zero, as after training."""
     config = ModelConfig(kind="hf", path=str(folder), **settings)
     model = load_hf_model(folder, config, CPU, dtype, 0, VOCABULARY)
     stir(model)
@@ -75,7 +75,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> H
 
 
 def stir(model: HfModel) -> None:
-    """Give the half of a fresh adapter that starts at zero other values."""
+    """Set the half of a fresh adapter that is initialised to zero to other values."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -83,7 +83,7 @@ def stir(model: HfModel) -> None:
 
 
 def dense(model: HfModel, folder: Path, base: Path) -> torch.nn.Module:
-    """What transformers and peft load of what `model` saves: an independent implementation of its forward pass."""
+    """Save `model` and load it with transformers and peft, an independent implementation of its forward pass."""
     folder.mkdir(exist_ok=True)
     model.save(folder)
     if not isinstance(model.model, PeftModel):

@@ -1,4 +1,4 @@
-"""How many bytes of tensors live at once: exact where the peak of a process's memory is not."""
+"""Exact number of tensor bytes alive at once, in contrast to a process's peak memory."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
+    """Return a free port of 127.0.0.1."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -23,7 +23,7 @@ def free_port() -> int:
 
 
 def answers(url: str) -> bool:
-    """Whether a server's `/health` answers 200."""
+    """Return whether a server's `/health` answers 200."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"{url}/health", timeout=5) as reply:
@@ -33,7 +33,7 @@ def answers(url: str) -> bool:
 
 
 def environment() -> dict[str, str]:
-    """Our environment, in which the packages and the tests' own modules are found."""
+    """Return the environment variables with which a child process finds the packages and the tests' modules."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "envs"), str(ROOT / "tests")])
     return {**os.environ, "PYTHONPATH": path}
 
@@ -54,7 +54,7 @@ class OpenEnvServer:
         self.restart()
 
     def restart(self) -> None:
-        """Kill the server where there is one, and start another."""
+        """Kill the server if there is one, and start a new one."""
         assert self._host.stdin is not None and self._host.stdout is not None
         self._host.stdin.write(b"\n")
         self._host.stdin.flush()

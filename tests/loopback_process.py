@@ -1,4 +1,4 @@
-"""The process of `loopback_server.py`: prints its port, and ends with SIGTERM or its standard input."""
+"""The process of `loopback_server.py`: prints its port, and ends on SIGTERM or at the end of stdin."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed
 
 
 class Served:
-    """Connections and plain GETs, answered as `behaviour` says; what happens is appended to `log`."""
+    """Server of connections and plain GETs, with the given `behaviour`; events are appended to `log`."""
 
     def __init__(self, behaviour: Behaviour, log: IO[str]) -> None:
         self.behaviour = behaviour
@@ -35,7 +35,7 @@ class Served:
         self._log.flush()
 
     def answer_http(self, connection: Any, request: Any) -> Any:
-        """The answer to a plain GET, and None where a websocket is to be opened."""
+        """Return the answer to a plain GET; None if a websocket is to be opened."""
         behaviour = self.behaviour
         path = request.path.removeprefix(behaviour.prefix)
         self.record("http", path=request.path, headers=sorted({name.lower() for name in request.headers}))
@@ -61,7 +61,7 @@ class Served:
         return connection.respond(http.HTTPStatus.OK, json.dumps(bodies[path]))
 
     async def serve(self, websocket: Any) -> None:
-        """One connection."""
+        """Serve one connection."""
         number, self._connected = self._connected, self._connected + 1
         self.record("connect", connection=number)
         self._active += 1
@@ -153,7 +153,7 @@ async def _send_error(websocket: Any, **data: Any) -> None:
 async def _run(behaviour: Behaviour, port: int, log: IO[str]) -> None:
     served, stop, loop = Served(behaviour, log), asyncio.Event(), asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    # Its standard input ends with the process that started it, even with one that was killed.
+    # Stdin ends with the parent process, even if the parent is killed.
     loop.add_reader(sys.stdin, stop.set)
     options: dict[str, Any] = {"compression": None, "ping_interval": None, "max_size": None, "close_timeout": 1}
     async with serve(served.serve, HOST, port, process_request=served.answer_http, **options) as server:

@@ -1,17 +1,17 @@
-"""A small server that speaks OpenEnv's protocol on 127.0.0.1, in a process of its own, and fails as it is told.
+"""A small OpenEnv server on 127.0.0.1, in a process of its own, that fails as configured.
 
     with loopback_server(Behaviour(capacity=2, incidents=(Incident("close", at=2, value=1011),))) as server:
         server.url                      # http://127.0.0.1:PORT
-        server.connections              # websockets that were opened, since the first start
-        server.episodes, server.steps   # resets and steps that arrived
-        server.events("step")           # each with its connection's number and what it was sent
+        server.connections              # number of websockets opened since the first start
+        server.episodes, server.steps   # number of resets and steps received
+        server.events("step")           # each with its connection's number and its data
         server.wait_for("step", 3)      # until three steps have arrived
-        server.kill(); server.restart() # SIGKILL; again on the same port
+        server.kill(); server.restart() # SIGKILL; new start on the same port
 
-`at` counts an episode's requests: `CONNECT` is before any of them, 0 its reset, n its nth step. Connections are
-numbered from 0, over restarts too, so that what is to befall connection 3 befalls it once. `world` is a class with
-`reset(data)` and `step(action)`, which return the `data` of an observation message, and perhaps `close()` and
-`ACTION`, the JSON schema of its actions. What it raises is an EXECUTION_ERROR, and a `Refused` a VALIDATION_ERROR.
+`at` counts an episode's requests: `CONNECT` precedes all of them, 0 is the reset, n the nth step. Connections are
+numbered from 0 across restarts, so that an incident of connection 3 occurs once. `world` is a class with `reset(data)`
+and `step(action)`, which return the `data` of an observation message, and optionally `close()` and `ACTION`, the JSON
+schema of its actions. An exception it raises becomes an EXECUTION_ERROR, a `Refused` a VALIDATION_ERROR.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PATIENCE_S = 30.0
 
 @dataclass(frozen=True)
 class Incident:
-    """What goes wrong with request `at`, of every connection or of those numbered in `connections`.
+    """A failure at request `at`, on every connection or on the numbers in `connections`.
 
     | kind | value | what happens |
     |---|---|---|
@@ -60,15 +60,15 @@ class Incident:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How the server is to behave."""
+    """Behaviour of the server."""
 
     incidents: tuple[Incident, ...] = ()
     capacity: int | None = None
-    """Sessions at once; one more is told CAPACITY_REACHED when it connects, as OpenEnv does."""
+    """Maximum number of concurrent sessions; a further connection gets CAPACITY_REACHED, as in OpenEnv."""
     header: tuple[str, str] | None = None
-    """Everything is refused with 401 unless this header has this value."""
+    """Header and value without which every request is refused with 401."""
     http: Mapping[str, tuple[int, str]] = field(default_factory=dict)
-    """Paths to a status and a body to answer instead; the body of a 3xx is its Location."""
+    """Status and body of the answer by path; the body of a 3xx is its Location."""
     prefix: str = ""
     """Path of the base URL."""
     world: str | type = "loopback_server:Counting"
@@ -118,7 +118,7 @@ def observation(output: str, reward: float | None, done: bool) -> dict[str, Any]
 
 
 class LoopbackServer:
-    """The server's process as its tests see it. Made by `loopback_server`."""
+    """Handle of the server's process, made by `loopback_server`."""
 
     def __init__(self, behaviour: Behaviour, folder: Path) -> None:
         self._behaviour = behaviour
@@ -135,32 +135,32 @@ class LoopbackServer:
 
     @property
     def connections(self) -> int:
-        """Websockets that were opened."""
+        """Number of websockets opened."""
         return len(self.events("connect"))
 
     @property
     def episodes(self) -> int:
-        """Resets that arrived."""
+        """Number of resets received."""
         return len(self.events("reset"))
 
     @property
     def steps(self) -> int:
-        """Steps that arrived."""
+        """Number of steps received."""
         return len(self.events("step"))
 
     @property
     def running(self) -> bool:
-        """The process has not ended."""
+        """Whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
     def events(self, kind: str) -> list[dict[str, Any]]:
-        """What happened, in order: `connect`, `reset`, `step`, `state`, `close` and `disconnect`, with `connection`
+        """Return the events in order: `connect`, `reset`, `step`, `state`, `close` and `disconnect`, with `connection`
         and `data`; and `http`, with `path` and the names of its `headers`."""
         lines = self._log.read_text().splitlines()
         return [event for event in map(json.loads, lines) if event["event"] == kind]
 
     def wait_for(self, kind: str, count: int, connection: int | None = None) -> None:
-        """Return once `count` events of `kind` have happened, of one `connection` if it is given."""
+        """Wait until `count` events of `kind` have happened, on one `connection` if it is given."""
         deadline = time.monotonic() + _PATIENCE_S
         while sum(connection in (None, event["connection"]) for event in self.events(kind)) < count:
             assert time.monotonic() < deadline, f"no {count} events of kind {kind}"
@@ -172,7 +172,7 @@ class LoopbackServer:
         self._process.wait(_PATIENCE_S)
 
     def pause(self) -> None:
-        """Let the whole process hang: nothing answers, and no connection closes."""
+        """Suspend the whole process: nothing answers, and no connection closes."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -180,12 +180,12 @@ class LoopbackServer:
         self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """SIGKILL: it vanishes without a word."""
+        """Send SIGKILL."""
         self._signal(signal.SIGKILL)
         self.wait_until_ended()
 
     def stop(self) -> None:
-        """SIGTERM: it closes every websocket with code 1001 and ends. Nothing happens where it has ended."""
+        """Send SIGTERM, on which it closes every websocket with code 1001 and ends; no effect if it has ended."""
         if self._process is None:
             return
         if self.running:
@@ -200,7 +200,7 @@ class LoopbackServer:
                 pipe.close()
 
     def restart(self, behaviour: Behaviour | None = None) -> None:
-        """Start again on the same port, with another behaviour if one is given; stops first where it runs."""
+        """Stop the process if it runs, and start it again on the same port, with a new behaviour if given."""
         self.stop()
         self._behaviour = behaviour or self._behaviour
         here = Path(__file__).parent
@@ -232,7 +232,7 @@ class LoopbackServer:
 
 @contextmanager
 def loopback_server(behaviour: Behaviour | None = None) -> Iterator[LoopbackServer]:
-    """A server on a free port of 127.0.0.1, stopped at the end whatever has become of it."""
+    """Run a server on a free port of 127.0.0.1, and stop it at the end in any state."""
     with tempfile.TemporaryDirectory() as folder:
         server = LoopbackServer(behaviour or Behaviour(), Path(folder))
         try:

@@ -1,4 +1,4 @@
-"""A language model that knows sequences by heart: after a prefix of one, it is certain of its next token.
+"""A language model that has memorised sequences: after a prefix of a sequence, it is certain of the next token.
 
 Shapes: B sequences, T tokens, V vocabulary; a hidden state is the logits themselves.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Rows:
-    """The tokens of growing sequences, one list a row."""
+    """The tokens of growing sequences, one list per row."""
 
     def __init__(self, batch: int) -> None:
         self.rows: list[list[int]] = [[] for _ in range(batch)]
@@ -28,7 +28,7 @@ class Rows:
 
 
 class MemoryModel(nn.Module):
-    """What comes after a prefix that it does not know is the token `otherwise`."""
+    """Model that predicts the token `otherwise` after an unknown prefix."""
 
     def __init__(self, sequences: Iterable[Sequence[int]], vocab_size: int, otherwise: int, max_length: int = 4096):
         super().__init__()

@@ -57,7 +57,7 @@ def episode(
     turns: tuple[Turn, ...] = (),
     seed: int = 0,
 ) -> Trajectory:
-    """One segment a token, with token ids and behaviour logprobs drawn from `seed` where not given."""
+    """Return an episode with one segment per token; ids and behaviour logprobs are drawn from `seed` if not given."""
     draw = random.Random(seed)
     ids = token_ids if token_ids is not None else [draw.randrange(VOCABULARY) for _ in roles]
     segments = tuple(
@@ -68,7 +68,7 @@ def episode(
 
 
 def random_episodes(seed: int, number: int = 5) -> list[Trajectory]:
-    """Rollouts of two groups, of 1 to 12 tokens, some without actions, without observations, or world_model_only."""
+    """Draw rollouts of two groups, 1 to 12 tokens each, some without actions or observations or world_model_only."""
     draw = random.Random(seed)
     return [
         episode(
@@ -85,7 +85,7 @@ def random_episodes(seed: int, number: int = 5) -> list[Trajectory]:
 def plan_step(
     trajectories: Sequence[Trajectory], settings: ObjectiveSettings, other_ranks: StepTotals | None = None
 ) -> tuple[Tensor | None, StepWeights]:
-    """Advantages and weights of a step, the part that a trainer does once."""
+    """Return the advantages and weights of a step, which a trainer computes once."""
     counts = count_rollouts(trajectories, settings.selected_roles, use_rl=settings.use_rl)
     totals = step_totals(counts)
     if other_ranks is not None:
@@ -109,7 +109,7 @@ def run_step(
     coeff: float,
     temperature: float = 1.0,
 ) -> tuple[float, Tensor, list[Metrics]]:
-    """The loss, the gradient as one flat vector, and the metrics of each micro-batch of a step."""
+    """Return the loss, the gradient as one flat vector, and the metrics of each micro-batch of a step."""
     model.zero_grad(set_to_none=False)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -1,4 +1,4 @@
-"""OpenEnv environments that tests play, in this process and, by `python openenv_samples.py PORT`, behind a socket."""
+"""OpenEnv environments for tests, in this process or, with `python openenv_samples.py PORT`, behind a socket."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Heard(Observation):
 
 
 class Talk(Environment[Say, Heard, State]):
-    """Synchronous; says what it is told, and does what a few words ask for."""
+    """A synchronous environment that echoes its input, with special behaviour on a few words."""
 
     SUPPORTS_CONCURRENT_SESSIONS = True
 
@@ -83,7 +83,7 @@ class Talk(Environment[Say, Heard, State]):
 
 
 class Later(Environment):
-    """Asynchronous overrides, and no type parameters: the hint of `step` says what it takes."""
+    """Asynchronous overrides without type parameters: the annotation of `step` gives the action type."""
 
     def reset(self, **arguments: Any) -> Heard:
         raise AssertionError("the asynchronous one is there")
@@ -135,7 +135,7 @@ class Tools(MCPEnvironment):
 
 
 class Nameless(Talk):
-    """Its server never says which episode it is in."""
+    """An environment whose server never reports its episode."""
 
     @property
     def state(self) -> State:
@@ -158,7 +158,7 @@ class AnyTalkClient(EnvClient[T, Heard, State], Generic[T]):
 
 
 class TalkClient(AnyTalkClient[Say]):
-    """A typed client as users write them, whose action class is found through its base."""
+    """A typed client as written by users, whose action class is found through its base class."""
 
 
 PLACES: dict[str, tuple[Any, type[Action], type[Observation]]] = {
@@ -183,7 +183,7 @@ def serve(port: int) -> None:
 
 
 def main(port: int) -> None:
-    """At each line of stdin, kill the server and start another; at its end, kill it.
+    """Kill the server and start a new one at each line of stdin; kill it at the end of stdin.
 
     The server is a fork of this process, so a restart does not import openenv again.
     """

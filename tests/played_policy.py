@@ -1,4 +1,4 @@
-"""Synthetic policies, played in the real toy world as a real one is: token by token through `play_policy`."""
+"""Synthetic policies, played in the real toy world like a real policy: token by token through `play_policy`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Sampler:
 
 
 def play(habit: str) -> list[Trajectory]:
-    """A step's rollouts of a policy that is constant, empty, endless, a parrot of the world's replies, or an expert."""
+    """Play a step's rollouts of a constant, empty, endless, parroting (the world's replies) or expert policy."""
     worlds, tokenizer = ToyWorlds([0], [], max_turns=5), Tokenizer.load(model_folder("tiny-base") / TOKENIZER_FILE)
     tasks = [task for task in worlds.tasks.train[:TASKS] for _ in range(GROUP)]
 

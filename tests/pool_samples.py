@@ -1,4 +1,4 @@
-"""Trajectories for pools that a test writes: text of every kind, printed by an environment."""
+"""Trajectories for pools written by tests: text of every kind, printed by an environment."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ORIGIN = Provenance(
 
 
 class Printer:
-    """Prints each of its texts once, stderr after stdout, whatever is typed."""
+    """An environment that prints each of its texts once, stderr after stdout, for any command."""
 
     def __init__(self, *texts: str) -> None:
         self._texts = list(texts)

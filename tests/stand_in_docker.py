@@ -1,7 +1,7 @@
-"""A `docker` that runs `tiny_server.py` where a container would be, and writes down what it was asked.
+"""A `docker` that runs `tiny_server.py` instead of a container, and records its arguments.
 
-Like Docker, it lets its container live on when the process that asked for it has ended. Its folder is that of the
-program, where `asked` has one JSON list a line.
+Like Docker, it keeps its container running after the requesting process has ended. Its folder is the program's folder,
+where the file `asked` has one JSON list per line.
 """
 
 from __future__ import annotations

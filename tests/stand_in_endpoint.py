@@ -1,7 +1,7 @@
-"""A server on loopback that samples from a tiny model as vLLM and SGLang do: their requests, their answers, our faults.
+"""A loopback server that samples from a tiny model, with the requests and answers of vLLM and SGLang, and with faults.
 
-It shares the model's architecture with the policy and no code of its sampling: one forward pass over the whole
-sequence for each token.
+It shares the model's architecture with the policy, but no sampling code: it computes one forward pass over the whole
+sequence per token.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def load(folder: Path) -> TinyModel:
 
 
 class StandInEndpoint:
-    """Serves `base` as "policy" until it is told of other weights.
+    """Server that serves `base` as "policy" until other weights are announced.
 
-    `processed`: logprobs are those of the distribution sampled from, else those at temperature 1. `own_stops`: tokens
-    that it stops at unasked. `alter` changes an answer to /v1/completions before it is sent. `statuses` are answered
-    to the next requests, whatever they ask. `load` reads weights, or does not. After `lives` completions it is gone.
+    `processed`: logprobs are of the sampling distribution, else at temperature 1. `own_stops`: tokens at which it stops
+    without a request. `alter` changes an answer to /v1/completions before it is sent. `statuses` are the answers to the
+    next requests of any kind. `load` reads weights, or ignores them. After `lives` completions the server is gone.
     """
 
     def __init__(self, base: TinyModel) -> None:
@@ -62,7 +62,7 @@ class StandInEndpoint:
         return [body for at, body in self.requests if at == path]
 
     def answer(self, path: str, body: JsonObject, authorization: str | None) -> tuple[int, str]:
-        """Status and text."""
+        """Return status and text."""
         with self._lock:
             self.requests.append((path, body))
             self.authorizations.add(authorization)
@@ -106,7 +106,7 @@ class StandInEndpoint:
             "logprobs": {"token_logprobs": logprobs},
         }
         answer: JsonObject = {"choices": [choice]}
-        if body["model"] == "policy":  # SGLang says so
+        if body["model"] == "policy":  # SGLang's wording
             answer["metadata"] = {"weight_version": self.version}
         self.alter(answer, body)
         return 200, json.dumps(answer)

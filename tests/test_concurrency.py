@@ -1,4 +1,4 @@
-"""A child process that speaks JSON lines: what both ends say arrives, and nothing of it is left."""
+"""A child process with JSON lines: messages of both ends arrive, and no process is left."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ orders, report = take_pipes()
 
 @pytest.fixture
 def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The module `child`, to be written."""
+    """Path of the module `child`, written by the tests."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]]))
     return tmp_path / "child.py"
 
@@ -73,7 +73,7 @@ def test_children_of_the_child_hold_no_pipe_and_end_with_its_group(child: Path) 
         f"other = subprocess.Popen([sys.executable, '-c', {code!r}])\nsay(report, {{'pid': other.pid}})\nos._exit(0)",
     )
     message = process.receive()
-    assert message is not None and process.receive() is None  # at the end of stdout, though the other lives
+    assert message is not None and process.receive() is None  # stdout has ended, but the process lives
     process.stop(30)
     deadline = time.monotonic() + 30
     while _runs(message["pid"]):

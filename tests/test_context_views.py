@@ -83,7 +83,7 @@ def test_views_by_hand() -> None:
 
 @st.composite
 def _trajectories(draw: st.DrawFn) -> Trajectory:
-    """Every token has an id of its own."""
+    """Generate episodes in which every token has a unique id."""
     ids, segments = iter(range(1, 1000)), [other(C, 0)]
     for role in draw(st.lists(st.sampled_from([C, A, A, E, W]), max_size=8)):
         count = draw(st.integers(0, 4))
@@ -98,7 +98,7 @@ def _trajectories(draw: st.DrawFn) -> Trajectory:
 def test_every_target_is_in_one_view_in_the_context_that_it_was_seen_in(played: Trajectory) -> None:
     found = [(token, role) for view in context_views(played) for token, role in tagged(view) if role is not C]
     assert sorted(found) == sorted((token, role) for token, role in tagged(played) if role is not C)
-    context: list[int] = []  # what is seen when a segment begins
+    context: list[int] = []  # visible tokens at the start of a segment
     before = {}
     for segment in played.segments:
         for place, token in enumerate(segment.token_ids):
@@ -123,7 +123,10 @@ def test_actions_have_no_views_where_they_are_no_targets() -> None:
 
 
 class Forgetful(PlainRenderer):
-    """Thinking goes up to the first token that `id % 4 == 1`, and later turns do not see it; `id % 7 == 0` ends."""
+    """Renderer in which thinking ends with the first token with `id % 4 == 1`, and an action with `id % 7 == 0`.
+
+    Later turns do not see the thinking.
+    """
 
     def __init__(self) -> None:
         super().__init__(TOKENIZER)
@@ -136,7 +139,7 @@ class Forgetful(PlainRenderer):
 
 
 class Talkative:
-    """Five answers, each another one."""
+    """An environment with five different answers."""
 
     def __init__(self, name: str) -> None:
         self._name, self._turn = name, 0
@@ -176,13 +179,13 @@ def played() -> list[Trajectory]:
 
 
 def dense_logprobs(model: TinyModel, played: Trajectory) -> list[list[Tensor]]:
-    """By segment and token, its logprob in the context that it was seen in; one forward pass a segment."""
+    """Return logprobs by segment and token, each in its own context; one forward pass per segment."""
     found, context = [], []
     for segment in played.segments:
         ids = [*context, *segment.token_ids]
         temperature = TEMPERATURE if segment.role is A else 1.0
         logprobs_TV = torch.log_softmax(model.head(model(torch.tensor([ids]))[0]) / temperature, dim=-1)
-        # The first token of all, which nothing predicts, is context.
+        # The very first token, which nothing predicts, is context.
         places = range(len(context), len(ids))
         found.append([logprobs_TV[place - 1, ids[place]] for place in places])
         context += segment.token_ids[segment.transient :]
@@ -205,7 +208,7 @@ def test_behaviour_logprobs_equal_a_replay_of_the_views(played: list[Trajectory]
             assert ours == pytest.approx([value.item() for value in theirs], abs=1e-5)
         thinking += sum(segment.transient > 0 for segment in rollout.segments)
     assert thinking > 5
-    # The whole transcript as one sequence is a context that nobody was in.
+    # The whole transcript as one sequence is not the context of any sampled token.
     whole = dense_logprobs(
         model, replace(played[0], segments=tuple(replace(s, transient=0) for s in played[0].segments))
     )
@@ -252,7 +255,7 @@ def test_loss_and_gradient_over_views_are_the_sums_by_hand(played: list[Trajecto
     found = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
     expected = rl_gradient + coeff * env_gradient
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
-    # Each token is counted once, and so is each rollout, whatever number of micro-batches it is in.
+    # Each token and each rollout is counted once, for any number of micro-batches.
     assert metrics["action_tokens"] == sum(rollout.count(A) for rollout in rollouts[:3])
     assert metrics["env_tokens"] == sum(rollout.count(E) for rollout in rollouts)
     assert metrics["zero_advantage_fraction"] == pytest.approx(1 / 3)

@@ -1,4 +1,4 @@
-"""The documents: links and named files exist, shell commands are what the program takes, the first pages stay short."""
+"""Documentation: links and named files exist, shell commands are valid, the first pages stay short."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ MOST_LINES = {"README.md": 200, "CONTRIBUTING.md": 100}
 
 SHELL = {"bash", "sh"}
 LANGUAGES = SHELL | {"console", "json", "python", "text", "yaml"}
-"""`bash` and `sh` are lines to type, `console` is lines to type behind `$ ` with what they print."""
+"""`bash` and `sh` blocks are lines to type; `console` blocks have such lines after `$ `, with their output."""
 
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_0-9]+)*=")
 """A word of a command line that overrides a key of the config."""
 DRY_RUNS = {"train", "sweep-lambda"}
 FOLDERS = (ROOT, ROOT / "echo_cli", ROOT / "echo_cli" / "training" / "trackers", ROOT / "envs" / "toy_terminal_env")
-"""What the path of a source file in the documents may be relative to, beside the page's own folder."""
+"""Folders that paths of source files in the documentation may be relative to, besides the page's own folder."""
 OUR_FOLDERS = {"configs", "docs", "envs", "scripts", "tests"}
 TEXTS = {"", ".json", ".py", ".yaml"}
 
@@ -48,12 +48,12 @@ def _named(path: Path) -> str:
 
 
 def _prose(page: Path) -> str:
-    """The text of a page without its blocks of code."""
+    """Return the text of a page without its code blocks."""
     return BLOCK.sub("", page.read_text(encoding="utf-8"))
 
 
 def _anchors(page: Path) -> set[str]:
-    """The fragments that the headings of a page give, as GitHub makes them."""
+    """Return the URL fragments of a page's headings, in GitHub's form."""
     found: set[str] = set()
     for heading in re.findall(r"^#{1,6} +(.+?) *$", _prose(page), re.MULTILINE):
         words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
@@ -68,7 +68,7 @@ def _blocks(page: Path) -> list[tuple[str, str]]:
 
 
 def _command_lines(page: Path) -> list[str]:
-    """What a reader types into a shell, a line each, with continued lines joined."""
+    """Yield the shell lines that a reader types, with continued lines joined."""
     lines: list[str] = []
     for language, text in _blocks(page):
         joined = text.replace("\\\n", " ").splitlines()
@@ -80,7 +80,7 @@ def _command_lines(page: Path) -> list[str]:
 
 
 def _ours(line: str) -> Iterator[list[str]]:
-    """The words behind `echo-cli` of every command of ours in a line."""
+    """Yield the words after `echo-cli` of each echo-cli command in a line."""
     words = shlex.split(line, comments=True)
     while words:
         end = words.index("|") if "|" in words else len(words)
@@ -90,7 +90,7 @@ def _ours(line: str) -> Iterator[list[str]]:
 
 
 def _parsed(words: Sequence[str]) -> tuple[list[str], typer.Context]:
-    """The name of the command and its arguments, parsed; an unknown option is an exception."""
+    """Return the name of the command and its parsed arguments; an unknown option raises an exception."""
     command: Any = typer.main.get_command(app)
     name: list[str] = []
     rest = list(words)
@@ -102,12 +102,10 @@ def _parsed(words: Sequence[str]) -> tuple[list[str], typer.Context]:
 
 
 def _check_ours(words: Sequence[str]) -> None:
-    """See that a command line of ours is one: its command, its options and its overrides."""
+    """Check an echo-cli command line: its command, options and overrides."""
     _, context = _parsed(words)
     arguments = [word for value in context.params.values() if isinstance(value, list | tuple) for word in value]
-    assert not [word for word in arguments if str(word).startswith("--")], (
-        "unknown options"
-    )  # a sweep lets them through
+    assert not [word for word in arguments if str(word).startswith("--")], "unknown options"  # a sweep accepts them
     config = configs_folder() / f"{context.params.get('config') or 'toy'}.yaml"
     overrides = [word for word in arguments if OVERRIDE.match(str(word))]
     if overrides and config.is_file() and not context.params.get("model"):
@@ -115,7 +113,7 @@ def _check_ours(words: Sequence[str]) -> None:
 
 
 def _check_python(words: Sequence[str]) -> None:
-    """See that `python -m MODULE` is a program with the options given, or `python SCRIPT` a script that is there."""
+    """Check that `python -m MODULE` accepts the given options, or that the script of `python SCRIPT` exists."""
     if words[0] != "-m":
         assert (ROOT / words[0]).is_file()
         return
@@ -125,7 +123,7 @@ def _check_python(words: Sequence[str]) -> None:
 
 
 def _check_script(path: str) -> None:
-    """See that a script of this repository is there and is written in its shell's syntax."""
+    """Check that a script of this repository exists and is valid in its shell's syntax."""
     assert (ROOT / path).is_file(), path
     shell = "fish" if path.endswith(".fish") else "bash"
     if shutil.which(shell):
@@ -134,7 +132,7 @@ def _check_script(path: str) -> None:
 
 
 def _check_install(targets: Sequence[str]) -> None:
-    """See that the extras that `pip install` names are ours."""
+    """Check that the extras named after `pip install` exist."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for target in targets:
         where, _, extras = target.rstrip("]").partition("[")

@@ -82,7 +82,7 @@ def test_a_row_without_a_step_names_its_line(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_no_half_row(tmp_path: Path) -> None:
-    """A file-size limit makes the kernel write part of a row and then refuse, as a disk does that fills up."""
+    """A file-size limit makes the kernel write part of a row and then fail, like a full disk."""
     path = _file(tmp_path / "m.jsonl")
     before = path.read_bytes()
     script = f"""

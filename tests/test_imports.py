@@ -1,7 +1,7 @@
 """The rooms of the package: imports between them, heavy libraries, and sizes of folders, files and functions.
 
-Imports are read from the source with `ast`, those inside functions and `if TYPE_CHECKING` included, so that a lazy
-import cannot hide an arrow in the wrong direction.
+Imports are read from the source with `ast`, including imports inside functions and `if TYPE_CHECKING`, so that a lazy
+import cannot hide a dependency in the wrong direction.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ PACKAGE = ROOT / "echo_cli"
 TOY_TERMINAL_ENV = ROOT / "envs" / "toy_terminal_env"
 
 WORDS = "words"
-"""The modules at the top of the package, which every room may import."""
+"""Modules at the top of the package, which every room may import."""
 
-# The way of the data. A file imports the words, files of its own room, and rooms to its left.
+# Order of the data flow. A file may import the words, files of its own room, and rooms to its left.
 ROOMS = (
     WORDS,
     *"config environments objective models rollouts runs traces evaluation training sweeps reports cli".split(),
 )
 STRANGERS = {("environments", "objective"), ("objective", "environments")}
-"""Pairs of rooms that do not know each other."""
+"""Pairs of rooms that may not import each other."""
 
-# A heavy library belongs to the rooms, folders or files named here; nothing else imports it, lazily or not.
+# A heavy library may be imported, lazily or not, only by the rooms, folders or files named here.
 OWNERS = {
     "typer": ("cli",),
     "matplotlib": ("reports",),
@@ -43,7 +43,7 @@ OWNERS = {
     "wandb": ("training/trackers",),
 }
 
-# What loads no torch when it is imported. `echo-cli --help` answers at once: cli.main loads no heavy library at all.
+# Modules whose import loads no torch. For a fast `echo-cli --help`, cli.main loads no heavy library at all.
 WITHOUT_TORCH = (
     "config",
     *(f"runs.{name}" for name in ("directory", "checkpoints", "summary", "curves")),
@@ -66,12 +66,12 @@ REAL_WORLD = {"ctypes", "glob", "importlib", "io", "multiprocessing", "os", "pat
 REAL_WORLD |= {"subprocess", "sys", "tempfile"}
 WIRE_MODULES = {f"toy_terminal_env.{name}" for name in ("client", "server", "wire")}
 REAL_WORLD_CALLS = {"__import__", "compile", "eval", "exec", "open"}
-# posixpath also has functions that ask the real file system; these only look at the text of a path.
+# Functions of posixpath that use only the text of a path, not the real file system.
 PURE_PATH_FUNCTIONS = {"basename", "dirname", "isabs", "join", "normpath", "split", "splitext"}
 
 
 def _modules() -> dict[str, Path]:
-    """Module name below echo_cli -> source file. A package has the name of its folder, the root's is ''."""
+    """Return source files by module name below echo_cli; a package has its folder's name, the root ''."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -88,7 +88,7 @@ def _room(name: str) -> str:
 
 
 def _imports(path: Path, package: str) -> set[str]:
-    """The absolute names a file imports; `from a import b` gives both a and a.b, as b may be a module."""
+    """Return the absolute names that a file imports; `from a import b` gives a and a.b, as b may be a module."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -104,7 +104,7 @@ def _imports(path: Path, package: str) -> set[str]:
 
 
 def _own_imports(name: str) -> set[str]:
-    """The modules of echo_cli that module `name` imports."""
+    """Return the modules of echo_cli that module `name` imports."""
     path = MODULES[name]
     package = ".".join(["echo_cli", *path.relative_to(PACKAGE).parent.parts])
     below = (imported.removeprefix("echo_cli.") for imported in _imports(path, package))
@@ -116,7 +116,7 @@ def test_every_folder_of_the_package_is_a_room() -> None:
     assert folders == set(ROOMS) - {WORDS}
 
 
-# The entry of `python -m echo_cli` stands above the rooms, the lazy exports of the package beside them.
+# The entry of `python -m echo_cli` and the lazy exports of the package belong to no room.
 @pytest.mark.parametrize("name", [name for name in MODULES if name not in ("", "__main__")])
 def test_a_file_imports_the_words_its_own_room_and_rooms_before_it(name: str) -> None:
     room = _room(name)
@@ -150,7 +150,7 @@ def test_a_heavy_library_is_imported_where_it_belongs(library: str) -> None:
 
 
 def _loaded_by(name: str) -> set[str]:
-    """The top-level packages in memory after `import echo_cli.NAME` in a fresh interpreter."""
+    """Return the top-level packages loaded by `import echo_cli.NAME` in a fresh interpreter."""
     code = f"import sys, echo_cli.{name}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     path = os.pathsep.join([str(ROOT), str(TOY_TERMINAL_ENV.parent)])
     done = subprocess.run(
@@ -211,7 +211,7 @@ def _toy_files() -> list[Path]:
 
 
 def _is_wire(path: Path) -> bool:
-    """The OpenEnv server, client and their types, which may import the web stack; the world's logic may not."""
+    """Return whether a file belongs to the OpenEnv server, client or types, which may import the web stack."""
     relative = path.relative_to(TOY_TERMINAL_ENV)
     return relative.parts[0] == "server" or str(relative) in ("client.py", "wire.py")
 

@@ -1,4 +1,4 @@
-"""The package as a library: its names, and that the programs of the documentation run as they are printed."""
+"""The package as a library: its names, and the programs in the documentation, which run as printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the wheel holds: three packages and their data, and none of the checkout's other folders."""
+"""Contents of the wheel: three packages and their data, and no other folder of the checkout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """A wheel built without a network, from a copy so that the checkout stays as it is."""
+    """A wheel built without a network, from a copy so that the checkout is not modified."""
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, copy / name)

@@ -1,4 +1,4 @@
-"""Seeds and learning rates: golden values. A change here changes every run that somebody has published."""
+"""Seeds and learning rates: golden values. A change here changes every published run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_every_seed_purpose_and_step_has_its_own() -> None:
     ]
     seeds = [derive_seed(*key) for key in keys]
     assert len(set(seeds)) == len(keys)
-    assert all(0 <= seed < 2**63 for seed in seeds)  # torch.Generator takes no more
+    assert all(0 <= seed < 2**63 for seed in seeds)  # the maximum of torch.Generator
 
 
 def test_generators_draw_the_same_and_do_not_share_state() -> None:
@@ -89,7 +89,7 @@ def _ratio(**fields: Any) -> ObjectiveSettings:
 def test_the_gradient_ratio_starts_at_the_given_lambda_and_then_holds_its_target() -> None:
     settings = _ratio(world_model_coeff=0.7, gradient_ratio_target=0.5, gradient_ratio_every=3)
     assert world_model_coeff_at(settings, 0, 9) == world_model_coeff_at(settings, 5, 9, GradientNorms()) == 0.7
-    # λ · env / rl = 0.5 with rl 0.2 and env 0.4. The first measurement counts whole, whatever the smoothing.
+    # λ · env / rl = 0.5 with rl 0.2 and env 0.4. The first measurement has full weight for any smoothing.
     norms = GradientNorms().updated(0.2, 0.4, 0.9)
     assert world_model_coeff_at(settings, 0, 9, norms) == pytest.approx(0.25)
     # Means of half the old and half the new: rl (0.1 + 0.4) / 0.75 and env (0.2 + 0.2) / 0.75, bias-corrected.

@@ -1,4 +1,4 @@
-"""Estimates and intervals: hand-computed values, published ones, and what any bootstrap must hold."""
+"""Estimates and intervals: hand-computed values, published values, and invariants of any bootstrap."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ counts = st.lists(st.tuples(st.floats(0, 100), st.integers(0, 20)), min_size=1, 
 def test_a_ratio_is_over_all_clusters_together() -> None:
     found = ratio([3.0, 1.0, 0.0], [4, 6, 0])
     assert found is not None and found.value == pytest.approx(0.4)
-    # Two clusters: a resample is one of them twice, or both.
+    # Two clusters: a resample has one of them twice, or both.
     assert (found.low, found.high) == (pytest.approx(1 / 6), pytest.approx(3 / 4))
 
 
@@ -57,7 +57,7 @@ def test_more_clusters_narrow_the_interval() -> None:
     assert few is not None and many is not None
     assert few.low is not None and few.high is not None and many.low is not None and many.high is not None
     assert few.low < many.low < 0.5 < many.high < few.high
-    # Of a proportion .5 over n: about 1.96 · .5 / √n to either side.
+    # For a proportion of .5 over n: about ±1.96 · .5 / √n.
     assert many.high - many.low == pytest.approx(2 * 1.96 * 0.5 / 10, rel=0.1)
 
 

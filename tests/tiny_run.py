@@ -1,4 +1,4 @@
-"""The smallest run there is, for tests of the commands: `echo-cli`'s own process or a real one."""
+"""The smallest possible run, for tests of the commands: in this process or in a separate one."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ COMMAND = (sys.executable, "-m", "echo_cli")
 
 
 def train_words(run: Path, *words: str) -> list[str]:
-    """The command line that trains `run`, two steps unless `words` say otherwise."""
+    """Return the command line that trains `run`, by default for two steps."""
     steps = () if "--steps" in words else ("--steps", "2")
     return ["train", "--output-dir", str(run.parent), "--run-name", run.name, *steps, *TINY, *words]
 
 
 def train(run: Path, *words: str) -> int:
-    """Train in this process; the exit code."""
+    """Train in this process and return the exit code."""
     return main(train_words(run, *words))
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what depends on the clock; a constant that JSON does not have is an error."""
+    """Return metrics.jsonl without values that depend on the clock; a constant that is not JSON is an error."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} in metrics.jsonl")
@@ -51,14 +51,14 @@ def observations(run: Path) -> bytes:
 
 
 def start(*words: str, **options: Any) -> subprocess.Popen[str]:
-    """`echo-cli` in a process of its own, with pipes for what it prints."""
+    """Start `echo-cli` in a separate process, with pipes for its output."""
     environment = {**os.environ, **options.pop("env", {})}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     return subprocess.Popen([*COMMAND, *words], text=True, env=environment, **pipes)
 
 
 def error_of(captured: str) -> tuple[str, str]:
-    """Message and tip, where a command's stderr ends with exactly one error line and at most one tip."""
+    """Return message and tip of a command's stderr, which must end with exactly one error line and at most one tip."""
     lines = captured.splitlines()
     assert "Traceback" not in captured
     errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]

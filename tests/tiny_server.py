@@ -1,7 +1,6 @@
-"""A server of a dozen lines: `tiny_server.py PORT [OPTION…]`; standard library alone.
+"""A minimal server on the standard library: `tiny_server.py PORT [OPTION…]`.
 
---sick: /health answers 503; --end CODE: it ends when it has begun; --deaf: no SIGTERM ends it;
---child: or a child of it.
+--sick: /health answers 503; --end CODE: it ends after its start; --deaf: it ignores SIGTERM; --child: so does a child.
 """
 
 from __future__ import annotations

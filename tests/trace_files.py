@@ -1,4 +1,4 @@
-"""Small trajectory files to train on: a store of words that a shell prints, as nobody's tokens."""
+"""Small trajectory files to train on: a store of words that a shell prints, without token ids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ALONE = (
     "environment.none=true rollout.tasks_per_step=0 rollout.explorers=0 objective.use_rl=false "
     "traces.per_step=4 traces.split.validation=0.2 threads=1 evaluation.every=2 checkpoint.every=1 checkpoint.keep=9"
 ).split()
-"""A run on traces alone, but for `traces.path`."""
+"""Overrides of a run on traces only, without `traces.path`."""
 
 
 def turn(command: str, output: str) -> Turn:
@@ -22,7 +22,7 @@ def turn(command: str, output: str) -> Turn:
 
 
 def episode(*exchanges: tuple[str, str], opening: str = "$ ", **fields: Any) -> Trace:
-    """A trace of (command, output) exchanges at a prompt."""
+    """Return a trace of (command, output) exchanges at a prompt."""
     segments = [TraceSegment(Role.CONTEXT, opening)]
     for command, output in exchanges:
         segments.append(TraceSegment(Role.ACTION, f"{command}\n"))
@@ -33,7 +33,7 @@ def episode(*exchanges: tuple[str, str], opening: str = "$ ", **fields: Any) -> 
 
 
 def store(number: int = 16) -> list[Trace]:
-    """Each prints a line of its own, and one that all of them print."""
+    """Return traces that each print a unique line and a common line."""
     return [
         episode((f"cat {word}", f"{word} has {place * 37 % 100} leaves\n"), ("pwd", "/srv/store\n"))
         for place, word in enumerate(WORDS[:number])

@@ -1,4 +1,4 @@
-"""From the cells of a sweep to its rows, tables, files and page: figures computed by hand."""
+"""Rows, tables, files and page of a sweep, from its cells: figures computed by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from echo_cli.sweeps.verdict import RULE
 
 
 def _cell(coeff: float, seed: int, passes: list[float], last: float = 1.0, **changes: Any) -> CellResult:
-    """A finished cell, evaluated at steps 0, 10, ...; env-CE starts at 2 and is best, 0.05 below the last."""
+    """Return a finished cell, evaluated at steps 0, 10, ...; env-CE starts at 2, its best is 0.05 below the last."""
     steps = [10 * index for index in range(len(passes))]
     rows = [
         {
@@ -94,7 +94,7 @@ def test_the_gradient_ratio_has_lambda_in_it_and_the_probe_its_share_of_the_seco
 
 
 def test_the_steps_to_the_baseline_count_from_the_first_step_of_training() -> None:
-    # λ = 0 has its best at step 10 for seeds 0 and 1, and before training for seed 2, which it never reaches again.
+    # λ = 0 is best at step 10 for seeds 0 and 1; seed 2 is best before training and does not reach that value again.
     assert [figures["steps_to_baseline_pass"] for figures in FIGURES[:6]] == [10, 10, None, 20, 10, None]
     reached = RESULTS[1].measures["steps_to_baseline_pass"]
     assert reached is not None and reached.estimate.value == 15 and reached.seeds == 2
@@ -183,7 +183,7 @@ class _Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         places = [value or "" for name, value in attrs if name in ("src", "href")]
-        self.sources += [place for place in places if not place.startswith("#")]  # which is on the page itself
+        self.sources += [place for place in places if not place.startswith("#")]  # on the page itself
         if ("http-equiv", "Content-Security-Policy") in attrs:
             self.policy = dict(attrs)["content"] or ""
 

@@ -1,4 +1,4 @@
-"""`sweep-lambda`: λ × seeds, each cell a process; none of them twice, and none that fails costs the others."""
+"""`sweep-lambda`: λ × seeds, one process per cell; no cell runs twice, and a failed cell does not stop the others."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _sweep(folder: Path) -> Any:
 
 
 def _copy(swept: Path, folder: Path, *dropped: str) -> Path:
-    """The sweep again, without some of its cells."""
+    """Return a copy of the sweep without some of its cells."""
     again = shutil.copytree(swept, folder / "s")
     for name in dropped:
         shutil.rmtree(again / name)
@@ -149,7 +149,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _gone(pid: int) -> bool:
-    """Whether a process has ended; one that its new parent has not taken note of yet has too."""
+    """Return whether a process has ended; a zombie has ended too."""
     stat = Path(f"/proc/{pid}/stat")
     try:
         return stat.read_text().rpartition(")")[2].split()[0] == "Z"
@@ -192,7 +192,7 @@ def test_a_cell_with_a_damaged_file_fails_alone_and_can_be_replaced(
 
 
 def _wait_for_a_row(cell: Path) -> None:
-    """Wait for the first row of a run that replaces a finished one; watched closely, as its steps are short."""
+    """Wait for the first row of a run that replaces a finished one, with frequent checks, as its steps are short."""
     deadline = time.monotonic() + 60
     metrics = cell / "metrics.jsonl"
     while (cell / "summary.json").exists() or not metrics.exists() or metrics.stat().st_size == 0:
@@ -211,7 +211,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_result(swept: Path, tmp_path: 
     assert (process.returncode, out) == (130, "")
     command = shlex.split(rest.splitlines()[-1].partition("to continue: ")[2])
     assert command[:2] == ["echo-cli", "sweep-lambda"] and "--overwrite" not in command
-    # Two steps are short: the cell may have been through with them before it was asked to stop.
+    # Two steps are short: the cell may have finished them before the request to stop.
     assert json.loads((again / NAMES[0] / "summary.json").read_text())["status"] in ("stopped", "finished")
     assert main(command[1:]) == 0
     assert (again / NAMES[1] / "summary.json").stat().st_mtime_ns == before
@@ -226,7 +226,7 @@ def test_the_second_signal_stops_the_cells_now(tmp_path: Path, number: signal.Si
     assert process.stderr is not None
     assert any("running" in line for line in process.stderr)
     (child,) = _children(process.pid)
-    os.kill(child, signal.SIGSTOP)  # it will not answer the first request
+    os.kill(child, signal.SIGSTOP)  # it ignores the first request
     process.send_signal(number)
     assert any("interrupt again to stop now" in line for line in process.stderr)
     process.send_signal(number)

@@ -1,4 +1,4 @@
-"""The verdict on a λ: each of the five, and the order of the rule."""
+"""Verdicts on a λ: each of the five verdicts, and the order of the rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`echo-cli bench`: its variants compute what they say, and measuring them changes nothing. No figure is asserted."""
+"""`echo-cli bench`: variants compute the stated objectives, and measuring changes no result. No figure is asserted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _config(*words: str) -> Config:
 
 
 def _start(config: Config, explorers: int = 0) -> tuple[TorchPolicy, list[Trajectory]]:
-    """A policy and one step's rollouts, rewarded 0, 1, 0, 1, ... so that there is something to learn."""
+    """A policy and the rollouts of one step, with rewards 0, 1, 0, 1, ... for a non-zero RL gradient."""
     policy, _ = build_policy(config)
     worlds = ToyWorlds((0,), (), 5)
     on_policy = play_tasks(config, policy, worlds, 0)
@@ -44,7 +44,7 @@ def _start(config: Config, explorers: int = 0) -> tuple[TorchPolicy, list[Trajec
 
 
 def _gradient(policy: TorchPolicy) -> Tensor:
-    """The accumulated gradient as one vector, and none left."""
+    """Return the accumulated gradient as one vector, and clear it."""
     gradient = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
     policy.model.zero_grad(set_to_none=True)
     return gradient
@@ -80,7 +80,7 @@ def test_lambda_zero_is_bitwise_plain_grpo_whether_observations_are_scored_or_no
     policy, trajectories = _start(config)
     gradients = _gradients(config, policy, trajectories)
 
-    # Plain GRPO, written out, on batches that know action targets only.
+    # Plain GRPO, written out, on batches with action targets only.
     advantages_B = step_advantages(trajectories, config.objective.advantage)
     weight = 1 / sum(trajectory.count(Role.ACTION) for trajectory in trajectories)
     for indices in bucket(trajectories, config.optim.token_budget):
@@ -119,7 +119,7 @@ def test_figures_are_medians_and_ratios_are_paired_within_a_repeat() -> None:
 
 @pytest.fixture
 def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process per variant takes seconds; one real one has a test of its own."""
+    """Measure variants without a process each, which would take seconds; a separate test starts one."""
     monkeypatch.setattr(bench, "_peak_of_own_process", lambda config, variant: 123_000_000)
 
 

@@ -1,4 +1,4 @@
-"""Collapse, early: each kind of it raises its own alarm, with the figures; noise and healthy runs raise none."""
+"""Collapse alarms: each kind of collapse raises its own alarm with figures; noise and healthy runs raise none."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ HEALTHY: dict[str, float] = {
 
 
 def _rows(*stretches: tuple[int, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Stretches of equal steps, each with its departures from `HEALTHY`, after the row before training."""
+    """Return the row before training and stretches of equal steps, each with its deviations from `HEALTHY`."""
     values = [HEALTHY | changed for count, changed in stretches for _ in range(count)]
     before = {key: value if key.startswith(("heldout", "ood")) else None for key, value in HEALTHY.items()}
     return [{"step": step, **row} for step, row in enumerate([before, *values])]
@@ -59,7 +59,7 @@ def _found(metrics: list[dict[str, Any]], settings: CollapseConfig = SETTINGS) -
 @pytest.mark.parametrize(
     ("changed", "signal", "step", "reason"),
     [
-        # The mean of five steps passes the bound 0.02 once all of them are collapsed: (0.4 + 4 · 0.01) / 5 = 0.088.
+        # The mean of five steps falls below 0.02 only when all five are collapsed: (0.4 + 4 · 0.01) / 5 = 0.088.
         ({"train/entropy": 0.01}, "entropy", 15, "action entropy 0.01 nats over steps 11-15, 0.4 nats over steps 1-5"),
         ({"train/action_length": 1}, "short_actions", 14, "mean action 2.6 tokens over steps 10-14, 9 tokens over"),
         ({"train/action_length": 16}, "long_actions", 15, "mean action 16 tokens over steps 11-15, 9 tokens over"),
@@ -111,7 +111,7 @@ def test_each_signal_fires_alone_once_and_says_why(
 def test_a_reward_or_an_env_ce_that_falls_alone_is_silent() -> None:
     assert _found(_rows((10, {}), (20, {"train/reward": 0.0}))) == []
     assert _found(_rows((10, {}), (20, {"train/policy_env_ce": 0.1}))) == []
-    # What was hardly ever solved cannot be lost.
+    # A policy that has solved almost no task cannot lose that ability.
     assert _found(_rows((10, {"train/reward": 0.05}), (20, {"train/reward": 0.0, "train/policy_env_ce": 0.1}))) == []
 
 
@@ -147,7 +147,7 @@ def test_a_window_holds_so_many_tasks_whatever_its_steps(window: int) -> None:
 
 
 def test_the_luck_of_a_few_tasks_is_silent() -> None:
-    # A policy that learns, one task and two rollouts a step: what is solved and what ends at a cap depends on the task.
+    # A policy that learns, one task and two rollouts per step: the task determines the outcomes and length caps.
     rollout = RolloutConfig(tasks_per_step=1, group_size=2)
     for seed in range(5):
         draw, metrics = random.Random(seed), []
@@ -196,7 +196,7 @@ def test_fluctuation_of_a_fifth_around_any_level_is_silent(seed: int, shape: str
     levels |= {"heldout/env_ce": levels["heldout/env_ce_start"], "ood/env_ce": levels["ood/env_ce_start"]}
 
     def value(key: str, step: int) -> float:
-        if key.endswith("_start"):  # a frozen pool under frozen weights
+        if key.endswith("_start"):  # frozen pool and frozen weights
             return levels[key]
         if shape == "noise":
             return levels[key] * draw.uniform(0.8, 1.2)
@@ -237,7 +237,7 @@ def test_the_recorded_runs_are_the_shipped_defaults_over_five_seeds() -> None:
 def test_a_healthy_default_run_is_silent_by_a_clear_margin(name: str) -> None:
     rollout = RolloutConfig(group_size=8 if "grpo" in name else 4, max_action_tokens=16)
     assert alarms(RUNS[name], SETTINGS, rollout) == []
-    # With every bound half again as tight, and the factor of change too.
+    # Every bound is tightened by half, and so is the factor of change.
     tight = {
         key: value / 1.5 if key.startswith("max_") and key != "max_ood_rise" else value * 1.5
         for key, value in SETTINGS.model_dump().items()
@@ -266,7 +266,7 @@ def test_only_stop_stops() -> None:
     assert "--resume and collapse.action=warn" in str(caught.value.tip)
 
 
-# A bound that no entropy reaches, judged by one step: the second one raises the alarm. No other signal can.
+# A bound that no entropy reaches, with a window of one step: the second step raises this alarm and no other.
 CERTAIN = [
     f"collapse.{word}"
     for word in (

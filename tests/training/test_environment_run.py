@@ -1,4 +1,4 @@
-"""Whole runs against a server on loopback that is killed, restarted, full, slow or gone: nothing learned is lost."""
+"""Whole runs against a loopback server that is killed, restarted, full, slow or gone: no training step is lost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CONFIG = {
 
 
 class Another(Counting):
-    """The same, under another name."""
+    """A copy of the world under another name."""
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_a_run_survives_what_befalls_one_session(
 def test_a_run_survives_a_restart_of_its_server_and_says_so(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kill: bool
 ) -> None:
-    open_session = Incident("hang", connections=(20,))  # which the server's end is sure to find open
+    open_session = Incident("hang", connections=(20,))  # certainly open when the server ends
     with loopback_server(Behaviour(capacity=4, incidents=(open_session,))) as server:
 
         def interrupt() -> None:
@@ -169,7 +169,7 @@ def test_an_evaluation_that_the_server_did_not_live_to_see_is_made_up_for(config
         assert train(config, run, server, "environment.retry_s=0.5", "checkpoint.every=99") == 1
         assert [row["step"] for row in rows(run)] == [0, 1, 2] and (run / "checkpoints" / "step_000003").is_dir()
         server.restart()
-        for _ in range(2):  # the second finds nothing left to do
+        for _ in range(2):  # the second has nothing left to do
             assert train(config, run, server, "--resume", "environment.retry_s=0.5", "checkpoint.every=99") == 0
     assert rows(run) == rows(tmp_path / "whole")
     assert (run / "checkpoints" / "best").read_text() == (tmp_path / "whole" / "checkpoints" / "best").read_text()

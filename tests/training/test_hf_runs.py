@@ -1,4 +1,4 @@
-"""Runs of a Hugging Face model: resumed bit for bit, exported as what transformers loads, played as a pool's actor."""
+"""Runs of a Hugging Face model: resumed bit for bit, exported for transformers, used as a pool's actor."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ IDS_1T = torch.arange(20)[None] * 7 % VOCABULARY
 
 @pytest.fixture(scope="module", autouse=True)
 def plain_transcripts() -> Iterator[None]:
-    """The models here come without a tokenizer: tiny-base's stands in."""
+    """Use tiny-base's tokenizer, because the models here have none."""
     name = "echo_cli.models.hf.renderer"
     stand_in: Any = ModuleType(name)
     stand_in.load_hf_renderer = lambda folder, model, conversation: RENDERER
@@ -64,7 +64,7 @@ def run(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.Tem
 
 @torch.no_grad()
 def logits_of(run: Path, step: int) -> torch.Tensor:
-    """What the run's own checkpoint says."""
+    """Return the logits of the run's checkpoint of `step`."""
     config: Config = load_config(run / "config.yaml")
     with hf_folder(config.model, 0) as folder:
         model = load_hf_model(folder, config.model, CPU, torch.float32, config.seed, VOCABULARY)
@@ -90,7 +90,7 @@ def test_resuming_equals_never_having_stopped(run: Path, tmp_path: Path) -> None
 
 
 def _own(run: Path) -> list[str]:
-    """The words that a run was started with."""
+    """Return the words that a run was started with."""
     config = load_config(run / "config.yaml")
     return [f"model.path={config.model.path}", *WORDS, *(["model.lora.rank=4"] if config.model.lora else [])]
 
@@ -143,7 +143,7 @@ def test_an_adapter_that_was_trained_further_is_exported_as_one(
     before, further = tmp_path / "before", tmp_path / "further"
     assert main(["export", str(run), "-o", str(before)]) == 0
     assert train(further, "--steps", "1", f"model.path={before}", *WORDS) == 0
-    shutil.rmtree(before)  # what it was before is in the checkpoint no more
+    shutil.rmtree(before)  # the checkpoint no longer has the earlier value
     capsys.readouterr()
     for out, words, kind in (("adapter", (), "adapter"), ("merged", ("--merge",), "merged")):
         command = ["export", str(further), "-o", str(tmp_path / out), "--checkpoint", "latest", "--json", *words]
@@ -199,7 +199,7 @@ def test_what_cannot_be_exported_is_one_line(
         assert main(["export", *words]) == 2
         assert message in error_of(capsys.readouterr().err)[0]
     assert not (tmp_path / "out").exists()
-    if is_adapter(run):  # of a base that nobody else can make
+    if is_adapter(run):  # its base model cannot be reproduced elsewhere
         copy = shutil.copytree(run, tmp_path / "scratch")
         text = (copy / "config.yaml").read_text().replace("init: pretrained", "init: scratch")
         (copy / "config.yaml").write_text(text)

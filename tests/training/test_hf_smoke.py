@@ -1,4 +1,4 @@
-"""`echo-cli train --config hf-smoke`, whole: it learns, a stopped run goes on bitwise, its export is the policy."""
+"""`echo-cli train --config hf-smoke`, whole: it learns, a stopped run resumes bitwise, its export is the policy."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def policy_of(run: Path, step: int) -> TorchPolicy:
 def test_held_out_env_ce_falls_in_five_steps(finished: tuple[Path, tuple[str, ...]]) -> None:
     first, *_, last = rows(finished[0])
     assert (first["step"], last["step"]) == (0, 5)
-    # ln V is where a uniform guess stands.
+    # ln V is the loss of a uniform prediction.
     start = torch.tensor(float(policy_of(finished[0], 0).model.vocab_size)).log()
     assert abs(first["heldout/env_ce"] - float(start)) < 0.1
     assert last["heldout/env_ce"] < 0.95 * first["heldout/env_ce"]
@@ -86,7 +86,7 @@ def test_the_export_is_the_policy(finished: tuple[Path, tuple[str, ...]], tmp_pa
 
 
 def test_the_transcripts_are_the_models_own_template(finished: tuple[Path, tuple[str, ...]]) -> None:
-    """What was sampled is free; around it stands what `apply_chat_template` writes for the same messages."""
+    """Around the sampled text, the transcript equals the output of `apply_chat_template` for the same messages."""
     run, _ = finished
     for trajectory in played(run):
         text = "".join(segment.text for segment in trajectory.segments)

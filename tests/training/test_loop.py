@@ -1,4 +1,4 @@
-"""A tiny run through the command: what it writes, that it repeats itself, and how it ends when something breaks."""
+"""A tiny run through the command: its files, its reproducibility, and how it ends on failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is said to cost before it starts: the plan of --dry-run, and the lines at the start of a run."""
+"""Estimated cost of a run: the plan of --dry-run, and the lines at the start of a run."""
 
 from __future__ import annotations
 

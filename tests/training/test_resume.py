@@ -1,4 +1,4 @@
-"""Stopped, killed, damaged: a run continues as if nothing had happened, bit for bit, or says why it cannot."""
+"""Stopped, killed and damaged runs: a run continues bit for bit as if uninterrupted, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _wait_for(stream: IO[str] | None, text: str) -> str:
 
 
 def _interrupted_copy(finished: Path, target: Path, step: int) -> Path:
-    """What is left of `finished` if it was killed some time after `step`: rows and checkpoints, and half lines."""
+    """Copy `finished` as if it had been killed some time after `step`: rows, checkpoints and partial lines remain."""
     run = shutil.copytree(finished, target)
     (run / "summary.json").unlink()
     for later in open_run(run).checkpoints.steps():
@@ -75,7 +75,7 @@ def test_a_run_of_an_earlier_version_that_trained_nothing_starts_again(finished:
 
 
 def test_the_gradient_ratio_is_held_and_its_state_resumes(tmp_path: Path) -> None:
-    # Eight tasks: one of them at least is solved by some of its rollouts and not by others.
+    # Eight tasks: at least one is solved by some of its rollouts and not by others.
     words = [
         "--steps",
         "5",
@@ -118,7 +118,7 @@ def test_a_run_without_a_checkpoint_starts_again(finished: Path, tmp_path: Path)
 
 
 def _kill_while_made(path: Path, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave in `path` what a kill leaves that comes when `create_run` is about to write the file `at`."""
+    """Leave `path` as after a kill just before `create_run` writes the file `at`."""
 
     class Killed(BaseException):
         pass
@@ -178,7 +178,7 @@ def test_more_steps_continue_a_finished_run(finished: Path, tmp_path: Path) -> N
     assert train(run, "--steps", "5", "--resume") == 0
     assert rows(run)[:5] == rows(finished)
     assert [row["step"] for row in rows(run)] == [0, 1, 2, 3, 4, 5]
-    # The config on disk says so too, so that a later --resume needs no --steps.
+    # The config on disk has the new value, so that a later --resume needs no --steps.
     assert "steps: 5" in (run / "config.yaml").read_text()
 
 
@@ -214,7 +214,7 @@ _OBJECT = "environment: {object: 'a.b:C', object_options: {level: 3}, tasks: {se
 
 
 def _in_an_object(folder: Path, *words: str) -> tuple[RunDirectory, Config]:
-    """A run in an OpenEnv class with options, and the config with which it is to be resumed."""
+    """A run in an OpenEnv class with options, and the config to resume it with."""
     source = folder / "object.yaml"
     source.write_text(_OBJECT)
     run = create_run(folder / "run", config_yaml=load_config(source).to_yaml(), environment={"seed": 0})
@@ -389,7 +389,7 @@ def test_a_run_killed_at_random_moments_resumes_to_the_same_end(finished: Path, 
     for _ in range(3):
         process = start(*train_words(run, "--steps", "4", *(["--resume"] if is_run(run) else ["--overwrite"])))
         assert process.stderr is not None
-        process.stderr.readline()  # it has begun, or it has finished before
+        process.stderr.readline()  # it has begun or already finished
         time.sleep(rng.uniform(0.0, 1.0))
         process.kill()
         process.communicate()

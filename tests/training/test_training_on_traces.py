@@ -1,4 +1,4 @@
-"""Runs on traces, alone and beside an environment: what they learn, measure, keep and refuse."""
+"""Runs on traces, alone and with an environment: learning, measures, stored files and errors."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_resuming_equals_never_having_stopped(trained: Path, traces: Path, tmp_p
     (run / "summary.json").unlink()
     for later in (3, 4):
         shutil.rmtree(run / "checkpoints" / f"step_{later:06d}")
-    moved = tmp_path / "moved.jsonl"  # the file may lie elsewhere
+    moved = tmp_path / "moved.jsonl"  # the file may be moved
     shutil.copy(traces, moved)
     assert alone(run, moved, "traces.imitation_coeff=0.5", "--resume") == 0
     assert rows(run) == rows(trained)
@@ -240,7 +240,7 @@ def test_beside_an_environment_its_pools_stay_the_headline(mixed: Path, finished
 
 
 def test_the_policys_rollouts_are_the_same_with_traces_and_without(mixed: Path, finished: Path) -> None:
-    # One step in, the weights differ.
+    # After one step, the weights differ.
     keys = "reward action_tokens commands_per_task action_length entropy role_confusion env_dropped_correct".split()
     first, without = rows(mixed)[1], rows(finished)[1]
     assert [first[f"train/{key}"] for key in keys] == [without[f"train/{key}"] for key in keys]
@@ -428,9 +428,9 @@ def test_a_sweep_does_not_pass_off_runs_as_trained_on_other_traces(
     assert sweep(other) == 2
     message, tip = error_of(capsys.readouterr().err)
     assert "other.jsonl is not the file that" in message and "--run-name" in tip
-    assert sweep(traces) == 0  # the same file, elsewhere
+    assert sweep(traces) == 0  # the same file, moved
     own.unlink()
-    assert sweep(own) == 0  # done, and measured: the file is needed no more
+    assert sweep(own) == 0  # after the run and its evaluation, the file is not needed
     (cell / "summary.json").unlink()
     shutil.copy(other, own)
     capsys.readouterr()
