@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,64 +67,114 @@ def eval_heldout(
     """
     if as_json and as_csv:
         raise EchoError("--json and --csv exclude each other", "give one of them")
+    of_runs = {"--checkpoint": checkpoint, "--step": step, "--rollouts": rollouts, "--pass-k": pass_k}
     if model:
-        of_runs = {"--checkpoint": checkpoint, "--step": step, "--rollouts": rollouts, "--pass-k": pass_k}
-        overrides = _overrides(words or [], compare, of_runs, pool)
-        stem = None if output is None else _stem(output, Path(), "heldout_models")
-        from echo_cli.evaluation.model_evaluation import evaluate_models
+        overrides = [*_overrides(words or [], compare, of_runs, pool), *as_overrides(device=device)]
+        found, stem = _evaluate_models(model, config, overrides, pool or [], fit_pool, command, output)
+    else:
+        run = _one_run(words or [], compare, {"--config": config, "--fit-pool": fit_pool})
+        chosen = _Chosen(_checkpoints(checkpoint, step), *_rollouts(rollouts, pass_k), command, pool or [], device)
+        found, stem = _compare_runs(compare, chosen, output) if compare else _evaluate_run(run, chosen, output)
+    _show(found, stem, as_json, as_csv, breakdown)
 
-        found = evaluate_models(
-            model,
-            config=config,
-            overrides=[*overrides, *as_overrides(device=device)],
-            pool_folders=pool or [],
-            fit_folder=fit_pool,
-            command=command,
-            announce=lambda line: print(f"model {line}", file=sys.stderr),
-        )
-        _show(found, stem, as_json, as_csv, breakdown)
-        return
-    of_models = {"--config": config, "--fit-pool": fit_pool}
-    if given := [name for name, value in of_models.items() if value is not None]:
-        raise EchoError(f"{given[0]} has no effect without --model", "omit it: RUN has its own config and observations")
-    if len(words or []) + (compare is not None) != 1:
-        tip = "see echo-cli eval-heldout --help; for models without a run: --model PATH --pool DIR"
-        raise EchoError("name one RUN, or two runs with --compare RUN_A RUN_B", tip)
-    rollouts = 4 if rollouts is None else rollouts
-    wanted = _checkpoints(checkpoint, step)
-    ks = sorted(set(pass_k or [1, rollouts])) if rollouts else []
-    if pass_k and max(pass_k) > rollouts:
-        raise EchoError(f"pass@{max(pass_k)} needs {max(pass_k)} rollouts per task", "increase --rollouts")
-    pools = pool or []
-    if compare is not None:
-        if len(wanted) > 1 or wanted == ["all"]:
-            tip = "give one of --checkpoint best, --checkpoint latest and --step N"
-            raise EchoError("--compare takes one checkpoint per run", tip)
-        if command is not None:
-            raise EchoError("--command and --compare exclude each other", "omit either --compare or --command")
-        stem = _stem(output, _shared_folder(compare, output), "heldout_comparison")
-        from echo_cli.evaluation.comparison import compare_runs
 
-        found = compare_runs(
-            compare, checkpoint=wanted[0], rollouts=rollouts, pass_k=ks, pool_folders=pools, device=device
-        )
-        _show(found, stem, as_json, as_csv, breakdown)
-        return
-    assert words
-    run = Path(words[0])
+@dataclass(frozen=True)
+class _Chosen:
+    """What to measure of a run."""
+
+    checkpoints: list[str | int]
+    rollouts: int
+    """Number of rollouts per task."""
+    pass_k: list[int]
+    command: str | None
+    pools: list[Path]
+    device: str | None
+
+
+def _evaluate_models(
+    models: list[str],
+    config: str | None,
+    overrides: list[str],
+    pools: list[Path],
+    fit_pool: Path | None,
+    command: str | None,
+    output: Path | None,
+) -> tuple[Evaluation, Path | None]:
+    stem = None if output is None else _stem(output, Path(), "heldout_models")
+    from echo_cli.evaluation.model_evaluation import evaluate_models
+
+    found = evaluate_models(
+        models,
+        config=config,
+        overrides=overrides,
+        pool_folders=pools,
+        fit_folder=fit_pool,
+        command=command,
+        announce=lambda line: print(f"model {line}", file=sys.stderr),
+    )
+    return found, stem
+
+
+def _compare_runs(runs: tuple[Path, Path], chosen: _Chosen, output: Path | None) -> tuple[Evaluation, Path]:
+    if len(chosen.checkpoints) > 1 or chosen.checkpoints == ["all"]:
+        tip = "give one of --checkpoint best, --checkpoint latest and --step N"
+        raise EchoError("--compare takes one checkpoint per run", tip)
+    if chosen.command is not None:
+        raise EchoError("--command and --compare exclude each other", "omit either --compare or --command")
+    stem = _stem(output, _shared_folder(runs, output), "heldout_comparison")
+    from echo_cli.evaluation.comparison import compare_runs
+
+    found = compare_runs(
+        runs,
+        checkpoint=chosen.checkpoints[0],
+        rollouts=chosen.rollouts,
+        pass_k=chosen.pass_k,
+        pool_folders=chosen.pools,
+        device=chosen.device,
+    )
+    return found, stem
+
+
+def _evaluate_run(run: Path, chosen: _Chosen, output: Path | None) -> tuple[Evaluation, Path]:
     stem = _stem(output, run, "heldout_evaluation")
     from echo_cli.evaluation.run_evaluation import evaluate_run
 
     found = evaluate_run(
         run,
-        checkpoints=wanted,
-        rollouts=rollouts,
-        pass_k=ks,
-        command=command,
-        pool_folders=pools,
-        device=device,
+        checkpoints=chosen.checkpoints,
+        rollouts=chosen.rollouts,
+        pass_k=chosen.pass_k,
+        command=chosen.command,
+        pool_folders=chosen.pools,
+        device=chosen.device,
     )
-    _show(found, stem, as_json, as_csv, breakdown)
+    return found, stem
+
+
+def _one_run(words: list[str], compare: tuple[Path, Path] | None, of_models: Mapping[str, object]) -> Path:
+    """Return the run of a command line without --model; with --compare, the first of its two.
+
+    Raises:
+        EchoError: an option applies to models only, or the words are not exactly one run.
+    """
+    if given := [name for name, value in of_models.items() if value is not None]:
+        raise EchoError(f"{given[0]} has no effect without --model", "omit it: RUN has its own config and observations")
+    if len(words) + (compare is not None) != 1:
+        tip = "see echo-cli eval-heldout --help; for models without a run: --model PATH --pool DIR"
+        raise EchoError("name one RUN, or two runs with --compare RUN_A RUN_B", tip)
+    return compare[0] if compare is not None else Path(words[0])
+
+
+def _rollouts(rollouts: int | None, pass_k: list[int] | None) -> tuple[int, list[int]]:
+    """Return the number of rollouts per task and the k of pass@k.
+
+    Raises:
+        EchoError: a k is larger than the number of rollouts.
+    """
+    rollouts = 4 if rollouts is None else rollouts
+    if pass_k and max(pass_k) > rollouts:
+        raise EchoError(f"pass@{max(pass_k)} needs {max(pass_k)} rollouts per task", "increase --rollouts")
+    return rollouts, sorted(set(pass_k or [1, rollouts])) if rollouts else []
 
 
 def _overrides(
