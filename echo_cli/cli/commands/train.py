@@ -85,6 +85,13 @@ def train(
             should_stop=lambda: interrupt() or (parent is not None and os.getppid() != parent),
             group=group,
         )
+    _show(summary, path, as_json)
+    if summary["status"] == "stopped":
+        raise typer.Exit(interrupt.exit_code)
+
+
+def _show(summary: dict[str, Any], path: Path, as_json: bool) -> None:
+    """Print the summary of the run at `path`, and how to resume a stopped run."""
     if as_json:
         print_json(summary)
     else:
@@ -94,7 +101,6 @@ def train(
     if summary["status"] == "stopped":
         again = ["echo-cli", "train", "--resume", "--output-dir", str(path.parent), "--run-name", path.name]
         print(f"stopped and saved; to continue: {shlex.join(again)}", file=sys.stderr)
-        raise typer.Exit(interrupt.exit_code)
 
 
 def _load(name: str | None, words: list[str], resume: bool) -> tuple[Config, Path]:
