@@ -22,18 +22,21 @@ class Unknown:
     """A value that is only known during the episode."""
 
     type: str | None
-    """Its JSON type; None for any."""
+    """JSON type of the value; None for any type."""
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """Why a value cannot match: the path to it (`.a[0]`), the problem, and a tip."""
+    """Reason why a value cannot match: the path to the value (`.a[0]`), the problem, and a tip."""
 
     at: str
     problem: str
     tip: str
     kind: Literal["form", "type", "constant"] = "form"
-    """Kind of problem: an object's fields, a value's type, or a value. A union reports "form" first, then "type"."""
+    """Kind of problem: fields of an object ("form"), type of a value, or value of a constant.
+
+    If no option of a union matches, a "form" problem is reported in preference to a "type" problem.
+    """
 
 
 def find_misfit(value: Any, schema: Any) -> Misfit | None:
@@ -46,7 +49,7 @@ def find_misfit(value: Any, schema: Any) -> Misfit | None:
 
 
 class _Check:
-    """One comparison. The result of each `$ref` is cached per path, so that a recursive schema terminates."""
+    """One comparison. The result of each `$ref` is cached per path, so that recursive schemas terminate."""
 
     def __init__(self, root: Any) -> None:
         self._root = root

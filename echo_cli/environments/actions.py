@@ -47,7 +47,7 @@ _CALL_TOOL: JsonObject = {
 class Unparsable(Exception):
     """A policy's line that is not an action; `reason` is one short line in the harness's own words.
 
-    `parse` is `none` if the line contains no action, `malformed` if it contains a faulty one.
+    `parse` is `none` if the line contains no action, `malformed` if it contains a faulty action.
     """
 
     def __init__(self, reason: str, parse: Literal["malformed", "none"] = "malformed") -> None:
@@ -97,7 +97,7 @@ def check_action(config: ActionConfig, schema: JsonObject) -> None:
     """Check the actions that `config` produces against the action schema that the environment publishes.
 
     Raises:
-        EchoError: the environment would refuse every action; names the field and the accepted values.
+        EchoError: the environment would refuse every action; the message names the field and the accepted values.
     """
     template = _template(config)
     if config.kind == "template":
@@ -116,7 +116,7 @@ def check_payload(payload: JsonObject, schema: JsonObject, where: str) -> None:
     """Check one action, which may contain `Unknown` values, against the environment's action schema.
 
     Raises:
-        EchoError: the environment would refuse the action; names the field below `where`, a config key.
+        EchoError: the environment would refuse the action; the message names the field below `where`, a config key.
     """
     misfit = _misfit(payload, schema)
     if misfit is not None:
@@ -131,7 +131,7 @@ def _misfit(action: JsonObject, schema: JsonObject) -> Misfit | None:
 
 
 def _published(action: JsonObject, schema: JsonObject) -> JsonObject:
-    """Return the schema to check `action` against: `_CALL_TOOL` for a tool call to an MCP environment."""
+    """Return the schema to check `action` against: `_CALL_TOOL` for an MCP environment's tool calls, else `schema`."""
     properties = _properties(schema)
     kind = properties.get("type")
     lists_tools = isinstance(kind, Mapping) and kind.get("const") == "list_tools"

@@ -17,7 +17,7 @@ from typing import Any
 from echo_cli.text import escape_unprintable
 
 FAULT_KEYS = ("unavailable", "bad_actions", "errors", "sessions_lost", "unrewarded", "topped_up", "groups_dropped")
-"""Names of the counters: attempts, actions, errors, sessions, unrewarded episodes, replacement rollouts, groups."""
+"""Names of the counters, which count attempts, actions, errors, sessions, episodes, replacement rollouts and groups."""
 
 _LINE_CHARS = 300
 _SHOWN_ERRORS = 3
@@ -36,15 +36,15 @@ class BadAction(Fault):
 
 
 class EnvironmentFault(Fault):
-    """An exception of the environment while it ran the action; its session survives."""
+    """An exception that the environment raised while it ran the action; the session survives."""
 
 
 class SessionLost(Fault):
-    """The end of an episode. Its connection is never used again, so that no two episodes are joined into one."""
+    """The loss of an episode's session. Its connection is never used again, so that two episodes are never joined."""
 
 
 class FaultCounts:
-    """Counts per name in `FAULT_KEYS`, collected once per step. Not locked: one thread counts, or the GIL orders it."""
+    """Counts per name in `FAULT_KEYS`, taken once per step. No lock is needed: each key has one writer at a time."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -55,13 +55,17 @@ class FaultCounts:
         self._counts[key] += 1
 
     def take(self) -> dict[str, int]:
-        """Return the counts since the last call and reset them; has every key of `FAULT_KEYS`."""
+        """Return the counts since the last call, for every key of `FAULT_KEYS`, and reset them."""
         taken, self._counts = self._counts, Counter()
         return {key: taken[key] for key in FAULT_KEYS}
 
 
 def fault_line(text: str, secrets: Mapping[str, str] | None = None) -> str:
-    """Return `text` as one line of at most 300 characters, control characters escaped, `secrets` replaced by values."""
+    """Return `text` as one line, cut to 300 characters before control characters are escaped.
+
+    Args:
+        secrets: secret texts, mapped to their replacements.
+    """
     known = secrets or {}
     for secret in sorted(known, key=len, reverse=True):  # one secret may be part of another
         text = text.replace(secret, known[secret])
@@ -70,7 +74,7 @@ def fault_line(text: str, secrets: Mapping[str, str] | None = None) -> str:
 
 
 def errors_text(errors: Any) -> str:
-    """Return the first entries of pydantic's list of errors as `path: message`, without the input; "" if not a list.
+    """Return the first three of pydantic's errors as `path: message`, without the input; "" if not a list.
 
     The messages are the environment's own text: pass the result to `fault_line`.
     """

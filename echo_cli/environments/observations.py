@@ -52,7 +52,7 @@ class ObservationMapping:
             _check_echo(rule.drop_echo)
 
     def opening(self, payload: Payload) -> tuple[TextPiece, ...]:
-        """Return the pieces that a reset shows: context, and warnings.
+        """Return the pieces for the payload of a reset: context and warnings.
 
         Raises:
             SessionLost: a value is nested too deep to be shown.
@@ -60,7 +60,7 @@ class ObservationMapping:
         return self._pieces(payload, None)
 
     def reply(self, payload: Payload, action: str) -> tuple[TextPiece, ...]:
-        """Return the pieces that the answer to `action`, the policy's own text, shows.
+        """Return the pieces for the environment's answer to `action`, the policy's own text.
 
         Raises:
             SessionLost: a value is nested too deep to be shown.
@@ -92,7 +92,7 @@ class ObservationMapping:
         before, _, after = rule.label.partition("{text}")
         left, last = self._chars, -1
         for text in texts:
-            # `safe` merges at most two characters into one: this many fill the rest and show whether more follows.
+            # `safe` merges at most two characters into one, so this slice shows whether the limit is exceeded.
             whole = safe(text[: 2 * left + 2])
             if left:
                 _add(pieces, TextPiece(harness, line_end(pieces) + before, rule.channel))
@@ -107,7 +107,7 @@ class ObservationMapping:
             left -= len(whole)
 
     def _spans(self, rule: ObservationRule, text: str, action: str | None) -> Iterator[TextPiece]:
-        """Yield a value's text in pieces: the echo of the action, then runs of boilerplate, volatile and own text."""
+        """Yield a value's text in pieces: the echo of the action, then runs of boilerplate, volatile and other text."""
         own = Role[rule.role.upper()]
         if action is None and own is not Role.WARNING:
             own = Role.CONTEXT
@@ -128,7 +128,7 @@ class ObservationMapping:
 def line_end(pieces: Sequence[TextPiece]) -> str:
     """Return the newline that `pieces` need before other text follows, or "".
 
-    None is needed after a cut: the cut's notice is a line.
+    No newline is needed after a cut, because the notice of the cut is a line of its own.
     """
     return "\n" if pieces and not pieces[-1].cut and not pieces[-1].text.endswith("\n") else ""
 
@@ -171,7 +171,7 @@ def exit_code_of(payload: Payload, path: str | None) -> int | None:
 
 
 def is_invalid(payload: Payload, invalid: InvalidConfig) -> bool:
-    """Return whether a text at the path of `invalid` matches its pattern: the line was not an action."""
+    """Return whether a text at the path of `invalid` matches its pattern, that is, the line was not an action."""
     values = values_at(payload.root, invalid.path)
     return any(re.search(invalid.pattern, _text(value, invalid.path)) for value in values)
 

@@ -42,7 +42,7 @@ class StepResult:
     valid_action: bool = True
     """Whether the environment could run the action."""
     parse: Parse = "valid"
-    """Whether the text was an action."""
+    """Whether the text was an action, a failed attempt at an action, or neither."""
     capped: bool = False
     """Whether the episode ended at its turn cap."""
     penalty: float = 0.0
@@ -108,7 +108,7 @@ class TaskSuite(Protocol):
         """Return the actions that solve `task`; None if they are unknown."""
 
     def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
-        """Return `count` exploring actions for the world of `task`; none solves a validation or held-out task."""
+        """Return `count` exploring actions for the world of `task`; no action solves a validation or held-out task."""
 
     def out_of_distribution(self) -> TaskSuite:
         """Return the suite of the out-of-distribution tasks, which training never sees."""
@@ -131,7 +131,7 @@ class Payload:
         """Return the payload of a decoded `data` object.
 
         Raises:
-            ValueError: the object is malformed; names the part.
+            ValueError: the object is malformed; the message names the part.
         """
         if not isinstance(data, dict) or not isinstance(data.get("observation"), dict):
             raise ValueError("no observation object")
@@ -165,18 +165,18 @@ class Client(Protocol):
     """
 
     async def reset(self, arguments: JsonObject) -> Payload:
-        """Open the session and start the episode. Called once."""
+        """Open the session and start the episode. Call this once."""
 
     async def step(self, action: JsonObject) -> Payload:
         """Return the environment's answer to one action."""
 
     async def close(self) -> None:
-        """Release the session, whatever its state. Raises nothing; may be called twice."""
+        """Release the session, whatever its state. This raises nothing and may be called twice."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """A source's description of itself. Schemas are the JSON schemas of OpenEnv's `/schema`."""
+    """Name, schemas and capacity of a source. The schemas are the JSON schemas of OpenEnv's `/schema`."""
 
     name: str
     action_schema: JsonObject
@@ -199,4 +199,4 @@ class EnvironmentSource(Protocol):
         """Return a client for one episode; it opens its session at `reset`."""
 
     def ended(self) -> str | None:
-        """Return why no session can ever be opened again (the run's own server has ended); None if unknown."""
+        """Return why no session can be opened again (the run's own server has ended); None if no reason is known."""

@@ -1,4 +1,4 @@
-"""Tasks, and loading them from a file, the config or a range of seeds into disjoint splits."""
+"""Tasks, loaded from a file, the config or a range of seeds into disjoint splits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskSplits:
-    """The tasks of a run: `train` for training, `validation` for choosing a step, `heldout` for reported figures."""
+    """The tasks of a run: `train` for training, `validation` to choose a checkpoint, `heldout` for reported figures."""
 
     train: Sequence[Task]
     validation: Sequence[Task]
@@ -50,7 +50,7 @@ class TaskSplits:
                 raise ValueError(f"a task of another split is among the {name} tasks")
         ids = [task.task_id for task in (*self.train, *self.validation, *self.heldout)]
         if len(set(ids)) != len(ids):
-            raise ValueError("task ids must be unique over the splits")
+            raise ValueError("task ids must be unique across the splits")
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ class _Entry:
 
 
 def load_tasks(config: TasksConfig) -> TaskList:
-    """Load the tasks of `file`, `items` or `seeds`. A relative path starts at the working directory.
+    """Load the tasks of `file`, `items` or `seeds`. A relative path is resolved from the working directory.
 
     An entry without a split is assigned one by the SHA-256 of its reset arguments, so that tasks keep their split when
     others are added.
 
     Raises:
         EchoError: the file cannot be read, an entry is not a task, an id occurs twice, two splits have the same reset
-            arguments, or no task is left to train on. Names the file and the line.
+            arguments, or no task is left to train on. The message names the file and the line.
     """
     entries = list(_entries(config))
     if not entries:
@@ -197,7 +197,7 @@ def _entry(value: Any, place: str) -> _Entry:
 
 
 def default_id(arguments: Mapping[str, Any]) -> str:
-    """Return a readable name of reset arguments, `level=easy,seed=3`; a long name is cut and ends in a hash."""
+    """Return a readable name of reset arguments, such as `level=easy,seed=3`; a long name is cut and ends in a hash."""
     if not arguments:
         return "default"
     name = ",".join(f"{key}={_short(arguments[key])}" for key in sorted(arguments))

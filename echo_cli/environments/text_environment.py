@@ -70,8 +70,8 @@ class TextEnvironment:
         self._done = payload.done
         settings = self._settings
         exit_code = exit_code_of(payload, settings.exit_code)
-        # The turn cap ends the episode even if the environment also reports done for an action that ran on the last
-        # turn (it has an exit code). A submitted answer has no exit code and is not capped.
+        # An action that runs on the last turn (it has an exit code) ends the episode as capped, even if the environment
+        # reports done. A submitted answer has no exit code: the environment's done takes precedence over the cap.
         capped = self._turns >= settings.max_turns and (not payload.done or exit_code is not None)
         done = payload.done or capped
         pieces = self._observations.reply(payload, action)
@@ -87,7 +87,7 @@ class TextEnvironment:
     async def verify(self) -> float | None:
         """Send the final actions and return the episode's reward by the rules of `settings.reward`.
 
-        The reward is None if a final action that counts fails.
+        The reward is None if a final action with `counts` fails.
         """
         rules, known = self._settings.reward, True
         final: list[float | None] = []
@@ -125,7 +125,7 @@ class TextEnvironment:
                 payload = await self._client.reset(task.reset_arguments)
                 if not payload.done:
                     return payload
-                refusals, reason = refusals + 1, f"done at once: {_summary(payload.metadata)}"
+                refusals, reason = refusals + 1, f"the reset is already done: {_summary(payload.metadata)}"
             except (BadAction, EnvironmentFault) as error:
                 refusals, reason = refusals + 1, str(error)
             except Unavailable as error:

@@ -1,4 +1,4 @@
-"""The toy terminal's tasks and scripted actors, and its source in this process."""
+"""The toy terminal's tasks and scripted actors, and a source that runs it in this process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ToyWorlds:
     """Tasks and scripted actors of one or more toy worlds.
 
     Args:
-        families: kinds of tasks; empty means all. The explorers' commands do not depend on it.
+        families: kinds of tasks; empty means all. The explorers' commands do not depend on them.
         factory: creates the terminals; by default in this process.
 
     Raises:

@@ -151,7 +151,9 @@ class NoWorlds:
         self.description = Description("none", {}, {})
 
     def environment(self) -> Environment:
-        raise EchoError("environment.none is true: there is no environment to play in", "name one in the config")
+        raise EchoError(
+            "environment.none is true: there is no environment to play in", "name an environment in the config"
+        )
 
     def expert(self, task: Task) -> list[str] | None:
         return None

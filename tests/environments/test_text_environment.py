@@ -223,7 +223,7 @@ def test_a_server_of_ours_that_has_ended_is_not_waited_for() -> None:
     ("answer", "reason"),
     [
         (EnvironmentFault("no such task"), "no such task"),
-        (Payload({}, None, True, {"status": "failed to boot"}), "done at once: status failed to boot"),
+        (Payload({}, None, True, {"status": "failed to boot"}), "the reset is already done: status failed to boot"),
     ],
 )
 def test_a_reset_that_fails_is_tried_a_few_times_and_then_names_the_task(answer: Answer, reason: str) -> None:

@@ -32,7 +32,7 @@ class WireAddress:
     """Environment variables' values in the headers, mapped to the `${NAME}` that messages show instead."""
 
     def line(self, text: str) -> str:
-        """Return a server's text as one short line without control characters and the headers' secrets."""
+        """Return a server's text as one short line without control characters or the headers' secrets."""
         return fault_line(text, self.secrets)
 
 
@@ -44,7 +44,7 @@ def wire_address(url: str, headers: Mapping[str, str], section: str = "environme
 
     Raises:
         EchoError: the URL is invalid or contains credentials or a query; a variable is not set; a header cannot be
-            sent. Names the header and the variable, never a value.
+            sent. The message names the header and the variable, never a value.
     """
     parts = _parts(url, section)
     secrets: dict[str, str] = {}
@@ -103,14 +103,14 @@ def _is_loopback(host: str) -> bool:
 
 
 def expand_env(template: str, key: str, *, empty: bool) -> tuple[str, dict[str, str]]:
-    """Replace every `${NAME}` in `template` by the variable's value; return the text, and `${NAME}` per value.
+    """Replace every `${NAME}` in `template` by the variable's value; return the text and a map of values to `${NAME}`.
 
     Args:
         key: config key that the message names.
         empty: whether a variable may be empty.
 
     Raises:
-        EchoError: a variable is not set. Names the key and the variable, never a value.
+        EchoError: a variable is not set. The message names the key and the variable, never a value.
     """
     secrets: dict[str, str] = {}
 

@@ -29,8 +29,8 @@ class ObjectClient:
     remains as a daemon. If the call ever returns, the thread closes the environment and ends.
 
     Args:
-        shared: the thread of all sessions, if the environment requires a single one; otherwise each session has its
-            own.
+        shared: the thread of all sessions if the environment requires a single thread; None if each session has its
+            own thread.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class ObjectSource:
         return ObjectClient(self._class, self._step_timeout_s, self._shared)
 
     def ended(self) -> str | None:
-        return None  # an environment in this process never ends before it
+        return None  # an environment in this process never ends before the process
 
     def _name(self) -> str:
         environment = self._class.make()

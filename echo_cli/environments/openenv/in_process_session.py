@@ -1,4 +1,4 @@
-"""An OpenEnv `Environment` in this process that exchanges the JSON text of OpenEnv's server.
+"""An OpenEnv `Environment` in this process that exchanges the same JSON text as OpenEnv's server.
 
 The module processes a message with the same functions as `websocket_endpoint` in
 `openenv.core.env_server.http_server`, so that the text is the same. It imports openenv, which takes seconds: import
@@ -76,7 +76,7 @@ class ObjectSession:
         self._stack = AsyncExitStack()
 
     async def open(self) -> None:
-        """Wait until the environment is created and its MCP session, if any, is open. Raises their exceptions."""
+        """Wait until the environment is created and its MCP session, if any, is open; raise their exceptions."""
         self._environment = await self._thread.run(self._made.result)
         mcp_session = getattr(self._environment, "mcp_session", None)
         if callable(mcp_session):
@@ -99,11 +99,11 @@ class ObjectSession:
             return _text(WSErrorResponse(data={"message": str(error), "code": WSErrorCode.EXECUTION_ERROR}))
 
     async def close_mcp(self) -> None:
-        """Close the MCP session. Raises its exceptions."""
+        """Close the MCP session; raise its exceptions."""
         await self._stack.aclose()
 
     def close_environment(self) -> Future[None]:
-        """Close the environment in its thread after the pending calls; the future fails if it was never created."""
+        """Close the environment in its thread after pending calls; the future fails if no environment was created."""
         return self._thread.start(lambda: self._made.result().close())
 
     async def _reset(self, message: Mapping[str, Any]) -> Any:

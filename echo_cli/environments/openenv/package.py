@@ -78,7 +78,7 @@ def load_class(import_path: str, base: type | None = None) -> type[Any]:
 
 
 def generic_arguments(cls: type, base: type) -> tuple[Any, ...]:
-    """Return the type arguments of `cls` for its generic `base`; a TypeVar for each open parameter."""
+    """Return the type arguments of `cls` for its generic `base`; a TypeVar for each unbound parameter."""
     for parent in cls.__dict__.get("__orig_bases__", cls.__bases__):
         origin = get_origin(parent) or parent
         if origin is base:
@@ -101,7 +101,7 @@ def _version(distribution: str) -> str | None:
 def _failed(module_name: str, error: BaseException) -> EchoError:
     return EchoError(
         f"module '{module_name}' cannot be imported: {type(error).__name__}: {fault_line(str(error))}",
-        f'run python -c "import {module_name}" to see where',
+        f'run python -c "import {module_name}" to see the traceback',
     )
 
 

@@ -84,7 +84,7 @@ class Provided:
 
     def _how_it_ended(self, message: Mapping[str, Any]) -> str:
         if "ended" not in message:
-            return f"the process that holds the server has ended{self._tail()}"
+            return f"the process that owns the server has ended{self._tail()}"
         code = message["ended"]
         if code is None:
             how = ""
@@ -107,7 +107,7 @@ class Provided:
 def running_server(config: ProviderConfig) -> Iterator[Provided]:
     """Yield a ready server; stop it at the end of the block, or when this process ends in any other way.
 
-    Ctrl-C in the terminal does not reach the server: the trainer needs it to finish the step.
+    Ctrl-C in the terminal does not reach the server, because the trainer needs the server to finish the step.
 
     Raises:
         EchoError: the config does not suit its kind, or a program or package is missing (exit code 2); the server
@@ -167,7 +167,7 @@ def _check_port(port: int) -> None:
 
 
 def _filled(env: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Fill `${NAME}` in `env` from our environment; return the variables, and the `${NAME}` to show per value."""
+    """Fill `${NAME}` in `env` from our environment; return the variables and a map of secrets to `${NAME}`."""
     values: dict[str, str] = {}
     secrets: dict[str, str] = {}
     for name, template in env.items():

@@ -2,8 +2,8 @@
 
 Only a process that outlives a killed trainer can stop its server. This process reads the provider's config from the
 first line of stdin and writes JSON lines to stdout: `{"url": …}` when the server is ready, `{"ended": exit code}` when
-it has ended, or `{"error": …}`. When stdin ends, which also happens when the trainer is killed, or when the server has
-ended, the process stops the server and everything in its own process group. The server's output goes to stderr.
+it has ended, or `{"error": …}`. When the server has ended, or stdin ends (also because the trainer was killed), the
+process stops the server and everything in its own process group. The server's output goes to stderr.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def main() -> None:
             if server is not None:
                 server.stop()
         finally:
-            os.killpg(0, signal.SIGKILL)  # the server's remaining processes, and this one
+            os.killpg(0, signal.SIGKILL)  # the server's remaining processes, and this process
 
 
 def _watch(server: Server, timeout_s: float, messages: _Messages, report: BinaryIO) -> None:
-    """Report when the server is ready and when it ends; return then, or when the trainer no longer needs it."""
+    """Report when the server is ready and when it has ended; return after its end or when it is no longer needed."""
     try:
         message = messages.get(timeout=timeout_s)
     except Empty:

@@ -167,7 +167,9 @@ class RuntimeServer(Server):
             provider = load_class(config.kind)
         self._in_container = hasattr(provider, "start_container")
         if not (self._in_container or hasattr(provider, "start")):
-            raise EchoError(f"'{config.kind}' is not a provider: it has no start", "name one of OpenEnv's providers")
+            raise EchoError(
+                f"'{config.kind}' is not a provider: it has no method start", "name one of OpenEnv's providers"
+            )
         if self._in_container and config.image is None:
             raise EchoError(f"'{config.kind}' starts containers and needs an image", "add environment.provider.image")
         try:
@@ -175,7 +177,9 @@ class RuntimeServer(Server):
         except TypeError as error:
             raise _wrong_options(error) from None
         except (RuntimeError, subprocess.CalledProcessError) as error:
-            raise EchoError(f"{config.kind}: {fault_line(str(error))}", "install what the provider needs") from None
+            raise EchoError(
+                f"{config.kind}: {fault_line(str(error))}", "install the software that the provider needs"
+            ) from None
 
     def start(self) -> str:
         arguments: dict[str, Any] = {"env_vars": self._config.env}

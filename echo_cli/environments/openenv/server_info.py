@@ -81,7 +81,9 @@ def _refusal(address: WireAddress, error: urllib.error.HTTPError) -> EchoError:
         return EchoError(answer, _HEADERS_TIP, exit_code=1)
     if 300 <= error.code < 400 and location:
         base = address.line(location.partition("?")[0].removesuffix("/schema"))
-        return EchoError(f"{answer}, a redirect to {base}", "redirects are not followed: set environment.url to it")
+        return EchoError(
+            f"{answer}, a redirect to {base}", "redirects are not followed: set environment.url to that address"
+        )
     if error.code >= 500 or error.code in (408, 429):
         return EchoError(answer, _START_TIP, exit_code=1)
     return _not_openenv(address, f"its /schema answers HTTP {error.code}")

@@ -41,7 +41,7 @@ class SessionLimits:
 
 
 class SessionState:
-    """Whether one session has begun, and why it has ended.
+    """State of one session: whether it has begun, and the reason why it has ended.
 
     A connection that breaks or is refused is Unavailable before the first observation, since nothing has begun, and
     SessionLost after it. A protocol violation is always SessionLost.
@@ -49,7 +49,7 @@ class SessionState:
     Args:
         name: the environment's name, the prefix of every reason.
         secrets: values that no message may show, mapped to their replacements.
-        on_loss: called when the session ends by a fault.
+        on_loss: called when a fault ends the session.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class SessionState:
         self.lost = self.lost or reason
 
     def line(self, text: str) -> str:
-        """Return a server's text as one short line without control characters and secrets."""
+        """Return a server's text as one short line without control characters or secrets."""
         return fault_line(text, self._secrets)
 
     def lose(self, reason: str) -> str:
-        """End the session by a fault, and return the reason with the environment's name."""
+        """End the session because of a fault, and return the reason with the environment's name."""
         self.lost = self.line(f"{self._name}: {reason}")
         self._on_loss()
         return self.lost

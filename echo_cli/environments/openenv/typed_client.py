@@ -176,7 +176,7 @@ class TypedSource:
 
     Raises:
         EchoError: openenv is not installed, the class does not exist or does not declare the type of its actions, or
-            there are headers that it does not accept.
+            its constructor does not accept the URL or the headers.
     """
 
     def __init__(
@@ -231,7 +231,7 @@ class TypedSource:
 def _taken(client: type[Any], import_path: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the `arguments` that the client's constructor accepts; the URL and any headers are required.
 
-    The others are limits: without them the client keeps its own, and ours apply as well.
+    The others are settings of the connection. Without them the client uses its own, and our timeouts apply as well.
     """
     parameters = inspect.signature(client).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):

@@ -80,7 +80,7 @@ def is_refused(closed: ConnectionClosed) -> bool:
 
 
 def why_closed(closed: ConnectionClosed) -> str:
-    """Return the reason, worded to follow the server's name."""
+    """Return why the connection closed, worded to follow the server's name."""
     if closed.sent is not None and is_refused(closed):
         return _REFUSALS[closed.sent.code]
     if closed.rcvd is not None:
@@ -90,7 +90,7 @@ def why_closed(closed: ConnectionClosed) -> str:
 
 
 def encode(request: JsonObject) -> str:
-    """Return the request as ASCII JSON: a lone surrogate, which a policy may write, has no UTF-8 encoding.
+    """Return the request as ASCII JSON: a lone surrogate, which a JSON task may contain, has no UTF-8 form.
 
     Raises:
         BadAction: the request contains NaN or infinity, is nested too deep, or is longer than `MAX_REQUEST_BYTES`.
@@ -108,7 +108,7 @@ def decode(reply: str | bytes) -> tuple[Any, dict[str, Any]]:
     """Return the type and the `data` of a message.
 
     Raises:
-        ValueError: the text is not an OpenEnv message; says what it is.
+        ValueError: the text is not an OpenEnv message; the error says what it is instead.
     """
     if isinstance(reply, bytes):
         raise ValueError("a binary message")

@@ -3,8 +3,8 @@
     → {"type": "reset" | "step" | "state" | "close", "data": {…}}
     ← {"type": "observation" | "state" | "error", "data": {…}}
 
-Requests and replies alternate strictly and have no ids: a late reply would be taken for the next request's. Therefore
-any failure ends the connection. It is never reopened, because a new connection reaches another environment.
+Requests and replies alternate strictly and have no ids: a late reply would be taken for the reply to the next request.
+Therefore any failure ends the connection. It is never reopened, because a new connection reaches another environment.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class WireClient:
         return self._session.payload(await self._ask("step", "observation", action))
 
     async def state(self) -> JsonObject:
-        """Return the environment's state. Like `reset`, opens the session if it is not open, with the same errors."""
+        """Return the environment's state. Like `reset`, open the session if it is not open; raise the same errors."""
         return await self._ask("state", "state", None)
 
     async def close(self) -> None:
@@ -100,7 +100,7 @@ class WireClient:
             raise
 
     async def _exchange(self, connection: ClientConnection, request: str) -> tuple[str | bytes, str | None]:
-        """Send `request` and return the next message, and why the request could not be sent."""
+        """Send `request`; return the next message and, if the request could not be sent, the reason."""
         expired = False
 
         def expire() -> None:  # a timer per step costs less than a task of `asyncio.wait_for`
@@ -153,7 +153,7 @@ class WireSource:
 
     Args:
         url: base URL (http, https, ws or wss); its path is kept, and the websocket is at `{url}/ws`.
-        headers: templates per header name, in which `${NAME}` is filled from the environment variables.
+        headers: template per header name, in which `${NAME}` is filled from the environment variables.
         sessions_wanted: if the server does not publish its capacity, `describe` opens up to this number of sessions to
             measure it; 0 disables this.
         ended: returns why the server has ended; None if it runs, or is not watched.
@@ -197,9 +197,10 @@ class WireSource:
     async def free_sessions(self, wanted: int) -> int | None:
         """Return the number of sessions, up to `wanted`, that can be open at once; None if not even one can.
 
-        A server reveals its capacity only by refusing a session; otherwise it creates an environment. So this opens
-        sessions, doubling their number until one is refused, and closes them: at most `wanted`, which the caller would
-        open anyway, and two for a server with one session.
+        A server reveals its capacity only by refusing a session, and it creates an environment for every session that
+        it accepts. This method therefore opens sessions, doubling their number until one is refused, and closes all of
+        them. It requests at most `wanted` sessions, which the caller would open anyway, and only two from a server that
+        has one.
         """
         opened: list[WireClient] = []
         granted = 0

@@ -109,7 +109,7 @@ def test_the_death_of_the_host_is_noticed_and_nothing_is_left() -> None:
         known = _known(server.url)
         os.kill(known["group"], signal.SIGKILL)  # its leader is the host
         _until(lambda: server.ended() is not None)
-        assert str(server.ended()).startswith("the process that holds the server has ended")
+        assert str(server.ended()).startswith("the process that owns the server has ended")
     assert _group(known["group"]) == []
     assert not answers(server.url)
 
@@ -368,7 +368,7 @@ def test_a_provider_class_of_ones_own() -> None:
     ("kind", "message"),
     [
         ("openenv.core.containers.runtime.providers:DockerSwarmProvider", "starts containers and needs an image"),
-        ("pathlib:Path", "is not a provider: it has no start"),
+        ("pathlib:Path", "is not a provider: it has no method start"),
         (f"{__name__}:Own", "environment.provider.options: .*missing 1 required positional argument: 'mode'"),
     ],
 )
