@@ -50,7 +50,7 @@ _NO_SCHEDULE: Mapping[str, Any] = {
 }
 
 _CUDA_MEMORY = "peak of torch's CUDA allocator during the update, the largest of all repeats"
-_CPU_MEMORY = "peak resident set of a process of its own per variant, which plays a step's rollouts and updates twice"
+_CPU_MEMORY = "peak resident set of a separate process per variant, which plays a step's rollouts and updates twice"
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Timing:
 
 
 def env_coeff(config: Config) -> tuple[float, bool]:
-    """Return λ of the variants with an env term, and whether it is the config's λ at step 0, which must be above 0."""
+    """Return λ of the variants with an env term, and whether it is the config's λ at step 0 (used if above 0)."""
     coeff = world_model_coeff_at(config.objective, 0, config.steps)
     return (coeff, True) if coeff > 0 else (_SOME_COEFF, False)
 
@@ -266,7 +266,7 @@ def _update(config: Config, policy: TorchPolicy, played: _Rollouts, variant: Var
 
 
 def _now(policy: TorchPolicy) -> float:
-    """Return the clock, seconds, after the device has finished its work."""
+    """Return the clock time, seconds, once the device has finished its work."""
     if policy.device.type == "cuda":
         torch.cuda.synchronize(policy.device)
     return time.perf_counter()
@@ -287,7 +287,7 @@ def _percent(ratio: float) -> str:
 
 
 def _peak_of_own_process(config: Config, variant: Variant) -> int:
-    """Return the peak memory of a new process for a warm-up and a step of `variant`, bytes.
+    """Return the peak memory, bytes, of a new process that runs a warm-up and a step of `variant`.
 
     A new process is needed because memory retained by one variant would hide the peak of the next.
     """

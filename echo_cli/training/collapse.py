@@ -1,26 +1,26 @@
-"""Early detection of collapse: alarms computed from a run's metric rows alone, so that a resumed run raises the same.
+"""Early detection of collapse: alarms computed from metric rows alone, so that a resumed run raises the same alarms.
 
 Most signals are levels of the on-policy rollouts (rollouts/behaviour.py). A level raises an alarm if its mean over the
 last `window` steps is beyond an absolute bound *and* worse than the run's own best window by the factor `change`: a run
-that starts low is not collapsing, and a run that learns first is compared with its best. A level with a ceiling is
-compared by its distance to the ceiling: the distance of the best window must exceed the distance of the bound by the
-factor, because closer to the ceiling a few rollouts already change the distance by a factor. A window covers at least
-`min_tasks` tasks, over as many steps as needed: over five steps of one task each, the selection of tasks would
-determine the mean more than the policy does.
+that starts low is not collapsing, and a run that learns first is compared with its best. For a level with a ceiling,
+the best window's distance to the ceiling must exceed the bound's distance by the factor. The current distance is not
+compared, because near the ceiling a few rollouts multiply it. A window covers at least `min_tasks` tasks, over as many
+steps as needed: over five steps of one task each, the selection of tasks would determine the mean more than the policy
+does.
 
 Two signals combine several metrics:
 
 - `easy_rollouts`: the reward is below the fraction `min_reward_kept` of its best, and since then the env-CE of
-  on-policy observations has fallen by the factor `change`: the rollouts are easy to predict and useless (λ = 0.2 in
-  ECHO, arXiv 2605.24517).
+  on-policy observations has fallen by the factor `change`: the rollouts are easy to predict and useless (reported for
+  λ = 0.2 in the ECHO paper, arXiv 2605.24517).
 - `ood`: out-of-distribution env-CE has risen by the factor `max_ood_rise` over its start on the same pairs, while
   held-out env-CE is no better than its own start. While held-out env-CE improves, a rise out of distribution is the
   price of learning a world.
 
-Each signal raises at most one alarm in a run. A signal without values, as in verifier-free runs on scripts, raises
-none. Signals of diversity are counted within a step and are insensitive if a step has few tasks: one action meets the
-bound of `commands` for two tasks, one output meets the bound of `observations` for four, and a short text does not
-compress. The other signals apply to such runs.
+Each signal raises at most one alarm in a run. A signal without values, as in verifier-free runs on scripts, raises no
+alarm. Signals of diversity are counted within a step and are insensitive if a step has few tasks: by default, one
+distinct command is enough for two tasks and one distinct observation for four, and a short text does not compress. The
+other signals also work with few tasks.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def new_alarms(
     """Return the alarms raised by the last of `rows`, except those of signals in `raised`.
 
     Args:
-        rollout: source of the action cap, which is the ceiling of the mean action length; of the group size, with
-            which the compression ratio grows, because rollouts of one task converge in a healthy run; and of the number
-            of tasks per step.
+        rollout: settings of the rollouts. The action cap is the ceiling of the mean action length. The bound on the
+            compression ratio grows with the group size, because rollouts of one task converge in a healthy run. The
+            number of tasks per step determines the length of the window.
         raised: signals with an earlier alarm.
     """
     if settings.action == "off" or not rows:
@@ -93,7 +93,7 @@ def new_alarms(
 
 
 def lambda_factor(rows: Sequence[Row], settings: CollapseConfig) -> float:
-    """Return the factor on λ after `rows` with `lower_lambda`: `lower_factor` per step with alarms; 1 otherwise.
+    """Return the factor on λ after `rows`: `lower_factor` per step with alarms if the action is `lower_lambda`, else 1.
 
     Several alarms at one step count once, because one collapse affects several signals.
     """
@@ -236,7 +236,7 @@ def _ood(row: Row, settings: CollapseConfig) -> str | None:
 
 
 def _window_means(rows: Sequence[Row], window: int, *keys: str) -> tuple[list[Row], tuple[NDArray[np.float64], ...]]:
-    """Return the rows that have all of `keys`, and per key the means over every window of successive such rows."""
+    """Return the rows that have all of `keys`, and per key the means over every window of these rows."""
     kept = [row for row in rows if all(_is_number(row.get(key)) for key in keys)]
     if len(kept) < window:
         return kept, tuple(np.empty(0) for _ in keys)

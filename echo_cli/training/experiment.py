@@ -32,15 +32,15 @@ class RunHooks:
     """Callbacks of a run. The defaults do nothing and do not stop the run."""
 
     on_start: Callable[[str], object] = _ignore
-    """Called once at the start, with the reason for the choice of device."""
+    """Callback at the start, with the reason for the choice of device."""
     on_notice: Callable[[str], None] = _ignore
-    """Called with each line about the run's traces and memory after `on_start`, and with a line per failed tracker."""
+    """Callback for each line about the run's traces and memory, after `on_start`, and for a line per failed tracker."""
     on_row: Callable[[Row], object] = _ignore
-    """Called after each step, with its metrics."""
+    """Callback after each step, with the step's metrics."""
     on_summary: Callable[[], object] = _ignore
-    """Called after the summary of a run with metrics is written, whatever the outcome."""
+    """Callback after the summary of a run with metrics is written, whatever the outcome."""
     should_stop: Callable[[], bool] = lambda: False
-    """Called after each step; returns whether to save and end the run."""
+    """Callback after each step that returns whether to save and end the run."""
 
 
 NO_HOOKS = RunHooks()
@@ -62,8 +62,8 @@ def run_experiment(
         group: name under which trackers group the run with others.
 
     Raises:
-        EchoError: as `check_trackers`, `open_session` and `train`; the summary of a run that diverged or collapsed is
-            written before.
+        EchoError: as in `check_trackers`, `open_session` and `train`; the summary of a run that diverged or collapsed
+            is written first.
     """
     # A run killed while its directory was created has nothing to resume and nothing to lose.
     resume = resume and not is_half_made(path)

@@ -32,10 +32,10 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
     If `should_stop()` is true, the generator ends after the current step and writes a checkpoint.
 
     Raises:
-        EchoError: the loss, the gradient or a held-out measure is not finite (exit code 3; without a checkpoint of this
-            step), the env term has no effect at step 0, or the run directory cannot be written.
-        CollapseError: the run collapses or has collapsed, and `collapse.action` is `stop` (exit code 3; with a
-            checkpoint).
+        EchoError: the loss, the gradient or a held-out measure is not finite (exit code 3; no checkpoint of this step
+            is saved), the env term has no effect at step 0, or the run directory cannot be written.
+        CollapseError: the run collapses or has collapsed, and `collapse.action` is `stop` (exit code 3; a checkpoint is
+            saved).
     """
     config, policy, faults = session.config, session.policy, session.worlds.hosting.faults
     norms, rows = session.gradient_norms, session.run.read_metrics()

@@ -114,8 +114,8 @@ def portable_estimate(config: Config) -> str:
     if expected == 0:
         return "undefined: a group of one rollout has no advantage"
     factor = first_coeff(config) * rl_rollouts / (rl_rollouts + others) / expected
-    # If a rollout has a action tokens and o observation tokens, the weights are 1 / (rollouts · a) and
-    # 1 / (rollouts · o) for every kind of mean; with fixed_length, max_length replaces a or o.
+    # If a rollout has `a` action tokens and `o` observation tokens, the weights are 1 / (rollouts · a) and
+    # 1 / (rollouts · o) for every kind of mean; with fixed_length, max_length replaces `a` or `o`.
     fixed = str(settings.max_length)
     actions, most_actions = "action tokens", float(rollout.max_action_tokens)
     observations, most_observations = "observation tokens", float(rollout.max_output_tokens)
@@ -133,8 +133,8 @@ def portable_estimate(config: Config) -> str:
 def expected_advantage(settings: ObjectiveSettings, group_size: int) -> float:
     """Return the expected mean |advantage| if rewards vary in every group.
 
-    With `group_norm`: √(2/π), for normally distributed rewards divided by their standard deviation. Otherwise in the
-    unit of the rewards: 0.5 in large groups, for rewards of 0 and 1 at even odds.
+    With `group_norm`, it is √(2/π), for normally distributed rewards divided by their standard deviation. Otherwise it
+    has the unit of the rewards and is 0.5 in large groups, for rewards of 0 and 1 at even odds.
     """
     if group_size == 1:
         return 0.0
@@ -204,9 +204,9 @@ def _of_model(config: Config) -> dict[str, Any]:
     if shape is None:
         return {"model": f"{model.path}, of unknown size: no config.json of a Llama-style decoder on this machine"}
     trained = trained_parameters(shape, config)
-    share = "all" if model.lora is None else f"{trained / shape.parameters:.2%}, of a LoRA of rank {model.lora.rank}"
+    share = "all" if model.lora is None else f"{trained / shape.parameters:.2%}, a LoRA of rank {model.lora.rank}"
     return {
-        "model": f"{model.path}, {shape.layers} layers of {shape.hidden}, {shape.max_length} tokens of context",
+        "model": f"{model.path}, {shape.layers} layers of width {shape.hidden}, {shape.max_length} tokens of context",
         "parameters": shape.parameters,
         "parameters trained": f"{trained} ({share})",
     }

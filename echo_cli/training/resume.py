@@ -1,4 +1,4 @@
-"""Resuming of a run: reject a different config, traces or environment, and restore the run's state."""
+"""Resume a run: reject a different config, traces or environment, and restore the run's state."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_same_config(run: RunDirectory, config: Config) -> None:
     """Reject a config that differs from the run's config in a key that is not free.
 
     Raises:
-        EchoError: such a key exists; the message has the first one.
+        EchoError: there is such a key; the message names the first.
     """
     before = load_config(run.config_path)
     free = free_keys()
@@ -79,7 +79,7 @@ def check_same_traces(run: RunDirectory, corpus: TraceCorpus) -> None:
 
 
 def _check_same_environment(run: RunDirectory, worlds: TaskSuite) -> None:
-    """Reject an environment whose reported name differs from that of the run's environment."""
+    """Reject an environment whose reported name differs from the name that the run recorded."""
     record = read_json(run.path / "environment.json").get("environment")  # None in runs of earlier versions
     before = record.get("name") if isinstance(record, dict) else None
     now = worlds.description.name

@@ -41,7 +41,7 @@ class Probe:
 
 
 def row_keys(config: Config) -> list[str]:
-    """Return the keys of a row other than `step` and `warnings`; only runs on traces have the keys of traces."""
+    """Return the keys of a row other than `step` and `warnings`; only a run with traces has the keys of traces."""
     pools, train = ["validation", "heldout", "ood"], TRAIN_KEYS
     if config.traces is not None:
         train = [*train, *TRACE_KEYS]
@@ -69,7 +69,7 @@ def step_row(
     Args:
         step: number of optimizer steps, including this step.
         values: metrics of the update, by name without `train/`.
-        faults: fault counts, moved into the row.
+        faults: fault counts of the step, reset after they are read.
         started: `time.perf_counter()` at the start of the step.
     """
     train: Row = {
@@ -99,7 +99,7 @@ def full_row(config: Config, row: Row, measured: Mapping[str, Any], faults: Faul
     """Return the `row` of a step completed with the `measured` values of its evaluation; missing values are None.
 
     Args:
-        faults: fault counts of the evaluation, added to those in the row.
+        faults: fault counts of the evaluation, added to the row's counts and then reset.
         eval_s: wall-clock time of the evaluation, seconds.
     """
     return {
@@ -123,7 +123,7 @@ def _probe_columns(probe: Probe | None) -> Row:
 
 
 def _fault_columns(faults: FaultCounts) -> Row:
-    """Take the faults counted since the last call, by the names in `ENVIRONMENT_KEYS`."""
+    """Return the counts of faults since the last call, by the names in `ENVIRONMENT_KEYS`, and reset them."""
     return {f"environment/{name}": count for name, count in faults.take().items()}
 
 

@@ -69,7 +69,7 @@ def test_a_plan_has_the_sizes_of_the_model_and_of_what_is_trained() -> None:
     assert planned["peak memory, GB, predicted"] == round(predicted.peak / 1e9, 2)
     assert planned["memory of an update, GB"].keys() == predicted.update.keys()
     lora = _config(model={"kind": "hf", "path": "Qwen/Qwen3-8B", "lora": {"rank": 16}}, device="cpu")
-    assert _plan(lora)["parameters trained"] == "43646976 (0.53%, of a LoRA of rank 16)"
+    assert _plan(lora)["parameters trained"] == "43646976 (0.53%, a LoRA of rank 16)"
 
 
 def test_a_model_that_is_not_here_is_of_unknown_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def values_of(row: Row) -> dict[str, float | str]:
-    """Return what trackers receive of a row of metrics.jsonl: the finite numbers, and `warnings` as lines of text."""
+    """Return the tracked values of a metrics.jsonl row: finite numbers except `step`, and `warnings` as text."""
     values: dict[str, float | str] = {}
     for name, value in row.items():
         if isinstance(value, int | float) and math.isfinite(value) and name != "step":

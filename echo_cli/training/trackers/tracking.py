@@ -22,7 +22,7 @@ from echo_cli.errors import EchoError
 Row = Mapping[str, Any]
 
 FINISH_SECONDS = 60.0
-"""Seconds that the end of a run waits for all its trackers together."""
+"""Seconds that a run waits at its end for all its trackers together."""
 
 _LEAVE_SECONDS = 2.0  # the same, for a run that must stop at once
 _TURN_SECONDS = 0.05
@@ -38,23 +38,23 @@ class TrackedRun:
     """Absolute path of the run directory. A tracker keeps its files there, in a folder of its own name."""
     name: str
     group: str | None
-    """Name of the sweep that the run belongs to, with whose runs it is shown; None without a sweep."""
+    """Name of the sweep whose runs the tracker shows together; None without a sweep."""
     config: dict[str, Any]
     last_step: int | None
     """Step of the last row of metrics.jsonl before a resume; None for a new run."""
 
 
 class Tracker(Protocol):
-    """The result of `open_tracker(run: TrackedRun) -> Tracker` in a module of `trackers/`. Any exception ends it."""
+    """A tracker, returned by `open_tracker(run: TrackedRun)` of a module in `trackers/`. Any exception ends it."""
 
     first_step: int
-    """First step to log: the tracker already has all earlier rows, from before a resume, and no later ones."""
+    """First step to log: the tracker already has all earlier rows, from before a resume, and no later rows."""
 
     def log(self, step: int, values: Mapping[str, float | str]) -> None:
         """Record a row: finite numbers, and `warnings` as text if there are any."""
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
-        """Record the object of summary.json, None for a run that ended without one, and write everything out."""
+        """Record the content of summary.json (None if the run ended without a summary), and flush all records."""
 
 
 def check_trackers(names: Sequence[TrackerName] | None) -> None:
@@ -65,7 +65,7 @@ def check_trackers(names: Sequence[TrackerName] | None) -> None:
     """
     for name in names or ():
         if not _is_installed(name):
-            raise EchoError(f"track: {name} needs {name}, which is not installed", f"pip install 'echo-cli[{name}]'")
+            raise EchoError(f"track: {name} is not installed", f"pip install 'echo-cli[{name}]'")
 
 
 def _is_installed(name: str) -> bool:
