@@ -1,4 +1,4 @@
-"""Work beside the main thread: a worker thread, an event loop in a thread, a time limit, and a child process."""
+"""Work outside the main thread: a worker thread, an event loop in a thread, a time limit, and a child process."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ T = TypeVar("T")
 class WorkerThread:
     """A daemon thread that runs functions one after another.
 
-    Python waits at exit for the threads of a ThreadPoolExecutor, but not for a daemon. A thread cannot be killed: a
-    function that never returns occupies it until the process ends.
+    Python waits at exit for the threads of a ThreadPoolExecutor, but not for a daemon thread. A thread cannot be
+    killed: a function that never returns occupies it until the process ends.
     """
 
     def __init__(self, name: str) -> None:
@@ -33,7 +33,7 @@ class WorkerThread:
         self._thread.start()
 
     def start(self, function: Callable[[], T]) -> Future[T]:
-        """Queue `function` and return a future of its result."""
+        """Queue `function` and return a future for its result."""
         future: Future[T] = Future()
         self._calls.put((future, function))
         return future
@@ -43,7 +43,7 @@ class WorkerThread:
         return await asyncio.wrap_future(self.start(function))
 
     def end(self) -> None:
-        """Let the thread end after the queued functions."""
+        """End the thread after it has run the queued functions."""
         self._calls.put(None)
 
     def join(self, timeout_s: float) -> None:
@@ -70,7 +70,7 @@ def _answer(future: Future[T], function: Callable[[], T]) -> None:
 
 
 class EventLoop:
-    """An asyncio event loop in its own thread, for a `with` block; tasks that still run at its end are cancelled.
+    """An asyncio event loop in its own thread, for a `with` block. The end of the block cancels running tasks.
 
     The loop answers a connection's keepalive even while the caller computes.
     """
@@ -85,7 +85,7 @@ class EventLoop:
         return self
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start `coroutine` in the thread and return a future of its result."""
+        """Start `coroutine` in the thread and return a future for its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -107,7 +107,7 @@ async def _cancel_others() -> None:
 
 
 async def wait_at_most(seconds: float, answer: Awaitable[T]) -> T:
-    """Return the result of `answer`; cancel it after `seconds`.
+    """Return the result of `answer`; cancel it if it takes longer than `seconds`.
 
     Unlike `asyncio.wait_for`, this does not wait for the cancelled task to end.
 
@@ -128,7 +128,7 @@ async def wait_at_most(seconds: float, answer: Awaitable[T]) -> T:
 
 def _abandon(task: asyncio.Future[Any]) -> None:
     task.cancel()
-    # Retrieve the exception: asyncio logs those that are never retrieved.
+    # Retrieve the exception: asyncio logs an exception that is never retrieved.
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
 
 
@@ -213,7 +213,7 @@ class ChildProcess:
         deadline = time.monotonic() + wait_s
         while not self.has_ended and (left := deadline - time.monotonic()) > 0:
             self.exchange(left)
-        # Until the child is waited for, its process id, which is also its group's id, is not reused.
+        # The child's process id, which is also its group's id, cannot be reused before `kill` waits for the child.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self.kill()

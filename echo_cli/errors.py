@@ -17,5 +17,5 @@ class EchoError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an exception's text; its class name where the text is empty."""
+    """Return the first line of an exception's text, or its class name if the text is empty."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

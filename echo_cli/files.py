@@ -1,4 +1,4 @@
-"""Files that survive a kill, a full disk and a power cut: atomic replacement, appending, and one-line errors.
+"""Writing that survives a kill and a full disk: atomic replacement, which also survives a power cut, and appending.
 
 A kill can cut only the last line of a JSONL file; readers skip a cut line.
 """
@@ -56,7 +56,7 @@ def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
-    """Iterate over the objects of a JSONL file, except a cut last line: one without newline that does not parse.
+    """Iterate over the objects of a JSONL file; skip a cut last line, which has no newline and does not parse.
 
     Raises:
         EchoError: another line is not a JSON object; the message names the file and the line.
@@ -91,12 +91,12 @@ def read_json(path: Path) -> Row:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a strict JSON object (NaN and infinities as null), indented. Errors as in `write_atomic`."""
+    """Write a strict JSON object (NaN and infinities as null), indented; raise as `write_atomic` does."""
     write_atomic(path, f"{_json(value, indent=2)}\n".encode())
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table with a header of column names; None is an empty cell. Errors as in `write_atomic`."""
+    """Write a table with a header of column names; None is an empty cell. Raise as `write_atomic` does."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([columns, *rows])
@@ -141,7 +141,7 @@ def output_file(path: Path | None, *, overwrite: bool) -> Iterator[BinaryIO]:
     A device or a pipe at `path` is written to, not replaced, whatever `overwrite` is.
 
     Raises:
-        EchoError: `path` exists and `overwrite` is false; `path` is a folder; stdout is closed; as in `atomic_file`.
+        EchoError: `path` exists and `overwrite` is false; `path` is a folder; stdout is closed; or as in `atomic_file`.
     """
     if path is None and sys.stdout is None:
         raise EchoError("standard output is closed", "name a file with --output", exit_code=1)

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 LINES = "\n\t"
-"""Characters to keep in text of several lines: `escape_unprintable(text, keep=LINES)`."""
+"""Characters to keep in multi-line text: `escape_unprintable(text, keep=LINES)`."""
 
 # Control, format, surrogate, private-use and unassigned characters, and the line and paragraph separators.
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 def escape_unprintable(text: Path | str, *, keep: str = "") -> str:
-    """Escape characters that a terminal or page must not receive raw (control, format, unassigned) as in `\\x1b`.
+    """Escape characters that a terminal or page must not receive raw; for example, ESC becomes `\\x1b`.
 
     Args:
-        keep: characters not to escape, such as newline and tab in text of several lines.
+        keep: characters not to escape, such as newline and tab in multi-line text.
     """
     text = str(text)
     if text.isprintable():
