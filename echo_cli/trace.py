@@ -49,7 +49,7 @@ class TraceSegment:
     logprobs: tuple[float, ...] | None = None
     """Behaviour logprobs of an action's tokens, nats; one per token id."""
     transient: Annotated[int, Field(json_schema_extra={"minimum": 0})] = 0
-    """Number of leading tokens of an action that nothing after it has seen: thinking that later turns drop."""
+    """Number of leading tokens of an action that later turns do not see: dropped thinking."""
 
     def __post_init__(self) -> None:
         tokens = len(self.token_ids or ())
@@ -73,7 +73,7 @@ class Trace:
     task_id: str
     """Id of the task, shared by all rollouts of the task."""
     segments: Annotated[tuple[TraceSegment, ...], Field(json_schema_extra={"minItems": 1})]
-    """Segments of the episode, in order; their texts joined are its transcript."""
+    """Segments of the episode, in order; joined, their texts are the transcript."""
     turns: tuple[Turn, ...]
     """One turn per action segment, in order."""
     group_id: str = ""
@@ -81,9 +81,9 @@ class Trace:
     reward: float | None = None
     """Reward of the episode; null if it was not scored."""
     stop_reason: StopReason = "unknown"
-    """Why the episode ended."""
+    """Reason for the end of the episode."""
     source: Source = "trace"
-    """Who acted: a policy in training, a script (explorer, expert), or the agent of an imported trace."""
+    """Actor: a policy in training, a script (explorer, expert), or the agent of an imported trace."""
     world_model_only: bool = True
     """Whether the episode gets the env term and no RL term."""
     meta: dict[str, Any] = field(default_factory=dict)
@@ -150,8 +150,8 @@ def read_traces(path: Path, *, growing: bool = False) -> Iterator[Trace]:
     """Stream the traces of a trajectory file, with one trace in memory at a time.
 
     Args:
-        growing: whether a run may be writing the file, or was killed while writing it. An incomplete last line, one
-            without a newline that is not a trace, is then skipped.
+        growing: whether a run may be writing the file, or was killed while writing it. If so, an incomplete last line
+            (no newline, and not a trace) is skipped.
 
     Raises:
         EchoError: a line is not a trace; the message names file and line.
@@ -180,10 +180,10 @@ def parse_trace(line: bytes) -> Trace:
 
 
 def trace_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of a line, which traces/schemas/trajectory.schema.json contains.
+    """Return the JSON Schema (draft 2020-12) of a line, as stored in traces/schemas/trajectory.schema.json.
 
-    It cannot express that each action has a turn, nor which fields `logprobs` and `transient` require; `parse_trace`
-    checks both.
+    The schema cannot express that each action has a turn, nor which fields `logprobs` and `transient` require;
+    `parse_trace` checks both.
     """
     schema = _adapter().json_schema()
     about = "One line of an echo-cli trajectory file: an episode as text with roles. See docs/trajectory-format.md."

@@ -50,12 +50,12 @@ NamedRole = Annotated[
 """A role that is written to JSON as its name."""
 
 FORMAT: Literal["echo-cli trajectory 1"] = "echo-cli trajectory 1"
-"""Value of `format` in a line of a trajectory file. Lines of earlier versions lack the field and read the same."""
+"""Value of `format` in a line of a trajectory file. Lines of earlier versions lack it and are read alike."""
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Source = Literal["policy", "explorer", "expert", "trace"]
-"""Who acted: the policy in training, a script (`explorer`, `expert`), or the agent of an imported trace."""
+"""Actor: the policy in training, a script (`explorer`, `expert`), or the agent of an imported trace."""
 StopReason = Literal["answered", "turn_cap", "length_cap", "script_end", "aborted", "unknown"]
 Parse = Literal["valid", "malformed", "none"]
 """Whether the policy's text is an action (`valid`), a failed attempt at one (`malformed`) or no attempt (`none`)."""
@@ -65,8 +65,8 @@ Parse = Literal["valid", "malformed", "none"]
 class Segment:
     """A run of tokens of one role. `logprobs` are the behaviour logprobs of sampled action tokens, in nats.
 
-    `transient` is the number of leading tokens that nothing after the segment has seen: thinking that later turns
-    drop. `context_views` says how such a trajectory is scored.
+    `transient` is the number of leading tokens that later turns do not see: dropped thinking. `context_views` defines
+    how a trajectory with such tokens is scored.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -106,7 +106,7 @@ class Turn:
     clean_parse: bool
     """Whether the action parsed without a notice: it ended with its stop token and was not cut."""
     parse: Parse | None = None
-    """`valid` if and only if `clean_parse`. None in logs of versions that did not record it."""
+    """Result of the parse; `valid` if and only if `clean_parse`. None in logs of versions that did not record it."""
 
     def __post_init__(self) -> None:
         if self.parse is not None and self.clean_parse is not (self.parse == "valid"):
@@ -152,7 +152,7 @@ class Exchange(Generic[AnySegment]):
 
     @property
     def span(self) -> slice:
-        """Indices of the segments in their episode, and of their entries in any list with one entry per segment."""
+        """Slice of the episode's segments, or of any list with one entry per segment, that belongs to the exchange."""
         return slice(self.place, self.place + len(self.segments))
 
 
@@ -227,7 +227,7 @@ class Trajectory:
         return sum(len(segment.token_ids) for segment in self.segments)
 
     def exchanges(self) -> list[Exchange[Segment]]:
-        """Return the exchanges, in order. See `exchanges`."""
+        """Return the exchanges, in order. See the function `exchanges`."""
         return exchanges(self.segments, self.turns)
 
     def count(self, role: Role) -> int:
@@ -248,7 +248,7 @@ class Trajectory:
 
     @staticmethod
     def from_json(record: dict[str, Any]) -> Trajectory:
-        """Return the trajectory of a `to_json` object.
+        """Return the trajectory of an object that `to_json` returned.
 
         Raises:
             ValueError: a field is missing, unknown, of the wrong type (including text that is not Unicode) or violates
@@ -273,7 +273,7 @@ def first_problem(error: ValidationError) -> str:
 def bad_line(path: Path, number: int, error: Exception, noun: Literal["trajectory", "trace"]) -> EchoError:
     """Return the error for a line of a trajectory file that is not a `noun`; `number` is 1-based."""
     problem = f"{escape_unprintable(path)}:{number}: not a {noun}: {escape_unprintable(str(error))}"
-    return EchoError(problem, "the format is in docs/trajectory-format.md")
+    return EchoError(problem, "see docs/trajectory-format.md for the format")
 
 
 @cache
@@ -306,18 +306,18 @@ def read_trajectories(path: Path) -> Iterator[Trajectory]:
 
 
 def visible(trajectory: Trajectory) -> Trajectory:
-    """Return `trajectory` without transient tokens: the transcript as its last turn saw it. Texts do not change."""
+    """Return `trajectory` without transient tokens: the transcript as later turns see it. Texts do not change."""
     if not any(segment.transient for segment in trajectory.segments):
         return trajectory
     return replace(trajectory, segments=tuple(map(_visible, trajectory.segments)))
 
 
 def context_views(trajectory: Trajectory) -> list[Trajectory]:
-    """Return the sequences in which the targets of `trajectory` are scored: itself if it has no transient tokens.
+    """Return the sequences in which the targets of `trajectory` are scored.
 
-    Otherwise the first is the visible transcript, whose targets are the observations and the actions without transient
-    tokens. One sequence follows per action with transient tokens: the transcript visible before it, as context, and
-    the action, whose tokens are the only targets.
+    Without transient tokens this is `trajectory` alone. Otherwise the first sequence is the visible transcript, whose
+    targets are the observations and the actions without transient tokens. One sequence follows per action with
+    transient tokens: the transcript visible before it, as context, and the action, whose tokens are the only targets.
     """
     base = visible(trajectory)
     if base is trajectory:
@@ -340,7 +340,7 @@ class ContextViews:
 def expand_context_views(trajectories: Sequence[Trajectory], *, use_rl: bool) -> ContextViews:
     """Return the context views of `trajectories`, in order.
 
-    The views of single actions are omitted where actions are not targets: without RL and for `world_model_only`.
+    Views of single actions are omitted where actions are not targets: without RL, and in `world_model_only` rollouts.
     """
     found = [
         (view, owner)
@@ -365,5 +365,5 @@ CUT_NOTICE = "notice"
 """Channel of the warnings CUT_ACTION and CUT_OUTPUT."""
 
 WRAPPER, TOOL_RESULT, TOOL_ERROR, TOOLS = "wrapper", "tool_result", "tool_error", "tools"
-"""Channels: the text around a tool's answer, the answer, an answer that reports a failure, the list of tools."""
+"""Channels of the text around a tool's answer, the answer, an answer that reports an error, and the list of tools."""
 OPEN, CLOSE = "<tool_response>\n", "\n</tool_response>\n"
