@@ -19,7 +19,7 @@ Form = Literal["llama", "qwen2", "qwen3", "tiny"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """Dimensions of a decoder: embedding, `layers` blocks of attention and MLP, and a head, the embedding if `tied`."""
+    """Dimensions of a decoder: embedding, `layers` blocks of attention and MLP, and a head (`tied`: the embedding)."""
 
     hidden: int
     layers: int
@@ -115,8 +115,8 @@ _FORMS: Mapping[str, Form] = {"llama": "llama", "mistral": "llama", "qwen2": "qw
 def architecture_of(model: ModelConfig) -> Architecture | None:
     """Return the dimensions of the config's model from its folder, the local hub cache, or `NAMED`.
 
-    Return None if they are unknown without a download, or if the architecture has another form. A damaged folder also
-    gives None; loading the model reports the error.
+    Return None if they are unknown without a download, or if the architecture has none of the `Form`s. A damaged folder
+    also gives None; loading the model reports the error.
     """
     if model.kind == "tiny":
         folder = Path(__file__).parent / "tiny_base" if model.path == "tiny-base" else Path(model.path)

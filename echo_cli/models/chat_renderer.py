@@ -70,7 +70,7 @@ class ChatRenderer:
         opening: text before the task: BOS, a system message, the header of the user's turn.
         primer: text after the header of each assistant turn: the start of a thinking block, or an empty block.
         reply_as: role of the turns with the environment's answers.
-        thinking: `keep` leaves thinking in the transcript; `drop` makes it transient; `forbid` makes it a problem.
+        thinking: `keep` leaves thinking in the transcript; `drop` makes it transient; `forbid` makes it a `problem`.
 
     Raises:
         EchoError: the tokenizer lacks the token that ends a turn, or `thinking` is `drop` and the primer opens a block.
@@ -158,7 +158,7 @@ class ChatRenderer:
         return [*ids, self._turn_end_id]
 
     def _thinking_tokens(self, ids: list[int]) -> int:
-        """Count the leading tokens of thinking, end mark and following white space; all tokens without an end mark."""
+        """Count the tokens of the thinking, its end mark and the space after it; all tokens if it does not end."""
         decode = self.tokenizer.decode
         count = bisect_left(range(len(ids)), True, key=lambda index: END_THINK in decode(ids[: index + 1])) + 1
         while count < len(ids) and decode([ids[count]]).isspace():

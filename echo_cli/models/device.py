@@ -34,7 +34,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """A device, the dtype of its matrix products, and a reason for the user to read."""
+    """A device, the dtype of its matrix products, and the reason for the choice, as text for the user."""
 
     device: torch.device
     reason: str

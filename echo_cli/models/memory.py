@@ -1,8 +1,8 @@
 """Prediction of a run's peak device memory from the model's dimensions and the config.
 
-A step has two phases; the peak is the larger phase's. Bytes of each part, with P parameters, of which P_t are trained;
-c bytes per value of the compute dtype; L layers; H, Q, K, I and V the widths of hidden state, queries, keys, MLP and
-vocabulary; n tokens of a micro-batch; R concurrent rollouts of T tokens each:
+A step has two phases; the peak is the sum of the larger phase. Bytes of each part, with P parameters, of which P_t are
+trained; c bytes per value of the compute dtype; L layers; H, Q, K, I and V the widths of hidden state, queries, keys,
+MLP and vocabulary; n tokens of a micro-batch; R concurrent rollouts of T tokens each:
 
 | part             | full fine-tuning               | LoRA                  | phase   |
 |------------------|--------------------------------|-----------------------|---------|
@@ -19,12 +19,13 @@ vocabulary; n tokens of a micro-batch; R concurrent rollouts of T tokens each:
 | sampling         | (24 + 2 c) V · R                                                   | the same | rollout |
 
 Compute copies are the bfloat16 casts that autocast makes of the trained float32 weights. A probe of the two gradients
-holds three sets of gradients. c V H is the head's gradient in flight: the sum over chunks and one chunk's gradient.
-Logits and a layer's working memory never coincide: the larger counts. Activations are the tensors that autograd saves,
-counted with `saved_tensors_hooks` on transformers' Qwen3 with fused attention. With gradient checkpointing a layer
-saves its input, and its other activations only while it is recomputed. Other Llama-style models save slightly less.
+holds three sets of gradients. c V H is the head's gradient: the sum over chunks in the row gradients, one chunk's in
+the row logits. Logits and a layer's working memory never coincide: the larger counts. Activations are the tensors that
+autograd saves, counted with `saved_tensors_hooks` on transformers' Qwen3 with fused attention. With gradient
+checkpointing a layer saves its input, and its other activations only while it is recomputed. Other Llama-style models
+save slightly less.
 
-The prediction for an update is 1.0 to 1.25 times the tensors alive at its peak on a CPU (tests/models/test_memory.py).
+The prediction for an update is 1.0 to 1.25 times the bytes alive at its peak on a CPU (tests/models/test_memory.py).
 
 Not included: the libraries and the device's context, fragmentation, the spare eighth of a KV cache, evaluations with
 more concurrent rollouts than training, and the copies in host memory while a checkpoint is written. Every rollout is
@@ -42,7 +43,7 @@ from echo_cli.models.architecture import Architecture
 
 Dtype = Literal["float32", "bfloat16"]
 
-# Number of logits per chunk of the LM head, by device: 2^25 values are 128 MB in float32. On a CUDA device each chunk
+# Number of logits per chunk of the LM head, by device: 2^25 values are 128 MiB in float32. On a CUDA device each chunk
 # also costs a pass over the head's gradient [V, H], which would dominate the time of small chunks.
 _CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}
 
@@ -84,17 +85,17 @@ def chunk_rows(vocab_size: int, device: str) -> int:
 
 
 def longest_episode(config: Config) -> int:
-    """Return the longest rollout, tokens: actions end at the episode's cap, an answer has at most two outputs."""
+    """Return the length of the longest rollout, tokens: its actions end at the cap; an answer has at most 2 outputs."""
     return config.rollout.max_episode_tokens + 2 * config.rollout.max_output_tokens
 
 
 def longest_trace(shape: Architecture, config: Config) -> int:
-    """Return the longest trace, tokens, truncated to the context; 0 without traces."""
+    """Return the longest trace's length, tokens, truncated to the context; 0 without traces."""
     return 0 if config.traces is None else min(config.traces.max_tokens or shape.max_length, shape.max_length)
 
 
 def longest_update(shape: Architecture, config: Config) -> int:
-    """Return the longest sequence of an update, rollout or trace, tokens."""
+    """Return the length of the longest sequence of an update, a rollout or a trace, tokens."""
     played = 0 if config.environment.none else longest_episode(config)
     return max(played, longest_trace(shape, config))
 

@@ -52,7 +52,7 @@ class TokenScores:
 class TorchPolicy:
     """A model with AdamW in one process; with `sampling.kind` openai, an endpoint samples its actions.
 
-    Without `sampling`, `sample` runs until every sequence of its batch has finished.
+    Without `sampling`, a call of a sampler's `sample` ends when every sequence of the batch has finished.
     """
 
     def __init__(
@@ -246,7 +246,7 @@ class TorchPolicy:
     def _micro_batches(self, trajectories: Sequence[Trajectory], imitated: Sequence[bool]) -> list[list[int]]:
         """Bucket the trajectories by how they learn from their actions (RL, not at all, imitation), then by length.
 
-        Buckets without action targets cost less.
+        Mixed buckets would be slower: a bucket without action targets costs less.
         """
         kinds = [
             (trajectory.world_model_only, copied) for trajectory, copied in zip(trajectories, imitated, strict=True)
@@ -270,7 +270,7 @@ class TorchPolicy:
         env_gradient: bool = True,
         imitating: bool = False,
     ) -> tuple[Targets, Scores, Tensor | None]:
-        """Score the targets of one micro-batch, the `views` at `indices`; add the reference's logprobs for the KL.
+        """Score the targets of one micro-batch, the `views` at `indices`; add the reference's logprobs for the KL term.
 
         With `imitating`, the actions of rollouts without an RL term are also targets, at temperature 1.
         """

@@ -20,7 +20,7 @@ class Frame:
 
     before: tuple[Segment, ...] = ()
     after: tuple[Segment, ...] = ()
-    """Omitted if no action follows."""
+    """Scaffold after the text; omitted if no action follows."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Message:
     complete: bool
     """Whether the action ended with a stop token."""
     problem: str | None = None
-    """Why the environment must not receive the message, in one short line; None if it may."""
+    """Reason for not sending the message to the environment, one short line; None if it is sent."""
     transient: int = 0
     """Number of leading tokens that later turns do not see: dropped thinking."""
 
@@ -42,7 +42,7 @@ class Renderer(Protocol):
 
     tokenizer: Tokenizer
     start_ids: tuple[int, ...]
-    """Tokens before an episode's first segment that represent no text."""
+    """Tokens without text at the start of an episode, such as BOS."""
     stop_ids: tuple[int, ...]
     """Tokens that end an action."""
     overhead: int

@@ -124,7 +124,7 @@ class CachedSampler:
             running_B = running_B & ~self._is_stop_V[chosen_B1[:, 0]] & (counts_B < left_B)
             if int(running_B.sum()) <= unfinished:
                 break
-            # Finished rows run along: they write past their end, where the next tokens overwrite the cache.
+            # Finished rows keep running: they write cache slots past their end, which their next tokens overwrite.
             hidden_B1H = self._model.extend(chosen_B1, self._lengths_B + position, self._cache)
             logits_BV = self._model.head(hidden_B1H[:, 0])
         counts, running = counts_B.tolist(), running_B.tolist()

@@ -28,14 +28,14 @@ TINY_BASE = "tiny-base"
 
 MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
-# Queries and keys have unit mean square, so a scale of 1/sqrt(D) would bound attention logits at sqrt(D) = 5.7: too
-# flat to select one token out of a hundred.
+# Queries and keys have unit mean square, so a scale of 1/sqrt(D) would bound attention logits at sqrt(D) = 5.7: the
+# softmax would be too flat to select one token out of a hundred.
 _ATTENTION_SCALE = 0.4
 
 
 @dataclass(frozen=True)
 class TinyConfig:
-    """The architecture; RoPE covers `max_length` positions, tokens."""
+    """Architecture of a `TinyModel`; RoPE covers `max_length` positions."""
 
     vocab_size: int
     hidden: int = 128

@@ -119,7 +119,7 @@ class Tokenizer:
         return pieces
 
     def byte_counts(self, token_ids: Sequence[int]) -> list[int]:
-        """Return each token's number of UTF-8 bytes; the sum is the text's, even if tokens split characters."""
+        """Return each token's number of UTF-8 bytes; they sum to the text's size, even if tokens split characters."""
         return [self._byte_count(token_id) for token_id in token_ids]
 
     def _byte_count(self, token_id: int) -> int:
@@ -196,7 +196,9 @@ def _built_in(backend: Backend) -> Tokenizer:
 def _special_id(backend: Backend, token: str) -> int:
     token_id: int | None = backend.token_to_id(token)
     if token_id is None:
-        raise EchoError(f"the tokenizer has no {token} token", "train it with Tokenizer.train, or use tiny-base's")
+        raise EchoError(
+            f"the tokenizer has no {token} token", "train it with Tokenizer.train, or use the tokenizer of tiny-base"
+        )
     return token_id
 
 

@@ -1,6 +1,6 @@
 """Client of an inference endpoint: requests, token sampling through /v1/completions by ids, and checks of the answers.
 
-Requests and answers are the same for vLLM and SGLang, by their sources of 2026: a prompt of ids, `logprobs: 0` for the
+Requests and answers are the same for vLLM and SGLang, as of their 2026 sources: a prompt of ids, `logprobs: 0` for the
 chosen token only, `return_token_ids`. Every setting that affects the distribution is sent, because a server takes
 missing settings from the model's generation_config.json. Both servers return a stop token as the last id.
 """
@@ -29,7 +29,7 @@ T = TypeVar("T")
 _OVERLOADED = {429, 502, 503, 504}
 _RETRY_S = 60.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
-_NEWER = "newer versions of vLLM and SGLang do: see docs/endpoint.md"
+_NEWER = "use a newer version of vLLM or SGLang: see docs/endpoint.md"
 
 
 class Endpoint:
@@ -38,8 +38,8 @@ class Endpoint:
     Args:
         headers: values by name; `${NAME}` in a value is replaced by the environment variable.
         concurrency: maximum number of concurrent requests; further requests wait.
-        timeout_s: seconds until an answer. A request that is rejected for load or cannot connect is retried for as
-            long, at most 60 s.
+        timeout_s: maximum wait for a response, seconds. A request that is rejected for load or cannot connect is
+            retried for the same time, at most 60 s.
 
     Raises:
         EchoError: the URL is invalid, an environment variable is not set, or httpx is not installed.
@@ -133,7 +133,7 @@ class Completions:
         """Sample token ids after `prompt_ids`, up to and including a stop token, or `max_tokens`, with their logprobs.
 
         Raises:
-            EchoError: the endpoint is not available, or its answer is not exactly what it sampled (exit code 1).
+            EchoError: the endpoint is not available, or its answer is not an exact record of a sample (exit code 1).
         """
         token_ids: list[int] = []
         logprobs: list[float] = []
@@ -149,7 +149,7 @@ class Completions:
             logprobs += values
             if ids[-1] in self.stop_ids or len(ids) == left:
                 return token_ids, logprobs
-            # The last token stops only the server, such as a second end of text: the policy would have continued.
+            # The server stopped at a token that does not end an action, such as a second end-of-text token: continue.
             self._check_stopped_early(choice, ids[-1])
 
     def _body(self, prompt_ids: Sequence[int], max_tokens: int, seed: int) -> dict[str, Any]:
@@ -194,9 +194,11 @@ class Completions:
         if not 1 <= len(ids) <= most:
             self._refuse(f"returns {len(ids)} tokens instead of 1 to {most}", "check its log")
         if not all(isinstance(token, int) and 0 <= token < self.vocab_size for token in ids):
-            self._refuse(f"returns ids outside the policy's {self.vocab_size} tokens", "it must serve model.path")
+            self._refuse(
+                f"returns ids outside the policy's {self.vocab_size} tokens", "serve model.path at the endpoint"
+            )
         if not self.stop_ids.isdisjoint(ids[:-1]):
-            self._refuse("samples past a stop token", "it must support stop_token_ids: " + _NEWER)
+            self._refuse("samples past a stop token", "the server must support stop_token_ids: " + _NEWER)
         return ids
 
     def _logprobs(self, choice: dict[str, Any]) -> list[float]:
@@ -219,7 +221,7 @@ class Completions:
         if choice.get("stop_reason", choice.get("matched_stop")) != last:  # vLLM's key, SGLang's key
             self._refuse(
                 "stops without returning the token it stopped at, which is part of the action",
-                "it must not trim stop tokens, nor stop at stop strings of its own",
+                "configure it to return stop tokens and to use no stop strings of its own",
             )
 
     def _refuse(self, what: str, tip: str) -> NoReturn:

@@ -16,7 +16,7 @@ class _Row:
     """A growing sequence, and the pending request for its next tokens."""
 
     number: int
-    """Index in the order of joining, 0-based, independent of which request finishes first."""
+    """Index in the order of joining, 0-based; it does not depend on which request finishes first."""
     token_ids: list[int] = field(default_factory=list)
     turn: int = 0
     request: Future[Sample] | None = None
@@ -63,7 +63,7 @@ class EndpointSampler:
         Its request continues meanwhile; a later call has to include its row.
 
         Raises:
-            EchoError: the endpoint is not available, or its answer is not exactly what it sampled (exit code 1).
+            EchoError: the endpoint is not available, or its answer is not an exact record of a sample (exit code 1).
         """
         chosen = self._rows if rows is None else [self._rows[row] for row in rows]
         requests = [row.request or self._ask(row, max_tokens) for row in chosen]

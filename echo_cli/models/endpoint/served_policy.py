@@ -1,6 +1,6 @@
-"""Synchronisation of the policy's weights with an endpoint: written to a shared folder, then loaded there by path.
+"""Synchronisation of an endpoint with the policy's weights, which it loads by path from a shared folder.
 
-The servers' requests and responses, by their sources and issues of 2026:
+The servers' requests and responses, as of their 2026 sources and issues:
 
 - SGLang: `POST /update_weights_from_disk {"model_path", "weight_version"}` returns `{"success", "message"}`, status 400
   on failure, and drops the prefix cache. Completions then contain `metadata.weight_version`.
@@ -32,9 +32,9 @@ from echo_cli.seeds import derive_seed
 
 _PREFIX = "echo-weights-"
 
-# Mean difference in nats per token: tolerates another dtype or kernel, but not another model.
+# Maximum mean difference of logprobs, nats per token: tolerates another dtype or kernel, but not another model.
 _TOLERANCE = 0.1
-# Rounding error of float32, nats per token; logprobs that differ by less are equal.
+# Rounding error of float32, nats per token; logprobs that differ by less count as equal.
 _ROUNDING = 1e-3
 _PROBE_TEXT = "Once there was"
 _PROBE_TOKENS = 32
@@ -123,7 +123,7 @@ class WeightSync:
 
     def _load_adapter(self, path: Path, version: str) -> None:
         if self.version:
-            # Unload first: loading would evict it from a cache of size one. A restarted server does not have it (404).
+            # Unload the old adapter first: a cache of size one evicts it. A restarted server does not have it (404).
             body = {"lora_name": self.served_as}
             self._endpoint.run(self._endpoint.post("/v1/unload_lora_adapter", body, missing_ok=True))
         body = {"lora_name": f"{self._model}-{version}", "lora_path": str(path)}
@@ -210,7 +210,9 @@ class ServedPolicy:
         )
         if off > _ROUNDING and distance(1.0) < off / 2:
             message = f"the endpoint samples at temperature {temperature:g} but returns logprobs at temperature 1"
-            raise EchoError(f"{message}: {off:.3f} nats per token off", tip, exit_code=1)
+            raise EchoError(f"{message}: they are off by {off:.3f} nats per token", tip, exit_code=1)
         if not off <= _TOLERANCE:
-            message = f"the endpoint's logprobs are {off:.3f} nats per token off the policy's, above {_TOLERANCE:g}"
-            raise EchoError(f"{message}: it does not sample from the policy", tip, exit_code=1)
+            message = f"the endpoint's logprobs differ from the policy's by {off:.3f} nats per token"
+            raise EchoError(
+                f"{message}, more than {_TOLERANCE:g}: it does not sample from the policy", tip, exit_code=1
+            )

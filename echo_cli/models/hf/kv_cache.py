@@ -29,7 +29,7 @@ class RowCache(Cache):  # type: ignore[misc]
         self.length = 0
 
     def place(self, slots_BT: Tensor, rows_B: Tensor | None, length: int) -> None:
-        """Set the next forward pass's token slots, cache rows (None: all), and number of slots it attends to."""
+        """Set the next forward pass's token slots, cache rows (None: all) and number of slots to attend to."""
         self.slots_BT, self.rows_B, self.length = slots_BT, rows_B, length
 
     def keep(self, rows: Tensor) -> None:
@@ -59,7 +59,7 @@ class PassingCache(Cache):  # type: ignore[misc]
 
 
 class _FreshLayer(CacheLayerMixin):  # type: ignore[misc]
-    """The layer interface that transformers uses to build its own mask: only for tokens without any before them."""
+    """A layer that reports no earlier tokens to transformers, which builds its own mask only if there are none."""
 
     is_sliding = False
 

@@ -29,7 +29,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _TEXT_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 
-# Tolerated |a - b| / |b| of the same computation done in two ways: above rounding errors, far below a wrong mask's.
+# Tolerated |a - b| / |b| of one computation done in two ways: above rounding errors, far below a wrong mask's error.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 

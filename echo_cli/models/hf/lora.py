@@ -30,7 +30,7 @@ _MEANING = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_patt
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:
-    """Return the last name components of a model's linear layers except the head; sorted."""
+    """Return the sorted last name components of a model's linear layers, except the head."""
     head = model.get_output_embeddings()
     linear = (torch.nn.Linear, Conv1D)
     names = (name for name, module in model.named_modules() if isinstance(module, linear) and module is not head)
@@ -48,7 +48,9 @@ def add_adapter(model: PreTrainedModel, lora: LoraConfig, base: str, seed: int) 
     """
     there = linear_layers(model)
     if foreign := [name for name in lora.targets if name not in there]:
-        raise EchoError(f"model.lora.targets: the model has no linear layer {foreign[0]}", f"it has {', '.join(there)}")
+        raise EchoError(
+            f"model.lora.targets: the model has no linear layer {foreign[0]}", f"choose from {', '.join(there)}"
+        )
     config = PeftLoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,

@@ -32,7 +32,7 @@ class HfModel(nn.Module):
 
     Args:
         model: a causal LM without dropout, with or without a LoRA adapter.
-        settings: how the model is run; the keys for its source have no effect here.
+        settings: config of the model; the keys for its source have no effect here.
         dtype: dtype of matrix products and of the KV cache; bfloat16 runs under autocast.
     """
 
@@ -130,7 +130,7 @@ class HfModel(nn.Module):
         except RuntimeError as error:
             raise EchoError(
                 f"{escape_unprintable(folder)} has another architecture: {' '.join(str(error).split())[:200]}",
-                "set the model.path that the folder was written with",
+                "set model.path to the model that wrote the folder",
             ) from error
 
     def _run(
@@ -204,7 +204,7 @@ def _checkpoint_layers(causal_lm: PreTrainedModel) -> None:
     """Recompute each layer in the backward pass instead of keeping its activations.
 
     Raises:
-        EchoError: the architecture does not support it.
+        EchoError: the architecture does not support checkpointing.
     """
     # Without dropout, no random state has to be replayed.
     kwargs = {"use_reentrant": False, "preserve_rng_state": False}
@@ -215,7 +215,7 @@ def _checkpoint_layers(causal_lm: PreTrainedModel) -> None:
         name = type(causal_lm).__name__
         tip = "set model.gradient_checkpointing=false"
         raise EchoError(f"{name} has no layers to checkpoint", tip) from error
-    # Only reentrant checkpoints need it: it would compute gradients of embeddings that are not trained.
+    # Only reentrant checkpoints need input gradients, which are computed even for embeddings that are not trained.
     causal_lm.disable_input_require_grads()
 
 

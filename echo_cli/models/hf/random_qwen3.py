@@ -1,7 +1,7 @@
 """A small Qwen3 with random weights, written to a folder: a real Hugging Face model without a download.
 
-The tokenizer is fitted on the toy terminal's output. It follows Qwen's: the pre-tokenizer, the special and added
-tokens, and a chat template that writes conversations as Qwen3's does. Needs the extra `hf`.
+The tokenizer is fitted on the toy terminal's output. It has Qwen's pre-tokenizer and special and added tokens, and a
+chat template that writes conversations as Qwen3's does. Needs the extra `hf`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Worlds used for nothing else, the same for every seed, so that all these models tokenise alike.
+# Worlds used for nothing else, the same for every seed, so that all random models tokenise alike.
 _WORLD_SEEDS = range(2_000_000, 2_000_003)
 _COMMANDS = 300
 
@@ -118,7 +118,7 @@ def _tokenizer() -> Tokenizer:
 
 
 def _texts() -> list[str]:
-    """Return questions, commands and outputs of a few worlds, and the words of turn headers, each to be one token."""
+    """Return questions, commands and outputs of a few worlds, and turn headers, so that their words become tokens."""
     texts = ["system\nuser\nassistant\n"] * _COMMANDS
     for world_seed in _WORLD_SEEDS:
         world, tasks = world_and_tasks(world_seed)

@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face model folder, rejected if it would silently be a different tokenizer.
+"""The tokenizer of a Hugging Face model folder, rejected if transformers would silently build a different one.
 
 Needs the extra `hf`.
 """
@@ -22,7 +22,7 @@ from echo_cli.text import escape_unprintable
 TOKENIZER_CONFIG_FILE, TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
 GENERATION_FILE = "generation_config.json"
 
-# All files that a tokenizer may be loaded from.
+# Patterns of all files from which a tokenizer may be loaded.
 _PATTERNS = (
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
     *("*.model", "*.tiktoken", "tekken.json", "chat_template.json*", "chat_template.jinja"),
@@ -39,7 +39,7 @@ _SAMPLES = (
 
 
 def load_hf_tokenizer(folder: Path, model: ModelConfig) -> tuple[Any, Tokenizer]:
-    """Load the `transformers` tokenizer of a local folder, with the config's chat template, and our `Tokenizer` of it.
+    """Return a local folder's `transformers` tokenizer, with the config's chat template, and our `Tokenizer` around it.
 
     Raises:
         EchoError: a file (config.json included) is missing or damaged, there is no eos, or text is not preserved.

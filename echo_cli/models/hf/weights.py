@@ -23,7 +23,7 @@ _DROPOUT = ("dropout", "pdrop", "layerdrop", "dropout_prob", "jitter_noise")
 
 
 def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
-    """Read the architecture in a folder, with dropout set to 0.
+    """Read the config.json of a folder, with dropout set to 0.
 
     Raises:
         EchoError: config.json is missing, or names an unknown architecture or one that needs untrusted code.
@@ -36,7 +36,7 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
         )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except Exception as error:  # of half a dozen types, one of them huggingface_hub's own
+    except Exception as error:  # half a dozen types, one of them huggingface_hub's own
         text = str(error)
         if "trust_remote_code" in text:
             message = f"{escape_unprintable(folder)} contains Python code that the model needs"
@@ -112,7 +112,7 @@ def save_whole(causal_lm: PreTrainedModel, folder: Path) -> None:
     """Write the model in the format of `from_pretrained`; the weights get the other files' read permissions.
 
     Raises:
-        OSError: the disk is full or fails; with errno, which safetensors only has in its message.
+        OSError: the disk is full or fails. It has an errno, which safetensors gives only in its message.
     """
     try:
         causal_lm.save_pretrained(folder)

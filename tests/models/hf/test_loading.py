@@ -116,7 +116,7 @@ def test_targets_that_match_nothing_name_the_layers_there_are(folder: Path) -> N
     for targets in (("query",), ("q_proj", "qproj"), ("lm_head",)):
         error = refused(folder, lora=LoraConfig(targets=targets))
         assert f"no linear layer {targets[-1]}" in error.message
-        assert error.tip == "it has down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+        assert error.tip == "choose from down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
 
 
 def test_architectures_that_the_seam_does_not_hold_for_are_refused(tmp_path: Path) -> None:
