@@ -1,7 +1,7 @@
 """Parts shared by the importers: the text of tool calls and tools, refusals, and the builder of a trace.
 
-An importer assigns a role where its format says who wrote a text, keeps the text byte for byte, and refuses what it
-cannot place: it never guesses. Roles are OpenEnv RFC 010's.
+An importer assigns a role where its format says who wrote a text, keeps the text byte for byte, and refuses a part that
+it cannot place: it never guesses. Roles are OpenEnv RFC 010's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from echo_cli.trajectory import CLOSE, OPEN, TOOLS, WRAPPER, Role, Turn, split_a
 
 @dataclass(frozen=True)
 class Refusal:
-    """A record, or a part of one, that an importer could not place."""
+    """A record, or a part of a record, that an importer could not place."""
 
     where: str
     """`FILE:LINE` for a line of JSONL or of a cast, `FILE: messages[3]` inside a JSON document."""
@@ -87,7 +87,7 @@ class ToolCalls:
     """Tool calls of a conversation: open calls have distinct ids, and each call is answered at most once."""
 
     open: dict[str, Any] = field(default_factory=dict)
-    """Unanswered calls: the importer's note on each, by id."""
+    """Importer's note on each unanswered call, by id."""
     calls: list[str] = field(default_factory=list)
     """Ids of all calls, in order."""
     answers: list[str] = field(default_factory=list)

@@ -22,24 +22,24 @@ from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, parse_trace
 from echo_cli.trajectory import Role, bad_line, split_at_actions
 
-_TIP = "traces.path takes trajectory files, as `echo-cli traces import` writes them"
+_TIP = "set traces.path to trajectory files, as `echo-cli traces import` writes them"
 
 
 Hashes = tuple[bytes, ...]
-"""Identity of an observation: the SHA-256 of its text, followed, if it has several segments (as when several tools
-answer one action), by the SHA-256 of each segment's text."""
+"""Identity of an observation: the SHA-256 of its text. If it has several segments, as when several tools answer one
+action, the SHA-256 of each segment's text follows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A trace as a line of one of the files."""
+    """Index entry of a trace, which is a line of one of the files."""
 
     file: int
     """Index of the file, 0-based."""
     line: int
     """Line number, 1-based."""
     offset: int
-    """Offset of the line's first byte."""
+    """Offset of the line's first byte in the file, bytes."""
     content: bytes
     """SHA-256 of the trace's roles and texts."""
     observations: tuple[Hashes, ...]
@@ -63,7 +63,7 @@ class Overlap:
     seen: int
     """Number of observations that also occur in training."""
     emptied: int
-    """Number of traces without an unseen observation, of which nothing is measured."""
+    """Number of traces without an unseen observation; nothing is measured on them."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as a JSON object, with the share of seen observations."""
@@ -210,7 +210,7 @@ def check_trainable(corpus: TraceCorpus, traces: TracesConfig, settings: Objecti
     if traces.imitation_coeff > 0 and not any(entry.actions for entry in train):
         raise EchoError("traces.imitation_coeff is above 0, but no training trace has an action", "set it to 0")
     if traces.imitation_coeff == 0 and not corpus.seen:
-        tip = "the env term needs segments of role env_output; `echo-cli traces formats` says which text becomes one"
+        tip = "the env term needs segments of role env_output; run `echo-cli traces formats` to see which text gets it"
         raise EchoError("no training trace has an observation", tip)
     by_turns = ("min_valid_action_fraction", "min_clean_parse_fraction")
     for name, what in (*((name, "turns") for name in by_turns), ("min_correct_fraction", "a reward")):
@@ -226,7 +226,8 @@ def overlap_line(overlap: Mapping[str, Any]) -> str:
     """Describe an overlap (`Overlap.to_json`) in one line."""
     share = f" ({overlap['seen_share']:.1%})" if overlap["observations"] else ""
     return (
-        f"{overlap['seen']} of {overlap['observations']} observations{share} also occur in training, not measured; "
+        f"{overlap['seen']} of {overlap['observations']} observations{share} also occur in training and are not "
+        "measured; "
         f"{overlap['emptied']} of {overlap['traces']} traces have nothing to measure"
     )
 

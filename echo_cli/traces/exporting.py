@@ -36,7 +36,7 @@ class ExportResult:
     tokens: Counter[str] = field(default_factory=Counter)
     """For masks: numbers of tokens in the prompts, in the completions and in each mask."""
     tokenizer: str | None = None
-    """For masks: `own` if the ids are the files', else the config whose tokenizer encoded them."""
+    """For masks: `own` if the ids come from the files, else the config whose tokenizer encoded the texts."""
 
 
 def export_traces(
@@ -134,7 +134,7 @@ MASKS = {
     Role.ENV_OUTPUT: "completion_observation_masks",
     Role.WARNING: "completion_warning_masks",
 }
-"""Mask of each role's tokens. The masks are disjoint; a token in none of them is context."""
+"""Name of the mask of each role's tokens. The masks are disjoint; a token in none of them is context."""
 
 
 def own_masks(trace: Trace) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from echo_cli.traces.builder import ImportOptions, Refusal
 from echo_cli.trajectory import Role
 
 FORMATS = ("openai", "anthropic", "openenv", "awm", "atif", "asciinema", "echo")
-"""Names of the formats. Each is a module of `formats` that satisfies `Format`."""
+"""Names of the formats. Each names a module of `formats` that satisfies `Format`."""
 PROMPTED = "asciinema"
 """The only format that reads `ImportOptions.prompt`."""
 
@@ -43,7 +43,7 @@ def format_named(name: str) -> Format:
     """
     if name not in FORMATS:
         nearest = difflib.get_close_matches(name, FORMATS, n=1)
-        tip = f"did you mean {nearest[0]}?" if nearest else f"one of {', '.join(FORMATS)}"
+        tip = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(FORMATS)}"
         raise EchoError(f"unknown format '{name}'", tip)
     return cast(Format, importlib.import_module(f"echo_cli.traces.formats.{name}"))
 
@@ -91,7 +91,7 @@ def import_traces(
 
     Args:
         output: None for stdout.
-        skip_bad: whether to count refused records and continue, instead of raising at the first.
+        skip_bad: whether to count refused records and continue, instead of raising at the first refused record.
         overwrite: whether to replace an existing `output`.
 
     Raises:
@@ -112,7 +112,9 @@ def import_traces(
                 elif skip_bad:
                     result.refuse(found)
                 else:
-                    raise EchoError(f"{found.where}: {found.reason}", "--skip-bad omits such records and counts them")
+                    raise EchoError(
+                        f"{found.where}: {found.reason}", "pass --skip-bad to omit such records and count them"
+                    )
         if not result.traces:
             raise EchoError(*_nothing(files, result))
     return result

@@ -1,4 +1,4 @@
-"""Reading of foreign JSON files, record by record: an invalid record, or one with no place in a trace, is a refusal."""
+"""Reading of foreign JSON files, record by record; a record that is invalid or fits no trace gives a refusal."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _flattened(values: Iterable[Record | Refusal]) -> Iterator[Record | Refusal]
 
 @contextmanager
 def at(place: str) -> Iterator[None]:
-    """Prefix `place`, the path in the record that the body reads, to the place of an UnplacedError it raises."""
+    """Prefix `place`, the path of the part that the body reads, to the place of an UnplacedError that it raises."""
     try:
         yield
     except UnplacedError as error:
@@ -91,7 +91,7 @@ def parse_json(text: str) -> Any:
     """Parse strict JSON.
 
     Raises:
-        ValueError: the text is not JSON, has a number too large for a float, or nests about a thousand brackets.
+        ValueError: the text is not JSON, has a number too large for a float, or is nested about a thousand levels deep.
     """
     try:
         return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)

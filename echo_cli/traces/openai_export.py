@@ -18,7 +18,7 @@ def openai_record(trace: Trace) -> dict[str, Any]:
     """Return a trace as {"messages": […]}, with `tools` and `reward` if they are known.
 
     Canonical tool calls at the end of an action become `tool_calls`, and their answers `tool` messages. Text whose
-    channel names no message role, as in a terminal's transcript, becomes the user's. A chat template's scaffold is
+    channel names no message role, as in a terminal's transcript, becomes user messages. A chat template's scaffold is
     omitted: the template adds it again.
     """
     writer = _Writer()
@@ -49,7 +49,7 @@ def calls_of(action: str) -> tuple[str, list[tuple[str, Any]]]:
 
 
 class _Writer:
-    """Converts segments to messages, one at a time."""
+    """Converter of segments to messages, one at a time."""
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []

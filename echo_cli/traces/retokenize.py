@@ -40,8 +40,8 @@ def render_trace(trace: Trace, renderer: Renderer) -> Trajectory:
     """Encode a trace with `renderer`, ignoring any token ids it has; the trajectory is for the env term only.
 
     Each segment's text is encoded alone, as in an `Episode`; an action is its turn's command, as the policy would
-    write it. If the renderer's own scaffold marks a reply as a tool's, an importer's wrappers must not mark it again:
-    they are omitted at both ends of the reply, and encoded as scaffold between the answers of several tools.
+    write it. If the renderer's own scaffold marks a reply as a tool's answer, an importer's wrappers must not mark it
+    again: they are omitted at both ends of the reply, and encoded as scaffold between the answers of several tools.
     """
     played = [Segment(segment.role, segment.text, (), channel=segment.channel) for segment in trace.segments]
     return Trajectory(
@@ -73,8 +73,8 @@ def _rendered(played: Sequence[Segment], turns: Sequence[Turn], renderer: Render
             segments += frame.after
             command = turns[number - 1].command
             # A line without its newline was cut, or ended with a special token, which is not text in another
-            # vocabulary. A line other than its command is raw terminal text: typing mistakes, escape sequences, a
-            # carriage return.
+            # vocabulary. A line that differs from its command is raw terminal text: typing mistakes, escape
+            # sequences, a carriage return.
             text = part[0].text
             written = as_written and (command in (text.removesuffix("\n"), text) or "\n" in text.removesuffix("\n"))
             ids = tokenizer.encode(text) if written else renderer.script(command)
@@ -108,7 +108,7 @@ def truncated(trajectory: Trajectory, tokenizer: Tokenizer, max_tokens: int) -> 
     """Truncate `trajectory` to `max_tokens`, within an output or before a segment of another role, with a notice.
 
     Turns whose action is cut off are dropped. The other turns keep their full output, because it identifies a
-    (command, output) pair in training. Returns None if not even the first segment fits.
+    (command, output) pair in training. Return None if not even the first segment fits.
     """
     if len(trajectory) <= max_tokens:
         return trajectory

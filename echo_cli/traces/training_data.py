@@ -80,7 +80,7 @@ def pool_splits(*, alone: bool) -> dict[str, Split]:
     """Return the split of each pool of held-out traces, by pool name.
 
     Args:
-        alone: whether the run has no environment; with one, the traces are a single pool beside the environment's.
+        alone: whether the run has no environment; with an environment, the traces are one pool beside its pools.
     """
     return {"validation": "validation", "heldout": "heldout"} if alone else {POOL: "heldout"}
 

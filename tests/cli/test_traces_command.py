@@ -94,12 +94,20 @@ def test_nothing_to_import_is_an_error(folder: Path, capsys: pytest.CaptureFixtu
     ("words", "message", "tip"),
     [
         (("opneai", "good.jsonl"), "unknown format 'opneai'", "did you mean openai?"),
-        (("x", "good.jsonl"), "unknown format 'x'", "one of openai, anthropic, openenv, awm, atif, asciinema, echo"),
+        (
+            ("x", "good.jsonl"),
+            "unknown format 'x'",
+            "choose from openai, anthropic, openenv, awm, atif, asciinema, echo",
+        ),
         (("openai", "."), ". is a folder", "name its files: ./*"),
         (("openai", "none"), "none does not exist", "name the files to import"),
         (("openai", "good.jsonl", "--prompt", "x"), "--prompt has no effect on openai", "only asciinema uses it"),
         (("openai", "good.jsonl", "--warning", "("), "--warning: not a regular expression", "Python's re"),
-        (("echo", "good.jsonl", "--warning", "x"), "--warning has no effect on echo", "roles already"),
+        (
+            ("echo", "good.jsonl", "--warning", "x"),
+            "--warning has no effect on echo",
+            "omit it: the lines of a trajectory file already have roles",
+        ),
         (("openai", "good.jsonl", "-o", "-", "--json"), "--output - and --json both write to stdout", "a file"),
         (("openai", "good.jsonl", "-o", "bad.jsonl"), "bad.jsonl already exists", "--overwrite"),
         (("openai", "good.jsonl", "-o", "."), ". is a folder", "--output requires the name of a file"),

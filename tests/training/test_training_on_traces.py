@@ -101,7 +101,7 @@ def test_nothing_of_an_environment_is_opened(
     assert alone(tmp_path / "run", traces, "--steps", "1") == 0
     lines = capsys.readouterr().err
     assert "train: traces: 9 training, 1 validation, 6 held-out" in lines
-    assert "train: held-out traces: 6 of 12 observations (50.0%) also occur in training, not measured" in lines
+    assert "train: held-out traces: 6 of 12 observations (50.0%) also occur in training and are not measured" in lines
 
 
 def test_what_training_sees_too_is_context_in_the_kept_pools(trained: Path) -> None:
@@ -191,7 +191,7 @@ def test_eval_heldout_needs_no_trace_file(trained: Path, tmp_path: Path, capsys:
     assert found["after"]["heldout/env_ce"] == pytest.approx(metrics[4]["heldout/env_ce"], abs=1e-6)
     assert found["before"]["heldout/env_ce"] == pytest.approx(metrics[0]["heldout/env_ce"], abs=1e-6)
     assert found["pass_at_k"] == [] and found["tasks"] == []
-    assert any("also occur in training, not measured" in note for note in found["notes"])
+    assert any("also occur in training and are not measured" in note for note in found["notes"])
     assert main(["plot", str(run)]) == 0
 
 

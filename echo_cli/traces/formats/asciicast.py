@@ -1,6 +1,6 @@
 """Reader of asciinema's casts: the output and input of a terminal, event by event.
 
-Source: asciinema's specifications of asciicast v1, v2 and v3. Unknown event codes are skipped, as they require.
+Source: asciinema's specifications of asciicast v1, v2 and v3, which require that unknown event codes are skipped.
 """
 
 from __future__ import annotations

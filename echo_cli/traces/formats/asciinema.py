@@ -1,4 +1,4 @@
-"""Casts of asciinema: terminal sessions, recorded with or without input events.
+"""Casts of asciinema: terminal sessions recorded with or without input events.
 
 Every character that the terminal printed is in a segment, in order. Actions are the typed text if the cast has input
 events; otherwise they are the printed text after the prompts that --prompt describes.
@@ -140,12 +140,12 @@ def _on_screen(builder: TraceBuilder, output: str, found: Sequence[Span], column
 
 
 def _ends(output: str, lines: Sequence[_Line]) -> list[int]:
-    """Return where the output after each line ends: at the first key of the next line."""
+    """Return the end of the output after each line, in characters: the first key of the next line."""
     return [*(line.first for line in lines[1:]), len(output)]
 
 
 def _print(builder: TraceBuilder, output: str, span: Span, marks: deque[tuple[Span, Role, str]]) -> None:
-    """Add a span of the output: the marked parts, popped from `marks`; the rest as observed, or opening context."""
+    """Add a span of the output: marked parts, popped from `marks`, and the rest as observation or opening context."""
     opening = not builder.commands
     position, end = span
     while position < end:
@@ -206,7 +206,7 @@ def _echoes(output: str, lines: Sequence[_Line], found: Sequence[Span]) -> list[
 
 
 def _line_edited(output: str, start: int, end: int) -> int:
-    """Return where a line's output begins: after the line editor's end of bracketed paste, if there is one."""
+    """Return the start of a line's output: after the line editor's end of bracketed paste, if there is one."""
     found = _PASTE_OFF.match(output, start, end)
     return start if found is None else found.end()
 
@@ -222,7 +222,7 @@ def _unrepeated(line: _Line, printed: str) -> str:
 
 
 def _repeated(output: str, start: int, end: int, line: str) -> int:
-    """Return where the output stops repeating `line`; `start` if it does not repeat all of it."""
+    """Return the end of the output that repeats `line`; `start` if it does not repeat all of `line`."""
     position = start
     for character in line:
         position = skip_sequences(output, position)

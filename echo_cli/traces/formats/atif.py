@@ -74,7 +74,7 @@ def _embedded(where: str, record: Any) -> list[Record | Refusal]:
 
 @dataclass
 class _Steps:
-    """Places the steps of a document one by one."""
+    """Importer of a document's steps, one by one."""
 
     builder: TraceBuilder
     """Builder whose tool calls are the calls in actions; in ATIF, a call may be answered more than once."""

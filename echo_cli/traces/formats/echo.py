@@ -22,7 +22,7 @@ def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
         EchoError: `options.warning` is given.
     """
     if options.warning is not None:
-        raise EchoError("--warning has no effect on echo", "the lines of a trajectory file have roles already")
+        raise EchoError("--warning has no effect on echo", "omit it: the lines of a trajectory file already have roles")
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:

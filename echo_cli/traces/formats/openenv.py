@@ -1,7 +1,7 @@
 """Episode records of OpenEnv: its collector's output (`results.jsonl`), and RFC 010's role-tagged segments.
 
-The collector records an episode twice: `messages` is what the agent saw and wrote, `tool_trace` the result of each tool
-call. The two must agree, so that a message alone never decides what is env_output. Source: OpenEnv's
+The collector records an episode twice: `messages` has the text that the agent saw and wrote, `tool_trace` the result of
+each tool call. The two must agree, so that a message alone never decides which text is env_output. Source: OpenEnv's
 `core/harness/collect.py` (EpisodeRecord) and `core/harness/__init__.py`; RFC 010 (Trajectory, Segment).
 """
 
@@ -152,7 +152,7 @@ def _result(entry: Any, name: str, arguments: Any, text: str, place: str) -> Map
 
 
 def _shows(text: str, result: Mapping[str, Any]) -> bool:
-    """Return whether a message's text is how a harness shows the result to its model."""
+    """Return whether a message's text matches the result as a harness shows it to the model."""
     data = result.get("data")
     if data is None:
         return text == "" or text == result.get("error")

@@ -1,6 +1,6 @@
 """Visible text of a terminal's output: escape sequences skipped, prompts found, line edits applied.
 
-Escape sequences are those of ECMA-48: control sequences (CSI), command strings (OSC, DCS, SOS, PM, APC) and short
+Escape sequences follow ECMA-48: control sequences (CSI), command strings (OSC, DCS, SOS, PM, APC) and short
 sequences of ESC and a final character. An incomplete sequence is text.
 """
 

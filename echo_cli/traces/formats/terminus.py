@@ -1,7 +1,7 @@
 """Observations of Harbor's terminus agents (terminus-2 and variants): terminal text separated from the agent's notices.
 
 These agents return an observation as one text: notices about the model's last response, a headline, and the text of the
-terminal. They add text only before it, after it, or where they cut it. Source: Harbor's
+terminal. They add text only before the terminal's text, after it, or where they cut it. Source: Harbor's
 `agents/terminus_2/terminus_2.py`, `tmux_session.py` and `templates/timeout.txt`.
 """
 
@@ -57,7 +57,7 @@ def terminal_text(text: str, options: ImportOptions) -> list[TraceSegment]:
 
 
 def _head(text: str) -> tuple[int, bool]:
-    """Return where the terminal's text begins, and whether the question if the task is complete may follow it."""
+    """Return the start of the terminal's text, and whether the question about the task's completion may follow it."""
     if text.startswith(_TOO_LONG):
         return len(text), False
     position = 0

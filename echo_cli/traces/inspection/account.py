@@ -18,7 +18,7 @@ from echo_cli.trajectory import SCAFFOLD, Role
 
 @dataclass(frozen=True)
 class Rewards:
-    """Rewards of the scored episodes; the statistics are None if there are none."""
+    """Rewards of the scored episodes; the statistics are None if no episode is scored."""
 
     scored: int
     """Number of episodes with a reward."""
@@ -107,7 +107,7 @@ _LEARNABLE = (Role.ACTION, Role.ENV_OUTPUT, Role.WARNING)
 
 @dataclass(frozen=True)
 class Amount:
-    """Amount of text in some segments. Shares are of the whole file, None if it has no text."""
+    """Amount of text in a set of segments. Shares are fractions of the whole file; None if the file has no text."""
 
     segments: int
     """Number of segments."""
@@ -140,7 +140,7 @@ class RoleAccount:
 
 
 class RoleCount:
-    """Accumulates the amounts of many episodes by role and channel."""
+    """Accumulator of the amounts of many episodes by role and channel."""
 
     def __init__(self) -> None:
         self._segments: Counter[tuple[Role, str]] = Counter()
@@ -148,7 +148,7 @@ class RoleCount:
         self._tokens: Counter[tuple[Role, str]] = Counter()
 
     def add(self, segments: Sequence[TraceSegment], tokens: Sequence[int]) -> None:
-        """Count the segments of an episode; `tokens` is the number of tokens of each."""
+        """Count the segments of an episode; `tokens` holds the number of tokens of each segment."""
         for segment, count in zip(segments, tokens, strict=True):
             key = (segment.role, segment.channel or UNNAMED)
             self._segments[key] += 1

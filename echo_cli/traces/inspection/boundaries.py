@@ -32,7 +32,7 @@ class Straddle:
 
 @dataclass(frozen=True)
 class StraddleExample:
-    """A straddling token, as its text before and after the boundary, and how often it occurred."""
+    """A straddling token, as its text before and after the boundary, and its number of occurrences."""
 
     before: str
     after: str
@@ -62,9 +62,9 @@ class Straddling:
     straddling: int
     """Number of boundaries inside a token."""
     share: float | None
-    """Share of the boundaries inside a token; None if there are no boundaries."""
+    """Share of boundaries that are inside a token; None if there are no boundaries."""
     pairs: tuple[StraddlingPair, ...]
-    """Pairs of roles, those with the most straddling boundaries first; pairs without any are included."""
+    """Pairs of roles, most straddling boundaries first; pairs without straddling boundaries are included."""
 
 
 def straddles(segments: Sequence[TraceSegment], tokenizer: Tokenizer) -> list[Straddle | None]:
@@ -91,7 +91,7 @@ def straddles(segments: Sequence[TraceSegment], tokenizer: Tokenizer) -> list[St
 
 
 class StraddlingCount:
-    """Counts the boundaries of many episodes in bounded memory."""
+    """Counter of the boundaries of many episodes, in bounded memory."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

@@ -47,11 +47,12 @@ class Repetition:
 
 @dataclass(frozen=True)
 class OtherOutputs:
-    """Numbers of commands with an output that differs from their first output.
+    """Numbers of commands with an output that differs from the first output, compared in three ways.
 
     `anywhere` compares all turns of the file, so the task or the state left by earlier commands may differ.
-    `same_task` compares turns of the same task. `same_history` compares turns of the same task after the same commands:
-    a difference comes from the environment, or from the text of the task's opening.
+    `same_task` compares turns of the same task, and counts a command once per task. `same_history` compares turns of
+    the same task after the same commands, and counts a command once per history: a difference comes from the
+    environment, or from the text of the task's opening.
     """
 
     commands: int
@@ -60,7 +61,7 @@ class OtherOutputs:
     same_task: int
     same_history: int
     examples: tuple[CommandCount, ...]
-    """Commands whose output differed most often after the same history, or anywhere if none differed so."""
+    """Commands whose output differed most often after the same history, or, if there are none, anywhere."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,12 @@ class Duplicates:
     outputs: Repetition
     """Non-empty outputs, of any command."""
     trajectories: Repetition
-    """Whole episodes, equal if all roles and texts are."""
+    """Whole episodes, equal if all their roles and texts are equal."""
     other_outputs: OtherOutputs
 
 
 class DuplicateCount:
-    """Counts duplicates among many episodes."""
+    """Counter of duplicates among many episodes."""
 
     def __init__(self) -> None:
         self._pairs, self._outputs, self._trajectories = _Copies(), _Copies(), _Copies()
@@ -118,7 +119,7 @@ class DuplicateCount:
 
 
 class _Copies:
-    """Counts items that were added before."""
+    """Counter of items that are equal to an earlier item."""
 
     def __init__(self) -> None:
         self._total = 0
@@ -141,7 +142,7 @@ class _Copies:
 
 
 class _Answers:
-    """Counts keys that got an output other than their first."""
+    """Counter of keys that got an output other than their first output."""
 
     def __init__(self) -> None:
         self._first: dict[bytes, bytes] = {}

@@ -1,4 +1,4 @@
-"""Outputs of commands: the longest, the empty, and text in them that looks volatile."""
+"""Outputs of commands: the longest outputs, empty outputs, and volatile-looking text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class TurnOutput:
-    """A turn and its output: the text of all env_output up to the next action, of any channel."""
+    """A turn and its output: the text of all env_output segments, of any channel, up to the next action."""
 
     turn: Turn
     number: int
@@ -70,7 +70,7 @@ class VolatileText:
     bytes: int
     """Size of the matched text, bytes in UTF-8."""
     share: float | None
-    """Share of the bytes of all env_output."""
+    """Share of the matched text in the bytes of all env_output."""
     examples: tuple[str, ...]
     """Most frequent matches."""
     pattern: str
@@ -86,7 +86,7 @@ class OutputSurvey:
     """Number of turns without output."""
     without_output_share: float | None
     answers_without_output: int
-    """Number of turns without output that are their episode's answer, which has none."""
+    """Number of turns without output that are the answer of their episode; an answer has no output."""
     blank: int
     """Number of outputs that are only white space."""
     emptiest: tuple[CommandCount, ...]
@@ -115,7 +115,7 @@ def turn_outputs(trace: Trace, tokens: Sequence[int]) -> list[TurnOutput]:
 
 
 class OutputCount:
-    """Surveys the outputs of many episodes in bounded memory."""
+    """Accumulator of the survey of many episodes, in bounded memory."""
 
     def __init__(self) -> None:
         self._turns = self._without = self._answers = self._blank = self._bytes = 0
@@ -177,7 +177,7 @@ class OutputCount:
 
 
 def _outputs(trace: Trace) -> Iterator[str]:
-    """Yield the text of each env_output segment; joined, they could match across a warning between them."""
+    """Yield each env_output segment's text on its own: joined texts could match across a warning between them."""
     return (segment.text for segment in trace.segments if segment.role is Role.ENV_OUTPUT)
 
 
@@ -186,7 +186,7 @@ _MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
 _CLOCK = r"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
 
 # Every repetition is bounded, or starts only where no character of its kind precedes it, so that one line of a megabyte
-# takes no longer than many short lines. Text goes to the first pattern that matches it.
+# takes no longer than many short lines. Text belongs to the first pattern that matches it.
 PATTERNS: Mapping[str, str] = {
     "uuid": r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b",
     "timestamp": "|".join(
