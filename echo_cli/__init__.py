@@ -1,7 +1,7 @@
-"""echo-cli: train on what the environment writes back, too.
+"""echo-cli: training of language-model agents on the environment's output as well as on rewards.
 
-As a library it is the names below, of which docs/library.md has examples, and those of `echo_cli.objective`. Each is
-imported when it is first asked for, so that `import echo_cli` loads nothing.
+The library consists of the names below, with examples in docs/library.md, and the names in `echo_cli.objective`. Each
+name is imported on first access, so that `import echo_cli` loads nothing else.
 """
 
 from typing import TYPE_CHECKING
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     __version__: str
 else:
-    # The same as above, as a table. A type checker must not see __getattr__: to it, every name would exist.
+    # The same imports as a table. Hidden from type checkers: with __getattr__, they would accept every name.
     _MODULES = {
         "Config": "config.schema",
         "EchoError": "errors",

@@ -80,7 +80,7 @@ class ProviderConfig(Section):
     """A server that echo-cli starts once per run, on 127.0.0.1.
 
     `kind` is `docker` (with `image`), `uv` (with `project_path` and `app`), `process` (with `command`, in which
-    `{port}` is replaced) or a provider class, `pkg.module:Class`.
+    `{port}` is replaced by the port) or a provider class, `pkg.module:Class`.
     `env` holds the server's environment variables; a value may refer to a variable of this process as `${NAME}`.
     """
 
@@ -103,7 +103,7 @@ class TasksConfig(Section):
     """Tasks, each with its reset arguments: from a YAML or JSONL `file`, `items`, `seeds` 0 to N - 1, or toy worlds.
 
     An entry is a mapping of reset arguments, or holds them under `reset`, next to `id`, `split`, `family` and `actions`
-    (a script that solves the task). A hash of the reset arguments assigns the split where an entry has none.
+    (a script that solves the task). An entry without `split` is assigned to a split by a hash of its reset arguments.
     """
 
     file: PathText | None = None
@@ -127,13 +127,14 @@ class TasksConfig(Section):
 class ActionConfig(Section):
     """Parsing of the policy's text into an action. Text that does not parse is never sent.
 
-    - `template`: a JSON object in which `{text}` is replaced. A value that is exactly `{text:int}` (or float, bool,
-      json) is converted to that type.
+    - `template`: a JSON object in which `{text}` is replaced by the text. A value that is exactly `{text:int}` (or
+      float, bool, json) is replaced by the text converted to that type.
     - `json`: the text is the action's JSON object.
     - `tool_call`: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, sent as OpenEnv's MCP `call_tool`. The tags
       are optional if the object is the entire text. `parameters`, as Llama 3 writes it, is accepted for `arguments`.
 
-    The text is first searched for `extract`; the first group of the match, or the whole match, is then parsed.
+    If `extract` is set, only the first group of its first match in the text is parsed, or the whole match if it has no
+    group.
     """
 
     kind: Literal["template", "json", "tool_call"] = "template"
@@ -150,8 +151,8 @@ class ObservationRule(Section):
     - `label`: harness text before the piece, or around it with `{text}`; its role is warning.
     - `omit`: values to hide. Null and empty text are always hidden.
     - `delta`: show only the new part of a text that grows.
-    - `drop_echo`: mark as warning the action at the start of the text, or the match there of a pattern in which
-      `{action}` is replaced by the action.
+    - `drop_echo`: mark an echo of the action at the start of the text as warning. The echo is the action itself, or the
+      match of a pattern in which `{action}` is replaced by the action.
     - `split`: patterns whose matches are marked as warning.
 
     Text shown on reset is context, except warnings.
@@ -169,7 +170,7 @@ class ObservationRule(Section):
 
 
 class InvalidConfig(Section):
-    """The mark of an invalid action in a payload: the text at `path` matches `pattern`."""
+    """Condition for an invalid action: the text at `path` in the payload matches `pattern`."""
 
     path: str
     pattern: Pattern

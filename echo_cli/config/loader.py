@@ -54,7 +54,7 @@ def parse_override(word: str) -> Override:
 
 
 def may_hold_headers(keys: tuple[str, ...]) -> bool:
-    """Return whether a value under `keys` may hold an HTTP header, and so a secret given instead of `${NAME}`."""
+    """Return whether the value of `keys` may contain HTTP headers, which may hold a secret instead of `${NAME}`."""
     return keys[0] in ("environment", "sampler") and keys[1:2] in ((), ("headers",))
 
 
@@ -85,7 +85,7 @@ def _replace_source(values: dict[str, Any], override: Override, given: Set[tuple
         return
     if override.value is None or environment.get(source) is not None:
         return
-    if source == "none":  # every key of an environment is without effect
+    if source == "none":  # no other key of the section has an effect
         for key in [key for key in environment if ("environment", key) not in given]:
             del environment[key]
         return
@@ -132,10 +132,10 @@ def configs_folder() -> Path:
 
 
 def find_config(name_or_file: str) -> Path:
-    """Return the file of a config given as for `--config`: the name of a shipped config, or a path.
+    """Return the path of a config file, given the argument of `--config`: the name of a shipped config, or a path.
 
     Raises:
-        EchoError: neither exists; the tip suggests the nearest name.
+        EchoError: the config does not exist; the tip suggests the nearest name or lists the shipped configs.
     """
     path = Path(name_or_file)
     if path.suffix in (".yaml", ".yml") or "/" in name_or_file:
@@ -171,7 +171,7 @@ def load_config(source: Path | str, overrides: Sequence[str] = ()) -> Config:
     commanded = {override.keys: f"command line: {override.text}" for override in given}
 
     def place(keys: Keys) -> str:
-        """Return the origin of a value: of the key itself, or of the nearest enclosing section that was given."""
+        """Return the origin of a key's value, or of the nearest enclosing section that was given."""
         for places in (commanded, lines):
             for length in range(len(keys), 0, -1):
                 if keys[:length] in places:
@@ -284,7 +284,7 @@ def _shipped() -> list[str]:
 
 
 def _suggest(name: str, known: Sequence[str], label: str) -> str:
-    """Return a did-you-mean tip: a path with the same last key (a misplaced key), else the nearest spelling."""
+    """Return a tip: a path with the same last key (a misplaced key), else the nearest spelling, else all names."""
     misplaced = [path for path in known if path.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     nearest = misplaced or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if nearest:

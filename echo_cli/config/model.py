@@ -66,10 +66,10 @@ class ConversationConfig(Section):
     """Chat format of an episode (`model.kind: hf`).
 
     - `renderer`: `auto` selects the family of the model's chat template; `plain` uses no template, for base models.
-    - `system`: system message; null means none, or the template's default.
+    - `system`: system message; null means the template's default, or no system message if it has none.
     - `reply_as`: message role of the environment's output. `auto` is the family's role for tool output.
     - `thinking`: `keep` leaves thinking in the transcript; `drop` removes it from the context of later turns; `forbid`
-      starts each action with an empty thinking block, and an action that thinks nevertheless is invalid.
+      starts each action with an empty thinking block, and an action that contains a thinking tag is invalid.
     """
 
     renderer: Literal["auto", "chatml", "llama3", "plain"] = "auto"

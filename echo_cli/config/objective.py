@@ -58,7 +58,7 @@ class ObjectiveSettings:
     gradient_ratio_bounds: tuple[float, float] = (1e-3, 10.0)
     """Lowest and highest λ of the `gradient_ratio` schedule."""
     gradient_ratio_smoothing: float = 0.5
-    """Weight of the past in the running mean of each gradient norm, in [0, 1)."""
+    """Weight of the earlier measurements in the running mean of each gradient norm, in [0, 1)."""
     gradient_ratio_every: int = 5
     """Number of steps between measurements; a measurement costs one forward pass and two backward passes."""
 
@@ -80,8 +80,8 @@ class ObjectiveSettings:
     min_valid_action_fraction: float | None = None
     min_clean_parse_fraction: float | None = None
     min_correct_fraction: float | None = None
-    """Minimum fraction of correct rollouts. The three filters act on the env term (see objective/filters.py); only
-    this one uses the verifier's reward."""
+    """Minimum reward of a rollout, 0 to 1. The three filters exclude rollouts from the env term (see
+    objective/filters.py); only this filter uses the verifier's reward."""
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():

@@ -61,9 +61,9 @@ class OptimConfig(Section):
 class EvaluationConfig(Section):
     """Evaluation during a run.
 
-    The pools are scored every `every` steps and before the first and after the last step. Tasks are played at the
-    evaluated steps that `pass_every` divides. `*_rollouts` is the number of rollouts per task for pass@1; 0 omits
-    pass@1.
+    The pools are scored every `every` steps, before the first step and after the last. Tasks are played at the
+    evaluated steps that are multiples of `pass_every`. `*_rollouts` is the number of rollouts per task for pass@1; 0
+    omits pass@1.
     """
 
     every: Positive = 10
@@ -80,9 +80,9 @@ class EvaluationConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """Checkpoints every `every` steps, and of the last and the best step.
+    """Checkpoints, saved every `every` steps and at the best and the last step.
 
-    The newest `keep` checkpoints are kept, and always `latest` and `best`.
+    The newest `keep` checkpoints and the best checkpoint are kept.
     """
 
     every: Positive = 20
@@ -92,9 +92,9 @@ class CheckpointConfig(Section):
 class CollapseConfig(Section):
     """Collapse detection, and the action on an alarm; see training/collapse.py.
 
-    A signal is its mean over `window` steps, or over as many more steps as are needed to cover `min_tasks` tasks. It
-    raises an alarm, once, if the mean is beyond the signal's bound below and worse than the run's own best window by
-    the factor `change` (0: the bound alone decides).
+    Most signals are averaged over a window of `window` steps, or of more steps if needed to cover `min_tasks` tasks.
+    Such a signal raises its only alarm when its mean is beyond its bound (`min_entropy` to `max_role_confusion`) and
+    worse than in the run's best window by the factor `change` (0: the bound alone decides).
     """
 
     action: Literal["warn", "stop", "lower_lambda", "off"] = "warn"
@@ -136,7 +136,7 @@ def _listed(value: Any) -> Any:
 
 
 class TraceSplitConfig(Section):
-    """Fractions of the trajectories for the validation and held-out pools; the rest trains. See traces/corpus.py."""
+    """Fractions of the trajectories in the validation and held-out pools; the rest is trained on (traces/corpus.py)."""
 
     validation: Fraction = 0.1
     heldout: Fraction = 0.2

@@ -1,4 +1,4 @@
-"""YAML read as values of JSON types, with the line of every key."""
+"""Reading of YAML as values of JSON types, with the line number of every key."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def parse_yaml(text: str) -> tuple[yaml.Node | None, Any]:
         loader = _Loader(text)
         node = loader.get_single_node()
         return node, None if node is None else loader.construct_document(node)
-    except (ValueError, RecursionError) as error:  # `!!int x`, ten thousand brackets
+    except (ValueError, RecursionError) as error:  # for example `!!int x`, or thousands of nested brackets
         raise yaml.YAMLError(str(error)) from error
 
 
@@ -87,7 +87,7 @@ def key_lines(node: yaml.Node, path: Path, prefix: tuple[str, ...] = ()) -> Iter
     """Yield the path of every key and list entry (by 0-based index) below `node`, with its 1-based line in the file.
 
     Raises:
-        EchoError: a key is duplicate.
+        EchoError: a mapping has the same key twice.
     """
     if isinstance(node, yaml.SequenceNode):
         for number, entry in enumerate(node.value):
