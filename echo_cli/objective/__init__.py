@@ -1,6 +1,6 @@
-"""The ECHO objective as pure functions on tensors. The names below are what a trainer of your own needs.
+"""The ECHO objective as pure functions on tensors. A custom trainer needs only the names below.
 
-Each is imported when it is first asked for, so that a module of this room that needs no torch loads none.
+Each name is imported on first access, so that importing a torch-free module of this package does not load torch.
 """
 
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from echo_cli.objective.loss import echo_loss, step_totals, step_weights
     from echo_cli.objective.step import WeighedStep, weigh_step
 else:
-    # The same as above, as a table. A type checker must not see __getattr__: to it, every name would exist.
+    # The same imports as a table. Hidden from type checkers: with __getattr__, they would accept every name.
     _MODULES = {
         "ObjectiveSettings": "config.objective",
         "WeighedStep": "objective.step",

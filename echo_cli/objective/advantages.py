@@ -15,7 +15,7 @@ from echo_cli.errors import EchoError
 from echo_cli.trajectory import Trajectory
 
 EPSILON = 1e-6
-"""Added to the standard deviation of `group_norm`, as in the paper and the GRPO releases."""
+"""Constant added to the standard deviation in `group_norm`, as in the paper and the GRPO releases."""
 
 
 def advantages(rewards_B: Tensor, group_ids: Sequence[str], kind: AdvantageKind) -> Tensor:

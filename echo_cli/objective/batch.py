@@ -1,8 +1,8 @@
 """Conversion of trajectories to tensors: micro-batches, and the targets that the loss scores.
 
-Position t predicts token t + 1; a role is that of the target token. The first token of a trajectory and padding are
-never targets. Targets are selected by role and rollout index, never by token id, so the padding id may be any id, eos
-included.
+Position t predicts token t + 1, the target, whose role decides the term of the loss. The first token of a trajectory
+and padding are never targets. Targets are selected by role and rollout index, never by token id, so the padding id may
+be any id, eos included.
 
 Shape suffixes:
     B  rollouts of the optimizer step (on this rank)
@@ -126,7 +126,7 @@ class Targets:
         return hidden_RTH[self.row_N, self.position_N]
 
     def of_rollouts(self, owners: Sequence[int]) -> Targets:
-        """Return targets in views as targets in rollouts; view v belongs to the rollout `owners[v]` of the step."""
+        """Return the targets with `rollout_N` converted from view v to the rollout `owners[v]` of the step."""
         owner_V = torch.tensor(owners, dtype=torch.int64, device=self.rollout_N.device)
         return replace(self, rollout_N=owner_V[self.rollout_N])
 

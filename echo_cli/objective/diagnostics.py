@@ -20,7 +20,8 @@ def portable_lambda(
 
     Weights are means over the tokens of their term; the env weight includes λ; |advantage| is a mean over the rollouts
     of the RL term. Unlike λ, r is comparable across normalisations and batch shapes. With several ranks, r describes
-    this rank's rollouts. None if undefined: no RL term, no action or observation tokens, or no reward variance.
+    this rank's rollouts. The result is None if r is undefined: no RL term, no action or observation tokens, or no
+    reward variance.
     """
     if advantages_B is None:
         return None

@@ -46,10 +46,12 @@ def selected_logprobs(
     entropy: bool = True,
     correct: bool = True,
 ) -> Scores:
-    """Score N targets in chunks of `chunk_rows`. `entropy` and `correct` request these columns at extra cost.
+    """Score N targets in chunks of `chunk_rows` targets.
+
+    At extra cost, `entropy` requests `entropy_N`, and `correct` requests `correct_N` and `confidence_N`.
 
     Logits are widened to at least float32 before the softmax. With more than one chunk, the backward pass runs the
-    head a second time; a single chunk is stored, so small batches have no overhead. Peak memory is about
+    head a second time; the logits of a single chunk are stored, so small batches have no overhead. Peak memory is about
     chunk_rows · V · 12 bytes. N may be 0: the result is then empty and back-propagates zeros.
     """
     recompute = torch.is_grad_enabled() and len(hidden_NH) > chunk_rows

@@ -105,7 +105,7 @@ def step_totals(counts: RolloutCounts) -> StepTotals:
 def step_weights(counts: RolloutCounts, totals: StepTotals, settings: ObjectiveSettings) -> StepWeights:
     """Return the weights of one rank's rollouts, given the totals over all ranks.
 
-    RL denominators are over the rollouts with an RL term, env denominators over the rollouts with an env term:
+    RL denominators count the rollouts with an RL term, env denominators the rollouts with an env term:
 
     | rl_normalization  | weight of an action token | env_normalization  | weight of a selected token      |
     |-------------------|---------------------------|--------------------|---------------------------------|
@@ -203,7 +203,7 @@ def env_loss(logprobs_N: Tensor, targets: Targets, weights: StepWeights) -> Tens
 
 
 def imitation_loss(logprobs_N: Tensor, targets: Targets, weights: StepWeights) -> Tensor:
-    """Return the imitation term of a micro-batch: the weighted cross-entropy of its actions, before the coefficient.
+    """Return the imitation term of a micro-batch, before its coefficient: weighted cross-entropy of imitated actions.
 
     Args:
         logprobs_N: at temperature 1 for imitated actions.
@@ -227,9 +227,9 @@ def echo_loss(
 ) -> tuple[Tensor, Metrics]:
     """Return the loss of a micro-batch, RL term + `coeff` · env term, and its metrics. Arguments as in `rl_loss`.
 
-    If `coeff` is 0, the env term is excluded from the graph, so the gradient is bitwise that of plain GRPO. If
-    `imitation_coeff` is not None, the imitation term is added, excluded from the graph at 0 likewise, with the metrics
-    `imitation_loss` (token mean before the coefficient, nats) and `imitation_tokens`.
+    If `coeff` is 0, the env term is excluded from the graph, so the gradient is bitwise equal to plain GRPO's. If
+    `imitation_coeff` is not None, `imitation_coeff` · imitation term is added (excluded from the graph at 0), and the
+    metrics include `imitation_loss` (token mean before the coefficient, nats) and `imitation_tokens`.
     """
     rl = rl_loss(logprobs_N, targets, advantages_B, weights, settings, reference_logprobs_N)
     env = env_loss(logprobs_N, targets, weights)
@@ -277,10 +277,11 @@ def loss_metrics(
     """Return the metrics of a micro-batch; the keys are always the same.
 
     - `loss`, `rl_loss`, `env_loss`: totals; `env_loss` is before λ.
-    - `env_ce`: mean over all env_output targets, including filtered rollouts, nats per token.
+    - `env_ce`: mean cross-entropy of all env_output targets, including filtered rollouts, nats per token.
     - `action_tokens`, `env_tokens`: number of targets in the RL term and in the env term.
-    - `ratio`, `clip_fraction`: over RL action tokens; a token is clipped if the clip removes its gradient.
-    - `zero_advantage_fraction`: over the rollouts with RL action tokens.
+    - `ratio`, `clip_fraction`: mean ρ, and fraction of clipped tokens, over RL action tokens; a token is clipped if the
+      clip removes its gradient.
+    - `zero_advantage_fraction`: fraction of the rollouts with RL action tokens whose advantage is 0.
     """
     with torch.no_grad():
         n = _rl_targets(targets, weights)

@@ -27,9 +27,9 @@ class GradientNorms:
         """Return the averages after a measurement; the old averages have the weight `smoothing`.
 
         A measurement with a norm that is 0 (no reward contrast, no observations) or not finite is ignored, so λ is
-        unchanged. To let λ follow the RL gradient to 0 would not protect the policy at such steps: Adam divides by the
+        unchanged. Letting λ follow the RL gradient to 0 would not protect the policy at such steps: Adam divides by the
         running size of the gradient, so an env term alone in the loss takes a full-size step at any λ. Adam's second
-        moments would merely shrink with λ, and the next RL gradient would be applied oversized.
+        moments would merely shrink with λ, and the next RL gradient would take an oversized step.
         """
         if not (0 < rl_norm < math.inf and 0 < env_norm < math.inf):
             return self
