@@ -22,7 +22,7 @@ def behaviour_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | N
     """Return the signals of a step by the names in `BEHAVIOUR_KEYS`; the keys are always the same.
 
     - `action_length`: mean number of tokens the policy wrote per turn, including the stop token.
-    - `valid_action_fraction`: fraction of turns whose action is an answer or one that the environment could run.
+    - `valid_action_fraction`: fraction of turns whose action is an answer or could be run by the environment.
     - `malformed_fraction`, `no_action_fraction`: fractions of turns with a malformed action and with no action; see
       `Turn.parse`.
     - `capped_fraction`: fraction of rollouts that ended at a cap: a truncated action, the turn cap or the length cap.
@@ -31,7 +31,7 @@ def behaviour_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | N
       tasks instead of turns: in a healthy run the rollouts of one task converge, while different tasks need different
       commands.
     - `command_compression`, `observation_compression`: bytes divided by zlib-compressed bytes of all actions, one per
-      line, and of all outputs. A high ratio means repetition (Shaib et al. 2024, arXiv 2403.00553); None for no text.
+      line, and of all outputs. A high ratio means repetition (Shaib et al. 2024, arXiv 2403.00553); None without text.
     - `role_confusion`: fraction of turns in which the policy imitates the environment; see `_confused`.
     """
     rollouts = [trajectory for trajectory in trajectories if is_on_policy(trajectory)]
@@ -97,7 +97,10 @@ def _is_cut(rollout: Trajectory, turn: Turn) -> bool:
 
 
 def _prompts(rollout: Trajectory) -> Iterable[str]:
-    """Yield the text before each action on its line, or a line break, with which no action begins, if there is none."""
+    """Yield the prompt of each action: the text before it on its line.
+
+    For an action without a prompt, yield a line break, with which no action begins.
+    """
     for *_, last in split_at_actions(rollout.segments)[:-1]:
         prompt = last.text.rpartition("\n")[2].lstrip() if last.role is Role.CONTEXT else ""
         yield prompt or "\n"

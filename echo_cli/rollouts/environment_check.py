@@ -1,4 +1,4 @@
-"""Check of an environment: plays one episode twice, and once on another task, and reports problems for training.
+"""Check of an environment: plays the same actions twice on one task and once on another, and reports problems.
 
 Episodes are played as training plays scripts, so transcript, roles and token counts are the same as in a run.
 """
@@ -29,7 +29,7 @@ _MOST_LINES = 8
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Result of a check. Times are those of the environment alone, seconds."""
+    """Result of a check. Durations cover the environment alone, in seconds."""
 
     description: Description
     sessions: int | None
@@ -78,12 +78,12 @@ class CheckReport:
 def check_environment(
     worlds: TaskSuite, renderer: Renderer, limits: EpisodeLimits, settings: EnvironmentConfig, seed: int = 0
 ) -> CheckReport:
-    """Play one episode of `worlds` twice and the same actions on another task, and return a report. Writes no file.
+    """Play the same actions twice on one task and once on another, and return a report. No file is written.
 
-    The actions are a known solution of a task if there is one, else `settings.explorer` lines, else random lines.
+    The actions are a known solution of a task if one exists, else `settings.explorer` lines, else random lines.
 
     Args:
-        settings: source of the action mapping, the volatile patterns and the turn cap.
+        settings: environment section with the action mapping, the volatile patterns and the turn cap.
         seed: seed of random actions.
 
     Raises:

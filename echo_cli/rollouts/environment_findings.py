@@ -129,8 +129,8 @@ def _about_repetition(first: Play, second: Play) -> Iterator[Finding]:
         yield Finding(
             "other_opening",
             f"task {first.task.task_id} opened with different text the second time",
-            "pass reset every argument that determines the episode, such as a seed: the rollouts of a group must share "
-            "one task",
+            "pass all arguments that determine the episode, such as a seed, to reset: the rollouts of a group must "
+            "share one task",
         )
     different = _first_difference(first.outputs, second.outputs)
     if different is not None:

@@ -118,7 +118,7 @@ class Episode:
     def aborted(self, source: Source) -> Trajectory | None:
         """Return the trajectory up to the last observation before the session was lost, for the env term alone.
 
-        None if nothing was observed.
+        Return None if nothing was observed.
         """
         while self.segments and self.segments[-1].role is not Role.ENV_OUTPUT:
             self.segments.pop()
@@ -150,7 +150,7 @@ class Episode:
     def _following(
         self, action_ids: list[int], transient: int, reply: StepResult, frame: Frame, ending: StopReason
     ) -> Following:
-        """Add the reply to an action and return the tokens that follow.
+        """Add the environment's reply to an action to the episode, and return the tokens that follow the action.
 
         An action whose thinking is dropped is replaced in the policy's sequence by the action without thinking.
         """
@@ -164,9 +164,9 @@ class Episode:
     def _add_pieces(self, pieces: Sequence[TextPiece], frame: Frame, first: bool = False) -> list[Segment]:
         """Tokenise each piece separately, so that no token straddles two roles; truncate long pieces, with a notice.
 
-        A piece of a reply has at most `output_tokens`, and all pieces together at most twice as many. An opening leaves
-        room for an action. The prompt (a short piece of context at the end) and the scaffold of `frame` are never
-        truncated.
+        A piece of a reply has at most `output_tokens` tokens, and all pieces together at most twice as many. An opening
+        leaves room for an action. The prompt (a short piece of context at the end) and the scaffold of `frame` are
+        never truncated.
         """
         if not pieces and not frame.after:
             return []

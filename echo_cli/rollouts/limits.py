@@ -24,7 +24,7 @@ class EpisodeLimits:
         """Return the maximum length of an episode with any byte-level tokenizer, tokens.
 
         An action ends by `episode_tokens`, unless even a truncated opening leaves no room for it. After the last action
-        `Episode._add_pieces` adds at most two outputs, a notice after each and after a last fragment, and a prompt.
+        `Episode._add_pieces` adds at most the tokens of two outputs, three notices and a prompt.
 
         Args:
             scaffold: `Renderer.overhead`, tokens.

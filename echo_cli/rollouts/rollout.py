@@ -1,4 +1,4 @@
-"""Playing of tasks by a policy or a script; every token of a rollout is tagged with its role."""
+"""Rollouts of tasks, played by a policy or a script; every token of a rollout is tagged with its role."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Sampler(Protocol):
         ...
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all other rows."""
+        """Keep the given rows and drop the others."""
         ...
 
     def add(self, count: int) -> None:
-        """Add empty rows after the others."""
+        """Append `count` empty rows."""
         ...
 
 
@@ -299,7 +299,7 @@ def without_fragments(played: Sequence[Trajectory], wanted: int, hosting: HostLi
 def _settled(
     trajectories: Sequence[Trajectory], wanted: Sequence[tuple[Task, str]], hosting: HostLimits
 ) -> list[Trajectory]:
-    """Mark the rollouts of incomplete groups as `world_model_only`: a rollout or its reward is missing."""
+    """Mark the rollouts of incomplete groups, which lack a rollout or a reward, as `world_model_only`."""
     rewarded = Counter(trajectory.group_id for trajectory in trajectories if trajectory.reward is not None)
     sizes = Counter(group_id for _, group_id in wanted)
     short = {group_id for group_id, size in sizes.items() if rewarded[group_id] < size}
