@@ -1,8 +1,8 @@
 """Checkpoints of a run: folders such as `checkpoints/step_000060/`, and the pointers `latest` and `best`.
 
-A checkpoint is written under a temporary name, fsynced and renamed, so it is complete or absent. Its meta.json has size
-and SHA-256 of every file. `latest` and `best` are one-line text files with a folder's name. `latest` is for people and
-scripts; echo-cli uses the highest step, so a run with a damaged checkpoint can be resumed after deleting its folder.
+A checkpoint is written under a temporary name, fsynced and renamed, so it is complete or absent. Its meta.json has the
+size and SHA-256 of every file. `latest` and `best` are one-line text files with a folder's name. `latest` is for people
+and scripts; echo-cli uses the highest step, so a run can be resumed after a damaged checkpoint's folder is deleted.
 """
 
 from __future__ import annotations
@@ -74,14 +74,14 @@ class Checkpoints:
         return final
 
     def load(self, which: str | int = "latest") -> tuple[Path, Row]:
-        """Return the folder and the `meta` of a checkpoint, after verifying size and SHA-256 of its files.
+        """Return the folder and the `meta` of a checkpoint, after verifying the size and SHA-256 of its files.
 
         Args:
             which: "latest" (the highest step), "best" or a step.
 
         Raises:
-            EchoError: the checkpoint does not exist, is damaged, or has another format; the tip has an intact one, if
-                any.
+            EchoError: the checkpoint does not exist, is damaged, or has another format; the tip names an intact
+                checkpoint, if any.
         """
         step = self._resolve(which)
         problem, meta = _verify(self._folder(step), step)
@@ -177,7 +177,7 @@ class Checkpoints:
         if which == "best":
             best = self.best_step()
             if best is None:
-                raise EchoError(f"{run} has no best checkpoint", f"the latest checkpoint is of step {steps[-1]}")
+                raise EchoError(f"{run} has no best checkpoint", f"use the latest checkpoint (step {steps[-1]})")
             return best
         if which not in steps:
             there = ", ".join(map(str, steps))
@@ -198,7 +198,7 @@ class Checkpoints:
 
 
 def _seal(folder: Path, step: int, meta: Mapping[str, Any]) -> None:
-    """Record size and SHA-256 of every file in meta.json, and fsync everything."""
+    """Record the size and SHA-256 of every file in meta.json, and fsync everything."""
     entries = sorted(folder.rglob("*"))
     files = {
         entry.relative_to(folder).as_posix(): {"bytes": entry.stat().st_size, "sha256": sha256_of(entry)}
@@ -211,7 +211,7 @@ def _seal(folder: Path, step: int, meta: Mapping[str, Any]) -> None:
 
 
 def _verify(folder: Path, step: int) -> tuple[str | None, Row]:
-    """Return the problem of a checkpoint, None if it is intact, and its `meta`."""
+    """Return the problem of a checkpoint (None if it is intact) and its `meta`."""
     if not (folder / "meta.json").is_file():
         return "it has no meta.json", {}
     try:

@@ -45,10 +45,10 @@ class Band:
 
 
 def read_curve(path: Path, name: str, metrics: Sequence[str]) -> Curve:
-    """Read the `metrics` of a run, and best step and λ from its summary.
+    """Read the `metrics` of a run, and the best step and λ from its summary.
 
-    For a run without a summary, which was killed or is in progress, the best step has the lowest validation env-CE so
-    far.
+    A run without a summary was killed or is in progress: its best step is the step with the lowest validation env-CE so
+    far, and its λ is the last in the metrics.
 
     Raises:
         EchoError: the metrics file does not exist or is empty, or a step or value is not a number; the message has the

@@ -215,7 +215,7 @@ def check_writable(path: Path, *, resume: bool, overwrite: bool) -> None:
     """Check, before anything is started, that `create_run`, or with `resume` `RunDirectory.lock`, will succeed.
 
     Raises:
-        EchoError: the folder is in use, is not a run (with `overwrite`), or is locked by another process.
+        EchoError: the folder is not empty (with `overwrite`: and not a run), or is locked by another process.
     """
     if not resume:
         with os_errors(path):
@@ -241,8 +241,8 @@ def create_run(
         pools: `Trajectory.to_json` objects, by pool name, of the frozen pools that cannot be played again.
 
     Raises:
-        EchoError: the folder is in use, is not a run (with `overwrite`), is locked by another process or not writable
-            (exit code 2), or the disk is full (exit code 1).
+        EchoError: the folder is not empty (with `overwrite`: and not a run), is locked by another process or not
+            writable (exit code 2), or the disk is full (exit code 1).
     """
     with os_errors(path):
         _check_free(path, overwrite)
@@ -309,7 +309,7 @@ def _check_free(path: Path, overwrite: bool) -> None:
         return
     if not _is_ours(path):
         raise EchoError(
-            f"{escape_unprintable(path)} is in use and not a run", "choose another --run-name or --output-dir"
+            f"{escape_unprintable(path)} is not empty and not a run", "choose another --run-name or --output-dir"
         )
     if not overwrite:
         raise EchoError(

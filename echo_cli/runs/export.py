@@ -40,8 +40,8 @@ def export_checkpoint(run_path: Path, which: str | int, folder: Path, *, merge: 
     With `merge`, the adapter is merged into the base's weights, as one model in float32.
 
     Raises:
-        EchoError: the run or the checkpoint does not exist or is damaged, `folder` is in use, there is no adapter to
-            merge, or the base of an adapter cannot be loaded; the disk is full (exit code 1).
+        EchoError: the run or the checkpoint does not exist or is damaged, `folder` is a file or not empty, there is no
+            adapter to merge, or the base of an adapter cannot be loaded; the disk is full (exit code 1).
     """
     run = open_run(run_path)
     config = run.read_config()
@@ -59,7 +59,7 @@ def export_checkpoint(run_path: Path, which: str | int, folder: Path, *, merge: 
             )
             raise EchoError(message, "export base and adapter as one model with --merge")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise EchoError(f"{escape_unprintable(folder)} is in use", "choose another --output")
+        raise EchoError(f"{escape_unprintable(folder)} already exists", "choose another --output")
     unfinished = folder.with_name(TEMPORARY + folder.name)
     with os_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -50,7 +50,7 @@ class Actor(_Record):
 class Provenance(_Record):
     """Provenance of the trajectories, sufficient to reproduce them with the same code and checkpoint.
 
-    `temperature` and `seed` are None if nothing was sampled or drawn. There is no host name, user name or path.
+    `temperature` and `seed` are None if nothing was sampled or drawn. The record has no host name, user name or path.
     """
 
     actor: Actor
@@ -142,7 +142,7 @@ def write_pool(
     contents = contents_of(trajectories)
     if contents.pairs == 0:
         tip = "choose another --split, --actor or environment"
-        raise EchoError(f"nothing to measure: no command of {contents.trajectories} trajectories printed anything", tip)
+        raise EchoError(f"nothing to measure: no command in {contents.trajectories} trajectories has output", tip)
     check_free(folder, overwrite)
     final = folder.resolve()
     temporary = final.with_name(f"{TEMPORARY}{final.name}-{os.getpid()}")
@@ -182,7 +182,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
     if not names:
         return
     if MANIFEST not in names or read_json(folder / MANIFEST).get("format") != FORMAT:
-        raise EchoError(f"{escape_unprintable(folder)} is in use and not a pool", "choose another OUT")
+        raise EchoError(f"{escape_unprintable(folder)} is not empty and not a pool", "choose another OUT")
     if not overwrite:
         raise EchoError(
             f"{escape_unprintable(folder)} already contains a pool",
@@ -250,7 +250,8 @@ def read_pool(folder: Path) -> tuple[Manifest, list[Trajectory]]:
     contents = contents_of(trajectories)
     if contents.pairs == 0:
         raise EchoError(
-            f"{escape_unprintable(folder)} has nothing to measure: {contents.trajectories} trajectories", _REBUILD
+            f"{escape_unprintable(folder)} has nothing to measure: no output in {contents.trajectories} trajectories",
+            _REBUILD,
         )
     if contents != manifest.contents:
         raise EchoError(f"{escape_unprintable(folder / MANIFEST)}: its contents do not match {TRAJECTORIES}", _REBUILD)

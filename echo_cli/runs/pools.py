@@ -42,7 +42,7 @@ class Pool:
 def pool_of(trajectories: Iterable[Trajectory]) -> Pool:
     """Return the pool of `trajectories` of any actor; trajectories without a new pair are omitted.
 
-    The pool's trajectories are the `visible` ones, in which observations have the context that preceded them.
+    The pool stores trajectories without transient tokens (`visible`): an observation has the context that preceded it.
     """
     seen: set[Pair] = set()
     kept, all_spans = [], []
@@ -90,7 +90,7 @@ class Observation:
 
 
 def observations(trajectories: Iterable[Trajectory]) -> list[Observation]:
-    """Return the observations of rollouts, in order. Answers and truncated actions run nothing and have none."""
+    """Return the observations of rollouts, in order. Answers and truncated actions run no command and have none."""
     return [
         Observation(*pair_of(turn), turn.exit_code)
         for trajectory in trajectories
@@ -100,7 +100,7 @@ def observations(trajectories: Iterable[Trajectory]) -> list[Observation]:
 
 
 class ObservationLog:
-    """The observations known to a run, to find new ones; initialised with the rows of its observations.jsonl."""
+    """Observations known to a run, initialised with the rows of its observations.jsonl; identifies new observations."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
         self._known = {Observation(row["command"], row["output"], row["exit_code"]) for row in rows}

@@ -16,7 +16,7 @@ _VERSIONED = ("torch", "numpy", "tokenizers", "safetensors", "transformers", "pe
 
 
 def environment_record(seed: int, argv: Sequence[str], device: str, threads: int) -> Row:
-    """Return the record for environment.json: what a result depends on in addition to its config.
+    """Return the record for environment.json: the conditions, besides the config, on which a result depends.
 
     The record has no host name, user name or absolute path: paths in `argv` are reduced to their last part.
     """

@@ -27,7 +27,7 @@ class Recording:
     config: Config | None
     """Config of the run."""
     step: int | None
-    """Step whose evaluation played the episodes, to select by; None selects all episodes."""
+    """Step whose evaluation played the selected episodes; None selects all episodes."""
 
     def traces(self) -> Iterator[Trace]:
         """Stream the episodes.
@@ -72,7 +72,7 @@ class Recording:
 
 
 def open_recording(place: Path, step: int | None = None, overrides: Sequence[str] = ()) -> Recording:
-    """Open the episodes of a run directory, of a pool, which is verify_pool, or of a trajectory file.
+    """Open the episodes of a run directory, of a pool, which is verified first, or of a trajectory file.
 
     Args:
         step: select the episodes played by the run's evaluation after this step.

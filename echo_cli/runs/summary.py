@@ -1,4 +1,4 @@
-"""Summary of a run: each held-out measure before training, at the best step (chosen on validation), and at the last."""
+"""Summary of a run: each held-out measure before training, at the best step (by validation) and at the last step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def warnings_of(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
 
 
 def is_finished(summary: Row | None, steps: int) -> bool:
-    """Return whether a summary is of a run that has trained all `steps`."""
+    """Return whether a summary belongs to a run that trained all `steps`."""
     return summary is not None and summary.get("status") == "finished" and summary.get("steps") == steps
 
 

@@ -213,7 +213,7 @@ def _deep(pool: Path) -> None:
         (_edit("surprise\x1b[2J", value=1), "invalid manifest: surprise\\x1b[2J: "),
         (_edit("contents", "bytes", value={"env_output": 1}), "its contents do not match trajectories.jsonl"),
         (_edit("contents", "pairs", value=7), "its contents do not match trajectories.jsonl"),
-        (_empty, "has nothing to measure: 0 trajectories"),
+        (_empty, "has nothing to measure: no output in 0 trajectories"),
         (_forge(lambda record: record["turns"].pop()), "trajectories.jsonl:1: invalid trajectory in a pool: 5 actions"),
         (
             _forge(lambda record: record["turns"][0].update(output=3)),
@@ -252,7 +252,9 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 def test_trajectories_without_an_output_are_no_pool(tmp_path: Path) -> None:
     (silent,) = play_scripts(PLAIN, CannedWorlds(Printer()), [(TASK, [])], LIMITS, "expert")
     for trajectories in ([], [silent]):
-        with pytest.raises(EchoError, match=f"nothing to measure: no command of {len(trajectories)} trajectories"):
+        with pytest.raises(
+            EchoError, match=f"nothing to measure: no command in {len(trajectories)} trajectories has output"
+        ):
             write_pool(tmp_path / "pool", trajectories, TOKENIZER, ORIGIN)
     assert list(tmp_path.iterdir()) == []
 

@@ -190,8 +190,8 @@ def test_what_cannot_be_exported_is_one_line(
     (used / "file").touch()
     for words, message in (
         ([str(tmp_path / "none"), "-o", str(tmp_path / "out")], "does not exist"),
-        ([str(finished), "-o", str(used)], "is in use"),
-        ([str(finished), "-o", str(used / "file")], "is in use"),
+        ([str(finished), "-o", str(used)], "already exists"),
+        ([str(finished), "-o", str(used / "file")], "already exists"),
         ([str(finished), "-o", str(tmp_path / "out"), "--checkpoint", "77"], "no checkpoint of step 77"),
         ([str(finished), "-o", str(tmp_path / "out"), "--checkpoint", "newest"], "no checkpoint 'newest'"),
         ([str(finished), "-o", str(tmp_path / "out"), "--merge"], "--merge has no effect"),
