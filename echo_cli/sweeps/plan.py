@@ -21,9 +21,9 @@ PROBE_EVERY = 10
 """Number of steps between gradient probes in a sweep, unless the config sets it."""
 
 BROKEN = ("diverged", "collapsed")
-"""Statuses of runs that ended early because of their training. They would end the same way again, so they are done.
+"""Statuses of runs whose training broke down. They would end in the same way again, so their cells are done.
 
-A collapsed run continues if the config does not stop it, with another `collapse.action`.
+A collapsed run is nevertheless resumed if `collapse.action` is changed to a value other than `stop`.
 """
 
 _SEEDS = "--seeds"

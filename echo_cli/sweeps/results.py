@@ -107,7 +107,7 @@ class LambdaResult:
 
 
 def read_cell(cell: Cell, outcome: CellStatus) -> CellResult:
-    """Read a cell's run; rows are read only if it finished, because damaged rows may be what made a run fail.
+    """Read a cell's run; rows are read only if it finished, because damaged rows may be the cause of a failure.
 
     Raises:
         EchoError: a file of the run is damaged.
@@ -203,7 +203,7 @@ def _pass_curve(rows: Sequence[Row]) -> list[tuple[int, float]]:
 def _first_at_least(curve: Sequence[tuple[int, float]], baseline: Sequence[tuple[int, float]]) -> float | None:
     """Return the first step above 0 at which `curve` reaches the highest value of `baseline`; None if it never does.
 
-    Also None if the highest value is 0, which every curve reaches at its first evaluation.
+    The result is also None if the highest value is 0, which every curve reaches at its first evaluation.
     """
     highest = max((value for _, value in baseline), default=0.0)
     return next((step for step, value in curve if step > 0 and value >= highest > 0), None)
@@ -237,7 +237,7 @@ _STATISTICS = ("value", "low", "high", "spread", "seeds")
 
 
 def sweep_object(config: Config, cells: Sequence[CellResult], results: Sequence[LambdaResult]) -> dict[str, Any]:
-    """Return the object of sweep.json: settings, a row per λ, every cell, the rule of verdicts, and what figures mean.
+    """Return the object of sweep.json: settings, a row per λ, every cell, the verdict rule, figure descriptions.
 
     Args:
         config: config of any cell; its location, λ and seed are omitted.

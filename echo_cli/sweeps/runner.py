@@ -20,7 +20,7 @@ from echo_cli.text import escape_unprintable
 Status = Literal["waiting", "running", "stopping", "finished", "diverged", "collapsed", "failed", "stopped"]
 
 _POLL_SECONDS = 0.2
-_LOG_TAIL = 65536  # bytes; contains the error line
+_LOG_TAIL = 65536  # bytes; long enough to contain the error line
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,12 @@ def run_cells(
     """Train the cells that are not done, at most `jobs` at once, in the order given.
 
     Once `should_stop()` is true, no cell is started, and running cells are asked to finish their step and save.
-    Unfinished cells are then `stopped` if they were running, else `waiting`. An exception, such as that of a second
-    Ctrl-C, kills the processes. A process whose parent is killed detects this, saves and stops (`train --parent`).
+    Unfinished cells are then `stopped` if they were running, else `waiting`. An exception, such as the SystemExit of a
+    second Ctrl-C, kills the processes. A process whose parent is killed detects this, saves and stops
+    (`train --parent`).
 
     Args:
-        show: called several times per second with the outcomes so far, by name of the cell.
+        show: function called several times per second with the outcomes so far, by cell name.
 
     Raises:
         EchoError: the sweep's folder cannot be written.

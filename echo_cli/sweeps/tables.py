@@ -21,8 +21,8 @@ class SweepTable:
 
 
 NOTES = (
-    "In brackets: 95 % intervals over the seeds (Student's t). env-CE is over novel pairs, which the run has not "
-    "executed in training; before and change use the pairs of last. Best is selected on validation.",
+    "In brackets: 95 % intervals over the seeds (Student's t). env-CE is measured on novel pairs, which the run has "
+    "not executed in training; 'before' and 'change' use the pairs of 'last'. 'best' is selected on validation.",
     "vs λ = 0: mean difference at the same seeds. Steps to GRPO: the first evaluated step that reaches the highest "
     "held-out pass@1 of λ = 0 at the same seed, and the number of seeds that reach it.",
     "r: env weight per observation token / (RL weight per action token · mean |advantage|). "
@@ -31,7 +31,7 @@ NOTES = (
 
 
 def sweep_tables(results: Sequence[LambdaResult]) -> list[SweepTable]:
-    """Return two tables: env-CE, then tasks and λ in portable units. At most 100 characters wide on a terminal."""
+    """Return two tables, each at most 100 characters wide on a terminal: env-CE, then tasks and λ in portable units."""
     return [
         _table("held-out env-CE, nats/token", _CE_COLUMNS, results),
         _table("held-out tasks, and λ in portable units", _TASK_COLUMNS, results),

@@ -199,7 +199,7 @@ def test_without_validation_tasks_no_step_is_the_best(
         capsys.readouterr()
         assert main(["eval-heldout", str(tmp_path / "run")]) == 2
         message, tip = error_of(capsys.readouterr().err)
-        assert message.endswith("has no best checkpoint") and tip == "the latest checkpoint is of step 3"
+        assert message.endswith("has no best checkpoint") and tip == "use the latest checkpoint (step 3)"
         assert main(["eval-heldout", str(tmp_path / "run"), "--checkpoint", "latest"]) == 0
 
 
