@@ -36,8 +36,8 @@ class NGram:
     """An interpolated n-gram model with Witten-Bell smoothing over a uniform base.
 
     Witten and Bell 1991, method C: p(w | h) = (c(h w) + t(h) · p(w | h')) / (c(h) + t(h)), where c(h) is the number of
-    tokens seen after the context h, t(h) the number of distinct ones, and h' is h without its first token. The base
-    case, below the empty context, is 1 / V. For a context that was never seen, p(w | h) = p(w | h').
+    tokens seen after the context h, t(h) the number of distinct tokens among them, and h' is h without its first token.
+    The base case, below the empty context, is 1 / V. For a context that was never seen, p(w | h) = p(w | h').
     """
 
     order: int
@@ -51,7 +51,7 @@ class NGram:
         for length in range(min(self.order - 1, len(context)) + 1):
             found = self.counts.get(tuple(context[len(context) - length :]))
             if found is None:
-                break  # a longer context can only have been seen if this one was
+                break  # no longer context was seen either
             token_ids, times = found
             total = times.sum() + len(times)
             probability_V *= len(times) / total
@@ -118,7 +118,7 @@ def fit_copying(tokens: Tokens) -> Floats:
     The estimator adds half a success and half a failure (Krichevsky and Trofimov 1981).
 
     Args:
-        tokens: a pool on which no figure is reported (validation); only env_output tokens are counted.
+        tokens: tokens of a pool on which no figure is reported (validation); only env_output tokens are counted.
     """
     output = tokens.role == "env_output"
     bucket, hit = _match_bucket(tokens), tokens.match_token == tokens.token_id
@@ -127,10 +127,13 @@ def fit_copying(tokens: Tokens) -> Floats:
 
 
 def copy_predictions(mass: Floats, unigram: NGram, tokens: Tokens) -> Predictions:
-    """Predict with the fitted `mass` on the token that continues the longest match in the trajectory.
+    """Predict by copying: the token that continues the longest match in the trajectory has its bucket's probability.
 
-    The match may have any role and length. The other tokens share the remaining probability in proportion to their
-    unigram probabilities. Without a match, the prediction is the unigram's.
+    The match may span any roles and have any length. The other tokens share the remaining probability in proportion to
+    their unigram probabilities. Without a match, the unigram model predicts.
+
+    Args:
+        mass: probability per match bucket, from `fit_copying`.
     """
     unigram_V, bucket = unigram.distribution(()), _match_bucket(tokens)
 
@@ -149,12 +152,12 @@ def compressors(observed: bytes | None) -> dict[str, Callable[[bytes], int]]:
     """Return the compressors by name; each maps a text to its compressed size in bytes.
 
     The streams are raw, without headers and checksums: deflate at level 9 (the stream inside gzip, with a window of
-    32 KiB) and, if `zstandard` is installed, zstd at level 19. The size of a compressed empty text is subtracted
-    (2 bytes for deflate, 5 for zstd): it is framing, and a considerable share of an output of 60 bytes.
+    32 KiB) and, if `zstandard` is installed, zstd at level 19. The size of a compressed empty text (deflate: 2 bytes,
+    zstd: 5 bytes) is subtracted: this framing would be a considerable share of an output of 60 bytes.
 
     Args:
-        observed: the training observations, as a preset dictionary (raw in zstd); each compressor is returned without
-            and with it. None returns only the compressors without a dictionary.
+        observed: training observations, used as a preset dictionary (raw content in zstd); each compressor is returned
+            both without and with the dictionary. With None, only compressors without a dictionary are returned.
     """
     kinds = {"gzip": _deflate} | ({"zstd": _zstd} if has_zstd() else {})
     streams = {}
@@ -166,12 +169,12 @@ def compressors(observed: bytes | None) -> dict[str, Callable[[bytes], int]]:
 
 
 def has_zstd() -> bool:
-    """Whether the extra `zstd` is installed."""
+    """Return whether the extra `zstd` is installed."""
     return importlib.util.find_spec("zstandard") is not None
 
 
 def compress(size: Callable[[bytes], int], tokens: Tokens, chosen: Bools, tokenizer: Tokenizer) -> Measures | None:
-    """Measure bits per byte over the text of the `chosen` tokens; None if it is empty.
+    """Measure bits per byte over the text of the `chosen` tokens; return None if the text is empty.
 
     The outputs of each trajectory are compressed as one stream.
     """

@@ -1,4 +1,4 @@
-"""Comparison of two runs on the same frozen pools, over the pairs that neither has executed, and on the same tasks."""
+"""Comparison of two runs on the same tasks and frozen pools, over the pairs that neither run has executed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def compare_runs(
         rollouts, pass_k, pool_folders: as in `evaluate_run`.
 
     Raises:
-        EchoError: a run, checkpoint or pool does not exist, or the runs differ in their pools, tasks or tokenizers.
+        EchoError: a run, checkpoint or pool does not exist; the runs differ in their pools, tasks or tokenizers; or a
+            pool would be truncated to contexts of different lengths.
     """
     with ExitStack() as opened:
         first, second = (
@@ -79,7 +80,7 @@ def _compare(
 
 
 def _checkpoint(run: LoadedRun, which: str | int) -> tuple[TorchPolicy, int, frozenset[Pair]]:
-    """Return the policy of a checkpoint, its step, and the pairs that training had executed by then."""
+    """Return the policy of a checkpoint, its step, and the pairs that training had executed by that step."""
     folder, step = run.checkpoint(which)
     return run.policy(folder, sampled_here=False), step, frozenset(run.observed(step))
 
@@ -110,5 +111,5 @@ def _check_same_pools(first: LoadedRun, second: LoadedRun) -> None:
     if contexts[0] != contexts[1] and any(pool.cut for run in (first, second) for pool in run.pools.values()):
         raise EchoError(
             f"a pool exceeds the models' context, {contexts[0]} tokens in A and {contexts[1]} in B",
-            "it would be truncated at different lengths: compare on pools with shorter trajectories",
+            "the pool would be truncated to different lengths: compare on pools with shorter trajectories",
         )

@@ -1,8 +1,9 @@
 """Held-out measures during training: env-CE and token accuracy on frozen pools, and pass@1 of the policy.
 
-A pool holds expert trajectories on tasks that training never sees. Its headline is over *novel* pairs: the (command,
-output) pairs that no training rollout has executed so far. Executed pairs are measured separately. The validation pool,
-on which the best step is chosen, is scored over all its pairs.
+A pool holds trajectories on tasks that training never sees, played by the expert or, for a task without an expert, by
+the initial policy. Its headline is over *novel* pairs: the (command, output) pairs that no training rollout has
+executed so far. Executed pairs are measured separately. The validation pool, on which the best step is chosen, is
+scored over all its pairs.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ def expert_pools(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict
 
 
 def play_pools(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict[str, list[Trajectory]]:
-    """Play the trajectories of the frozen pools, one per task: the expert's where the task has one, else `policy`'s.
+    """Play the frozen pools, one trajectory per task: with the task's expert if it has one, else with `policy`.
 
-    They are played once per run, with the initial policy, because the environment may answer differently later.
+    Pools are played once per run, with the initial policy, because the environment may answer differently later.
 
     Raises:
         EchoError: the environment is not available, or loses the session of a task in every attempt (exit code 1).
@@ -82,7 +83,7 @@ class StepEvaluation:
 
 
 class Evaluator:
-    """Evaluation of a policy on the frozen pools of a run (`frozen_pools`), with the pool pairs executed so far."""
+    """Evaluator of policies on a run's frozen pools (`frozen_pools`), with a record of the executed pool pairs."""
 
     def __init__(self, config: Config, worlds: TaskSuite, pools: Mapping[str, Pool]) -> None:
         self._config = config
@@ -102,7 +103,7 @@ class Evaluator:
         self.seen |= self._pairs.intersection(pairs)
 
     def evaluate(self, policy: TorchPolicy, step: int, *, play: bool = True) -> StepEvaluation:
-        """Score the pools and, with `play`, play the validation and held-out tasks; without it, pass@1 is None.
+        """Score the pools and, with `play`, play the validation and held-out tasks; without `play`, pass@1 is None.
 
         Sampling uses generators separate from training's.
         """
@@ -133,9 +134,9 @@ class Evaluator:
         tokens, start = self._tokens[name], self._start.get(name)
         seen_spans = [span.pair in self.seen for spans in self.pools[name].spans for span in spans]
         seen = np.array(seen_spans, dtype=np.bool_)[tokens.span]
-        # The best step is chosen on validation over all its pairs, because steps compare only over the same pairs. In
-        # the other pools the number of novel pairs falls as the policy explores; `env_ce_start` is the initial
-        # policy's env-CE over the pairs that remain.
+        # The best step is chosen on validation over all its pairs, because steps are comparable only over the same
+        # pairs. In the other pools the number of novel pairs falls as the policy explores; `env_ce_start` is the
+        # initial policy's env-CE over the pairs that remain.
         headline = np.ones_like(seen) if name == "validation" else ~seen
         values: dict[str, float | None] = dict.fromkeys(("env_ce", "env_bits_per_byte", "token_accuracy"))
         return {

@@ -36,12 +36,12 @@ from echo_cli.trajectory import read_trajectories
 
 
 class LoadedRun:
-    """A run directory with its config, whose policies, tasks and pools are opened on first use.
+    """A run directory with its config; the run's policies, tasks and pools are opened on first use.
 
     As a context manager, it closes the run's environment on exit.
 
     Args:
-        pool_folders: folders of pools that the run is measured on besides its own.
+        pool_folders: folders of pools on which the run is measured in addition to its own pools.
     """
 
     def __init__(self, directory: RunDirectory, config: Config, pool_folders: Sequence[Path] = ()) -> None:
@@ -69,7 +69,7 @@ class LoadedRun:
         """Return the pairs that training had executed by `until_step`, in order of first occurrence.
 
         Raises:
-            EchoError: the run has no record of them, or the record is damaged.
+            EchoError: the run has no record of executed pairs, or the record is damaged.
         """
         rows = self.directory.read_observations(until_step)
         return list(dict.fromkeys((row["command"], row["output"]) for row in rows))
@@ -84,7 +84,10 @@ class LoadedRun:
         return folder, int(meta["step"])
 
     def checkpoint_steps(self, wanted: Sequence[str | int]) -> list[int]:
-        """Return the distinct steps, ascending, of "best", "latest", "all" and step numbers.
+        """Return the distinct steps of checkpoints, ascending.
+
+        Args:
+            wanted: "best", "latest", "all" or steps.
 
         Raises:
             EchoError: a checkpoint does not exist or is damaged.
@@ -145,7 +148,7 @@ class LoadedRun:
         return None if path is None else pool_of(read_trajectories(path))
 
     def frozen_pools(self, policy: TorchPolicy) -> dict[str, Pool]:
-        """Return the run's frozen pools by name; the environment is opened only if they have to be played again.
+        """Return the run's frozen pools by name; the environment is opened only if they have to be replayed.
 
         Args:
             policy: any policy of the run; its renderer and context length are used.
@@ -154,12 +157,16 @@ class LoadedRun:
         return frozen_pools(self.directory, self.config, worlds, policy)
 
     def pool_in(self, folder: Path, policy: TorchPolicy) -> Pool:
-        """Load the pool of a folder in the tokens of `policy`, a policy of the run. Errors as in `load_pool`."""
+        """Load the pool of a folder in the tokens of `policy`, a policy of the run.
+
+        Raises:
+            EchoError: as in `load_pool`.
+        """
         return load_pool(folder, policy.renderer, policy.model.max_length, cut=self.config.model.kind == "hf")
 
     @cached_property
     def pools(self) -> dict[str, Pool]:
-        """Pools that the run is measured on, by table column and in column order; the run's own come first."""
+        """Pools on which the run is measured, by table column and in column order; the run's own pools come first."""
         own = (HELDOUT, *(name for name in (OOD, POOL) if name in self._frozen))
         columns = {name: self._frozen_pool(name) for name in own}
         folders = pool_columns(self._pool_folders, columns)
@@ -211,7 +218,7 @@ def load_run(path: Path, *, device: str | None = None, pool_folders: Sequence[Pa
     """Return the run at `path` with its training config.
 
     Args:
-        device: device of its policies; None for the config's.
+        device: device of the run's policies; None for the config's.
 
     Raises:
         EchoError: there is no run at `path`.
@@ -330,7 +337,7 @@ def frozen_pools(run: RunDirectory, config: Config, worlds: TaskSuite | None, po
 
 
 def run_notices(run: RunDirectory, config: Config) -> list[str]:
-    """Return notes on a run's traces: their number, and which of them are not measured."""
+    """Return notes on a run's traces: their number, their overlap, and how many are truncated."""
     if config.traces is None:
         return []
     record = read_json(run.path / "environment.json")["traces"]

@@ -34,7 +34,7 @@ CALIBRATION_BINS = 15
 POSITIONS = (("0", 0), ("1-3", 1), ("4-15", 4), ("16-63", 16), ("64+", 64))
 """Buckets of the position in an output: title and lowest position."""
 
-# By the annotation of a column of `Tokens`.
+# Data types of the columns of `Tokens`, by annotation.
 _DTYPES = {"Ints": np.int64, "Bools": np.bool_, "Texts": np.object_}
 
 
@@ -95,10 +95,11 @@ class Tokens:
 
     @property
     def copyable(self) -> Bools:
-        """Mask of the tokens that continue the latest longest match of at least `MIN_MATCH` tokens.
+        """Mask of the tokens that continue the longest match, if the match has at least `MIN_MATCH` tokens.
 
-        The match is between the tokens just before the token, of any role, and earlier text of the same trajectory. A
-        token after a shorter match, or after a match with a different continuation, is not copyable.
+        The match is between the tokens just before the token, of any role, and earlier text of the same trajectory;
+        the latest of equally long matches counts. A token after a shorter match, or after a match with a different
+        continuation, is not copyable.
         """
         return np.asarray((self.match_length >= MIN_MATCH) & (self.match_token == self.token_id))
 
@@ -120,7 +121,7 @@ class Measures:
     """Measures of one model over a set of tokens. Compressors have bits per byte only."""
 
     estimates: Mapping[str, Estimate]
-    """By name: env_ce (nats per token), env_bits_per_byte, token_accuracy, calibration_error."""
+    """Estimates by name: env_ce (nats per token), env_bits_per_byte, token_accuracy, calibration_error."""
     tokens: int
     bytes: int
     trajectories: int
@@ -208,7 +209,7 @@ def measure(tokens: Tokens, predictions: Predictions, chosen: Bools) -> Measures
 def env_ce_difference(tokens: Tokens, first: Predictions, second: Predictions, chosen: Bools) -> Estimate | None:
     """Return env-CE of `second` minus env-CE of `first` over the `chosen` tokens, paired by trajectory.
 
-    None without tokens.
+    The difference is None without tokens.
     """
     return ratio_difference(
         _per_trajectory(tokens, first.nats, chosen),
@@ -222,7 +223,7 @@ def bits_per_byte_difference(
 ) -> Estimate | None:
     """Return bits per byte of `second` minus bits per byte of `first` over a pool's headline, paired by trajectory.
 
-    Each model has its own tokens of the pool; the bytes are the same. None without tokens.
+    Each model has its own tokens of the pool; the bytes are the same. The difference is None without tokens.
     """
     size = _per_trajectory(first_tokens, first_tokens.byte_count, first_tokens.headline)
     nats = _per_trajectory(first_tokens, first.nats, first_tokens.headline)
@@ -242,7 +243,7 @@ def reliability(predictions: Predictions, chosen: Bools) -> list[tuple[float, fl
 
 
 def groups(tokens: Tokens) -> Iterator[tuple[str, str, Bools]]:
-    """Yield the groups that measures are broken down by: group, key, mask of its tokens.
+    """Yield the groups of tokens by which measures are broken down, as (group, key, mask of the tokens).
 
     All groups cover the headline's tokens only, except that `role` adds the warnings and `pair` the seen pairs.
     """
@@ -342,7 +343,7 @@ def _bins(predictions: Predictions) -> Ints:
 
 
 def longest_suffix_matches(token_ids: Sequence[int]) -> tuple[Ints, Ints]:
-    """Return, for every position p, the longest suffix of the preceding tokens that occurred before, and what followed.
+    """Match, at every position p, the longest suffix of the preceding tokens that also occurs earlier.
 
     Time is O(T²) and memory O(T) for T tokens.
 

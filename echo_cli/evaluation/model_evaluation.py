@@ -1,7 +1,7 @@
-"""Evaluation of models on frozen pools without a run. Nothing is trained here, so no pair of a pool counts as seen.
+"""Evaluation of models on frozen pools without a run: only the pairs that the baselines are fitted on count as seen.
 
-Models are loaded one after another, and each tokenizes the pools itself. Between models with different tokens, bits per
-byte are comparable, because all models have the same bytes.
+Models are loaded one after another, and each tokenizes the pools itself. Models with different tokens are comparable in
+bits per byte, because all models are measured over the same bytes.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def evaluate_models(
     """Measure the models of `paths` on the pools, each against the first.
 
     Args:
-        config, overrides: how models are loaded and conversations rendered; see `loading_config`.
+        config, overrides: settings for loading models and rendering conversations; see `loading_config`.
         fit_folder: a pool whose pairs serve as training observations: baselines are fitted on them, and they are not
             novel in any other pool.
         command: the command of the first pool to read out; None for the first novel `grep`.

@@ -64,7 +64,7 @@ def kind_of(path: str) -> Literal["tiny", "hf"]:
     """Return the kind of the model at `path`, built-in or Hugging Face, without a request to the hub.
 
     Raises:
-        EchoError: `path` is neither.
+        EchoError: `path` is not a model of either kind.
     """
     if path in (TINY_BASE, RANDOM_QWEN3):
         return "tiny" if path == TINY_BASE else "hf"

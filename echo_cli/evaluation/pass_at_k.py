@@ -26,7 +26,7 @@ class TaskOutcome:
 
 @dataclass(frozen=True)
 class OutcomeComparison:
-    """Comparison of policies A and B on the same tasks; the four counts are of tasks, by their first rollouts."""
+    """Comparison of policies A and B on the same tasks; the four counts classify the tasks by their first rollouts."""
 
     both: int
     only_a: int
@@ -44,7 +44,7 @@ def solved(rollout: Trajectory) -> bool:
 
 
 def solved_share(rollouts: Sequence[Trajectory]) -> float | None:
-    """Return pass@1: the share of solved rollouts among the rollouts with a known reward; None if there are none."""
+    """Return pass@1: the share of solved rollouts among rollouts with a known reward; None if no reward is known."""
     known = [rollout for rollout in rollouts if rollout.reward is not None]
     return sum(map(solved, known)) / len(known) if known else None
 

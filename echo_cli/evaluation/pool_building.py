@@ -70,7 +70,7 @@ def build_pool(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> Mani
 
     Raises:
         EchoError: the folder is in use; the worlds or tasks do not exist; the run or its checkpoint does not exist or
-            is damaged; no rollout solved its task (exit code 1); or no output was printed that could be predicted.
+            is damaged; no rollout solved its task (exit code 1); or the trajectories have no output to predict.
     """
     check_free(folder, overwrite)
     config = recipe.config

@@ -52,14 +52,14 @@ class Passed:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """How a model measured without a run was loaded."""
+    """Kind, device and vocabulary of a model that was measured without a run."""
 
     kind: str
     device: str
     """Device and precision, and why they were chosen."""
     vocab_size: int
     same_tokens: bool
-    """Whether its tokens of every pool equal the first model's, so that per-token figures are comparable."""
+    """Whether the model's tokens of every pool equal the first model's, so that per-token figures are comparable."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class ModelReport:
         return headline.estimates.get(name) if headline else None
 
     def pass_at(self, pool: str, k: int) -> Estimate | None:
-        """Return pass@k on the tasks of a pool; None if none were played."""
+        """Return pass@k on the tasks of a pool; None if no tasks were played."""
         return next((entry.estimate for entry in self.passed if (entry.pool, entry.k) == (pool, k)), None)
 
     def at(self, pool: str) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class ModelReport:
 class Difference:
     """A policy's measures minus the first policy's on a pool, paired by trajectory or task.
 
-    None where the two are not comparable.
+    A difference is None if the two policies are not comparable in the measure.
     """
 
     pool: str
@@ -152,9 +152,10 @@ class Evaluation:
     """Measures of policies and baselines over the same text of frozen pools."""
 
     kind: Literal["run", "runs", "models"]
-    """run: the initial policy and checkpoints of a run; runs: a checkpoint each of runs A and B; models: no run."""
+    """run: the initial policy and checkpoints of a run; runs: one checkpoint of run A and one of run B; models: models
+    without a run."""
     policies: Sequence[ModelReport]
-    """Reference policy first, then a run's checkpoints in ascending order. Of several checkpoints, all but the last
+    """Reference policy first, then a run's checkpoints in ascending order. With several checkpoints, all but the last
     have headlines and pass@k only."""
     novel_pairs: Mapping[str, int]
     """Number of pairs in the headline, by pool, in the order of table columns."""
@@ -188,7 +189,7 @@ class Evaluation:
 
     @property
     def shown(self) -> list[ModelReport]:
-        """Policies shown side by side in tables and figures; of a run's checkpoints only the last."""
+        """Policies shown side by side in tables and figures; for a run, the initial policy and the last checkpoint."""
         return [self.policies[0], self.policies[-1]] if self.kind == "run" else list(self.policies)
 
     @property
@@ -244,7 +245,7 @@ def pool_title(pool: str) -> str:
 
 
 def csv_rows(found: Evaluation) -> Iterator[tuple[Any, ...]]:
-    """Yield rows with `CSV_COLUMNS`, one per measure and group; `tokens` is empty for measures over tasks.
+    """Yield rows with `CSV_COLUMNS`, one per measure and group; `tokens` is empty for task measures and differences.
 
     The run's name and the group's key are data and may be printed on a terminal, so unprintable characters are escaped.
     """

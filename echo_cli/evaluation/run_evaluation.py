@@ -64,7 +64,7 @@ def evaluate_run(
     Args:
         checkpoints: "best", "latest", "all" or steps.
         rollouts: Number of rollouts per held-out task; 0 plays none.
-        pass_k: the k of pass@k, each at most `rollouts`.
+        pass_k: values of k for pass@k, each at most `rollouts`.
         command: the held-out command to read out; None for the first novel `grep` of the pool.
         pool_folders: folders of pools to measure besides the run's own.
         device: device of the policies; None for the config's.
@@ -177,8 +177,8 @@ def measure_baselines(
 
     Args:
         tokens: tokens of the pools under `tokenizer`.
-        observed: pairs that the n-gram models and compressors are fitted on; None omits the baselines that need pairs.
-        validation: tokens under `tokenizer` that copying is fitted on.
+        observed: pairs on which the n-gram models and compressors are fitted; None omits the baselines that need pairs.
+        validation: tokens under `tokenizer` on which copying is fitted.
     """
     exchanges = exchange_tokens(observed or (), tokenizer)
     orders = {"uniform": 1} if observed is None else {f"{ORDER}-gram": ORDER, "unigram": 1}

@@ -1,4 +1,4 @@
-"""Losses and predictions token by token: one command of a pool read out, and the loss of every token of an episode."""
+"""Predictions and losses per token: a readout of one output of a pool, and the loss of every token of an episode."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class TokenLosses:
 
     segment: Segment
     pieces: tuple[str, ...]
-    """Text of each token; concatenated, the text of the segment."""
+    """Text of each token; the concatenation is the text of the segment."""
     nats: tuple[float, ...] | None
     """-log p of each token at temperature 1, given all preceding tokens; None for segments that are not scored:
     context, and actions with transient thinking."""

@@ -56,7 +56,7 @@ def dream(
 
     Args:
         contexts: token ids of transcripts before a reply, as in `TrueReply.context`.
-        max_tokens: cap of each reply including its end, tokens; the model's context may leave fewer.
+        max_tokens: cap of each reply including its end, tokens; the model's context may have room for fewer.
         temperature: sampling temperature; 0 is greedy.
 
     Raises:

@@ -3,16 +3,16 @@
 A reply is the text between an action and the prompt for the next one: output, exit status and notices, of any role. A
 generated text has no roles, so a generated reply ends at the text that follows replies in the same transcripts:
 
-- With scaffold (chat models): at the first scaffold token after the reply that text never tokenizes into. This is
-  `</tool_response>` if it is a token, else the end of the turn. Scaffold text before that token and the environment's
-  prompt are stripped.
+- With scaffold (chat models): at the first scaffold token that tokenized text never contains. This token is
+  `</tool_response>` if the vocabulary has it, else the end of the turn. Scaffold text before that token and the
+  environment's prompt are stripped.
 - Without scaffold: at a line that begins with the environment's prompt. A line of output that begins like the prompt
   also ends a generated reply, because a plain transcript does not distinguish the two.
 - Without scaffold and prompt: nothing marks the end (see `ReplyForm.marked`), and a reply ends only at a cap or at the
   end-of-text token.
 
-A prompt begins on a new line. If there is one, replies with and without a final newline are therefore indistinguishable
-in a transcript, and a final newline is added to both.
+A prompt begins on a new line. In a transcript with prompts, replies with and without a final newline are therefore
+indistinguishable, and a final newline is added to both.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class ReplyForm:
         return Generated(self._line_ended(text) if ended else text, tuple(ids), ended)
 
     def cut(self, reply: Generated, tokens: int) -> Generated:
-        """Truncate a generated reply to `tokens` tokens, its end not counted, as if the true length were known."""
+        """Truncate a generated reply to `tokens` tokens, the true length without the end, and mark it as ended."""
         found = self.read(reply.token_ids[:tokens])
         return replace(found, text=self._line_ended(found.text), ended=True)
 
@@ -158,7 +158,7 @@ def reply_form(renderer: Renderer, settings: EnvironmentConfig) -> ReplyForm:
 
 
 def _status_form(settings: EnvironmentConfig) -> StatusForm | None:
-    """Return the form of the exit status; None if no rule shows it, or if the rule's label has no other text."""
+    """Return the form of the exit status; None if no rule shows it, or if the rule shows nothing but the number."""
     rules = [rule for rule in settings.observation if rule.path == settings.exit_code and rule.on != "reset"]
     if settings.exit_code is None or not rules:
         return None

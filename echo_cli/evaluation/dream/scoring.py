@@ -1,19 +1,19 @@
-"""Scores of generated replies against the true ones, on held-out (command, output) pairs of a run.
+"""Scores of generated replies against the true replies, on held-out (command, output) pairs of a run.
 
 A reply is generated greedily after the true transcript up to and including its command, and compared with the whole
 reply in the pool. The line that states the exit status is removed from both, and text that the environment's config
 declares volatile counts as equal.
 
 - exact match: the two texts are equal.
-- edit similarity: 1 - Levenshtein distance / the longer length, in characters.
-- exit status: the generated reply states the true exit status. Only a reply that ends can state one by omission.
+- edit similarity: 1 - Levenshtein distance / length of the longer text, in characters.
+- exit status: the generated reply states the true exit status. Only a reply that ended can state it by omission.
 - ended: the reply ended (see replies.py) before the cap.
 - exact match, edit similarity and exit status at the true length: the generated reply is truncated to as many tokens as
   the true reply has. The env term trains the content of outputs and not their end, so without ended replies these
   measures show the effect of training.
 
-Each measure is a mean over replies with a bootstrap over trajectories, as replies of one transcript are not
-independent.
+Each measure is a mean over replies with an interval from a bootstrap over trajectories, because replies of one
+transcript are not independent.
 """
 
 from __future__ import annotations
@@ -62,13 +62,14 @@ class ReplyScore:
 
     text: str
     exact_match: bool | None
-    """This and the next three are None if transcripts do not mark the end of a reply."""
+    """Whether the texts are equal. This field and the next three are None if transcripts do not mark the end of a
+    reply."""
     edit_similarity: float | None
     exit_status: bool | None
     """Whether the reply states the true exit status; None also if the environment gave none."""
     ended: bool | None
     text_at_length: str
-    """The reply truncated to the length of the true one."""
+    """The reply truncated to the length of the true reply."""
     exact_match_at_length: bool
     edit_similarity_at_length: float
     exit_status_at_length: bool | None
@@ -144,13 +145,13 @@ def score_dreams(
 ) -> DreamReport:
     """Score a checkpoint of the run at `path`, and the run's initial policy, on pairs of a pool.
 
-    The first `number` novel pairs are scored, in an order drawn with `seed`. The same number of executed pairs is
-    scored separately.
+    The first `number` novel pairs are scored, in an order drawn with `seed`. Up to as many seen pairs are scored
+    separately.
 
     Args:
         checkpoint: "best", "latest" or a step.
         pool_folder: folder of a pool to score instead of the run's held-out pool; it needs no environment.
-        max_tokens: cap of a generated reply; None for `most_tokens`.
+        max_tokens: cap of a generated reply, tokens; None for `most_tokens`.
         device: device of the policies; None for the config's.
 
     Raises:
@@ -218,7 +219,7 @@ def score_reply(generated: Generated, reply: TrueReply, form: ReplyForm) -> Repl
 
 
 def edit_similarity(first: str, second: str) -> float:
-    """Return 1 - Levenshtein distance / the longer length, in characters: 1 for equal texts, 0 if none remains."""
+    """Return 1 - Levenshtein distance / length of the longer text, in characters: 0 to 1 (equal texts)."""
     return Levenshtein.normalized_similarity(first, second)
 
 
@@ -260,7 +261,7 @@ def _answers(
     for first in range(0, len(order), batch):
         places = order[first : first + batch]
         asked = [questions[place].reply for place in places]
-        # Without a mark no reply can end by itself, so only the true length is scored.
+        # Without a mark no reply can end by itself, so replies are scored only at the true length.
         most = [longest if form.marked else max(min(longest, reply.tokens), 1) for reply in asked]
         replies = dream(policy, form, [reply.context for reply in asked], most)
         for place, generated in zip(places, replies, strict=True):
