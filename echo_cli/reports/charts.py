@@ -22,7 +22,7 @@ class Line:
 
     @property
     def marked(self) -> Points:
-        """Points with a mark: all of up to 13, about 6 of more, at different positions in each run."""
+        """Points with a mark: all points of a line of up to 13, else about 6, at positions that differ between runs."""
         every = 1 if len(self.points) <= 13 else math.ceil(len(self.points) / 6)
         return [point for place, point in enumerate(self.points) if (place + self.run) % every == 0]
 
@@ -37,7 +37,7 @@ class Chart:
     title: str
     unit: str
     series: tuple[str, ...]
-    """Labels of a run's lines, which differ by their dashes."""
+    """Labels of a run's lines, which are distinguished by their dashes."""
     lines: tuple[Line, ...]
     best: tuple[tuple[int, int, float], ...]
     """(run index, step, value) of each run whose best step has a point on the first series."""
@@ -92,7 +92,7 @@ class Chart:
         }
 
     def headings(self, runs: Sequence[str]) -> list[str]:
-        """Return the names of the lines, which contain the run's name if there are several runs."""
+        """Return a heading per line: its series and, if there are several runs, its run."""
         return [
             ", ".join([self.series[line.series], *([runs[line.run]] if len(runs) > 1 else [])]) for line in self.lines
         ]
@@ -119,7 +119,7 @@ class _ChartOf:
     series: Mapping[str, str]
     """Labels of the lines, by metric."""
     missed: bool = True
-    """Whether the page mentions that no run has a value."""
+    """Whether the page mentions the chart if no run has a value."""
 
 
 _SAME_PAIRS = "the same pairs before training"
@@ -172,13 +172,13 @@ def charts(curves: Sequence[Curve], most: int) -> list[Chart]:
 
 
 def undrawn(curves: Sequence[Curve]) -> list[str]:
-    """Return the titles of the charts for which no run has a value, except those that few runs have."""
+    """Return the titles of the charts for which no run has a value, except charts that only few runs have."""
     missed = [spec for spec in _CHARTS if spec.missed]
     return [spec.title for spec in missed if not any(curve.series[name] for curve in curves for name in spec.series)]
 
 
 def thinned(points: Points, most: int) -> Points:
-    """Return at most `most` of `points`, `most` ≥ 4: both ends, and the minimum and maximum of each stretch between."""
+    """Return at most `most` ≥ 4 of `points`: both ends, and the minimum and maximum of each stretch between them."""
     points = [point for point in points if math.isfinite(point[1])]
     if len(points) <= most:
         return points
@@ -193,7 +193,7 @@ def thinned(points: Points, most: int) -> Points:
 
 
 def _ticks(low: float, high: float, most: int, *, whole: bool) -> list[tuple[float, str]]:
-    """Return about `most` round values, or fewer, from `low` to `high`, with their labels."""
+    """Return at most about `most` round values from `low` to `high`, with their labels."""
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     step = next(digit * power for digit in (1, 2, 5, 10) if digit * power * most >= (high - low) * 0.999999)
     step = max(step, 1.0) if whole else step

@@ -1,6 +1,7 @@
-"""Content of a report as plain values: curves, figures with intervals, shares, episodes with heat, observations.
+"""Content of a report as plain values: curves, figures with intervals, role shares, episodes and observations.
 
-Everything here is pure; run_content.py fills it from a run directory, page.py renders it as a page.
+*Heat* is the loss of each token of an episode. The functions here are pure; run_content.py reads the content from a run
+directory, page.py renders it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MEASURES: Mapping[str, str] = {
 """Rows of the summary, with their titles."""
 
 MOST_OBSERVATIONS = 10
-"""Maximum number of observations in each of the two tables."""
+"""Maximum number of observations in each table: most improved, least predictable."""
 
 Origin = Literal["held-out pool", "rollout"]
 
@@ -74,7 +75,7 @@ class PageEpisode:
     stop_reason: str
     reward: float | None
     advantage: float | None
-    """Advantage within its group; None if the run has not kept the whole group."""
+    """Advantage within its group; None without an RL term, or if the run has not kept the whole group."""
     texts: tuple[PageText, ...]
 
     @property
@@ -113,7 +114,7 @@ class RunReport:
     measured: bool
     """Whether the columns were measured from checkpoints, with intervals and over the same pairs."""
     pairs: Mapping[str, int]
-    """Number of pairs that the figures are over, by pool; empty unless `measured`."""
+    """Number of pairs that the figures cover, by pool; empty unless `measured`."""
     config: Mapping[str, Any]
     """Config values by dotted key path."""
     base: tuple[str, Mapping[str, Any]]
@@ -126,7 +127,7 @@ class RunReport:
     notes: tuple[str, ...]
     """Notes on missing or uncertain content."""
     checkpoint: int | None
-    """Step of the policy behind `after`."""
+    """Step of the checkpoint to which `after` refers in episodes and observations; None without a policy."""
     episodes: tuple[PageEpisode, ...]
     episodes_there: int
     """Number of episodes available."""
@@ -147,7 +148,7 @@ class Report:
 
 
 def plain_columns(summary: Mapping[str, Any]) -> tuple[Column, ...]:
-    """Return the columns of summary.json, with figures without intervals."""
+    """Return the columns of summary.json; their figures have no intervals."""
     columns = []
     for label in ("before", "best", "last"):
         parts = {pool: (summary.get(pool) or {}).get(label) or {} for pool in ("heldout", "ood", "traces")}
@@ -175,7 +176,7 @@ def differing(report: Report) -> dict[str, dict[str, Any]]:
 
 
 def most_improved(observations: Sequence[ObservationHeat]) -> list[ObservationHeat]:
-    """Return the observations that training has improved, by decreasing drop in nats per token."""
+    """Return the observations with the largest drop in nats per token over training, in decreasing order."""
     better = [found for found in observations if found.after < found.before]
     return sorted(better, key=lambda found: found.after - found.before)[:MOST_OBSERVATIONS]
 
@@ -226,7 +227,7 @@ def _run_json(run: RunReport) -> dict[str, Any]:
 
 
 def mean_nats(texts: Sequence[PageText], role: str) -> tuple[float | None, float | None]:
-    """Return nats per token before and after training over the scored texts of `role`; None without any."""
+    """Return nats per token before and after training over the scored texts of `role`; None without scored texts."""
     chosen = [text for text in texts if text.role == role]
     return _mean([text.before for text in chosen]), _mean([text.after for text in chosen])
 

@@ -128,7 +128,7 @@ def view_episode(
         policy = run.policy()
         trajectory = _as_played(trace, policy.tokenizer, recording, number)
         for name, folder in sorted(folders.items(), key=lambda item: item[1] is not None):
-            if folder is not None:  # without a load, it is the initial policy
+            if folder is not None:  # until the first load, `policy` is the initial policy
                 policy.load(folder)
             heats[name], note = _heat(policy, trajectory)
         heats = {name: heats[name] for name in folders}

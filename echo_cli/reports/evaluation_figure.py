@@ -1,4 +1,4 @@
-"""Figure of a held-out evaluation: bits per byte beside the baselines, env-CE by group, calibration or a curve."""
+"""Figure of a held-out evaluation: bits per byte with the baselines, env-CE by group, calibration or a curve."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _UNITS = {"env_ce": ("env-CE", "nats/token"), "env_bits_per_byte": ("bits per by
 _WHISKER: dict[str, Any] = {"elinewidth": 1.2, "capsize": 2.5}
 _REFERENCE = "#888888"
 _NO_PAIRS = "no novel pairs"
-# Below the panel, so that it covers no points.
+# The legend is below the panel, so that it covers no points.
 _LEGEND: dict[str, Any] = {"fontsize": 10, "loc": "upper left", "bbox_to_anchor": (-0.02, -0.15), "ncols": 2}
 
 
@@ -51,14 +51,16 @@ def plot_evaluation(found: Evaluation, stem: Path) -> Plotted:
 def _draw(found: Evaluation, figure: Figure) -> None:
     """Draw four panels.
 
-    Bits per byte; a measure by command; env-CE by position or, for models, of the models with the first one's tokens;
-    calibration or, for several checkpoints, a curve.
+    1. Bits per byte.
+    2. By command, env-CE, or bits per byte if the models' tokens differ.
+    3. For runs, env-CE by position; for models, env-CE of the models that have the first model's tokens.
+    4. Calibration, or a curve over several checkpoints.
     """
     grid = figure.add_gridspec(2, 2)
     pools, policies = list(found.novel_pairs), found.shown
     titles = [without_middle(policy.title, 28) for policy in policies]
     measure = "env_ce" if found.same_tokens else "env_bits_per_byte"
-    pairs = "every pair" if found.kind == "models" and found.fit_pool is None else "novel pairs"
+    pairs = "all pairs" if found.kind == "models" and found.fit_pool is None else "novel pairs"
     models = [*policies, *found.baselines]
     _bars(figure.add_subplot(grid[0, 0]), models, pools, pairs, "env_bits_per_byte")
     if found.kind == "models":
@@ -145,7 +147,7 @@ def _positions(axes: Axes, policies: Sequence[ModelReport], titles: Sequence[str
     axes.set_xticks(range(len(keys)), keys)
     axes.set_ylim(bottom=0)
     axes.set_title(f"{pool_title(pool)} env-CE by position in the output")
-    axes.set_xlabel("tokens of the output before this one")
+    axes.set_xlabel("preceding tokens of the output")
     axes.set_ylabel("nats/token")
     _legend_or_nothing(axes, bool(keys))
 
@@ -168,7 +170,7 @@ def _reliability(axes: Axes, policies: Sequence[ModelReport], titles: Sequence[s
     axes.set_ylim(-0.02, 1.02)
     axes.set_title(f"calibration on {without_middle(pool_title(pool), 20)} (area: tokens)")
     axes.set_xlabel("confidence in the most probable token")
-    axes.set_ylabel("how often it is right")
+    axes.set_ylabel("accuracy")
     _legend_or_nothing(axes, drawn)
 
 
@@ -205,7 +207,7 @@ def _curve(figure: Figure, cell: SubplotSpec, found: Evaluation) -> None:
     lowest = panels[-1][0]
     lowest.set_xlabel("step")
     lowest.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    upper.set_title("over the checkpoints, novel pairs")
+    upper.set_title("by checkpoint, novel pairs")
     below = -0.15 * len(panels)  # in heights of the lowest axes
     lowest.legend(*upper.get_legend_handles_labels(), **{**_LEGEND, "bbox_to_anchor": (-0.02, below)})
 

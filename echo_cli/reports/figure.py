@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, distinguishable with common colour blindness, without its yellow, too faint on white.
-# Runs also differ by marker, for greyscale prints.
+# Okabe and Ito's palette, distinguishable with common forms of colour blindness; its yellow is omitted as too faint on
+# white. Runs also differ by marker, for greyscale prints.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 INK = "#333333"
@@ -128,6 +128,6 @@ def write_in_the_middle(axes: Axes, text: str) -> None:
 
 
 def without_middle(text: str, length: int) -> str:
-    """Return `text`, its middle replaced by an ellipsis if it is longer than `length` characters."""
+    """Return `text`, with its middle replaced by an ellipsis if it is longer than `length` characters."""
     half = length // 2
     return text if len(text) <= length else f"{text[: half - 1]}…{text[-half:]}"

@@ -1,4 +1,4 @@
-"""HTML pages from Jinja templates; values are escaped, and unprintable characters in them made visible."""
+"""HTML pages from Jinja templates; values are escaped, and their unprintable characters are made visible."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def figure(value: float | None) -> str:
 
 
 def _printable(value: object) -> str:
-    """Return `value` as text with unprintable characters made visible; markup, whose parts already are, unchanged."""
+    """Return `value` as text with unprintable characters made visible; markup, already printable, is unchanged."""
     return value if isinstance(value, Markup) else escape_unprintable(str(value), keep=LINES)
 
 

@@ -39,7 +39,7 @@ class KeptRollout:
     step: int | None
     """Step after which it was played."""
     advantage: float | None
-    """Advantage within its group; None if the group is incomplete."""
+    """Advantage within its group; None without an RL term, or if the group is incomplete."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _measured_once(run: LoadedRun, rollouts: Sequence[KeptRollout], checkpoint: 
     if chosen is None:
         chosen = "best" if checkpoints.best_step() is not None else "latest"
         if chosen == "latest":
-            notes.append("no checkpoint is marked as best: the heat maps show the latest")
+            notes.append("no checkpoint is marked as best: the heat maps show the latest checkpoint")
     _, step = run.checkpoint(chosen)
     if step == 0:
         notes.append("the heat maps show the checkpoint of step 0: before and after are the same policy")
@@ -123,7 +123,7 @@ def _without_policies(run: LoadedRun, rollouts: Sequence[KeptRollout], most: int
 
 
 def _pool_as_text(run: LoadedRun) -> tuple[Pool, list[str]]:
-    """Return the held-out pool without loading a model, and notes that say why it is missing if it is."""
+    """Return the held-out pool without loading a model; an empty pool has a note with the reason."""
     kept = run.kept_pool(HELDOUT)
     if kept is not None:
         return kept, []
@@ -212,24 +212,24 @@ def _plays(run: LoadedRun) -> bool:
 
 
 def _remarks(run: LoadedRun, tokens: Mapping[str, Tokens], without_heat: int) -> Iterator[str]:
-    """Yield notes on what the measurements lack."""
+    """Yield notes on gaps in the measurements."""
     if not tokens:
         yield _NO_POOL
     if not run.directory.observations_path.is_file():
-        yield "the run has no record of executed pairs: the figures are over all pairs, including seen ones"
+        yield "the run has no record of executed pairs: the figures are over all pairs, including seen pairs"
     for name, of in tokens.items():
         if not _novel(of):
             yield f"no {pool_title(name)} pair is novel"
     if not _plays(run) and any(row.get("heldout/pass_at_1") is not None for row in run.directory.read_metrics()):
         yield "pass@1 has no interval: its tasks are not replayed for a report"
     if without_heat:
-        yield f"episodes without heat, as their tokens are not the model's or exceed its context: {without_heat}"
+        yield f"episodes without heat map, as they exceed the model's vocabulary or context: {without_heat}"
 
 
 def _chosen(heldout: Pool, rollouts: Sequence[KeptRollout], most: int) -> list[tuple[Trajectory, KeptRollout | None]]:
     """Choose at most `most` episodes, half of them from the pool if both have enough; pool episodes have no rollout.
 
-    If there are too many rollouts, a quarter of the chosen ones are the first of training, and the others the last.
+    If there are too many rollouts, a quarter of the chosen rollouts are the first of training, the others the last.
     """
     from_pool = min(len(heldout.trajectories), max(most // 2, most - len(rollouts)))
     room = most - from_pool
@@ -269,7 +269,7 @@ def _pass_at_1(policy: TorchPolicy, run: LoadedRun, step: int) -> dict[str, Esti
 
 
 def _with_plain_pass_at_1(columns: Sequence[Column], run: LoadedRun) -> Iterator[Column]:
-    """Add to the columns the pass@1 that the run measured at their steps, without interval."""
+    """Yield the columns with the pass@1 that the run measured at their steps, without interval."""
     found = {row["step"]: row.get("heldout/pass_at_1") for row in run.directory.read_metrics()}
     for column in columns:
         value = found.get(column.step)

@@ -178,7 +178,7 @@ def _remarks(report: Report, found: list[Chart], most: int) -> Iterator[str]:
     if any(len(points) > most for curve in report.curves for points in curve.series.values()):
         yield f"Lines of more than {most} points are thinned; their minima and maxima are kept."
     if missing := undrawn(report.curves):
-        yield f"No run has a value of: {', '.join(missing)}."
+        yield f"No run has values for: {', '.join(missing)}."
 
 
 def _tables(report: Report) -> dict[str, Any]:

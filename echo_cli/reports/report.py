@@ -30,7 +30,7 @@ class Written:
     page: Page
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON object with the file, its size in bytes, and the content in figures."""
+        """Return a JSON object with the file, its size in bytes, the counts of episodes, and the report's figures."""
         episodes = {"shown": self.page.shown, "cut": self.page.cut, "left_out": self.page.left_out}
         size = len(self.page.html.encode())
         return {"file": str(self.path), "bytes": size, "episodes": episodes, **self.report.to_json()}
@@ -90,7 +90,7 @@ def _notes(runs: Sequence[RunReport]) -> list[str]:
     }
     if len(models) > 1:
         return [
-            "the runs have different models: nats per token are comparable with the same tokenizer only, bits per byte "
-            "always"
+            "the runs have different models: bits per byte are comparable, nats per token only between runs with the "
+            "same tokenizer"
         ]
     return []

@@ -88,7 +88,7 @@ def read_run(
 
 
 def _kept(run: RunDirectory, config: Config, most: int) -> _Kept:
-    """Read trajectories.jsonl once, in bounded memory; keep some rollouts of the first evaluation and the newest."""
+    """Read trajectories.jsonl once, in bounded memory; keep some rollouts of the first evaluation, and the last."""
     count = RoleCount()
     groups: dict[tuple[int | None, str], list[float | None]] = {}
     first: list[tuple[Trace, int | None, int]] = []
@@ -129,7 +129,7 @@ def _played(trace: Trace, run: RunDirectory) -> Trajectory:
 def _advantage(rewards: Sequence[float | None], place: int, whole: int, config: Config) -> float | None:
     """Return the advantage that training would assign to a rollout, from the rewards of its group.
 
-    None without an RL term, or if the group is incomplete.
+    The advantage is None without an RL term, or if the group is incomplete.
 
     Args:
         rewards: rewards of the kept rollouts of the group.
@@ -186,7 +186,7 @@ def _told(config: Config) -> dict[str, Any]:
 
 
 def _base(record: Row) -> tuple[str, dict[str, Any]]:
-    """Return the base config: the shipped config that the command line names or implies; the defaults for a file."""
+    """Return the base config: the shipped config that the command line names or implies; for a file, the defaults."""
     words = [str(word) for word in record.get("argv", [])]
     named = [word.partition("=")[2] for word in words if word.startswith("--config=")]
     named += [words[place + 1] for place, word in enumerate(words[:-1]) if word == "--config"]

@@ -132,7 +132,7 @@ def plot_sweep(groups: Sequence[tuple[str, Sequence[Path]]], output: Path) -> Pl
     """Draw the held-out measures of a sweep: per label, the mean over its runs and a band from min to max.
 
     A step is drawn only if all evaluated runs of the label have a value there, so that a run that ends early does not
-    bias the mean; the legend says so.
+    bias the mean; if steps are omitted, the legend says so.
 
     Args:
         groups: (label, runs) pairs, such as "λ = 0.05" with one run per seed; groups with the same label are merged.
@@ -179,7 +179,7 @@ def _draw_runs(curves: Sequence[Curve], figure: Figure) -> None:
         # The best point comes last, after the series in the panel's order.
         order = [series.label for series in panel.series if series.label in drawn]
         order += [label for label in drawn if label.startswith(_BEST)]
-        # Below the panel, where it hides no points.
+        # The legend is below the panel, where it hides no points.
         axes.legend(
             [drawn[label] if alone else _in_ink(drawn[label]) for label in order],
             order,

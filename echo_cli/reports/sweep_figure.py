@@ -28,7 +28,7 @@ _PANELS = (
     ("held-out env-CE at the last step", "env-CE, nats/token", "env_ce_last", "env_ce_start_last"),
     ("held-out pass@1 at the last step", "fraction solved", "pass_at_1_last", "pass_at_1_before"),
 )
-# Widths, in units of the distance between two λ.
+# Widths, in units of the distance between neighbouring λ.
 _WIDTH, _BESIDE, _ACROSS = 0.2, 0.14, 0.32
 # With more than `_SOME` λ, tick labels are small; with more than `_MANY`, they have no room for the verdicts.
 _SOME, _MANY = 4, 6

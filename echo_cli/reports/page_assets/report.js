@@ -12,7 +12,7 @@
     return made;
   }
 
-  // Charts: draws what charts.html draws, for the steps in view.
+  // Charts: the drawing of charts.html, for the steps in view.
 
   function ticks(low, high, most, whole) {
     const power = 10 ** Math.floor(Math.log10((high - low) / most));
@@ -136,7 +136,7 @@
       event.preventDefault();
       keys[event.key]();
     });
-    // Only if the chart has the focus, so that it does not capture the scrolling of the page.
+    // The wheel zooms only if the chart has the focus, so that it otherwise scrolls the page.
     svg.addEventListener("wheel", (event) => {
       if (document.activeElement !== svg) return;
       event.preventDefault();
@@ -214,7 +214,7 @@
       for (const other of episodes) other.hidden = other !== episode;
       findAll(episode, ".text").forEach(split);
       heat.disabled = !episode.querySelector(".token");
-      readout.textContent = heat.disabled ? "No heat map for this episode." : "Point at a token, or press , and .";
+      readout.textContent = heat.disabled ? "No heat map for this episode." : "Point at a token, or press comma or full stop.";
       repaint();
       select.value = episode.id;
       const shown = listed();
