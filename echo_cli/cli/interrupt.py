@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks for a clean stop, the second stops now."""
+"""Ctrl-C and SIGTERM: the first signal requests a clean stop, the second stops at once."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from types import FrameType
 
 @dataclass
 class Interrupt:
-    """Number of the signal that requested a stop, if any."""
+    """Request by a signal to stop after the current step."""
 
     signal_number: int | None = None
+    """Number of the signal; None if no stop was requested."""
 
     def __call__(self) -> bool:
-        """Return whether to stop after the current step."""
+        """Return whether a stop was requested."""
         return self.signal_number is not None
 
     @property
@@ -39,7 +40,7 @@ def interruptible() -> Iterator[Interrupt]:
         if interrupt.signal_number is not None:
             raise SystemExit(128 + number)
         interrupt.signal_number = number
-        # Not print, which is not reentrant.
+        # print is not reentrant, so a signal handler must not call it.
         os.write(2, b"\nstopping after this step; interrupt again to stop now\n")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

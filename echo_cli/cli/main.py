@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code. Only bugs cause a traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # for a λ without UTF-8, or an undecodable file name
+        if isinstance(stream, io.TextIOWrapper):  # λ may not be encodable, nor an undecodable file name
             stream.reconfigure(errors="backslashreplace")
     try:
         with _unwound_by_signals():
@@ -122,7 +122,7 @@ def _unwound_by_signals() -> Iterator[None]:
     A signal that already has a handler, or is ignored, keeps its disposition.
 
     Raises:
-        SystemExit: at such a signal, with the exit code that shells report.
+        SystemExit: at one of these signals, with the exit code that shells report.
     """
 
     def leave(number: int, _: FrameType | None) -> None:
@@ -147,7 +147,7 @@ def _complain(message: str, tip: str | None) -> None:
 
 
 def _usage(error: Any) -> tuple[str, str]:
-    """Return message and tip of a typer usage error, with did-you-mean in the tip."""
+    """Return the message and the tip of a typer usage error; the tip suggests similar names, if there are any."""
     if guesses := getattr(error, "possibilities", None):
         return error.message, f"did you mean {' or '.join(guesses)}?"
     message, _, guess = error.format_message().partition(" Did you mean ")

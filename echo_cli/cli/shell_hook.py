@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from echo_cli.errors import EchoError
 
-# Sets no option and no variable, so that the builtin runs in an unchanged shell; `[` rather than `[[`, which
-# `shopt -s nocasematch` changes. Plain POSIX, shared by bash and zsh.
+# The function sets no option and no variable, so that the builtin runs in an unchanged shell. It uses `[`, because
+# `shopt -s nocasematch` changes the result of `[[`. bash and zsh share it; its body is plain POSIX.
 _ROUTES = """\
 function _echo_cli_routes {
   if [ "${1-}" = sweep-lambda ] || [ "${1-}" = eval-heldout ]; then return 0; fi
@@ -40,7 +40,8 @@ function _echo_cli_routes {
 """
 
 # `function echo {`, not `echo() {`, in which an alias named echo would be expanded.
-# In $-, i means interactive and c means started with -c. FUNCNAME also counts `source` and a script's main.
+# In $-, i means that the shell is interactive, and c that it was started with -c. FUNCNAME also counts `source` and a
+# script's main.
 _BASH = f"""\
 {_ROUTES}
 function echo {{
@@ -57,7 +58,7 @@ function echo {{
 }}
 """
 
-# ZSH_EVAL_CONTEXT names every function, file, eval, command substitution and -c between the prompt and here.
+# ZSH_EVAL_CONTEXT names every function, file, eval, command substitution and -c between the prompt and this point.
 # shinstdin: `zsh -i file` is interactive too, but reads no prompt.
 _ZSH = f"""\
 {_ROUTES}
@@ -103,7 +104,7 @@ def shell_hook(shell: str) -> str:
     """Return the source that defines `echo` and its helper `_echo_cli_routes` in bash, zsh or fish.
 
     Raises:
-        EchoError: another shell.
+        EchoError: there is no hook for `shell`.
     """
     if shell not in _HOOKS:
         raise EchoError(f"no shell hook for {shell!r}", f"choose one of: {', '.join(_HOOKS)}")

@@ -283,7 +283,7 @@ def test_the_table_compares_what_compares(
     assert "env-CE, nats/token, minus one/step_000002" in alike and "expert env-CE, nats/token" in alike
     assert "next token is" in alike and "*" not in alike
     assert "all pairs are included, as nothing is trained here" in alike
-    assert alike.count("tokens, teacher-forced)") == 2
+    assert alike.count("tokens correct, teacher-forced)") == 2
     assert main(["eval-heldout", *models, "--model", "other", *words]) == 0
     mixed = capsys.readouterr().out
     assert "expert bits per byte" in mixed and "next token is" not in mixed  # groups of tokens have different text

@@ -29,7 +29,7 @@ def dream(
         str | None, typer.Option(help="best (default), latest or a step.", metavar="NAME|N", show_default=False)
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Cap of a predicted reply, tokens.", metavar="N", min=1)
+        int | None, typer.Option(help="Maximum length of a predicted reply, tokens.", metavar="N", min=1)
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the order of pairs and of sampling.", metavar="N", min=0)] = 0,
     pool: Annotated[Path | None, typer.Option(help="With --score: another frozen pool.", metavar="DIR")] = None,
@@ -48,7 +48,7 @@ def dream(
     """Let the policy answer commands in place of the environment.
 
     Type commands or pipe them in, one per line; the policy's reply is printed beside the real one. `exit` or Ctrl-D
-    ends the session. With --score, replies to held-out commands are compared with the true ones.
+    ends the session. With --score, replies to held-out commands are compared with the true replies.
     """
     which = checkpoint_named(checkpoint or "best")
     if not 0 <= temperature < math.inf:
@@ -108,7 +108,7 @@ def _play(opened: OpenDream, as_json: bool) -> list[Event]:
     """Answer the commands on stdin and print events as they occur; with `as_json`, return them instead."""
     from echo_cli.cli.display.dream import print_event
 
-    print(f"{opened.title}; exit or Ctrl-D ends", file=sys.stderr)
+    print(f"{opened.title}; exit or Ctrl-D ends the session", file=sys.stderr)
     # If printing fails, the generator is closed here, so that the episode is closed before its environment.
     with closing(opened.play.converse(_commands(opened.prompt, sys.stderr if as_json else sys.stdout))) as events:
         if as_json:

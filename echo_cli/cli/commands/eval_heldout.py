@@ -34,7 +34,7 @@ def eval_heldout(
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Model instead of RUN; repeatable, the first is the reference.", metavar="PATH|HUB-ID"),
+        typer.Option(help="Model instead of RUN; repeatable; the first is the reference.", metavar="PATH|HUB-ID"),
     ] = None,
     checkpoint: Annotated[
         list[str] | None, typer.Option(help="best (default), latest, all or a step; repeatable.", metavar="NAME")
@@ -51,7 +51,9 @@ def eval_heldout(
     pass_k: Annotated[
         list[int] | None, typer.Option(help="k of pass@k; repeatable. Default: 1 and N.", metavar="K", min=1)
     ] = None,
-    command: Annotated[str | None, typer.Option(help="Held-out command to read out.", metavar="TEXT")] = None,
+    command: Annotated[
+        str | None, typer.Option(help="Held-out command whose predicted output is shown.", metavar="TEXT")
+    ] = None,
     breakdown: Annotated[bool, typer.Option("--breakdown", help="Add measures by token group and by task.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File or folder of the figure.", metavar="PATH")
@@ -62,8 +64,8 @@ def eval_heldout(
 ) -> None:
     """Measure a checkpoint on held-out commands and tasks.
 
-    The run's initial policy and simple baselines are measured over the same pairs. With --model instead of RUN, any
-    models are measured on the given pools, and compared with the first model.
+    The run's initial policy and simple baselines are measured over the same pairs. With --model instead of RUN, the
+    models are measured on the given pools and compared with the first model.
     """
     if as_json and as_csv:
         raise EchoError("--json and --csv exclude each other", "give one of them")
@@ -80,7 +82,7 @@ def eval_heldout(
 
 @dataclass(frozen=True)
 class _Chosen:
-    """What to measure of a run."""
+    """Options that choose what is measured of a run."""
 
     checkpoints: list[str | int]
     rollouts: int
@@ -152,7 +154,7 @@ def _evaluate_run(run: Path, chosen: _Chosen, output: Path | None) -> tuple[Eval
 
 
 def _one_run(words: list[str], compare: tuple[Path, Path] | None, of_models: Mapping[str, object]) -> Path:
-    """Return the run of a command line without --model; with --compare, the first of its two.
+    """Return the run of a command line without --model; with --compare, the first of the two runs.
 
     Raises:
         EchoError: an option applies to models only, or the words are not exactly one run.
@@ -166,7 +168,7 @@ def _one_run(words: list[str], compare: tuple[Path, Path] | None, of_models: Map
 
 
 def _rollouts(rollouts: int | None, pass_k: list[int] | None) -> tuple[int, list[int]]:
-    """Return the number of rollouts per task and the k of pass@k.
+    """Return the number of rollouts per task and the values of k in pass@k.
 
     Raises:
         EchoError: a k is larger than the number of rollouts.

@@ -45,7 +45,7 @@ def inspect(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Model whose tokens are counted; with --episode, scores them.", metavar="PATH|HUB-ID"),
+        typer.Option(help="Model whose tokens are counted; with --episode, it scores them.", metavar="PATH|HUB-ID"),
     ] = None,
     config: ConfigName = None,
     device: Device = None,
@@ -100,7 +100,7 @@ def _inspect_all(
         return
     from echo_cli.cli.display.inspection import print_inspection
 
-    tokens = "the file's own" if own_ids else f"of {label}, each segment encoded alone"
+    tokens = "the file's own" if own_ids else f"encoded by {label}, each segment alone"
     print_inspection(inspection, place=place, tokens=tokens, boundaries=label)
 
 
@@ -120,7 +120,7 @@ def _refuse_unused(
         "--against": (against, checkpoint, "--checkpoint"),
         "--config": (config, model, "--model"),
         f"'{escape_unprintable((overrides or [''])[0])}'": (overrides or None, model, "--model"),
-        "--device": (device, checkpoint or (model and episode), "--episode and a policy that scores it"),
+        "--device": (device, checkpoint or (model and episode), "--episode N and a policy (--checkpoint or --model)"),
     }
     for name, (given, needed, what) in needs.items():
         if given is not None and not needed:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class SweepCommand(TyperCommand):
-    """Command whose option `--seeds` takes all the words after it."""
+    """Command whose option `--seeds` takes all words up to the next option or override."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         from echo_cli.sweeps.plan import join_seeds

@@ -21,7 +21,7 @@ _STDOUT = "-"
 
 @traces.command("import")
 def import_(
-    name: Annotated[str, typer.Argument(metavar="FORMAT", help="Input format; `traces formats` lists them.")],
+    name: Annotated[str, typer.Argument(metavar="FORMAT", help="Input format, one of `traces formats`.")],
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Input files.")],
     output: Output,
     prompt: Annotated[
@@ -69,7 +69,9 @@ def export(
     output: Output,
     config: Annotated[
         str | None,
-        typer.Option(help="Config whose tokenizer masks use; default: the files' token ids.", metavar="NAME|FILE"),
+        typer.Option(
+            help="With --to masks: config of the tokenizer; default: the files' token ids.", metavar="NAME|FILE"
+        ),
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,

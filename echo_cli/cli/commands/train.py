@@ -47,7 +47,9 @@ def train(
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
-    parent: Annotated[int | None, typer.Option(help="Process id; save and stop when it ends.", hidden=True)] = None,
+    parent: Annotated[
+        int | None, typer.Option(help="Save and stop when the process with this id ends.", hidden=True)
+    ] = None,
     group: Annotated[str | None, typer.Option(help="Group of the run in trackers.", hidden=True)] = None,
 ) -> None:
     """Train a policy on its actions and its environment's outputs.

@@ -1,4 +1,4 @@
-"""Printing of an evaluation: measures with intervals beside their baselines, breakdowns, tasks, one command read out.
+"""Printing of an evaluation: measures with intervals beside their baselines, breakdowns, tasks, a predicted output.
 
 Text from an environment or a model is data: control characters are made visible.
 """
@@ -34,7 +34,7 @@ GROUP_TITLES = {
 _MOST_COMMANDS = 12
 _PER_TOKEN = MEASURE_TITLES.keys() - {"env_bits_per_byte"}
 _MADE_OF_TOKENS = ("position", "copyable")
-"""Groups whose text depends on the tokens."""
+"""Groups whose members depend on the tokenizer."""
 
 
 def print_evaluation(found: Evaluation, *, breakdown: bool) -> None:
@@ -66,7 +66,7 @@ def print_evaluation(found: Evaluation, *, breakdown: bool) -> None:
 
 
 def _add_measures(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
-    """Add the headlines by measure; a star marks per-token figures of models with other tokens than the first."""
+    """Add the headlines by measure; a star marks per-token figures with other tokens than the first model's."""
     for name, title in MEASURE_TITLES.items():
         table.add_row(title)
         for model in (*found.shown, *found.baselines):
@@ -136,7 +136,7 @@ def _caption(found: Evaluation) -> str:
         return f"95 % intervals, {paired}; pairs novel to both runs"
     chosen = "all pairs are included, as nothing is trained here"
     if found.fit_pool is not None:
-        chosen = f"only pairs outside {found.fit_pool}, the pool that fits the baselines"
+        chosen = f"only pairs outside {found.fit_pool}, the pool that the baselines are fitted on"
     return f"95 % intervals over trajectories; differences are paired; {chosen}"
 
 
@@ -202,7 +202,7 @@ def _print_readout(readout: Mapping[str, Any]) -> None:
         readings = [(when, readout["tokens"], readout[when]) for when in ("before", "after")]
     texts = {"actual": readout["actual"]}
     for reader, tokens, reading in readings:
-        texts[f"predicted {reader} ({reading['correct']} of {tokens} tokens, teacher-forced)"] = reading["text"]
+        texts[f"predicted {reader} ({reading['correct']} of {tokens} tokens correct, teacher-forced)"] = reading["text"]
     print(f"\n$ {escape_unprintable(readout['command'], keep=LINES)}")
     for title, text in texts.items():
         print(f"{title}:")

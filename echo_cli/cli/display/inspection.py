@@ -20,11 +20,11 @@ from echo_cli.traces.inspection.outputs import OutputSurvey
 _CHANNELS = 12
 """Maximum number of channels listed per role."""
 _FIGURES = 50
-"""Width of the figures in a row with two texts, columns."""
+"""Width reserved for the figures in a row with two texts, columns."""
 _LEAST_CHARS, _MOST_CHARS = 12, 48
 """Minimum and maximum length of a text in a row, characters, for any terminal width."""
 _PIPED_WIDTH = 100
-"""Width of a row with a strip below it if stdout is not a terminal, columns."""
+"""Assumed width of the terminal if stdout is not a terminal, columns."""
 
 
 def print_inspection(inspection: Inspection, *, place: str, tokens: str, boundaries: str) -> None:
@@ -151,8 +151,9 @@ def _print_duplicates(found: Duplicates) -> None:
     print_table(table)
     other = found.other_outputs
     print(
-        f"commands with different outputs: {other.anywhere} of {other.commands}; within one task "
-        f"{other.same_task}; after the same commands in one task {other.same_history}"
+        f"different outputs: {other.anywhere} of {_count(other.commands, 'command')}; "
+        f"{_count(other.same_task, '(task, command) pair')}; "
+        f"{_count(other.same_history, '(task, earlier commands, command) triple')}"
     )
     if other.examples:
         print("most often: " + ", ".join(f"{_quoted(each.command)} {each.count}" for each in other.examples))

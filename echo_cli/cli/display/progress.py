@@ -77,7 +77,7 @@ class Followed:
 
 
 def _print_lines(followed: Sequence[Followed], outcomes: Outcomes, before: dict[str, CellStatus]) -> None:
-    """Print what changed from `before` to `outcomes`, then update `before`."""
+    """Print the changes from `before` to `outcomes`, then update `before`."""
     for one in followed:
         outcome, earlier = outcomes[one.cell.name], before.get(one.cell.name, CellStatus("waiting"))
         if outcome.status == "running" and outcome != earlier:
@@ -92,7 +92,7 @@ def _print_lines(followed: Sequence[Followed], outcomes: Outcomes, before: dict[
 
 
 def live_table(console: Console, followed: Sequence[Followed], outcomes: Outcomes) -> Table:
-    """Return the live table, cut to the terminal: running cells have priority, the last columns are dropped."""
+    """Return the live table, cut to the terminal: running cells are kept first, and the last columns are dropped."""
     for one in followed:
         one.read()
     shown = _fitting(followed, outcomes, console.height - _FRAME)
@@ -175,7 +175,7 @@ def _whole(width: int) -> Column:
 
 
 def print_plain(row: Row, total: int, label: str) -> None:
-    """Print a line on stderr for an evaluation, for every `PLAIN_INTERVAL`th step and for the last."""
+    """Print a row on stderr if it has an evaluation, at every `PLAIN_INTERVAL`th step and at the last step."""
     evaluated = row.get("heldout/env_ce") is not None
     if evaluated or row["step"] % PLAIN_INTERVAL == 0 or row["step"] == total:
         values = ", ".join(f"{name} {value}" for name, value in _values(row).items())
@@ -192,7 +192,7 @@ def _notices(row: Row, label: str) -> list[str]:
     return [*lines, f"{label}: environment at step {row['step']}: {', '.join(faults)}"] if faults else lines
 
 
-# Refused and failed actions are the policy's doing; they are only in the metrics.
+# Refused and failed actions are the policy's own mistakes, so only the metrics contain them.
 _FAULTS = {
     "unavailable": "failed attempts, retried",
     "sessions_lost": "sessions lost",

@@ -113,7 +113,7 @@ def print_bench(result: Mapping[str, Any]) -> None:
     print(
         f"{result['device']}; CPU threads: {result['threads']}; medians of {result['repeats']} repeats after a warm-up"
     )
-    print("a step is rollouts and update; ratios are paired within each repeat, on the same rollouts")
+    print("a step consists of the rollouts and the update; ratios are paired within each repeat, on the same rollouts")
     print(f"memory: {result['memory']}")
     if result["traces_left_out"]:
         print("the config's traces are omitted; in training, every update contains their tokens too")
