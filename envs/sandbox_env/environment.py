@@ -43,7 +43,7 @@ class SandboxEnvironment:
         return SandboxObservation(instruction=self._sandbox.question)
 
     def step(self, action: SandboxAction) -> SandboxObservation:
-        """Run one line, or take an answer. Raises RuntimeError before `reset` and after the episode's end."""
+        """Run one line, or score an answer. Raises RuntimeError before `reset` and after the episode's end."""
         folder = self._current_folder()
         if self._done:
             raise RuntimeError("the episode is over: call reset() first")

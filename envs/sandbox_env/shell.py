@@ -1,6 +1,6 @@
-"""Runs a line of bash in a folder, with bounds on its time and its files, and leaves nothing running.
+"""A line of bash, run in a folder with limits on its time and its files; its processes are killed at the end.
 
-The bounds protect against accidents only: the line has the rights of the process that calls `run`.
+The limits protect against accidents only: the line has the rights of the process that calls `run`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PATH = "/usr/local/bin:/usr/bin:/bin"
 
 @dataclass(frozen=True)
 class Result:
-    """Output of a line, cut at `limit` characters; `exit_code` is None if the line timed out."""
+    """Output of a line, at most `limit` characters of each stream; `exit_code` is None if the line timed out."""
 
     stdout: str
     stderr: str
@@ -29,7 +29,7 @@ class Result:
 
 
 def run(line: str, folder: Path, *, timeout_s: float, limit: int) -> Result:
-    """Run `line` with bash in `folder`, with its own environment variables and no standard input.
+    """Run `line` with bash in `folder`, with a fixed set of environment variables and no standard input.
 
     Each file that it writes, its output included, is limited to 1 MiB. When the line ends, the processes that it
     started are killed, unless they left its process group.

@@ -20,7 +20,7 @@ def world_and_tasks(world_seed: int) -> tuple[World, dict[str, ToyTask]]:
 
 
 class EpisodeError(RuntimeError):
-    """No episode is running: none was started, or it has ended."""
+    """Call without a running episode: none was started, or it has ended."""
 
 
 class ToyTerminalEnvironment:

@@ -1,4 +1,4 @@
-"""The wire types of the toy terminal, in OpenEnv's terms: action, observation, state."""
+"""Types of the toy terminal in OpenEnv's terms: action, observation, state."""
 
 from __future__ import annotations
 

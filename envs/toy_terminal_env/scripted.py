@@ -1,4 +1,4 @@
-"""Scripted actors: an expert that solves tasks, and an explorer that types random commands but no forbidden ones."""
+"""Scripted actors: an expert, a newcomer who searches, a hasty actor who guesses, and a random explorer."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ def explorer_actions(kinds: Mapping[str, Sequence[str]], count: int, rng: random
 
 
 def hasty_actions(tasks: Iterable[ToyTask], task: ToyTask, rng: random.Random) -> list[str]:
-    """Return an answer without looking: the answer of a random task of the same family in `tasks`."""
+    """Return a guess without looking: the answer of a random task of the same family in `tasks`."""
     return [f"answer: {rng.choice([other.answer for other in tasks if other.family == task.family])}"]
 
 
 def mistaken_action(world: World, rng: random.Random) -> str:
-    """Return a command with one of people's common mistakes."""
+    """Return a command with a common mistake."""
     path = rng.choice(list(world.files))
     wrong = path[:-1] if rng.random() < 0.5 else path.replace("/", "/old-", 1)
     return rng.choice(

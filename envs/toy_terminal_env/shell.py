@@ -27,7 +27,7 @@ class Result:
 
 
 class UsageError(Exception):
-    """A command was called with options or arguments that it does not accept."""
+    """Call of a command with options or arguments that it does not accept."""
 
 
 def run(files: Files, line: str) -> Result:

@@ -1,7 +1,7 @@
-"""Questions about a world with checkable answers, in families of graded difficulty, split by fact.
+"""Questions with checkable answers about a world, in families of graded difficulty, split by fact.
 
 A fact (one config key, one table row, one file's line count, ...) belongs to exactly one split, so no
-question and no solving command of `validation` or `heldout` is one of `train`.
+question and no solving command of `validation` or `heldout` occurs in `train`.
 """
 
 from __future__ import annotations

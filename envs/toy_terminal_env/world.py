@@ -44,7 +44,7 @@ TABLE_COLUMNS = "zone owner rack state tier load quota age".split()
 NUMBER_COLUMNS = ("load", "quota", "age")
 
 CONFIGS, LOGS, TABLES = 4, 3, 3
-# (smallest, largest). Sizes vary from file to file, so that a line count cannot be known without looking.
+# (smallest, largest) number per file. Sizes vary, so that a line count cannot be known without looking.
 KEYS_PER_CONFIG, LINES_PER_LOG, ROWS_PER_TABLE = (8, 10), (10, 12), (7, 9)
 REGISTRY = "/srv/registry.csv"
 

@@ -41,7 +41,7 @@ class Sandbox(Environment[Command, Output, State]):  # type: ignore[misc]
         return Output(**asdict(self._sandbox.reset(seed or 0, episode_id)))
 
     def step(self, action: Command, timeout_s: float | None = None, **kwargs: Any) -> Output:
-        """Run one line. Raises RuntimeError before `reset` and after the episode's end."""
+        """Run one line; `timeout_s` is ignored. Raises RuntimeError before `reset` and after the episode's end."""
         return Output(**asdict(self._sandbox.step(SandboxAction(action.command))))
 
     @property

@@ -51,7 +51,7 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
 def make_app(max_sessions: int, max_turns: int) -> FastAPI:
     """Return OpenEnv's application around the toy terminal.
 
-    OpenEnv runs each plain HTTP request in a new environment without an episode. An exception of the environment is
+    OpenEnv runs each plain HTTP request in a new environment without an episode. An EpisodeError or a ValueError is
     answered with status 400 there, and with an error message in a session.
     """
     from fastapi import Request
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket, so that an occupied port is an error now and early clients wait."""
+    """Return a listening socket, so that an occupied port is an error at once and early clients wait."""
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     return socket.create_server(address[:2], family=family, backlog=1024)
 
