@@ -3,9 +3,9 @@
     python scripts/pretrain_tiny_base.py            # writes echo_cli/models/tiny_base/
 
 Demonstrations are scripted episodes in worlds that training and evaluation never use (seeds from
-`FIRST_WORLD_SEED` up). The loss is the cross-entropy of all tokens but the context: actions, observations and the
-harness's notices. The actor is a newcomer who searches for an answer, answers without looking, or only explores. This
-leaves reinforcement learning a behaviour to learn that applies to every task.
+`FIRST_WORLD_SEED` up). The loss is the cross-entropy of all tokens except the context: actions, observations and
+the harness's notices. The actor searches for the answer as a newcomer, answers without looking, or only explores, so
+that reinforcement learning still has a behaviour to learn that applies to every task.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def corpus_text(trajectory: Trajectory) -> str:
 
 
 def train_tokenizer() -> Tokenizer:
-    """Train a BPE on the text of worlds with seeds below those of pretraining."""
+    """Train a BPE on the text of worlds with seeds below the pretraining seeds."""
     byte_level = Tokenizer.train([], 258)
     rng = random.Random("tiny-base-tokenizer")
     texts = [corpus_text(demonstration(byte_level, FIRST_WORLD_SEED - 1 - i, rng, 0.5)) for i in range(1500)]
@@ -90,7 +90,7 @@ def train_tokenizer() -> Tokenizer:
 
 
 def batch_loss(model: TinyModel, trajectories: list[Trajectory], pad_id: int) -> torch.Tensor:
-    """Return the summed cross-entropy over non-context targets, computed as one right-padded batch."""
+    """Return the cross-entropy summed over non-context targets, nats, computed as one right-padded batch."""
     length = max(len(trajectory) for trajectory in trajectories)
     ids_BT = torch.full((len(trajectories), length), pad_id)
     learned_BT = torch.zeros(len(trajectories), length, dtype=torch.bool)

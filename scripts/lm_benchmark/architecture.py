@@ -1,4 +1,4 @@
-"""Qwen3 models with random weights, on which speed does not depend: grouped-query attention, QK-norm, tied embeddings.
+"""Qwen3 models (grouped-query attention, QK-norm, tied embeddings) with random weights, which do not affect speed.
 
 Imports no echo_cli, because TRL's interpreter imports it too.
 """
@@ -14,7 +14,7 @@ import torch
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of a Qwen3. Sources of the two real ones: the `config.json` of Qwen/Qwen3-0.6B and Qwen/Qwen3-4B."""
+    """Sizes of a Qwen3. The two real architectures are from the `config.json` of Qwen/Qwen3-0.6B and Qwen/Qwen3-4B."""
 
     name: str
     hidden: int

@@ -1,4 +1,4 @@
-"""Process of our step or the reference's: `python -m lm_benchmark.contender SPEC`."""
+"""Process that runs our step or the reference's step: `python -m lm_benchmark.contender SPEC`."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Model FLOPs of an update, and peak FLOP/s of devices: MFU is FLOPs / seconds / peak.
 
 The count contains the FLOPs that the model needs, once. It excludes the optimizer and recomputation: gradient
-checkpointing repeats the layers' forward pass (4/3 of their FLOPs), chunks of the LM head repeat the head's. Source:
-Chowdhery et al. 2022, arXiv 2204.02311, appendix B, except for two terms, which only lower the count: attention is
-causal, so half of its square is counted, and the LM head runs at targets only.
+checkpointing repeats the layers' forward pass (4/3 of their FLOPs), and chunks of the LM head repeat the head's.
+Source: Chowdhery et al. 2022, arXiv 2204.02311, appendix B, except for two terms, which only lower the count: attention
+is causal, so half of its square is counted, and the LM head runs at targets only.
 """
 
 from __future__ import annotations

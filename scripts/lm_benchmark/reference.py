@@ -71,11 +71,11 @@ def play(
     transcripts: list[list[int]] = [[] for _ in played]
     samples: list[list[Sample]] = [[] for _ in played]
     for turn in range(max(len(script.replies) for script in played)):
-        going_on = [episode for episode, script in enumerate(played) if turn < len(script.replies)]
-        for episode in going_on:
+        unfinished = [episode for episode, script in enumerate(played) if turn < len(script.replies)]
+        for episode in unfinished:
             transcripts[episode] += played[episode].follows(turn)
-        prompts = [transcripts[episode] for episode in going_on]
-        for episode, sample in zip(going_on, _generate(causal_lm, prompts, workload.action, generator), strict=True):
+        prompts = [transcripts[episode] for episode in unfinished]
+        for episode, sample in zip(unfinished, _generate(causal_lm, prompts, workload.action, generator), strict=True):
             transcripts[episode] += sample[0]
             samples[episode].append(sample)
     return samples

@@ -32,9 +32,9 @@ class Workload:
     sessions: int = 12
     """Number of concurrent episodes."""
     turns: tuple[int, int] = (3, 8)
-    """Minimum and maximum number per episode."""
+    """Minimum and maximum number of turns per episode."""
     opening: tuple[int, int] = (128, 224)
-    """Minimum and maximum length of the system and task messages."""
+    """Minimum and maximum length of the system and task messages together."""
     action: int = 16
     observation_median: float = 40.0
     observation_most: int = 256
