@@ -69,8 +69,8 @@ def build_pool(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> Mani
     """Play the pool of `recipe` and write it to `folder`. Equal recipes give equal trajectories.
 
     Raises:
-        EchoError: the folder is in use; the worlds or tasks do not exist; the run or its checkpoint does not exist or
-            is damaged; no rollout solved its task (exit code 1); or the trajectories have no output to predict.
+        EchoError: the folder is not empty; the worlds or tasks do not exist; the run or its checkpoint does not exist
+            or is damaged; no rollout solved its task (exit code 1); or the trajectories have no output to predict.
     """
     check_free(folder, overwrite)
     config = recipe.config

@@ -16,7 +16,7 @@ from echo_cli.text import escape_unprintable
 from echo_cli.traces.corpus import TraceCorpus
 
 
-def _continue(run: RunDirectory, config: Config, policy: TorchPolicy) -> tuple[int, dict[str, Any]]:
+def restore_run(run: RunDirectory, config: Config, policy: TorchPolicy) -> tuple[int, dict[str, Any]]:
     """Restore policy and run directory to the latest checkpoint, and return its step and its meta."""
     step = max(run.checkpoints.steps(), default=0)
     if step > config.steps:
@@ -78,7 +78,7 @@ def check_same_traces(run: RunDirectory, corpus: TraceCorpus) -> None:
         )
 
 
-def _check_same_environment(run: RunDirectory, worlds: TaskSuite) -> None:
+def check_same_environment(run: RunDirectory, worlds: TaskSuite) -> None:
     """Reject an environment whose reported name differs from the name that the run recorded."""
     record = read_json(run.path / "environment.json").get("environment")  # None in runs of earlier versions
     before = record.get("name") if isinstance(record, dict) else None

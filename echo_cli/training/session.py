@@ -24,7 +24,7 @@ from echo_cli.runs.pools import ObservationLog, pairs_of
 from echo_cli.runs.provenance import environment_record
 from echo_cli.traces.corpus import TraceCorpus, check_trainable, index_traces
 from echo_cli.traces.training_data import Traces, held_out, pool_splits, traces_record
-from echo_cli.training.resume import _check_same_environment, _continue, check_same_config, check_same_traces
+from echo_cli.training.resume import check_same_config, check_same_environment, check_same_traces, restore_run
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def open_session(
     """Create the run directory at `path`, or resume the run in it; the directory is locked until the block ends.
 
     Raises:
-        EchoError: the directory is in use (without `resume`), is not a run or has a different config (with `resume`),
-            is past `config.steps`, is locked by another process, or its checkpoint is damaged; the traces cannot be
+        EchoError: the directory is not empty (without `resume`), is not a run or has a different config (with
+            `resume`), is past `config.steps`, is locked by another process, or its checkpoint is damaged; the traces cannot be
             read, contribute nothing to the loss, or differ from the run's traces; the environment cannot be opened or
             has a different name than the run's environment.
     """
@@ -77,14 +77,14 @@ def open_session(
     traces = _training_traces(config, corpus, policy)
     with open_worlds(config) as worlds:
         if resume:
-            _check_same_environment(open_run(path), worlds)
+            check_same_environment(open_run(path), worlds)
         else:
             _create(path, config, policy, worlds, traces, argv, overwrite=overwrite)
         run = open_run(path)
         evaluator = Evaluator(config, worlds, frozen_pools(run, config, worlds, policy))
         evaluator.remember_start(policy)
         with run.lock():
-            start_step, meta = _continue(run, config, policy) if resume else (0, {})
+            start_step, meta = restore_run(run, config, policy) if resume else (0, {})
             executed = run.read_observations()
             evaluator.observe(pairs_of(executed))
             yield Session(
