@@ -62,9 +62,9 @@ def open_session(
 
     Raises:
         EchoError: the directory is not empty (without `resume`), is not a run or has a different config (with
-            `resume`), is past `config.steps`, is locked by another process, or its checkpoint is damaged; the traces cannot be
-            read, contribute nothing to the loss, or differ from the run's traces; the environment cannot be opened or
-            has a different name than the run's environment.
+            `resume`), is past `config.steps`, is locked by another process, or its checkpoint is damaged; the traces
+            cannot be read, contribute nothing to the loss, or differ from the run's traces; the environment cannot be
+            opened or has a different name than the run's environment.
     """
     clock_start = time.perf_counter()
     check_writable(path, resume=resume, overwrite=overwrite)
