@@ -116,7 +116,8 @@ class LoadedRun:
         """
         config = self.config
         if sampled_here and config.sampler.kind == "openai":
-            config = config.model_copy(update={"sampler": SamplerConfig()})
+            own = SamplerConfig(refill=config.sampler.refill, prefill_tokens=config.sampler.prefill_tokens)
+            config = config.model_copy(update={"sampler": own})
         policy, _ = open_policy(config)
         if checkpoint is not None:
             policy.load(checkpoint)
@@ -145,7 +146,7 @@ class LoadedRun:
     def kept_pool(self, name: str) -> Pool | None:
         """Return a frozen pool from the run directory's file; None if there is none."""
         path = self.directory.pool_paths.get(name)
-        return None if path is None else pool_of(read_trajectories(path))
+        return None if path is None else _read_kept_pool(path)
 
     def frozen_pools(self, policy: TorchPolicy) -> dict[str, Pool]:
         """Return the run's frozen pools by name; the environment is opened only if they have to be replayed.
@@ -312,6 +313,21 @@ def check_context(config: Config, policy: TorchPolicy, *, quiet: bool = False) -
         )
 
 
+def _read_kept_pool(path: Path) -> Pool:
+    """Read a frozen pool that a run has kept.
+
+    Raises:
+        EchoError: a line is not a trajectory, or has more actions than turns.
+    """
+    try:
+        return pool_of(read_trajectories(path))
+    except ValueError as error:
+        raise EchoError(
+            f"{escape_unprintable(path)} is damaged: {escape_unprintable(str(error))}",
+            "restore the file, or train the run again with --overwrite",
+        ) from error
+
+
 def frozen_pools(run: RunDirectory, config: Config, worlds: TaskSuite | None, policy: TorchPolicy) -> dict[str, Pool]:
     """Return the frozen pools of a run, replayed by its worlds' experts or read from its files; the traces' pool last.
 
@@ -326,14 +342,14 @@ def frozen_pools(run: RunDirectory, config: Config, worlds: TaskSuite | None, po
     if worlds is not None and worlds.replayable:
         pools = expert_pools(config, worlds, policy)
     else:
-        pools = {name: pool_of(read_trajectories(path)) for name, path in paths.items()}
+        pools = {name: _read_kept_pool(path) for name, path in paths.items()}
     if config.traces is None or config.environment.none:
         return pools
     if traces is None:
         raise EchoError(
             f"{escape_unprintable(run.path)} lacks its pool of held-out traces", "repeat the training with --overwrite"
         )
-    return {**pools, POOL: pool_of(read_trajectories(traces))}
+    return {**pools, POOL: _read_kept_pool(traces)}
 
 
 def run_notices(run: RunDirectory, config: Config) -> list[str]:

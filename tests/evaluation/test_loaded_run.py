@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,3 +96,16 @@ def test_a_run_that_has_lost_a_pool_says_so(name: str, elsewhere: Path, capsys: 
     assert main(["eval-heldout", str(elsewhere), "--rollouts", "0"]) == 2
     message, tip = error_of(capsys.readouterr().err)
     assert message.endswith(f"lacks its {name} pool") and "--overwrite" in tip
+
+
+def test_a_kept_pool_with_more_actions_than_turns_is_damaged(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = elsewhere / "pool_heldout.jsonl"
+    records = [json.loads(line) for line in pool.read_text().splitlines()]
+    records[0]["turns"] = []
+    pool.write_text("".join(json.dumps(record) + "\n" for record in records))
+    capsys.readouterr()
+    assert main(["eval-heldout", str(elsewhere), "--rollouts", "0"]) == 2
+    message, tip = error_of(capsys.readouterr().err)
+    assert "pool_heldout.jsonl is damaged" in message and "actions and 0 turns" in message and "--overwrite" in tip
