@@ -133,7 +133,7 @@ def test_a_failed_cell_costs_only_itself_and_is_done_the_next_time(
     captured = capsys.readouterr()
     message, tip = error_of(captured.err)
     assert message.startswith("1 of 4 runs failed, the first: λ = 0, seed 0: ") and "is not a folder" in message
-    assert "error: " in Path(tip.split()[1].rstrip(";")).read_text()
+    assert "error: " in Path(tip.split()[1].rstrip(",")).read_text()
     assert [cell["status"] for cell in _sweep(again)["cells"]] == ["failed", "finished", "finished", "finished"]
     assert "is not a folder" in (again / "report.html").read_text()
     assert rows(again / NAMES[3]) == rows(swept / NAMES[3])
