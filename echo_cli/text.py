@@ -50,3 +50,9 @@ def clipped(text: str) -> str:
 def share(part: float, whole: float) -> float | None:
     """Return `part / whole`; None if `whole` is 0."""
     return part / whole if whole else None
+
+
+def without_middle(text: str, length: int) -> str:
+    """Return `text`, with its middle replaced by an ellipsis if it is longer than `length` characters."""
+    half = length // 2
+    return text if len(text) <= length else f"{text[: half - 1]}…{text[-half:]}"

@@ -13,12 +13,11 @@ from echo_cli.reports.figure import (
     INK,
     MARKERS,
     Plotted,
-    without_middle,
     write_in_the_middle,
     write_picture,
 )
 from echo_cli.statistics import Estimate
-from echo_cli.text import escape_unprintable
+from echo_cli.text import escape_unprintable, without_middle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

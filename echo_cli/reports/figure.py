@@ -125,9 +125,3 @@ def write_picture(
 def write_in_the_middle(axes: Axes, text: str) -> None:
     """Write `text` in the middle of a panel on which nothing is drawn."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", fontsize=12)
-
-
-def without_middle(text: str, length: int) -> str:
-    """Return `text`, with its middle replaced by an ellipsis if it is longer than `length` characters."""
-    half = length // 2
-    return text if len(text) <= length else f"{text[: half - 1]}…{text[-half:]}"

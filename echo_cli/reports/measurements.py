@@ -16,6 +16,7 @@ from echo_cli.evaluation.loaded_run import LoadedRun
 from echo_cli.evaluation.measures import Predictions, Tokens, measure, predict, tokens_of
 from echo_cli.evaluation.pass_at_k import outcomes_of, pass_at
 from echo_cli.evaluation.records import HELDOUT, OOD, pool_title
+from echo_cli.evaluation.run_evaluation import novel_pairs
 from echo_cli.evaluation.token_losses import TokenLosses, token_losses
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.reports.content import Column, ObservationHeat, PageEpisode, PageText
@@ -175,7 +176,7 @@ def _with_policies(
     columns += [Column(_label(label, at), at, found[at][0]) for label, at in steps.items()]
     return Found(
         columns=tuple(columns if _plays(run) else _with_plain_pass_at_1(columns, run)),
-        pairs={name: _novel(of) for name, of in tokens.items()},
+        pairs={name: novel_pairs(of) for name, of in tokens.items()},
         checkpoint=step,
         episodes=tuple(
             _episode(*entry, _texts(entry[0], before.get(number), after.get(number)))
@@ -218,7 +219,7 @@ def _remarks(run: LoadedRun, tokens: Mapping[str, Tokens], without_heat: int) ->
     if not run.directory.observations_path.is_file():
         yield "the run has no record of executed pairs: the figures are over all pairs, including seen pairs"
     for name, of in tokens.items():
-        if not _novel(of):
+        if not novel_pairs(of):
             yield f"no {pool_title(name)} pair is novel"
     if not _plays(run) and any(row.get("heldout/pass_at_1") is not None for row in run.directory.read_metrics()):
         yield "pass@1 has no interval: its tasks are not replayed for a report"
@@ -244,10 +245,6 @@ def _fits(trajectory: Trajectory, policy: TorchPolicy) -> bool:
     """Return whether the policy can score a trajectory: its ids are in the vocabulary, and it fits the context."""
     ids = trajectory.token_ids
     return len(ids) <= policy.model.max_length and min(ids) >= 0 and max(ids) < policy.tokenizer.vocab_size
-
-
-def _novel(tokens: Tokens) -> int:
-    return len(set(tokens.span[tokens.headline].tolist()))
 
 
 def _figures(tokens: Mapping[str, Tokens], predictions: Mapping[str, Predictions]) -> dict[str, Estimate]:

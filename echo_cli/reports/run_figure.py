@@ -21,12 +21,11 @@ from echo_cli.reports.figure import (
     POINT_COLUMNS,
     Plotted,
     picture_stem,
-    without_middle,
     write_in_the_middle,
     write_picture,
 )
 from echo_cli.runs.curves import Band, Curve, band, read_curve
-from echo_cli.text import escape_unprintable
+from echo_cli.text import escape_unprintable, without_middle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

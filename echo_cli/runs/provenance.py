@@ -8,9 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from echo_cli.files import (
-    Row,
-)
+from echo_cli.files import Row
 
 _VERSIONED = ("torch", "numpy", "tokenizers", "safetensors", "transformers", "peft", "pydantic", "echo-cli")
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from echo_cli.cli.display.tables import new_table, number, print_table
 from echo_cli.evaluation.records import HELDOUT, Evaluation, pool_title
 from echo_cli.statistics import Estimate
-from echo_cli.text import LINES, escape_unprintable
+from echo_cli.text import LINES, escape_unprintable, without_middle
 
 MEASURE_TITLES = {
     "env_ce": "env-CE, nats/token",
@@ -222,4 +222,4 @@ def _titled(pool: str) -> str:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 32 else f"{text[:15]}…{text[-16:]}"
+    return without_middle(text, 32)
