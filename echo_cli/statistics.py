@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import integrate, stats
 
 Floats = NDArray[np.float64]
 
@@ -129,6 +129,23 @@ def median(values: Sequence[float]) -> Estimate:
     return _bootstrap(np.median, np.asarray(values, dtype=np.float64))
 
 
+def mean_height(curve: Sequence[tuple[float, float]]) -> float:
+    """Return the area under a curve of (x, y) points, by the trapezoidal rule, over the width of the curve.
+
+    Raises:
+        ValueError: fewer than two points, or an x that is not above the one before.
+    """
+    x, y = np.asarray(curve, dtype=np.float64).reshape(-1, 2).T
+    if len(x) < 2 or not (np.diff(x) > 0).all():
+        raise ValueError(f"no area under {curve}")
+    return float(integrate.trapezoid(y, x) / (x[-1] - x[0]))
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Return the exact two-sided p-value of `wins` and `losses` where both are equally likely; ties do not count."""
+    return 1.0 if wins + losses == 0 else float(stats.binomtest(wins, wins + losses, 0.5).pvalue)
+
+
 def spread(values: Sequence[float]) -> float | None:
     """Return the sample standard deviation (n - 1); None for fewer than two values."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
@@ -136,8 +153,7 @@ def spread(values: Sequence[float]) -> float | None:
 
 def mcnemar(only_first: int, only_second: int) -> float:
     """Return the exact two-sided McNemar p-value, given the numbers of tasks that only one of two models solves."""
-    discordant = only_first + only_second
-    return 1.0 if discordant == 0 else float(stats.binomtest(only_first, discordant, 0.5).pvalue)
+    return sign_test(only_first, only_second)
 
 
 def pass_at_k(rollouts: int, solved: int, k: int) -> float:

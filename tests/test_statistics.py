@@ -12,11 +12,13 @@ from echo_cli.statistics import (
     Estimate,
     absolute_ratio,
     mcnemar,
+    mean_height,
     mean_over_seeds,
     paired_difference,
     pass_at_k,
     ratio,
     ratio_difference,
+    sign_test,
     spread,
 )
 
@@ -130,3 +132,22 @@ def test_pass_at_k_grows_with_k_and_is_the_rate_at_1(rollouts: int, data: st.Dat
     assert values[0] == pytest.approx(solved / rollouts)
     assert values == sorted(values)
     assert all(0 <= value <= 1 for value in values)
+
+
+def test_the_mean_height_of_a_curve_weighs_by_the_width_of_its_parts() -> None:
+    assert mean_height([(0, 0.0), (10, 1.0), (40, 1.0)]) == pytest.approx((5 + 30) / 40)
+    assert mean_height([(3, 0.25), (4, 0.25)]) == 0.25
+
+
+@pytest.mark.parametrize("curve", [[], [(0, 1.0)], [(0, 1.0), (0, 2.0)], [(5, 1.0), (0, 2.0)]])
+def test_a_curve_without_width_has_no_height(curve: list[tuple[float, float]]) -> None:
+    with pytest.raises(ValueError, match="no area"):
+        mean_height(curve)
+
+
+def test_the_sign_test_by_hand() -> None:
+    assert sign_test(6, 0) == pytest.approx(2 / 64)
+    assert sign_test(0, 5) == pytest.approx(2 / 32)
+    assert sign_test(1, 3) == pytest.approx(2 * 5 / 16)
+    assert sign_test(2, 2) == 1.0
+    assert sign_test(0, 0) == 1.0

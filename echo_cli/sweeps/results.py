@@ -13,7 +13,7 @@ from typing import Any
 from echo_cli.config.schema import Config
 from echo_cli.files import Row, write_csv, write_json
 from echo_cli.runs.directory import is_run, open_run
-from echo_cli.statistics import Estimate, mean_over_seeds, spread
+from echo_cli.statistics import Estimate, mean_height, mean_over_seeds, spread
 from echo_cli.sweeps.plan import BROKEN, Cell, Summary
 from echo_cli.sweeps.runner import CellStatus
 from echo_cli.sweeps.verdict import RULE, Evidence, Verdict, judge
@@ -37,8 +37,7 @@ FIGURES: Mapping[str, str] = {
     "pass_at_1_before": "held-out pass@1 before training",
     "pass_at_1_last": "held-out pass@1 at the last step",
     "pass_at_1_change": "last - before of held-out pass@1",
-    "steps_to_baseline_pass": "first evaluated step whose held-out pass@1 is at least the highest of λ = 0 at the same "
-    "seed; none if λ = 0 solves no task",
+    "pass_at_1_mean": "held-out pass@1, mean over the steps: area under its curve / number of steps",
     "portable_lambda": "r: env weight per observation token / (RL weight per action token · mean |advantage|)",
     "gradient_ratio": "λ · norm of the env term's gradient / norm of the RL term's gradient, mean over probed steps",
     "gradient_cosine": "cosine between the gradients of the two terms, mean over probed steps",
@@ -50,6 +49,7 @@ DIFFERENCES: Mapping[str, str] = {
     "env_ce_last": "held-out env-CE at the last step, nats/token; the novel pairs may differ with λ",
     "env_ce_change_last": "relative change of held-out env-CE, over each run's own pairs",
     "pass_at_1_last": "held-out pass@1 at the last step",
+    "pass_at_1_mean": "held-out pass@1, mean over the steps",
 }
 """Figures with a paired difference to λ = 0 at the same seeds, reported as `<name>_difference`."""
 
@@ -120,16 +120,15 @@ def read_cell(cell: Cell, outcome: CellStatus) -> CellResult:
 
 def with_figures(cells: Sequence[CellResult]) -> list[CellResult]:
     """Return the cells with their figures, which are all None for a cell that did not finish."""
-    curves = {(cell.coeff, cell.seed): _pass_curve(cell.rows) for cell in cells if cell.finished}
-    found = []
-    for cell in cells:
-        figures: Figures = dict.fromkeys(FIGURES)
-        if cell.finished and cell.summary is not None:
-            baseline = curves.get((0.0, cell.seed))
-            reached = None if baseline is None else _first_at_least(curves[cell.coeff, cell.seed], baseline)
-            figures = {**_summary_figures(cell.summary, cell.rows), "steps_to_baseline_pass": reached}
-        found.append(replace(cell, figures=figures))
-    return found
+    return [
+        replace(
+            cell,
+            figures=_summary_figures(cell.summary, cell.rows)
+            if cell.finished and cell.summary is not None
+            else dict.fromkeys(FIGURES),
+        )
+        for cell in cells
+    ]
 
 
 def results_of(cells: Sequence[CellResult]) -> list[LambdaResult]:
@@ -168,6 +167,7 @@ def _summary_figures(summary: Summary, rows: Sequence[Row]) -> dict[str, float |
     held, ood = summary["heldout"], summary["ood"]
     best, last, before = held["best"] or {}, held["last"] or {}, held["before"] or {}
     ood_last = ood["last"] or {}
+    passes = pass_curve(rows)
     change_best = _change(best.get("env_ce"), best.get("env_ce_start"))
     change_last = _change(last.get("env_ce"), last.get("env_ce_start"))
     probed = [row for row in rows if row.get("train/probe_ratio") is not None and row.get("train/lambda") is not None]
@@ -187,6 +187,7 @@ def _summary_figures(summary: Summary, rows: Sequence[Row]) -> dict[str, float |
         "pass_at_1_before": before.get("pass_at_1"),
         "pass_at_1_last": last.get("pass_at_1"),
         "pass_at_1_change": _minus(last.get("pass_at_1"), before.get("pass_at_1")),
+        "pass_at_1_mean": mean_height(passes) if len(passes) > 1 else None,
         "portable_lambda": summary["portable_lambda"],
         "gradient_ratio": _mean([row["train/probe_ratio"] * row["train/lambda"] for row in probed]),
         "gradient_cosine": _mean(_present(row.get("train/probe_cosine") for row in rows)),
@@ -195,18 +196,10 @@ def _summary_figures(summary: Summary, rows: Sequence[Row]) -> dict[str, float |
     }
 
 
-def _pass_curve(rows: Sequence[Row]) -> list[tuple[int, float]]:
+def pass_curve(rows: Sequence[Row]) -> list[tuple[int, float]]:
+    """Return (step, held-out pass@1) of each evaluation that measured it."""
     key = "heldout/pass_at_1"
     return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-
-
-def _first_at_least(curve: Sequence[tuple[int, float]], baseline: Sequence[tuple[int, float]]) -> float | None:
-    """Return the first step above 0 at which `curve` reaches the highest value of `baseline`; None if it never does.
-
-    The result is also None if the highest value is 0, which every curve reaches at its first evaluation.
-    """
-    highest = max((value for _, value in baseline), default=0.0)
-    return next((step for step, value in curve if step > 0 and value >= highest > 0), None)
 
 
 def _measure(values: Sequence[float | None]) -> Measure | None:

@@ -23,18 +23,19 @@ class SweepTable:
 NOTES = (
     "In brackets: 95 % intervals over the seeds (Student's t). env-CE is measured on novel pairs, which the run has "
     "not executed in training; 'before' and 'change' use the pairs of 'last'. 'best' is selected on validation.",
-    "vs λ = 0: mean difference at the same seeds. Steps to GRPO: the first evaluated step that reaches the highest "
-    "held-out pass@1 of λ = 0 at the same seed, and the number of seeds that reach it.",
+    "vs λ = 0: mean difference at the same seeds. 'mean' averages pass@1 over the steps (area under its curve): of two "
+    "runs that end alike, the faster learner's is higher.",
     "r: env weight per observation token / (RL weight per action token · mean |advantage|). "
     "λ·env/RL and cosine: norm ratio and cosine of the two terms' gradients, λ included, at the probed steps.",
 )
 
 
 def sweep_tables(results: Sequence[LambdaResult]) -> list[SweepTable]:
-    """Return two tables, each at most 100 characters wide on a terminal: env-CE, then tasks and λ in portable units."""
+    """Return three tables: env-CE, tasks, and λ in portable units with its cost."""
     return [
         _table("held-out env-CE, nats/token", _CE_COLUMNS, results),
-        _table("held-out tasks, and λ in portable units", _TASK_COLUMNS, results),
+        _table("held-out tasks", _TASK_COLUMNS, results),
+        _table("λ in portable units, and the time", _UNIT_COLUMNS, results),
     ]
 
 
@@ -68,11 +69,6 @@ def _runs(result: LambdaResult) -> str:
     return f"{result.statuses.count('finished')}/{len(result.statuses)}"
 
 
-def _steps(result: LambdaResult) -> str:
-    finished, found = result.statuses.count("finished"), result.measures["steps_to_baseline_pass"]
-    return f"- (0/{finished})" if found is None else f"{found.estimate.value:.0f} ({found.seeds}/{finished})"
-
-
 _CE_COLUMNS: Sequence[tuple[str, Text]] = (
     ("λ", lambda result: shown_coeff(result.coeff)),
     ("runs", _runs),
@@ -90,7 +86,12 @@ _TASK_COLUMNS: Sequence[tuple[str, Text]] = (
     ("pass@1\nbefore", _value("pass_at_1_before")),
     ("pass@1\nlast", _value("pass_at_1_last")),
     ("last vs λ = 0", _interval("pass_at_1_last_difference", "+.2f")),
-    ("steps to\nGRPO", _steps),
+    ("pass@1\nmean", _value("pass_at_1_mean")),
+    ("mean vs λ = 0", _interval("pass_at_1_mean_difference", "+.2f")),
+)
+
+_UNIT_COLUMNS: Sequence[tuple[str, Text]] = (
+    ("λ", lambda result: shown_coeff(result.coeff)),
     ("r", _value("portable_lambda")),
     ("λ·env\n/RL", _value("gradient_ratio", ".2f")),
     ("cosine", _value("gradient_cosine", "+.2f")),

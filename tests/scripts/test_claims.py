@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,6 @@ import pytest
 
 from echo_cli.config.loader import load_config
 from echo_cli.statistics import Estimate
-from echo_cli.sweeps.results import CellResult
-from echo_cli.sweeps.runner import CellStatus
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "reproduce-claims"
 
@@ -31,21 +30,40 @@ def _load() -> Any:
 CLAIMS = _load()
 
 
-def _cell(*passes: float) -> CellResult:
-    rows = [{"step": 15 * number, "heldout/pass_at_1": value} for number, value in enumerate(passes)]
-    return CellResult("cell", 0.0, 0, CellStatus("finished"), None, rows)
+def _curve(*passes: float) -> list[tuple[float, float]]:
+    return [(15 * number, value) for number, value in enumerate(passes)]
 
 
-@pytest.mark.parametrize(
-    ("grpo", "echo", "steps"),
-    [
-        ((0.2, 0.3, 0.4, 0.4), (0.2, 0.4, 0.1, 0.1), (30, 15)),
-        ((0.2, 0.3, 0.4, 0.4), (0.2, 0.3, 0.3, 0.39), (30, 60)),  # never: one evaluation past the end
-        ((0.9, 0.3, 0.2, 0.1), (0.9, 0.1, 0.3, 0.1), (15, 30)),  # the start is nobody's training
-    ],
-)
-def test_steps_to_the_best_of_grpo(grpo: tuple[float, ...], echo: tuple[float, ...], steps: tuple[int, int]) -> None:
-    assert CLAIMS.steps_to_best(_cell(*grpo), _cell(*echo)) == steps
+def test_a_run_that_ends_below_the_level_is_slower_than_any_that_reaches_it() -> None:
+    pairs = [
+        (_curve(0.2, 0.2, 0.3, 0.2), _curve(0.2, 0.4, 0.4, 0.4)),
+        (_curve(0.2, 0.2, 0.2, 0.3), _curve(0.2, 0.2, 0.4, 0.3)),
+        (_curve(0.9, 0.2, 0.2, 0.2), _curve(0.9, 0.1, 0.1, 0.4)),  # the value before training is no training
+        (_curve(0.2, 0.2, 0.2, 0.2), _curve(0.2, 0.2, 0.2, 0.2)),
+    ]
+    found = CLAIMS.speed(pairs)
+    assert found.level == pytest.approx((0.2 + 0.4 + 0.3 + 0.3 + 0.2 + 0.4 + 0.2 + 0.2) / 8)
+    assert found.steps == [(30, 15), (45, 30), (inf, 45), (inf, inf)]
+    assert found.sign_p == pytest.approx(2 / 8)  # three wins; two runs that never reach the level are a tie
+
+
+def test_exchanging_the_arms_of_one_seed_leaves_the_level_as_it_is() -> None:
+    a, b, c, d = (_curve(0.2, 0.1 * number, 0.2 + 0.07 * number) for number in range(4))
+    assert CLAIMS.common_level([(a, b), (c, d)]) == pytest.approx(CLAIMS.common_level([(b, a), (c, d)]))
+    forth, back = CLAIMS.speed([(a, b), (c, d)]), CLAIMS.speed([(b, a), (d, c)])
+    assert forth.area.value == pytest.approx(-back.area.value)
+    assert forth.sign_p == back.sign_p
+
+
+@pytest.mark.parametrize("seeds", [5, 10])
+def test_equal_arms_differ_in_one_case_of_twenty(seeds: int) -> None:
+    repeats = 1000
+    area, signs = CLAIMS.null_rejections(seeds, repeats=repeats)
+    error = 3 * (0.05 * 0.95 / repeats) ** 0.5
+    assert 0.05 - error <= area <= 0.05 + error
+    assert signs <= 0.05 + error
+    if seeds == 5:
+        assert signs == 0  # five signs alike have p = 1/16: no run of five seeds can show it
 
 
 def test_a_claim_holds_only_where_the_interval_leaves_out_zero() -> None:

@@ -93,20 +93,21 @@ def test_the_gradient_ratio_has_lambda_in_it_and_the_probe_its_share_of_the_seco
     assert figures["probe_share_of_seconds"] == pytest.approx(2 * 0.5 / 10.0)
 
 
-def test_the_steps_to_the_baseline_count_from_the_first_step_of_training() -> None:
-    # λ = 0 is best at step 10 for seeds 0 and 1; seed 2 is best before training and does not reach that value again.
-    assert [figures["steps_to_baseline_pass"] for figures in FIGURES[:6]] == [10, 10, None, 20, 10, None]
-    reached = RESULTS[1].measures["steps_to_baseline_pass"]
-    assert reached is not None and reached.estimate.value == 15 and reached.seeds == 2
-    assert sweep_tables(RESULTS)[1].rows[1][4] == "15 (2/3)"
+def test_pass_at_1_averaged_over_the_steps_prefers_the_faster_of_two_runs_that_end_alike() -> None:
+    # Evaluated at steps 0, 10 and 20: (0.2 + 2 · 0.4 + 0.3) / 4.
+    assert FIGURES[0]["pass_at_1_mean"] == pytest.approx(0.325)
+    fast, slow = with_figures([_cell(0.5, 0, [0.2, 0.5, 0.5]), _cell(0.5, 1, [0.2, 0.2, 0.5])])
+    assert (fast.figures["pass_at_1_mean"] or 0) > (slow.figures["pass_at_1_mean"] or 0)
+    difference = RESULTS[1].measures["pass_at_1_mean_difference"]
+    assert difference is not None and difference.seeds == 3
+    assert difference.estimate.value == pytest.approx((0.325 + 0.35 + 0.375 - 0.325 - 0.275 - 0.35) / 3)
+    assert sweep_tables(RESULTS)[1].rows[1][4] == "0.350"
 
 
-def test_where_the_baseline_solves_nothing_there_is_nothing_to_reach() -> None:
-    cells = [_cell(0.0, 0, [0.0, 0.0, 0.0]), _cell(0.5, 0, [0.0, 0.0, 0.1])]
-    assert [figures["steps_to_baseline_pass"] for figures in (cell.figures for cell in with_figures(cells))] == [
-        None,
-        None,
-    ]
+def test_one_evaluation_of_the_tasks_is_no_curve() -> None:
+    rows = [{"step": 10, "heldout/pass_at_1": 0.3}]
+    (alone,) = with_figures([_cell(0.5, 0, [0.2, 0.3], rows=rows)])
+    assert alone.figures["pass_at_1_mean"] is None
 
 
 def test_a_row_has_mean_interval_and_spread_over_the_finished_seeds() -> None:
@@ -126,7 +127,7 @@ def test_differences_are_paired_by_seed() -> None:
     assert RESULTS[0].measures["env_ce_last_difference"] is None
     alone = results_of(with_figures(CELLS[3:6]))[0]
     assert alone.measures["env_ce_last_difference"] is None
-    assert alone.measures["steps_to_baseline_pass"] is None
+    assert alone.measures["pass_at_1_mean_difference"] is None
     only_other_seeds = [_cell(0.0, 7, [0.2, 0.2]), *CELLS[3:6]]
     assert results_of(with_figures(only_other_seeds))[1].measures["env_ce_last_difference"] is None
 
@@ -149,7 +150,7 @@ def test_the_printed_tables_fit_a_hundred_columns(capsys: pytest.CaptureFixture[
     print_sweep(sweep_tables(results_of(with_figures(cells))), NOTES, RULE, "outputs/sweep/report.html")
     lines = capsys.readouterr().out.splitlines()
     assert max(len(line.rstrip()) for line in lines) <= 100
-    assert sum(line.strip().startswith("0.005 ") for line in lines) == 2
+    assert sum(line.strip().startswith("0.005 ") for line in lines) == 3
 
 
 def _table(path: Path) -> list[dict[str, str]]:
@@ -199,7 +200,7 @@ def test_the_report_is_one_page_that_loads_nothing_and_escapes_text(tmp_path: Pa
     page.feed(text)
     assert "script" not in page.tags and "link" not in page.tags
     assert "default-src 'none'" in page.policy and "unsafe" not in page.policy and "script-src" not in page.policy
-    assert page.tags.count("table") == page.tags.count("caption") == 4
+    assert page.tags.count("table") == page.tags.count("caption") == 5
     assert all(source.startswith("data:image/png;base64,") for source in page.sources) and len(page.sources) == 1
     assert "&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[31m" in text
     assert "sweep-lambda &lt;0&gt;" in text
