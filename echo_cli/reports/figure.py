@@ -6,19 +6,24 @@ Text in a figure is data: it is shown verbatim, without markup and control chara
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from echo_cli.errors import EchoError
+from echo_cli.errors import EchoError, first_line
 from echo_cli.files import os_errors, write_atomic, write_csv
 from echo_cli.text import escape_unprintable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+T = TypeVar("T")
 
 # Okabe and Ito's palette, distinguishable with common forms of colour blindness; its yellow is omitted as too faint on
 # white. Runs also differ by marker, for greyscale prints.
@@ -78,11 +83,17 @@ def picture_stem(output: Path | None, folder: Path, name: str) -> Path:
         return (output or folder) / name
     if output.suffix.lower() in (".png", ".svg", ".csv"):
         return output.with_suffix("")
-    if output.suffix.lower() in (".pdf", ".jpg", ".jpeg", ".eps", ".webp", ".html"):
+    if names_a_file(output):
         raise EchoError(
-            f"cannot write {escape_unprintable(output)}: not a .png, .svg or .csv", "all three are written together"
+            f"cannot write {escape_unprintable(output)}: not a .png, .svg or .csv",
+            "all three are written together; for a folder of this name, create it first",
         )
     return output / name
+
+
+def names_a_file(path: Path) -> bool:
+    """Return whether `path` looks like a file's name: it has an extension that begins with a letter, unlike run-0.5."""
+    return path.suffix[1:2].isalpha() and not path.is_dir()
 
 
 def write_picture(
@@ -96,9 +107,9 @@ def write_picture(
     """Draw a figure of `WIDTH` × `height` inches and write it as PNG and SVG, with `rows` as CSV.
 
     Raises:
-        EchoError: the path is not writable.
+        EchoError: the path is not writable, or matplotlib cannot be imported.
     """
-    import matplotlib
+    matplotlib = _load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -120,6 +131,43 @@ def write_picture(
     write_atomic(plotted.svg, svg.getvalue())
     write_atomic(plotted.png, png.getvalue())
     return plotted
+
+
+def drawn_or_reported(draw: Callable[[], T], report: Callable[[str], object]) -> T | None:
+    """Return the result of `draw`; report a failure in one line and return None.
+
+    A picture accompanies a result that took hours to compute, so no failure to draw may cost the result.
+    """
+    try:
+        return draw()
+    except Exception as error:
+        reason = error.message if isinstance(error, EchoError) else f"{type(error).__name__}: {first_line(error)}"
+        report(f"no picture: {escape_unprintable(reason)}")
+        return None
+
+
+def _load_matplotlib() -> ModuleType:
+    """Import matplotlib, whatever backend MPLBACKEND names.
+
+    Figures here use Agg. Notebooks export a backend that only their kernel has; elsewhere the import fails.
+
+    Raises:
+        EchoError: matplotlib cannot be imported.
+    """
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise EchoError(
+            f"cannot import matplotlib: {first_line(error)}", "install it: pip install matplotlib", exit_code=1
+        ) from error
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend is not None:
+        with suppress(ValueError):  # a caller's own figures keep the backend if it exists here
+            matplotlib.rcParams["backend"] = backend
+    return matplotlib
 
 
 def write_in_the_middle(axes: Axes, text: str) -> None:

@@ -12,11 +12,13 @@ from echo_cli.errors import EchoError
 from echo_cli.files import check_writable, os_errors, write_atomic
 from echo_cli.reports.charts import METRICS
 from echo_cli.reports.content import Report, RunReport
+from echo_cli.reports.figure import names_a_file
 from echo_cli.reports.page import Page, page
 from echo_cli.reports.run_content import read_run
 from echo_cli.reports.run_figure import run_names
 from echo_cli.runs.curves import read_curve
 from echo_cli.runs.directory import open_run
+from echo_cli.text import escape_unprintable
 
 _NAME = "report.html"
 
@@ -81,7 +83,19 @@ def write_report(
 
 
 def _file(place: Path) -> Path:
-    return place if place.suffix.lower() in (".html", ".htm") and not place.is_dir() else place / _NAME
+    """Return the report's path: `place`, or report.html in the folder `place`.
+
+    Raises:
+        EchoError: `place` has the extension of another file format.
+    """
+    if place.suffix.lower() in (".html", ".htm") and not place.is_dir():
+        return place
+    if names_a_file(place):
+        raise EchoError(
+            f"cannot write {escape_unprintable(place)}: not an .html file",
+            "a report is a page; for a folder of this name, create it first",
+        )
+    return place / _NAME
 
 
 def _notes(runs: Sequence[RunReport]) -> list[str]:

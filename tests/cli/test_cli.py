@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_run import COMMAND, TINY, error_of
+from tiny_run import COMMAND, TINY, error_of, train
 
 from echo_cli.cli.main import main
 from echo_cli.config.loader import configs_folder, find_config, load_config
@@ -157,6 +157,21 @@ def test_plot_prints_the_files_it_wrote(finished: Path, tmp_path: Path, capsys: 
     assert [Path(line).suffix for line in capsys.readouterr().out.splitlines()] == [".png", ".svg", ".csv"]
     assert main(["plot", str(finished), "-o", str(tmp_path), "--json"]) == 0
     assert all(Path(path).is_file() for path in json.loads(capsys.readouterr().out).values())
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_run_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # its import fails
+    assert train(tmp_path / "run", "--steps", "1", "--json") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["status"] == "finished"
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+    assert captured.err.count("no picture: cannot import matplotlib") == 1 and "Traceback" not in captured.err
+    assert main(["eval-heldout", str(tmp_path / "run"), "--rollouts", "0", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["figure"] is None
+    assert captured.err.count("no picture: cannot import matplotlib") == 1
 
 
 def test_colours_are_left_out_on_request_and_in_a_pipe() -> None:

@@ -433,6 +433,8 @@ def test_reports_go_where_plots_go(played: Path, tmp_path: Path, capsys: pytest.
     words = ["report", *map(str, runs), "--episodes", "3"]
     assert main(words) == 2
     assert error_of(capsys.readouterr().err)[0] == "the runs are in different folders"
+    assert main([*words, "-o", str(tmp_path / "both.txt")]) == 2
+    assert "not an .html file" in error_of(capsys.readouterr().err)[0] and not (tmp_path / "both.txt").exists()
     assert main([*words, "-o", str(tmp_path / "both.html")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "both.html")
     text = (tmp_path / "both.html").read_text()

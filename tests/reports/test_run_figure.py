@@ -212,20 +212,31 @@ def test_nothing_to_plot_and_nowhere_to_write_are_errors(tmp_path: Path) -> None
         plot_sweep([], tmp_path)
     with pytest.raises(EchoError, match="no run to plot"):
         plot_sweep([("a", [])], tmp_path)
-    with pytest.raises(EchoError, match=r"not a \.png, \.svg or \.csv"):
-        plot_run([run], tmp_path / "figure.pdf")
     (tmp_path / "file").write_text("")
     with pytest.raises(EchoError, match="cannot write"):
         plot_run([run], tmp_path / "file" / "figure.png")
 
 
-def test_plotting_needs_no_display_and_leaves_pyplot_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "tkagg"])
+def test_plotting_needs_no_display_and_leaves_pyplot_and_the_backend_alone(tmp_path: Path, backend: str) -> None:
     run = _run(tmp_path / "toy", _rows())
     script = (
-        "import sys; from pathlib import Path; from echo_cli.reports.run_figure import plot_run;"
+        "import os, sys; from pathlib import Path; from echo_cli.reports.run_figure import plot_run;"
         "plot_run([Path(sys.argv[1])]);"
-        "print('matplotlib.pyplot' in sys.modules)"
+        "print('matplotlib.pyplot' in sys.modules, os.environ['MPLBACKEND'])"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "DISPLAY"}
+    environment = {name: value for name, value in os.environ.items() if name != "DISPLAY"} | {"MPLBACKEND": backend}
     done = subprocess.run([sys.executable, "-c", script, str(run)], capture_output=True, text=True, env=environment)
-    assert (done.stdout, done.stderr) == ("False\n", "")
+    assert (done.stdout, done.stderr) == (f"False {backend}\n", "")
+    assert (run / "heldout_env_ce.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", ["figure.pdf", "x.txt", "run.json"])
+def test_another_file_format_is_refused_and_a_folder_with_a_dot_is_none(tmp_path: Path, name: str) -> None:
+    run = _run(tmp_path / "toy", _rows())
+    with pytest.raises(EchoError, match=r"not a \.png, \.svg or \.csv"):
+        plot_run([run], tmp_path / name)
+    assert not (tmp_path / name).exists()
+    (tmp_path / name).mkdir()
+    assert plot_run([run], tmp_path / name).png.parent == tmp_path / name
+    assert plot_run([run], tmp_path / "run-0.5").png.parent == tmp_path / "run-0.5"

@@ -236,8 +236,12 @@ def _show(found: Evaluation, stem: Path | None, as_json: bool, as_csv: bool, bre
     figure = None
     if stem is not None:
         from echo_cli.reports.evaluation_figure import plot_evaluation
+        from echo_cli.reports.figure import drawn_or_reported
 
-        figure = plot_evaluation(found, stem).png
+        drawn = drawn_or_reported(
+            lambda: plot_evaluation(found, stem), lambda line: print(f"eval-heldout: {line}", file=sys.stderr)
+        )
+        figure = None if drawn is None else drawn.png
     if as_json:
         print_json({**found.to_json(), "figure": None if figure is None else str(figure)})
     elif as_csv:

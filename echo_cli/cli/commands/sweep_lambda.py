@@ -140,6 +140,7 @@ def _report(
     cells: Sequence[Cell], outcomes: Mapping[str, CellStatus], folder: Path, *, command: str, as_json: bool
 ) -> None:
     from echo_cli.cli.display.results import print_sweep
+    from echo_cli.reports.figure import drawn_or_reported
     from echo_cli.reports.run_figure import plot_sweep
     from echo_cli.reports.sweep_figure import plot_lambda_axis
     from echo_cli.reports.sweep_page import write_report
@@ -154,15 +155,22 @@ def _report(
     pictures = []
     finished = [cell for cell in cells if outcomes[cell.name].status == "finished"]
     if finished:
-        curves = plot_sweep([(cell.group, [cell.path]) for cell in finished], folder)
-        axis = plot_lambda_axis(results, found, folder)
-        pictures = [("Over the steps", curves.png), ("Along λ", axis.png)]
+        drawings = (
+            ("Over the steps", lambda: plot_sweep([(cell.group, [cell.path]) for cell in finished], folder)),
+            ("Along λ", lambda: plot_lambda_axis(results, found, folder)),
+        )
+        drawn = [(title, drawn_or_reported(draw, _notice)) for title, draw in drawings]
+        pictures = [(title, picture.png) for title, picture in drawn if picture is not None]
     report = write_report(folder, sweep, results, command=command, pictures=pictures)
     if as_json:
         print_json({**sweep, "report": str(report), "pictures": [str(picture) for _, picture in pictures]})
     else:
         print_sweep(sweep_tables(results), NOTES, RULE, str(report))
     _complain(cells, outcomes)
+
+
+def _notice(line: str) -> None:
+    print(f"sweep: {line}", file=sys.stderr)
 
 
 def _complain(cells: Sequence[Cell], outcomes: Mapping[str, CellStatus]) -> None:

@@ -133,15 +133,19 @@ def run_cell(
     group: str | None,
 ) -> dict[str, Any]:
     from echo_cli.cli.display.progress import progress
+    from echo_cli.reports.figure import drawn_or_reported
     from echo_cli.reports.run_figure import plot_run
     from echo_cli.training.experiment import RunHooks, run_experiment
+
+    def notice(line: str) -> None:
+        print(f"{label}: {line}", file=sys.stderr)
 
     with progress(config.steps, label) as show:
         hooks = RunHooks(
             on_start=lambda reason: print(f"{label}: {escape_unprintable(path)} on {reason}", file=sys.stderr),
-            on_notice=lambda line: print(f"{label}: {line}", file=sys.stderr),
+            on_notice=notice,
             on_row=show,
-            on_summary=lambda: plot_run([path]),
+            on_summary=lambda: drawn_or_reported(lambda: plot_run([path]), notice),
             should_stop=should_stop,
         )
         return run_experiment(
