@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
 
 class EchoError(Exception):
     """A user-facing error, printed as `error: message` and an indented `tip:`; never shown as a traceback.
@@ -19,3 +24,28 @@ class EchoError(Exception):
 def first_line(error: Exception) -> str:
     """Return the first line of an exception's text, or its class name if the text is empty."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def missing_package(what: str, package: str, extra: str) -> EchoError:
+    """Return the error for a package of an extra that is not installed; its tip is the command that installs it."""
+    return EchoError(f"{what} needs {package}, which is not installed", install_command(extra))
+
+
+def install_command(extra: str) -> str:
+    """Return the shell command that adds an extra to the Python environment that runs this process.
+
+    A checkout's own `.venv` is extended by its script, which keeps the pinned versions and the editable install.
+    """
+    root = Path(__file__).resolve().parents[1]
+    setup, constraints = root / "scripts" / "setup", root / "scripts" / "constraints.txt"
+    if not setup.is_file():
+        return f"{_pip()} install 'echo-cli[{extra}]'"
+    if Path(sys.prefix).resolve() == root / ".venv":
+        return f"bash {'scripts/setup' if Path.cwd() == root else shlex.quote(str(setup))} {extra}"
+    return f"{_pip()} install -c {shlex.quote(str(constraints))} -e {shlex.quote(f'{root}[{extra}]')}"
+
+
+def _pip() -> str:
+    """Return `pip` if that command belongs to this Python, else this Python's path with `-m pip`."""
+    found, folder = shutil.which("pip"), Path(sys.executable).parent
+    return "pip" if found and Path(found).parent == folder else f"{shlex.quote(sys.executable)} -m pip"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from echo_cli.errors import install_command
 from echo_cli.evaluation.baselines import (
     ORDER,
     compress,
@@ -207,7 +208,7 @@ def measure_baselines(
 
 def missing_baselines() -> list[str]:
     """Return notes on baselines whose package is not installed."""
-    return [] if has_zstd() else ["zstd is omitted, as it is not installed: pip install 'echo-cli[zstd]'"]
+    return [] if has_zstd() else [f"zstd is omitted, as it is not installed: {install_command('zstd')}"]
 
 
 def _task_rows(pool: str, before: Sequence[TaskOutcome], after: Sequence[TaskOutcome]) -> list[TaskRow]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from importlib import metadata
 from typing import Any, get_args, get_origin
 
 from echo_cli.environments.faults import fault_line
-from echo_cli.errors import EchoError
+from echo_cli.errors import EchoError, install_command, missing_package
 from echo_cli.text import escape_unprintable
 
-_INSTALL = "pip install 'echo-cli[openenv]'"
+_EXTRA = "openenv"
 _VERSIONS = ">=0.10,<0.11"
 
 
@@ -31,12 +32,28 @@ def require_openenv(what: str = "this environment") -> None:
         beside = f" beside openenv {version}" if version else ""
         raise EchoError(
             f"openenv-core {core} is installed{beside}: the old name of openenv, which overwrites the same folder",
-            f"pip uninstall -y openenv openenv-core, then {_INSTALL}",
+            f"pip uninstall -y openenv openenv-core, then {install_command(_EXTRA)}",
         )
     if version is None:
-        raise EchoError(f"{what} needs openenv, which is not installed", _INSTALL)
+        raise missing_package(what, "openenv", _EXTRA)
     if version.split(".")[:2] != ["0", "10"]:
-        raise EchoError(f"{what} needs openenv {_VERSIONS}, but {escape_unprintable(version)} is installed", _INSTALL)
+        found = escape_unprintable(version)
+        raise EchoError(f"{what} needs openenv {_VERSIONS}, but {found} is installed", install_command(_EXTRA))
+
+
+def missing_module(output: str) -> EchoError | None:
+    """Return the error for a package whose absence ended a server of this Python; None without such a line.
+
+    Args:
+        output: last lines of the server's output.
+    """
+    found = re.search(r"No module named '(\w+)", output)
+    if found is None:
+        return None
+    if found[1] in ("openenv", "fastapi", "uvicorn"):
+        return missing_package("the server", found[1], _EXTRA)
+    tip = f"install it for {escape_unprintable(sys.executable)}, or run where it can be imported"
+    return EchoError(f"the server needs the module '{found[1]}', which was not found", tip)
 
 
 def load_class(import_path: str, base: type | None = None) -> type[Any]:

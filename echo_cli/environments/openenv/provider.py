@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ from echo_cli.concurrency import ChildProcess
 from echo_cli.config.environment import ProviderConfig
 from echo_cli.environments.faults import fault_line
 from echo_cli.environments.openenv.address import expand_env
-from echo_cli.environments.openenv.package import require_openenv
+from echo_cli.environments.openenv.package import missing_module, require_openenv
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable, suggest
 
@@ -42,10 +43,11 @@ _TIPS = {
 class Provided:
     """A server that was started for the run; it may have ended."""
 
-    def __init__(self, host: ChildProcess, log: IO[bytes], secrets: Mapping[str, str]) -> None:
+    def __init__(self, host: ChildProcess, log: IO[bytes], secrets: Mapping[str, str], *, is_our_python: bool) -> None:
         self._host = host
         self._log = log
         self._secrets = secrets
+        self._is_our_python = is_our_python
         self._lock = threading.Lock()
         self._end: str | None = None
         self.url = ""
@@ -74,7 +76,9 @@ class Provided:
             tail = self._tail() if message["exit_code"] == 1 else ""
             raise EchoError(f"{text}{tail}", message["tip"], exit_code=message["exit_code"])
         else:
-            raise EchoError(self._how_it_ended(message), "start it by hand to see why", exit_code=1)
+            how = self._how_it_ended(message)
+            missing = missing_module(how) if self._is_our_python else None
+            raise missing or EchoError(how, "start it by hand to see why", exit_code=1)
 
     def stop(self) -> None:
         """Stop the server and its host process, and wait for them."""
@@ -117,7 +121,8 @@ def running_server(config: ProviderConfig) -> Iterator[Provided]:
     env, secrets = _filled(config.env)
     with tempfile.TemporaryFile("a+b") as log:
         host = ChildProcess("echo_cli.environments.openenv.provider_host", stderr=log)
-        server = Provided(host, log, secrets)
+        is_our_python = config.kind == "process" and config.command[0] in ("python", sys.executable)
+        server = Provided(host, log, secrets, is_our_python=is_our_python)
         try:
             host.send(config.model_copy(update={"env": env}).model_dump(mode="json"))
             server.wait_ready()

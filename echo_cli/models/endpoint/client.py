@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 
 from echo_cli.concurrency import EventLoop
 from echo_cli.environments.openenv.address import wire_address
-from echo_cli.errors import EchoError
+from echo_cli.errors import EchoError, missing_package
 from echo_cli.models.sampler import Sample
 from echo_cli.seeds import derive_seed
 
@@ -246,7 +246,5 @@ def _httpx() -> ModuleType:
     try:
         import httpx
     except ModuleNotFoundError:
-        raise EchoError("sampler.kind: openai needs httpx, which is not installed", "pip install 'echo-cli[hf]'") from (
-            None
-        )
+        raise missing_package("sampler.kind: openai", "httpx", "hf") from None
     return httpx

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from echo_cli.config.model import RANDOM_QWEN3, ModelConfig
-from echo_cli.errors import EchoError, first_line
+from echo_cli.errors import EchoError, first_line, missing_package
 from echo_cli.files import os_errors
 from echo_cli.text import escape_unprintable
 
@@ -220,7 +220,7 @@ def require_hf(what: str = "model.kind: hf") -> None:
     """
     for name in ("transformers", "peft", "huggingface_hub"):
         if importlib.util.find_spec(name) is None:
-            raise EchoError(f"{what} needs {name}, which is not installed", "pip install 'echo-cli[hf]'")
+            raise missing_package(what, name, "hf")
     from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging
 

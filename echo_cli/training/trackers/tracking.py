@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from echo_cli.concurrency import ChildProcess
 from echo_cli.config.schema import TrackerName
-from echo_cli.errors import EchoError
+from echo_cli.errors import missing_package
 
 Row = Mapping[str, Any]
 
@@ -65,7 +65,7 @@ def check_trackers(names: Sequence[TrackerName] | None) -> None:
     """
     for name in names or ():
         if not _is_installed(name):
-            raise EchoError(f"track: {name} is not installed", f"pip install 'echo-cli[{name}]'")
+            raise missing_package(f"track: {name}", name, name)
 
 
 def _is_installed(name: str) -> bool:

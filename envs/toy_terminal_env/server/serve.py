@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import socket
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -91,13 +93,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             import openenv.core.env_server  # noqa: F401
         except ModuleNotFoundError as error:
-            print(f"error: no module {error.name}: pip install 'openenv>=0.10,<0.11'", file=sys.stderr)
+            print(f"error: {error}\n  tip: {_install_command()}", file=sys.stderr)
             return 1
         try:
             _run(make_app(chosen.max_sessions, chosen.max_turns), listener)
         except KeyboardInterrupt:  # raised again by uvicorn after an orderly stop
             return 130
     return 0
+
+
+def _install_command() -> str:
+    """Return the command that installs OpenEnv: a checkout's script in its own `.venv`, else pip of this Python."""
+    root = Path(__file__).resolve().parents[3]
+    setup = root / "scripts" / "setup"
+    if setup.is_file() and Path(sys.prefix).resolve() == root / ".venv":
+        return f"bash {'scripts/setup' if Path.cwd() == root else shlex.quote(str(setup))} openenv"
+    return f"{shlex.quote(sys.executable)} -m pip install 'openenv>=0.10,<0.11'"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import pytest
 
 from echo_cli.environments.openenv.package import generic_arguments, load_class, require_openenv
-from echo_cli.errors import EchoError
+from echo_cli.errors import EchoError, install_command
 
 A, B = TypeVar("A"), TypeVar("B")
 
@@ -55,7 +55,7 @@ def test_another_openenv_is_refused(
     with pytest.raises(EchoError) as error:
         require_openenv("environment.object")
     assert error.value.message.startswith(message)
-    assert "pip install 'echo-cli[openenv]'" in str(error.value.tip)
+    assert install_command("openenv") in str(error.value.tip)
     assert ("pip uninstall -y openenv openenv-core" in str(error.value.tip)) == ("openenv-core" in installed)
 
 

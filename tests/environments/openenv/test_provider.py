@@ -20,11 +20,13 @@ from typing import Any
 
 import pytest
 from loopback import ROOT, answers, environment, free_port
+from tiny_run import error_of
 
+from echo_cli.cli.main import main
 from echo_cli.config.environment import ProviderConfig
 from echo_cli.environments.openenv.provider import running_server
 from echo_cli.environments.openenv.provider_kinds import RuntimeServer, end_process, make_server
-from echo_cli.errors import EchoError
+from echo_cli.errors import EchoError, install_command
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -75,6 +77,23 @@ def test_a_server_is_started_once_and_is_gone_after_the_block() -> None:
     assert server.ended() == "the server was stopped"
 
 
+@pytest.mark.parametrize("module", ["uvicorn", "openenv", "numpyro"])
+def test_a_server_that_lacks_a_package_is_one_line_with_the_command_that_installs_it(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = f"No module named '{module}'"
+    (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError({message!r}, name={module!r})")
+    (tmp_path / "mine.py").write_text(f"import {module}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
+    mine = ["environment.provider.command=[python, -m, mine, '{port}']"] if module == "numpyro" else []
+    assert main(["env", "check", "sandbox", *mine]) == 2
+    found, tip = error_of(capsys.readouterr().err)
+    if mine:
+        assert "the server needs the module 'numpyro'" in found and sys.executable in tip
+    else:
+        assert (found, tip) == (f"the server needs {module}, which is not installed", install_command("openenv"))
+
+
 def test_a_server_is_gone_after_an_exception() -> None:
     with pytest.raises(KeyError), running_server(_process()) as server:
         known = _known(server.url)
@@ -116,6 +135,7 @@ def test_the_death_of_the_host_is_noticed_and_nothing_is_left() -> None:
 
 RUN = """
 import signal, sys, threading
+from echo_cli.cli.main import main
 from echo_cli.config.environment import ProviderConfig
 from echo_cli.environments.openenv.provider import running_server
 ending, *command = sys.argv[1:]

@@ -19,7 +19,7 @@ from echo_cli.cli.main import main
 from echo_cli.config.model import SamplerConfig
 from echo_cli.config.schema import Config, OptimConfig
 from echo_cli.environments.toy import ToyWorlds
-from echo_cli.errors import EchoError
+from echo_cli.errors import EchoError, install_command
 from echo_cli.models.endpoint.client import Endpoint
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import PlainRenderer
@@ -360,7 +360,7 @@ def test_without_httpx_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "httpx", None)
     with pytest.raises(EchoError, match="needs httpx") as caught:
         Endpoint("http://127.0.0.1:1", {}, concurrency=1, timeout_s=1)
-    assert caught.value.tip == "pip install 'echo-cli[hf]'"
+    assert caught.value.tip == install_command("hf")
 
 
 # --- A run -------------------------------------------------------------------------------------------------------

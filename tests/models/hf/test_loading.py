@@ -22,7 +22,7 @@ from loopback import free_port
 from safetensors.torch import load_file, save_file
 
 from echo_cli.config.model import LoraConfig, ModelConfig
-from echo_cli.errors import EchoError
+from echo_cli.errors import EchoError, install_command
 from echo_cli.models import device as device_module
 from echo_cli.models.device import choose_device
 from echo_cli.models.hf.loading import hf_folder, load_hf_model, require_hf
@@ -248,7 +248,7 @@ def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.M
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "peft" else object())
     with pytest.raises(EchoError, match="peft, which is not installed") as caught:
         require_hf()
-    assert caught.value.tip == "pip install 'echo-cli[hf]'"
+    assert caught.value.tip == install_command("hf")
 
 
 def test_loading_says_nothing_on_stderr(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

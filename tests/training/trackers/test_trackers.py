@@ -30,7 +30,7 @@ from wandb.proto import wandb_internal_pb2
 from echo_cli.cli.main import main
 from echo_cli.config.loader import load_config
 from echo_cli.config.schema import Config
-from echo_cli.errors import EchoError
+from echo_cli.errors import EchoError, install_command
 from echo_cli.files import append_jsonl, read_json, read_jsonl
 from echo_cli.runs.directory import create_run
 from echo_cli.sweeps import runner as cell_runner
@@ -321,17 +321,17 @@ def test_a_package_that_is_missing_ends_it_before_anything_is_made(
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(EchoError, match="track: wandb is not installed") as caught:
+    with pytest.raises(EchoError, match="track: wandb needs wandb, which is not installed") as caught:
         check_trackers(("wandb",))
+    assert (caught.value.exit_code, caught.value.tip) == (2, install_command("wandb"))
     monkeypatch.undo()
-    assert (caught.value.exit_code, caught.value.tip) == (2, "pip install 'echo-cli[wandb]'")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for words in (train_words(tmp_path / "run", "track=wandb"), ["sweep-lambda", "0", "track=wandb"]):
         assert main([*words, "--output-dir", str(tmp_path / "outputs")]) == 2
-        assert error_of(capsys.readouterr().err)[1] == "pip install 'echo-cli[wandb]'"
+        assert error_of(capsys.readouterr().err)[1] == install_command("wandb")
         assert main([*words, "--dry-run"]) == 2
         captured = capsys.readouterr()
-        assert captured.out == "" and error_of(captured.err)[1] == "pip install 'echo-cli[wandb]'"
+        assert captured.out == "" and error_of(captured.err)[1] == install_command("wandb")
     assert [path.name for path in tmp_path.iterdir()] == ["wandb"]
 
 
