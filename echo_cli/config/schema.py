@@ -187,6 +187,14 @@ class Config(Section):
     probe_every: NonNegative = 0
     collapse: FreeOnResume[CollapseConfig] = CollapseConfig()
 
+    def explorers_at(self, coeff: float) -> int:
+        """Return the number of explorers of a step at λ = `coeff`.
+
+        Explorers contribute to the env term only: at λ = 0 they are useless, unless the step has no other data.
+        """
+        alone = self.rollout.tasks_per_step == 0 and self.traces is None
+        return self.rollout.explorers if coeff > 0 or alone else 0
+
     @property
     def imitation_coeff(self) -> float:
         """Weight of the cross-entropy of the traces' action tokens; 0 without traces."""

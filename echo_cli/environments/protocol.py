@@ -108,7 +108,10 @@ class TaskSuite(Protocol):
         """Return the actions that solve `task`; None if they are unknown."""
 
     def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
-        """Return `count` exploring actions for the world of `task`; no action solves a validation or held-out task."""
+        """Return `count` exploring actions for the world of `task`, or none if no actions are known.
+
+        No action solves a validation or held-out task.
+        """
 
     def out_of_distribution(self) -> TaskSuite:
         """Return the suite of the out-of-distribution tasks, which training never sees."""

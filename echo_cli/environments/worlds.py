@@ -24,7 +24,7 @@ def open_worlds(config: Config) -> Iterator[TaskSuite]:
 
     Raises:
         EchoError: the environment cannot be reached or started (exit code 1), does not speak OpenEnv, does not accept
-            the config's actions, or the tasks cannot be read.
+            the config's actions, the tasks cannot be read, or no line is left for the explorers.
     """
     environment, toy = config.environment, config.environment.toy_worlds
     worlds_of: Callable[[EnvironmentFactory], TaskSuite]
@@ -48,7 +48,17 @@ def open_worlds(config: Config) -> Iterator[TaskSuite]:
         for number, final in enumerate(environment.reward.final):
             check_payload(final.action, description.action_schema, f"environment.reward.final[{number}].action")
         hosting = _hosting(environment, environment.sessions or description.sessions or 1)
-        yield worlds_of(EnvironmentFactory(source, environment, hosting, description))
+        suite = worlds_of(EnvironmentFactory(source, environment, hosting, description))
+        _check_explorers(config, suite)
+        yield suite
+
+
+def _check_explorers(config: Config, suite: TaskSuite) -> None:
+    if config.rollout.explorers and isinstance(suite, TaskWorlds) and not suite.can_explore:
+        raise EchoError(
+            "every line of environment.explorer solves a validation or held-out task, so explorers may not type it",
+            "list other lines in environment.explorer, or set rollout.explorers=0",
+        )
 
 
 def text_settings(environment: EnvironmentConfig) -> EnvironmentConfig:
@@ -124,6 +134,13 @@ class TaskWorlds:
         self.tasks = tasks.splits
         self.hosting = factory.hosting
         self.description = factory.description
+        forbidden = _solving_lines(tasks)
+        self._explorer_lines = [line for line in factory.settings.explorer if line not in forbidden]
+
+    @property
+    def can_explore(self) -> bool:
+        """Whether an explorer line remains that solves no validation or held-out task."""
+        return bool(self._explorer_lines)
 
     def environment(self) -> Environment:
         return self._factory.environment()
@@ -133,11 +150,21 @@ class TaskWorlds:
         return None if actions is None else list(actions)
 
     def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
-        return rng.choices(self._factory.settings.explorer, k=count)
+        return rng.choices(self._explorer_lines, k=count) if self._explorer_lines else []
 
     def out_of_distribution(self) -> TaskWorlds:
         elsewhere = TaskList(TaskSplits((), (), self._list.ood), self._list.actions, ())
         return TaskWorlds(elsewhere, self._factory)
+
+
+def _solving_lines(tasks: TaskList) -> frozenset[str]:
+    """Return the lines that an explorer may not type, because they solve a validation or held-out task.
+
+    These are the lines of such a task's `actions` that no training task has, and the line of a solution of one line.
+    """
+    trained = {line for task in tasks.splits.train for line in tasks.actions.get(task.task_id, ())}
+    held = [tasks.actions.get(task.task_id, ()) for task in (*tasks.splits.validation, *tasks.splits.heldout)]
+    return frozenset(line for lines in held for line in lines if len(lines) == 1 or line not in trained)
 
 
 class NoWorlds:

@@ -1,9 +1,9 @@
 """Held-out measures during training: env-CE and token accuracy on frozen pools, and pass@1 of the policy.
 
 A pool holds trajectories on tasks that training never sees, played by the expert or, for a task without an expert, by
-the initial policy. Its headline is over *novel* pairs: the (command, output) pairs that no training rollout has
-executed so far. Executed pairs are measured separately. The validation pool, on which the best step is chosen, is
-scored over all its pairs.
+the initial policy or, if it observes nothing, by a script. Its headline is over *novel* pairs: the (command, output)
+pairs that no training rollout has executed so far. Executed pairs are measured separately. The validation pool, on
+which the best step is chosen, is scored over all its pairs.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.tasks import Task
 from echo_cli.evaluation.measures import Predictions, Tokens, predict, tokens_of, values_of
 from echo_cli.evaluation.pass_at_k import solved_share
+from echo_cli.evaluation.records import OOD, pool_title
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.limits import EpisodeLimits, limits_for
 from echo_cli.rollouts.rollout import play_policy, play_scripts, without_fragments
 from echo_cli.runs.pools import Pair, Pool, pool_of
-from echo_cli.seeds import derive_seed
+from echo_cli.seeds import derive_seed, generator
 from echo_cli.trajectory import Role, Trajectory
 
 
@@ -59,7 +60,9 @@ def expert_pools(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict
 def play_pools(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict[str, list[Trajectory]]:
     """Play the frozen pools, one trajectory per task: with the task's expert if it has one, else with `policy`.
 
-    Pools are played once per run, with the initial policy, because the environment may answer differently later.
+    A task on which the initial policy observes nothing, because none of its lines is a valid action, is played again
+    with a script, if one is known (`_pool_scripts`). Pools are played once per run, with the initial policy, because
+    the environment may answer differently later.
 
     Raises:
         EchoError: the environment is not available, or loses the session of a task in every attempt (exit code 1).
@@ -70,8 +73,56 @@ def play_pools(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict[s
         wanted = [(task, task.task_id) for task in tasks if of.expert(task) is None]
         sampler = policy.sampler(config.rollout.temperature, derive_seed(config.seed, f"pool/{name}"))
         rollouts = play_policy(sampler, policy.renderer, of, wanted, limits, verify=False)
-        played[name] = expert + without_fragments(rollouts, len(wanted), of.hosting)
+        whole = without_fragments(rollouts, len(wanted), of.hosting)
+        blind = {rollout.task_id for rollout in whole if not pool_of([rollout]).pairs}
+        missing = [task for task, _ in wanted if task.task_id in blind]
+        scripts = _pool_scripts(config, name, worlds, of, missing)
+        scripted = {each.task_id: each for each in play_scripts(policy.renderer, of, scripts, limits, "explorer")}
+        played[name] = expert + [scripted.get(rollout.task_id, rollout) for rollout in whole]
     return played
+
+
+def _pool_scripts(
+    config: Config, pool: str, worlds: TaskSuite, of: TaskSuite, tasks: Sequence[Task]
+) -> list[tuple[Task, list[str]]]:
+    """Return the scripts that are known for `tasks` without an expert, which are in the suite `of`.
+
+    A script consists of explorer lines or, without explorer lines, of a training task's actions. It does not depend on
+    the actions of a held-out task.
+    """
+    rng = generator(config.seed, f"pool/{pool}/explorer")
+    known = [actions for _, actions in expert_scripts(worlds, worlds.tasks.train)]
+    scripts = []
+    for task in tasks:
+        lines = of.explorer(task, config.rollout.explorer_commands, rng)
+        if lines or known:
+            scripts.append((task, lines or rng.choice(known)))
+    return scripts
+
+
+FEW_PAIRS = 5
+"""Number of pairs below which a pool's figures are mostly the luck of which pairs it has."""
+
+
+def pool_notices(config: Config, worlds: TaskSuite, pools: Mapping[str, Pool]) -> list[str]:
+    """Return a line for each of a run's pools that has fewer than `FEW_PAIRS` pairs, with the key to set."""
+    tasks = {name: len(of) for name, (_, of) in pool_tasks(worlds).items()}
+    notices = []
+    for name, pool in pools.items():
+        pairs, title = len(pool.pairs), pool_title(name)
+        if pairs >= FEW_PAIRS or (name == OOD and not tasks[name]):
+            continue
+        if config.environment.none or name not in tasks:
+            remedy = "add traces, or raise their share in traces.split"
+        elif not tasks[name]:
+            remedy = "it has no tasks; add some in environment.tasks"
+        elif pairs:
+            remedy = "add tasks in environment.tasks, or commands in rollout.explorer_commands"
+        else:
+            remedy = "neither the initial policy nor a script observed anything; list actions in environment.explorer"
+        size = "is empty" if pairs == 0 else f"rests on {pairs} (command, output) pair{'s' if pairs > 1 else ''}"
+        notices.append(f"warning: the {title} pool {size}: {remedy}")
+    return notices
 
 
 @dataclass(frozen=True)

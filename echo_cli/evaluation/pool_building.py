@@ -189,4 +189,7 @@ def _script(
         return play_scripts(renderer, worlds, solved, limits, "expert")
     rng = generator(recipe.config.seed, "pool/explorer")
     scripts = [(task, worlds.explorer(task, count, rng)) for task in tasks for _ in range(recipe.rollouts)]
+    if not any(lines for _, lines in scripts):
+        tip = "list actions in environment.explorer that solve no validation or held-out task"
+        raise EchoError("explorers have no actions to draw from", tip)
     return play_scripts(renderer, worlds, scripts, limits, "explorer", world_model_only=True)

@@ -97,7 +97,8 @@ def check_environment(
     source: Source = "expert" if script == "actions" else "explorer"
     first = play_watched(worlds, renderer, limits, task, lines, source)
     second = play_watched(worlds, renderer, limits, task, lines, source)
-    others = [other for other in tasks if other.reset_arguments != task.reset_arguments]
+    # A task of a frozen pool if there is one, to see that scripts observe something there.
+    others = [other for other in reversed(tasks) if other.reset_arguments != task.reset_arguments]
     elsewhere = play_watched(worlds, renderer, limits, others[0], lines, source) if others else None
     times = [seconds for play in (first, second) for seconds in play.step_seconds]
     counts = {"train": worlds.tasks.train, "validation": worlds.tasks.validation, "heldout": worlds.tasks.heldout}

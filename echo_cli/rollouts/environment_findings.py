@@ -45,6 +45,7 @@ def find_problems(
         *_about_the_end(first),
         *_about_repetition(first, second),
         *_about_tasks(first, elsewhere, worlds),
+        *_about_pools(first, elsewhere, worlds, settings),
     )
 
 
@@ -198,6 +199,26 @@ def _about_tasks(play: Play, elsewhere: Play | None, worlds: TaskSuite) -> Itera
             "same_tasks",
             f"tasks {play.task.task_id} and {elsewhere.task.task_id} have the same opening and the same outputs",
             "check the names of the reset arguments: OpenEnv drops arguments that the environment does not accept",
+        )
+
+
+def _about_pools(
+    play: Play, elsewhere: Play | None, worlds: TaskSuite, settings: EnvironmentConfig
+) -> Iterator[Finding]:
+    tasks = (*worlds.tasks.train, *worlds.tasks.validation, *worlds.tasks.heldout)
+    tip = "list valid actions in environment.explorer, or the `actions` of tasks"
+    if not settings.explorer and all(worlds.expert(task) is None for task in tasks):
+        yield Finding(
+            "no_script",
+            "no action is known: if the initial policy writes no valid action, the validation and held-out pools are "
+            "empty and env-CE is not measured",
+            tip,
+        )
+    elif elsewhere is not None and any(play.outputs) and not any(elsewhere.outputs):
+        yield Finding(
+            "empty_pool",
+            f"the actions show nothing on task {elsewhere.task.task_id}: the pool with this task may be empty",
+            tip,
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
+from echo_cli.evaluation.evaluator import pool_notices
 from echo_cli.evaluation.loaded_run import run_notices
 from echo_cli.files import Row, read_json
 from echo_cli.models.device import OutOfMemory
@@ -34,7 +35,7 @@ class RunHooks:
     on_start: Callable[[str], object] = _ignore
     """Callback at the start, with the reason for the choice of device."""
     on_notice: Callable[[str], None] = _ignore
-    """Callback for each line about the run's traces and memory, after `on_start`, and for a line per failed tracker."""
+    """Callback for each line about the run's traces, memory and pools, after `on_start`, and per failed tracker."""
     on_row: Callable[[Row], object] = _ignore
     """Callback after each step, with the step's metrics."""
     on_summary: Callable[[], object] = _ignore
@@ -76,7 +77,8 @@ def run_experiment(
     check_trackers(config.track)
     with open_session(path, config, resume=resume, overwrite=overwrite, argv=argv) as session:
         hooks.on_start(session.device.reason)
-        for line in (*run_notices(session.run, config), *memory_notice(config, session.device)):
+        notices = [*run_notices(session.run, config), *memory_notice(config, session.device)]
+        for line in (*notices, *pool_notices(config, session.worlds, session.evaluator.pools)):
             hooks.on_notice(line)
         rows = session.run.read_metrics()
         with tracking(

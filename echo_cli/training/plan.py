@@ -53,22 +53,30 @@ def plan(config: Config, path: Path, corpus: TraceCorpus | None = None) -> dict[
     }
 
 
-def rollouts_of_step(config: Config) -> tuple[int, int]:
-    """Return the number of policy rollouts and of explorer rollouts per step. At λ = 0 explorers are not played."""
-    explorers = config.rollout.explorers if first_coeff(config) > 0 else 0
-    return config.rollout.tasks_per_step * config.rollout.group_size, explorers
+def rollouts_of_step(config: Config, coeff: float | None = None) -> tuple[int, int]:
+    """Return the numbers of policy rollouts and of explorer rollouts of a step at λ = `coeff`, by default its first."""
+    coeff = first_coeff(config) if coeff is None else coeff
+    return config.rollout.tasks_per_step * config.rollout.group_size, config.explorers_at(coeff)
 
 
-def traces_of_step(config: Config) -> int:
-    """Return the number of traces per step; 0 if the traces would contribute nothing next to the RL term."""
+def traces_of_step(config: Config, coeff: float | None = None) -> int:
+    """Return the number of traces of a step at λ = `coeff`, by default its first.
+
+    The number is 0 if the traces would contribute nothing next to the RL term.
+    """
     if config.traces is None:
         return 0
-    useful = first_coeff(config) > 0 or config.imitation_coeff > 0 or config.rollout.tasks_per_step == 0
+    coeff = first_coeff(config) if coeff is None else coeff
+    useful = coeff > 0 or config.imitation_coeff > 0 or config.rollout.tasks_per_step == 0
     return config.traces.per_step if useful else 0
 
 
 def _most_tokens(config: Config) -> int | str:
-    tokens, traces = sum(rollouts_of_step(config)) * longest_episode(config), traces_of_step(config)
+    highest = max(
+        world_model_coeff_at(config.objective, step, config.steps, GradientNorms()) for step in range(config.steps)
+    )
+    tokens = sum(rollouts_of_step(config, highest)) * longest_episode(config)
+    traces = traces_of_step(config, highest)
     if traces == 0:
         return tokens
     shape = architecture_of(config.model)

@@ -84,9 +84,7 @@ def _roll_out(session: Session, step: int, coeff: float) -> list[Trajectory]:
     """Play the groups of on-policy rollouts, then the scripted explorers."""
     config, policy, worlds = session.config, session.policy, session.worlds
     tasks = config.rollout.tasks_per_step
-    # Explorers contribute to the env term only: at λ = 0 they are useless, unless the step has no other data.
-    useful = coeff > 0 or (tasks == 0 and config.traces is None)
-    explorers = config.rollout.explorers if useful else 0
+    explorers = config.explorers_at(coeff)
     played = play_tasks(config, policy, worlds, step) if tasks else []
     played += play_explorers(config, policy, worlds, step, explorers) if explorers else []
     if not played and tasks + explorers > 0:

@@ -155,6 +155,13 @@ def _pieces(*pieces: TextPiece, **reply: Any) -> Answer:
     return lambda task, action, number: StepResult((*pieces, PROMPT), **reply)
 
 
+def _only_on(task_id: str) -> Answer:
+    """Answer as the faultless environment on one task, with nothing on the others."""
+    return lambda task, action, number: (
+        _answer(task, action, number) if task.task_id == task_id else StepResult((PROMPT,), exit_code=0)
+    )
+
+
 def _warning(text: str) -> TextPiece:
     return TextPiece(Role.WARNING, text, "notice")
 
@@ -180,6 +187,8 @@ def _warning(text: str) -> TextPiece:
         ({"answer": _pieces(TextPiece(Role.ENV_OUTPUT, "same\n")), "opening": "task\n"}, {}, "same_tasks"),
         ({"tasks": TaskSplits([Task("a", "train", "task", {"seed": 1})], [], [])}, {}, "no_validation"),
         ({"tasks": TaskSplits([Task("a", "train", "task", {"seed": 1})], [], [])}, {}, "no_heldout"),
+        ({"actions": None}, {"explorer": ()}, "no_script"),
+        ({"answer": _only_on("a")}, {}, "empty_pool"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -90,6 +90,26 @@ def test_two_runs_are_the_same_and_so_is_a_resumed_one(config: Path, tmp_path: P
     assert (tmp_path / "three" / "pool_heldout.jsonl").read_bytes() == pool
 
 
+def test_a_policy_without_a_valid_action_is_measured_on_scripted_pools_or_told_why_not(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mute = ("--steps", "1", "environment.action.extract='^RUN (.+)$'")
+    scripted = (*mute, "environment.explorer=['RUN look','RUN count again','RUN what now']")
+    with loopback_server(Behaviour(capacity=4)) as server:
+        assert train(config, tmp_path / "scripted", server, *scripted) == 0
+        said = capsys.readouterr().err
+        assert train(config, tmp_path / "mute", server, *mute, "environment.explorer=[]", "rollout.explorers=0") == 0
+    assert rows(tmp_path / "scripted")[0]["heldout/env_ce"] is not None
+    assert "pool is empty" not in said
+    for split in ("validation", "heldout"):
+        played = list(read_trajectories(tmp_path / "scripted" / f"pool_{split}.jsonl"))
+        assert played and all(trajectory.source == "explorer" for trajectory in played)
+    said = capsys.readouterr().err
+    for title in ("validation", "held-out"):
+        assert f"train: warning: the {title} pool is empty: " in said and "environment.explorer" in said
+    assert rows(tmp_path / "mute")[0]["heldout/env_ce"] is None
+
+
 @pytest.mark.parametrize(
     ("incident", "counter"),
     [

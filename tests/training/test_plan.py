@@ -21,7 +21,7 @@ from echo_cli.objective.advantages import step_advantages
 from echo_cli.objective.batch import count_rollouts
 from echo_cli.objective.diagnostics import portable_lambda
 from echo_cli.objective.loss import step_totals, step_weights
-from echo_cli.training.plan import expected_advantage, memory_notice, plan, portable_estimate
+from echo_cli.training.plan import expected_advantage, memory_notice, plan, portable_estimate, rollouts_of_step
 from echo_cli.trajectory import Role, Segment, Trajectory
 
 CPU = DeviceChoice(torch.device("cpu"), "cpu float32: as requested")
@@ -149,3 +149,14 @@ def test_the_first_lambda_of_a_schedule_is_planned() -> None:
     stepped = {"schedule": "step", "schedule_steps": [3], "schedule_values": [0.0, 0.2]}
     planned = _plan(_config(objective=stepped))
     assert (planned["λ"], planned["explorer rollouts per step"]) == (0.0, 0)
+
+
+def test_explorers_are_planned_where_they_are_played() -> None:
+    alone = {"rollout": {"tasks_per_step": 0, "explorers": 3}}
+    later = {"use_rl": False, "schedule": "step", "schedule_steps": [5], "schedule_values": [0.0, 1.0]}
+    at_zero = _config(**alone, objective=later)
+    assert rollouts_of_step(at_zero) == (0, 3) and at_zero.explorers_at(0.0) == 3
+    beside = _config(rollout={"explorers": 3}, objective={**later, "use_rl": True})
+    assert rollouts_of_step(beside) == (64, 0) and beside.explorers_at(0.5) == 3
+    constant = _config(rollout={"explorers": 3}, objective={"world_model_coeff": 1.0})
+    assert _plan(beside)["tokens per step, at most"] == _plan(constant)["tokens per step, at most"]
