@@ -109,7 +109,7 @@ def play_policy(
     limits: EpisodeLimits,
     *,
     verify: bool,
-    penalize: bool = False,
+    training: bool = False,
 ) -> list[Trajectory]:
     """Play a rollout for each (task, group id), with as many concurrent rollouts as there are sessions.
 
@@ -120,7 +120,7 @@ def play_policy(
     Args:
         new_sampler: function that returns a sampler for a number of sequences.
         verify: whether to call the verifier; otherwise rewards are None.
-        penalize: whether to subtract penalties from the rewards.
+        training: whether to subtract penalties from the rewards, and to count incomplete groups as dropped.
 
     Raises:
         EchoError: the environment is unavailable or rejects a task (exit code 1).
@@ -128,10 +128,14 @@ def play_policy(
     if not wanted:
         return []
     with EventLoop() as loop:
-        scheduler = _Scheduler(loop, renderer, worlds, wanted, limits, verify=verify, penalize=penalize)
+        scheduler = _Scheduler(loop, renderer, worlds, wanted, limits, verify=verify, penalize=training)
         scheduler.run(new_sampler)
     whole = [trajectory for _, trajectory in sorted(scheduler.played.items())]
-    return [*(_settled(whole, wanted, worlds.hosting) if verify else whole), *scheduler.fragments]
+    if verify:
+        whole, incomplete = _without_incomplete_groups(whole, wanted, worlds.hosting)
+        for _ in range(incomplete if training else 0):
+            worlds.hosting.faults.count("groups_dropped")
+    return [*whole, *scheduler.fragments]
 
 
 @dataclass
@@ -296,19 +300,22 @@ def without_fragments(played: Sequence[Trajectory], wanted: int, hosting: HostLi
     return whole
 
 
-def _settled(
+def _without_incomplete_groups(
     trajectories: Sequence[Trajectory], wanted: Sequence[tuple[Task, str]], hosting: HostLimits
-) -> list[Trajectory]:
-    """Mark the rollouts of incomplete groups, which lack a rollout or a reward, as `world_model_only`."""
+) -> tuple[list[Trajectory], int]:
+    """Mark the rollouts of incomplete groups, which lack a rollout or a reward, as `world_model_only`.
+
+    Returns:
+        The rollouts, and the number of incomplete groups.
+    """
     rewarded = Counter(trajectory.group_id for trajectory in trajectories if trajectory.reward is not None)
     sizes = Counter(group_id for _, group_id in wanted)
     short = {group_id for group_id, size in sizes.items() if rewarded[group_id] < size}
-    for _ in short:
-        hosting.faults.count("groups_dropped")
     for trajectory in trajectories:
         if trajectory.reward is None:
             hosting.faults.count("unrewarded")
-    return [
+    marked = [
         replace(trajectory, world_model_only=True) if trajectory.group_id in short else trajectory
         for trajectory in trajectories
     ]
+    return marked, len(short)

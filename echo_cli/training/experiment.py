@@ -20,6 +20,7 @@ from echo_cli.training.collapse import CollapseError
 from echo_cli.training.loop import train
 from echo_cli.training.plan import memory_notice
 from echo_cli.training.resume import check_same_config
+from echo_cli.training.rows import dropped_groups_line
 from echo_cli.training.session import Session, open_session
 from echo_cli.training.trackers.tracking import Trackers, check_trackers, tracking
 
@@ -101,10 +102,15 @@ def _train(session: Session, trackers: Trackers, hooks: RunHooks) -> dict[str, A
         trackers.summarize(summary)
         return summary
 
+    rows = run.read_metrics()
     try:
         for row in train(session, hooks.should_stop):
+            rows.append(row)
             trackers.log(row)
             hooks.on_row(row)
+            line = dropped_groups_line(rows, config.rollout.tasks_per_step, config.environment.reward.none)
+            if line is not None:
+                hooks.on_notice(line)
     except OutOfMemory as error:
         saved = run.checkpoints.steps()
         kept = f"; --resume continues from the checkpoint of step {saved[-1]}" if saved else ""

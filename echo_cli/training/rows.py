@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,9 @@ TRACE_KEYS = "traces traces_cut imitation_loss imitation_tokens".split()
 POOL_KEYS = "env_ce env_bits_per_byte token_accuracy novel_pairs env_ce_start env_ce_seen".split()
 PASS_KEYS = ("validation/pass_at_1", "heldout/pass_at_1")
 ENVIRONMENT_KEYS = [f"environment/{name}" for name in FAULT_KEYS]
+_DROPPED_SHARE = 10
+"""Number of groups per dropped group below which a run says that groups are dropped."""
+_LOST_ROLLOUTS = ("lost a rollout with its session", "check the server's log")
 TIME_KEYS = ("time/rollout_s", "time/probe_s", "time/update_s", "time/eval_s")
 
 
@@ -110,6 +113,28 @@ def full_row(config: Config, row: Row, measured: Mapping[str, Any], faults: Faul
         **{key: row.get(key, 0) + count for key, count in _fault_columns(faults).items()},
         "time/eval_s": eval_s,
     }
+
+
+def dropped_groups_line(rows: Sequence[Row], tasks_per_step: int, none: str) -> str | None:
+    """Return a line if the last of `rows` is the first after which more than a tenth of the run's groups are dropped.
+
+    Args:
+        tasks_per_step: number of groups per step.
+        none: `environment.reward.none` of the config.
+    """
+    dropped, crossed = 0, None
+    for row in rows:
+        dropped += row["environment/groups_dropped"]
+        groups = row["step"] * tasks_per_step
+        if dropped * _DROPPED_SHARE > groups:
+            crossed = row
+            break
+    if crossed is None or crossed is not rows[-1]:
+        return None
+    unrewarded = any(row["environment/unrewarded"] for row in rows)
+    tip = "environment.reward.none=zero counts a missing reward as 0" if none == "skip" else "check the server's log"
+    cause, tip = ("have a rollout without a reward", tip) if unrewarded else _LOST_ROLLOUTS
+    return f"warning: {dropped} of {groups} groups are excluded from the RL term, because they {cause}; {tip}"
 
 
 def _probe_columns(probe: Probe | None) -> Row:

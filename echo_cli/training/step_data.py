@@ -64,7 +64,7 @@ def play_tasks(config: Config, policy: TorchPolicy, worlds: TaskSuite, step: int
     ]
     sampler = policy.sampler(settings.temperature, derive_seed(config.seed, "rollout", step))
     limits = limits_for(config, policy)
-    return play_policy(sampler, policy.renderer, worlds, wanted, limits, verify=config.objective.use_rl, penalize=True)
+    return play_policy(sampler, policy.renderer, worlds, wanted, limits, verify=config.objective.use_rl, training=True)
 
 
 def play_explorers(

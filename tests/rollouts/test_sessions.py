@@ -125,7 +125,7 @@ def wanted(names: str, group: int = 1) -> list[tuple[Task, str]]:
 
 
 def play(worlds: CannedWorlds, episodes: list[tuple[Task, str]]) -> list[Trajectory]:
-    return play_policy(Scribe, PLAIN, worlds, episodes, LIMITS, verify=True)
+    return play_policy(Scribe, PLAIN, worlds, episodes, LIMITS, verify=True, training=True)
 
 
 def outputs(trajectory: Trajectory) -> list[str]:

@@ -14,6 +14,7 @@ from tiny_run import error_of, observations, rows, start, weights
 
 from echo_cli.cli.main import main
 from echo_cli.runs.directory import open_run
+from echo_cli.training.rows import dropped_groups_line
 from echo_cli.trajectory import read_trajectories
 
 CONFIG = {
@@ -274,6 +275,39 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(
     error, tip = error_of(capsys.readouterr().err)
     assert message in f"{error} {tip}" and tip
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("none", "dropped"), [("skip", 4), ("zero", 0)])
+def test_rollouts_capped_before_any_step_count_as_zero_or_the_run_says_once_that_it_drops_their_groups(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], none: str, dropped: int
+) -> None:
+    settings = [f"environment.reward.none={none}", "rollout.max_action_tokens=1", "rollout.explorers=0"]
+    with loopback_server(Behaviour(capacity=4)) as server:
+        assert train(config, tmp_path / "run", server, "--steps", "2", *settings) == 0
+    assert total(tmp_path / "run", "groups_dropped") == dropped  # evaluation, which has no RL term, drops none
+    assert [row["train/reward"] for row in rows(tmp_path / "run")[1:]] == [0.0 if none == "zero" else None] * 2
+    said = [line for line in capsys.readouterr().err.splitlines() if "groups are excluded" in line]
+    assert len(said) == (dropped > 0)
+    assert all("2 of 2 groups" in line and "environment.reward.none=zero" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("dropped", "said"),
+    [
+        ([0, 1], "no"),  # 1 of 10 is a tenth
+        ([0, 2], "2 of 10 groups are excluded from the RL term, because they lost a rollout with its session"),
+        ([0, 0, 2, 2], "4 of 30"),
+        ([0, 2, 0], "no"),  # said after the first step, 2 of 10
+        ([0, 2, 0, 0, 9], "no"),
+    ],
+)
+def test_dropped_groups_are_said_at_the_first_step_at_which_they_exceed_a_tenth(dropped: list[int], said: str) -> None:
+    counts = [
+        {"step": step, "environment/groups_dropped": count, "environment/unrewarded": 0}
+        for step, count in enumerate(dropped)
+    ]
+    line = dropped_groups_line(counts, 10, "skip")
+    assert (line is None) if said == "no" else (line is not None and said in line)
 
 
 @pytest.mark.slow
