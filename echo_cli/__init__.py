@@ -4,7 +4,7 @@ The library consists of the names below, with examples in docs/library.md, and t
 name is imported on first access, so that `import echo_cli` loads nothing else.
 """
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # as in typing, whose import would delay the handling of Ctrl-C at the start of echo-cli
 
 __all__ = [
     "Config",

@@ -85,4 +85,4 @@ def test_the_wheel_ships_configs_and_the_tiny_base_model_inside_the_package(whee
 def test_the_console_script_is_echo_cli_and_no_program_is_called_echo(wheel: zipfile.ZipFile) -> None:
     (entry_points,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
     lines = [line for line in wheel.read(entry_points).decode().splitlines() if line]
-    assert lines == ["[console_scripts]", "echo-cli = echo_cli.cli.main:main"]
+    assert lines == ["[console_scripts]", "echo-cli = echo_cli.__main__:main"]

@@ -1,11 +1,11 @@
-"""Ctrl-C and SIGTERM: the first signal requests a clean stop, the second stops at once."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first signal requests a clean stop, the second stops at once."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -29,21 +29,27 @@ class Interrupt:
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Catch SIGINT and SIGTERM while the block runs.
+    """Catch SIGINT, SIGTERM, and SIGHUP unless it is ignored (`nohup`), while the block runs.
 
     Raises:
-        SystemExit: at the second signal, with its exit code.
+        SystemExit: at the second signal, with its exit code; a closing terminal sends several SIGHUP, which count once.
     """
     interrupt = Interrupt()
 
     def handle(number: int, _: FrameType | None) -> None:
         if interrupt.signal_number is not None:
+            if number == signal.SIGHUP:
+                return
             raise SystemExit(128 + number)
         interrupt.signal_number = number
         # print is not reentrant, so a signal handler must not call it.
-        os.write(2, b"\nstopping after this step; interrupt again to stop now\n")
+        with suppress(OSError):  # the same Ctrl-C may have ended the reader of stderr
+            os.write(2, b"\nstopping after this step; interrupt again to stop now\n")
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        caught.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in caught}
     try:
         yield interrupt
     finally:

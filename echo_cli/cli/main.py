@@ -90,16 +90,20 @@ def shell_hook_command(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code. Only bugs cause a traceback."""
+    if arguments is None:
+        _open_closed_streams()
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(_Lossy(2, "w", closefd=False)), line_buffering=True)
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # λ may not be encodable, nor an undecodable file name
             stream.reconfigure(errors="backslashreplace")
+    code = 0
     try:
         with _unwound_by_signals():
             result = app(words, prog_name="echo-cli", standalone_mode=False, obj=words)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
+        sys.stdout.flush()
+        return code
     except EchoError as error:
         _complain(error.message, error.tip)
         return error.exit_code
@@ -107,37 +111,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(*_usage(error))
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        return 130
+        return 128 + signal.SIGINT
     except OSError as error:
         _drop_stdout()
         if not isinstance(error, BrokenPipeError):  # as in `... | head`
             _complain(f"{error.filename or 'standard output'}: {error.strerror}", None)
-        return 1
+        return code or 1  # a run that was interrupted has saved, whatever became of its output
+
+
+class _Lossy(io.FileIO):
+    """A file that drops what cannot be written: a run outlives the terminal, pipe or disk behind its progress."""
+
+    def write(self, data: Any) -> int:
+        """Write `data`, or drop it, and return its size in bytes."""
+        with contextlib.suppress(OSError):
+            written = super().write(data)
+            if written is not None:  # None: the pipe is full and not blocking
+                return written
+        return len(data)
+
+
+def _open_closed_streams() -> None:
+    """Open the null device in place of closed standard streams, or the next file to be opened would be one of them."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The null device gets the lowest free number, which is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 @contextlib.contextmanager
 def _unwound_by_signals() -> Iterator[None]:
-    """Exit on SIGTERM and SIGHUP as on Ctrl-C, removing unfinished files and ending children.
+    """Exit on Ctrl-C, SIGTERM and SIGHUP, removing unfinished files and ending children.
 
     A signal that already has a handler, or is ignored, keeps its disposition.
 
     Raises:
-        SystemExit: at one of these signals, with the exit code that shells report.
+        SystemExit: at one of these signals, with the exit code that shells report. Unlike KeyboardInterrupt, typer does
+            not catch it.
     """
 
     def leave(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            with contextlib.suppress(OSError):
+                os.write(2, b"\ninterrupted\n")
         raise SystemExit(128 + number)
 
     ours = threading.current_thread() is threading.main_thread()
-    deadly = (signal.SIGTERM, signal.SIGHUP) if ours else ()  # no other thread may set handlers
-    caught = [number for number in deadly if signal.getsignal(number) is signal.SIG_DFL]
-    for number in caught:
+    deadly = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if ours else ()  # no other thread may set handlers
+    defaults = (signal.SIG_DFL, signal.default_int_handler)
+    before = {number: handler for number in deadly if (handler := signal.getsignal(number)) in defaults}
+    for number in before:
         signal.signal(number, leave)
     try:
         yield
     finally:
-        for number in caught:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _complain(message: str, tip: str | None) -> None:

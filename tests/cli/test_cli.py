@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_run import COMMAND, TINY, error_of, train
+from tiny_run import COMMAND, TINY, error_of, rows, train, train_words
 
 from echo_cli.cli.main import main
 from echo_cli.config.loader import configs_folder, find_config, load_config
@@ -201,6 +201,32 @@ def test_a_full_disk_behind_stdout_is_one_line() -> None:
         done = subprocess.run([*COMMAND, "train", "--dry-run"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert error_of(done.stderr)[0] == "standard output: No space left on device"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "<&- 2>&-"])
+def test_a_run_goes_on_without_a_stderr(redirection: str, tmp_path: Path) -> None:
+    shell = ["sh", "-c", f'exec "$@" {redirection}', "sh"]
+    words = train_words(tmp_path / "run", "--steps", "1", "--json")
+    done = subprocess.run([*shell, *COMMAND, *words], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["status"] == "finished"  # stdout has no line that was meant for stderr
+    assert [row["step"] for row in rows(tmp_path / "run")] == [0, 1]  # nor has any file of the run
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    done = _run("train", PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\ninterrupted\n")
+
+
+def test_ctrl_c_while_a_command_is_imported_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "matplotlib.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0, "heldout/env_ce": 1.0}\n')
+    done = _run("plot", str(tmp_path / "run"), PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\ninterrupted\n")
 
 
 def test_help_and_usage_errors_load_no_heavy_library() -> None:

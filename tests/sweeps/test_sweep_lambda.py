@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,20 @@ def test_the_second_signal_stops_the_cells_now(tmp_path: Path, number: signal.Si
     process.communicate(timeout=60)
     assert process.returncode == 128 + number
     _wait_until_gone(child)
+
+
+@pytest.mark.slow
+def test_a_sweep_outlives_the_reader_of_its_output(tmp_path: Path) -> None:
+    process = start(*_words(tmp_path, "0.05", "--steps", "400", "checkpoint.every=400"), stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    assert any("step 2/400" in line for line in process.stdout)
+    process.stdout.close()  # as of a pipe into a tee that the same Ctrl-C ended
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    cell = tmp_path / "s" / "lambda-0.05-seed0"
+    summary = json.loads((cell / "summary.json").read_text())
+    assert summary["status"] == "stopped"
+    assert (cell / "checkpoints" / f"step_{summary['steps']:06d}").is_dir()
 
 
 @pytest.mark.slow

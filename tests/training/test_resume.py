@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shlex
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import IO, Any
@@ -325,6 +327,32 @@ def test_the_first_signal_asks_and_the_second_stops() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_closing_terminal_asks_once_however_often_it_signals() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    stderr = os.dup(2)
+    os.dup2(writer, 2)  # nobody reads it any more
+    try:
+        with interruptible() as interrupt:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
+            assert interrupt.exit_code == 129
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(writer)
+
+
+def test_nohup_is_heeded() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible() as interrupt:
+            signal.raise_signal(signal.SIGHUP)
+            assert not interrupt()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_printed_command_continues(
     number: signal.Signals,
@@ -364,6 +392,24 @@ def test_a_real_process_stops_on_sigterm(tmp_path: Path) -> None:
     assert "Traceback" not in rest and "stopped and saved" in rest
     stopped = open_run(run).checkpoints.steps()[-1]
     assert [row["step"] for row in rows(run)] == list(range(stopped + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_run_outlives_the_readers_of_its_output(tmp_path: Path, number: signal.Signals) -> None:
+    run = tmp_path / "run"
+    process = start(*train_words(run, "--steps", "400", "checkpoint.every=400"), stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    _wait_for(process.stdout, "step 0/400")
+    process.stdout.close()  # as of a pipe into head, or into a tee that the same Ctrl-C ended
+    while (run / "metrics.jsonl").read_text().count("\n") < 14:  # a line of progress is due every second step
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 128 + number
+    stopped = open_run(run).checkpoints.steps()[-1]
+    assert [row["step"] for row in rows(run)] == list(range(stopped + 1))
+    assert json.loads((run / "summary.json").read_text())["status"] == "stopped"
 
 
 @pytest.mark.slow

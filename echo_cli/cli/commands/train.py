@@ -87,9 +87,11 @@ def train(
             should_stop=lambda: interrupt() or (parent is not None and os.getppid() != parent),
             group=group,
         )
-    _show(summary, path, as_json)
-    if summary["status"] == "stopped":
-        raise typer.Exit(interrupt.exit_code)
+    try:
+        _show(summary, path, as_json)
+    finally:
+        if summary["status"] == "stopped":  # also where stdout is gone
+            raise typer.Exit(interrupt.exit_code)
 
 
 def _show(summary: dict[str, Any], path: Path, as_json: bool) -> None:
