@@ -11,6 +11,9 @@ import random
 from collections.abc import Sequence
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 T = TypeVar("T")
 
 
@@ -23,6 +26,18 @@ def derive_seed(seed: int, purpose: str, step: int = 0) -> int:
 def generator(seed: int, purpose: str, step: int = 0) -> random.Random:
     """Return Python's generator for one purpose at one step."""
     return random.Random(derive_seed(seed, purpose, step))
+
+
+def uniforms(seed: int, stream: int, start: int, count: int) -> NDArray[np.float64]:
+    """Return the uniform numbers `start` to `start + count - 1` of a stream, each in [0, 1).
+
+    A number depends on (seed, stream, its index) alone: Philox4x64-10 (Salmon et al. 2011, doi:10.1145/2063384.2063405)
+    encrypts the index with the key (seed, stream), four numbers per block.
+    """
+    philox = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64))
+    blocks, within = divmod(start, 4)
+    philox.advance(blocks)
+    return np.random.Generator(philox).random(within + count)[within:]
 
 
 def epoch_sample(items: Sequence[T], count: int, seed: int, purpose: str, step: int) -> list[T]:

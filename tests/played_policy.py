@@ -33,7 +33,7 @@ class _Sampler:
     def keep(self, rows: Sequence[int]) -> None:
         self._acts = [self._acts[row] for row in rows]
 
-    def add(self, count: int) -> None:
+    def add(self, rollouts: Sequence[int]) -> None:
         raise AssertionError("all episodes are seated from the start")
 
     def sample(self, max_tokens: int, rows: Sequence[int] | None = None) -> list[tuple[list[int], list[float]]]:

@@ -13,7 +13,7 @@ from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.config.schema import OptimConfig
 from echo_cli.errors import EchoError
 from echo_cli.objective.schedule import GradientNorms, learning_rate_at, measures_gradients, world_model_coeff_at
-from echo_cli.seeds import derive_seed, generator
+from echo_cli.seeds import derive_seed, generator, uniforms
 
 
 def test_derived_seeds_are_stable() -> None:
@@ -36,6 +36,15 @@ def test_generators_draw_the_same_and_do_not_share_state() -> None:
     two.random()
     assert one.randrange(10**6) == generator(0, "tasks", 3).randrange(10**6) == 384_914
     assert one.random() != generator(0, "tasks", 4).random()
+
+
+def test_a_uniform_number_depends_on_seed_stream_and_index_alone() -> None:
+    stream = uniforms(2**63 - 1, 3, 0, 40)
+    assert stream[:2].tolist() == [0.9138379561395334, 0.5548339494361428]
+    assert all((uniforms(2**63 - 1, 3, start, 9) == stream[start : start + 9]).all() for start in range(31))
+    assert (stream >= 0).all() and (stream < 1).all()
+    others = [uniforms(seed, number, 0, 40) for seed in range(3) for number in range(3)]
+    assert len({value for other in [stream, *others] for value in other.tolist()}) == 400
 
 
 def rates(steps: int, **fields: object) -> list[float]:

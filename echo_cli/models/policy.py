@@ -89,17 +89,14 @@ class TorchPolicy:
         """Set the present weights as the reference of the KL penalty."""
         self._reference = self.model.reference()
 
-    def sampler(self, temperature: float, seed: int) -> Callable[[int], CachedSampler | EndpointSampler]:
-        """Return a factory of samplers by batch size. Equal seeds sample equal tokens, except at an endpoint."""
+    def sampler(self, temperature: float, seed: int) -> Callable[[Sequence[int]], CachedSampler | EndpointSampler]:
+        """Return a factory of samplers by rollouts. Equal seeds sample equal tokens, except at an endpoint."""
 
-        def new(batch: int) -> CachedSampler | EndpointSampler:
+        def new(rollouts: Sequence[int]) -> CachedSampler | EndpointSampler:
             if self._served is not None:
-                return self._served.sampler(self._updates, batch, temperature, seed)
-            generator = torch.Generator(self.device).manual_seed(seed)
+                return self._served.sampler(self._updates, rollouts, temperature, seed)
             stop_ids = self.renderer.stop_ids
-            return CachedSampler(
-                self.model, batch, temperature, stop_ids, generator, self._refill, self._prefill_tokens
-            )
+            return CachedSampler(self.model, rollouts, temperature, stop_ids, seed, self._refill, self._prefill_tokens)
 
         return new
 
@@ -109,9 +106,8 @@ class TorchPolicy:
         `sample` runs until every sequence has ended at one of `stop_ids` or at its token limit. At temperature 0 it
         selects the most probable token.
         """
-        generator = torch.Generator(self.device).manual_seed(seed)
         cells = self._prefill_tokens
-        return CachedSampler(self.model, batch, temperature, stop_ids, generator, prefill_cells=cells)
+        return CachedSampler(self.model, range(batch), temperature, stop_ids, seed, prefill_cells=cells)
 
     @naming_memory("update")
     def forward_backward(self, step: WeighedStep) -> Metrics:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -16,6 +17,7 @@ from echo_cli.errors import EchoError
 from echo_cli.models.device import naming_memory
 from echo_cli.models.language_model import LanguageModel
 from echo_cli.objective.batch import cheapest_cut
+from echo_cli.seeds import uniforms
 
 Sample = tuple[list[int], list[float]]
 """Token ids and their behaviour logprobs."""
@@ -28,11 +30,13 @@ _PASS_TOKENS = {"cpu": 64, "cuda": 4096}
 class CachedSampler:
     """A batch of growing sequences, sampled token by token in lockstep. Each token is computed once, whoever wrote it.
 
-    Logprobs are of the distribution sampled from, temperature included.
+    Logprobs are of the distribution sampled from, temperature included. The n-th token that is sampled for a rollout
+    takes the n-th uniform number of (seed, rollout): which sequences share a batch, and when, changes rounding at most.
 
     Args:
-        batch: initial number of sequences.
+        rollouts: number of the rollout of each initial sequence.
         temperature: 0 always selects the most probable token, with logprob 0.
+        seed: 63-bit seed of the draws.
         refill: `sample` returns once this share of its sequences has finished; the others continue in the next call.
         prefill_cells: maximum number of tokens, padding included, per forward pass before sampling; None: unlimited.
     """
@@ -40,25 +44,28 @@ class CachedSampler:
     def __init__(
         self,
         model: LanguageModel,
-        batch: int,
+        rollouts: Sequence[int],
         temperature: float,
         stop_ids: Sequence[int],
-        generator: torch.Generator,
+        seed: int,
         refill: float = 1.0,
         prefill_cells: int | None = None,
     ) -> None:
         self._model = model
         self._temperature = temperature
-        self._generator = generator
+        self._seed = seed
         self._refill = refill
         self._prefill_cells = prefill_cells
-        self._device = generator.device
+        self._device = next(model.parameters()).device
         self._is_stop_V = torch.zeros(model.vocab_size, dtype=torch.bool, device=self._device)
         self._is_stop_V[list(stop_ids)] = True
-        self._cache = model.new_cache(batch)
-        self._lengths_B = torch.zeros(batch, dtype=torch.int64, device=self._device)
-        self._waiting: list[list[int]] = [[] for _ in range(batch)]
-        self._begun: list[Sample] = [([], []) for _ in range(batch)]
+        self._cache = model.new_cache(0)
+        self._lengths_B = torch.zeros(0, dtype=torch.int64, device=self._device)
+        self._waiting: list[list[int]] = []
+        self._begun: list[Sample] = []
+        self._rollouts: list[int] = []
+        self._drawn: list[int] = []  # number of tokens sampled so far, per row
+        self.add(rollouts)
 
     def append(self, token_lists: Sequence[Sequence[int]]) -> None:
         """Append tokens that the policy did not sample, one list per sequence; computed before the next sample."""
@@ -81,14 +88,19 @@ class CachedSampler:
         self._lengths_B = self._lengths_B[index]
         self._waiting = [self._waiting[row] for row in rows]
         self._begun = [self._begun[row] for row in rows]
+        self._rollouts = [self._rollouts[row] for row in rows]
+        self._drawn = [self._drawn[row] for row in rows]
 
     @naming_memory("rollout")
-    def add(self, count: int) -> None:
-        """Append `count` empty sequences."""
+    def add(self, rollouts: Sequence[int]) -> None:
+        """Append an empty sequence for each of `rollouts`."""
+        count = len(rollouts)
         self._cache.add(count)
         self._lengths_B = pad(self._lengths_B, (0, count))
         self._waiting += [[] for _ in range(count)]
         self._begun += [([], []) for _ in range(count)]
+        self._rollouts += rollouts
+        self._drawn += [0] * count
 
     @naming_memory("rollout")
     @torch.inference_mode()
@@ -106,6 +118,7 @@ class CachedSampler:
 
     def _sample(self, max_tokens: int, chosen: Sequence[int]) -> list[Sample | None]:
         logits_BV = self._prefill(chosen)
+        uniform_BT = self._uniforms(max_tokens, chosen)
         B = logits_BV.shape[0]
         tokens_BT = torch.empty(B, max_tokens, dtype=torch.int64, device=self._device)
         logprobs_BT = torch.empty(B, max_tokens, device=self._device)
@@ -117,7 +130,7 @@ class CachedSampler:
         running_B = sampled_B
         for position in range(max_tokens):
             scaled_BV = _log_probabilities(logits_BV.float(), self._temperature)
-            chosen_B1 = _draw(scaled_BV.exp(), self._generator)
+            chosen_B1 = _draw(scaled_BV.exp(), uniform_BT[:, position, None])
             tokens_BT[:, position] = chosen_B1[:, 0]
             logprobs_BT[:, position] = scaled_BV.gather(1, chosen_B1)[:, 0]
             counts_B += running_B
@@ -140,8 +153,16 @@ class CachedSampler:
             )
             self._waiting[row] = [sample[0][-1]]
             self._begun[row] = sample if running[row] else ([], [])
+            self._drawn[row] += counts[row]
             samples.append(None if running[row] else sample)
         return samples
+
+    def _uniforms(self, max_tokens: int, rows: Sequence[int]) -> Tensor:
+        """Return the uniform numbers [B, T] of the next tokens of `rows`; zeros for other rows."""
+        uniform_BT = np.zeros((len(self._waiting), max_tokens))
+        for row in rows:
+            uniform_BT[row] = uniforms(self._seed, self._rollouts[row], self._drawn[row], max_tokens)
+        return torch.from_numpy(uniform_BT).to(self._device)
 
     def _prefill(self, rows: Sequence[int]) -> Tensor:
         """Compute the waiting tokens of `rows`, right-padded.
@@ -199,15 +220,12 @@ def _log_probabilities(logits_BV: Tensor, temperature: float) -> Tensor:
     return torch.full_like(logits_BV, -math.inf).scatter(1, greatest.indices, greatest.values * 0.0)
 
 
-def _draw(probabilities_BV: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw one token per distribution, [B, 1], by inverting the cumulative distribution.
+def _draw(probabilities_BV: Tensor, uniform_B1: Tensor) -> Tensor:
+    """Select one token per distribution, [B, 1], by inverting the cumulative distribution at `uniform_B1` in [0, 1).
 
     torch.multinomial draws V exponentials per row instead of one uniform: 20 times the work on a CPU at V = 1024.
     """
     cumulative_BV = probabilities_BV.double().cumsum(dim=-1)
-    uniform_B1 = torch.rand(
-        len(cumulative_BV), 1, generator=generator, dtype=torch.float64, device=cumulative_BV.device
-    )
     # right=True never selects a token of probability zero; u < 1 never passes the last token of positive probability.
     chosen_B1 = torch.searchsorted(cumulative_BV, uniform_B1 * cumulative_BV[:, -1:], right=True)
     if int(chosen_B1.max()) >= cumulative_BV.shape[1]:  # past the end only if the sum is not finite

@@ -44,8 +44,8 @@ class Sampler(Protocol):
         """Keep the given rows and drop the others."""
         ...
 
-    def add(self, count: int) -> None:
-        """Append `count` empty rows."""
+    def add(self, rollouts: Sequence[int]) -> None:
+        """Append an empty row for each of `rollouts`; a row's draws depend on the rollout's number, not on the row."""
         ...
 
 
@@ -102,7 +102,7 @@ def play_scripts(
 
 
 def play_policy(
-    new_sampler: Callable[[int], Sampler],
+    new_sampler: Callable[[Sequence[int]], Sampler],
     renderer: Renderer,
     worlds: TaskSuite,
     wanted: Sequence[tuple[Task, str]],
@@ -114,11 +114,13 @@ def play_policy(
     """Play a rollout for each (task, group id), with as many concurrent rollouts as there are sessions.
 
     The policy samples for all rollouts that await an action, while the environments of the others work. Finished
-    episodes leave the batch, and waiting rollouts join it. A rollout whose session is lost is played again; the
-    observations of lost sessions are at the end of the result, as trajectories with the stop reason `aborted`.
+    episodes leave the batch, and waiting rollouts join it. A rollout whose session is lost is played again, with
+    the same draws; the observations of lost sessions are at the end of the result, as trajectories with the stop reason
+    `aborted`.
 
     Args:
-        new_sampler: function that returns a sampler for a number of sequences.
+        new_sampler: function that returns a sampler with a row for each of the given rollouts, which are indices into
+            `wanted`.
         verify: whether to call the verifier; otherwise rewards are None.
         training: whether to subtract penalties from the rewards, and to count incomplete groups as dropped.
 
@@ -187,7 +189,7 @@ class _Scheduler:
         self.fragments: list[Trajectory] = []
         """Observations of lost sessions."""
 
-    def run(self, new_sampler: Callable[[int], Sampler]) -> None:
+    def run(self, new_sampler: Callable[[Sequence[int]], Sampler]) -> None:
         """Play all rollouts; every session is closed at the end, also after an error."""
         try:
             sampler = new_sampler(self._admit())
@@ -200,18 +202,18 @@ class _Scheduler:
             left = [*self._playing, *self._ending.values()]
             wait([self._loop.start(rollout.episode.environment.close()) for rollout in left])
 
-    def _admit(self) -> int:
-        """Assign free sessions to waiting rollouts, and return the number of rollouts that joined."""
+    def _admit(self) -> list[int]:
+        """Assign free sessions to waiting rollouts, and return the numbers of the rollouts that joined."""
         free = len(self._waiting)
         if self._hosting.sessions is not None:
             free = min(free, self._hosting.sessions - len(self._playing) - len(self._ending))
-        for _ in range(free):
-            wanted = self._waiting.popleft()
+        joining = [self._waiting.popleft() for _ in range(free)]
+        for wanted in joining:
             wanted.sessions += 1
             environment = self._worlds.environment()
             episode = Episode(self._renderer, environment, wanted.task, wanted.group_id, self._limits)
             self._playing.append(_Rollout(wanted, episode, self._loop.start(episode.reset())))
-        return free
+        return [wanted.number for wanted in joining]
 
     def _collect(self, sampler: Sampler) -> None:
         """Wait for the environments, take their replies, and drop the rows of rollouts that leave."""

@@ -54,11 +54,10 @@ class Ours:
         optim = OptimConfig(token_budget=token_budget)
         self.policy = TorchPolicy(model, cast(Renderer, bare), optim, device)
         self._played, self._trajectories, self._workload = played, trajectories, workload
-        self._generator = torch.Generator(device).manual_seed(0)
 
     def rollout(self) -> None:
         """Play the episodes."""
-        play(self.policy.model, self._played, self._workload, self._generator)
+        play(self.policy.model, self._played, self._workload, seed=0)
 
     def forward_backward(self, coeff: float = COEFF) -> float:
         """Accumulate the gradient of the step's loss and return the loss."""
@@ -74,21 +73,19 @@ class Ours:
         return sum(part.numel() for part in self.policy.model.parameters() if part.requires_grad)
 
 
-def play(
-    model: LanguageModel, played: Sequence[Script], workload: Workload, generator: torch.Generator
-) -> list[list[Sample]]:
+def play(model: LanguageModel, played: Sequence[Script], workload: Workload, seed: int) -> list[list[Sample]]:
     """Sample the actions of each episode: finished episodes leave the batch, waiting ones join, the cache is kept."""
     samples: list[list[Sample]] = [[] for _ in played]
     waiting, seated = deque(range(len(played))), list[int]()
     limits = SamplerConfig()
     sampler = None
     while waiting or seated:
-        joining = min(len(waiting), workload.sessions - len(seated))
+        joining = [waiting.popleft() for _ in range(min(len(waiting), workload.sessions - len(seated)))]
         if sampler is None:
-            sampler = CachedSampler(model, joining, 1.0, (), generator, limits.refill, limits.prefill_tokens)
+            sampler = CachedSampler(model, joining, 1.0, (), seed, limits.refill, limits.prefill_tokens)
         else:
             sampler.add(joining)
-        seated += [waiting.popleft() for _ in range(joining)]
+        seated += joining
         sampler.append([played[episode].follows(len(samples[episode])) for episode in seated])
         for episode, sample in zip(seated, sampler.sample(workload.action), strict=True):
             assert sample is not None  # without stop tokens all rows end together

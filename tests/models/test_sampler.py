@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,7 +36,7 @@ MODEL = random_model()
 
 
 def sampler(batch: int, temperature: float = 1.0, seed: int = 0, model: TinyModel = MODEL) -> CachedSampler:
-    return CachedSampler(model, batch, temperature, STOP, torch.Generator().manual_seed(seed))
+    return CachedSampler(model, range(batch), temperature, STOP, seed)
 
 
 def context(count: int, seed: int) -> list[int]:
@@ -144,7 +145,7 @@ def test_one_token_at_most() -> None:
 @pytest.mark.parametrize("refill", [0.1, 0.25, 0.5])
 def test_a_call_ends_once_a_share_has_finished_and_the_others_go_on(refill: float) -> None:
     batch, turns, cap, stops = 12, 3, 14, (1, 3, 5)
-    drawn = CachedSampler(MODEL, batch, 1.0, stops, torch.Generator().manual_seed(2), refill)
+    drawn = CachedSampler(MODEL, range(batch), 1.0, stops, 2, refill)
     sequences = [context(2 + row, row) for row in range(batch)]
     drawn.append(sequences)
     left, ready, waited = [turns] * batch, list(range(batch)), 0
@@ -169,14 +170,14 @@ def test_a_call_ends_once_a_share_has_finished_and_the_others_go_on(refill: floa
 
 
 def test_a_row_that_is_being_sampled_survives_those_that_leave_and_join() -> None:
-    drawn = CachedSampler(MODEL, 6, 1.0, (1, 3, 5), torch.Generator().manual_seed(3), refill=0.1)
+    drawn = CachedSampler(MODEL, range(6), 1.0, (1, 3, 5), 3, refill=0.1)
     sequences = [context(3 + row, row) for row in range(6)]
     drawn.append(sequences)
     samples = drawn.sample(12)
     going = [row for row, sample in enumerate(samples) if sample is None]
     assert going and len(going) < 6
     drawn.keep(going)
-    drawn.add(1)
+    drawn.add([6])
     drawn.append([[]] * len(going) + [context(5, 9)])
     sequences = [sequences[row] for row in going] + [context(5, 9)]
     rows = list(range(len(sequences)))
@@ -206,7 +207,7 @@ def test_openings_are_computed_in_groups_of_a_bounded_size(cells: int) -> None:
 
     model = Watched(CONFIG)
     model.load_state_dict(MODEL.state_dict())
-    drawn = CachedSampler(model.requires_grad_(False), 5, 1.0, STOP, torch.Generator().manual_seed(1), 1.0, cells)
+    drawn = CachedSampler(model.requires_grad_(False), range(5), 1.0, STOP, 1, 1.0, cells)
     sequences = [context(4 + 9 * row, row) for row in range(5)]
     drawn.append(sequences)
     for row, (ids, logprobs) in enumerate(drawn.sample(6)):
@@ -228,7 +229,46 @@ def test_tokens_can_be_taken_back(count: int) -> None:
     assert second[1] == pytest.approx(replay([*sequences[1], *others], second[0], 1.0), abs=1e-5)
 
 
-# --- The generator ---------------------------------------------------------------------------------------------------
+# --- Draws by seed, rollout and position -----------------------------------------------------------------------------
+
+
+def turns_of(rollouts: Sequence[int], refill: float, cells: int | None, late: Sequence[int] = ()) -> dict[int, list]:
+    """Return three actions of each rollout; the rollouts `late` join the batch after a call."""
+    drawn = CachedSampler(MODEL, rollouts, 1.0, (1, 3, 5), 11, refill, cells)
+    rows, found = list(rollouts), {rollout: [] for rollout in (*rollouts, *late)}
+    drawn.append([context(4 + rollout, rollout) for rollout in rollouts])
+    while rows:
+        samples = drawn.sample(12)
+        for rollout, sample in zip(rows, samples, strict=True):
+            found[rollout] += [] if sample is None else [sample[0]]
+        kept = [row for row, rollout in enumerate(rows) if len(found[rollout]) < 3]
+        more = [[] if samples[row] is None else context(rows[row] % 3, len(found[rows[row]])) for row in kept]
+        drawn.keep(kept)
+        drawn.add(late)
+        rows = [*(rows[row] for row in kept), *late]
+        drawn.append([*more, *(context(4 + rollout, rollout) for rollout in late)])
+        late = ()
+    return found
+
+
+def test_who_is_in_a_batch_and_when_does_not_change_what_is_sampled() -> None:
+    alone = {rollout: turns_of([rollout], 1.0, None)[rollout] for rollout in range(8)}
+    assert len({str(actions) for actions in alone.values()}) == 8
+    assert turns_of(range(8), 1.0, None) == alone
+    assert turns_of(range(8), 0.1, None) == alone
+    assert turns_of([5, 0, 7, 2], 0.25, 20, late=[6, 1, 4, 3]) == alone
+
+
+def test_the_draws_of_a_rollout_are_its_stream_of_uniform_numbers_by_position() -> None:
+    model = random_model()
+    torch.nn.init.zeros_(model.lm_head_VH)  # every token has probability 1 / 12
+    drawn = CachedSampler(model, [4], 1.0, (), 9)
+    drawn.append([[1, 2]])
+    ((first, _),) = drawn.sample(5)  # type: ignore[misc]
+    drawn.append([[6, 7, 8]])
+    ((second, _),) = drawn.sample(6)  # type: ignore[misc]
+    stream = np.random.Generator(np.random.Philox(key=np.array([9, 4], dtype=np.uint64))).random(11)
+    assert [*first, *second] == [int(uniform * VOCABULARY) for uniform in stream]
 
 
 def test_the_same_seed_samples_the_same_tokens() -> None:
@@ -263,10 +303,14 @@ def test_a_low_temperature_takes_the_most_probable_token() -> None:
 # --- The draw --------------------------------------------------------------------------------------------------------
 
 
+def uniform_B1(count: int, seed: int) -> torch.Tensor:
+    return torch.rand(count, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
 def test_draws_follow_the_probabilities() -> None:
     p = torch.tensor([0.0, 0.5, 0.0, 0.2, 0.15, 0.1, 0.05, 0.0])
     count = 20_000
-    chosen = _draw(p.expand(count, -1), torch.Generator().manual_seed(0))[:, 0]
+    chosen = _draw(p.expand(count, -1), uniform_B1(count, 0))[:, 0]
     seen = torch.bincount(chosen, minlength=len(p)).double()
     positive = p > 0
     assert float(seen[~positive].sum()) == 0
@@ -281,22 +325,19 @@ def test_a_token_of_probability_zero_is_never_drawn(weights: list[float], seed: 
     if sum(weights) == 0:
         weights[-1] = 1.0
     p = torch.tensor(weights, dtype=torch.float64)
-    chosen = _draw((p / p.sum()).expand(64, -1), torch.Generator().manual_seed(seed))
+    chosen = _draw((p / p.sum()).expand(64, -1), uniform_B1(64, seed))
     assert chosen.shape == (64, 1)
     assert (p[chosen[:, 0]] > 0).all()
 
 
 @pytest.mark.parametrize(("uniform", "token"), [(0.0, 1), (0.5, 3), (1 - 2**-53, 3)])
-def test_the_extremes_of_the_uniform_land_on_tokens_of_positive_probability(
-    monkeypatch: pytest.MonkeyPatch, uniform: float, token: int
-) -> None:
-    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.full(size, uniform, dtype=torch.float64))
+def test_the_extremes_of_the_uniform_land_on_tokens_of_positive_probability(uniform: float, token: int) -> None:
     p = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]])
-    assert _draw(p, torch.Generator()).tolist() == [[token]]
+    assert _draw(p, torch.tensor([[uniform]], dtype=torch.float64)).tolist() == [[token]]
 
 
 def test_a_distribution_that_does_not_sum_to_one_is_normalised() -> None:
-    chosen = _draw(torch.tensor([[0.2, 0.2]]).expand(4000, -1), torch.Generator().manual_seed(0))
+    chosen = _draw(torch.tensor([[0.2, 0.2]]).expand(4000, -1), uniform_B1(4000, 0))
     assert abs(float(chosen.double().mean()) - 0.5) < 0.05
 
 
@@ -310,7 +351,7 @@ def test_logits_that_are_not_finite_are_an_error() -> None:
 
 
 def test_sequences_of_any_length_that_fit_one_prefill_stay_in_their_rows() -> None:
-    drawn = CachedSampler(MODEL, 3, 1.0, STOP, torch.Generator().manual_seed(0), prefill_cells=100)
+    drawn = CachedSampler(MODEL, range(3), 1.0, STOP, 0, prefill_cells=100)
     rows = [context(count, count) for count in (2, 9, 5)]
     drawn.append(rows)
     for row, sample in zip(rows, drawn.sample(4), strict=True):

@@ -82,7 +82,7 @@ class Forced:
         self._actions = [self._actions[row] for row in rows]
         self.context = [self.context[row] for row in rows]
 
-    def add(self, count: int) -> None:
+    def add(self, rollouts: Sequence[int]) -> None:
         raise AssertionError("all episodes are seated from the start")
 
 

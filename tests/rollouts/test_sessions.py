@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -92,16 +93,16 @@ class Room:
 class Scribe:
     """A sampler that returns `line` for every row, and records the rows it was asked for."""
 
-    def __init__(self, batch: int) -> None:
-        self.rows: list[list[int]] = [[] for _ in range(batch)]
+    def __init__(self, rollouts: Sequence[int]) -> None:
+        self.rows: list[list[int]] = [[] for _ in rollouts]
         self.asked: list[int] = []
 
     def append(self, token_lists: Sequence[Sequence[int]]) -> None:
         for row, tokens in zip(self.rows, token_lists, strict=True):
             row.extend(tokens)
 
-    def add(self, count: int) -> None:
-        self.rows += [[] for _ in range(count)]
+    def add(self, rollouts: Sequence[int]) -> None:
+        self.rows += [[] for _ in rollouts]
 
     def keep(self, rows: Sequence[int]) -> None:
         self.rows = [self.rows[row] for row in rows]
@@ -158,8 +159,8 @@ def test_while_one_environment_works_the_policy_samples_for_the_others() -> None
                 await asyncio.sleep(0.001)
             return await super().step(action)
 
-    def sampler(batch: int) -> Scribe:
-        made.append(Scribe(batch))
+    def sampler(rollouts: Sequence[int]) -> Scribe:
+        made.append(Scribe(rollouts))
         return made[0]
 
     worlds = CannedWorlds(Slow(house), Room(house), Room(house), hosting=HostLimits(batch_wait_s=0.01))
@@ -279,8 +280,40 @@ def test_an_error_closes_every_session() -> None:
 # --- The sampler -----------------------------------------------------------------------------------------------------
 
 
-def _model() -> TinyModel:
-    model = TinyModel(TinyConfig(40, hidden=32, layers=2, heads=4, max_length=256))
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("hosting", "lose"),
+    [({"batch_wait_s": 0.001}, {}), ({"sessions": 3, "batch_wait_s": 0.001}, {}), ({}, {"b": [1], "f": [0, 2]})],
+    ids=["late-answers", "few-sessions", "lost-sessions"],
+)
+def test_the_seed_decides_the_rollouts_whoever_is_late_waits_or_is_lost(
+    hosting: dict[str, Any], lose: dict[str, list[int]]
+) -> None:
+    model, house = _model(TOKENIZER.vocab_size), House(turns=lambda name: 3, lose=lose)
+    delays = random.Random(str(hosting))
+
+    class Late(Room):
+        async def step(self, action: str, problem: str | None = None) -> StepResult:
+            await asyncio.sleep(delays.random() * 0.02 if "batch_wait_s" in hosting else 0)
+            return await super().step(action)
+
+    def played(worlds: CannedWorlds) -> list[list[int]]:
+        limits = EpisodeLimits(action_tokens=6, output_tokens=20, episode_tokens=200)
+        trajectories = play_policy(
+            lambda rollouts: CachedSampler(model, rollouts, 1.0, TOKENIZER.newline_ids, 7, refill=0.3),
+            *(PLAIN, worlds, wanted("abcdefgh"), limits),
+            verify=True,
+        )
+        return [trajectory.token_ids for trajectory in trajectories[:8]]
+
+    together = played(worlds_of(House(turns=lambda name: 3)))
+    worlds = CannedWorlds(*(Late(house) for _ in range(20)), hosting=HostLimits(**hosting))
+    assert played(worlds) == together
+    assert len({str(ids) for ids in together}) == 8
+
+
+def _model(vocabulary: int = 40) -> TinyModel:
+    model = TinyModel(TinyConfig(vocabulary, hidden=32, layers=2, heads=4, max_length=256))
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=generator)
@@ -297,7 +330,7 @@ def _replayed(model: TinyModel, before: Sequence[int], sampled: Sequence[int]) -
 
 def test_rows_that_wait_or_join_later_are_sampled_as_if_alone() -> None:
     model = _model()
-    sampler = CachedSampler(model, 2, 1.0, [], torch.Generator().manual_seed(1))
+    sampler = CachedSampler(model, range(2), 1.0, [], 1)
     texts: list[list[int]] = [[1, 2, 3], [4, 5]]
 
     def sampled(rows: list[int], count: int) -> None:
@@ -312,7 +345,7 @@ def test_rows_that_wait_or_join_later_are_sampled_as_if_alone() -> None:
             sampler.append([tokens if number == row else [] for number in range(2)])
             texts[row] += tokens
             sampled([row], 3)
-        sampler.add(1)
+        sampler.add([2])
         texts.append([9, 10, 11, 12])
         sampler.append([[], [13], [9, 10, 11, 12]])
         texts[1].append(13)
@@ -324,7 +357,7 @@ def test_rows_that_wait_or_join_later_are_sampled_as_if_alone() -> None:
         texts = [texts[0], texts[2]]
         sampled([0, 1], 2)
         sampler.keep([])
-        sampler.add(1)
+        sampler.add([3])
         texts = [[3]]
         sampler.append([[3]])
         sampled([0], 3)
@@ -333,7 +366,7 @@ def test_rows_that_wait_or_join_later_are_sampled_as_if_alone() -> None:
 @torch.no_grad()
 def test_a_row_that_waits_does_not_grow_with_the_text_of_another() -> None:
     model = _model()
-    sampler = CachedSampler(model, 2, 1.0, [], torch.Generator().manual_seed(1))
+    sampler = CachedSampler(model, range(2), 1.0, [], 1)
     ids = torch.randint(1, 40, (2, 200), generator=torch.Generator().manual_seed(2)).tolist()
     texts = [ids[0], [2]]
     sampler.append(texts)

@@ -47,8 +47,7 @@ PLAYED = workload.scripts(SMOKE, TINY.vocab, seed=0)
 
 
 def rollouts(causal_lm: Any) -> list[Trajectory]:
-    generator = torch.Generator().manual_seed(0)
-    samples = ours.play(ours.language_model(causal_lm), PLAYED, SMOKE, generator)
+    samples = ours.play(ours.language_model(causal_lm), PLAYED, SMOKE, seed=0)
     return workload.trajectories(PLAYED, samples, seed=0)
 
 
@@ -81,19 +80,19 @@ def replay(causal_lm: Any, one: Script, actions: Sequence[Sample]) -> list[list[
     return [[float(logprobs_TV[place - 1, ids[place]]) for place in span] for span in spans]
 
 
-def own_play(causal_lm: Any, work: Workload, generator: torch.Generator) -> list[list[Sample]]:
-    return ours.play(ours.language_model(causal_lm), PLAYED, work, generator)
+def own_play(causal_lm: Any, work: Workload, seed: int) -> list[list[Sample]]:
+    return ours.play(ours.language_model(causal_lm), PLAYED, work, seed)
 
 
-def reference_play(causal_lm: Any, work: Workload, generator: torch.Generator) -> list[list[Sample]]:
-    return reference.play(causal_lm, PLAYED, work, generator)
+def reference_play(causal_lm: Any, work: Workload, seed: int) -> list[list[Sample]]:
+    return reference.play(causal_lm, PLAYED, work, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("play", [own_play, reference_play])
 def test_who_plays_reads_every_observation_and_writes_the_same_number_of_tokens(
-    play: Callable[[Any, Workload, torch.Generator], list[list[Sample]]], causal_lm: Any
+    play: Callable[[Any, Workload, int], list[list[Sample]]], causal_lm: Any
 ) -> None:
-    samples = play(causal_lm, SMOKE, torch.Generator().manual_seed(1))
+    samples = play(causal_lm, SMOKE, 1)
     assert sum(len(ids) for actions in samples for ids, _ in actions) == workload.sampled_tokens(PLAYED, SMOKE)
     for one, actions in zip(PLAYED, samples, strict=True):
         assert [len(ids) for ids, _ in actions] == [SMOKE.action] * len(one.replies)

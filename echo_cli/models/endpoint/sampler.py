@@ -15,8 +15,8 @@ from echo_cli.seeds import derive_seed
 class _Row:
     """A growing sequence, and the pending request for its next tokens."""
 
-    number: int
-    """Index in the order of joining, 0-based; it does not depend on which request finishes first."""
+    rollout: int
+    """Number of the rollout; it does not depend on which request finishes first."""
     token_ids: list[int] = field(default_factory=list)
     turn: int = 0
     request: Future[Sample] | None = None
@@ -25,19 +25,18 @@ class _Row:
 class EndpointSampler:
     """A sampler like `CachedSampler`, with separate requests per sequence: a slow request delays no other sequence.
 
-    A request's seed derives from `seed`, row and turn, so all seeds differ. A server that batches by load does not
+    A request's seed derives from `seed`, rollout and turn, so all seeds differ. A server that batches by load does not
     guarantee the same tokens for the same seed.
 
     Args:
-        batch: initial number of sequences.
+        rollouts: number of the rollout of each initial sequence.
     """
 
-    def __init__(self, completions: Completions, batch: int, seed: int) -> None:
+    def __init__(self, completions: Completions, rollouts: Sequence[int], seed: int) -> None:
         self._completions = completions
         self._seed = seed
-        self._joined = 0
         self._rows: list[_Row] = []
-        self.add(batch)
+        self.add(rollouts)
 
     def append(self, token_lists: Sequence[Sequence[int]]) -> None:
         for row, token_ids in zip(self._rows, token_lists, strict=True):
@@ -52,9 +51,8 @@ class EndpointSampler:
         left, self._rows = self._rows, kept
         _cancel([row for row in left if row not in kept])
 
-    def add(self, count: int) -> None:
-        self._rows += [_Row(self._joined + number) for number in range(count)]
-        self._joined += count
+    def add(self, rollouts: Sequence[int]) -> None:
+        self._rows += map(_Row, rollouts)
 
     def sample(self, max_tokens: int, rows: Sequence[int] | None = None) -> list[Sample | None]:
         """Sample the sequences `rows` (None: all) up to and including a stop token, or `max_tokens` tokens.
@@ -83,7 +81,7 @@ class EndpointSampler:
         return samples
 
     def _ask(self, row: _Row, max_tokens: int) -> Future[Sample]:
-        seed = derive_seed(self._seed, f"endpoint/{row.number}", row.turn)
+        seed = derive_seed(self._seed, f"endpoint/{row.rollout}", row.turn)
         asked = self._completions.sample(list(row.token_ids), max_tokens, seed)
         row.request = self._completions.endpoint.start(asked)
         return row.request

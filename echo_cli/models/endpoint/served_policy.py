@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -147,8 +147,8 @@ class ServedPolicy:
         self._weights = WeightSync(self.endpoint, config.sync, config.model, Path(config.weights), self._write)
         self._synced: int | None = None
 
-    def sampler(self, updates: int, batch: int, temperature: float, seed: int) -> EndpointSampler:
-        """Return a sampler of `batch` sequences from the model's present weights.
+    def sampler(self, updates: int, rollouts: Sequence[int], temperature: float, seed: int) -> EndpointSampler:
+        """Return a sampler of `rollouts`, a sequence each, from the model's present weights.
 
         Args:
             updates: number of changes of the model's weights so far; if it is unchanged, nothing is synced.
@@ -172,7 +172,7 @@ class ServedPolicy:
         if pushing:
             self._check(completions, derive_seed(seed, "check"))
             self._synced = updates
-        return EndpointSampler(completions, batch, seed)
+        return EndpointSampler(completions, rollouts, seed)
 
     def _write(self, folder: Path) -> None:
         self._model.save(folder)

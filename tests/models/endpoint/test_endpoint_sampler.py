@@ -89,7 +89,7 @@ def play(policy: TorchPolicy, temperature: float = 1.0, count: int = 6, seed: in
 
 
 def sample_once(policy: TorchPolicy, temperature: float = 0.7, max_tokens: int = 12) -> tuple[list[int], list[float]]:
-    sampler = policy.sampler(temperature, 0)(1)
+    sampler = policy.sampler(temperature, 0)(range(1))
     sampler.append([PROMPT])
     (sample,) = sampler.sample(max_tokens)
     assert sample is not None
@@ -138,7 +138,7 @@ def test_what_is_sampled_does_not_depend_on_how_many_requests_run_at_once(connec
 
 
 def test_a_slow_request_holds_up_no_other_row(server: StandInEndpoint, connect: Connect) -> None:
-    sampler = connect().sampler(1.0, 0)(2)
+    sampler = connect().sampler(1.0, 0)(range(2))
     slow = [*PROMPT, *PROMPT]
     gate = threading.Event()
     server.alter = lambda answer, body: body["prompt"] == slow and gate.wait(10)
@@ -153,12 +153,12 @@ def test_a_slow_request_holds_up_no_other_row(server: StandInEndpoint, connect: 
 
 
 def test_a_row_is_rewound_kept_and_added_by_its_ids(server: StandInEndpoint, connect: Connect) -> None:
-    sampler = connect().sampler(1.0, 0)(2)
+    sampler = connect().sampler(1.0, 0)(range(2))
     sampler.append([[5, 6, 7], PROMPT])
     sampler.rewind(1, 2)
     sampler.rewind(1, 0)
     sampler.keep([1])
-    sampler.add(1)
+    sampler.add([2])
     sampler.append([[9], [8, 8]])
     for _ in range(2):  # one row per call: rows return in the order in which they finish
         sampler.sample(1, [0])

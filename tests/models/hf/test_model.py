@@ -283,7 +283,7 @@ def test_sampling_logprobs_equal_a_replay_with_rows_that_come_go_and_take_back(
 ) -> None:
     model = load(folder, lora=lora)
     draw = random.Random(7)
-    drawn = CachedSampler(model, 4, 0.7, STOP, torch.Generator().manual_seed(3), refill, prefill)
+    drawn = CachedSampler(model, range(4), 0.7, STOP, 3, refill, prefill)
     rows: list[list[int]] = [[] for _ in range(4)]
     running = [False] * 4
     finished = 0
@@ -292,7 +292,7 @@ def test_sampling_logprobs_equal_a_replay_with_rows_that_come_go_and_take_back(
             kept = [0, 2, *range(3, len(rows))]
             drawn.keep(kept)
             rows, running = [rows[row] for row in kept] + [[], []], [running[row] for row in kept] + [False] * 2
-            drawn.add(2)
+            drawn.add([turn, turn + 1])
         for row, ids in enumerate(rows):
             if not running[row] and len(ids) > 6 and draw.random() < 0.3:
                 drawn.rewind(row, 4)
@@ -315,7 +315,7 @@ def test_each_token_is_computed_once(folder: Path) -> None:
     seen: list[int] = []
     embedding = model.causal_lm.get_input_embeddings()
     embedding.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0].numel()))
-    drawn = CachedSampler(model, 3, 1.0, STOP, torch.Generator().manual_seed(0))
+    drawn = CachedSampler(model, range(3), 1.0, STOP, 0)
     drawn.append([tokens(100, row) for row in range(3)])
     drawn.sample(4)
     first = sum(seen)
@@ -401,7 +401,7 @@ def test_bfloat16_computes_in_it_and_trains_in_float32(lora: Any, folder: Path) 
 
 def test_bfloat16_sampling_logprobs_are_near_a_replay(folder: Path) -> None:
     model = load(folder, torch.bfloat16)
-    drawn = CachedSampler(model, 2, 1.0, STOP, torch.Generator().manual_seed(0))
+    drawn = CachedSampler(model, range(2), 1.0, STOP, 0)
     rows = [tokens(7, 1), tokens(12, 2)]
     drawn.append(rows)
     for row, sample in enumerate(drawn.sample(6)):
