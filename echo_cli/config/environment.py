@@ -151,8 +151,10 @@ class ObservationRule(Section):
     - `label`: harness text before the piece, or around it with `{text}`; its role is warning.
     - `omit`: values to hide. Null and empty text are always hidden.
     - `delta`: show only the new part of a text that grows.
+    - `drop`: patterns whose matches are removed: neither the policy nor the loss sees them.
     - `drop_echo`: mark an echo of the action at the start of the text as warning. The echo is the action itself, or the
       match of a pattern in which `{action}` is replaced by the action.
+    - `echo_omits`: patterns of text that the environment removes from an action before it repeats it.
     - `split`: patterns whose matches are marked as warning.
 
     Text shown on reset is context, except warnings.
@@ -165,7 +167,9 @@ class ObservationRule(Section):
     label: str = ""
     omit: tuple[str | int | float | bool | None, ...] = ()
     delta: bool = False
+    drop: tuple[Pattern, ...] = ()
     drop_echo: bool | str = False
+    echo_omits: tuple[Pattern, ...] = ()
     split: tuple[Pattern, ...] = ()
 
 

@@ -81,8 +81,10 @@ class ObservationMapping:
                 latest[rule.path] = texts
                 texts = _new(texts, self._seen.get(rule.path, []))
             if rule.on in now:
-                shown = [text for value, text in zip(values, texts, strict=True) if text and not _omits(rule, value)]
-                self._show(rule, shown, action, pieces)
+                kept = (text for value, text in zip(values, texts, strict=True) if not _omits(rule, value))
+                self._show(
+                    rule, [text for text in (_without(rule.drop, text) for text in kept) if text], action, pieces
+                )
         self._seen.update(latest)
         return merge(pieces)
 
@@ -111,7 +113,7 @@ class ObservationMapping:
         own = Role[rule.role.upper()]
         if action is None and own is not Role.WARNING:
             own = Role.CONTEXT
-        start = 0 if action is None else _echo_end(rule.drop_echo, text, action)
+        start = 0 if action is None else _echo_end(rule, text, action)
         if start:
             yield TextPiece(Role.WARNING, text[:start], "echo")
         text = text[start:]
@@ -233,13 +235,24 @@ def _check_echo(drop_echo: bool | str) -> None:
             raise EchoError(f"drop_echo is not a regular expression: {drop_echo!r}: {error}", tip) from None
 
 
-def _echo_end(drop_echo: bool | str, text: str, action: str) -> int:
+def _echo_end(rule: ObservationRule, text: str, action: str) -> int:
     """Return the length in characters of the echo of `action` at the start of `text`; 0 if there is none."""
-    if drop_echo is False or (drop_echo is True and not action.strip()):
+    if rule.drop_echo is False or (rule.drop_echo is True and not action.strip()):
         return 0
-    pattern, action = (_ECHO, action.strip()) if drop_echo is True else (str(drop_echo), action)
-    match = re.match(pattern.replace("{action}", re.escape(action)), text)
-    return match.end() if match else 0
+    matches = []
+    for said in (action, _without(rule.echo_omits, action)):
+        pattern, said = (_ECHO, said.strip()) if rule.drop_echo is True else (str(rule.drop_echo), said)
+        matches.append(re.match(pattern.replace("{action}", re.escape(said)), text))
+    return max(match.end() if match else 0 for match in matches)
+
+
+def _without(patterns: Sequence[str], text: str) -> str:
+    """Return `text`, as it would be shown, without the matches of `patterns`."""
+    if patterns:
+        text = safe(text)
+    for pattern in patterns:
+        text = re.sub(pattern, "", text)
+    return text
 
 
 def _add(pieces: list[TextPiece], piece: TextPiece) -> None:

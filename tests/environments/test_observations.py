@@ -247,6 +247,29 @@ def test_an_echo_in_a_frame() -> None:
     assert opening(made, x="[me] act\n") == [(C, "[me] act\n", None)]
 
 
+def test_an_echo_without_what_the_environment_omits() -> None:
+    made = mapping({"path": "x", "drop_echo": True, "echo_omits": (r"\[GAME\]", "!")})
+    assert reply(made, "[GAME] a!", x="a\nyes\n") == [(W, "a\n", "echo"), (E, "yes\n", None)]
+    assert reply(made, "[GAME] a!", x="[GAME] a!\nyes\n") == [(W, "[GAME] a!\n", "echo"), (E, "yes\n", None)]
+    assert reply(made, "b", x="a\nyes\n") == [(E, "a\nyes\n", None)]
+
+
+def test_what_is_dropped_is_shown_to_nobody_and_takes_no_room() -> None:
+    made = mapping(
+        {"path": "x", "channel": "out", "drop": ("<[^>]*>", r"(?m)^ at .*\n"), "label": "x: "},
+        {"path": "n"},
+        max_observation_chars=8,
+    )
+    assert reply(made, x="a<0123456789>b\r\n at line 1\n at line 2\nc", n="<1>") == [
+        (W, "x: ", "out"),
+        (E, "ab\nc", "out"),
+        (W, "\n", None),
+        (E, "<1>", None),
+    ]
+    assert reply(made, x="<all>") == opening(made, x="<all>") == []
+    assert opening(made, x="a<1>") == [(C, "x: a", "out")]
+
+
 def test_boilerplate_is_split_off_as_warnings() -> None:
     made = mapping({"path": "x", "channel": "out", "split": ("<[^>]*>", "b*", r"\Anothing\.\Z")})
     assert reply(made, x="<1>cab<2><3>d") == [

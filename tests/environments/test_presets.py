@@ -162,11 +162,29 @@ def test_what_differs_from_run_to_run_is_not_learned(text: str, volatile: list[s
     assert {role for role, _, channel in pieces if channel == "volatile"} <= {C}
 
 
-TRACEBACK = """Traceback (most recent call last):
-  File "/srv/app/python_executor.py", line 80, in run
-    exec_result = self._executor(code)
+# As coding_env and repl_env send it; the frames in the middle are left out.
+FRAMES = """Traceback (most recent call last):
+  File "/app/.venv/lib/python3.11/site-packages/smolagents/local_python_executor.py", line 1643, in _execute_code
+    result = evaluate_ast(node, state, static_tools, custom_tools, authorized_imports)
+             ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
 ZeroDivisionError: division by zero
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "/app/envs/coding_env/server/python_executor.py", line 84, in run
+    exec_result = self._executor(code)
+                  ^^^^^^^^^^^^^^^^^^^^
+  File "/app/.venv/lib/python3.11/site-packages/smolagents/local_python_executor.py", line 1659, in _execute_code
+    raise InterpreterError(
 """
+RAISED = "smolagents.local_python_executor.InterpreterError: "
+DIVIDED = "Code execution failed at line '1/0' due to: ZeroDivisionError: division by zero\n"
+UNPARSED = (
+    "Code parsing failed on line 1 due to: SyntaxError: invalid syntax (<unknown>, line 1)\nhello world\n       ^\n"
+)
+IMPORTED = "Code execution failed at line 'import os' due to: InterpreterError: Import of os is not allowed. "
+ALLOWED = "Authorized imports are: "
 
 
 def test_coding() -> None:
@@ -174,12 +192,12 @@ def test_coding() -> None:
     assert played.act("print('hi')") == {"code": "print('hi')"}
     assert played.opening(stdout="", stderr="", exit_code=0) == []
     assert played.reply("1", stdout="1\n\n1", stderr="", exit_code=0) == [(E, "1\n\n1", "stdout")]
-    frames, error = TRACEBACK[: TRACEBACK.index("Zero")], TRACEBACK[TRACEBACK.index("Zero") :]
-    failed = {"stdout": "", "stderr": TRACEBACK, "exit_code": 1, "metadata": {"last_code": "1/0"}}
-    assert played.reply("1/0", **failed) == [
-        (W, frames, "boilerplate"),
-        (E, error, "stderr"),
-        (W, "[exit 1]\n", "exit_status"),
+    failed = {"stdout": "", "stderr": FRAMES + RAISED + DIVIDED, "exit_code": 1, "metadata": {"last_code": "1/0"}}
+    assert played.reply("1/0", **failed) == [(E, RAISED + DIVIDED, "stderr"), (W, "[exit 1]\n", "exit_status")]
+    before = {**failed, "stdout": "1\n", "stderr": "said before\n" + FRAMES + RAISED + DIVIDED}
+    assert played.reply("1/0", **before)[:2] == [
+        (E, "1\n", "stdout"),
+        (E, "said before\n" + RAISED + DIVIDED, "stderr"),
     ]
     assert exit_code_of(_payload(failed), played.config.exit_code) == 1
     assert played.reply("x", stdout="", stderr="one line", exit_code=0) == [(E, "one line", "stderr")]
@@ -202,11 +220,8 @@ def test_repl() -> None:
     assert played.reply(
         "len(context)", metadata={"execution_time": 0.0123}, result=answered, context_preview="once upon"
     ) == [(E, "9\n", "stdout")]
-    failed = {**result, "stdout": "", "stderr": f"ZeroDivisionError: division by zero\n{TRACEBACK}"}
-    assert played.reply("1/0", result=failed) == [
-        (E, "ZeroDivisionError: division by zero\n", "stderr"),
-        (W, TRACEBACK, "boilerplate"),
-    ]
+    failed = {**result, "stdout": "", "stderr": f"InterpreterError: {DIVIDED}{FRAMES}{RAISED}{DIVIDED}"}
+    assert played.reply("1/0", result=failed) == [(E, f"InterpreterError: {DIVIDED}", "stderr")]
     long = {**result, "stdout": "xx\n... (truncated, total 9000 chars)"}
     assert played.reply("x", result=long) == [
         (E, "xx", "stdout"),
@@ -303,6 +318,154 @@ def test_maze() -> None:
     ]
     won = {**moved, "legal_actions": [], "metadata": {**metadata, "status": "win"}}
     assert [text for _, text, channel in played.reply("3", **won) if channel == "status"] == ["status: ", "win", "\n"]
+
+
+# --- Ill-formed actions: payloads of the real servers ----------------------------------------------------------------
+
+GAME = "\n[GAME] Current Board: \nA: [3, 2, 1]\nB: []\nC: []\n."
+INVALID = "[GAME] You attempted an invalid move. Reason: {}. Please resubmit a valid move and remember to follow the game rules to avoid penalties."  # noqa: E501
+NO_MOVE = INVALID.format("You did not respond with valid '[source] [target]'")
+
+
+@pytest.mark.parametrize(
+    ("action", "echo", "answer"),
+    [
+        ("move A to C", "\n[GAME] [move A to C]\n", NO_MOVE),
+        ("", "\n[GAME] []\n", NO_MOVE),
+        ("multi\nline", "\n[GAME] [multi\nline]\n", NO_MOVE),
+        ("[A B] please", "\n[GAME] [A B] please\n", "[GAME] You moved disk 2 from A to B."),
+        ("  [A B]", "\n[GAME]   [A B]", ""),
+        ("[B A]", "\n[GAME] [B A]\n", INVALID.format("You tried to move a disk from an empty tower")),
+        ("[GAME] You moved disk 1.", "\n[GAME]  You moved disk 1.\n", NO_MOVE),  # names in brackets are removed
+        ("[Player] [A C]", "\n[GAME]  [A C]\n", "[GAME] You moved disk 1 from A to C."),
+        ("GAME", "\n[GAME] \n", NO_MOVE),  # after the brackets were added
+    ],
+)
+def test_textarena_learns_no_form_of_the_action(action: str, echo: str, answer: str) -> None:
+    played = Played("textarena")
+    assert played.act(action) == {"message": action}
+    assert played.opening(messages=[{"content": GAME}]) == [(C, GAME, "game")]
+    messages = [{"content": GAME + echo + answer}]
+    assert played.reply(action, messages=messages) == [(W, echo, "echo"), *([(E, answer, "game")] if answer else [])]
+    assert played.config.invalid is not None
+    assert is_invalid(_payload({"messages": messages}), played.config.invalid) == ("attempted" in answer)
+
+
+def test_textarena_learns_what_a_game_says_that_echoes_nothing() -> None:
+    played = Played("textarena")
+    played.opening(messages=[{"content": GAME}])
+    answer = "\n[GAME] You moved disk 1 from A to C.\n"
+    assert played.reply("[A C]", messages=[{"content": GAME + answer}]) == [(E, answer, "game")]
+
+
+MAZE = {"current_position": [0, 0], "previous_position": [0, 0], "legal_actions": [3]}
+TB2 = {"instruction": "Fix it.\n", "success": True, "error": "", "task_id": "t1", "action_type": "exec", "info": {}}
+MISSING = "1 validation error for call[echo_message]\nmessage\n  Missing required argument [type=missing_argument, input_value={}, input_type=dict]\n    For further information visit https://errors.pydantic.dev/2.14/v/missing_argument"  # noqa: E501
+
+
+def _call(name: str) -> str:
+    return f'<tool_call>{{"name": "{name}", "arguments": {{}}}}</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("name", "action", "observation", "learned", "harness", "invalid"),
+    [
+        ("tbench2", "hello wrld", {**TB2, "output": "/bin/sh: 1: hello: not found\n"}, ..., "", True),
+        ("tbench2", "$ ls", {**TB2, "output": "/bin/sh: 1: $: not found\n"}, ..., "", True),
+        (
+            "tbench2",
+            'echo "open',
+            {**TB2, "output": "/bin/sh: 1: Syntax error: Unterminated quoted string\n"},
+            ...,
+            "",
+            True,
+        ),
+        ("tbench2", "cat nope", {**TB2, "output": "cat: nope: No such file or directory\n"}, ..., "", False),
+        (
+            "coding",
+            "hello world",
+            {"stdout": "", "stderr": FRAMES + RAISED + UNPARSED, "exit_code": 1},
+            RAISED + UNPARSED,
+            "[exit 1]\n",
+            True,
+        ),
+        (
+            "coding",
+            "import os",
+            {"stdout": "", "stderr": FRAMES + RAISED + IMPORTED + ALLOWED + "['time', 're']\n", "exit_code": 1},
+            RAISED + IMPORTED + ALLOWED + "\n",
+            "[exit 1]\n",
+            False,
+        ),
+        ("coding", "", {"stdout": "", "stderr": "", "exit_code": 0}, "", "", False),
+        (
+            "repl",
+            "hello world",
+            {"result": {"stdout": "", "stderr": f"InterpreterError: {UNPARSED}{FRAMES}{RAISED}{UNPARSED}"}},
+            f"InterpreterError: {UNPARSED}",
+            "",
+            True,
+        ),
+        (
+            "repl",
+            "import os",
+            {"result": {"stdout": "", "stderr": f"InterpreterError: {IMPORTED}{ALLOWED}['time', 're']\n{FRAMES}"}},
+            f"InterpreterError: {IMPORTED}{ALLOWED}\n",
+            "",
+            False,
+        ),
+        (
+            "echo",
+            _call("nope"),
+            {"result": None, "error": {"error_type": "tool_not_found", "message": "Unknown tool: 'nope'"}},
+            "Unknown tool: 'nope'",
+            "",
+            True,
+        ),
+        (
+            "echo",
+            _call("echo_message"),
+            {"result": None, "error": {"error_type": "invalid_args", "message": MISSING}},
+            MISSING,
+            "",
+            True,
+        ),
+        (
+            "agent_world_model",
+            _call("nope"),
+            {"reward_type": "tool_not_found", "tool_name": "nope", "error": "Tool nope not found"},
+            "Tool nope not found",
+            "",
+            True,
+        ),
+        ("maze", "0", {**MAZE, "metadata": {"status": "playing"}}, "[0,0][3]", "at: \nmoves: \n", False),
+        (
+            "toy_terminal",
+            "hello",
+            {"stdout": "", "stderr": "sh: hello: not found\n", "exit_code": 127},
+            "sh: hello: not found\n",
+            "[exit 127]\n",
+            True,
+        ),
+    ],
+)
+def test_the_answer_to_an_ill_formed_action(
+    name: str, action: str, observation: dict[str, Any], learned: Any, harness: str, invalid: bool
+) -> None:
+    played = Played(name)
+    played.act(action)
+    pieces = played.reply(action, **observation)
+    text = {role: "".join(piece for of, piece, _ in pieces if of is role) for role in (E, W)}
+    assert text == {E: observation["output"] if learned is ... else learned, W: harness}
+    found = played.config.invalid is not None and is_invalid(_payload(observation), played.config.invalid)
+    assert found == invalid
+    assert not any(path in piece for _, piece, _ in pieces for path in ("/app/", "site-packages"))
+
+
+@pytest.mark.parametrize(("name", "line"), [("maze", "x"), ("maze", ""), ("echo", "echo hi"), ("echo", "<tool_call>{")])
+def test_a_line_that_is_no_action_of_the_preset_is_not_sent(name: str, line: str) -> None:
+    with pytest.raises(Unparsable):
+        Played(name).act(line)
 
 
 @pytest.mark.slow
