@@ -12,7 +12,7 @@ from echo_cli.evaluation.loaded_run import LoadedRun, load_run
 from echo_cli.evaluation.measures import env_ce_difference, tokens_of
 from echo_cli.evaluation.pass_at_k import compare_outcomes
 from echo_cli.evaluation.records import HELDOUT, Difference, Evaluation
-from echo_cli.evaluation.run_evaluation import cut_notes, novel_pairs, predict_pools, report_policy
+from echo_cli.evaluation.run_evaluation import cut_notes, met_notes, novel_pairs, predict_pools, report_policy
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.runs.pools import Pair
 from echo_cli.text import escape_unprintable
@@ -75,7 +75,7 @@ def _compare(
             )
             for name, of in tokens.items()
         ],
-        notes=[*cut_notes(first.pools, first.initial.model.max_length), *first.notes],
+        notes=[*cut_notes(first.pools, first.initial.model.max_length), *met_notes(tokens), *first.notes],
     )
 
 

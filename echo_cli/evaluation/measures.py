@@ -75,6 +75,11 @@ class Tokens:
         return np.asarray((self.role == "env_output") & self.novel)
 
     @property
+    def seen(self) -> Bools:
+        """Mask of the env_output tokens of pairs that training has executed."""
+        return np.asarray((self.role == "env_output") & ~self.novel)
+
+    @property
     def match_length(self) -> Ints:
         """Length of the longest earlier match of the preceding tokens, in tokens; see `longest_suffix_matches`."""
         return self._matches[0]
@@ -256,8 +261,7 @@ def groups(tokens: Tokens) -> Iterator[tuple[str, str, Bools]]:
         yield "command", command, headline & (tokens.command == command)
     for status in sorted(set(tokens.exit_status[headline]), key=lambda text: (not text.isdigit(), len(text), text)):
         yield "exit_status", status, headline & (tokens.exit_status == status)
-    output = tokens.role == "env_output"
-    for key, chosen in (("novel", headline), ("seen", output & ~tokens.novel)):
+    for key, chosen in (("novel", headline), ("seen", tokens.seen)):
         if chosen.any():
             yield "pair", key, chosen
     bucket = np.searchsorted([first for _, first in POSITIONS], tokens.position, side="right") - 1

@@ -101,6 +101,11 @@ class ModelReport:
         headline = self.headline(pool)
         return headline.estimates.get(name) if headline else None
 
+    def seen_env_ce(self, pool: str) -> Estimate | None:
+        """Return env-CE over the seen pairs of a pool without novel pairs; None for other pools."""
+        seen = self.group(pool, "pair").get("seen")
+        return None if seen is None or self.headline(pool) is not None else seen.estimates["env_ce"]
+
     def pass_at(self, pool: str, k: int) -> Estimate | None:
         """Return pass@k on the tasks of a pool; None if no tasks were played."""
         return next((entry.estimate for entry in self.passed if (entry.pool, entry.k) == (pool, k)), None)

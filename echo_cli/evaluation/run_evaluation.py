@@ -107,7 +107,12 @@ def _evaluate(
         novel_pairs={name: novel_pairs(of) for name, of in tokens.items()},
         baselines=measure_baselines(run.name, tokens, policy.tokenizer, executed, validation),
         tasks=[row for pool in played for row in _task_rows(pool, played[pool], played_after[pool])],
-        notes=[*cut_notes(run.pools, policy.model.max_length), *run.notes, *_notes(executed, steps[-1])],
+        notes=[
+            *cut_notes(run.pools, policy.model.max_length),
+            *met_notes(tokens),
+            *run.notes,
+            *_notes(executed, steps[-1]),
+        ],
         readout=readout,
     )
 
@@ -125,6 +130,15 @@ def cut_notes(pools: Mapping[str, Pool], context: int) -> list[str]:
         f"{pool_title(name)}: trajectories truncated to the model's context of {context} tokens: {pool.cut}"
         for name, pool in pools.items()
         if pool.cut
+    ]
+
+
+def met_notes(tokens: Mapping[str, Tokens]) -> list[str]:
+    """Describe the pools without a novel pair, whose env-CE is over seen pairs alone."""
+    return [
+        f"{pool_title(name)}: training has executed every pair; no pair is novel, and env-CE is over seen pairs alone"
+        for name, of in tokens.items()
+        if of.seen.any() and not of.headline.any()
     ]
 
 
@@ -155,6 +169,8 @@ def report_policy(
         if detailed:
             chosen += groups(of)
             bins[pool] = reliability(predictions[pool], of.headline)
+        elif not of.headline.any():
+            chosen.append(("pair", "seen", of.seen))
         for group, key, mask in chosen:
             if (found := measure(of, predictions[pool], mask)) is not None:
                 measured.append(Measured(pool, group, key, found))

@@ -123,13 +123,22 @@ class _ChartOf:
 
 
 _SAME_PAIRS = "the same pairs before training"
+_SEEN_PAIRS = "seen pairs, as none is novel"
 _CHARTS = (
-    _ChartOf("Held-out env-CE", "nats/token", {"heldout/env_ce": "held-out", "heldout/env_ce_start": _SAME_PAIRS}),
-    _ChartOf("OOD env-CE", "nats/token", {"ood/env_ce": "OOD", "ood/env_ce_start": _SAME_PAIRS}),
+    _ChartOf(
+        "Held-out env-CE",
+        "nats/token",
+        {"heldout/env_ce": "held-out", "heldout/env_ce_start": _SAME_PAIRS, "heldout/env_ce_seen": _SEEN_PAIRS},
+    ),
+    _ChartOf(
+        "OOD env-CE",
+        "nats/token",
+        {"ood/env_ce": "OOD", "ood/env_ce_start": _SAME_PAIRS, "ood/env_ce_seen": _SEEN_PAIRS},
+    ),
     _ChartOf(
         "Env-CE of held-out traces",
         "nats/token",
-        {"traces/env_ce": "held-out traces", "traces/env_ce_start": _SAME_PAIRS},
+        {"traces/env_ce": "held-out traces", "traces/env_ce_start": _SAME_PAIRS, "traces/env_ce_seen": _SEEN_PAIRS},
         missed=False,
     ),
     _ChartOf("pass@1", "tasks solved", {"heldout/pass_at_1": "held-out", "validation/pass_at_1": "validation"}),
@@ -153,11 +162,12 @@ def charts(curves: Sequence[Curve], most: int) -> list[Chart]:
     """Return the charts that have a finite value, with at most `most` points per line."""
     found = []
     for spec in _CHARTS:
+        drawn = [metric for metric in spec.series if any(_is_drawn(curve, metric) for curve in curves)]
         lines = [
             Line(run, series, thinned(curve.series[metric], most))
             for run, curve in enumerate(curves)
-            for series, metric in enumerate(spec.series)
-            if any(math.isfinite(value) for _, value in curve.series[metric])
+            for series, metric in enumerate(drawn)
+            if _is_drawn(curve, metric)
         ]
         first = next(iter(spec.series))
         best = tuple(
@@ -167,8 +177,14 @@ def charts(curves: Sequence[Curve], most: int) -> list[Chart]:
             if step == curve.best_step and first.startswith("heldout/") and math.isfinite(value)
         )
         if lines:
-            found.append(Chart(spec.title, spec.unit, tuple(spec.series.values()), tuple(lines), best))
+            found.append(
+                Chart(spec.title, spec.unit, tuple(spec.series[metric] for metric in drawn), tuple(lines), best)
+            )
     return found
+
+
+def _is_drawn(curve: Curve, metric: str) -> bool:
+    return any(math.isfinite(value) for _, value in curve.series[metric])
 
 
 def undrawn(curves: Sequence[Curve]) -> list[str]:

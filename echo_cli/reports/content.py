@@ -13,19 +13,23 @@ from itertools import chain, zip_longest
 from typing import Any, Literal
 
 from echo_cli.runs.curves import Curve
+from echo_cli.runs.summary import is_met
 from echo_cli.statistics import Estimate
 from echo_cli.traces.inspection.account import RoleAccount
 
 MEASURES: Mapping[str, str] = {
     "heldout/env_ce": "held-out env-CE, nats/token",
     "heldout/env_ce_start": "  the same pairs before training",
+    "heldout/env_ce_seen": "held-out env-CE of seen pairs, as none is novel",
     "heldout/env_bits_per_byte": "held-out bits per byte",
     "heldout/token_accuracy": "held-out token accuracy",
     "heldout/pass_at_1": "held-out pass@1",
     "ood/env_ce": "OOD env-CE, nats/token",
+    "ood/env_ce_seen": "OOD env-CE of seen pairs, as none is novel",
     "ood/env_bits_per_byte": "OOD bits per byte",
     "ood/token_accuracy": "OOD token accuracy",
     "traces/env_ce": "held-out traces' env-CE, nats/token",
+    "traces/env_ce_seen": "held-out traces' env-CE of seen pairs, as none is novel",
     "traces/env_bits_per_byte": "held-out traces' bits per byte",
     "traces/token_accuracy": "held-out traces' token accuracy",
 }
@@ -156,6 +160,7 @@ def plain_columns(summary: Mapping[str, Any]) -> tuple[Column, ...]:
             key: Estimate(value, None, None)
             for key in MEASURES
             if (value := parts[key.split("/")[0]].get(key.split("/")[1])) is not None
+            and (not key.endswith("/env_ce_seen") or is_met(parts[key.split("/")[0]]))
         }
         if figures:
             columns.append(Column(label, parts["heldout"].get("step"), figures))

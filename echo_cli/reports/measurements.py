@@ -220,7 +220,7 @@ def _remarks(run: LoadedRun, tokens: Mapping[str, Tokens], without_heat: int) ->
         yield "the run has no record of executed pairs: the figures are over all pairs, including seen pairs"
     for name, of in tokens.items():
         if not novel_pairs(of):
-            yield f"no {pool_title(name)} pair is novel"
+            yield f"training has executed every {pool_title(name)} pair: env-CE is over seen pairs, as none is novel"
     if not _plays(run) and any(row.get("heldout/pass_at_1") is not None for row in run.directory.read_metrics()):
         yield "pass@1 has no interval: its tasks are not replayed for a report"
     if without_heat:
@@ -252,6 +252,8 @@ def _figures(tokens: Mapping[str, Tokens], predictions: Mapping[str, Predictions
     for pool, of in tokens.items():
         if (found := measure(of, predictions[pool], of.headline)) is not None:
             figures |= {f"{pool}/{name}": estimate for name, estimate in found.estimates.items()}
+        elif (met := measure(of, predictions[pool], of.seen)) is not None:
+            figures[f"{pool}/env_ce_seen"] = met.estimates["env_ce"]
     return figures
 
 

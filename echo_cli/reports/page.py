@@ -75,7 +75,7 @@ def _facts(run: str, episode: PageEpisode) -> dict[str, str]:
 MOST_BYTES = 2_000_000
 _WITHOUT_EPISODES = 1_500_000  # bytes of everything else, so that some episodes fit
 _POINTS = (500, 200, 80, 30, 10)  # points per line; the page uses the most that fit
-_ON_CARDS = ("heldout/env_ce", "heldout/pass_at_1", "ood/env_ce", "traces/env_ce")
+_ON_CARDS = ("heldout/env_ce", "heldout/env_ce_seen", "heldout/pass_at_1", "ood/env_ce", "traces/env_ce")
 _POOLS = {"heldout": "held-out", "ood": "OOD", "traces": "held-out traces'"}
 
 
@@ -174,7 +174,8 @@ def _curves(report: Report, most: int) -> dict[str, Any]:
 
 def _remarks(report: Report, found: list[Chart], most: int) -> Iterator[str]:
     if any(chart.best for chart in found):
-        yield "A star marks the best step, chosen on the validation pool."
+        measures = sorted({curve.selected_by for curve in report.curves if curve.best_step is not None})
+        yield f"A star marks the held-out figure at the best step, which {' or '.join(measures)} has chosen."
     if any(len(points) > most for curve in report.curves for points in curve.series.values()):
         yield f"Lines of more than {most} points are thinned; their minima and maxima are kept."
     if missing := undrawn(report.curves):

@@ -43,23 +43,33 @@ class _Series:
 
 @dataclass(frozen=True)
 class _Panel:
+    name: str
+    """Name of the main series' measure."""
     title: str
     sweep_title: str
     unit: str
     held_out: _Series
     """Main series of the panel."""
     around: tuple[_Series, ...]
+    fallback: _Series | None = None
+    """Series at the steps at which the main series has no value because no pair is novel."""
     limits: tuple[float, float] | None = None
     nothing: str = "no held-out evaluation yet"
 
     @property
     def series(self) -> tuple[_Series, ...]:
-        return (self.held_out, *self.around)
+        return (self.held_out, *([self.fallback] if self.fallback else []), *self.around)
+
+    @property
+    def measured(self) -> tuple[_Series, ...]:
+        """Series of held-out measures, one of which an evaluated step has."""
+        return (self.held_out, *([self.fallback] if self.fallback else []))
 
 
 _THICK: dict[str, Any] = {"linewidth": 2.2, "markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.8}
 _THIN: dict[str, Any] = {"linewidth": 1.0, "alpha": 0.55}
 _DASHED: dict[str, Any] = {"linewidth": 1.5, "linestyle": (0, (4, 2))}
+_DOTTED: dict[str, Any] = {"linewidth": 1.6, "linestyle": (0, (1, 2)), "markersize": 4}
 _STAR: dict[str, Any] = {
     "marker": "*",
     "markersize": 16,
@@ -70,6 +80,7 @@ _STAR: dict[str, Any] = {
 }
 _PANELS = (
     _Panel(
+        name="held-out env-CE",
         title="held-out env-CE, nats/token (novel pairs)",
         sweep_title="held-out env-CE, nats/token (novel pairs)",
         unit="env-CE, nats/token",
@@ -78,8 +89,10 @@ _PANELS = (
             _Series("ood/env_ce", "OOD worlds", {**_DASHED, "zorder": 3}),
             _Series("train/env_ce", "train", {**_THIN, "zorder": 2}),
         ),
+        fallback=_Series("heldout/env_ce_seen", "seen pairs, as none is novel", {**_DOTTED, "zorder": 4}, marked=True),
     ),
     _Panel(
+        name="held-out pass@1",
         title="tasks solved: held-out pass@1, train reward",
         sweep_title="tasks solved: held-out pass@1",
         unit="fraction solved",
@@ -92,7 +105,7 @@ _PANELS = (
 
 _LEGEND_ROW = 0.24  # inches
 _NAME_LENGTH = 40
-_BEST = "best on validation"
+_BEST = "best step"
 
 
 def plot_run(runs: Sequence[Path], output: Path | None = None) -> Plotted:
@@ -145,7 +158,7 @@ def plot_sweep(groups: Sequence[tuple[str, Sequence[Path]]], output: Path) -> Pl
         runs_of.setdefault(escape_unprintable(label), []).extend(runs)
     if not runs_of or not all(runs_of.values()):
         raise EchoError("no run to plot", "name at least one run for every label of the sweep")
-    metrics = [panel.held_out.metric for panel in _PANELS]
+    metrics = [series.metric for panel in _PANELS for series in panel.measured]
     labels = list(runs_of)
     curves = [[read_curve(path, path.name, metrics) for path in runs] for runs in runs_of.values()]
     bands = [{metric: band(group, metric) for metric in metrics} for group in curves]
@@ -162,6 +175,8 @@ def plot_sweep(groups: Sequence[tuple[str, Sequence[Path]]], output: Path) -> Pl
 
 def _draw_runs(curves: Sequence[Curve], figure: Figure) -> None:
     alone = len(curves) == 1
+    measures = {curve.selected_by for curve in curves}
+    chosen = f"{_BEST} by {measures.pop()}" if len(measures) == 1 else f"{_BEST}, chosen on validation"
     for axes, panel in _axes(figure):
         for index, curve in enumerate(curves):
             for series in panel.series:
@@ -170,9 +185,9 @@ def _draw_runs(curves: Sequence[Curve], figure: Figure) -> None:
                     axes.plot(*zip(*points, strict=True), **look, **series.style, label=series.label)
             if star := _best_point(curve, panel.held_out.metric):
                 # The star's value is in the legend, where it hides no point.
-                best = f"{_BEST}:\n{star[1]:.3f} at step {star[0]}" if alone else _BEST
+                best = f"{_BEST} {star[0]},\nby {curve.selected_by}:\n{panel.name} {star[1]:.3f}" if alone else chosen
                 axes.plot([star[0]], [star[1]], **{**_look(index), **_STAR}, label=best)
-        _finish(axes, panel, any(curve.series[panel.held_out.metric] for curve in curves))
+        _finish(axes, panel, any(curve.series[of.metric] for curve in curves for of in panel.measured))
         handles, labels = axes.get_legend_handles_labels()
         drawn = dict(zip(labels, handles, strict=True))
         # The best point comes last, after the series in the panel's order.
@@ -195,15 +210,16 @@ def _draw_runs(curves: Sequence[Curve], figure: Figure) -> None:
 def _draw_sweep(labels: Sequence[str], bands: Sequence[dict[str, Band]], runs: Sequence[int], figure: Figure) -> None:
     for axes, panel in _axes(figure):
         for index, by_metric in enumerate(bands):
-            of = by_metric[panel.held_out.metric]
-            if of.steps:
-                axes.fill_between(of.steps, of.low, of.high, color=_look(index)["color"], alpha=0.15, linewidth=0)
-                axes.plot(of.steps, of.mean, **_look(index), **panel.held_out.style)
-        _finish(axes, panel, any(by_metric[panel.held_out.metric].steps for by_metric in bands))
-        axes.set_title(panel.sweep_title)
-    _figure_legend(
-        figure, [_band_title(*entry) for entry in zip(labels, [list(of.values()) for of in bands], runs, strict=True)]
-    )
+            for series in panel.measured:
+                of = by_metric[series.metric]
+                if of.steps:
+                    axes.fill_between(of.steps, of.low, of.high, color=_look(index)["color"], alpha=0.15, linewidth=0)
+                    axes.plot(of.steps, of.mean, **_look(index), **series.style)
+        drawn = [series for series in panel.measured if any(by_metric[series.metric].steps for by_metric in bands)]
+        _finish(axes, panel, bool(drawn))
+        axes.set_title(panel.sweep_title + (" · dotted: seen pairs" if panel.fallback in drawn else ""))
+    headlines = [[by_metric[panel.held_out.metric] for panel in _PANELS] for by_metric in bands]
+    _figure_legend(figure, [_band_title(*entry) for entry in zip(labels, headlines, runs, strict=True)])
 
 
 def _axes(figure: Figure) -> list[tuple[Axes, _Panel]]:
@@ -255,7 +271,7 @@ def _title(curve: Curve) -> str:
 
 def _best(curve: Curve) -> str:
     star = _best_point(curve, "heldout/env_ce")
-    return "" if star is None else f" (best: {star[1]:.3f} nats/token at step {star[0]})"
+    return "" if star is None else f" ({_BEST} {star[0]}: held-out env-CE {star[1]:.3f} nats/token)"
 
 
 def _best_point(curve: Curve, metric: str) -> tuple[int, float] | None:

@@ -71,7 +71,8 @@ def _draw(results: Sequence[LambdaResult], dots: Sequence[Sequence[Figures]], fi
         axes.set_xlim(-0.5, len(results) - 0.5)
         axes.grid(visible=False, axis="x")
         if all(result.measures[last] is None for result in results):
-            write_in_the_middle(axes, "not measured")
+            met = last == "env_ce_last" and any(result.measures["env_ce_seen_last"] for result in results)
+            write_in_the_middle(axes, "every held-out pair was executed in training" if met else "not measured")
         elif unit == "fraction solved":  # an interval may reach beyond [0, 1]
             low, high = axes.get_ylim()
             axes.set_ylim(max(low, -0.03), min(high, 1.03))

@@ -11,7 +11,13 @@ from typing import Any
 from echo_cli.errors import EchoError
 from echo_cli.files import Row
 from echo_cli.runs.directory import RunDirectory
+from echo_cli.runs.summary import is_met
 from echo_cli.text import escape_unprintable
+
+_SELECTED_BY = {
+    "validation/pass_at_1": "validation pass@1",
+    "validation/mean_reward": "validation reward",
+}
 
 Points = list[tuple[int, float]]
 """Points (step, value); steps without a value are omitted."""
@@ -25,9 +31,11 @@ class Curve:
     coefficient: float | None
     """λ"""
     series: dict[str, Points]
-    """Points by metric name."""
+    """Points by metric name; `env_ce_seen` of a pool only at steps by which training had executed all its pairs."""
     best_step: int | None
     """Step chosen on the validation split; None without validation."""
+    selected_by: str = "validation env-CE"
+    """Measure that chose the best step, as text."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ def read_curve(path: Path, name: str, metrics: Sequence[str]) -> Curve:
         coefficient if said_coefficient is None else said_coefficient,
         {metric: _points(run, rows, metric) for metric in metrics},
         best if said_best is None else int(said_best),
+        _SELECTED_BY.get(summary.get("selected_by", ""), "validation env-CE"),
     )
 
 
@@ -89,7 +98,10 @@ def band(curves: Sequence[Curve], metric: str) -> Band:
 
 def _points(run: RunDirectory, rows: Sequence[Row], metric: str) -> Points:
     points = []
+    pool, _, name = metric.partition("/")
     for row in rows:
+        if name == "env_ce_seen" and not is_met(row, pool):
+            continue
         step, value = row.get("step"), row.get(metric)
         if not isinstance(step, int):
             raise EchoError(

@@ -8,12 +8,25 @@ from typing import Any, Literal
 Row = Mapping[str, Any]
 SelectBy = Literal["env_ce", "pass_at_1"]
 
+_EVALUATED = ("env_ce", "env_ce_seen", "pass_at_1")
+"""Held-out measures, one of which a row of an evaluated step has."""
+
 
 def best_step(rows: Sequence[Row], select_by: SelectBy = "env_ce") -> int | None:
     """Return the first step with the lowest validation env-CE or highest validation pass@1; None without validation."""
     key, sign = f"validation/{select_by}", 1.0 if select_by == "env_ce" else -1.0
     measured = [(sign * row[key], row["step"]) for row in rows if row.get(key) is not None]
     return min(measured)[1] if measured else None
+
+
+def is_met(values: Row, pool: str = "") -> bool:
+    """Return whether training had executed every pair of a pool, so that its env-CE is over seen pairs alone.
+
+    Args:
+        values: a row or, without `pool`, the measures of one pool.
+    """
+    prefix = f"{pool}/" if pool else ""
+    return values.get(f"{prefix}env_ce") is None and values.get(f"{prefix}env_ce_seen") is not None
 
 
 def warnings_of(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
@@ -33,9 +46,7 @@ def summarize_run(
 ) -> dict[str, Any]:
     """Return the object of summary.json. `seconds` is wall-clock time; `coeff` is λ before its schedule."""
     best = best_step(rows, select_by)
-    evaluated = [
-        row for row in rows if row.get("heldout/env_ce") is not None or row.get("heldout/pass_at_1") is not None
-    ]
+    evaluated = [row for row in rows if any(row.get(f"heldout/{name}") is not None for name in _EVALUATED)]
     chosen = {
         "before": evaluated[0] if evaluated and evaluated[0]["step"] == 0 else None,
         "best": next((row for row in evaluated if row["step"] == best), None),

@@ -13,6 +13,7 @@ from typing import Any
 from echo_cli.config.schema import Config
 from echo_cli.files import Row, write_csv, write_json
 from echo_cli.runs.directory import is_run, open_run
+from echo_cli.runs.summary import is_met
 from echo_cli.statistics import Estimate, mean_height, mean_over_seeds, spread
 from echo_cli.sweeps.plan import BROKEN, Cell, Summary
 from echo_cli.sweeps.runner import CellStatus
@@ -27,6 +28,8 @@ FIGURES: Mapping[str, str] = {
     "best_step": "best step, selected on validation",
     "env_ce_start_last": "held-out env-CE before training, over the pairs novel at the last step, nats/token",
     "env_ce_last": "held-out env-CE at the last step, nats/token",
+    "env_ce_seen_last": "held-out env-CE at the last step over seen pairs, if training has executed every held-out "
+    "pair, nats/token",
     "env_ce_change_best": "(best - start) / start of held-out env-CE, over the same pairs",
     "env_ce_change_last": "(last - start) / start of held-out env-CE, over the same pairs",
     "env_ce_rise": "env_ce_change_last - env_ce_change_best: rise from the best step to the last",
@@ -152,10 +155,11 @@ def _evidence(statuses: Sequence[str], measures: Mapping[str, Measure | None]) -
         found = measures[name]
         return None if found is None else found.estimate
 
-    before = estimate("pass_at_1_before")
+    before, met = estimate("pass_at_1_before"), measures["env_ce_seen_last"]
     return Evidence(
         finished=statuses.count("finished"),
         broken=sum(statuses.count(status) for status in BROKEN),
+        met=0 if met is None else met.seeds,
         change=estimate("env_ce_change_last"),
         rise=estimate("env_ce_rise"),
         pass_before=None if before is None else before.value,
@@ -178,6 +182,7 @@ def _summary_figures(summary: Summary, rows: Sequence[Row]) -> dict[str, float |
         "best_step": best.get("step"),
         "env_ce_start_last": last.get("env_ce_start"),
         "env_ce_last": last.get("env_ce"),
+        "env_ce_seen_last": last["env_ce_seen"] if is_met(last) else None,
         "env_ce_change_best": change_best,
         "env_ce_change_last": change_last,
         "env_ce_rise": _minus(change_last, change_best),

@@ -22,7 +22,8 @@ class SweepTable:
 
 NOTES = (
     "In brackets: 95 % intervals over the seeds (Student's t). env-CE is measured on novel pairs, which the run has "
-    "not executed in training; 'before' and 'change' use the pairs of 'last'. 'best' is selected on validation.",
+    "not executed in training; 'before' and 'change' use the pairs of 'last'. 'best' is selected on validation. "
+    "'seen': the run has executed every held-out pair, and env-CE is over these pairs.",
     "vs λ = 0: mean difference at the same seeds. 'mean' averages pass@1 over the steps (area under its curve): of two "
     "runs that end alike, the faster learner's is higher.",
     "r: env weight per observation token / (RL weight per action token · mean |advantage|). "
@@ -65,6 +66,17 @@ def _interval(name: str, form: str, *, scale: float = 1.0) -> Text:
     return text
 
 
+def _last_env_ce(result: LambdaResult) -> str:
+    """Return env-CE of novel pairs and, of runs without novel pairs, of seen pairs, each with its number of runs."""
+    finished = result.statuses.count("finished")
+    texts = []
+    for name, mark in (("env_ce_last", ""), ("env_ce_seen_last", " seen")):
+        if (found := result.measures[name]) is not None:
+            share = f" ({found.seeds}/{finished})" if found.seeds < finished else ""
+            texts.append(f"{found.estimate.value:.3f}{mark}{share}")
+    return ", ".join(texts) or "-"
+
+
 def _runs(result: LambdaResult) -> str:
     return f"{result.statuses.count('finished')}/{len(result.statuses)}"
 
@@ -75,7 +87,7 @@ _CE_COLUMNS: Sequence[tuple[str, Text]] = (
     ("verdict", lambda result: result.verdict.name),
     ("before", _value("env_ce_start_last")),
     ("best", _value("env_ce_best")),
-    ("last", _value("env_ce_last")),
+    ("last", _last_env_ce),
     ("change, %", _interval("env_ce_change_last", "+.0f", scale=100)),
     ("last vs λ = 0", _interval("env_ce_last_difference", "+.2f")),
     ("OOD\nlast", _value("ood_env_ce_last")),

@@ -39,6 +39,7 @@ class Evidence:
     Attributes:
         finished: number of runs that trained all steps.
         broken: number of runs that diverged or collapsed.
+        met: number of runs that have executed every held-out pair, so that no env-CE of novel pairs is left.
         change: (last - start) / start of held-out env-CE, over the same pairs.
         rise: rise of held-out env-CE from the best step to the last, as a fraction of the start.
         pass_before: mean held-out pass@1 before training.
@@ -47,6 +48,7 @@ class Evidence:
 
     finished: int
     broken: int
+    met: int
     change: Estimate | None
     rise: Estimate | None
     pass_before: float | None
@@ -73,7 +75,8 @@ def judge(evidence: Evidence) -> Verdict:
     if rise is not None and _above(rise, MARGIN):
         return Verdict("over-fits", f"env-CE ends {_percent(rise)} of its start above its best")
     if change is None or change.low is None or change.high is None:
-        return Verdict("inconclusive", "no interval for held-out env-CE")
+        met = f": {evidence.met} of {evidence.finished} runs have executed every held-out pair" if evidence.met else ""
+        return Verdict("inconclusive", f"no interval for held-out env-CE{met}")
     if _above(change, MARGIN):
         return Verdict("over-fits", f"env-CE changed by {_percent(change)}")
     if _below(change, -MARGIN):

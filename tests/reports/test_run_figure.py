@@ -80,13 +80,36 @@ def test_a_run_is_drawn_into_its_folder(tmp_path: Path) -> None:
 def test_the_labels_are_text_with_the_unit_and_the_best_step(tmp_path: Path) -> None:
     texts = _texts(plot_run([_run(tmp_path / "toy", _rows())]).svg)
     assert {"held-out env-CE, nats/token (novel pairs)", "λ = 0.05: toy"} <= set(texts)
-    assert {"best on validation:", f"{2.5 / 9:.3f} at step 8"} <= set(texts)
+    assert {"best step 8,", "by validation env-CE:", f"held-out env-CE {2.5 / 9:.3f}"} <= set(texts)
+
+
+def test_the_star_says_which_measure_chose_the_step_and_whose_figure_it_is(tmp_path: Path) -> None:
+    summary = {"selected_by": "validation/pass_at_1", "heldout": {"best": {"step": 4}}}
+    rows = [{**row, "heldout/pass_at_1": 0.125 if row["step"] == 4 else None} for row in _rows()]
+    texts = _texts(plot_run([_run(tmp_path / "toy", rows, summary)]).svg)
+    assert texts.count("by validation pass@1:") == 2
+    assert "held-out pass@1 0.125" in texts
+
+
+def test_a_run_without_novel_pairs_is_drawn_over_its_seen_pairs(tmp_path: Path) -> None:
+    met = 4
+    rows = [{**row, "heldout/env_ce_seen": 0.5 if row["heldout/env_ce"] else None} for row in _rows()]
+    rows = [{**row, "heldout/env_ce": None} if row["step"] >= met else row for row in rows]
+    run = _run(tmp_path / "toy", rows)
+    plotted = plot_run([run])
+    drawn = {metric: [step for _, step, of, _ in _table(plotted.csv) if of == metric] for metric in METRICS}
+    seen = [step for _, step, of, _ in _table(plotted.csv) if of == "heldout/env_ce_seen"]
+    assert min(seen) == met > max(drawn["heldout/env_ce"]) and seen == [4, 8, 12]
+    assert "seen pairs, as none is novel" in _texts(plotted.svg)
+    of_sweep = plot_sweep([("λ = 1", [run])], tmp_path / "sweep.png")
+    assert ("λ = 1", met, "heldout/env_ce_seen/mean", 0.5) in _table(of_sweep.csv)
+    assert any("dotted: seen pairs" in text for text in _texts(of_sweep.svg))
 
 
 def test_the_summary_decides_best_step_and_lambda(tmp_path: Path) -> None:
     run = _run(tmp_path / "toy", _rows(), {"lambda": 0.5, "heldout": {"best": {"step": 0}}})
     texts = _texts(plot_run([run]).svg)
-    assert "λ = 0.5: toy" in texts and "2.500 at step 0" in texts
+    assert "λ = 0.5: toy" in texts and "held-out env-CE 2.500" in texts
 
 
 def test_several_runs_are_laid_over_each_other(tmp_path: Path) -> None:
@@ -95,7 +118,7 @@ def test_several_runs_are_laid_over_each_other(tmp_path: Path) -> None:
     assert plotted.png == tmp_path / "comparison.png"
     _check_picture(plotted)
     assert {name for name, *_ in _table(plotted.csv)} == {"a", "b", "c"}
-    assert f"λ = 0.05: c (best: {2.5 / 9 + 1:.3f} nats/token at step 8)" in _texts(plotted.svg)
+    assert f"λ = 0.05: c (best step 8: held-out env-CE {2.5 / 9 + 1:.3f} nats/token)" in _texts(plotted.svg)
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:

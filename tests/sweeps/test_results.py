@@ -216,3 +216,16 @@ def test_the_axis_is_drawn_with_gaps_one_seed_or_nothing_measured(tmp_path: Path
     points = {(row["run"], row["series"], row["step"]): float(row["value"]) for row in _table(plotted.csv)}
     assert points["lambda-0.5-seed1", "pass_at_1_last", "20"] == 0.6
     assert points["lambda-0.5-seed1", "env_ce_start_last", "0"] == 2.0
+
+
+def test_runs_without_novel_pairs_show_env_ce_of_seen_pairs() -> None:
+    cells = [_cell(1.0, seed, [0.2, 0.3], last=1.0) for seed in range(3)]
+    for cell, seen in zip(cells[:2], (0.1, 0.3), strict=True):
+        assert cell.summary is not None
+        cell.summary["heldout"]["last"] |= {"env_ce": None, "env_ce_start": None, "env_ce_seen": seen}
+    some, every = results_of(with_figures(cells)), results_of(with_figures(cells[:2]))
+    table, *_ = sweep_tables([*some, *every])
+    last = list(table.columns).index("last")
+    assert [row[last] for row in table.rows] == ["1.000 (1/3), 0.200 seen (2/3)", "0.200 seen"]
+    assert some[0].verdict.name == "inconclusive"
+    assert "2 of 3 runs have executed every held-out pair" in some[0].verdict.reason

@@ -12,6 +12,7 @@ from echo_cli.sweeps.verdict import RULE, Evidence, judge
 STILL = Evidence(
     finished=5,
     broken=0,
+    met=0,
     change=Estimate(0.0, -0.01, 0.01),
     rise=Estimate(0.0, -0.01, 0.01),
     pass_before=0.4,

@@ -91,24 +91,47 @@ def test_two_runs_are_the_same_and_so_is_a_resumed_one(config: Path, tmp_path: P
     assert (tmp_path / "three" / "pool_heldout.jsonl").read_bytes() == pool
 
 
-def test_a_policy_without_a_valid_action_is_measured_on_scripted_pools_or_told_why_not(
+MUTE = ("--steps", "1", "environment.action.extract='^RUN (.+)$'")
+"""Words of a run whose policy writes no valid action."""
+
+
+def test_a_policy_without_a_valid_action_is_measured_on_scripted_pools(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mute = ("--steps", "1", "environment.action.extract='^RUN (.+)$'")
-    scripted = (*mute, "environment.explorer=['RUN look','RUN count again','RUN what now']")
+    run = tmp_path / "run"
     with loopback_server(Behaviour(capacity=4)) as server:
-        assert train(config, tmp_path / "scripted", server, *scripted) == 0
-        said = capsys.readouterr().err
-        assert train(config, tmp_path / "mute", server, *mute, "environment.explorer=[]", "rollout.explorers=0") == 0
-    assert rows(tmp_path / "scripted")[0]["heldout/env_ce"] is not None
-    assert "pool is empty" not in said
+        lines = "environment.explorer=['RUN look','RUN count again','RUN what now']"
+        assert train(config, run, server, *MUTE, lines) == 0
+    printed, said = capsys.readouterr()
     for split in ("validation", "heldout"):
-        played = list(read_trajectories(tmp_path / "scripted" / f"pool_{split}.jsonl"))
+        played = list(read_trajectories(run / f"pool_{split}.jsonl"))
         assert played and all(trajectory.source == "explorer" for trajectory in played)
+    start, last = rows(run)
+    assert start["heldout/env_ce"] is not None and "pool is empty" not in said
+    # The world has few pairs, and training executes all of them in its first step.
+    assert (last["heldout/novel_pairs"], last["heldout/env_ce"]) == (0, None)
+    assert f"held-out env-CE of seen pairs (no pair is novel) {last['heldout/env_ce_seen']:.3f}" in said
+    assert "held-out env-CE of seen pairs" in printed and "training has executed every held-out pair" in printed
+    summary = open_run(run).read_summary()
+    assert summary is not None and summary["heldout"]["last"]["env_ce_seen"] == last["heldout/env_ce_seen"]
+    assert f"1,heldout/env_ce_seen,{last['heldout/env_ce_seen']}" in (run / "heldout_env_ce.csv").read_text()
+    # Neither command needs the server, which has ended.
+    assert main(["eval-heldout", str(run), "--rollouts", "0", "--step", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "env-CE of seen pairs, as none is novel" in printed and "training has executed every pair" in printed
+    assert main(["report", str(run)]) == 0
+    assert "held-out env-CE of seen pairs, as none is novel" in (run / "report.html").read_text()
+
+
+def test_a_pool_that_stays_empty_is_said_with_the_key_to_set(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with loopback_server(Behaviour(capacity=4)) as server:
+        assert train(config, tmp_path / "run", server, *MUTE, "environment.explorer=[]", "rollout.explorers=0") == 0
     said = capsys.readouterr().err
     for title in ("validation", "held-out"):
         assert f"train: warning: the {title} pool is empty: " in said and "environment.explorer" in said
-    assert rows(tmp_path / "mute")[0]["heldout/env_ce"] is None
+    assert rows(tmp_path / "run")[0]["heldout/env_ce"] is None
 
 
 @pytest.mark.parametrize(

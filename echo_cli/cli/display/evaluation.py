@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from echo_cli.cli.display.tables import new_table, number, print_table
-from echo_cli.evaluation.records import HELDOUT, Evaluation, pool_title
+from echo_cli.evaluation.records import HELDOUT, Evaluation, ModelReport, pool_title
 from echo_cli.statistics import Estimate
 from echo_cli.text import LINES, escape_unprintable, without_middle
 
@@ -74,6 +74,17 @@ def _add_measures(table: Table, found: Evaluation, pools: Sequence[str]) -> None
             if any(estimates):
                 star = " *" if name in _PER_TOKEN and not model.same_tokens else ""
                 table.add_row(Text(f"  {_short(model.title)}{star}"), *map(_interval, estimates))
+        if name == "env_ce":
+            _add_seen(table, found, pools)
+
+
+def _add_seen(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
+    """Add env-CE over the seen pairs of the pools without novel pairs."""
+    seen = [(policy, [policy.seen_env_ce(pool) for pool in pools]) for policy in found.shown]
+    if any(any(estimates) for _, estimates in seen):
+        table.add_row("env-CE of seen pairs, as none is novel")
+        for policy, estimates in seen:
+            table.add_row(Text(f"  {_short(policy.title)}"), *map(_interval, estimates))
 
 
 def _add_passes(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
@@ -115,6 +126,7 @@ def _add_runs(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
         title = f"env-CE, nats/token, {_short(policy.model)}, step {policy.step}"
         table.add_row(Text(title), *(_interval(policy.estimate(pool, "env_ce")) for pool in pools))
     table.add_row("  B - A", *(_interval(less.env_ce) for less in found.differences))
+    _add_seen(table, found, pools)
     tasks = [less.tasks for less in found.differences]
     for k in found.ks:
         for policy in found.policies:
@@ -147,7 +159,7 @@ def _print_curve(found: Evaluation, pools: Sequence[str]) -> None:
     for order, policy in enumerate(found.policies):
         table.add_row(
             str(policy.step) if order else "before",
-            *(_interval(policy.estimate(pool, "env_ce")) for pool in pools),
+            *(_novel_or_seen(policy, pool) for pool in pools),
             *(_interval(policy.pass_at(pool, k)) for k in ks for pool in played),
         )
     print_table(table)
@@ -215,6 +227,11 @@ def _interval(estimate: Estimate | None) -> str:
     if estimate.low is None:
         return number(estimate.value)
     return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
+
+
+def _novel_or_seen(policy: ModelReport, pool: str) -> str:
+    seen = policy.seen_env_ce(pool)
+    return _interval(policy.estimate(pool, "env_ce")) if seen is None else f"{_interval(seen)} seen"
 
 
 def _titled(pool: str) -> str:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from echo_cli.errors import EchoError
 from echo_cli.files import Row, read_jsonl
+from echo_cli.runs.summary import is_met
 from echo_cli.sweeps.plan import Cell, shown_coeff
 from echo_cli.sweeps.runner import CellStatus
 
@@ -176,7 +177,7 @@ def _whole(width: int) -> Column:
 
 def print_plain(row: Row, total: int, label: str) -> None:
     """Print a row on stderr if it has an evaluation, at every `PLAIN_INTERVAL`th step and at the last step."""
-    evaluated = row.get("heldout/env_ce") is not None
+    evaluated = row.get("heldout/env_ce") is not None or is_met(row, "heldout")
     if evaluated or row["step"] % PLAIN_INTERVAL == 0 or row["step"] == total:
         values = ", ".join(f"{name} {value}" for name, value in _values(row).items())
         print(f"{label}: step {row['step']}/{total}: {values}", file=sys.stderr, flush=True)
@@ -212,4 +213,12 @@ _SHOWN = {
 
 
 def _values(row: Row) -> dict[str, str]:
-    return {label: f"{row[key]:.3f}" for key, label in _SHOWN.items() if row.get(key) is not None}
+    """Return the values of a row by label; a pool without novel pairs shows env-CE of its seen pairs instead."""
+    values: dict[str, str] = {}
+    for key, label in _SHOWN.items():
+        pool = key.removesuffix("/env_ce")
+        if row.get(key) is not None:
+            values[label] = f"{row[key]:.3f}"
+        elif pool != key and is_met(row, pool):
+            values[f"{label} of seen pairs (no pair is novel)"] = f"{row[f'{key}_seen']:.3f}"
+    return values

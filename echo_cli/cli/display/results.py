@@ -10,6 +10,7 @@ from rich.text import Text
 
 from echo_cli.cli.display.tables import new_table, number, print_table
 from echo_cli.runs.pool_folder import Manifest
+from echo_cli.runs.summary import is_met
 from echo_cli.text import LINES, escape_unprintable
 
 if TYPE_CHECKING:
@@ -25,9 +26,12 @@ def print_run(summary: Summary, folder: str) -> None:
     held, ood = summary["heldout"], summary["ood"]
     best = held["best"]
     table = new_table("", "before", f"best (step {best['step']})" if best else "best", "last")
+    pools = {"held-out": held, "out-of-distribution": ood, "held-out traces'": summary.get("traces") or {}}
+    met = {title: of for title, of in pools.items() if any(is_met(of.get(when) or {}) for when in ("best", "last"))}
     for label, source, name in (
         ("held-out env-CE, nats/token", held, "env_ce"),
         ("  the same pairs before training", held, "env_ce_start"),
+        *((f"{title} env-CE of seen pairs", of, "env_ce_seen") for title, of in met.items()),
         ("held-out bits per byte", held, "env_bits_per_byte"),
         ("held-out token accuracy", held, "token_accuracy"),
         ("held-out pass@1", held, "pass_at_1"),
@@ -39,6 +43,8 @@ def print_run(summary: Summary, folder: str) -> None:
         "novel held-out pairs", *(_count((held[when] or {}).get("novel_pairs")) for when in ("before", "best", "last"))
     )
     print_table(table)
+    for title in met:
+        print(f"training has executed every {title} pair: no pair is novel, and env-CE is over seen pairs alone")
     for warning in summary.get("warnings", ()):  # summaries of earlier versions have none
         print(f"warning at step {warning['step']}: {warning['signal']}: {warning['reason']}")
     print(f"{summary['status']} at step {summary['steps']}, λ = {summary['lambda']:g}, {summary['seconds']} s")
