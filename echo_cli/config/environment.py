@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from echo_cli.config.section import (
+    AbsolutePath,
     Fraction,
     FreeOnResume,
     Headers,
     NonNegativeFloat,
     NonNegativeSeconds,
-    PathText,
     Positive,
     PositiveFloat,
     Seconds,
@@ -87,7 +87,7 @@ class ProviderConfig(Section):
     kind: str
     image: str | None = None
     command: tuple[str, ...] = ()
-    project_path: PathText | None = None
+    project_path: AbsolutePath | None = None
     app: str = "server.app:app"
     port: Positive | None = None
     env: dict[str, str] = Field(default={})
@@ -106,7 +106,7 @@ class TasksConfig(Section):
     (a script that solves the task). An entry without `split` is assigned to a split by a hash of its reset arguments.
     """
 
-    file: PathText | None = None
+    file: AbsolutePath | None = None
     items: tuple[dict[str, Any], ...] = ()
     seeds: Positive | None = None
     toy_terminal: ToyTerminalConfig | None = None

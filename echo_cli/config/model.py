@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import os.path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from echo_cli.config.section import FreeOnResume, Headers, PathText, Positive, PositiveFloat, Seconds, Section
+from echo_cli.config.section import (
+    AbsolutePath,
+    FreeOnResume,
+    Headers,
+    PathText,
+    Positive,
+    PositiveFloat,
+    Seconds,
+    Section,
+    absolute,
+)
 from echo_cli.errors import EchoError
 
+TINY_BASE = "tiny-base"
+"""A `model.path`: the built-in model that the package contains."""
 RANDOM_QWEN3 = "random-qwen3"
 """A `model.path`: a small Qwen3 with random weights and its own tokenizer, created on demand."""
+
+
+def _name_or_folder(path: str) -> str:
+    """Return the path of an existing folder as an absolute path, and any other text, such as a hub id, as it is."""
+    named = path in (TINY_BASE, RANDOM_QWEN3) or not os.path.isdir(os.path.expanduser(path))
+    return path if named else absolute(path)
 
 
 class LoraConfig(Section):
@@ -34,7 +53,7 @@ class ModelConfig(Section):
     """
 
     kind: Literal["tiny", "hf"] = "tiny"
-    path: PathText = "tiny-base"
+    path: Annotated[PathText, AfterValidator(_name_or_folder)] = TINY_BASE
     init: Literal["pretrained", "scratch"] = "pretrained"
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
@@ -45,13 +64,13 @@ class ModelConfig(Section):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: FreeOnResume[bool] = False
     compile: bool = False
-    chat_template: PathText | None = None
+    chat_template: AbsolutePath | None = None
     """Jinja file that replaces the model's chat template."""
     lora: LoraConfig | None = None
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> ModelConfig:
-        if self.kind == "hf" and self.path == "tiny-base":
+        if self.kind == "hf" and self.path == TINY_BASE:
             raise EchoError("model.kind is hf and model.path is tiny-base", "set model.path to a folder or a hub id")
         if self.kind == "tiny" and self.path == RANDOM_QWEN3:
             raise EchoError(f"model.path is {RANDOM_QWEN3} and model.kind is tiny", "set model.kind=hf")
@@ -109,7 +128,7 @@ class SamplerConfig(Section):
     headers: FreeOnResume[Headers] = Field(default={})
     """HTTP headers (openai); values refer to environment variables as `${NAME}`, also when stored."""
     sync: Literal["sglang", "vllm-lora"] | None = None
-    weights: FreeOnResume[PathText | None] = None
+    weights: FreeOnResume[AbsolutePath | None] = None
     concurrency: FreeOnResume[Positive] = 64
     timeout_s: FreeOnResume[Seconds] = 600.0
 

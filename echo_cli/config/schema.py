@@ -14,6 +14,7 @@ from echo_cli.config.environment import EnvironmentConfig, ToyTerminalConfig
 from echo_cli.config.model import ConversationConfig, ModelConfig, SamplerConfig
 from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.config.section import (
+    AbsolutePath,
     Fraction,
     FreeOnResume,
     NonNegative,
@@ -155,7 +156,7 @@ class TracesConfig(Section):
     action tokens with that weight.
     """
 
-    path: FreeOnResume[Annotated[tuple[PathText, ...], BeforeValidator(_listed), Field(min_length=1)]]
+    path: FreeOnResume[Annotated[tuple[AbsolutePath, ...], BeforeValidator(_listed), Field(min_length=1)]]
     split: TraceSplitConfig = TraceSplitConfig()
     per_step: Positive = 16
     max_tokens: Positive | None = None

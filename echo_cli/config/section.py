@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os.path
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 Positive = Annotated[int, Field(gt=0)]
@@ -16,6 +17,16 @@ NonNegativeSeconds = Annotated[float, Field(ge=0, le=1e7)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PathText = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
+
+
+def absolute(path: str) -> str:
+    """Return an absolute path; `~` is the home folder."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
+AbsolutePath = Annotated[PathText, AfterValidator(absolute)]
+"""Path of a file or folder, given relative to the working directory; a run is resumed and evaluated from any other."""
+
 Headers = dict[str, Annotated[str, Field(pattern=r"\$\{\w+\}")]]
 """HTTP headers by name. A value refers to an environment variable as `${NAME}`, so that no config holds a secret."""
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from echo_cli.config.loader import find_config, load_config, parse_override
-from echo_cli.config.model import RANDOM_QWEN3, ConversationConfig, ModelConfig, SamplerConfig
+from echo_cli.config.model import RANDOM_QWEN3, TINY_BASE, ConversationConfig, ModelConfig, SamplerConfig
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.files import read_json
-from echo_cli.models.tiny import TINY_BASE
 from echo_cli.runs.checkpoints import Checkpoints
 from echo_cli.text import escape_unprintable
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from echo_cli.config.model import RANDOM_QWEN3, ModelConfig
+from echo_cli.config.model import RANDOM_QWEN3, TINY_BASE, ModelConfig
 
 Form = Literal["llama", "qwen2", "qwen3", "tiny"]
 
@@ -119,7 +119,7 @@ def architecture_of(model: ModelConfig) -> Architecture | None:
     also gives None; loading the model reports the error.
     """
     if model.kind == "tiny":
-        folder = Path(__file__).parent / "tiny_base" if model.path == "tiny-base" else Path(model.path)
+        folder = Path(__file__).parent / "tiny_base" if model.path == TINY_BASE else Path(model.path)
         return _read(folder / "config.json", _tiny_shape)
     folder = Path(model.path).expanduser()
     if model.path == RANDOM_QWEN3 or not folder.is_dir():

@@ -20,11 +20,9 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from echo_cli.config.model import TINY_BASE
 from echo_cli.errors import EchoError, first_line
 from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
-
-TINY_BASE = "tiny-base"
-"""Name of the model that ships with the package."""
 
 MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 

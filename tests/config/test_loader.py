@@ -289,5 +289,32 @@ def test_keys_win_over_their_preset_and_the_command_line_over_the_file(tmp_path:
     assert load_config(path, ["preset=released", "objective.clip_high=0.3"]).objective.clip_high == 0.3
 
 
+def test_the_paths_of_a_config_are_absolute_and_names_stay_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    words = ["traces.path=[a.jsonl, ~/b.jsonl, /c.jsonl]", "model.path=mine", "model.chat_template=../t.jinja"]
+    words += ["sampler.kind=openai", "sampler.url=http://x", "sampler.model=m", "sampler.sync=sglang"]
+    words += [
+        "sampler.weights=w",
+        "environment.provider={kind: uv, project_path: env}",
+        "environment.tasks.file=t.yaml",
+    ]
+    config = load_config("hf-smoke", words)
+    assert config.traces is not None and config.environment.provider and config.environment.tasks
+    assert config.traces.path == (f"{tmp_path}/a.jsonl", f"{tmp_path}/home/b.jsonl", "/c.jsonl")
+    assert config.model.path == f"{tmp_path}/mine"
+    assert config.model.chat_template == f"{tmp_path.parent}/t.jinja"
+    assert config.sampler.weights == f"{tmp_path}/w"
+    assert config.environment.provider.project_path == f"{tmp_path}/env"
+    assert config.environment.tasks.file == f"{tmp_path}/t.yaml"
+    for name in ("random-qwen3", "Qwen/Qwen3-0.6B", "nowhere"):
+        assert load_config("hf-smoke", [f"model.path={name}"]).model.path == name
+    (tmp_path / "tiny-base").mkdir()
+    assert load_config("toy", ["model.path=tiny-base"]).model.path == "tiny-base"
+
+
 def test_the_defaults_are_a_config() -> None:
     assert Config().steps == 60

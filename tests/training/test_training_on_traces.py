@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -50,9 +51,11 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four steps on traces alone, imitating."""
+    """Four steps on traces alone, imitating; the path of the traces was given relative to their folder."""
     run = tmp_path_factory.mktemp("outputs") / "alone"
-    assert alone(run, traces, "traces.imitation_coeff=0.5") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(traces.parent)
+        assert alone(run, Path(traces.name), "traces.imitation_coeff=0.5") == 0
     return run
 
 
@@ -123,14 +126,18 @@ def test_every_seed_and_lambda_has_the_same_split(trained: Path, traces: Path, t
         assert open_run(tmp_path / "other").pool_paths[name].read_bytes() == path.read_bytes()
 
 
-def test_resuming_equals_never_having_stopped(trained: Path, traces: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("moves", [False, True])
+def test_resuming_elsewhere_equals_never_having_stopped(
+    moves: bool, trained: Path, traces: Path, tmp_path: Path
+) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
     (run / "summary.json").unlink()
     for later in (3, 4):
         shutil.rmtree(run / "checkpoints" / f"step_{later:06d}")
-    moved = tmp_path / "moved.jsonl"  # the file may be moved
+    moved = tmp_path / "moved.jsonl"
     shutil.copy(traces, moved)
-    assert alone(run, moved, "traces.imitation_coeff=0.5", "--resume") == 0
+    place = ["--output-dir", str(run.parent), "--run-name", run.name]
+    assert main(["train", "--resume", *place, *([f"traces.path={moved}"] if moves else [])]) == 0
     assert rows(run) == rows(trained)
     assert (observations(run), weights(run, 4)) == (observations(trained), weights(trained, 4))
 
@@ -385,7 +392,7 @@ def test_no_environment_takes_the_place_of_any(tmp_path: Path) -> None:
     words = ["rollout.tasks_per_step=0", "rollout.explorers=0", "objective.use_rl=false", "traces.path=[a, b]"]
     config = load_config(find_config("sandbox"), ["environment.none=true", *words])
     assert config.environment.source == "none" and config.environment.provider is None
-    assert config.traces is not None and config.traces.path == ("a", "b")
+    assert config.traces is not None and config.traces.path == (os.path.abspath("a"), os.path.abspath("b"))
     (tmp_path / "again.yaml").write_text(config.to_yaml())
     assert load_config(tmp_path / "again.yaml") == config
     back = load_config(tmp_path / "again.yaml", ["environment.toy_terminal.max_turns=3"]).environment

@@ -137,8 +137,8 @@ def _model(path: str, config: str | None, overrides: list[str]) -> tuple[str, Co
 
 def _renderer(recording: Recording, chosen: tuple[str, Config] | None) -> tuple[str, Renderer]:
     """Return the name and renderer of the chosen model, else of the run's model, else of the built-in model."""
+    from echo_cli.config.model import TINY_BASE
     from echo_cli.models.loading import load_renderer
-    from echo_cli.models.tiny import TINY_BASE
 
     if chosen is None and recording.config is not None:
         chosen = escape_unprintable(recording.config.model.path), recording.config
