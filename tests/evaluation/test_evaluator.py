@@ -310,6 +310,22 @@ def test_training_and_eval_heldout_have_one_scorer(toy: tuple[ToyWorlds, Config]
         assert metrics[f"{name}/env_ce_start"] == pytest.approx(before["env_ce"], rel=1e-6)
 
 
+def test_the_start_is_scored_over_the_pairs_that_are_still_novel(toy: tuple[ToyWorlds, Config]) -> None:
+    worlds, config = toy
+    evaluator, start = evaluator_of(worlds, config), policy()
+    evaluator.remember_start(start)
+    before = evaluator.evaluate(start, 0).metrics
+    evaluator.observe(executed_pairs(evaluator.pools["heldout"].trajectories[:3]))
+    evaluator.observe(executed_pairs(evaluator.pools["validation"].trajectories[:3]))
+    after = evaluator.evaluate(start, 1).metrics
+    # The policy did not change: env-CE and its start agree over any pairs, and the headline changes with its pairs.
+    for name in ("heldout", "validation"):
+        assert after[f"{name}/env_ce_start"] == after[f"{name}/env_ce"]
+    assert after["heldout/env_ce_start"] != before["heldout/env_ce_start"]
+    assert after["validation/env_ce"] == before["validation/env_ce"]  # the best step is chosen over equal pairs
+    assert after["validation/novel_pairs"] != before["validation/novel_pairs"]
+
+
 def test_a_pool_without_novel_pairs_has_no_headline(toy: tuple[ToyWorlds, Config]) -> None:
     worlds, config = toy
     evaluator = evaluator_of(worlds, config)

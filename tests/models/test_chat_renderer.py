@@ -263,6 +263,7 @@ def test_thinking_that_is_dropped_is_not_seen_by_later_turns(qwen3: Path) -> Non
     renderer = load(qwen3, thinking="drop")
     ids = renderer.script(f"{THOUGHT}ls")
     episode, sequence, environment = play(renderer, "t", [ids, ids], replies("x", "y"))
+    assert episode.length == len(sequence)  # the length cap counts what the policy sees
     assert environment.asked == [("ls", None)] * 2
     actions = [segment for segment in finish(episode).segments if segment.role is A]
     assert [action.token_ids for action in actions] == [tuple(ids)] * 2

@@ -147,12 +147,24 @@ def test_the_eight_token_episode_by_hand() -> None:
     logprobs_N = torch.tensor([-1 + math.log(ratio) for ratio in ratios] + [-3.0, -5.0], dtype=torch.float64)
     _, weights = plan_step(trajectories, normalized())
     # A = 2: min(ρ A, clip(ρ, .8, 1.28) A) = 2, 2.56, 1, 2.2
-    loss, _ = echo_loss(logprobs_N, wanted, torch.tensor([2.0]), weights, normalized(), coeff=0.05)
+    loss, above = echo_loss(logprobs_N, wanted, torch.tensor([2.0]), weights, normalized(), coeff=0.05)
     assert float(loss) == pytest.approx(-(2 + 2.56 + 1 + 2.2) / 4 + 0.05 * (3 + 5) / 2)
     # A = -2: -2, -3, -1.6, -2.2
     loss, metrics = echo_loss(logprobs_N, wanted, torch.tensor([-2.0]), weights, normalized(), coeff=0.05)
     assert float(loss) == pytest.approx((2 + 3 + 1.6 + 2.2) / 4 + 0.05 * (3 + 5) / 2)
-    assert metrics["clip_fraction"] == Metric(1, 4)
+    # Clipped are ρ = 1.5 for A > 0 and ρ = 0.5 for A < 0; on the other sides, the gradient is kept.
+    assert above["clip_fraction"] == metrics["clip_fraction"] == Metric(1, 4)
+    for ratio, advantage, clipped in (
+        (1.27, 2, 0),
+        (1.29, 2, 1),
+        (0.81, -2, 0),
+        (0.79, -2, 1),
+        (0.1, 2, 0),
+        (9, -2, 0),
+    ):
+        moved_N = torch.cat([behaviour[:4] + math.log(ratio), torch.zeros(2)]).double()
+        _, found = echo_loss(moved_N, wanted, torch.tensor([float(advantage)]), weights, normalized(), coeff=0.0)
+        assert found["clip_fraction"] == Metric(4 * clipped, 4), (ratio, advantage)
     assert metrics["env_ce"] == Metric(8, 2)
     assert metrics["action_tokens"].total == 4 and metrics["env_tokens"].total == 2
     assert reduce_metrics([metrics])["ratio"] == pytest.approx(sum(ratios) / 4)
@@ -560,6 +572,14 @@ def test_portable_lambda_by_hand() -> None:
     assert r(normalized(), None) is None
 
 
+def test_rollouts_of_the_env_term_alone_do_not_dilute_the_mean_advantage_of_portable_lambda() -> None:
+    explorers = [episode([C, A, E, E, E], world_model_only=True)] * 3
+    counts = count_rollouts([episode([C, A, A, E], reward=1.0), episode([C, A, E], reward=0.0), *explorers], {E})
+    weights = step_weights(counts, step_totals(counts), normalized("token_mean", "token_mean"))
+    advantages_B = torch.tensor([0.5, -0.5, 0.0, 0.0, 0.0])
+    assert portable_lambda(0.1, counts, weights, advantages_B) == pytest.approx(0.1 * (1 / 11) / (1 / 3 * 0.5))
+
+
 def test_portable_lambda_is_undefined_without_tokens() -> None:
     for roles in ([C], [C, A], [C, E]):
         counts = count_rollouts([episode(roles)], {E})
@@ -626,7 +646,9 @@ def test_advantages_by_hand() -> None:
 
 @pytest.mark.parametrize("kind", ["group_norm", "group_mean", "rloo"])
 def test_equal_rewards_give_exactly_zero(kind: Any) -> None:
-    assert advantages(torch.full((3,), 0.1), ["g"] * 3, kind).tolist() == [0, 0, 0]
+    rewards_B = torch.full((3,), 0.1, dtype=torch.float64)
+    assert rewards_B.mean() != rewards_B[0]  # a rounding error that group_norm would blow up
+    assert advantages(rewards_B, ["g"] * 3, kind).tolist() == [0, 0, 0]
     assert advantages(torch.tensor([0.7]), ["g"], kind).tolist() == [0]
     assert len(advantages(torch.zeros(0), [], kind)) == 0
 

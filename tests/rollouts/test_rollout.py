@@ -95,11 +95,17 @@ def typed(text: str) -> list[int]:
 
 
 def play(
-    environment: Canned, actions: Sequence[Sequence[int]], limits: EpisodeLimits = WIDE, verify: bool = True
+    environment: Canned,
+    actions: Sequence[Sequence[int]],
+    limits: EpisodeLimits = WIDE,
+    verify: bool = True,
+    training: bool = False,
 ) -> Trajectory:
     sampler = Forced([actions])
     worlds = CannedWorlds(environment)
-    (trajectory,) = play_policy(lambda _: sampler, PLAIN, worlds, [(TASK, "g")], limits, verify=verify)
+    (trajectory,) = play_policy(
+        lambda _: sampler, PLAIN, worlds, [(TASK, "g")], limits, verify=verify, training=training
+    )
     return trajectory
 
 
@@ -369,6 +375,14 @@ def test_the_verifier_is_called_once_or_never(actions: list[list[int]]) -> None:
     environment = Canned(output("x\n", done=True))
     assert play(environment, actions, verify=False).reward is None
     assert (environment.verified, environment.closed) == (0, 1)
+
+
+def test_penalties_add_up_and_lower_the_reward_of_training_alone() -> None:
+    replies = [replace(output("x\n", done=number == 2), penalty=0.25 * number) for number in range(3)]
+    actions = [typed("ls")] * 3
+    assert play(Canned(*replies), actions, training=True).reward == 0.75 - 0.25 - 0.5
+    assert play(Canned(*replies), actions).reward == 0.75
+    assert play(Canned(*replies), actions, verify=False, training=True).reward is None
 
 
 def test_a_script_never_calls_the_verifier() -> None:

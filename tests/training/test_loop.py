@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,51 @@ def test_what_training_observed_is_logged_once_where_it_first_came_up(
     assert {trajectory.source for _, trajectory in played} == {"policy", "explorer"} and len(found) > 2
     _, meta = open_run(tmp_path / "run").load_checkpoint()
     assert set(meta) == {"step", "seconds", "gradient_norms"}
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_heldout_pair_that_training_executes_is_novel_no_more(
+    resumed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executed = []
+
+    def heldout(session: Session, step: int, coeff: float) -> StepData:
+        data = collect_step(session, step, coeff)
+        pool = session.evaluator.pools["heldout"]
+        executed.append(pool.pairs)
+        return replace(data, rollouts=[*data.rollouts, replace(pool.trajectories[0], world_model_only=True)])
+
+    monkeypatch.setattr("echo_cli.training.loop.collect_step", heldout)
+    run = tmp_path / "run"
+    assert train(run, "evaluation.every=1", "--steps", "1") == 0
+    if resumed:
+        assert train(run, "evaluation.every=1", "--steps", "2", "--resume") == 0
+    before, *after = (row["heldout/novel_pairs"] for row in rows(run))
+    observed = {(row["command"], row["output"]) for row in open_run(run).read_observations()}
+    assert before == len(executed[0])
+    assert after[-1] == len(executed[0] - observed) < before
+    assert rows(run)[-1]["heldout/env_ce_seen"] is not None
+
+
+def test_explorers_play_only_where_the_env_term_has_a_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = []
+
+    def recorded(session: Session, step: int, coeff: float) -> StepData:
+        data = collect_step(session, step, coeff)
+        sources.append([trajectory.source for trajectory in data.rollouts])
+        return data
+
+    monkeypatch.setattr("echo_cli.training.loop.collect_step", recorded)
+    words = ["objective.schedule=step", "objective.schedule_steps=[1]", "objective.schedule_values=[0,1]"]
+    assert train(tmp_path / "run", *words) == 0
+    assert sources == [["policy"] * 2, [*["policy"] * 2, *["explorer"] * 2]]
+
+
+def test_a_step_without_reward_contrast_leaves_the_gradient_ratios_lambda_as_it_is(tmp_path: Path) -> None:
+    # Groups of one have no contrast. From step 2 on, the RL term's gradient is that of the KL penalty alone.
+    words = ["rollout.group_size=1", "objective.schedule=gradient_ratio", "objective.gradient_ratio_every=1"]
+    assert train(tmp_path / "run", *words, "objective.kl_coeff=0.5", "--steps", "3") == 0
+    assert [row["train/lambda"] for row in rows(tmp_path / "run")[1:]] == [1.0] * 3
 
 
 def test_a_finished_run_is_left_as_it_is(finished: Path) -> None:
