@@ -31,6 +31,10 @@ class Unavailable(Fault):
     """A session that is not available; nothing is lost, and the caller may retry."""
 
 
+class AtCapacity(Unavailable):
+    """A session that is not available because the environment grants no more at once."""
+
+
 class BadAction(Fault):
     """An action whose form the environment refused; the episode continues as if it had not been sent."""
 

@@ -76,9 +76,35 @@ class Environment(Protocol):
         """Release the episode's resources."""
 
 
+class SessionCount:
+    """Number of a run's open sessions, and the number at once that a refusal has shown to be the maximum."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.opening = 0
+        """Number of sessions whose reset has no answer yet."""
+        self.granted: int | None = None
+        """Maximum number of concurrent sessions; None while no session was refused."""
+        self.abandoned = False
+        """Whether a session was lost. The environment may still hold it, so that a refusal says nothing."""
+        self._said: int | None = None
+
+    def learn(self) -> bool:
+        """Learn from a refused session; return False if the refusal does not show how many sessions are granted."""
+        if self.open == 0 or self.abandoned:
+            return False
+        self.granted = self.open + self.opening
+        return True
+
+    def take_granted(self) -> int | None:
+        """Return `granted` if it has changed since the last call, else None."""
+        said, self._said = self._said, self.granted
+        return self.granted if self.granted != said else None
+
+
 @dataclass(frozen=True)
 class HostLimits:
-    """Limits on concurrent episodes and on attempts, and the counters of their faults."""
+    """Limits on concurrent episodes and on attempts, the open sessions, and the counters of their faults."""
 
     sessions: int | None = None
     """Maximum number of concurrent episodes; None for no limit."""
@@ -90,6 +116,13 @@ class HostLimits:
     attempts: int = 3
     """Maximum number of attempts, the first included, at an episode whose session is lost."""
     faults: FaultCounts = field(default_factory=FaultCounts)
+    count: SessionCount = field(default_factory=SessionCount)
+
+    @property
+    def at_once(self) -> int | None:
+        """Maximum number of concurrent episodes, lowered to the sessions that the environment grants."""
+        known = [limit for limit in (self.sessions, self.count.granted) if limit is not None]
+        return min(known, default=None)
 
 
 class TaskSuite(Protocol):

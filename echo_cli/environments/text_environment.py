@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.environments.actions import ActionMapping, Unparsable
-from echo_cli.environments.faults import BadAction, EnvironmentFault, Unavailable
+from echo_cli.environments.faults import AtCapacity, BadAction, EnvironmentFault, SessionLost, Unavailable
 from echo_cli.environments.observations import ObservationMapping, exit_code_of, is_invalid, line_end, safe
 from echo_cli.environments.protocol import (
     Client,
@@ -34,7 +34,8 @@ class TextEnvironment:
     def __init__(self, source: EnvironmentSource, settings: EnvironmentConfig, hosting: HostLimits) -> None:
         self._source = source
         self._settings = settings
-        self._faults = hosting.faults
+        self._faults, self._count = hosting.faults, hosting.count
+        self._counted = False
         self._actions = ActionMapping(settings.action)
         self._observations = ObservationMapping(settings)
         self._client: Client | None = None
@@ -46,10 +47,15 @@ class TextEnvironment:
         """Start the episode, retrying while the environment is not available.
 
         Raises:
+            AtCapacity: the environment grants no more sessions than those of the run that are open.
             EchoError: the environment was not available for `retry_s` seconds, has ended, or refused the task's reset
                 (exit code 1).
         """
-        payload = await self._begin(task)
+        try:
+            payload = await self._begin(task)
+        except SessionLost:
+            self._count.abandoned = True
+            raise
         return self._prompted(self._observations.opening(payload))
 
     async def step(self, action: str, problem: str | None = None) -> StepResult:
@@ -58,7 +64,7 @@ class TextEnvironment:
         try:
             if problem is not None:
                 raise Unparsable(problem)
-            payload = await self._open_client.step(self._actions.parse(action))
+            payload = await self._sent(self._actions.parse(action))
         except (Unparsable, BadAction) as error:
             self._faults.count("bad_actions")
             parse = error.parse if isinstance(error, Unparsable) else "malformed"
@@ -95,7 +101,7 @@ class TextEnvironment:
             if last.unless_done and self._done:
                 continue
             try:
-                payload = await self._open_client.step(last.action)
+                payload = await self._sent(last.action)
             except (BadAction, EnvironmentFault) as error:
                 self._faults.count("bad_actions" if isinstance(error, BadAction) else "errors")
                 known = known and not last.counts
@@ -110,6 +116,7 @@ class TextEnvironment:
     async def close(self) -> None:
         if self._client is not None:
             await self._client.close()
+        self._release()
 
     @property
     def _open_client(self) -> Client:
@@ -120,18 +127,21 @@ class TextEnvironment:
         deadline = time.monotonic() + self._settings.retry_s
         pause, refusals = _FIRST_PAUSE_S, 0
         while True:
-            self._client = self._source.client()
+            self._client, full = self._source.client(), None
             try:
-                payload = await self._client.reset(task.reset_arguments)
+                payload = await self._opened(task)
                 if not payload.done:
                     return payload
                 refusals, reason = refusals + 1, f"the reset is already done: {_summary(payload.metadata)}"
             except (BadAction, EnvironmentFault) as error:
                 refusals, reason = refusals + 1, str(error)
             except Unavailable as error:
-                reason = str(error)
+                reason, full = str(error), error if isinstance(error, AtCapacity) else None
             self._faults.count("unavailable")
             await self._client.close()
+            self._release()
+            if full is not None and self._count.learn():
+                raise full
             if refusals >= self._settings.attempts:
                 raise EchoError(
                     f"the environment failed to start task {task.task_id}: {reason}",
@@ -147,6 +157,29 @@ class TextEnvironment:
                 )
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    async def _sent(self, action: JsonObject) -> Payload:
+        try:
+            return await self._open_client.step(action)
+        except SessionLost:
+            self._count.abandoned = True
+            raise
+
+    async def _opened(self, task: Task) -> Payload:
+        """Reset a new session and count it as open."""
+        self._count.opening += 1
+        try:
+            payload = await self._open_client.reset(task.reset_arguments)
+        finally:
+            self._count.opening -= 1
+        self._count.open += 1
+        self._counted = True
+        return payload
+
+    def _release(self) -> None:
+        if self._counted:
+            self._counted = False
+            self._count.open -= 1
 
     def _refused(self, reason: str, parse: Parse, penalty: float) -> StepResult:
         """Return the result of an action that did not run."""

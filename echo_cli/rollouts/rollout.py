@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from echo_cli.concurrency import EventLoop
-from echo_cli.environments.faults import SessionLost
+from echo_cli.environments.faults import AtCapacity, SessionLost
 from echo_cli.environments.protocol import HostLimits, TaskSuite
 from echo_cli.environments.tasks import Task
 from echo_cli.errors import EchoError
@@ -79,14 +79,23 @@ def play_scripts(
         return await episode.finish(source, verify=verify, world_model_only=world_model_only)
 
     async def play(task: Task, actions: Sequence[str]) -> Trajectory:
-        reason = ""
-        for _ in range(worlds.hosting.attempts):
-            async with sessions:
-                try:
-                    return await attempt(task, actions)
-                except SessionLost as error:
-                    worlds.hosting.faults.count("sessions_lost")
-                    reason = str(error)
+        reason, attempts = "", worlds.hosting.attempts
+        while attempts > 0:
+            await sessions.acquire()
+            try:
+                trajectory = await attempt(task, actions)
+            except AtCapacity:
+                continue  # there is one session less: it is not released
+            except SessionLost as error:
+                worlds.hosting.faults.count("sessions_lost")
+                reason, attempts = str(error), attempts - 1
+            except BaseException:
+                sessions.release()
+                raise
+            else:
+                sessions.release()
+                return trajectory
+            sessions.release()
         raise EchoError(
             f"the environment lost the session of task {task.task_id} {worlds.hosting.attempts} times: {reason}",
             "check the server's log",
@@ -97,7 +106,7 @@ def play_scripts(
         return await asyncio.gather(*(play(task, actions) for task, actions in scripts))
 
     with EventLoop() as loop:
-        sessions = asyncio.Semaphore(worlds.hosting.sessions or max(len(scripts), 1))
+        sessions = asyncio.Semaphore(worlds.hosting.at_once or max(len(scripts), 1))
         return loop.run(play_all())
 
 
@@ -205,8 +214,8 @@ class _Scheduler:
     def _admit(self) -> list[int]:
         """Assign free sessions to waiting rollouts, and return the numbers of the rollouts that joined."""
         free = len(self._waiting)
-        if self._hosting.sessions is not None:
-            free = min(free, self._hosting.sessions - len(self._playing) - len(self._ending))
+        if (limit := self._hosting.at_once) is not None:
+            free = max(min(free, limit - len(self._playing) - len(self._ending)), 0)
         joining = [self._waiting.popleft() for _ in range(free)]
         for wanted in joining:
             wanted.sessions += 1
@@ -249,6 +258,10 @@ class _Scheduler:
             return True
         try:
             rollout.following = rollout.answer.result()
+        except AtCapacity:
+            rollout.wanted.sessions -= 1
+            self._waiting.appendleft(rollout.wanted)
+            return False
         except SessionLost:
             self._lose(rollout)
             return False

@@ -102,7 +102,7 @@ def _train(session: Session, trackers: Trackers, hooks: RunHooks) -> dict[str, A
         trackers.summarize(summary)
         return summary
 
-    rows = run.read_metrics()
+    rows, hosting = run.read_metrics(), session.worlds.hosting
     try:
         for row in train(session, hooks.should_stop):
             rows.append(row)
@@ -111,6 +111,10 @@ def _train(session: Session, trackers: Trackers, hooks: RunHooks) -> dict[str, A
             line = dropped_groups_line(rows, config.rollout.tasks_per_step, config.environment.reward.none)
             if line is not None:
                 hooks.on_notice(line)
+            if (granted := hosting.count.take_granted()) is not None:
+                hooks.on_notice(
+                    f"the environment grants {granted} of {hosting.sessions} sessions: rollouts use {granted}"
+                )
     except OutOfMemory as error:
         saved = run.checkpoints.steps()
         kept = f"; --resume continues from the checkpoint of step {saved[-1]}" if saved else ""

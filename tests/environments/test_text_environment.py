@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from echo_cli.config.environment import EnvironmentConfig
-from echo_cli.environments.faults import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable
+from echo_cli.environments.faults import AtCapacity, BadAction, EnvironmentFault, Fault, SessionLost, Unavailable
 from echo_cli.environments.protocol import Client, Description, HostLimits, JsonObject, Payload, StepResult, TextPiece
 from echo_cli.environments.tasks import Task
 from echo_cli.environments.text_environment import TextEnvironment, episode_reward
@@ -82,8 +82,8 @@ def settings(**keys: Any) -> EnvironmentConfig:
 class Played:
     """An episode played step by step."""
 
-    def __init__(self, source: Scripted, **keys: Any) -> None:
-        self.hosting = HostLimits()
+    def __init__(self, source: Scripted, hosting: HostLimits | None = None, **keys: Any) -> None:
+        self.hosting = hosting or HostLimits()
         self.environment = TextEnvironment(source, settings(**keys), self.hosting)
         self.opening = asyncio.run(self.environment.reset(TASK))
 
@@ -202,6 +202,23 @@ def test_an_unavailable_environment_is_tried_again_with_a_new_client() -> None:
     episode = Played(source)
     assert (source.clients, source.closed) == (3, 2)
     assert episode.opening[0] == TextPiece(C, "q\n") and episode.faults() == {"unavailable": 2}
+
+
+def test_a_refused_session_is_left_to_the_rollout_once_others_show_how_many_are_granted() -> None:
+    hosting = HostLimits(sessions=4)
+    hosting.count.open, hosting.count.opening = 2, 1
+    with pytest.raises(AtCapacity):
+        Played(Scripted(AtCapacity("full")), hosting=hosting)
+    assert (hosting.at_once, hosting.count.take_granted(), hosting.count.take_granted()) == (3, 3, None)
+
+
+@pytest.mark.parametrize("state", [{"open": 0, "opening": 3}, {"open": 2, "abandoned": True}])
+def test_a_refused_session_is_tried_again_if_others_do_not_show_how_many_are_granted(state: dict[str, int]) -> None:
+    hosting = HostLimits(sessions=4)
+    vars(hosting.count).update(state)
+    episode = Played(Scripted(AtCapacity("full"), said("q\n")), hosting=hosting)
+    assert episode.opening[0] == TextPiece(C, "q\n") and hosting.at_once == 4
+    assert hosting.count.open == state["open"] + 1
 
 
 def test_an_environment_that_never_comes_ends_the_run_with_the_last_reason() -> None:

@@ -300,6 +300,19 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_server_with_fewer_sessions_than_set_refuses_them_once_and_the_run_goes_on_with_those_it_has(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with loopback_server(Behaviour(capacity=1)) as server:
+        assert train(config, tmp_path / "run", server, "environment.sessions=4", "--steps", "2") == 0
+        refused = server.connections - server.episodes
+    assert 3 <= refused <= 9  # at most a few attempts of three sessions, until the first one is open
+    *_, last = rows(tmp_path / "run")
+    assert last["environment/unavailable"] == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "sessions: rollouts use" in line]
+    assert len(said) == 1 and "grants 1 of 4 sessions" in said[0]
+
+
 @pytest.mark.parametrize(("none", "dropped"), [("skip", 4), ("zero", 0)])
 def test_rollouts_capped_before_any_step_count_as_zero_or_the_run_says_once_that_it_drops_their_groups(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], none: str, dropped: int

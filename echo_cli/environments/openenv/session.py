@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from echo_cli.environments.faults import (
+    AtCapacity,
     BadAction,
     EnvironmentFault,
     Fault,
@@ -22,7 +23,8 @@ from echo_cli.environments.faults import (
 )
 from echo_cli.environments.protocol import JsonObject, Payload
 
-_NO_SESSION = ("CAPACITY_REACHED", "FACTORY_ERROR", "SESSION_ERROR")
+_FULL = "CAPACITY_REACHED"
+_NO_SESSION = (_FULL, "FACTORY_ERROR", "SESSION_ERROR")
 """Codes of error messages after which no session exists."""
 
 CANCELLED = "the call was cancelled"
@@ -101,6 +103,8 @@ class SessionState:
         if code == "EXECUTION_ERROR":
             return EnvironmentFault(self.line(text))
         reason = f"{text} ({code if isinstance(code, str) else json.dumps(code)})"
+        if code == _FULL and not self.begun:
+            return AtCapacity(self.lose(reason))
         return self.broken(reason) if code in _NO_SESSION else self.nonsense(reason)
 
     def payload(self, data: Any) -> Payload:

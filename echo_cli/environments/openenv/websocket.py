@@ -100,7 +100,9 @@ def encode(request: JsonObject) -> str:
     except (ValueError, RecursionError):
         raise BadAction("a number is not finite, or brackets are too deep, for JSON") from None
     if len(text) > MAX_REQUEST_BYTES:
-        raise BadAction(f"{len(text) / 2**20:.1f} MiB are more than the {MAX_REQUEST_BYTES // 2**20} a server takes")
+        raise BadAction(
+            f"{len(text) / 2**20:.1f} MiB are more than the {MAX_REQUEST_BYTES // 2**20} MiB that a server accepts"
+        )
     return text
 
 
