@@ -1,7 +1,7 @@
 """Loading of a run's config from a YAML file and overrides; errors name the key, the file and the line.
 
-Layers, in increasing precedence: defaults, presets, the file's keys, the command line's preset, the command line's
-keys.
+Layers, in increasing precedence: defaults, the file's preset, the file's keys, the command line's preset, the command
+line's keys. The command line's preset replaces the file's. A file whose keys contradict its preset is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from echo_cli.config.environment import PRESETS as ENVIRONMENT_PRESETS
 from echo_cli.config.environment import SOURCE_KEYS, SOURCES, TASK_SOURCES
-from echo_cli.config.objective import PRESETS
+from echo_cli.config.objective import PRESETS, preset_conflicts
 from echo_cli.config.schema import Config, key_paths
 from echo_cli.config.yaml_file import key_lines, parse_yaml, read_yaml
 from echo_cli.errors import EchoError
@@ -161,10 +161,7 @@ def load_config(source: Path | str, overrides: Sequence[str] = ()) -> Config:
     path = find_config(source) if isinstance(source, str) else source
     in_file, lines = _read_config(path)
     given = [parse_override(word) for word in overrides]
-    values: dict[str, Any] = {}
-    _apply_preset(values, in_file.get("preset"))
-    _merge(values, in_file)
-    _apply_preset(values, next((override.value for override in reversed(given) if override.keys == ("preset",)), None))
+    values = _with_preset(in_file, given, lines.get(("preset",), str(path)))
     apply_overrides(values, given)
     _apply_environment_preset(values)
     _default_source(values)
@@ -179,7 +176,7 @@ def load_config(source: Path | str, overrides: Sequence[str] = ()) -> Config:
         return str(path)
 
     try:
-        return Config.model_validate_json(json.dumps(values), strict=True)
+        return _without_broken_preset(Config.model_validate_json(json.dumps(values), strict=True))
     except ValidationError as error:
         raise _first_error(error, place) from None
     except EchoError as error:
@@ -203,10 +200,37 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[Keys, str]]:
     return values, {keys: f"{path}:{line}" for keys, line in key_lines(node, path)}
 
 
-def _apply_preset(values: dict[str, Any], name: Any) -> None:
+def _with_preset(in_file: Mapping[str, Any], given: Sequence[Override], place: str) -> dict[str, Any]:
+    """Return the file's values and the preset's: below them if the file names it, above if the command line does.
+
+    Raises:
+        EchoError: the file's keys contradict its preset.
+    """
+    values: dict[str, Any] = {}
+    commanded = [override.value for override in given if override.keys == ("preset",)]
+    name = commanded[-1] if commanded else in_file.get("preset")
     preset = PRESETS.get(name) if isinstance(name, str) else None
+    layers: list[Mapping[str, Any]] = [in_file]
     if preset is not None:
-        _merge(values, {"objective": dict(preset.objective), "optim": dict(preset.optim)})
+        layers.insert(1 if commanded else 0, preset.sections)
+        if not commanded and (conflicts := preset_conflicts(name, in_file)):
+            raise EchoError(
+                f"preset '{name}' contradicts keys of the same file: {', '.join(conflicts)} ({place})",
+                f"delete these keys, or write preset={name} on the command line, which overrides the file",
+            )
+    for layer in layers:
+        _merge(values, layer)
+    return values
+
+
+def _without_broken_preset(config: Config) -> Config:
+    """Return the config without its preset if the command line has changed a key that the preset sets.
+
+    A run's config would otherwise name a source whose settings it does not have.
+    """
+    if config.preset is None or not preset_conflicts(config.preset, config.model_dump(mode="json")):
+        return config
+    return config.model_copy(update={"preset": None})
 
 
 def _apply_environment_preset(values: dict[str, Any]) -> None:

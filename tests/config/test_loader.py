@@ -13,6 +13,7 @@ import yaml
 from echo_cli.config.environment import EnvironmentConfig, Section, ToyTerminalConfig
 from echo_cli.config.loader import configs_folder, find_config, load_config, parse_override
 from echo_cli.config.model import ConversationConfig, ModelConfig, SamplerConfig
+from echo_cli.config.objective import PRESETS, ObjectiveSettings
 from echo_cli.config.schema import Config, key_paths
 from echo_cli.errors import EchoError
 
@@ -281,12 +282,49 @@ def test_the_last_of_two_overrides_counts_and_values_are_yaml(tmp_path: Path) ->
     assert (dated.keys, dated.value) == (("a", "b"), "2020-01-01")
 
 
-def test_keys_win_over_their_preset_and_the_command_line_over_the_file(tmp_path: Path) -> None:
-    path = _file(tmp_path, "preset: paper\noptim: {grad_clip: 0.5}")
-    assert load_config(path).objective.clip_high == 0.28
-    assert load_config(path).optim.grad_clip == 0.5
-    assert load_config(path, ["preset=released"]).objective.clip_high == 0.2
-    assert load_config(path, ["preset=released", "objective.clip_high=0.3"]).objective.clip_high == 0.3
+def test_a_file_that_contradicts_its_preset_is_refused(tmp_path: Path) -> None:
+    text = find_config("toy").read_text().replace("preset: null", "preset: paper")
+    error = _refused(_file(tmp_path, text))
+    for key in ("objective.kl_coeff", "objective.env_normalization", "objective.world_model_coeff", "optim.betas"):
+        assert key in error.message
+    assert "optim.lr" not in error.message and "clip_low" not in error.message  # not the preset's, and the same
+    assert re.search(r"preset 'paper' .*my\.yaml:\d+\)$", error.message)
+    assert "preset=paper" in str(error.tip)
+    assert "optim.grad_clip" in _refused(_file(tmp_path, "preset: paper\noptim: {grad_clip: 0.5}")).message
+
+
+def test_what_a_preset_does_not_set_or_sets_alike_stands_beside_it(tmp_path: Path) -> None:
+    text = "preset: paper\noptim: {lr: 1e-3, betas: [0.9, 0.95]}\nobjective: {clip_low: 0.2, min_correct_fraction: 0.5}"
+    config = load_config(_file(tmp_path, text))
+    assert (config.preset, config.optim.lr, config.optim.grad_clip) == ("paper", 1e-3, 0.2)
+    assert config.objective.min_correct_fraction == 0.5
+
+
+def test_the_preset_of_the_command_line_replaces_the_files_and_wins_over_its_keys(tmp_path: Path) -> None:
+    toy = find_config("toy")
+    assert load_config(toy, ["preset=paper"]).objective == ObjectiveSettings(**PRESETS["paper"].objective)
+    path = _file(tmp_path, "preset: paper")
+    assert load_config(path, ["preset=prime"]).optim == load_config(_file(tmp_path, "preset: prime")).optim
+    assert load_config(_file(tmp_path, "preset: paper"), ["preset=null"]) == load_config(_file(tmp_path, "seed: 0"))
+    clipped = load_config(toy, ["preset=released", "objective.clip_high=0.3"]).objective
+    assert (clipped.clip_high, clipped.rl_normalization) == (0.3, "sequence_mean")
+
+
+@pytest.mark.parametrize("words", [["objective.world_model_coeff=0.01"], ["optim={lr: 1e-3}"]])
+def test_a_config_names_a_preset_only_while_it_has_its_settings(words: list[str], tmp_path: Path) -> None:
+    path = _file(tmp_path, "preset: released")
+    assert load_config(path).preset == "released"
+    changed = load_config(path, words)
+    assert changed.preset is None
+    assert load_config(_file(tmp_path, changed.to_yaml())) == changed
+
+
+def test_a_shipped_config_lists_nothing_that_its_preset_sets() -> None:
+    for path in SHIPPED:
+        values = yaml.safe_load(path.read_text())
+        if values.get("preset") is not None:
+            sections = PRESETS[values["preset"]].sections
+            assert not [key for name in sections for key in sections[name] if key in values.get(name, {})], path
 
 
 def test_the_paths_of_a_config_are_absolute_and_names_stay_names(

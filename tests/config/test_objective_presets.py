@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from mock_lm import PAD_ID, A, C, E, W, episode
 
+from echo_cli.config.loader import load_config
 from echo_cli.config.objective import PRESETS, ObjectiveSettings
+from echo_cli.config.schema import Config, flat_config
 from echo_cli.objective.advantages import step_advantages
 from echo_cli.objective.batch import collate, count_rollouts, targets
 from echo_cli.objective.loss import echo_loss, step_totals, step_weights
@@ -100,20 +103,17 @@ def released() -> float:
 def prime() -> float:
     """One mean over all action tokens and one over all observation tokens, rewards centred only."""
     advantages = over_groups(group_mean)
-    settings = ObjectiveSettings(**PRESETS["prime"].objective)
-    low, high = settings.clip_low, settings.clip_high
-    terms = [clipped(action, advantages[n], low, high) for n in range(4) for action in tokens(n)[0]]
+    terms = [clipped(action, advantages[n], 0.2, 0.28) for n in range(4) for action in tokens(n)[0]]
     ces = [ce for n in range(4) for ce in tokens(n)[1]]
     return sum(terms) / len(terms) + 0.1 * sum(ces) / len(ces)
 
 
 def openenv_example() -> float:
-    """REINFORCE: -A log p, no ratio and no clip; one mean each."""
-    settings = ObjectiveSettings(**PRESETS["openenv-example"].objective)
-    advantages = over_groups({"group_norm": group_norm, "group_mean": group_mean}[settings.advantage])
+    """REINFORCE with GRPO's advantages: -A log p, no ratio and no clip; one mean each; λ 0.05."""
+    advantages = over_groups(group_norm)
     terms = [-advantages[n] * action[0] for n in range(4) for action in tokens(n)[0]]
     ces = [ce for n in range(4) for ce in tokens(n)[1]]
-    return sum(terms) / len(terms) + settings.base_coeff * sum(ces) / len(ces)
+    return sum(terms) / len(terms) + 0.05 * sum(ces) / len(ces)
 
 
 @pytest.mark.parametrize(
@@ -129,3 +129,80 @@ def test_a_preset_is_its_sources_formula(name: str, formula: object) -> None:
     advantages_B = step_advantages(trajectories, settings.advantage)
     loss, _ = echo_loss(logprobs_N, wanted, advantages_B, weights, settings, settings.base_coeff)  # type: ignore[arg-type]
     assert float(loss) == pytest.approx(formula(), rel=1e-6)  # type: ignore[operator]
+
+
+# What each source states, in this project's names, with the place. Sources:
+# paper: arXiv 2605.24517. released: examples/train_integrations/echo_terminal/configs/qwen3_8b_rl_wm05.yaml in SkyRL.
+# prime: "True Agents Model the World". openenv-example: echo_loss.py of OpenEnv's examples/echo_world_model (RFC 010).
+SOURCES: dict[str, dict[str, object]] = {
+    "paper": {
+        "objective.use_rl": True,
+        "objective.world_model_coeff": 0.05,
+        "objective.schedule": "constant",
+        "objective.advantage": "group_norm",
+        "objective.surrogate": "clipped",
+        "objective.clip_low": 0.2,
+        "objective.clip_high": 0.28,
+        "objective.rl_normalization": "token_mean",
+        "objective.kl_coeff": 0.0,
+        "objective.env_normalization": "observation_tokens",  # Eq. 3
+        "objective.world_loss_target": "env_output",  # Eq. 3: warnings count in |O|, not in the sum
+        "optim.betas": [0.9, 0.95],
+        "optim.grad_clip": 0.2,
+    },
+    "released": {
+        "objective.use_rl": True,
+        "objective.world_model_coeff": 0.05,  # world_model_coeff: 0.05
+        "objective.schedule": "constant",
+        "objective.advantage": "group_norm",  # GRPO without advantage_batch_normalize
+        "objective.surrogate": "clipped",
+        "objective.clip_low": 0.2,  # eps_clip_low: 0.2
+        "objective.clip_high": 0.2,  # eps_clip_high: 0.2
+        "objective.rl_normalization": "sequence_mean",  # loss_reduction: sequence_mean
+        "objective.kl_coeff": 0.0,  # use_kl_loss: false, use_kl_in_reward: false, kl_loss_coef: 0.0
+        "objective.env_normalization": "observation_tokens",  # world_loss_normalization: full_observation_tokens
+        "objective.world_loss_target": "env_output",  # world_loss_target: env_only
+        "optim.betas": [0.9, 0.999],  # adam_betas: [0.9, 0.999]
+        "optim.grad_clip": 0.2,  # max_grad_norm: 0.2
+        "optim.weight_decay": 0.01,  # weight_decay: 0.01
+    },
+    "prime": {
+        "objective.use_rl": True,
+        "objective.world_model_coeff": 0.1,
+        "objective.schedule": "constant",
+        "objective.advantage": "group_mean",
+        "objective.surrogate": "clipped",  # as close as the clipped surrogate allows
+        "objective.clip_low": 0.2,  # ours
+        "objective.clip_high": 0.28,  # ours
+        "objective.rl_normalization": "token_mean",
+        "objective.kl_coeff": 0.0,
+        "objective.env_normalization": "token_mean",
+        "objective.world_loss_target": "env_output",
+    },
+    "openenv-example": {
+        "objective.use_rl": True,  # use_rl: bool = True
+        "objective.world_model_coeff": 0.05,  # world_model_coeff: float = 0.05
+        "objective.schedule": "constant",
+        "objective.advantage": "group_norm",  # "GRPO group-relative"
+        "objective.surrogate": "reinforce",  # -(token_logp * a * adv); clip_low and clip_high have no effect
+        "objective.rl_normalization": "token_mean",  # / a.sum()
+        "objective.kl_coeff": 0.0,
+        "objective.env_normalization": "token_mean",  # / o.sum()
+        "objective.world_loss_target": "env_output",  # RFC 010: env_only is the default
+    },
+}
+
+
+def test_the_presets_are_those_of_the_config() -> None:
+    assert {str(name) for name in get_args(get_args(Config.model_fields["preset"].annotation)[0])} == set(SOURCES)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_preset_sets_every_key_that_its_source_states_whatever_the_file_says(name: str) -> None:
+    sections = PRESETS[name].sections
+    assert {f"{section}.{key}": value for section in sections for key, value in sections[section].items()} == SOURCES[
+        name
+    ]
+    config = flat_config(load_config("toy", [f"preset={name}"]).model_dump(mode="json"))
+    assert {key: config[key] for key in SOURCES[name]} == SOURCES[name]
+    assert config["preset"] == name

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mock_lm import PAD_ID, VOCABULARY, A, C, E, TinyLM, W, episode, plan_step, random_episodes, run_step
 from torch import Tensor
 
-from echo_cli.config.objective import PRESETS, EnvNormalization, ObjectiveSettings, RlNormalization
+from echo_cli.config.objective import EnvNormalization, ObjectiveSettings, RlNormalization
 from echo_cli.errors import EchoError
 from echo_cli.metrics import Metric, reduce_metrics
 from echo_cli.objective.advantages import advantages, step_advantages
@@ -708,19 +708,6 @@ def test_settings_that_cannot_be_meant_are_errors(fields: dict[str, Any]) -> Non
     with pytest.raises(EchoError) as caught:
         ObjectiveSettings(**fields)
     assert caught.value.tip
-
-
-def test_presets_are_valid_settings() -> None:
-    built = {name: ObjectiveSettings(**preset.objective) for name, preset in PRESETS.items()}
-    assert list(built) == ["paper", "released", "prime", "openenv-example"]
-    assert (built["paper"].clip_low, built["paper"].clip_high) == (0.2, 0.28)
-    assert (built["released"].clip_low, built["released"].clip_high) == (0.2, 0.2)
-    assert built["paper"].env_normalization == built["released"].env_normalization == "observation_tokens"
-    assert (built["paper"].rl_normalization, built["released"].rl_normalization) == ("token_mean", "sequence_mean")
-    assert (built["prime"].advantage, built["prime"].base_coeff) == ("group_mean", 0.1)
-    assert built["openenv-example"].surrogate == "reinforce"
-    assert PRESETS["paper"].optim == {"betas": (0.9, 0.95), "grad_clip": 0.2}
-    assert PRESETS["released"].optim["betas"] == (0.9, 0.999)
 
 
 # --- Filters ---------------------------------------------------------------------------------------------------------
