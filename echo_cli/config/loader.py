@@ -209,10 +209,9 @@ def _with_preset(in_file: Mapping[str, Any], given: Sequence[Override], place: s
     values: dict[str, Any] = {}
     commanded = [override.value for override in given if override.keys == ("preset",)]
     name = commanded[-1] if commanded else in_file.get("preset")
-    preset = PRESETS.get(name) if isinstance(name, str) else None
     layers: list[Mapping[str, Any]] = [in_file]
-    if preset is not None:
-        layers.insert(1 if commanded else 0, preset.sections)
+    if isinstance(name, str) and name in PRESETS:
+        layers.insert(1 if commanded else 0, PRESETS[name].sections)
         if not commanded and (conflicts := preset_conflicts(name, in_file)):
             raise EchoError(
                 f"preset '{name}' contradicts keys of the same file: {', '.join(conflicts)} ({place})",

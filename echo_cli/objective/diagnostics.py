@@ -62,27 +62,47 @@ def gradient_comparison(rl_grads: Iterable[Tensor | None], env_grads: Iterable[T
     )
 
 
-def check_first_step(coeff: float, env_loss: float, env_tokens: float) -> None:
+def check_first_step(step: int, coeff: float, counts: RolloutCounts, env_loss: float) -> None:
     """Raise an error if the env term is enabled but has no effect, before the run wastes hours.
 
     Args:
-        coeff: λ at step 0.
-        env_loss, env_tokens: the metrics of the same names at step 0.
+        step: 0-based index of the step, for the message.
+        coeff: λ at the step.
+        env_loss: the metric of that name at the step.
 
     Raises:
-        EchoError: λ > 0 and there are selected observation tokens, but their loss is not finite or not positive.
+        EchoError: λ > 0, and no rollout has a token in the env term, or their loss is not finite or not positive.
     """
-    if coeff == 0 or env_tokens == 0:
+    if coeff == 0:
         return
+    env_tokens = int(counts.selected_B[counts.in_env_B].sum())
+    if env_tokens == 0:
+        raise EchoError(
+            f"the env term has no token at step {step}, with λ = {coeff:g}: {_why_empty(counts)}",
+            "see what becomes of actions and payloads: echo-cli env check; rollout.explorers observe whatever the "
+            "policy does; objective.world_model_coeff=0 trains without the env term",
+            exit_code=1,
+        )
     if not math.isfinite(env_loss):
         raise EchoError(
-            f"the env term is {env_loss} at step 0 over {env_tokens:.0f} observation tokens",
+            f"the env term is {env_loss} at step {step} over {env_tokens} observation tokens",
             "the model's logits are not finite: check its weights and dtype, or try float32",
             exit_code=1,
         )
     if env_loss <= 0:
         raise EchoError(
-            f"the env term is {env_loss} at step 0, with λ = {coeff} and {env_tokens:.0f} observation tokens",
+            f"the env term is {env_loss} at step {step}, with λ = {coeff:g} and {env_tokens} observation tokens",
             "a cross-entropy is positive unless every token is certain: check that targets are shifted by one position",
             exit_code=1,
         )
+
+
+def _why_empty(counts: RolloutCounts) -> str:
+    """Return why no rollout of a step has a token in the env term."""
+    rollouts = len(counts.selected_B)
+    observing = int((counts.selected_B > 0).sum())
+    if observing:
+        return f"the filters objective.min_*_fraction exclude all {observing} rollouts that observe something"
+    if bool(counts.observations_B.any()):
+        return f"the {rollouts} rollouts hold warnings but no env_output"
+    return f"none of the {rollouts} rollouts holds an observation"

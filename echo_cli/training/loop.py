@@ -33,7 +33,7 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
 
     Raises:
         EchoError: the loss, the gradient or a held-out measure is not finite (exit code 3; no checkpoint of this step
-            is saved), the env term has no effect at step 0, or the run directory cannot be written.
+            is saved), the env term has no effect at the first step with λ > 0, or the run directory cannot be written.
         CollapseError: the run collapses or has collapsed, and `collapse.action` is `stop` (exit code 3; a checkpoint is
             saved).
     """
@@ -61,8 +61,8 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
             weighed = replace(weighed, coeff=_coeff_at(config, step, norms, rows))
 
         values = reduce_metrics([policy.forward_backward(weighed)])
-        if step == 0:
-            check_first_step(weighed.coeff, values["env_loss"] or 0.0, values["env_tokens"] or 0.0)
+        if not any(row.get("train/lambda") for row in rows):  # λ may begin at 0
+            check_first_step(step, weighed.coeff, weighed.counts, values["env_loss"] or 0.0)
         lr = learning_rate_at(config.optim, step, config.steps)
         grad_norm = policy.optim_step(lr)
         values |= {"lr": lr, "grad_norm": grad_norm}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Collection
 from dataclasses import replace
 from itertools import product
 from typing import Any, get_args
@@ -26,7 +27,7 @@ from echo_cli.objective.filters import filter_env_rollouts
 from echo_cli.objective.logprobs import selected_logprobs, target_logprobs
 from echo_cli.objective.loss import StepTotals, echo_loss, env_loss, rl_loss, step_totals, step_weights
 from echo_cli.objective.schedule import world_model_coeff_at
-from echo_cli.trajectory import Trajectory, Turn
+from echo_cli.trajectory import Role, Trajectory, Turn
 
 NORMALIZATIONS = list(product(get_args(RlNormalization), get_args(EnvNormalization)))
 
@@ -617,17 +618,37 @@ def test_the_terms_alone_give_the_gradients_of_the_whole() -> None:
 # --- The first step --------------------------------------------------------------------------------------------------
 
 
+def first_step(coeff: float, *roles: list[Role], env: float = 0.0, kept: Collection[int] | None = None) -> None:
+    rollouts = [episode(each, reward=1.0) for each in roles]
+    check_first_step(0, coeff, count_rollouts(rollouts, {Role.ENV_OUTPUT}, kept=kept), env)
+
+
 @pytest.mark.parametrize("env", [math.nan, math.inf, 0.0, -1.0])
 def test_an_env_term_that_does_nothing_stops_the_first_step(env: float) -> None:
     with pytest.raises(EchoError, match="env term") as caught:
-        check_first_step(0.05, env, 12)
+        first_step(0.05, [C, A, E, E], env=env)
     assert caught.value.exit_code == 1 and caught.value.tip
 
 
-def test_a_first_step_without_an_env_term_passes() -> None:
-    check_first_step(0.05, 1.5, 12)
-    check_first_step(0.0, 0.0, 12)
-    check_first_step(0.05, 0.0, 0)
+@pytest.mark.parametrize(
+    ("rollouts", "kept", "cause"),
+    [
+        ([[C, A], [C]], None, "none of the 2 rollouts holds an observation"),
+        ([[C, A, W], [C, A]], None, "hold warnings but no env_output"),
+        ([[C, A, E], [C, A, E], [C, A]], [2], "min_.*_fraction exclude all 2 rollouts"),
+    ],
+)
+def test_a_first_step_without_a_token_for_the_env_term_stops_with_the_cause(
+    rollouts: list[list[Role]], kept: list[int] | None, cause: str
+) -> None:
+    with pytest.raises(EchoError, match=cause) as caught:
+        first_step(0.05, *rollouts, kept=kept)
+    assert caught.value.exit_code == 1 and "world_model_coeff=0" in str(caught.value.tip)
+    first_step(0.0, *rollouts, kept=kept)
+
+
+def test_a_first_step_with_an_env_term_passes() -> None:
+    first_step(0.05, [C, A, E], [C, A], env=1.5)
 
 
 # --- Advantages ------------------------------------------------------------------------------------------------------

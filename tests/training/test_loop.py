@@ -248,3 +248,14 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(tmp_path
     assert tip
     assert main([*words, "--resume"]) == 0
     assert [row["step"] for row in rows(run)] == [0, 1, 2]
+
+
+def test_an_env_term_without_a_token_stops_at_the_first_step_at_which_lambda_is_above_zero(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    late = ["objective.schedule=step", "objective.schedule_steps=[1]", "objective.schedule_values=[0, 0.5]"]
+    nothing = ["rollout.explorers=0", "objective.min_correct_fraction=2"]
+    assert train(tmp_path / "run", *late, *nothing) == 1
+    message, tip = error_of(capsys.readouterr().err)
+    assert "no token at step 1, with λ = 0.5" in message and "min_*_fraction" in message and "env check" in tip
+    assert [row["step"] for row in rows(tmp_path / "run")] == [0, 1]
