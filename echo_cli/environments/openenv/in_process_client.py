@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
@@ -71,7 +72,9 @@ class ObjectClient:
         if self._hung:
             return
         try:
-            await wait_at_most(patience_s, asyncio.wrap_future(closed))
+            result = await wait_at_most(patience_s, asyncio.wrap_future(closed))
+            if inspect.isawaitable(result):
+                await wait_at_most(patience_s, result)
         except asyncio.TimeoutError:
             return
         except Exception:  # as above
@@ -192,4 +195,6 @@ class ObjectSource:
             return str(environment.get_metadata().name)
         finally:
             with suppress(Exception):  # as at the end of an episode
-                environment.close()
+                result = environment.close()
+                if inspect.iscoroutine(result):
+                    asyncio.run(result)

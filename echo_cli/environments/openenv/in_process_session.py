@@ -65,7 +65,8 @@ class EnvironmentClass:
 class ObjectSession:
     """One environment that is created, called and closed in `thread`.
 
-    Asynchronous methods run in the caller's event loop, as on a server.
+    Asynchronous methods run in the caller's event loop, as on a server. So do `reset`, `step` and `close` if they are
+    `async def`, which a server would not await.
     """
 
     def __init__(self, environment_class: EnvironmentClass, thread: WorkerThread) -> None:
@@ -102,8 +103,11 @@ class ObjectSession:
         """Close the MCP session; raise its exceptions."""
         await self._stack.aclose()
 
-    def close_environment(self) -> Future[None]:
-        """Close the environment in its thread after pending calls; the future fails if no environment was created."""
+    def close_environment(self) -> Future[Any]:
+        """Close the environment in its thread after pending calls; the future fails if no environment was created.
+
+        The future's result is a coroutine if `close` is `async def`.
+        """
         return self._thread.start(lambda: self._made.result().close())
 
     async def _reset(self, message: Mapping[str, Any]) -> Any:
@@ -112,14 +116,19 @@ class ObjectSession:
         if overrides_method(environment.reset_async, Environment.reset_async):
             return await environment.reset_async(**filtered(inspect.signature(environment.reset_async), arguments))
         taken = filtered(inspect.signature(environment.reset), arguments)
-        return await self._thread.run(partial(environment.reset, **taken))
+        return await _awaited(await self._thread.run(partial(environment.reset, **taken)))
 
     async def _step(self, message: Mapping[str, Any]) -> Any:
         environment = self._environment
         action = deserialize_action(WSStepMessage(**message).data, self._class.action)
         if overrides_method(environment.step_async, Environment.step_async):
             return await environment.step_async(action)
-        return await self._thread.run(partial(environment.step, action))
+        return await _awaited(await self._thread.run(partial(environment.step, action)))
+
+
+async def _awaited(result: Any) -> Any:
+    """Return the result of a method, which is a coroutine if the method is `async def`."""
+    return await result if inspect.isawaitable(result) else result
 
 
 def _text(response: Any) -> str:
@@ -128,21 +137,28 @@ def _text(response: Any) -> str:
 
 
 def _models(found: type[Any], import_path: str) -> tuple[type[Any], type[Any]]:
-    """Return the action and observation classes, from the type hints of `step` or from `Environment[Act, Obs, State]`.
+    """Return the action and observation classes.
 
+    They come from the type hints of an own `step_async`, from those of `step`, or from `Environment[Act, Obs, State]`.
     A subclass takes precedence over the base class, for example if `step` is annotated only with `Action`.
     """
-    parameters = list(inspect.signature(found.step).parameters.values())
-    hint = _hint(found.step, parameters[1].annotation) if len(parameters) > 1 else None
+    steps = [found.step_async] if overrides_method(found.step_async, Environment.step_async) else []
+    steps.append(found.step)
     action, observation, *_ = (*generic_arguments(found, Environment), None, None)
-    action_class = _most_special((hint, action), Action)
+    action_class = _most_special((*map(_action_hint, steps), action), Action)
     if action_class is None:
         raise EchoError(
             f"'{import_path}' does not declare the type of its actions",
             "annotate the action of its step, or inherit from Environment[YourAction, YourObservation, YourState]",
         )
-    answer = _hint(found.step, inspect.signature(found.step).return_annotation)
-    return action_class, _most_special((answer, observation), Observation) or Observation
+    answers = [_hint(step, inspect.signature(step).return_annotation) for step in steps]
+    return action_class, _most_special((*answers, observation), Observation) or Observation
+
+
+def _action_hint(step: Any) -> Any:
+    """Return the type hint of the action in a method `step(self, action, …)`, or None."""
+    parameters = list(inspect.signature(step).parameters.values())
+    return _hint(step, parameters[1].annotation) if len(parameters) > 1 else None
 
 
 def _hint(function: Any, annotation: Any) -> Any:

@@ -16,7 +16,7 @@ import pytest
 from loopback import OpenEnvServer, environment
 from openenv.core.env_server.interfaces import Environment
 from openenv.core.env_server.types import Action, Observation, State
-from openenv_samples import Heard, Say, Talk
+from openenv_samples import Heard, Later, Say, Talk
 from websockets.sync.client import connect
 
 from echo_cli.cli.main import main
@@ -254,6 +254,54 @@ def test_what_is_no_environment_is_refused_at_once(name: str, options: dict[str,
 
 def test_the_type_parameters_say_what_the_hints_do_not() -> None:
     assert ObjectSource(f"{__name__}:Silent", {}).describe().action_schema == Say.model_json_schema()
+
+
+class Annotated(Later):
+    """`step` has no annotations: those of `step_async` give the types."""
+
+    def step(self, action, **_):  # type: ignore[no-untyped-def]
+        raise AssertionError("the asynchronous one is there")
+
+
+class Coroutines(Talk):
+    """`reset`, `step` and `close` are `async def`, which OpenEnv's server would not await."""
+
+    closed: list[str] = []  # noqa: RUF012
+
+    async def reset(self, seed: int | None = None, **arguments: Any) -> Heard:  # type: ignore[override]
+        await asyncio.sleep(0)
+        return Heard(text="begun", nested={"seed": seed})
+
+    async def step(self, action: Say, **_: Any) -> Heard:  # type: ignore[override]
+        await asyncio.sleep(0)
+        return Heard(text=action.text.upper())
+
+    async def close(self) -> None:  # type: ignore[override]
+        await asyncio.sleep(0)
+        self.closed.append("closed")
+
+
+def test_the_annotations_of_step_async_give_the_types() -> None:
+    described = ObjectSource(f"{__name__}:Annotated", {}).describe()
+    assert described.action_schema == Say.model_json_schema()
+    assert described.observation_schema == Heard.model_json_schema()
+
+
+@pytest.mark.filterwarnings("error")
+def test_methods_that_are_coroutines_are_awaited() -> None:
+    source = ObjectSource(f"{__name__}:Coroutines", {})
+    assert source.describe().action_schema == Say.model_json_schema()
+
+    async def play() -> list[Payload]:
+        client = source.client()
+        payloads = [await client.reset({"seed": 3}), await client.step({"text": "hello"})]
+        await client.close()
+        return payloads
+
+    begun, heard = asyncio.run(play())
+    assert (begun.observation["text"], begun.observation["nested"]) == ("begun", {"seed": 3})
+    assert heard.observation["text"] == "HELLO"
+    assert Coroutines.closed == ["closed"] * 2  # after the description, and after the episode
 
 
 def test_an_environment_that_cannot_be_made() -> None:
