@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from echo_cli.config.loader import load_config
 from echo_cli.config.schema import Config, flat_config, free_keys
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.errors import EchoError
 from echo_cli.files import read_json, write_atomic
 from echo_cli.models.policy import TorchPolicy
+from echo_cli.objective.schedule import learning_rate_at, world_model_coeff_at
 from echo_cli.runs.directory import RunDirectory
 from echo_cli.runs.summary import best_step
 from echo_cli.text import escape_unprintable
@@ -19,8 +22,6 @@ from echo_cli.traces.corpus import TraceCorpus
 def restore_run(run: RunDirectory, config: Config, policy: TorchPolicy) -> tuple[int, dict[str, Any]]:
     """Restore policy and run directory to the latest checkpoint, and return its step and its meta."""
     step = max(run.checkpoints.steps(), default=0)
-    if step > config.steps:
-        raise EchoError(f"{run.path} is already at step {step}, past steps={config.steps}", f"set --steps above {step}")
     meta: dict[str, Any] = {}
     if step > 0:
         folder, meta = run.load_checkpoint("latest")
@@ -36,10 +37,11 @@ def restore_run(run: RunDirectory, config: Config, policy: TorchPolicy) -> tuple
 
 
 def check_same_config(run: RunDirectory, config: Config) -> None:
-    """Reject a config that differs from the run's config in a key that is not free.
+    """Reject a config that differs from the run's config in a key that is not free, or whose steps do not continue it.
 
     Raises:
-        EchoError: there is such a key; the message names the first.
+        EchoError: there is such a key, and the message names the first; or the run is past the config's steps, or has
+            trained at other values of a schedule than a run of these steps.
     """
     before = load_config(run.config_path)
     free = free_keys()
@@ -52,6 +54,67 @@ def check_same_config(run: RunDirectory, config: Config) -> None:
                 f"cannot resume {run.path} with a different config: {key} was {was.get(key)}, now {now.get(key)}",
                 "revert the change, or start another run with --run-name",
             )
+    _check_steps(run, before, config)
+
+
+def _check_steps(run: RunDirectory, before: Config, config: Config) -> None:
+    """Reject a number of steps at which a run of its own would not have trained as this run has."""
+    path, done = escape_unprintable(run.path), max(run.checkpoints.steps(), default=0)
+    if done > config.steps:
+        raise EchoError(
+            f"{path} is already at step {done}, past steps={config.steps}",
+            f"set --steps to {done} or more, or start another run with --run-name",
+        )
+    schedule = _bent_schedule(before, config, done)
+    if schedule is not None:
+        raise EchoError(
+            f"cannot resume {path} with steps={config.steps}: its {schedule} was stretched over {before.steps} steps, "
+            f"{done} of which are trained",
+            f"train {config.steps} steps afresh with --run-name or --overwrite; a new run with "
+            f"model.path={path}/checkpoints/step_{done:06d} trains on from its weights",
+        )
+
+
+def _bent_schedule(before: Config, config: Config, done: int) -> str | None:
+    """Return the schedule whose values at the trained steps depend on the number of steps, which differs; or None."""
+    if any(
+        learning_rate_at(before.optim, step, before.steps) != learning_rate_at(config.optim, step, config.steps)
+        for step in range(done)
+    ):
+        return f"optim.lr_schedule: {before.optim.lr_schedule}"
+    if any(
+        world_model_coeff_at(before.objective, step, before.steps)
+        != world_model_coeff_at(config.objective, step, config.steps)
+        for step in range(done)
+    ):
+        return f"objective.schedule: {before.objective.schedule}"
+    return None
+
+
+def keep_threads(run: RunDirectory, config: Config) -> tuple[Config, list[str]]:
+    """Return the config with the number of CPU threads that the run began with, unless the config sets another.
+
+    The number decides the order of sums, and with it the last digits of every figure.
+
+    Returns:
+        The config, and a line for the user if the number differs from the run's first one or from this process's own.
+    """
+    began = read_json(run.path / "environment.json").get("threads")
+    if not isinstance(began, int):
+        return config, []
+    threads, own = config.threads or began, torch.get_num_threads()
+    lines = []
+    if threads != began:
+        lines = [
+            f"{_threads(threads)}; the run began with {began}, so it differs from an uninterrupted run by rounding"
+        ]
+    elif own != began:
+        lines = [f"{_threads(began)}, as the run began, instead of {own}; threads=N sets another number"]
+    return config.model_copy(update={"threads": threads}), lines
+
+
+def _threads(count: int) -> str:
+    return f"{count} CPU thread{'' if count == 1 else 's'}"
 
 
 def _upwards(key: str) -> list[str]:

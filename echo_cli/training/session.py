@@ -24,7 +24,13 @@ from echo_cli.runs.pools import ObservationLog, pairs_of
 from echo_cli.runs.provenance import environment_record
 from echo_cli.traces.corpus import TraceCorpus, check_trainable, index_traces
 from echo_cli.traces.training_data import Traces, held_out, pool_splits, traces_record
-from echo_cli.training.resume import check_same_config, check_same_environment, check_same_traces, restore_run
+from echo_cli.training.resume import (
+    check_same_config,
+    check_same_environment,
+    check_same_traces,
+    keep_threads,
+    restore_run,
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class Session:
     """Row of `start_step` without its evaluation, if the environment was lost during the evaluation; else None."""
     clock_start: float
     """`time.perf_counter()` at the start of the run, shifted as if it had not been interrupted, seconds."""
+    notices: Sequence[str] = ()
+    """Lines for the user about how the run is resumed."""
 
     @property
     def seconds(self) -> float:
@@ -68,8 +76,10 @@ def open_session(
     """
     clock_start = time.perf_counter()
     check_writable(path, resume=resume, overwrite=overwrite)
+    notices: list[str] = []
     if resume:
         check_same_config(open_run(path), config)
+        config, notices = keep_threads(open_run(path), config)
     corpus = _open_corpus(config)
     if resume and corpus is not None:
         check_same_traces(open_run(path), corpus)
@@ -100,6 +110,7 @@ def open_session(
                 gradient_norms=GradientNorms(**meta.get("gradient_norms", {})),
                 unrecorded=meta.get("unrecorded"),
                 clock_start=clock_start - float(meta.get("seconds", 0.0)),
+                notices=notices,
             )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import torch
 from tiny_run import error_of, observations, rows, start, train, train_words, weights
 
 from echo_cli.cli.interrupt import interruptible
@@ -23,7 +24,7 @@ from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.files import TEMPORARY, write_atomic
 from echo_cli.runs.directory import RunDirectory, create_run, is_run, open_run
-from echo_cli.training.resume import check_same_config
+from echo_cli.training.resume import check_same_config, keep_threads
 
 
 def _wait_for(stream: IO[str] | None, text: str) -> str:
@@ -175,13 +176,43 @@ def test_the_seconds_of_a_resumed_run_are_those_of_all_its_sessions(finished: Pa
     assert 1000 < json.loads((run / "summary.json").read_text())["seconds"] < 2000
 
 
-def test_more_steps_continue_a_finished_run(finished: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(finished, tmp_path / "run")
-    assert train(run, "--steps", "5", "--resume") == 0
-    assert rows(run)[:5] == rows(finished)
-    assert [row["step"] for row in rows(run)] == [0, 1, 2, 3, 4, 5]
+def test_more_steps_continue_a_run_whose_schedules_do_not_depend_on_them(tmp_path: Path) -> None:
+    short, long = tmp_path / "short", tmp_path / "long"
+    for run, steps in ((short, "1"), (long, "2")):
+        assert train(run, "--steps", steps, "optim.lr_schedule=constant") == 0
+    assert train(short, "--steps", "2", "--resume", "optim.lr_schedule=constant") == 0
+    assert [row["step"] for row in rows(short)] == [0, 1, 2]
+    assert weights(short, 2) == weights(long, 2)
     # The config on disk has the new value, so that a later --resume needs no --steps.
-    assert "steps: 5" in (run / "config.yaml").read_text()
+    assert "steps: 2" in (short / "config.yaml").read_text()
+
+
+def test_more_steps_bend_a_schedule_of_lambda_too(finished: Path, tmp_path: Path) -> None:
+    run = open_run(shutil.copytree(finished, tmp_path / "run"))
+    linear = ["objective.schedule=linear", "objective.world_model_coeff_end=0.1", "optim.lr_schedule=constant"]
+    config = load_config(run.config_path, linear)
+    run.config_path.write_text(config.to_yaml())
+    check_same_config(run, config)
+    with pytest.raises(EchoError, match=r"its objective\.schedule: linear was stretched over 4 steps") as caught:
+        check_same_config(run, config.model_copy(update={"steps": 8}))
+    assert "--run-name" in str(caught.value.tip) and "checkpoints/step_000004" in str(caught.value.tip)
+
+
+def test_a_resumed_run_keeps_its_threads_unless_told_otherwise(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _interrupted_copy(finished, tmp_path / "run", 3)
+    torch.set_num_threads(2)
+    try:
+        assert train(run, "--steps", "4", "--resume", "threads=0") == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
+    assert "train: 1 CPU thread, as the run began, instead of 2; threads=N" in capsys.readouterr().err
+    assert rows(run) == rows(finished) and weights(run, 4) == weights(finished, 4)
+    assert "\nthreads: 1\n" in (run / "config.yaml").read_text()
+    kept, said = keep_threads(open_run(run), load_config(run / "config.yaml", ["threads=2"]))
+    assert kept.threads == 2 and "the run began with 1" in said[0]
 
 
 def test_resuming_a_finished_run_changes_nothing(finished: Path) -> None:
@@ -198,6 +229,7 @@ def test_resuming_a_finished_run_changes_nothing(finished: Path) -> None:
         (["--lambda", "0.5"], "objective.world_model_coeff was"),
         (["--config", "toy-world-model", "objective.use_rl=false"], "cannot resume"),
         (["--steps", "3"], "is already at step 4, past steps=3"),
+        (["--steps", "5"], "its optim.lr_schedule: linear was stretched over 4 steps, 4 of which are trained"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -294,11 +326,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_works(
 
 def test_a_foreign_checkpoint_is_named(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = _interrupted_copy(finished, tmp_path / "run", 2)
-    (run / "checkpoints" / "step_000009").mkdir()
-    (run / "checkpoints" / "step_000009" / "model.safetensors").write_bytes(b"other")
-    assert train(run, "--resume", "--steps", "9") == 1
+    (run / "checkpoints" / "step_000004").mkdir()
+    (run / "checkpoints" / "step_000004" / "model.safetensors").write_bytes(b"other")
+    assert train(run, "--resume", "--steps", "4") == 1
     message, tip = error_of(capsys.readouterr().err)
-    assert "step_000009 is damaged: it has no meta.json" in message
+    assert "step_000004 is damaged: it has no meta.json" in message
     assert "step 2 is intact" in tip
 
 

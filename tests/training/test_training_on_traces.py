@@ -146,12 +146,12 @@ def test_other_traces_are_no_continuation(
     trained: Path, traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
-    again = ("traces.imitation_coeff=0.5", "--steps", "5", "--resume")
+    again = ("traces.imitation_coeff=0.5", "--resume")
     changed = trace_file(tmp_path, store()[::-1])
     assert alone(run, changed, *again) == 2
     message, tip = error_of(capsys.readouterr().err)
     assert "traces.jsonl is not the file that" in message and "--run-name" in tip
-    assert alone(run, traces, "--steps", "5", "--resume", "traces.imitation_coeff=0.1") == 2
+    assert alone(run, traces, "--resume", "traces.imitation_coeff=0.1") == 2
     assert "traces.imitation_coeff was 0.5, now 0.1" in error_of(capsys.readouterr().err)[0]
 
 
