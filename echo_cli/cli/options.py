@@ -45,13 +45,30 @@ def print_json(value: Any) -> None:
     print(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None)))
 
 
-def as_overrides(**values: str | None) -> list[str]:
-    """Return command-line options as config overrides."""
-    return [
-        f"{key}={json.dumps(value) if key in _TEXTS else value}" for key, value in values.items() if value is not None
-    ]
+def as_overrides(words: Sequence[str], **values: str | None) -> list[str]:
+    """Return command-line options as config overrides.
+
+    Args:
+        words: the overrides given beside the options.
+        values: the options' values by key path, with `__` for a dot; None if not given.
+
+    Raises:
+        EchoError: an option and an override set the same key.
+    """
+    overrides = []
+    for name, value in values.items():
+        key = name.replace("__", ".")
+        if value is None:
+            continue
+        for word in words:
+            if word.partition("=")[0] == key:
+                option = _OPTIONS.get(key, "--" + key.replace("_", "-"))
+                raise EchoError(f"{option} and {word} both set {key}", "give one of them")
+        overrides.append(f"{key}={json.dumps(value) if key in _TEXTS else value}")
+    return overrides
 
 
+_OPTIONS = {"objective.world_model_coeff": "--lambda"}
 _TEXTS = {"output_dir", "run_name", "device"}
 
 

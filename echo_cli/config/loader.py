@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,10 +162,7 @@ def load_config(source: Path | str, overrides: Sequence[str] = ()) -> Config:
     path = find_config(source) if isinstance(source, str) else source
     in_file, lines = _read_config(path)
     given = [parse_override(word) for word in overrides]
-    values = _with_preset(in_file, given, lines.get(("preset",), str(path)))
-    apply_overrides(values, given)
-    _apply_environment_preset(values)
-    _default_source(values)
+    _check_file_preset(in_file, given, lines.get(("preset",), str(path)))
     commanded = {override.keys: f"command line: {override.text}" for override in given}
 
     def place(keys: Keys) -> str:
@@ -176,13 +174,46 @@ def load_config(source: Path | str, overrides: Sequence[str] = ()) -> Config:
         return str(path)
 
     try:
-        return _without_broken_preset(Config.model_validate_json(json.dumps(values), strict=True))
+        return _resolve(in_file, given)
     except ValidationError as error:
         raise _first_error(error, place) from None
     except EchoError as error:
-        words = [override.text for override in given]
+        words = [override.text for override in _to_blame(in_file, given, error)]
         where = " ".join(["command line:", *words, "on", str(path)]) if words else str(path)
         raise EchoError(f"{error.message} ({where})", error.tip) from None
+
+
+def _resolve(in_file: Mapping[str, Any], given: Sequence[Override]) -> Config:
+    """Return the config of all layers.
+
+    Raises:
+        ValidationError: a key is unknown or a value has the wrong type.
+        EchoError: a value is out of range or does not fit another; the message names no place.
+    """
+    values = _with_preset(in_file, given)
+    apply_overrides(values, given)
+    _apply_environment_preset(values)
+    _default_source(values)
+    return _without_broken_preset(Config.model_validate_json(json.dumps(values), strict=True))
+
+
+def _to_blame(in_file: Mapping[str, Any], given: Sequence[Override], error: EchoError) -> list[Override]:
+    """Return the overrides without each of which the error would not occur.
+
+    If none of them alone decides, the result is empty if the file is wrong by itself, and all overrides otherwise.
+    """
+
+    def occurs(overrides: Sequence[Override]) -> bool:
+        try:
+            _resolve(in_file, overrides)
+        except EchoError as other:
+            return other.message == error.message
+        except ValidationError:
+            pass
+        return False
+
+    blamed = [one for one in given if not occurs([other for other in given if other is not one])]
+    return blamed or ([] if occurs([]) else list(given))
 
 
 def environment_preset(name: str) -> dict[str, Any]:
@@ -200,23 +231,30 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[Keys, str]]:
     return values, {keys: f"{path}:{line}" for keys, line in key_lines(node, path)}
 
 
-def _with_preset(in_file: Mapping[str, Any], given: Sequence[Override], place: str) -> dict[str, Any]:
-    """Return the file's values and the preset's: below them if the file names it, above if the command line does.
+def _check_file_preset(in_file: Mapping[str, Any], given: Sequence[Override], place: str) -> None:
+    """Check that the file's keys do not contradict its preset, unless the command line replaces the preset.
 
     Raises:
-        EchoError: the file's keys contradict its preset.
+        EchoError: they do; the message names the keys.
     """
+    name = in_file.get("preset")
+    if not (isinstance(name, str) and name in PRESETS) or any(override.keys == ("preset",) for override in given):
+        return
+    if conflicts := preset_conflicts(name, in_file):
+        raise EchoError(
+            f"preset '{name}' contradicts keys of the same file: {', '.join(conflicts)} ({place})",
+            f"delete these keys, or write preset={name} on the command line, which overrides the file",
+        )
+
+
+def _with_preset(in_file: Mapping[str, Any], given: Sequence[Override]) -> dict[str, Any]:
+    """Return the file's values and the preset's: below them if the file names it, above if the command line does."""
     values: dict[str, Any] = {}
     commanded = [override.value for override in given if override.keys == ("preset",)]
     name = commanded[-1] if commanded else in_file.get("preset")
     layers: list[Mapping[str, Any]] = [in_file]
     if isinstance(name, str) and name in PRESETS:
         layers.insert(1 if commanded else 0, PRESETS[name].sections)
-        if not commanded and (conflicts := preset_conflicts(name, in_file)):
-            raise EchoError(
-                f"preset '{name}' contradicts keys of the same file: {', '.join(conflicts)} ({place})",
-                f"delete these keys, or write preset={name} on the command line, which overrides the file",
-            )
     for layer in layers:
         _merge(values, layer)
     return values
@@ -259,7 +297,7 @@ def _merge(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
         if isinstance(value, dict) and isinstance(values.get(key), dict):
             _merge(values[key], value)
         else:
-            values[key] = dict(value) if isinstance(value, dict) else value
+            values[key] = deepcopy(value)
 
 
 def _first_error(error: ValidationError, place: Callable[[Keys], str]) -> EchoError:

@@ -130,8 +130,9 @@ def _check_schedule(settings: ObjectiveSettings) -> None:
             "set world_model_coeff_end if and only if schedule is linear",
         )
     steps, values = settings.schedule_steps, settings.schedule_values
-    if settings.schedule != "step" and (steps or values):
-        raise EchoError(f"schedule {settings.schedule!r} does not use schedule_steps", "set schedule: step")
+    unused = [name for name in ("schedule_steps", "schedule_values") if getattr(settings, name)]
+    if settings.schedule != "step" and unused:
+        raise EchoError(f"schedule {settings.schedule!r} does not use {' and '.join(unused)}", "set schedule: step")
     if settings.schedule == "step" and len(values) != len(steps) + 1:
         raise EchoError(
             f"{len(values)} schedule_values for {len(steps)} schedule_steps",

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from echo_cli.config.environment import EnvironmentConfig, ToyTerminalConfig
+from echo_cli.config.environment import SOURCE_KEYS, EnvironmentConfig, ToyTerminalConfig
 from echo_cli.config.model import ConversationConfig, ModelConfig, SamplerConfig
 from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.config.section import (
@@ -235,7 +235,8 @@ class Config(Section):
         if key is not None:
             if self.environment.none:
                 raise EchoError(f"environment.{key} has no effect with none", "omit it: there is no environment")
-            tip = "set the keys of toy worlds under toy_terminal"
+            owners = [f"environment.{source}" for source in SOURCE_KEYS.get(key, ())]
+            tip = f"it belongs to {' or '.join(owners)}" if owners else "set the keys of toy worlds under toy_terminal"
             raise EchoError(f"environment.{key} has no effect with toy_terminal", tip)
         return self
 

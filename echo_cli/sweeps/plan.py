@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from echo_cli.config.loader import load_config
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
+from echo_cli.files import os_errors
 from echo_cli.runs.directory import is_run, open_run
 from echo_cli.runs.summary import is_finished
 from echo_cli.text import escape_unprintable
@@ -57,18 +60,21 @@ class Cell:
 
 
 def parse_words(words: Sequence[str]) -> tuple[list[float], list[str]]:
-    """Return the λ values, without duplicates, and the `key.path=value` overrides; overrides contain `=`.
+    """Return the λ values and the `key.path=value` overrides; overrides contain `=`.
 
     Raises:
-        EchoError: there is no value, a word is neither, λ is overridden, or two values would share a folder.
+        EchoError: there is no value, a word is neither, λ is overridden, or two values are equal or would share a
+            folder.
     """
     overrides = [word for word in words if "=" in word]
     if any(word.partition("=")[0] == "objective.world_model_coeff" for word in overrides):
         raise EchoError("a sweep sets objective.world_model_coeff itself", "give λ values as words: 0 0.005 0.05")
-    coeffs = _once(parse_coeff(word) for word in words if "=" not in word)
+    coeffs = [parse_coeff(word) for word in words if "=" not in word]
     if not coeffs:
         raise EchoError("no λ values", "give at least one: echo-cli sweep-lambda 0 0.005 0.05")
     for first, second in itertools.pairwise(sorted(coeffs)):
+        if first == second:
+            raise EchoError(f"λ {shown_coeff(first)} is given twice", "give every value once")
         if shown_coeff(first) == shown_coeff(second):
             raise EchoError(f"λ {first!r} and {second!r} are the same to 12 digits", "give one of them")
     return coeffs, overrides
@@ -109,16 +115,20 @@ def join_seeds(words: Sequence[str]) -> list[str]:
 
 
 def parse_seeds(values: Sequence[str]) -> list[int]:
-    """Return the seeds of comma-separated lists, without duplicates, in the order given.
+    """Return the seeds of comma-separated lists, in the order given.
 
     Raises:
-        EchoError: a list has no value, or a seed is not an integer from 0 to 2^63 - 1.
+        EchoError: a list has no value, or a seed is not an integer from 0 to 2^63 - 1, or is given twice.
     """
     words = [word for value in values for word in value.split(",")]
     for word in words:
         if not (word.isascii() and word.isdigit() and len(word) < 20 and int(word) < 2**63):
             raise EchoError(f"'{word}' is not a seed" if word else "--seeds has no value", _SEEDS_TIP)
-    return _once(map(int, words))
+    seeds = [int(word) for word in words]
+    for first, second in itertools.pairwise(sorted(seeds)):
+        if first == second:
+            raise EchoError(f"seed {first} is given twice", "give every seed once")
+    return seeds
 
 
 def sweep_config(source: Path, words: Sequence[str]) -> Config:
@@ -134,19 +144,28 @@ def sweep_config(source: Path, words: Sequence[str]) -> Config:
     return load_config(source, [probe, f"evaluation.pass_every={asked.evaluation.every}", *words])
 
 
-def plan_cells(configs: Sequence[Config], seeds: Sequence[int], folder: Path, *, jobs: int, cores: int) -> list[Cell]:
+def threads_of_cells() -> int:
+    """Return the number of CPU threads of a cell whose config leaves it open: OMP_NUM_THREADS, else 1.
+
+    It depends neither on `--jobs` nor on the machine, because results do depend on it, in the last digits.
+    """
+    first = re.match(r"\s*([1-9][0-9]{0,3})\b", os.environ.get("OMP_NUM_THREADS", ""))  # a list has one per level
+    return 1 if first is None else int(first[1])
+
+
+def plan_cells(configs: Sequence[Config], seeds: Sequence[int], folder: Path, *, threads: int) -> list[Cell]:
     """Return the cells of a sweep: every seed of every config (one config per λ), each with a folder in `folder`.
 
-    If `threads` is 0, the cores are divided among the concurrent processes.
+    Args:
+        threads: number of CPU threads of each cell if the config leaves it open.
     """
-    processes = min(jobs, len(configs) * len(seeds))
     cells = []
     for config in configs:
-        threads = config.threads or max(1, cores // processes)
         coeff = config.objective.base_coeff
         for seed in seeds:
             name = f"lambda-{shown_coeff(coeff)}-seed{seed}"
-            cells.append(Cell(coeff, config.model_copy(update={"seed": seed, "threads": threads}), folder / name))
+            own = config.model_copy(update={"seed": seed, "threads": config.threads or threads})
+            cells.append(Cell(coeff, own, folder / name))
     return cells
 
 
@@ -160,6 +179,21 @@ def ended_summary(cell: Cell) -> Summary | None:
     return summary if broken or is_finished(summary, cell.config.steps) else None
 
 
+def check_folder(folder: Path) -> None:
+    """Check that a sweep may use `folder`.
+
+    Raises:
+        EchoError: the folder is a run, or has files but is not a sweep.
+    """
+    if is_run(folder):
+        raise EchoError(f"{escape_unprintable(folder)} is a run, not a sweep", "give the sweep another --run-name")
+    with os_errors(folder):
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if any(not name.startswith(".") for name in names) and names.isdisjoint({"cells", "sweep.json"}):
+        tip = "give the sweep another --run-name or --output-dir"
+        raise EchoError(f"{escape_unprintable(folder)} is not empty and not a sweep", tip)
+
+
 def check_cells(cells: Sequence[Cell]) -> None:
     """Check that existing runs have the configs of their cells and were trained on the same traces.
 
@@ -171,30 +205,68 @@ def check_cells(cells: Sequence[Cell]) -> None:
     found = [cell for cell in cells if is_run(cell.path)]
     if found:
         from echo_cli.traces.corpus import index_traces
-        from echo_cli.training.resume import check_same_config, check_same_traces  # loads torch
+        from echo_cli.training.resume import check_same_traces  # loads torch
 
         unfinished, corpus = any(ended_summary(cell) is None for cell in cells), None
         for cell in found:
-            run = open_run(cell.path)
-            check_same_config(run, cell.config)
-            before, traces = load_config(run.config_path), cell.config.traces
+            before, traces = _check_config(cell), cell.config.traces
             if traces is not None and (unfinished or traces != before.traces):
                 corpus = corpus or index_traces(traces)  # all cells use the same files
-                check_same_traces(run, corpus)
-            trained, wanted = before.collapse, cell.config.collapse
-            # The section may change on resume, but a finished run is not trained again, and only lowered λ affects
-            # training.
-            lowers = "lower_lambda" in (trained.action, wanted.action)
-            if lowers and trained != wanted and is_finished(run.read_summary(), cell.config.steps):
-                raise EchoError(
-                    f"{escape_unprintable(cell.path)} was trained with a different collapse section",
-                    "train it again with --overwrite, or revert the change",
-                )
+                check_same_traces(open_run(cell.path), corpus)
+
+
+def other_cells(folder: Path, cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells in `folder` that an earlier sweep has trained and that are not among `cells`.
+
+    Tables and figures cover them too, so that a narrower sweep does not erase the results of a wider one.
+
+    Raises:
+        EchoError: such a run has another config than `cells`, apart from λ and the seed.
+    """
+    planned, others = {cell.path for cell in cells}, []
+    for path in sorted(folder.glob("lambda-*-seed*")):
+        if path in planned or not is_run(path):
+            continue
+        own, ours = load_config(open_run(path).config_path), cells[0].config
+        objective = replace(ours.objective, world_model_coeff=own.objective.world_model_coeff)
+        cell = Cell(own.objective.base_coeff, ours.model_copy(update={"seed": own.seed, "objective": objective}), path)
+        _check_config(cell)
+        if own.steps != ours.steps:
+            raise EchoError(
+                f"{escape_unprintable(path)} was planned for {own.steps} steps, not {ours.steps}",
+                f"add λ {shown_coeff(cell.coeff)} and seed {cell.seed} to this sweep, or give it another --run-name",
+            )
+        if ended_summary(cell) is not None:
+            others.append(cell)
+    return others
+
+
+def _check_config(cell: Cell) -> Config:
+    """Check that the run of a cell has its config, and return the run's own.
+
+    Raises:
+        EchoError: the configs differ in a key that affects results.
+    """
+    from echo_cli.training.resume import check_same_config  # loads torch
+
+    run, path = open_run(cell.path), escape_unprintable(cell.path)
+    check_same_config(run, cell.config)
+    before = load_config(run.config_path)
+    if before.threads != cell.config.threads:
+        raise EchoError(
+            f"{path} was trained with threads={before.threads}, not {cell.config.threads}: results differ by rounding",
+            f"give threads={before.threads}, or train it again with --overwrite",
+        )
+    trained, wanted = before.collapse, cell.config.collapse
+    # The section may change on resume, but a finished run is not trained again, and only lowered λ affects training.
+    lowers = "lower_lambda" in (trained.action, wanted.action)
+    if lowers and trained != wanted and is_finished(run.read_summary(), cell.config.steps):
+        raise EchoError(
+            f"{path} was trained with a different collapse section",
+            "train it again with --overwrite, or revert the change",
+        )
+    return before
 
 
 def shown_coeff(coeff: float) -> str:
     return f"{coeff:.12g}"
-
-
-def _once(values: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(values))

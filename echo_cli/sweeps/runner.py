@@ -40,6 +40,14 @@ def log_path(cell: Cell) -> Path:
     return _beside(cell, ".log")
 
 
+def ended_status(cell: Cell) -> CellStatus | None:
+    """Return the outcome of a cell that is done, or None if it must be trained or resumed."""
+    summary = ended_summary(cell)
+    if summary is None:
+        return None
+    return CellStatus(summary["status"], _logged_error(cell) if summary["status"] in BROKEN else None)
+
+
 def run_cells(
     cells: Sequence[Cell],
     *,
@@ -64,12 +72,11 @@ def run_cells(
     outcomes = {cell.name: CellStatus("waiting") for cell in cells}
     waiting: list[Cell] = []
     for cell in cells:
-        summary = None if overwrite else ended_summary(cell)
-        if summary is None:
+        ended = None if overwrite else ended_status(cell)
+        if ended is None:
             waiting.append(cell)
         else:
-            error = _logged_error(cell) if summary["status"] in BROKEN else None
-            outcomes[cell.name] = CellStatus(summary["status"], error)
+            outcomes[cell.name] = ended
     running: list[tuple[Cell, subprocess.Popen[bytes]]] = []
     asked = False
     try:

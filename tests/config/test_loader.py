@@ -319,6 +319,24 @@ def test_a_config_names_a_preset_only_while_it_has_its_settings(words: list[str]
     assert load_config(_file(tmp_path, changed.to_yaml())) == changed
 
 
+def test_an_error_names_the_overrides_that_cause_it_and_no_other(tmp_path: Path) -> None:
+    url = _file(tmp_path, "environment: {url: 'http://h:1', tasks: {seeds: 2}}\nrollout: {explorers: 0}")
+    words = ["seed=3", "optim.lr=1e-3", "environment.object_options={a: 1}", "steps=9"]
+    message = _refused(url, *words).message
+    assert message.endswith(f"(command line: environment.object_options={{a: 1}} on {url})")
+    both = ["rollout.tasks_per_step=0", "steps=9", "rollout.explorers=0", "objective.use_rl=false"]
+    found = _refused(_file(tmp_path, "seed: 1"), *both).message
+    assert "(command line: rollout.tasks_per_step=0 rollout.explorers=0 on " in found
+    wrong = _file(tmp_path, "objective: {world_model_coeff: -1}")
+    assert _refused(wrong, "steps=9").message.endswith(f"({wrong})")
+
+
+def test_a_schedule_that_is_not_used_is_named() -> None:
+    for name, value in (("schedule_values", (0.1,)), ("schedule_steps", (1,))):
+        with pytest.raises(EchoError, match=f"does not use {name}$"):
+            ObjectiveSettings(**{name: value})  # type: ignore[arg-type]
+
+
 def test_a_shipped_config_lists_nothing_that_its_preset_sets() -> None:
     for path in SHIPPED:
         values = yaml.safe_load(path.read_text())

@@ -114,6 +114,48 @@ def test_another_config_is_refused_before_anything_is_trained(swept: Path, capsy
     assert not (swept / "lambda-0.7-seed0").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "3"], "was planned for 2 steps, not 3"),
+        (["--steps", "1"], "is already at step 2, past steps=1"),
+        (["threads=2"], "was trained with threads=1, not 2"),
+    ],
+)
+def test_what_changes_the_figures_of_finished_cells_is_refused_and_they_stay_finished(
+    words: list[str], message: str, swept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in swept.rglob("*") if path.is_file()}
+    for coeffs in (["0", "0.05"], ["0.7"]):  # the sweep's own cells, and one beside them
+        assert main(_words(swept.parent, *coeffs, *words)) == 2
+        found, tip = error_of(capsys.readouterr().err)
+        assert message in found and tip
+    assert {path: path.read_bytes() for path in swept.rglob("*") if path.is_file()} == before
+
+
+def test_a_narrower_sweep_keeps_the_results_of_the_wider_one(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = _copy(swept, tmp_path)
+    assert main(_words(tmp_path, "0.05", "--seeds", "1", "checkpoint.keep=8", "--json")) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "" and [row["lambda"] for row in json.loads(captured.out)["rows"]] == [0.0, 0.05]
+    assert _sweep(again) == _sweep(swept)
+    assert (again / "cells.csv").read_bytes() == (swept / "cells.csv").read_bytes()
+
+
+def test_a_sweep_keeps_out_of_a_run_and_of_other_folders(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, message in ((swept / NAMES[0], "is a run, not a sweep"), (tmp_path, "is not empty and not a sweep")):
+        (tmp_path / "notes.txt").write_text("mine")
+        before = sorted(folder.iterdir())
+        assert main(["sweep-lambda", "0", "--output-dir", str(folder.parent), "--run-name", folder.name]) == 2
+        found, tip = error_of(capsys.readouterr().err)
+        assert message in found and "--run-name" in tip
+        assert sorted(folder.iterdir()) == before
+
+
 def test_a_finished_cell_is_not_passed_off_as_one_with_a_lowered_lambda(
     swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,8 +324,8 @@ def test_a_diverged_cell_does_not_cost_the_others_and_is_not_run_again(
 
 def test_a_collapsed_cell_is_done_as_long_as_the_config_stops_it(tmp_path: Path) -> None:
     stopping, warning = (load_config(find_config("toy"), [f"collapse.action={action}"]) for action in ("stop", "warn"))
-    (stopped,) = plan_cells([stopping], [0], tmp_path, jobs=1, cores=1)
-    (warned,) = plan_cells([warning], [0], tmp_path, jobs=1, cores=1)
+    (stopped,) = plan_cells([stopping], [0], tmp_path, threads=1)
+    (warned,) = plan_cells([warning], [0], tmp_path, threads=1)
     create_run(stopped.path, config_yaml=stopping.to_yaml(), environment={}).write_summary(
         {"status": "collapsed", "steps": 5}
     )
@@ -297,7 +339,7 @@ def test_a_collapsed_cell_is_done_as_long_as_the_config_stops_it(tmp_path: Path)
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (45, 12), (100, 40)])
 def test_the_live_table_fits_its_terminal_and_shows_the_cells_that_run(width: int, height: int, tmp_path: Path) -> None:
-    cells = plan_cells([_of(0.0), _of(0.005), _of(0.05), _of(1.0)], range(8), tmp_path, jobs=2, cores=2)
+    cells = plan_cells([_of(0.0), _of(0.005), _of(0.05), _of(1.0)], range(8), tmp_path, threads=1)
     outcomes = {cell.name: CellStatus("finished") for cell in cells} | {
         cell.name: CellStatus("running") for cell in cells[30:]
     }
@@ -373,9 +415,13 @@ def test_a_probe_in_the_config_file_stays(tmp_path: Path) -> None:
         (["0", "--seeds", "9" * 30], f"'{'9' * 30}' is not a seed"),
         (["0", "--seeds", "9" * 5000], "is not a seed"),
         (["0", "objective.world_model_coeff=1"], "a sweep sets objective.world_model_coeff itself"),
-        (["0.1", "0.10000000000000001", "0.1000000000000001"], "are the same to 12 digits"),
+        (["0.1", "0.1000000000000001"], "are the same to 12 digits"),
         (["0", "--seeds", "0", "--seed", "1"], "--seeds and a seed exclude each other"),
         (["0", "--seeds", "0", "seed=1"], "--seeds and a seed exclude each other"),
+        (["0", "0.05", "0.050"], "λ 0.05 is given twice"),
+        (["0", "-0"], "λ 0 is given twice"),
+        (["0", "--seeds", "3", "1", "3"], "seed 3 is given twice"),
+        (["0", "--steps", "2", "steps=400"], "--steps and steps=400 both set steps"),
         (["0", "--jobs", "0"], "Invalid value for '--jobs'"),
         (["0", "--jobs", "many"], "Invalid value for '--jobs'"),
         (["0", "objective.use_rl=false"], "the loss is always 0"),
@@ -404,7 +450,7 @@ def _planned(capsys: pytest.CaptureFixture[str], *words: str) -> list[tuple[floa
     [
         ("0", "0.05", "--seeds", "3", "1", "--jobs", "2", "steps=2"),
         ("0", "0.05", "--seeds", "3", "1", "steps=2"),
-        ("--seeds", "3", "1", "1", "--jobs", "2", "0", "0.05", "0.050"),
+        ("--seeds", "3", "1", "--jobs", "2", "0", "0.05"),
         ("--seeds", "3,1", "--", "0", "0.05"),
         ("--seeds=3,1", "0", "0.05"),
         ("0", "--seeds", "3", "--json", "0.05", "--seeds", "1"),
@@ -432,32 +478,41 @@ def test_the_plan_says_what_a_sweep_measures(tmp_path: Path, capsys: pytest.Capt
     assert "probe_every" in told and "evaluation.pass_every" in told and "up to the next option" in told
 
 
-def test_words_are_values_or_overrides_and_a_value_counts_once() -> None:
-    assert parse_words(["0", "5e-3", "a.b=1", "0.005", "-0"]) == ([0.0, 0.005], ["a.b=1"])
+def test_words_are_values_or_overrides() -> None:
+    assert parse_words(["-0", "a.b=1", "5e-3"]) == ([0.0, 0.005], ["a.b=1"])
 
 
 def test_seeds_end_at_an_option_or_an_override() -> None:
     assert join_seeds(["0", "--seeds", "1", "2", "a=b", "3", "-h"]) == ["0", "--seeds=1,2", "a=b", "3", "-h"]
     assert join_seeds(["--seeds", "1", "--seeds", "--jobs", "2"]) == ["--seeds=1", "--seeds=", "--jobs", "2"]
-    assert parse_seeds(["2,0", "2", "1"]) == [2, 0, 1]
+    assert parse_seeds(["2,0", "1"]) == [2, 0, 1]
 
 
-def _of(coeff: float, threads: int = 0) -> Config:
-    overrides = [f"threads={threads}", f"objective.world_model_coeff={coeff!r}"]
-    return load_config(find_config("toy"), overrides)
+def _of(coeff: float) -> Config:
+    return load_config(find_config("toy"), [f"objective.world_model_coeff={coeff!r}"])
 
 
 @pytest.mark.parametrize(
-    ("jobs", "cores", "threads", "each"),
-    [(1, 8, 0, 8), (2, 8, 0, 4), (3, 8, 0, 2), (64, 8, 0, 2), (4, 2, 0, 1), (4, 8, 5, 5)],
+    ("variable", "word", "each"),
+    [(None, None, 1), ("3", None, 3), ("4,2", None, 4), ("", None, 1), ("0", None, 1), ("many", None, 1), ("3", 5, 5)],
 )
-def test_the_processes_share_the_cores_unless_the_config_says_otherwise(
-    jobs: int, cores: int, threads: int, each: int, tmp_path: Path
+def test_the_threads_of_a_cell_depend_on_neither_jobs_nor_the_machine(
+    variable: str | None,
+    word: int | None,
+    each: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    planned = plan_cells([_of(0.0, threads), _of(1.0, threads)], [0, 1], tmp_path, jobs=jobs, cores=cores)
-    assert {cell.config.threads for cell in planned} == {each}
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    words = [] if word is None else [f"threads={word}"]
+    for jobs in ("1", "2", "64"):
+        assert main(["sweep-lambda", "0", "1", "--dry-run", "--json", "--jobs", jobs, *words]) == 0
+        planned = json.loads(capsys.readouterr().out)["runs"]
+        assert [run["config"]["threads"] for run in planned] == [each, each]
 
 
 def test_close_values_have_folders_of_their_own(tmp_path: Path) -> None:
-    planned = plan_cells([_of(0.1234567), _of(0.1234568)], [0], tmp_path, jobs=1, cores=1)
+    planned = plan_cells([_of(0.1234567), _of(0.1234568)], [0], tmp_path, threads=1)
     assert len({cell.path for cell in planned}) == len({cell.title for cell in planned}) == 2

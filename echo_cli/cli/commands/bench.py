@@ -25,7 +25,8 @@ def bench(
     from echo_cli.training import benchmark as measure
 
     loaded = load_config(
-        find_config("toy" if config is None else config), [*(overrides or []), *as_overrides(device=device)]
+        find_config("toy" if config is None else config),
+        [*(overrides or []), *as_overrides(overrides or [], device=device)],
     )
     result = measure.bench(loaded, repeats, lambda text: print(f"bench: {text}", file=sys.stderr, flush=True))
     if as_json:

@@ -71,7 +71,7 @@ def eval_heldout(
         raise EchoError("--json and --csv exclude each other", "give one of them")
     of_runs = {"--checkpoint": checkpoint, "--step": step, "--rollouts": rollouts, "--pass-k": pass_k}
     if model:
-        overrides = [*_overrides(words or [], compare, of_runs, pool), *as_overrides(device=device)]
+        overrides = [*_overrides(words or [], compare, of_runs, pool), *as_overrides(words or [], device=device)]
         found, stem = _evaluate_models(model, config, overrides, pool or [], fit_pool, command, output)
     else:
         run = _one_run(words or [], compare, {"--config": config, "--fit-pool": fit_pool})

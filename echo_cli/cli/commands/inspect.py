@@ -58,7 +58,7 @@ def inspect(
     token.
     """
     _refuse_unused(episode, checkpoint, against, model, overrides, config, device)
-    of_run = as_overrides(device=device) if model is None else []
+    of_run = as_overrides([], device=device) if model is None else []
 
     from echo_cli.runs.recordings import open_recording
 
@@ -69,7 +69,11 @@ def inspect(
             "score the episodes of a file with --model NAME",
         )
     wanted = [checkpoint_named(name, _NAMES) for name in (checkpoint, against) if name is not None]
-    chosen = None if model is None else _model(model, config, [*(overrides or []), *as_overrides(device=device)])
+    chosen = (
+        None
+        if model is None
+        else _model(model, config, [*(overrides or []), *as_overrides(overrides or [], device=device)])
+    )
 
     from echo_cli.reports.episode_view import view_episode
 

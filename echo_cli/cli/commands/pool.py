@@ -68,7 +68,7 @@ def build(
         of_run = {"--checkpoint": checkpoint, "--temperature": temperature, "--device": device}
         _refuse_for_script(actor, {**of_run, "--only-solved": only_solved}, rollouts, seed)
     chosen = _split(split)
-    words = [*(overrides or []), *as_overrides(seed=seed, device=device)]
+    words = [*(overrides or []), *as_overrides(overrides or [], seed=seed, device=device)]
     played = actor if scripted else _checkpoint_actor(actor, checkpoint, temperature)
     loaded = _config(config, words, None if scripted else Path(actor))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -57,7 +56,13 @@ def sweep_lambda(
         typer.Option(help="Seeds for every λ: 0,1,2, or 0 1 2 up to the next option or override.", metavar="SEEDS"),
     ] = None,
     jobs: Annotated[
-        int, typer.Option(help="Number of parallel runs, which share the CPU cores.", metavar="N", min=1)
+        int,
+        typer.Option(
+            help="Number of parallel runs. It affects no result: a run has one CPU thread, or threads=N, or "
+            "OMP_NUM_THREADS.",
+            metavar="N",
+            min=1,
+        ),
     ] = 1,
     steps: Steps = None,
     seed: Seed = None,
@@ -71,18 +76,27 @@ def sweep_lambda(
     """Train once per λ and seed, and compare the runs.
 
     Each run has its own process and folder. Repeat the command to complete a sweep: finished runs are kept, stopped
-    runs resume, and a failed run does not affect the others.
+    runs resume, and a failed run does not affect the others. Tables cover all runs of the sweep's folder, which have
+    one config apart from λ and the seed.
 
     Unlike train, a sweep compares the gradients of the two terms every 10 steps (probe_every; 0 disables it) and plays
     the held-out tasks at every evaluation (evaluation.pass_every). Neither changes the training.
     """
-    from echo_cli.sweeps.plan import parse_seeds, parse_words, plan_cells, sweep_config
+    from echo_cli.sweeps.plan import (
+        check_folder,
+        other_cells,
+        parse_seeds,
+        parse_words,
+        plan_cells,
+        sweep_config,
+        threads_of_cells,
+    )
 
     refuse_options(context, words or [])
     coeffs, overrides = parse_words(words or [])
     if seeds is not None and (seed is not None or any(word.startswith("seed=") for word in overrides)):
         raise EchoError("--seeds and a seed exclude each other", "list all seeds after --seeds")
-    options = as_overrides(steps=steps, seed=seed, device=device, output_dir=output_dir, run_name=run_name)
+    options = as_overrides(overrides, steps=steps, seed=seed, device=device, output_dir=output_dir, run_name=run_name)
     source = find_config("toy" if config is None else config)
     configs = [
         sweep_config(source, [*overrides, *options, f"objective.world_model_coeff={coeff!r}"]) for coeff in coeffs
@@ -95,12 +109,15 @@ def sweep_lambda(
         )
     folder = run_path(first, f"sweep-{source.stem}")
     every = [first.seed] if seeds is None else parse_seeds(seeds)
-    cells = plan_cells(configs, every, folder, jobs=jobs, cores=len(os.sched_getaffinity(0)))
+    check_folder(folder)
+    cells = plan_cells(configs, every, folder, threads=threads_of_cells())
     if dry_run:
         print_plans([(cell.config, cell.path) for cell in cells], as_json, sweep=True)
         return
+    others = other_cells(folder, cells)
     outcomes = _train(cells, folder, jobs=jobs, overwrite=overwrite, argv=context.obj)
-    _report(cells, outcomes, folder, command=shlex.join(["echo-cli", *context.obj]), as_json=as_json)
+    _report(cells, others, outcomes, folder, command=shlex.join(["echo-cli", *context.obj]), as_json=as_json)
+    _complain(cells, outcomes)
 
 
 def _train(
@@ -137,17 +154,30 @@ def _train(
 
 
 def _report(
-    cells: Sequence[Cell], outcomes: Mapping[str, CellStatus], folder: Path, *, command: str, as_json: bool
+    planned: Sequence[Cell],
+    others: Sequence[Cell],
+    outcomes: Mapping[str, CellStatus],
+    folder: Path,
+    *,
+    command: str,
+    as_json: bool,
 ) -> None:
+    """Write and print the tables, figures and report of the planned cells and of the others in the folder."""
     from echo_cli.cli.display.results import print_sweep
     from echo_cli.reports.figure import drawn_or_reported
     from echo_cli.reports.run_figure import plot_sweep
     from echo_cli.reports.sweep_figure import plot_lambda_axis
     from echo_cli.reports.sweep_page import write_report
     from echo_cli.sweeps.results import read_cell, results_of, sweep_object, with_figures, write_tables
+    from echo_cli.sweeps.runner import ended_status
     from echo_cli.sweeps.tables import NOTES, sweep_tables
     from echo_cli.sweeps.verdict import RULE
 
+    cells = [*planned]
+    if others:
+        cells = sorted([*planned, *others], key=lambda cell: (cell.coeff, cell.seed))
+        ended = {cell.name: status for cell in others if (status := ended_status(cell)) is not None}
+        outcomes = {**outcomes, **ended}
     found = with_figures([read_cell(cell, outcomes[cell.name]) for cell in cells])
     results = results_of(found)
     sweep = sweep_object(cells[0].config, found, results)
@@ -166,7 +196,6 @@ def _report(
         print_json({**sweep, "report": str(report), "pictures": [str(picture) for _, picture in pictures]})
     else:
         print_sweep(sweep_tables(results), NOTES, RULE, str(report))
-    _complain(cells, outcomes)
 
 
 def _notice(line: str) -> None:

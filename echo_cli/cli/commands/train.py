@@ -63,11 +63,17 @@ def train(
             "--resume and --overwrite exclude each other",
             "omit --overwrite to continue the run, --resume to replace it",
         )
-    words = [
-        *(overrides or []),
-        *as_overrides(steps=steps, seed=seed, device=device, output_dir=output_dir, run_name=run_name),
-        *([f"objective.world_model_coeff={parse_coeff(coeff)!r}"] if coeff is not None else []),
-    ]
+    given = overrides or []
+    options = as_overrides(
+        given,
+        steps=steps,
+        seed=seed,
+        device=device,
+        output_dir=output_dir,
+        run_name=run_name,
+        objective__world_model_coeff=None if coeff is None else repr(parse_coeff(coeff)),
+    )
+    words = [*given, *options]
     loaded, path = _load(config, words, resume)
     if coeff is not None and loaded.objective.schedule == "step":
         raise EchoError("--lambda has no effect with objective.schedule: step", "set objective.schedule_values")

@@ -528,7 +528,7 @@ def test_wandb_is_online_only_with_a_key_for_its_server(
 def test_a_cell_is_shown_with_its_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
     monkeypatch.setattr(subprocess, "Popen", lambda words, **_: started.append(words))
-    [cell] = plan_cells([Config(track=("wandb",))], [0], tmp_path / "my-sweep", jobs=1, cores=1)
+    [cell] = plan_cells([Config(track=("wandb",))], [0], tmp_path / "my-sweep", threads=1)
     cell_runner._start(cell, overwrite=False)
     assert started[0][started[0].index("--group") + 1] == "my-sweep"
     assert load_config(tmp_path / "my-sweep" / "cells" / f"{cell.name}.yaml").track == ("wandb",)
