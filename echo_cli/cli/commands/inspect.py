@@ -58,22 +58,18 @@ def inspect(
     token.
     """
     _refuse_unused(episode, checkpoint, against, model, overrides, config, device)
-    of_run = as_overrides([], device=device) if model is None else []
+    options = as_overrides(overrides or [], device=device)
 
     from echo_cli.runs.recordings import open_recording
 
-    recording = open_recording(place, step, of_run)
+    recording = open_recording(place, step, options if model is None else [])
     if checkpoint is not None and recording.run is None:
         raise EchoError(
             f"{escape_unprintable(place)} is not a run, so it has no checkpoints",
             "score the episodes of a file with --model NAME",
         )
     wanted = [checkpoint_named(name, _NAMES) for name in (checkpoint, against) if name is not None]
-    chosen = (
-        None
-        if model is None
-        else _model(model, config, [*(overrides or []), *as_overrides(overrides or [], device=device)])
-    )
+    chosen = None if model is None else _model(model, config, [*(overrides or []), *options])
 
     from echo_cli.reports.episode_view import view_episode
 
