@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from echo_cli.models.hf.kv_cache import cache_argument
 from echo_cli.models.sampler import Sample
 from echo_cli.objective.advantages import step_advantages
 from echo_cli.trajectory import Role, Trajectory
@@ -88,18 +89,18 @@ def _generate(causal_lm: Any, prompts: Sequence[Sequence[int]], count: int, gene
     mask_BT = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     chosen: list[Tensor] = []
     logprobs: list[Tensor] = []
-    cache = None
+    name, cache = cache_argument(causal_lm), None
     for _ in range(count):
         positions_BT = (mask_BT.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
         out = causal_lm(
             input_ids=ids_BT,
             attention_mask=mask_BT,
             position_ids=positions_BT,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{name: cache},
         )
-        cache = out.past_key_values
+        cache = getattr(out, name)
         logprobs_BV = out.logits[:, -1].float().log_softmax(dim=-1)
         ids_BT = torch.multinomial(logprobs_BV.exp(), 1, generator=generator)
         mask_BT = torch.cat([mask_BT, torch.ones_like(ids_BT)], dim=1)

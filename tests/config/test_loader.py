@@ -355,6 +355,7 @@ def test_the_paths_of_a_config_are_absolute_and_names_stay_names(
     words += ["sampler.kind=openai", "sampler.url=http://x", "sampler.model=m", "sampler.sync=sglang"]
     words += [
         "sampler.weights=w",
+        "rollout.explorers=0",
         "environment.provider={kind: uv, project_path: env}",
         "environment.tasks.file=t.yaml",
     ]

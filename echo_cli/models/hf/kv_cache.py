@@ -5,12 +5,21 @@ Shapes: B sequences, N key-value heads, T tokens, C slots, D head width.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+def cache_argument(decoder: nn.Module) -> str:
+    """Return the name of a decoder's argument for its cache; `past_key_values` is deprecated since transformers 5.24.
+
+    A model that brings its own code may have either name under any version.
+    """
+    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
 
 
 class RowCache(Cache):  # type: ignore[misc]

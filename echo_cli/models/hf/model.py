@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from echo_cli.config.model import ModelConfig
 from echo_cli.errors import EchoError
-from echo_cli.models.hf.kv_cache import PassingCache, RowCache
+from echo_cli.models.hf.kv_cache import PassingCache, RowCache, cache_argument
 from echo_cli.models.hf.lora import load_adapter, save_adapter
 from echo_cli.models.hf.weights import read_causal_lm, save_whole
 from echo_cli.text import escape_unprintable
@@ -42,6 +42,7 @@ class HfModel(nn.Module):
         self.dtype = dtype
         self.max_length = max_length_of(self.causal_lm)
         self._settings = settings
+        self._cache_argument = cache_argument(self.causal_lm.base_model)
         self._hidden = torch.compile(self._run, dynamic=True) if settings.compile else self._run
         if settings.gradient_checkpointing:
             _checkpoint_layers(self.causal_lm)
@@ -144,8 +145,8 @@ class HfModel(nn.Module):
             input_ids=token_ids_BT,
             attention_mask=mask_B1TC,
             position_ids=positions_BT,
-            past_key_values=PassingCache(self._layers) if cache is None else cache,
             use_cache=cache is not None,
+            **{self._cache_argument: PassingCache(self._layers) if cache is None else cache},
         )
         hidden_BTH: Tensor = output.last_hidden_state
         return hidden_BTH

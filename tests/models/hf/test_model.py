@@ -26,7 +26,7 @@ from echo_cli.config.model import ModelConfig
 from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.config.schema import OptimConfig
 from echo_cli.errors import EchoError
-from echo_cli.models.hf.kv_cache import RowCache
+from echo_cli.models.hf.kv_cache import RowCache, cache_argument
 from echo_cli.models.hf.loading import hf_folder, load_hf_model
 from echo_cli.models.hf.model import HfModel
 from echo_cli.models.policy import TorchPolicy
@@ -61,6 +61,25 @@ def tokens(count: int, seed: int = 0) -> list[int]:
 
 def assert_close(one: Tensor, other: Tensor, tolerance: float = 2e-5) -> None:
     torch.testing.assert_close(one, other, rtol=1e-4, atol=tolerance)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_is_passed_under_the_decoders_own_name(name: str, folder: Path, model: HfModel) -> None:
+    other = load(folder).causal_lm
+    theirs, its_name = other.base_model.forward, cache_argument(other.base_model)
+    if name == "cache":
+        other.base_model.forward = lambda cache=None, **rest: theirs(**{its_name: cache}, **rest)
+    else:
+        other.base_model.forward = lambda past_key_values=None, **rest: theirs(**{its_name: past_key_values}, **rest)
+    renamed = HfModel(other, ModelConfig(kind="hf", path=str(folder)), torch.float32)
+    ids, starts = torch.tensor([tokens(6)]), torch.zeros(1, dtype=torch.long)
+    with torch.no_grad():
+        for one in (model, renamed):
+            cache = one.new_cache(1)
+            assert_close(one.extend(ids[:, :4], starts, cache), model(ids[:, :4]))
+            assert_close(one.extend(ids[:, 4:], starts + 4, cache), model(ids)[:, 4:])
+        assert_close(renamed(ids), model(ids))
 
 
 # --- The loss and its gradient, against transformers -----------------------------------------------------------------
