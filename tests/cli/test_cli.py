@@ -82,6 +82,22 @@ def test_a_misspelt_word_gets_a_suggestion(words: list[str], tip: str, capsys: p
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["train", "--steps", "2", "steps=400"], "--steps and steps=400 both set steps"),
+        (["train", "output_dir=a", "--output-dir", "a"], "--output-dir and output_dir=a both set output_dir"),
+        (["train", "--lambda", "0.1", "objective.world_model_coeff=1"], "--lambda and objective.world_model_coeff=1"),
+        (["bench", "--device", "cpu", "device=auto"], "--device and device=auto both set device"),
+    ],
+)
+def test_an_option_and_an_override_of_one_key_are_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error, tip = _fails(capsys, *words)
+    assert message in error and tip == "give one of them"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
         (["train", "--steps"], "Option '--steps' requires an argument."),
         (["train", "--steps", "0"], "'steps' is 0"),
         (["train", "--steps", "-3"], "'steps' is -3"),

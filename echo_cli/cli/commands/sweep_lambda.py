@@ -35,6 +35,16 @@ if TYPE_CHECKING:
     from echo_cli.sweeps.runner import CellStatus
 
 
+Jobs = Annotated[
+    int,
+    typer.Option(
+        help="Number of parallel runs. No result depends on it: a run has one CPU thread, threads=N or OMP_NUM_THREADS.",
+        metavar="N",
+        min=1,
+    ),
+]
+
+
 class SweepCommand(TyperCommand):
     """Command whose option `--seeds` takes all words up to the next option or override."""
 
@@ -55,15 +65,7 @@ def sweep_lambda(
         list[str] | None,
         typer.Option(help="Seeds for every λ: 0,1,2, or 0 1 2 up to the next option or override.", metavar="SEEDS"),
     ] = None,
-    jobs: Annotated[
-        int,
-        typer.Option(
-            help="Number of parallel runs. It affects no result: a run has one CPU thread, or threads=N, or "
-            "OMP_NUM_THREADS.",
-            metavar="N",
-            min=1,
-        ),
-    ] = 1,
+    jobs: Jobs = 1,
     steps: Steps = None,
     seed: Seed = None,
     device: Device = None,
@@ -82,24 +84,16 @@ def sweep_lambda(
     Unlike train, a sweep compares the gradients of the two terms every 10 steps (probe_every; 0 disables it) and plays
     the held-out tasks at every evaluation (evaluation.pass_every). Neither changes the training.
     """
-    from echo_cli.sweeps.plan import (
-        check_folder,
-        other_cells,
-        parse_seeds,
-        parse_words,
-        plan_cells,
-        sweep_config,
-        threads_of_cells,
-    )
+    from echo_cli.sweeps import plan
 
     refuse_options(context, words or [])
-    coeffs, overrides = parse_words(words or [])
+    coeffs, overrides = plan.parse_words(words or [])
     if seeds is not None and (seed is not None or any(word.startswith("seed=") for word in overrides)):
         raise EchoError("--seeds and a seed exclude each other", "list all seeds after --seeds")
     options = as_overrides(overrides, steps=steps, seed=seed, device=device, output_dir=output_dir, run_name=run_name)
     source = find_config("toy" if config is None else config)
     configs = [
-        sweep_config(source, [*overrides, *options, f"objective.world_model_coeff={coeff!r}"]) for coeff in coeffs
+        plan.sweep_config(source, [*overrides, *options, f"objective.world_model_coeff={coeff!r}"]) for coeff in coeffs
     ]
     first = configs[0]
     if first.objective.schedule in ("step", "gradient_ratio"):
@@ -108,13 +102,13 @@ def sweep_lambda(
             "use schedule: constant",
         )
     folder = run_path(first, f"sweep-{source.stem}")
-    every = [first.seed] if seeds is None else parse_seeds(seeds)
-    check_folder(folder)
-    cells = plan_cells(configs, every, folder, threads=threads_of_cells())
+    every = [first.seed] if seeds is None else plan.parse_seeds(seeds)
+    plan.check_folder(folder)
+    cells = plan.plan_cells(configs, every, folder, threads=plan.threads_of_cells())
     if dry_run:
         print_plans([(cell.config, cell.path) for cell in cells], as_json, sweep=True)
         return
-    others = other_cells(folder, cells)
+    others = plan.other_cells(folder, cells)
     outcomes = _train(cells, folder, jobs=jobs, overwrite=overwrite, argv=context.obj)
     _report(cells, others, outcomes, folder, command=shlex.join(["echo-cli", *context.obj]), as_json=as_json)
     _complain(cells, outcomes)

@@ -64,15 +64,9 @@ def train(
             "omit --overwrite to continue the run, --resume to replace it",
         )
     given = overrides or []
-    options = as_overrides(
-        given,
-        steps=steps,
-        seed=seed,
-        device=device,
-        output_dir=output_dir,
-        run_name=run_name,
-        objective__world_model_coeff=None if coeff is None else repr(parse_coeff(coeff)),
-    )
+    options = as_overrides(given, steps=steps, seed=seed, device=device, output_dir=output_dir, run_name=run_name)
+    if coeff is not None:
+        options += as_overrides(given, objective__world_model_coeff=repr(parse_coeff(coeff)))
     words = [*given, *options]
     loaded, path = _load(config, words, resume)
     if coeff is not None and loaded.objective.schedule == "step":
