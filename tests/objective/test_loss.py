@@ -26,7 +26,7 @@ from echo_cli.objective.diagnostics import check_first_step, gradient_comparison
 from echo_cli.objective.filters import filter_env_rollouts
 from echo_cli.objective.logprobs import selected_logprobs, target_logprobs
 from echo_cli.objective.loss import StepTotals, echo_loss, env_loss, rl_loss, step_totals, step_weights
-from echo_cli.objective.schedule import world_model_coeff_at
+from echo_cli.objective.schedule import GradientNorms, world_model_coeff_at
 from echo_cli.trajectory import Role, Trajectory, Turn
 
 NORMALIZATIONS = list(product(get_args(RlNormalization), get_args(EnvNormalization)))
@@ -599,6 +599,14 @@ def test_gradient_comparison_by_hand() -> None:
     assert compared.cosine == pytest.approx(18 / 50)
     zero = gradient_comparison([torch.zeros(2)], [torch.ones(2)])
     assert zero.ratio is None and zero.cosine is None
+    assert gradient_comparison([torch.ones(2)], [torch.zeros(2)]).cosine is None
+    # Products add up over the parameters, and norms below 1 are norms.
+    small = gradient_comparison(
+        [torch.tensor([0.03]), torch.tensor([0.04])], [torch.tensor([0.08]), torch.tensor([0.06])]
+    )
+    assert (small.ratio, small.cosine) == pytest.approx((2, 0.96))
+    with pytest.raises(ValueError):
+        gradient_comparison([torch.ones(1)], [])
 
 
 def test_the_terms_alone_give_the_gradients_of_the_whole() -> None:
@@ -649,6 +657,7 @@ def test_a_first_step_without_a_token_for_the_env_term_stops_with_the_cause(
 
 def test_a_first_step_with_an_env_term_passes() -> None:
     first_step(0.05, [C, A, E], [C, A], env=1.5)
+    first_step(0.05, [C, A, E], [C, A], env=0.01)
 
 
 # --- Advantages ------------------------------------------------------------------------------------------------------
@@ -682,6 +691,7 @@ def test_groups_and_rewards_must_match() -> None:
 def test_world_model_only_rollouts_stay_out_of_their_groups_statistics() -> None:
     trajectories = [episode([C], reward=1.0), episode([C], reward=9.0, world_model_only=True), episode([C], reward=0.0)]
     assert step_advantages(trajectories, "group_mean").tolist() == [0.5, 0, -0.5]
+    assert step_advantages(trajectories, "rloo").tolist() == [1, 0, -1]
     assert step_advantages([episode([C], reward=None, world_model_only=True)], "group_norm").tolist() == [0]
 
 
@@ -696,6 +706,33 @@ def test_schedule_golden_values() -> None:
     assert world_model_coeff_at(linear, 0, 1) == 0.0
     stepped = ObjectiveSettings(schedule="step", schedule_steps=(2, 4), schedule_values=(0.3, 0.2, 0.0))
     assert [world_model_coeff_at(stepped, step, 6) for step in range(6)] == [0.3, 0.3, 0.2, 0.2, 0.0, 0.0]
+
+
+def test_lambda_of_a_gradient_ratio_is_the_target_over_the_measured_ratio_within_its_bounds() -> None:
+    settings = ObjectiveSettings(
+        world_model_coeff=0.7, schedule="gradient_ratio", gradient_ratio_target=0.5, gradient_ratio_bounds=(0.01, 2.0)
+    )
+    # λ · env / RL = target: 0.5 · 0.3 / 0.2.
+    assert world_model_coeff_at(settings, 3, 9, GradientNorms(rl=0.3, env=0.2)) == pytest.approx(0.75)
+    assert world_model_coeff_at(settings, 3, 9, GradientNorms(rl=9.0, env=0.2)) == 2.0
+    assert world_model_coeff_at(settings, 3, 9, GradientNorms(rl=1e-4, env=0.2)) == 0.01
+    assert world_model_coeff_at(settings, 3, 9, GradientNorms()) == world_model_coeff_at(settings, 3, 9) == 0.7
+    constant = ObjectiveSettings(world_model_coeff=0.7)
+    assert world_model_coeff_at(constant, 3, 9, GradientNorms(rl=0.3, env=0.2)) == 0.7
+
+
+def test_gradient_norms_are_moving_averages_of_usable_measurements() -> None:
+    once = GradientNorms().updated(2.0, 4.0, 0.75)
+    assert once == GradientNorms(rl=0.5, env=1.0)
+    assert once.updated(2.0, 8.0, 0.75) == GradientNorms(rl=0.875, env=2.75)
+    for rl, env in ((0.0, 1.0), (1.0, 0.0), (math.nan, 1.0), (1.0, math.inf)):
+        assert once.updated(rl, env, 0.75) == once
+
+
+def test_linear_lambda_between_two_values_above_zero() -> None:
+    linear = ObjectiveSettings(world_model_coeff=2.0, world_model_coeff_end=0.5, schedule="linear")
+    assert [world_model_coeff_at(linear, step, 4) for step in range(4)] == pytest.approx([2.0, 1.5, 1.0, 0.5])
+    assert [world_model_coeff_at(linear, step, 2) for step in range(2)] == [2.0, 0.5]
 
 
 def test_lambda_defaults_to_the_papers_with_rl_and_to_one_without() -> None:
@@ -750,14 +787,29 @@ def test_filters_keep_and_count_by_reason() -> None:
     half = ObjectiveSettings(min_valid_action_fraction=0.5, min_clean_parse_fraction=1.0)
     assert filter_env_rollouts(trajectories, half).kept == (0, 1)
     assert filter_env_rollouts(trajectories, half).dropped == {"valid_action": 1, "clean_parse": 1, "correct": 0}
+    for fraction, kept in ((0.5, (0, 1)), (0.6, (0,))):
+        for name in ("min_valid_action_fraction", "min_clean_parse_fraction"):
+            mixed = [trajectories[0], episode([C], turns=(turn(), turn(False, False))), trajectories[2]]
+            assert filter_env_rollouts(mixed, ObjectiveSettings(**{name: fraction})).kept == kept  # type: ignore[arg-type]
     correct = filter_env_rollouts(trajectories, ObjectiveSettings(min_correct_fraction=1.0))
     assert correct.kept == (0, 1) and correct.dropped["correct"] == 1
 
 
 @pytest.mark.parametrize("name", ["min_valid_action_fraction", "min_clean_parse_fraction", "min_correct_fraction"])
 def test_a_filter_whose_metadata_is_missing_is_an_error(name: str) -> None:
-    with pytest.raises(EchoError, match=name):
+    with pytest.raises(EchoError, match=f"^{name} ") as caught:
         filter_env_rollouts([episode([C], reward=None)], ObjectiveSettings(**{name: 0.0}))  # type: ignore[arg-type]
+    assert f"unset objective.{name}" in caught.value.tip
+
+
+def test_a_trace_cut_before_its_first_action_passes_the_filters_of_turns() -> None:
+    settings = ObjectiveSettings(min_valid_action_fraction=1.0, min_clean_parse_fraction=1.0)
+    cut = replace(episode([C]), source="trace", stop_reason="length_cap")
+    acted = replace(cut, turns=(turn(False, False),))
+    assert filter_env_rollouts([cut, acted], settings).kept == (0,)
+    for other in (replace(cut, source="policy"), replace(cut, stop_reason="turn_cap")):
+        with pytest.raises(EchoError, match="turns"):
+            filter_env_rollouts([other], settings)
 
 
 def test_the_correct_filter_does_not_apply_to_scripted_rollouts() -> None:
