@@ -70,9 +70,17 @@ def _check_steps(run: RunDirectory, before: Config, config: Config) -> None:
         raise EchoError(
             f"cannot resume {path} with steps={config.steps}: its {schedule} was stretched over {before.steps} steps, "
             f"{done} of which are trained",
-            f"train {config.steps} steps afresh with --run-name or --overwrite; a new run with "
-            f"model.path={path}/checkpoints/step_{done:06d} trains on from its weights",
+            f"train {config.steps} steps afresh with --run-name or --overwrite; to train on from its weights, "
+            f"start another run with model.path={_weights_of(run, config, done)}",
         )
+
+
+def _weights_of(run: RunDirectory, config: Config, step: int) -> str:
+    """Return the model folder from which a new run trains on, as text for the user."""
+    path = escape_unprintable(run.path)
+    if config.model.lora is not None:
+        return f"DIR, written by: echo-cli export {path} --checkpoint latest --merge -o DIR"
+    return f"{path}/checkpoints/step_{step:06d}"
 
 
 def _bent_schedule(before: Config, config: Config, done: int) -> str | None:

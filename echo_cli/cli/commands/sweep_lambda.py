@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Jobs = Annotated[
     int,
     typer.Option(
-        help="Number of parallel runs. No result depends on it: a run has one CPU thread, threads=N or OMP_NUM_THREADS.",
+        help="Number of parallel runs. No result depends on it: a run has one CPU thread, or threads=N.",
         metavar="N",
         min=1,
     ),
