@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from echo_cli.config.model import ModelConfig
 from echo_cli.errors import EchoError
 from echo_cli.models.hf.kv_cache import PassingCache, RowCache, cache_argument
-from echo_cli.models.hf.lora import load_adapter, save_adapter
+from echo_cli.models.hf.lora import MergedAdapter, load_adapter, save_adapter
 from echo_cli.models.hf.weights import read_causal_lm, save_whole
 from echo_cli.text import escape_unprintable
 
@@ -44,6 +44,7 @@ class HfModel(nn.Module):
         self._settings = settings
         self._cache_argument = cache_argument(self.causal_lm.base_model)
         self._hidden = torch.compile(self._run, dynamic=True) if settings.compile else self._run
+        self._merged = MergedAdapter.of(model) if isinstance(model, PeftModel) else None
         if settings.gradient_checkpointing:
             _checkpoint_layers(self.causal_lm)
         self.eval()
@@ -64,6 +65,8 @@ class HfModel(nn.Module):
 
     def forward(self, token_ids_BT: Tensor) -> Tensor:
         training = torch.is_grad_enabled()
+        if training and self._merged is not None:
+            self._merged.release()  # an update needs the memory, and changes the adapter
         self._set_mode(training)
         with self._computing():
             return self._hidden(token_ids_BT) if training else self._run(token_ids_BT)
@@ -92,10 +95,8 @@ class HfModel(nn.Module):
                 return self._run(token_ids_BT, cache, positions_BT, self._mask(visible_B1TC))
 
     def holding_weights(self) -> AbstractContextManager[Any]:
-        """Return an autocast context, which casts each weight once."""
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.causal_lm.get_output_embeddings().weight.device.type, dtype=self.dtype)
+        """Return a context in which autocast casts each weight once, or a float32 model's adapter is merged."""
+        return self._autocast() if self._merged is None else self._merged.in_place()
 
     def reference(self) -> HfModel:
         """Return the model at the start of training, frozen.
@@ -177,7 +178,12 @@ class HfModel(nn.Module):
             self.model.train(wanted)
 
     def _computing(self) -> AbstractContextManager[Any]:
-        return self.holding_weights()
+        return self._autocast()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.causal_lm.get_output_embeddings().weight.device.type, dtype=self.dtype)
 
     @property
     def _attention(self) -> str:
@@ -197,7 +203,7 @@ class _Base(HfModel):
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        with self.model.disable_adapter(), self.holding_weights():
+        with self.model.disable_adapter(), self._autocast():
             yield
 
 

@@ -20,6 +20,7 @@ from hf_models import CPU, LORA, RENDERER, VOCABULARY, dense, load, make_qwen3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mock_lm import A, C, E, episode
+from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 from echo_cli.config.model import ModelConfig
@@ -343,6 +344,47 @@ def test_each_token_is_computed_once(folder: Path) -> None:
     drawn.sample(4)
     # The observations, the last token of each action, and the new samples; the prompts are not computed again.
     assert sum(seen) - first <= 3 * (50 + 1) + 3 * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_is_merged_for_sampling_only_and_the_base_is_bitwise_the_same_after_it(
+    dtype: torch.dtype, folder: Path
+) -> None:
+    model = load(folder, dtype, lora=LORA)
+    adapted = [module for module in model.modules() if isinstance(module, LoraLinear)]
+    base = [(layer.weight, layer.weight.data_ptr(), layer.weight.detach().clone()) for layer in adapted]
+    calls: list[int] = []
+    for layer in adapted:
+        layer.lora_A["default"].register_forward_hook(lambda *_: calls.append(1))
+    for update in range(3):
+        for layer in adapted:
+            nn.init.normal_(layer.lora_B["default"].weight, std=0.05 * (update + 1))
+        drawn = CachedSampler(model, range(2), 1.0, STOP, update)
+        rows, samples = [tokens(7, 1), tokens(12, 2)], []
+        drawn.append(rows)
+        for _ in range(2):  # the second call uses the weights that the first one merged
+            samples += [*zip(rows, drawn.sample(6), strict=True)]
+            rows = [[*row, *sample[0], 9] for row, sample in samples[-2:]]  # type: ignore[index]
+            drawn.append([[9], [9]])
+        assert (len(calls) == 0) == (dtype == torch.float32)
+        for weight, place, before in base:
+            assert weight.data_ptr() == place and torch.equal(weight, before) and not weight.requires_grad
+        for row, sample in samples:  # a replay adds the adapter's products
+            assert sample is not None
+            expected = replay(model, row, sample[0], 1.0)
+            assert sample[1] == pytest.approx(expected, abs=1e-5 if dtype == torch.float32 else 0.1)
+        assert calls
+        calls.clear()
+
+
+def test_a_merged_adapter_is_undone_where_sampling_fails(folder: Path) -> None:
+    model = load(folder, lora=LORA)
+    ids_BT = torch.tensor([tokens(9)])
+    before_BTH = model(ids_BT)
+    with pytest.raises(KeyboardInterrupt), model.holding_weights():
+        assert_close(model(ids_BT), before_BTH)
+        raise KeyboardInterrupt
+    assert torch.equal(model(ids_BT), before_BTH)
 
 
 # --- References and dtypes -------------------------------------------------------------------------------------------
