@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +66,26 @@ def choose_device(wanted: str, dtype: Literal["auto", "float32", "bfloat16"] = "
     if dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda" and native):
         return DeviceChoice(device, f"{device.type} bfloat16: {reason}", torch.bfloat16)
     if dtype == "auto":
-        reason += ", where float32 is the default" if device.type == "cpu" else ", without native bfloat16"
+        reason += _exact(bfloat16_instructions()) if device.type == "cpu" else ", without native bfloat16"
     return DeviceChoice(device, f"{device.type} float32: {reason}")
+
+
+def bfloat16_instructions() -> Sequence[str]:
+    """Return the names of this CPU's instruction sets that multiply bfloat16 matrices, as torch reports them."""
+    report = getattr(torch.cpu, "get_capabilities", None)  # since torch 2.11
+    if report is None:
+        return ["avx512_bf16"] if torch.cpu._is_avx512_bf16_supported() else []
+    return sorted(name for name, there in report().items() if "bf16" in name and there is True)
+
+
+def _exact(instructions: Sequence[str]) -> str:
+    """Say why `auto` is float32 on a CPU with the given bfloat16 instructions, and how to choose bfloat16."""
+    if not instructions:
+        return "; this CPU has no bfloat16 instructions"
+    return (
+        f"; auto is exact on a CPU, and this one also has {' and '.join(instructions)}: "
+        "model.dtype=bfloat16 is faster and rounds"
+    )
 
 
 def _computes_bfloat16(device: torch.device) -> bool:

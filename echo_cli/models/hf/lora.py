@@ -160,7 +160,7 @@ class MergedAdapter:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Compute with the merged weights in the block, without gradients; the base's weights return unchanged after it.
+        """Compute with the merged weights in the block, without gradients; the base's weights are unchanged after it.
 
         The weights are merged again only if the adapter has changed.
         """

@@ -296,6 +296,24 @@ def test_bfloat16_where_the_device_lacks_it_is_refused(cuda: bool, monkeypatch: 
     assert choose_device("auto").dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("instructions", "said"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": True, "avx2": True}, "this one also has amx_bf16 and avx512_bf16"),
+        ({"avx512_bf16": True, "amx_bf16": False}, "this one also has avx512_bf16: model.dtype=bfloat16 is faster"),
+        ({"avx512_bf16": False, "avx2": True}, "this CPU has no bfloat16 instructions"),
+    ],
+)
+def test_a_cpu_stays_exact_and_the_line_at_the_start_says_what_it_could_do(
+    instructions: dict[str, bool], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
+    choice = choose_device("cpu", "auto")
+    assert choice.dtype == torch.float32 and choice.reason.startswith("cpu float32: as requested; ")
+    assert said in choice.reason
+    assert choose_device("cpu", "float32").reason == "cpu float32: as requested"
+
+
 def test_the_built_in_model_needs_none_of_it() -> None:
     modules = "echo_cli.training.session, echo_cli.cli.main, echo_cli.training.loop"
     code = f"import sys, {modules}; print({{'transformers', 'peft'}} & set(sys.modules))"
