@@ -120,6 +120,51 @@ class Trace:
         return record
 
 
+MessageRole = Literal["system", "developer", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool in an action."""
+
+    name: str
+    arguments: str
+    """Arguments as JSON, byte for byte as they were recorded."""
+    text: str
+    """Text of the whole call in the action."""
+
+
+@dataclass(frozen=True)
+class ChatMessage:
+    """A message of a recorded conversation; its text is that of `pieces`, each with its role."""
+
+    role: MessageRole
+    pieces: tuple[TraceSegment, ...]
+    calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Text of the message, without its tool calls."""
+        return "".join(piece.text for piece in self.pieces)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The messages of a recorded conversation, and the tools offered to the agent, as JSON objects."""
+
+    messages: tuple[ChatMessage, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+THINK, END_THINK = "<think>", "</think>"
+"""Marks around an assistant's thinking."""
+
+
+def without_thinking(text: str) -> str:
+    """Return the words of an action without the thinking at their start; thinking that does not end is all of it."""
+    return text.lstrip().partition(END_THINK)[2].lstrip() if text.lstrip().startswith(THINK) else text
+
+
 def trace_of(trajectory: Trajectory) -> Trace:
     """Convert a trajectory to a trace that keeps its token ids."""
     return _adapter().validate_json(json.dumps(trajectory.to_json()))

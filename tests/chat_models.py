@@ -19,7 +19,8 @@ _LLAMA3_PIECES = (
     r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# As Llama 3.1's: a system turn with dates whether or not there is a system message, text trimmed, tools' text as JSON.
+# As Llama 3.1's: a system turn with dates whether or not there is a system message, tools in the first user's turn,
+# text trimmed, one call per message and no words beside it, tools' text as JSON.
 LLAMA3_TEMPLATE = """\
 {{- bos_token }}
 {%- if not date_string is defined %}{%- set date_string = strftime_now("%d %b %Y") %}{%- endif %}
@@ -28,7 +29,7 @@ LLAMA3_TEMPLATE = """\
     {%- set system_message = messages[0].content | trim %}
     {%- set messages = messages[1:] %}
 {%- endif %}
-{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' }}
+{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' + ('Environment: ipython\\n' if tools else '') }}
 {{- 'Cutting Knowledge Date: December 2023\\nToday Date: ' + date_string + '\\n\\n' + system_message + '<|eot_id|>' }}
 {%- for message in messages %}
     {%- if message.role in ('tool', 'ipython') %}
@@ -39,11 +40,32 @@ LLAMA3_TEMPLATE = """\
             {{- message.content }}
         {%- endif %}
         {{- '<|eot_id|>' }}
+    {%- elif 'tool_calls' in message %}
+        {%- if message.tool_calls | length != 1 %}{{- raise_exception('only single tool-calls at once!') }}{%- endif %}
+        {%- set call = message.tool_calls[0].function %}
+        {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n{"name": "' + call.name + '", "parameters": ' }}
+        {{- call.arguments | tojson + '}<|eot_id|>' }}
     {%- else %}
-        {{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' + message.content | trim + '<|eot_id|>' }}
+        {{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' }}
+        {%- if tools and loop.first %}
+            {{- 'Given the following functions, respond with a JSON for a function call.\\n\\n' }}
+            {%- for tool in tools %}{{- tool | tojson(indent=4) + '\\n\\n' }}{%- endfor %}
+        {%- endif %}
+        {{- message.content | trim + '<|eot_id|>' }}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}
+"""
+
+# As SmolLM2's: ChatML with a default system message, the role as it is given, and no form for tools.
+SMOLLM2_TEMPLATE = """\
+{% for message in messages %}
+{%- if loop.first and messages[0]['role'] != 'system' %}
+{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
+{%- endif %}
+{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}
 """
 
 # As many fine-tunes have it: no form for tools.

@@ -88,7 +88,8 @@ class ConversationConfig(Section):
     - `system`: system message; null means the template's default, or no system message if it has none.
     - `reply_as`: message role of the environment's output. `auto` is the family's role for tool output.
     - `thinking`: `keep` leaves thinking in the transcript; `drop` removes it from the context of later turns; `forbid`
-      starts each action with an empty thinking block, and an action that contains a thinking tag is invalid.
+      starts each action with an empty thinking block if the template knows thinking, and an action that contains a
+      thinking tag is invalid.
     """
 
     renderer: Literal["auto", "chatml", "llama3", "plain"] = "auto"

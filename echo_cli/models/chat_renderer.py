@@ -1,27 +1,33 @@
 """Rendering of conversations in the turn format of a chat model, by family of chat templates.
 
-The opening comes from the model's own template. After it the conversation only grows, turn by turn in the family's
-format: the marks are scaffold, the environment's text between them is encoded on its own, sampled ids stay as sampled.
+The opening of an episode comes from the model's own template. After it the conversation only grows, turn by turn in the
+family's format: the marks are scaffold, the environment's text between them is encoded on its own, sampled ids stay as
+sampled. A recorded conversation is the template's own text as a whole.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import accumulate, groupby
+from operator import itemgetter
+from typing import Literal, Protocol
 
 from echo_cli.errors import EchoError
 from echo_cli.models.renderer import Frame, Message
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.text import escape_unprintable
+from echo_cli.trace import END_THINK, THINK, Conversation
 from echo_cli.trajectory import SCAFFOLD, Role, Segment
 
-THINK, END_THINK = "<think>", "</think>"
 EMPTY_THINKING = f"{THINK}\n\n{END_THINK}\n\n"
 
 Thinking = Literal["keep", "drop", "forbid"]
+
+_Owned = tuple[int, int | None, str]
+"""Token id, index of the span that the token belongs to (None if it straddles two), and the token's text."""
 
 # Marks that an assistant writes as single tokens if the tokenizer has them.
 _MARKS = ("<tool_call>", "</tool_call>", THINK, END_THINK)
@@ -62,6 +68,27 @@ LLAMA3 = ChatFamily(
 FAMILIES = (CHATML, LLAMA3)
 
 
+@dataclass(frozen=True)
+class TextSpan:
+    """Text of a rendered conversation, from one origin."""
+
+    text: str
+    role: Role
+    channel: str | None = None
+    """Origin of the text; SCAFFOLD for the template's own text, in which names of special tokens are tokens."""
+
+
+class ConversationTemplate(Protocol):
+    """A chat template that writes recorded conversations."""
+
+    def spans(self, conversation: Conversation) -> list[TextSpan]:
+        """Return the text of a conversation, split by origin; an action ends with the name of the turn's end token.
+
+        Raises:
+            EchoError: the template cannot write the conversation.
+        """
+
+
 class ChatRenderer:
     """A `renderer.Renderer` of one family.
 
@@ -71,6 +98,7 @@ class ChatRenderer:
         primer: text after the header of each assistant turn: the start of a thinking block, or an empty block.
         reply_as: role of the turns with the environment's answers.
         thinking: `keep` leaves thinking in the transcript; `drop` makes it transient; `forbid` makes it a `problem`.
+        template: writer of recorded conversations.
 
     Raises:
         EchoError: the tokenizer lacks the token that ends a turn, or `thinking` is `drop` and the primer opens a block.
@@ -84,6 +112,7 @@ class ChatRenderer:
         primer: str,
         reply_as: Literal["tool", "user"],
         thinking: Thinking,
+        template: ConversationTemplate,
     ) -> None:
         turn_end_id = tokenizer.token_id(family.turn_end)
         if turn_end_id is None:
@@ -91,12 +120,14 @@ class ChatRenderer:
                 f"the tokenizer has no token {family.turn_end}, which ends a turn of {family.name}",
                 "use the tokenizer and the chat template of the same model, or set conversation.renderer=plain",
             )
+        self.notices: tuple[str, ...] = ()
         self.tokenizer = tokenizer
         self.family = family
         self.start_ids: tuple[int, ...] = ()
         self.stop_ids = tuple(dict.fromkeys((turn_end_id, *tokenizer.eos_ids)))
         self._turn_end_id = turn_end_id
         self._thinking = thinking
+        self._template = template
         self._opened = primer.rstrip().endswith(THINK)
         if self._opened and thinking == "drop":
             raise EchoError(
@@ -119,6 +150,8 @@ class ChatRenderer:
         self._script_start = tokenizer.encode_scaffold(f"\n{END_THINK}\n\n") if self._opened else []
         marks = [re.escape(mark) for mark in _MARKS if tokenizer.token_id(mark) is not None]
         self._marks = re.compile(f"({'|'.join(marks)})") if marks else None
+        names = sorted(tokenizer.added_tokens, key=len, reverse=True)
+        self._names = re.compile(f"({'|'.join(map(re.escape, names))})") if names else None
 
     def opening(self) -> Frame:
         return self._opening
@@ -156,6 +189,52 @@ class ChatRenderer:
             mark = self.tokenizer.token_id(part) if self._marks and self._marks.fullmatch(part) else None
             ids += self.tokenizer.encode(part) if mark is None else [mark]
         return [*ids, self._turn_end_id]
+
+    def conversation(self, conversation: Conversation) -> tuple[Segment, ...]:
+        """Encode a recorded conversation: the tokens of the template's whole text.
+
+        Text between two special tokens is encoded as one, as the template's user does it. A token that straddles two
+        spans, such as the newline after an output and the template's own, is scaffold: it is never a target.
+        """
+        spans = self._template.spans(conversation)
+        owned: list[_Owned] = []
+        stretch: list[tuple[int, str]] = []
+        for index, span in enumerate(spans):
+            for text, token_id in self._parts(span):
+                if token_id is None:
+                    stretch.append((index, text))
+                    continue
+                owned += [*self._encoded(stretch), (token_id, index, text)]
+                stretch = []
+        owned += self._encoded(stretch)
+        segments = []
+        for index, run in groupby(owned, key=itemgetter(1)):
+            ids, _, texts = zip(*run, strict=True)
+            of = TextSpan("", Role.CONTEXT, SCAFFOLD) if index is None else spans[index]
+            segments.append(Segment(of.role, "".join(texts), ids, channel=of.channel))
+        return tuple(segments)
+
+    def _parts(self, span: TextSpan) -> list[tuple[str, int | None]]:
+        """Split a span at its special tokens: the template's own, an action's marks and the end of its turn."""
+        end = self.family.turn_end if span.role is Role.ACTION else ""
+        pattern = self._names if span.channel == SCAFFOLD else self._marks if end else None
+        text = span.text.removesuffix(end)
+        parts = [text] if pattern is None else pattern.split(text)
+        split = [(part, self.tokenizer.token_id(part) if number % 2 else None) for number, part in enumerate(parts)]
+        return [part for part in (*split, (end, self._turn_end_id)) if part[0]]
+
+    def _encoded(self, stretch: Sequence[tuple[int, str]]) -> list[_Owned]:
+        """Encode neighbouring texts as one text."""
+        text = "".join(part for _, part in stretch)
+        ids = self.tokenizer.encode(text)
+        pieces = self.tokenizer.pieces(text, ids)
+        starts = [*accumulate((len(part.encode()) for _, part in stretch), initial=0)]
+        owned, begin = [], 0
+        for token_id, size, piece in zip(ids, self.tokenizer.byte_counts(ids), pieces, strict=True):
+            first, last = (bisect_right(starts, at) - 1 for at in (begin, max(begin, begin + size - 1)))
+            owned.append((token_id, stretch[first][0] if first == last else None, piece))
+            begin += size
+        return owned
 
     def _thinking_tokens(self, ids: list[int]) -> int:
         """Count the tokens of the thinking, its end mark and the space after it; all tokens if it does not end."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from echo_cli.models.tokenizer import Tokenizer
+from echo_cli.trace import Conversation
 from echo_cli.trajectory import Segment
 
 
@@ -47,6 +48,8 @@ class Renderer(Protocol):
     """Tokens that end an action."""
     overhead: int
     """Maximum number of scaffold tokens of an opening and a reply together."""
+    notices: tuple[str, ...]
+    """Notes for the start of a run, one line each."""
 
     def opening(self) -> Frame:
         """Return the scaffold around the text of a reset."""
@@ -60,11 +63,19 @@ class Renderer(Protocol):
     def script(self, text: str) -> list[int]:
         """Encode an action as the policy would write it, including its stop token."""
 
+    def conversation(self, conversation: Conversation) -> tuple[Segment, ...] | None:
+        """Encode a recorded conversation, one action per message of the assistant; None if the format has no messages.
+
+        Raises:
+            EchoError: the format cannot express the conversation.
+        """
+
 
 class PlainRenderer:
     """A renderer without scaffold, for the built-in model and base models: an action is one line with its newline."""
 
     overhead = 1
+    notices: tuple[str, ...] = ()
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -89,3 +100,6 @@ class PlainRenderer:
 
     def script(self, text: str) -> list[int]:
         return self.tokenizer.encode(text + "\n")
+
+    def conversation(self, conversation: Conversation) -> None:
+        return None

@@ -12,8 +12,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from echo_cli.trace import Trace, TraceSegment
-from echo_cli.trajectory import CLOSE, OPEN, TOOLS, WRAPPER, Role, Turn, split_at_actions, text_of
+from echo_cli.trace import Trace, TraceSegment, without_thinking
+from echo_cli.trajectory import (
+    CLOSE,
+    OPEN,
+    TOOLS,
+    WRAPPER,
+    Role,
+    Turn,
+    split_at_actions,
+    text_of,
+)
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -59,11 +70,28 @@ def observed(text: str, channel: str | None, options: ImportOptions) -> list[Tra
 def tool_call(name: str, arguments: Any) -> str:
     """Return a tool call as text, in this project's canonical form.
 
+    Args:
+        arguments: JSON as text, which keeps its bytes; or any other value, written as a chat template writes it.
+
     Raises:
         ValueError: `arguments` contains a number that JSON cannot represent.
     """
-    call = json.dumps({"arguments": arguments, "name": name}, sort_keys=True, allow_nan=False)
-    return f"<tool_call>\n{call}\n</tool_call>\n"
+    written = _escaped(arguments) if isinstance(arguments, str) else json_text(arguments)
+    return f'<tool_call>\n{{"arguments": {written}, "name": {json_text(name)}}}\n</tool_call>\n'
+
+
+def json_text(value: Any) -> str:
+    """Return a value as JSON with its keys in order; outside ASCII only lone surrogates are escaped.
+
+    Raises:
+        ValueError: the value contains a number that JSON cannot represent.
+    """
+    return _escaped(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def _escaped(text: str) -> str:
+    """Escape the lone surrogates of a JSON text."""
+    return _SURROGATE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def said(text: str, calls: Iterable[str] = ()) -> str:
@@ -133,6 +161,8 @@ class TraceBuilder:
     exit_codes: list[int | None] = field(default_factory=list)
     """Exit code of each action; None if it was not recorded."""
     calls: ToolCalls = field(default_factory=ToolCalls)
+    _turn: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
+    """Words and tool calls of the assistant's turn that `say` continues."""
 
     def context(self, text: str, channel: str | None = None) -> None:
         """Add text that neither the agent nor the environment wrote."""
@@ -148,6 +178,27 @@ class TraceBuilder:
         self.segments.append(TraceSegment(Role.ACTION, text, channel))
         self.commands.append(text.removesuffix("\n") if command is None else command)
         self.exit_codes.append(None)
+
+    def say(self, words: str, calls: Iterable[str] = ()) -> None:
+        """Add an assistant's message; neighbouring messages are one action: their words, then their tool calls.
+
+        A message without calls and words, or whose words are thinking alone, is no action.
+        """
+        blocks = list(calls)
+        if not blocks and not without_thinking(words).strip():
+            return
+        continued = bool(self.segments) and self.segments[-1].role is Role.ACTION
+        if continued:
+            self.segments.pop()
+            self.commands.pop()
+            self.exit_codes.pop()
+        else:
+            self._turn = ([], [])
+        self._turn[0].extend([words] if words else [])
+        self._turn[1].extend(blocks)
+        text = "\n".join(self._turn[0])
+        command = said(without_thinking(text), self._turn[1]).removesuffix("\n")
+        self.act(said(text, self._turn[1]), command=command)
 
     def observed(self, text: str, channel: str | None) -> list[TraceSegment]:
         """Split an observation as the function `observed` does, with the builder's options."""

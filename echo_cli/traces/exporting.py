@@ -82,7 +82,7 @@ def _writer(
     if target == "echo":
         return lambda trace: [trace_line(trace)]
     if target == "openai":
-        from echo_cli.traces.openai_export import openai_record
+        from echo_cli.traces.conversation import openai_record
 
         return lambda trace: [_line(openai_record(trace))]
 

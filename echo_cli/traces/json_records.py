@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.trace import Trace
-from echo_cli.traces.builder import Refusal, UnplacedError
+from echo_cli.traces.builder import Refusal, UnplacedError, json_text
 
 Record = tuple[str, Any]
 """Place of a JSON value, and the value."""
@@ -133,7 +133,7 @@ def tools_of(record: Any, name: str, place: str = "") -> list[str]:
         return []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise UnplacedError("not a list of tools", place or name)
-    return [json.dumps(tool, sort_keys=True) for tool in tools]
+    return [json_text(tool) for tool in tools]
 
 
 def arguments_of(arguments: Any) -> Any:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from echo_cli.models.renderer import Frame, PlainRenderer, Renderer
+from echo_cli.errors import EchoError
+from echo_cli.models.renderer import PlainRenderer, Renderer
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.rollouts.episode import cut_tokens
+from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace
+from echo_cli.traces.conversation import conversation_of, is_conversation
 from echo_cli.trajectory import (
-    CLOSE,
     CUT_NOTICE,
     CUT_OUTPUT,
-    OPEN,
     SCAFFOLD,
-    WRAPPER,
     Role,
     Segment,
     Trajectory,
@@ -39,15 +39,19 @@ def retokenize(trajectory: Trajectory, renderer: Renderer) -> Trajectory:
 def render_trace(trace: Trace, renderer: Renderer) -> Trajectory:
     """Encode a trace with `renderer`, ignoring any token ids it has; the trajectory is for the env term only.
 
-    Each segment's text is encoded alone, as in an `Episode`; an action is its turn's command, as the policy would
-    write it. If the renderer's own scaffold marks a reply as a tool's answer, an importer's wrappers must not mark it
-    again: they are omitted at both ends of the reply, and encoded as scaffold between the answers of several tools.
+    Messages of a recorded conversation are encoded as the chat template writes them. In a transcript, or with a plain
+    renderer, each segment's text is encoded alone, as in an `Episode`, and an action is its turn's command, as the
+    policy would write it.
+
+    Raises:
+        EchoError: the chat template cannot write the conversation.
     """
     played = [Segment(segment.role, segment.text, (), channel=segment.channel) for segment in trace.segments]
+    written = _written(trace, renderer) if is_conversation(trace) else None
     return Trajectory(
         task_id=trace.task_id,
         group_id=trace.group_id,
-        segments=_rendered(played, trace.turns, renderer),
+        segments=_rendered(played, trace.turns, renderer) if written is None else written,
         turns=trace.turns,
         reward=trace.reward,
         stop_reason=trace.stop_reason,
@@ -55,6 +59,14 @@ def render_trace(trace: Trace, renderer: Renderer) -> Trajectory:
         world_model_only=True,
         meta=trace.meta,
     )
+
+
+def _written(trace: Trace, renderer: Renderer) -> tuple[Segment, ...] | None:
+    try:
+        return renderer.conversation(conversation_of(trace))
+    except EchoError as error:
+        message = f"the trace of task {escape_unprintable(trace.task_id)}: {error.message}"
+        raise EchoError(message, error.tip) from error
 
 
 def _rendered(played: Sequence[Segment], turns: Sequence[Turn], renderer: Renderer) -> tuple[Segment, ...]:
@@ -82,26 +94,15 @@ def _rendered(played: Sequence[Segment], turns: Sequence[Turn], renderer: Render
             frame = renderer.reply(ids)
         if reply or number + 1 < len(parts):
             segments += frame.before
-        for place, segment in enumerate(reply):
-            wrapper = segment.channel == WRAPPER and segment.text in (OPEN, CLOSE) and _wraps(frame)
-            outermost = place == 0 if segment.text == OPEN else place + 1 == len(reply)
-            if wrapper and outermost:
-                continue
+        for segment in reply:
             if start and segment.role is not Role.CONTEXT:  # BOS is context
                 segments.append(Segment(Role.CONTEXT, "", start))
                 start = ()
-            encode = tokenizer.encode_scaffold if wrapper else tokenizer.encode
-            segments.append(replace(segment, token_ids=(*start, *encode(segment.text))))
+            segments.append(replace(segment, token_ids=(*start, *tokenizer.encode(segment.text))))
             start = ()
     if not segments or segments[0].role is not Role.CONTEXT:
         segments.insert(0, Segment(Role.CONTEXT, "", start))
     return tuple(segments)
-
-
-def _wraps(frame: Frame) -> bool:
-    """Return whether the scaffold around a reply already marks it as a tool's answer."""
-    before, after = ("".join(segment.text for segment in part) for part in (frame.before, frame.after))
-    return before.endswith(OPEN) and after.startswith(CLOSE.removesuffix("\n"))
 
 
 def truncated(trajectory: Trajectory, tokenizer: Tokenizer, max_tokens: int) -> Trajectory | None:

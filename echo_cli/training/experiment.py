@@ -79,6 +79,7 @@ def run_experiment(
     with open_session(path, config, resume=resume, overwrite=overwrite, argv=argv) as session:
         hooks.on_start(session.device.reason)
         notices = [*run_notices(session.run, config), *memory_notice(config, session.device)]
+        notices += session.policy.renderer.notices
         for line in (*session.notices, *notices, *pool_notices(config, session.worlds, session.evaluator.pools)):
             hooks.on_notice(line)
         rows = session.run.read_metrics()

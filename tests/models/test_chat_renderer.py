@@ -17,7 +17,7 @@ from echo_cli.environments.protocol import StepResult, TextPiece
 from echo_cli.environments.tasks import Task
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.errors import EchoError
-from echo_cli.models.chat_renderer import CHATML, ChatRenderer
+from echo_cli.models.chat_renderer import CHATML, ChatRenderer, TextSpan
 from echo_cli.models.hf.random_qwen3 import make_random_qwen3
 from echo_cli.models.hf.renderer import load_hf_renderer
 from echo_cli.models.renderer import PlainRenderer, Renderer
@@ -25,7 +25,7 @@ from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.rollouts.episode import Episode
 from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.rollout import play_scripts
-from echo_cli.trace import Trace, TraceSegment
+from echo_cli.trace import Conversation, Trace, TraceSegment
 from echo_cli.traces.builder import wrapped
 from echo_cli.traces.retokenize import render_trace, retokenize
 from echo_cli.trajectory import SCAFFOLD, Role, Segment, Trajectory, Turn
@@ -310,9 +310,15 @@ def test_an_action_that_thinks_all_the_same_is_refused(qwen3: Path, text: str) -
     assert all(segment.transient == 0 for segment in episode.segments)
 
 
-def test_a_template_that_knows_no_thinking_gets_the_empty_block(llama3: Path) -> None:
-    (_, after) = load(llama3, thinking="forbid").opening().before, load(llama3, thinking="forbid").opening().after
-    assert after[0].text.endswith("assistant<|end_header_id|>\n\n<think>\n\n</think>\n\n")
+def test_only_a_template_that_knows_thinking_gets_the_empty_block(qwen3: Path, llama3: Path, tmp_path: Path) -> None:
+    template = tmp_path / "chatml.jinja"
+    template.write_text(CHATML_TEMPLATE)
+    for folder, source in ((llama3, None), (qwen3, template)):
+        renderer = load(folder, source, thinking="forbid")
+        assert renderer.opening() == load(folder, source).opening()
+        (notice,) = renderer.notices
+        assert "the chat template knows no thinking" in notice
+    assert load(qwen3, thinking="forbid").notices == load(llama3).notices == ()
 
 
 def test_a_template_that_opens_the_thinking_itself(qwen3: Path, tmp_path: Path) -> None:
@@ -383,7 +389,14 @@ def test_without_a_chat_template_there_is_a_tip(qwen3: Path, tmp_path: Path) -> 
 def test_a_tokenizer_without_the_familys_tokens_is_refused(llama3: Path) -> None:
     tokenizer = load(llama3).tokenizer
     with pytest.raises(EchoError, match=r"no token <\|im_end\|>"):
-        ChatRenderer(tokenizer, CHATML, "", "", "user", "keep")
+        ChatRenderer(tokenizer, CHATML, "", "", "user", "keep", Unused())
+
+
+class Unused:
+    """A template that writes nothing."""
+
+    def spans(self, conversation: Conversation) -> list[TextSpan]:
+        raise AssertionError("not called")
 
 
 # --- Trajectories of other renderers ---------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ import echo_cli
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.traces.builder import ImportOptions, said, tool_call
+from echo_cli.traces.builder import ImportOptions, json_text, said, tool_call
+from echo_cli.traces.conversation import calls_of, openai_record
 from echo_cli.traces.exporting import MASKS, made_masks, own_masks
 from echo_cli.traces.importing import format_named
-from echo_cli.traces.openai_export import calls_of, openai_record
 from echo_cli.trajectory import SCAFFOLD, Role, Turn
 
 RENDERER = PlainRenderer(Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json"))
@@ -31,6 +31,7 @@ VALUES = st.recursive(
     max_leaves=4,
 )
 ARGUMENTS = st.dictionaries(TEXT, VALUES, max_size=3)
+JSON = ARGUMENTS.map(json_text) | ARGUMENTS.map(lambda of: json.dumps(of, indent=1)) | st.just('{"a": 1, "a":2.50}')
 
 
 def trace(*segments: TraceSegment, meta: dict[str, Any] | None = None) -> Trace:
@@ -58,16 +59,18 @@ def conversations(draw: st.DrawFn) -> dict[str, Any]:
             {
                 "id": call,
                 "type": "function",
-                "function": {"name": draw(TEXT), "arguments": json.dumps(draw(ARGUMENTS), sort_keys=True)},
+                "function": {"name": draw(TEXT), "arguments": draw(JSON)},
             }
             for call in ids
         ]
-        words = draw(WORDS)
+        words = draw(WORDS if calls else WORDS.filter(str.strip))
         message = {"role": "assistant", "content": words}
         messages.append({**message, "content": words or None, "tool_calls": calls} if calls else message)
         for call in draw(st.permutations(ids))[: draw(st.integers(0, 3))]:
             messages.append({"role": "tool", "tool_call_id": call, "content": draw(TEXT)})
-        messages += [{"role": "user", "content": draw(TEXT)}] * draw(st.integers(0, 1))
+        # Neighbouring assistant messages would come back as one.
+        silent = messages[-1]["role"] == "assistant"
+        messages += [{"role": "user", "content": draw(TEXT)}] * draw(st.integers(int(silent), 1))
     tools = draw(st.lists(ARGUMENTS, max_size=2))
     reward = draw(st.none() | st.floats(allow_nan=False, allow_infinity=False))
     record = {"messages": messages, "tools": tools, "reward": reward}
@@ -87,9 +90,16 @@ def test_a_canonical_conversation_comes_back_as_it_went_in(
 
 
 @settings(deadline=None)
-@given(WORDS, st.lists(st.tuples(TEXT, ARGUMENTS), max_size=3))
-def test_calls_are_read_from_an_action_as_they_were_written(words: str, calls: list[tuple[str, Any]]) -> None:
-    assert calls_of(said(words, [tool_call(name, of) for name, of in calls])) == (words, calls)
+@given(WORDS, st.lists(st.tuples(TEXT, JSON), max_size=3))
+def test_calls_are_read_from_an_action_as_they_were_written(words: str, calls: list[tuple[str, str]]) -> None:
+    left, found = calls_of(said(words, [tool_call(name, of) for name, of in calls]))
+    assert (left, [(call.name, call.arguments) for call in found]) == (words, calls)
+
+
+def test_a_call_of_an_earlier_version_is_read() -> None:
+    block = '<tool_call>\n{"arguments": {"b": "\\u00e9"}, "name": "\\u00e9"}\n</tool_call>\n'
+    (call,) = calls_of(block)[1]
+    assert (call.name, call.arguments, call.text) == ("é", '{"b": "\\u00e9"}', block)
 
 
 @pytest.mark.parametrize(
@@ -135,9 +145,12 @@ def test_an_answer_to_what_is_no_call_is_the_users_and_ids_that_do_not_fit_are_n
     answer = (opened, said_by(Role.ENV_OUTPUT, "x", "tool_result"), closed)
     call = said_by(Role.ACTION, tool_call("f", {}))
     made = trace(call, *answer, *answer, opened, meta={"tool_calls": ["a", "b"], "tool_responses": ["a"]})
-    calls, tool, user = openai_record(made)["messages"]
+    calls, tool, *users = openai_record(made)["messages"]
     assert calls["tool_calls"][0]["id"] == tool["tool_call_id"] == "call_0"
-    assert user == {"role": "user", "content": "<tool_response>\nx\n</tool_response>\n<tool_response>\n"}
+    assert users == [
+        {"role": "user", "content": "<tool_response>\nx\n</tool_response>\n"},
+        {"role": "user", "content": "<tool_response>\n"},
+    ]
 
 
 def test_masks_in_a_traces_own_tokens() -> None:

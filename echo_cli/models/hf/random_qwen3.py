@@ -35,34 +35,55 @@ _WORLD_SEEDS = range(2_000_000, 2_000_003)
 _COMMANDS = 300
 
 _TEMPLATE = """\
-{%- if messages[0].role == 'system' %}
-    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- set first = messages[0].content if messages[0].role == 'system' %}
+{%- if tools %}
+    {{- '<|im_start|>system\\n' + (first + '\\n\\n' if first is string else '') }}
+    {{- '# Tools\\n\\nYou may call one or more functions to assist with the user query.\\n\\n' }}
+    {{- 'You are provided with function signatures within <tools></tools> XML tags:\\n<tools>' }}
+    {%- for tool in tools %}
+        {{- '\\n' + tool | tojson }}
+    {%- endfor %}
+    {{- '\\n</tools>\\n\\nFor each function call, return a json object with function name and arguments within ' }}
+    {{- '<tool_call></tool_call> XML tags:\\n<tool_call>\\n' }}
+    {{- '{\\"name\\": <function-name>, \\"arguments\\": <args-json-object>}\\n</tool_call><|im_end|>\\n' }}
+{%- elif first is string %}
+    {{- '<|im_start|>system\\n' + first + '<|im_end|>\\n' }}
 {%- endif %}
-{%- set ns = namespace(last_query=0) %}
+{%- set ns = namespace(last_query=messages | length - 1) %}
 {%- for message in messages %}
-    {%- if message.role == 'user' and not message.content.startswith('<tool_response>') %}
+    {%- set content = message.content or '' %}
+    {%- set answer = content.startswith('<tool_response>') and content.endswith('</tool_response>') %}
+    {%- if message.role == 'user' and not answer %}
         {%- set ns.last_query = loop.index0 %}
     {%- endif %}
 {%- endfor %}
 {%- for message in messages %}
-    {%- if message.role == 'user' %}
-        {{- '<|im_start|>user\\n' + message.content + '<|im_end|>\\n' }}
+    {%- set content = message.content or '' %}
+    {%- if message.role == 'user' or (message.role == 'system' and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}
     {%- elif message.role == 'assistant' %}
-        {%- set content = message.content.split('</think>')[-1].lstrip('\\n') %}
+        {%- set thinking = message.reasoning_content or '' %}
+        {%- if message.reasoning_content is not string and '</think>' in content %}
+            {%- set thinking = content.split('</think>')[0].split('<think>')[-1] %}
+            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+        {%- endif %}
         {{- '<|im_start|>assistant\\n' }}
-        {%- if '</think>' in message.content and loop.index0 > ns.last_query %}
-            {%- set thinking = message.content.split('</think>')[0].split('<think>')[-1].strip('\\n') %}
-            {{- '<think>\\n' + thinking + '\\n</think>\\n\\n' }}
+        {%- if loop.index0 > ns.last_query and (loop.last or thinking.strip('\\n')) %}
+            {{- '<think>\\n' + thinking.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}
+        {%- else %}
+            {{- content }}
         {%- endif %}
-        {{- content + '<|im_end|>\\n' }}
+        {%- for call in message.tool_calls or [] %}
+            {{- '\\n' if content or not loop.first else '' }}
+            {{- '<tool_call>\\n{\\"name\\": \\"' + call.function.name + '\\", \\"arguments\\": ' }}
+            {%- set arguments = call.function.arguments %}
+            {{- (arguments if arguments is string else arguments | tojson) + '}\\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
     {%- elif message.role == 'tool' %}
-        {%- if loop.first or loop.previtem.role != 'tool' %}
-            {{- '<|im_start|>user' }}
-        {%- endif %}
-        {{- '\\n<tool_response>\\n' + message.content + '\\n</tool_response>' }}
-        {%- if loop.last or loop.nextitem.role != 'tool' %}
-            {{- '<|im_end|>\\n' }}
-        {%- endif %}
+        {{- '<|im_start|>user' if loop.first or loop.previtem.role != 'tool' else '' }}
+        {{- '\\n<tool_response>\\n' + content + '\\n</tool_response>' }}
+        {{- '<|im_end|>\\n' if loop.last or loop.nextitem.role != 'tool' else '' }}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}

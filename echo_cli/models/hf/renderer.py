@@ -8,60 +8,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from echo_cli.config.model import ConversationConfig, ModelConfig
 from echo_cli.errors import EchoError, first_line
-from echo_cli.models.chat_renderer import EMPTY_THINKING, LLAMA3, THINK, ChatFamily, ChatRenderer, family_of
+from echo_cli.models.chat_renderer import EMPTY_THINKING, LLAMA3, ChatFamily, ChatRenderer, family_of
+from echo_cli.models.hf.chat_template import ChatTemplate, ConversationWriter
 from echo_cli.models.hf.tokenizer import load_hf_tokenizer
 from echo_cli.models.renderer import PlainRenderer, Renderer
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.text import escape_unprintable
+from echo_cli.trace import THINK
 
 _TASK = "List the files of this folder."
 _EXCHANGES = (("ls -la", "total 0"), ("cat notes.txt", "nothing in it"))
-
-# Llama 3's templates write today's date. A run resumed tomorrow needs the same text; this is the templates' fallback.
-_DATE = "26 Jul 2024"
-
-
-@dataclass(frozen=True)
-class ChatTemplate:
-    """A model's own chat template, as `transformers` applies it."""
-
-    theirs: Any
-    source: str
-    system: str | None
-    thinking: Literal["keep", "drop", "forbid"]
-
-    def text(self, messages: Sequence[tuple[str, str]]) -> str:
-        """Render the system message, messages of (role, content), and the prompt for an assistant's turn.
-
-        Raises:
-            EchoError: the template fails.
-        """
-        system = [] if self.system is None else [("system", self.system)]
-        chat = [{"role": role, "content": content} for role, content in (*system, *messages)]
-        mode = {"enable_thinking": False} if self.thinking == "forbid" else {}
-        try:
-            text: str = self.theirs.apply_chat_template(
-                chat, tokenize=False, add_generation_prompt=True, date_string=_DATE, **mode
-            )
-        except Exception as error:  # a template is a program and may raise anything
-            raise EchoError(
-                f"the chat template fails on a conversation of {', '.join(message['role'] for message in chat)}: "
-                f"{escape_unprintable(first_line(error))}",
-                "try conversation.system=null or conversation.reply_as=user, or replace the template with "
-                "model.chat_template=FILE",
-            ) from error
-        return text
-
-    def ids(self, text: str) -> list[int]:
-        """Encode a rendered text with the model's own tokenizer."""
-        ids: list[int] = self.theirs(text, add_special_tokens=False)["input_ids"]
-        return ids
 
 
 def load_hf_renderer(folder: Path, model: ModelConfig, conversation: ConversationConfig) -> Renderer:
@@ -94,13 +54,19 @@ def load_hf_renderer(folder: Path, model: ModelConfig, conversation: Conversatio
         reply_as = "tool" if family is not LLAMA3 and "<tool_response>" in source else "user"
     before, written = _opening(template, family)
     primer = _without_thinking(template, written) if conversation.thinking == "forbid" else written
-    renderer = ChatRenderer(tokenizer, family, before, primer, reply_as, conversation.thinking)
-    bare = ChatRenderer(tokenizer, family, before, "", reply_as, "keep")
+    # Recorded messages keep their roles: only a configured role of the answers changes a tool's.
+    writer = ConversationWriter(template, family, primer, "user" if conversation.reply_as == "user" else "tool")
+    renderer = ChatRenderer(tokenizer, family, before, primer, reply_as, conversation.thinking, writer)
+    bare = ChatRenderer(tokenizer, family, before, "", reply_as, "keep", writer)
     # Most templates omit the primer of earlier turns; an append-only transcript keeps it.
     candidates = (_written(renderer), [*_written(bare), *tokenizer.encode_scaffold(primer)])
     expected = template.ids(_probe(template, family, reply_as).removesuffix(written) + primer)
     if expected not in candidates:
         raise _difference(renderer, expected, candidates)
+    if conversation.thinking == "forbid" and THINK not in source:
+        renderer.notices = (
+            "conversation.thinking=forbid: the chat template knows no thinking, so no empty block precedes the actions",
+        )
     return renderer
 
 
@@ -125,7 +91,9 @@ def _opening(template: ChatTemplate, family: ChatFamily) -> tuple[str, str]:
 
 
 def _without_thinking(template: ChatTemplate, primer: str) -> str:
-    """Return `primer` with an empty thinking block; a template with `enable_thinking` has to write the block itself.
+    """Return `primer` with an empty thinking block if the template knows thinking.
+
+    A template with `enable_thinking` has to write the block itself.
 
     Raises:
         EchoError: the template has `enable_thinking` but does not write the block.
@@ -138,7 +106,7 @@ def _without_thinking(template: ChatTemplate, primer: str) -> str:
             f"enable_thinking is false, but writes '{escape_unprintable(primer)}'",
             "set conversation.thinking to keep or drop, or replace the template with model.chat_template=FILE",
         )
-    return primer.rstrip().removesuffix(THINK) + EMPTY_THINKING
+    return primer.rstrip().removesuffix(THINK) + EMPTY_THINKING if THINK in template.source else primer
 
 
 def _probe(template: ChatTemplate, family: ChatFamily, reply_as: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.trace import Trace
-from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, said, tool_call
+from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, tool_call
 from echo_cli.traces.json_records import at, joined, member, messages_of, read_json, reward_of, task_of, tools_of
 from echo_cli.trajectory import TOOL_ERROR, TOOL_RESULT
 
@@ -20,8 +20,8 @@ input       {"messages": […]} or a list of messages: one, an array of them, or
             or score
 context     system; the text of user messages, each run of text blocks followed by a newline; tools; <tool_response>
             wrappers
-action      each assistant message: its blocks in order, each run of text blocks followed by a newline, each tool_use as
-            <tool_call> JSON </tool_call> with sorted keys
+action      each assistant message: its runs of text blocks, each followed by a newline, then each tool_use as
+            <tool_call> JSON </tool_call>. Neighbouring assistant messages are one action; one without text is none
 env_output  tool_result blocks, byte for byte (channel tool_error with is_error); the text blocks of a result are joined
             without a separator
 warning     matches of --warning in a tool_result
@@ -74,15 +74,15 @@ def _add_user(blocks: Iterable[Mapping[str, Any]], builder: TraceBuilder) -> Non
 
 
 def _add_assistant(blocks: Iterable[Mapping[str, Any]], builder: TraceBuilder) -> None:
-    parts = []
+    words, calls = [], []
     for kind, run in groupby((block for block in blocks if _kind(block) not in _THINKING), _kind):
         if kind == "text":
-            parts.append(said(_text(run)))
+            words.append(_text(run))
         elif kind == "tool_use":
-            parts += [_call(block, builder) for block in run]
+            calls += [_call(block, builder) for block in run]
         else:
             raise UnplacedError(f"an assistant block that is neither text nor a tool_use: {kind!r}")
-    builder.act("".join(parts) or said(""))
+    builder.say("\n".join(words), calls)
 
 
 def _call(block: Mapping[str, Any], builder: TraceBuilder) -> str:

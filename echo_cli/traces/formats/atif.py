@@ -29,8 +29,8 @@ context     system and user messages, each followed by a newline; tool_definitio
             newline after an observation without a tool call; steps copied from an earlier trajectory
             (is_copied_context); the text of agent steps without a model call (llm_call_count 0); observations of system
             steps without a tool call
-action      each agent step: its message, a newline, then each tool call as <tool_call> JSON </tool_call> with sorted
-            keys
+action      each agent step: its message, a newline, then each tool call as <tool_call> JSON </tool_call>. Neighbouring
+            agent steps are one action; one without text is none
 env_output  the contents of observation results, byte for byte; text parts are joined without a separator. Results of a
             step with tool calls are enclosed in <tool_response> wrappers
 warning     for agents named terminus…: "Previous response had …" and its list, "Current terminal state:", "New Terminal
@@ -99,7 +99,7 @@ class _Steps:
         elif copied or step.get("llm_call_count") == 0:
             self.builder.context(said(text, calls.values()), COPIED if copied else DISPATCHED)
         else:
-            self.builder.act(said(text, calls.values()))
+            self.builder.say(text, calls.values())
             self.builder.calls.calls += calls
             metrics = step.get("metrics")
             self.left_out += member(metrics, "completion_token_ids") is not None

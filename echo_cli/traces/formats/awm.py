@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, tool_call
+from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, json_text, tool_call
 from echo_cli.traces.json_records import at, member, read_json, reward_of
 from echo_cli.trajectory import TOOL_RESULT, WRAPPER, Role
 
@@ -50,7 +50,7 @@ def _trace(record: Any, where: str, options: ImportOptions) -> Trace:
 def _tools(tools: Any) -> list[str]:
     if not isinstance(tools, list):
         raise UnplacedError("tools is not a list", "tools")
-    return [tool if isinstance(tool, str) else json.dumps(tool, sort_keys=True) for tool in tools]
+    return [tool if isinstance(tool, str) else json_text(tool) for tool in tools]
 
 
 def _add(step: Any, builder: TraceBuilder, *, last: bool) -> None:
@@ -61,7 +61,7 @@ def _add(step: Any, builder: TraceBuilder, *, last: bool) -> None:
     name = member(action, "tool_name")
     if not isinstance(name, str):
         raise UnplacedError("an action without a tool_name")
-    builder.act(tool_call(name, member(action, "arguments") or {}))
+    builder.act(tool_call(name, json_text(member(action, "arguments") or {})))
     if observation is not None:
         builder.answer(_observation(observation, builder))
     elif not last:

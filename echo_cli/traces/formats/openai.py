@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.trace import Trace
-from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, said, tool_call
+from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, tool_call
+from echo_cli.traces.conversation import CONTEXT_ROLES
 from echo_cli.traces.json_records import arguments_of, at, member, messages_of, read_json, reward_of, task_of, tools_of
 from echo_cli.trajectory import TOOL_RESULT
-
-CONTEXT_ROLES = ("system", "developer", "user")
-"""Message roles that become context; the segment's channel is the message role."""
 
 ROLES = """\
 input       {"messages": […]} or a list of messages: one, an array of them, or JSONL; optionally tools, reward or score
 context     system, developer and user messages, each followed by a newline; tools; <tool_response> wrappers
-action      each assistant message: its text, a newline, then each tool call as <tool_call> JSON </tool_call>; arguments
-            are parsed and written with sorted keys
+action      each assistant message: its text, a newline, then each tool call as <tool_call> JSON </tool_call>, whose
+            arguments keep their bytes. Neighbouring assistant messages are one action; one without text is none
 env_output  tool and function messages, byte for byte; text parts are joined without a separator
 warning     matches of --warning in a tool's answer
 omitted     reasoning (reasoning_content), names and ids
@@ -50,7 +48,7 @@ def _add(message: Any, builder: TraceBuilder) -> None:
     if role in CONTEXT_ROLES:
         builder.context(f"{_text(message.get('content'))}\n", role)
     elif role == "assistant":
-        builder.act(_action(message, builder))
+        builder.say(*_action(message, builder))
     elif role == "tool":
         calls.answer(message.get("tool_call_id"))
         builder.answer(builder.observed(_text(message.get("content")), TOOL_RESULT))
@@ -62,7 +60,8 @@ def _add(message: Any, builder: TraceBuilder) -> None:
         raise UnplacedError(f"a message of unknown role: {role!r}")
 
 
-def _action(message: Mapping[str, Any], builder: TraceBuilder) -> str:
+def _action(message: Mapping[str, Any], builder: TraceBuilder) -> tuple[str, list[str]]:
+    """Return the words and the tool calls of an assistant's message."""
     if message.get("audio") is not None:
         raise UnplacedError("audio is not text")
     text = "".join(_text(message[name]) for name in ("content", "refusal") if message.get(name) is not None)
@@ -79,7 +78,7 @@ def _action(message: Mapping[str, Any], builder: TraceBuilder) -> str:
     if message.get("function_call") is not None:
         legacy_id = f"call_{len(builder.calls.calls)}"
         blocks.append(_call(legacy_id, message["function_call"], builder, legacy=True))
-    return said(text, blocks)
+    return text, blocks
 
 
 def _call(call_id: str, function: Any, builder: TraceBuilder, *, legacy: bool) -> str:
@@ -88,7 +87,7 @@ def _call(call_id: str, function: Any, builder: TraceBuilder, *, legacy: bool) -
         raise UnplacedError("a tool call without a function name")
     if not isinstance(arguments, (str, dict)):
         raise UnplacedError("the arguments of a tool call are neither JSON text nor an object")
-    arguments = arguments_of(arguments)
+    arguments_of(arguments)  # refuses text that is not JSON
     builder.calls.call(call_id, name if legacy else None)
     return tool_call(name, arguments)
 

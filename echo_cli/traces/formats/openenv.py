@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, said, tool_call
-from echo_cli.traces.formats.openai import CONTEXT_ROLES
+from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, tool_call
+from echo_cli.traces.conversation import CONTEXT_ROLES
 from echo_cli.traces.json_records import arguments_of, at, first_id, member, parse_json, read_json, reward_of
 from echo_cli.trajectory import TOOL_ERROR, TOOL_RESULT, Role
 
@@ -24,8 +24,9 @@ input       an episode record of OpenEnv's collector, an array of them, or JSONL
             each with role and text, as in RFC 010; optionally reward, task, task_id, episode_id
 context     system, developer and user messages, each followed by a newline; <tool_response> wrappers; segments with
             this role
-action      each assistant message: its text, a newline, then each tool call as <tool_call> JSON </tool_call> with
-            sorted keys; segments with this role
+action      each assistant message: its text, a newline, then each tool call as <tool_call> JSON </tool_call>, whose
+            arguments keep their bytes; neighbouring assistant messages are one action, and one without text is none;
+            segments with this role
 env_output  tool messages, byte for byte, if the tool_trace has the call and agrees: equal text, JSON of equal value,
             nothing for null, or the error (channel tool_error); segments with this role
 warning     segments with this role; matches of --warning in a tool's answer
@@ -82,7 +83,7 @@ def _add(message: Any, tool_trace: list[Any], builder: TraceBuilder) -> None:
         if not isinstance(calls, list):
             raise UnplacedError("tool_calls is not a list")
         text = "" if message.get("content") is None and calls else _text(message)
-        builder.act(said(text, [_call(call, builder) for call in calls]))
+        builder.say(text, [_call(call, builder) for call in calls])
     elif role == "tool":
         _answer(message, tool_trace, builder)
     else:
@@ -99,7 +100,7 @@ def _call(call: Any, builder: TraceBuilder) -> str:
     if not isinstance(arguments, dict):
         raise UnplacedError("the arguments of a tool call are not a JSON object")
     builder.calls.call(call_id, (name, arguments))
-    return tool_call(name, arguments)
+    return tool_call(name, function["arguments"])
 
 
 def _answer(message: Mapping[str, Any], tool_trace: list[Any], builder: TraceBuilder) -> None:

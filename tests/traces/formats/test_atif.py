@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from echo_cli.trace import Trace
 from echo_cli.traces.builder import ImportOptions, Refusal
+from echo_cli.traces.conversation import openai_record
 from echo_cli.traces.formats.atif import read
 from echo_cli.traces.formats.terminus import terminal_text
-from echo_cli.traces.openai_export import openai_record
 from echo_cli.trajectory import Role
 
 PLAIN = ImportOptions()
@@ -99,12 +99,12 @@ def test_a_document_becomes_a_trace_step_by_step(tmp_path: Path) -> None:
     trace = only(tmp_path, DOCUMENT)
     assert roles(trace) == [
         ("context", "system", "Be brief.\n"),
-        ("context", "tools", '<tools>\n{"function": {"name": "search"}, "type": "function"}\n</tools>\n'),
+        ("context", "tools", '<tools>\n{"type": "function", "function": {"name": "search"}}\n</tools>\n'),
         ("context", "user", "The price?\n"),
         (
             "action",
             None,
-            'I search.\n<tool_call>\n{"arguments": {"metric": "price", "ticker": "GOOGL"}, "name": "search"}\n'
+            'I search.\n<tool_call>\n{"arguments": {"ticker": "GOOGL", "metric": "price"}, "name": "search"}\n'
             '</tool_call>\n<tool_call>\n{"arguments": {}, "name": "search"}\n</tool_call>\n',
         ),
         ("context", "wrapper", "<tool_response>\n"),
@@ -383,7 +383,11 @@ def test_no_character_of_a_terminal_is_lost(text: str, warning: str | None) -> N
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(outputs=st.lists(TEXT, min_size=1, max_size=4), says=st.text(), agent=st.sampled_from(["codex", "terminus-2"]))
+@given(
+    outputs=st.lists(TEXT, min_size=1, max_size=4),
+    says=st.text().filter(str.strip),
+    agent=st.sampled_from(["codex", "terminus-2"]),
+)
 def test_what_the_world_returned_is_kept_byte_for_byte(
     tmp_path: Path, outputs: list[str], says: str, agent: str
 ) -> None:

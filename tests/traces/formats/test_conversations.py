@@ -80,24 +80,22 @@ def test_openai_messages_have_their_roles(tmp_path: Path) -> None:
         {"role": "assistant", "content": "Done."},
     ]
     trace = only("openai", {"id": 7, "tools": [{"z": 1, "a": "é"}], "messages": chat, "score": 1}, tmp_path)
-    call = '<tool_call>\n{"arguments": {"a": 2, "b": 1}, "name": "bash"}\n</tool_call>\n'
+    call = '<tool_call>\n{"arguments": {"b":  1, "a": 2}, "name": "bash"}\n</tool_call>\n'
     assert roles(trace) == [
         ("context", "system", "Be brief.\n"),
         ("context", "developer", "No jokes.\n"),
-        ("context", "tools", '<tools>\n{"a": "\\u00e9", "z": 1}\n</tools>\n'),
+        ("context", "tools", '<tools>\n{"z": 1, "a": "é"}\n</tools>\n'),
         ("context", "user", "go\n"),
         ("action", None, f"Now.\n{call}"),
         ("context", "wrapper", "<tool_response>\n"),
         ("env_output", "tool_result", "out\r\n"),
         ("context", "wrapper", "\n</tool_response>\n"),
-        ("action", None, "Wait.\n"),
-        ("action", None, "Done.\n"),
+        ("action", None, "Wait.\nDone.\n"),
     ]
     assert (trace.task_id, trace.reward, trace.source, trace.world_model_only) == ("7", 1.0, "trace", True)
     assert [(turn.command, turn.output, turn.exit_code) for turn in trace.turns] == [
         (f"Now.\n{call}".removesuffix("\n"), "out\r\n", None),
-        ("Wait.", "", None),
-        ("Done.", "", None),
+        ("Wait.\nDone.", "", None),
     ]
 
 
@@ -194,7 +192,7 @@ def test_anthropic_blocks_have_their_roles(tmp_path: Path) -> None:
     ]
     system = [{"type": "text", "text": "Be brief."}]
     trace = only("anthropic", {"system": system, "tools": [{"name": "bash"}], "messages": chat}, tmp_path)
-    calls = [f'<tool_call>\n{{"arguments": {of}, "name": "bash"}}\n</tool_call>\n' for of in ('{"a": 2, "b": 1}', "{}")]
+    calls = [f'<tool_call>\n{{"arguments": {of}, "name": "bash"}}\n</tool_call>\n' for of in ('{"b": 1, "a": 2}', "{}")]
     before, after = ("context", "wrapper", "<tool_response>\n"), ("context", "wrapper", "\n</tool_response>\n")
     assert roles(trace) == [
         ("context", "system", "Be brief.\n"),
@@ -232,7 +230,7 @@ def test_what_anthropic_blocks_cannot_say_is_refused(role: str, block: Any, reas
 
 
 def test_an_episode_of_agent_world_model_has_its_roles(tmp_path: Path) -> None:
-    call = '<tool_call>\n{"arguments": {"a": "\\u00e9", "b": 1}, "name": "look"}\n</tool_call>\n'
+    call = '<tool_call>\n{"arguments": {"b": 1, "a": "é"}, "name": "look"}\n</tool_call>\n'
     seen = [
         {"tool_result": '{\n  "é": 1}'},
         {"tool_result": None, "error": "no such tool", "warning": "2 steps left"},
