@@ -191,6 +191,9 @@ def _resolve(in_file: Mapping[str, Any], given: Sequence[Override]) -> Config:
         EchoError: a value is out of range or does not fit another; the message names no place.
     """
     values = _with_preset(in_file, given)
+    for override in given:
+        if override.keys == ("environment", "preset"):
+            _merge(values, _caps(override.value))
     apply_overrides(values, given)
     _apply_environment_preset(values)
     _default_source(values)
@@ -218,7 +221,17 @@ def _to_blame(in_file: Mapping[str, Any], given: Sequence[Override], error: Echo
 
 def environment_preset(name: str) -> dict[str, Any]:
     """Return the keys of a shipped preset: the action and observation mappings of the environment `name`."""
-    return _read_config(configs_folder() / "environments" / f"{name}.yaml")[0]
+    keys = _read_config(configs_folder() / "environments" / f"{name}.yaml")[0]
+    keys.pop("rollout", None)
+    return keys
+
+
+def _caps(name: Any) -> dict[str, Any]:
+    """Return the caps on lengths that the environment preset `name` sets, below `rollout`; none without a preset."""
+    if not isinstance(name, str) or name not in ENVIRONMENT_PRESETS:
+        return {}
+    keys = _read_config(configs_folder() / "environments" / f"{name}.yaml")[0]
+    return {"rollout": keys["rollout"]} if "rollout" in keys else {}
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[Keys, str]]:
@@ -283,6 +296,9 @@ def _apply_environment_preset(values: dict[str, Any]) -> None:
         preset = environment_preset(name)
         _merge(preset, environment)
         values["environment"] = preset
+        caps = _caps(name)
+        _merge(caps, {"rollout": values["rollout"]} if isinstance(values.get("rollout"), dict) else {})
+        values |= caps
 
 
 def _default_source(values: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from echo_cli.models.device import DeviceChoice
 from echo_cli.models.loading import load_renderer, open_policy
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import Renderer
-from echo_cli.rollouts.limits import limits_for, limits_of
+from echo_cli.rollouts.limits import limits_of
 from echo_cli.rollouts.rollout import without_fragments
 from echo_cli.runs.directory import RunDirectory, open_run
 from echo_cli.runs.pool_folder import read_pool
@@ -288,29 +288,16 @@ def build_policy(config: Config, *, quiet: bool = False) -> tuple[TorchPolicy, D
 def check_context(config: Config, policy: TorchPolicy, *, quiet: bool = False) -> None:
     """Check that episodes fit the model's context.
 
-    For a model of kind hf, `limits_for` lowers the caps of episodes that may not fit; unless `quiet`, a warning on
-    stderr gives the new caps.
+    `limits_for` lowers the caps of episodes that may not fit; unless `quiet`, a warning on stderr gives the new caps.
 
     Raises:
-        EchoError: episodes may exceed the built-in model's context, or not even one turn fits a model of kind hf.
+        EchoError: not even one turn fits.
     """
     if config.environment.none:  # no episode is played
         return
-    context, limits = policy.model.max_length, limits_of(config)
-    longest = limits.longest(policy.renderer.overhead)
-    if longest > context and config.model.kind == "tiny":
-        raise EchoError(
-            f"an episode of {longest} tokens does not fit the model's context of {context}",
-            "lower rollout.max_episode_tokens or rollout.max_output_tokens",
-        )
-    fitting = limits_for(config, policy)
-    if fitting != limits and not quiet:
-        print(
-            f"warning: an episode of {longest} tokens does not fit the model's context of {context}: "
-            f"max_episode_tokens is set to {fitting.episode_tokens}, max_output_tokens to {fitting.output_tokens}",
-            file=sys.stderr,
-            flush=True,
-        )
+    line = limits_of(config).lowered_line(policy.model.max_length, policy.renderer.overhead)
+    if line is not None and not quiet:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def _read_kept_pool(path: Path) -> Pool:

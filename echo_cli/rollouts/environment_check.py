@@ -23,6 +23,7 @@ from echo_cli.rollouts.random_actions import random_line
 from echo_cli.rollouts.watched_episode import play_watched
 from echo_cli.trajectory import Role, Source, Trajectory
 
+_CONTEXT_TIP = "lower rollout.max_episode_tokens or rollout.max_output_tokens, or choose a model with a longer context"
 _MOST_LINES = 8
 """Maximum number of actions of an episode without a script that solves the task."""
 
@@ -44,6 +45,8 @@ class CheckReport:
     step_seconds: float | None
     """Median duration of an environment step, seconds; None if the environment answered no action."""
     faults: Mapping[str, int]
+    limits: EpisodeLimits
+    """Caps of the episodes, those of a run with this config."""
     findings: tuple[Finding, ...]
 
     @property
@@ -59,6 +62,7 @@ class CheckReport:
         return {
             "environment": vars(self.description),
             "sessions": self.sessions,
+            "limits": vars(self.limits),
             "tasks": dict(self.tasks),
             "script": self.script,
             "trajectory": self.trajectory.to_json(),
@@ -76,21 +80,34 @@ class CheckReport:
 
 
 def check_environment(
-    worlds: TaskSuite, renderer: Renderer, limits: EpisodeLimits, settings: EnvironmentConfig, seed: int = 0
+    worlds: TaskSuite,
+    renderer: Renderer,
+    limits: EpisodeLimits,
+    settings: EnvironmentConfig,
+    *,
+    context: int | None = None,
+    seed: int = 0,
 ) -> CheckReport:
     """Play the same actions twice on one task and once on another, and return a report. No file is written.
 
     The actions are a known solution of a task if one exists, else `settings.explorer` lines, else random lines.
 
     Args:
+        limits: configured caps; they are lowered to `context` as in training.
+        context: maximum length of the model's sequences, tokens; None if unknown.
         settings: environment section with the action mapping, the volatile patterns and the turn cap.
         seed: seed of random actions.
 
     Raises:
-        EchoError: there is no environment, it cannot be reached, or an episode does not complete (exit code 1).
+        EchoError: there is no environment, it cannot be reached, or an episode does not complete (exit code 1); one
+            turn does not fit in `context`.
     """
     if settings.none:
         raise EchoError("environment.none is true: there is no environment to check", "set one in the config")
+    lowered = None
+    if context is not None:
+        lowered = limits.lowered_line(context, renderer.overhead)
+        limits = limits.within(context, renderer.overhead)
     tasks = (*worlds.tasks.train, *worlds.tasks.validation, *worlds.tasks.heldout)
     task = next((task for task in tasks if worlds.expert(task) is not None), tasks[0])
     script, lines = _script(worlds, task, settings, random.Random(seed))
@@ -112,7 +129,11 @@ def check_environment(
         reset_seconds=first.reset_seconds,
         step_seconds=median(times) if times else None,
         faults=worlds.hosting.faults.take(),
-        findings=find_problems(first, second, elsewhere, worlds, settings, limits),
+        limits=limits,
+        findings=(
+            *([] if lowered is None else [Finding("context", lowered, _CONTEXT_TIP)]),
+            *find_problems(first, second, elsewhere, worlds, settings, limits),
+        ),
     )
 
 

@@ -55,6 +55,20 @@ class EpisodeLimits:
             raise EchoError(f"one turn does not fit in the model's context of {context} tokens: {needs}", tip)
         return EpisodeLimits(self.action_tokens, output_tokens, min(self.episode_tokens, room - 2 * output_tokens))
 
+    def lowered_line(self, context: int, scaffold: int) -> str | None:
+        """Return a line on the caps that `within` lowers, or None if it lowers none.
+
+        Raises:
+            EchoError: as in `within`.
+        """
+        fitting = self.within(context, scaffold)
+        if fitting == self:
+            return None
+        return (
+            f"an episode of {self.longest(scaffold)} tokens does not fit the model's context of {context}: "
+            f"max_episode_tokens is set to {fitting.episode_tokens}, max_output_tokens to {fitting.output_tokens}"
+        )
+
     def _first_action(self, scaffold: int) -> int:
         """Return the number of tokens up to the end of the first action, with the shortest possible opening."""
         return 1 + len(CUT_OUTPUT) + _PROMPT_TOKENS + scaffold + self.action_tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from echo_cli.config.loader import configs_folder, load_config
 from echo_cli.environments.actions import ActionMapping, Unparsable, check_action, check_payload
 from echo_cli.environments.observations import ObservationMapping, exit_code_of, is_invalid
 from echo_cli.environments.protocol import Payload
+from echo_cli.models.loading import load_renderer
 from echo_cli.trajectory import Role
 
 C, E, W = Role.CONTEXT, Role.ENV_OUTPUT, Role.WARNING
@@ -74,6 +76,36 @@ def test_every_preset_loads_and_maps(name: str) -> None:
     ObservationMapping(loaded)
     actions = [ActionMapping(loaded.action).parse(line) for line in loaded.explorer]
     assert len(actions) == len({str(action) for action in actions})
+
+
+def test_a_preset_s_caps_are_below_the_keys_beside_it_and_above_the_file_s_if_it_is_on_the_command_line(
+    tmp_path: Path,
+) -> None:
+    words = ["environment.url=http://127.0.0.1:1", "environment.tasks.seeds=9"]
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "environment: {url: 'http://127.0.0.1:1', preset: maze, tasks: {seeds: 9}}\nrollout: {max_output_tokens: 99}\n"
+    )
+    expected = {"max_action_tokens": 8, "max_episode_tokens": 1400}
+    for loaded, output in (
+        (load_config(file), 99),
+        (load_config(file, ["rollout.max_output_tokens=7"]), 7),
+        (load_config(configs_folder() / "toy.yaml", [*words, "environment.preset=maze"]), 256),
+    ):
+        caps = loaded.rollout.model_dump(include={*expected, "max_output_tokens"})
+        assert caps == {**expected, "max_output_tokens": output}
+    again = tmp_path / "again.yaml"
+    again.write_text(load_config(file).to_yaml())
+    assert load_config(again) == load_config(file)
+
+
+@pytest.mark.parametrize("name", sorted({*PRESETS} - {"toy_terminal"}))
+def test_no_exploring_action_exceeds_the_action_cap_of_its_preset(name: str) -> None:
+    overrides = ["environment.url=http://127.0.0.1:1", f"environment.preset={name}", "environment.tasks.seeds=9"]
+    loaded = load_config(configs_folder() / "toy.yaml", [*overrides, "rollout.explorers=0"])
+    renderer = load_renderer(loaded)
+    lengths = [len(renderer.script(line)) for line in loaded.environment.explorer]
+    assert max(lengths, default=0) <= loaded.rollout.max_action_tokens
 
 
 TEXT = {"type": "string", "default": ""}

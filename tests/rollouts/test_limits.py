@@ -116,8 +116,9 @@ def context(monkeypatch: pytest.MonkeyPatch) -> int:
     return 300
 
 
-def test_episodes_are_brought_down_to_the_context_of_kind_hf(context: int, capsys: pytest.CaptureFixture[str]) -> None:
-    of = config("hf", "rollout.max_output_tokens=1000")
+@pytest.mark.parametrize("kind", ["tiny", "hf"])
+def test_episodes_are_brought_down_to_the_context(kind: str, context: int, capsys: pytest.CaptureFixture[str]) -> None:
+    of = config(kind, "rollout.max_output_tokens=1000")
     policy, _ = build_policy(of)
     limits = limits_for(of, policy)
     (line,) = capsys.readouterr().err.splitlines()
@@ -134,14 +135,30 @@ def test_episodes_are_brought_down_to_the_context_of_kind_hf(context: int, capsy
     assert 150 < len(longest) <= 300 and cut_pieces([longest]) > 0
 
 
-def test_what_cannot_fit_is_refused(context: int) -> None:
-    with pytest.raises(EchoError, match=r"an episode of \d+ tokens does not fit the model's context of 300"):
-        build_policy(config("tiny"))
+@pytest.mark.parametrize("kind", ["tiny", "hf"])
+def test_what_cannot_fit_is_refused(kind: str, context: int) -> None:
     with pytest.raises(
         EchoError,
         match=r"one turn does not fit in the model's context of 300 tokens: it needs .* 250 of them for the action",
     ):
-        build_policy(config("hf", "rollout.max_action_tokens=250"))
+        build_policy(config(kind, "rollout.max_action_tokens=250"))
+
+
+def test_the_check_of_an_environment_has_the_caps_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = "rollout.max_episode_tokens=4000"
+    assert main(["env", "check", "toy", "--json", long]) == 0
+    report = json.loads(capsys.readouterr().out)
+    of = load_config("toy", [long])
+    policy, _ = build_policy(of)
+    assert report["limits"] == vars(limits_for(of, policy)) != vars(limits_of(of))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert [warning["message"] for warning in report["warnings"] if warning["name"] == "context"] == [
+        line.removeprefix("warning: ")
+    ]
+    assert main(["env", "check", "toy", "rollout.max_action_tokens=2040"]) == 2
+    refusal = capsys.readouterr().err
+    assert main(["train", "--output-dir", str(tmp_path), "rollout.max_action_tokens=2040"]) == 2
+    assert capsys.readouterr().err == refusal != ""
 
 
 @pytest.fixture

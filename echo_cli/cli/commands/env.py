@@ -25,13 +25,20 @@ def check(
     loaded = load_config(find_config(config), overrides or [])
 
     from echo_cli.environments.worlds import open_worlds
+    from echo_cli.models.architecture import architecture_of
     from echo_cli.models.loading import load_renderer
     from echo_cli.rollouts.environment_check import check_environment
     from echo_cli.rollouts.limits import limits_of
 
-    renderer = load_renderer(loaded)
+    renderer, architecture = load_renderer(loaded), architecture_of(loaded.model)
     with open_worlds(loaded) as worlds:
-        report = check_environment(worlds, renderer, limits_of(loaded), loaded.environment)
+        report = check_environment(
+            worlds,
+            renderer,
+            limits_of(loaded),
+            loaded.environment,
+            context=None if architecture is None else architecture.max_length,
+        )
     if as_json:
         print_json(report.to_json())
     else:

@@ -25,6 +25,8 @@ def print_check(report: CheckReport) -> None:
     """Print the environment, one of its episodes, and the findings."""
     print(f"environment: {escape_unprintable(report.description.name)}")
     print(f"sessions: {'any number' if report.sessions is None else report.sessions}")
+    caps = report.limits
+    print(f"caps: action {caps.action_tokens}, output {caps.output_tokens}, episode {caps.episode_tokens} tokens")
     print(f"tasks: {', '.join(f'{count} {split}' for split, count in report.tasks.items())}")
     for name, schema in (
         ("action", report.description.action_schema),
