@@ -106,6 +106,21 @@ def refuse_options(context: typer.Context, words: Sequence[str]) -> None:
             raise EchoError(f"No such option: {word}", tip)
 
 
+def refuse_overrides(runs: Sequence[str | Path]) -> None:
+    """Refuse config overrides among the runs of a command that takes none.
+
+    Raises:
+        EchoError: an entry of `runs` is KEY=VALUE and no path.
+    """
+    for run in runs:
+        key, equals, _ = str(run).partition("=")
+        if equals and key and not Path(run).exists():
+            raise EchoError(
+                f"'{escape_unprintable(run)}' is a config override, and this command takes none with a RUN",
+                "omit it: a run keeps its own config; to choose the device: --device",
+            )
+
+
 def run_path(config: Config, default_name: str) -> Path:
     name = default_name if config.run_name is None else config.run_name
     if Path(name).name != name or name == ".." or not name.isprintable():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -30,12 +30,13 @@ def compare_runs(
     pass_k: Sequence[int],
     pool_folders: Sequence[Path],
     device: str | None,
+    announce: Callable[[str], object] = lambda _: None,
 ) -> Evaluation:
     """Compare a checkpoint of run A with a checkpoint of run B.
 
     Args:
         checkpoint: "best" or "latest" of each run, or one step for both.
-        rollouts, pass_k, pool_folders: as in `evaluate_run`.
+        rollouts, pass_k, pool_folders, announce: as in `evaluate_run`.
 
     Raises:
         EchoError: a run, checkpoint or pool does not exist; the runs differ in their pools, tasks or tokenizers; or a
@@ -45,6 +46,7 @@ def compare_runs(
         first, second = (
             opened.enter_context(load_run(path, device=device, pool_folders=pool_folders)) for path in paths
         )
+        first.announce = second.announce = announce
         return _compare(first, second, checkpoint, rollouts, pass_k)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -47,6 +47,8 @@ class LoadedRun:
     def __init__(self, directory: RunDirectory, config: Config, pool_folders: Sequence[Path] = ()) -> None:
         self.directory = directory
         self.config = config
+        self.announce: Callable[[str], object] = lambda _: None
+        """Callback with a line before each part of the work that is slow for a large model."""
         self._pool_folders = pool_folders
         self._opened = ExitStack()
 
@@ -115,6 +117,7 @@ class LoadedRun:
             EchoError: the device or the model is not available, or the checkpoint has a different architecture.
         """
         config = self.config
+        self.announce(f"loading {escape_unprintable(config.model.path)}")
         if sampled_here and config.sampler.kind == "openai":
             own = SamplerConfig(refill=config.sampler.refill, prefill_tokens=config.sampler.prefill_tokens)
             config = config.model_copy(update={"sampler": own})
@@ -129,6 +132,7 @@ class LoadedRun:
         Raises:
             EchoError: the checkpoint is damaged or has a different architecture.
         """
+        self.announce(f"step {step}")
         policy.load(self.checkpoint(step)[0])
 
     @cached_property
@@ -197,6 +201,7 @@ class LoadedRun:
         played: dict[str, list[TaskOutcome]] = {}
         for name, suite in suites.items():
             if tasks := suite.tasks.heldout:
+                self.announce(f"playing {len(tasks)} {name} tasks, {rollouts} rollouts each")
                 seed = derive_seed(0, f"eval-heldout/{name}")
                 trajectories = rollout_tasks(policy, suite, tasks, rollouts, self.config, seed)
                 whole = without_fragments(trajectories, rollouts * len(tasks), suite.hosting)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from echo_cli.errors import install_command
@@ -56,6 +56,7 @@ def evaluate_run(
     command: str | None = None,
     pool_folders: Sequence[Path] = (),
     device: str | None = None,
+    announce: Callable[[str], object] = lambda _: None,
 ) -> Evaluation:
     """Measure checkpoints of the run at `path`.
 
@@ -69,11 +70,13 @@ def evaluate_run(
         command: the held-out command to read out; None for the first novel `grep` of the pool.
         pool_folders: folders of pools to measure besides the run's own.
         device: device of the policies; None for the config's.
+        announce: called with a line before each slow part.
 
     Raises:
         EchoError: the run, a checkpoint or a pool does not exist, or `command` is not in the held-out pool.
     """
     with load_run(path, device=device, pool_folders=pool_folders) as run:
+        run.announce = announce
         return _evaluate(run, checkpoints, rollouts, pass_k, command)
 
 

@@ -159,11 +159,13 @@ def _with_policies(
     scored = [number for number, (trajectory, _) in enumerate(played) if _fits(trajectory, policy)]
 
     def look(at: int) -> tuple[dict[str, Estimate], Predictions | None]:
+        run.announce(f"measuring {', '.join(map(pool_title, pools))}" if pools else "no pool to measure")
         predictions = {name: predict(policy, pool, tokens[name]) for name, pool in pools.items()}
         passed = _pass_at_1(policy, run, at) if _plays(run) else {}
         return {**_figures(tokens, predictions), **passed}, predictions.get(HELDOUT)
 
     def heats() -> dict[int, list[TokenLosses]]:
+        run.announce(f"scoring {len(scored)} episodes")
         return dict(zip(scored, token_losses(policy, [played[number][0] for number in scored]), strict=True))
 
     figures_before, predicted_before = look(0)

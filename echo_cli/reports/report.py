@@ -53,7 +53,7 @@ def write_report(
         output: a file name with the extension .html or .htm, or a folder. Default: the run's folder; for several runs,
             their common parent folder.
         checkpoint, most_episodes, device: as in `read_run`.
-        announce: called with the name of each run before the run is read and measured, which is slow for large models.
+        announce: called with a line before each run is read, and before each part of its measurement.
 
     Raises:
         EchoError: as in `read_run`; the runs are in different folders and `output` is None; or the report cannot be
@@ -73,13 +73,26 @@ def write_report(
     found = []
     for path, name in zip(paths, names, strict=True):
         announce(name)
-        found.append(read_run(path, name, checkpoint=checkpoint, most_episodes=most_episodes, device=device))
+        found.append(
+            read_run(
+                path,
+                name,
+                checkpoint=checkpoint,
+                most_episodes=most_episodes,
+                device=device,
+                announce=_of_run(name, announce),
+            )
+        )
     report = Report(tuple(found), tuple(curves), tuple(_notes(found)))
     html = page(report)
     with os_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, html.html.encode())
     return Written(file, report, html)
+
+
+def _of_run(name: str, announce: Callable[[str], None]) -> Callable[[str], None]:
+    return lambda line: announce(f"{name}: {line}")
 
 
 def _file(place: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,13 @@ class _Kept:
 
 
 def read_run(
-    path: Path, name: str, *, checkpoint: str | int | None, most_episodes: int, device: str | None
+    path: Path,
+    name: str,
+    *,
+    checkpoint: str | int | None,
+    most_episodes: int,
+    device: str | None,
+    announce: Callable[[str], object] = lambda _: None,
 ) -> RunReport:
     """Read the run at `path` and measure its checkpoints.
 
@@ -52,11 +58,13 @@ def read_run(
             latest if none is marked as best; if the model cannot be loaded here, the report has no heat maps.
         most_episodes: maximum number of episodes to read and score.
         device: device of the policy; None for the config's.
+        announce: called with a line before each slow part.
 
     Raises:
         EchoError: the run or the checkpoint does not exist, or a file of the run is damaged.
     """
     with load_run(path, device=device) as run:
+        run.announce = announce
         directory, config = run.directory, run.config
         rows = directory.read_metrics()
         summary = directory.read_summary() or _so_far(rows, config)
@@ -178,11 +186,13 @@ def _total(rows: Sequence[Row], key: str) -> int:
 def _told(config: Config) -> dict[str, Any]:
     """Return the config's keys for publication: without the run's location, absolute paths reduced to their names."""
     flat = flat_config(config.model_dump(mode="json"))
-    return {
-        key: Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
-        for key, value in flat.items()
-        if key not in ("output_dir", "run_name")
-    }
+    return {key: _without_folder(value) for key, value in flat.items() if key not in ("output_dir", "run_name")}
+
+
+def _without_folder(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_folder(entry) for entry in value]
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
 def _base(record: Row) -> tuple[str, dict[str, Any]]:

@@ -307,6 +307,7 @@ def test_held_out_traces_beside_an_environment_are_in_summary_and_curves(
     for key in ("traces/env_ce", "traces/env_bits_per_byte", "traces/token_accuracy"):
         assert last.figures[key].value == pytest.approx(after[key]) == pytest.approx(plain.figures[key].value)
         assert last.figures[key].low is not None
+    assert found.config["traces.path"] == ["traces.jsonl"]  # a page shows no folder of the machine
     assert found.pairs["traces"] == after["traces/novel_pairs"] > 0
     curve = read_curve(run, "run", METRICS)
     assert "Env-CE of held-out traces" in [chart.title for chart in charts([curve], 50)]
@@ -437,7 +438,9 @@ def test_reports_go_where_plots_go(played: Path, tmp_path: Path, capsys: pytest.
     assert main([*words, "-o", str(tmp_path / "both.txt")]) == 2
     assert "not an .html file" in error_of(capsys.readouterr().err)[0] and not (tmp_path / "both.txt").exists()
     assert main([*words, "-o", str(tmp_path / "both.html")]) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "both.html")
+    captured = capsys.readouterr()
+    assert captured.out.strip() == str(tmp_path / "both.html")
+    assert "report: x/run" in captured.err.splitlines() and "report: y/run" in captured.err.splitlines()
     text = (tmp_path / "both.html").read_text()
     assert "x/run" in text and "y/run" in text
     runs[1].rename(tmp_path / "x" / "other")

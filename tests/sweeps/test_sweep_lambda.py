@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 from tiny_run import TINY, error_of, rows, start, train
 
-from echo_cli.cli.display.progress import Followed, live_table
+from echo_cli.cli.display.progress import Followed, live_table, print_plain
 from echo_cli.cli.main import main
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config
@@ -351,6 +351,12 @@ def test_the_live_table_fits_its_terminal_and_shows_the_cells_that_run(width: in
     assert sum("running" in line for line in lines) == 2
     shown = sum("finished" in line for line in lines)
     assert shown == 30 or f"and {30 - (shown - 1)} finished" in lines[-1]
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_line_of_progress_never_ends_in_nothing(step: int, capsys: pytest.CaptureFixture[str]) -> None:
+    print_plain({"step": step, "warnings": []}, 3, "train")
+    assert capsys.readouterr().err == f"train: step {step}/3: nothing measured\n"
 
 
 @pytest.mark.slow

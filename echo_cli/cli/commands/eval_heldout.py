@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from echo_cli.cli.options import AsJson, ConfigName, Device, as_overrides, checkpoint_named, print_json
+from echo_cli.cli.options import (
+    AsJson,
+    ConfigName,
+    Device,
+    as_overrides,
+    checkpoint_named,
+    print_json,
+    refuse_overrides,
+)
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable
 
@@ -133,6 +141,7 @@ def _compare_runs(runs: tuple[Path, Path], chosen: _Chosen, output: Path | None)
         pass_k=chosen.pass_k,
         pool_folders=chosen.pools,
         device=chosen.device,
+        announce=_progress,
     )
     return found, stem
 
@@ -149,6 +158,7 @@ def _evaluate_run(run: Path, chosen: _Chosen, output: Path | None) -> tuple[Eval
         command=chosen.command,
         pool_folders=chosen.pools,
         device=chosen.device,
+        announce=_progress,
     )
     return found, stem
 
@@ -161,6 +171,7 @@ def _one_run(words: list[str], compare: tuple[Path, Path] | None, of_models: Map
     """
     if given := [name for name, value in of_models.items() if value is not None]:
         raise EchoError(f"{given[0]} has no effect without --model", "omit it: RUN has its own config and observations")
+    refuse_overrides(words)
     if len(words) + (compare is not None) != 1:
         tip = "see echo-cli eval-heldout --help; for models without a run: --model PATH --pool DIR"
         raise EchoError("name one RUN, or two runs with --compare RUN_A RUN_B", tip)
@@ -231,6 +242,10 @@ def _shared_folder(runs: tuple[Path, Path], output: Path | None) -> Path:
     return first
 
 
+def _progress(line: str) -> None:
+    print(f"eval-heldout: {line}", file=sys.stderr)
+
+
 def _show(found: Evaluation, stem: Path | None, as_json: bool, as_csv: bool, breakdown: bool) -> None:
     """Write the figure if there is a `stem`, and print the evaluation."""
     figure = None
@@ -238,9 +253,7 @@ def _show(found: Evaluation, stem: Path | None, as_json: bool, as_csv: bool, bre
         from echo_cli.reports.evaluation_figure import plot_evaluation
         from echo_cli.reports.figure import drawn_or_reported
 
-        drawn = drawn_or_reported(
-            lambda: plot_evaluation(found, stem), lambda line: print(f"eval-heldout: {line}", file=sys.stderr)
-        )
+        drawn = drawn_or_reported(lambda: plot_evaluation(found, stem), _progress)
         figure = None if drawn is None else drawn.png
     if as_json:
         print_json({**found.to_json(), "figure": None if figure is None else str(figure)})

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from echo_cli.cli.options import AsJson, print_json
+from echo_cli.cli.options import AsJson, print_json, refuse_overrides
 from echo_cli.text import escape_unprintable
 
 
@@ -22,6 +22,7 @@ def plot(
 
     Writes env-CE, reward and pass@1 by step as PNG and SVG, and the points as CSV.
     """
+    refuse_overrides(runs)
     from echo_cli.reports.run_figure import plot_run
 
     written = plot_run(runs, output)

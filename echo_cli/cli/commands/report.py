@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from echo_cli.cli.options import AsJson, Device, checkpoint_named, print_json
+from echo_cli.cli.options import AsJson, Device, checkpoint_named, print_json, refuse_overrides
 from echo_cli.text import escape_unprintable
 
 
@@ -31,6 +31,7 @@ def report(
     It contains curves, a summary with intervals, config differences, role shares, and episodes with the nats of each
     token before and after training.
     """
+    refuse_overrides(runs)
     which = None if checkpoint is None else checkpoint_named(checkpoint)
     from echo_cli.reports.report import write_report
 

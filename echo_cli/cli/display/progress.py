@@ -163,7 +163,7 @@ def progress(total: int, label: str) -> Iterator[Callable[[Row], None]]:
 
         def show(row: Row) -> None:
             state.update(_values(row))
-            bars.update(bar, completed=row["step"], state=" ".join(f"{k} {v}" for k, v in state.items()))
+            bars.update(bar, completed=row["step"], state=" ".join(f"{k} {v}" for k, v in state.items()) or _NOTHING)
             for line in _notices(row, label):
                 bars.console.print(line, markup=False, soft_wrap=True)
 
@@ -179,7 +179,7 @@ def print_plain(row: Row, total: int, label: str) -> None:
     """Print a row on stderr if it has an evaluation, at every `PLAIN_INTERVAL`th step and at the last step."""
     evaluated = row.get("heldout/env_ce") is not None or is_met(row, "heldout")
     if evaluated or row["step"] % PLAIN_INTERVAL == 0 or row["step"] == total:
-        values = ", ".join(f"{name} {value}" for name, value in _values(row).items())
+        values = ", ".join(f"{name} {value}" for name, value in _values(row).items()) or _NOTHING
         print(f"{label}: step {row['step']}/{total}: {values}", file=sys.stderr, flush=True)
 
 
@@ -210,6 +210,10 @@ _SHOWN = {
     "traces/env_ce": "traces' env-CE",
     "heldout/pass_at_1": "held-out pass@1",
 }
+
+
+_NOTHING = "nothing measured"
+"""Text of a row without any value: no pool has an observation, and no task was played."""
 
 
 def _values(row: Row) -> dict[str, str]:

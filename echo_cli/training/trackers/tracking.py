@@ -41,7 +41,7 @@ class TrackedRun:
     """Name of the sweep whose runs the tracker shows together; None without a sweep."""
     config: dict[str, Any]
     last_step: int | None
-    """Step of the last row of metrics.jsonl before a resume; None for a new run."""
+    """Step of the last row of metrics.jsonl at the start, 0-based; None if there is none, as in a new run."""
 
 
 class Tracker(Protocol):
