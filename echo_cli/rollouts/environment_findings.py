@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.environments.protocol import Description, TaskSuite
@@ -13,6 +14,7 @@ from echo_cli.rollouts.watched_episode import Play
 from echo_cli.trajectory import CUT_OUTPUT, Role, text_of
 
 _TOKENS = re.compile(r"\d+|\w+|\W")
+_WORD_CHARACTER = re.compile(r"\w")
 _SHOWN_CHARS = 80
 
 
@@ -126,7 +128,8 @@ def _about_the_end(play: Play) -> Iterator[Finding]:
 
 
 def _about_repetition(first: Play, second: Play) -> Iterator[Finding]:
-    if text_of(first.opening, Role.CONTEXT) != text_of(second.opening, Role.CONTEXT):
+    same_opening = text_of(first.opening, Role.CONTEXT) == text_of(second.opening, Role.CONTEXT)
+    if not same_opening:
         yield Finding(
             "other_opening",
             f"task {first.task.task_id} opened with different text the second time",
@@ -136,7 +139,9 @@ def _about_repetition(first: Play, second: Play) -> Iterator[Finding]:
     different = _first_difference(first.outputs, second.outputs)
     if different is not None:
         turn, one, other = different
-        patterns = volatile_patterns(one, other)
+        patterns = volatile_patterns(one, other) if same_opening else []
+        if hides_too_much(patterns, first.outputs, second.outputs):
+            patterns = []
         listed = ", ".join("'{}'".format(pattern.replace("'", "''")) for pattern in patterns)
         yield Finding(
             "nondeterministic",
@@ -144,7 +149,8 @@ def _about_repetition(first: Play, second: Play) -> Iterator[Finding]:
             f"{_shown(other)}",
             f"exclude unpredictable text from the loss: environment.volatile: [{listed}]"
             if patterns
-            else "exclude unpredictable text from the loss: add a pattern to environment.volatile",
+            else "pass what determines the episode, such as a seed, to reset; add a pattern to environment.volatile "
+            "only for text that no model could predict, such as a process id or a time",
         )
 
 
@@ -174,6 +180,23 @@ def volatile_patterns(first: str, second: str) -> list[str]:
             patterns.append(f"(?<={re.escape(before)}){kind}" if before else rf"\b{kind}")
     masked = re.compile("|".join(patterns))
     return patterns if masked.sub("", first) == masked.sub("", second) else []
+
+
+def hides_too_much(patterns: Sequence[str], first: Sequence[str], second: Sequence[str]) -> bool:
+    """Return whether `patterns` would mask what is to be learned, given the outputs of two plays of the same actions.
+
+    They do if they match more than half of the letters and digits of the lines that differ between the plays, as in a
+    game with random results, or if more of their matches are in lines that are equal: such text can be predicted.
+    """
+    if not patterns:
+        return False
+    masked = re.compile("|".join(patterns))
+    texts = (text.split("\n") for pair in zip_longest(first, second, fillvalue="") for text in pair)
+    lines = [pair for one, other in zip(texts, texts, strict=True) for pair in zip_longest(one, other, fillvalue="")]
+    changing = "\n".join(line for pair in lines if pair[0] != pair[1] for line in pair)
+    equal = "\n".join(line for pair in lines if pair[0] == pair[1] for line in pair)
+    total, left = (len(_WORD_CHARACTER.findall(text)) for text in (changing, masked.sub("", changing)))
+    return 2 * (total - left) > total or len(masked.findall(equal)) > len(masked.findall(changing))
 
 
 def _shared_end(first: Sequence[str], second: Sequence[str]) -> Sequence[str]:

@@ -25,7 +25,7 @@ from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tiny import model_folder
 from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
 from echo_cli.rollouts.environment_check import CheckReport, check_environment
-from echo_cli.rollouts.environment_findings import volatile_patterns
+from echo_cli.rollouts.environment_findings import hides_too_much, volatile_patterns
 from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.random_actions import random_line
 from echo_cli.trajectory import Role
@@ -251,6 +251,46 @@ def test_patterns_mask_all_that_two_lines_differ_in(first: str, second: str, cou
     if patterns:
         masked = re.compile("|".join(patterns))
         assert masked.sub("", first) == masked.sub("", second)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "too_much"),
+    [
+        (["pid 101 ok"], ["pid 102 ok"], False),  # 3 of 8 letters and digits
+        (["pid 101"], ["pid 102"], False),  # a half
+        (["go 101"], ["go 102"], True),  # 3 of 5
+        (["| 2 | 4 |", "| 8 | 4 |"], ["| 4 | 2 |", "| 2 | 2 |"], True),  # a board of random tiles
+        (["G Y X"], ["X X Y"], True),
+        (
+            ["it is too low", "it is too low", "it is too high"],
+            ["it is too high", "it is too low", "it is too high"],
+            True,
+        ),
+        (["a\npid 7 ended, a"], ["a\npid 8 ended, a"], False),
+        (["pid 7 ended", "more"], ["pid 8 ended"], False),
+    ],
+)
+def test_a_pattern_that_would_hide_what_is_to_be_learned(first: list[str], second: list[str], too_much: bool) -> None:
+    lines = next(
+        (one, other)
+        for of in zip(first, second, strict=False)
+        for one, other in zip(*(text.split("\n") for text in of), strict=True)
+        if one != other
+    )
+    patterns = volatile_patterns(*lines)
+    assert patterns and hides_too_much(patterns, first, second) is too_much
+    assert not hides_too_much([], first, second)
+
+
+@pytest.mark.parametrize("opening", ["task {seed}\n", "task {seed}, board {number}\n"])
+def test_no_pattern_is_proposed_where_the_world_itself_is_another(opening: str, tokenizer: Tokenizer) -> None:
+    def answer(task: Task, action: str, number: int) -> StepResult:
+        line = f"you rolled {number} of 6" if "board" in opening else f"{number} {number + 1}"
+        return StepResult((TextPiece(Role.ENV_OUTPUT, f"{line}\n"), PROMPT))
+
+    report = check_environment(_FakeWorlds(answer=answer, opening=opening), PlainRenderer(tokenizer), LIMITS, SETTINGS)
+    (finding,) = (finding for finding in report.findings if finding.name == "nondeterministic")
+    assert "environment.volatile: [" not in finding.tip and "seed" in finding.tip
 
 
 def test_a_lost_session_is_tried_again_and_counted(tokenizer: Tokenizer) -> None:
