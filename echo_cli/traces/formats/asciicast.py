@@ -6,8 +6,10 @@ Source: asciinema's specifications of asciicast v1, v2 and v3, which require tha
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate, compress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,23 @@ OUTPUT, INPUT, EXIT = "o", "i", "x"
 
 _KEPT = (OUTPUT, INPUT, EXIT)
 _COMMENT = b"#"
+
+_REPLY = re.compile(
+    r"""\x1b (?:
+        (?P<f3> \[1;[2-8]R )                                 # a cursor in the first row, or F3 with modifiers
+      | (?P<short> \[ (?: [IO] | M[^\r\n]{3} ) )            # focus, mouse
+      | \[ (?: <[0-9;]+[Mm] | [0-9]+;[0-9]+;[0-9]+M )       # mouse
+      | \[ \??[0-9]+;[0-9]+(?:;[0-9]+)?R                    # position of the cursor
+      | \[ (?: [?>=][0-9;]*[cnuS] | [0-9;]+[cn] )           # attributes, status, keyboard flags, graphics
+      | \[ (?: \??[0-9;]+\$y | [0-9;]+t )                   # modes, window
+      | \] [0-9]+;[^\x07\x1b\r\n]* (?: \x07 | \x1b\\ )     # OSC: colours, clipboard
+      | P [0-9>!][^\x1b\r\n]* \x1b\\                       # DCS: version, settings, attributes
+      | _ G[^\x1b\r\n]* \x1b\\                             # APC: graphics
+    )""",
+    re.VERBOSE,
+)
+"""What a terminal itself sends: replies to a program's queries, and reports of focus and mouse."""
+_CURSOR_QUERY = re.compile(r"\x1b\[\??6n")
 
 
 @dataclass(frozen=True)
@@ -45,6 +64,30 @@ class Cast:
         terminal = self.header.get("term")
         found = terminal.get("cols") if isinstance(terminal, dict) else self.header.get("width")
         return found if type(found) is int and found > 0 else 0
+
+
+def keystrokes(cast: Cast) -> list[tuple[str, int]]:
+    """Return the typed text of each input event, and the number of characters of output printed before it.
+
+    What the terminal itself sends is not typed, and events without typed text are omitted. A long reply may be split
+    over several events; a short report is one only within an event, since keys can spell it.
+    """
+    inputs, printed, asked = list[tuple[str, int]](), 0, False
+    for event in cast.events:
+        if event.code == OUTPUT:
+            printed += len(event.data)
+            asked = asked or _CURSOR_QUERY.search(event.data) is not None
+        elif event.code == INPUT:
+            inputs.append((event.data, printed))
+    text = "".join(data for data, _ in inputs)
+    starts = [*accumulate((len(data) for data, _ in inputs), initial=0)]
+    is_typed = [True] * len(text)
+    for found in _REPLY.finditer(text):
+        split = bisect_right(starts, found.start()) <= bisect_left(starts, found.end()) - 1
+        if not (found["f3"] and not asked) and not (found["short"] and split):
+            is_typed[found.start() : found.end()] = [False] * len(found.group())
+    typed = (("".join(compress(data, is_typed[start:])), at) for (data, at), start in zip(inputs, starts, strict=False))
+    return [(data, at) for data, at in typed if data]
 
 
 def read_cast(path: Path) -> Cast:

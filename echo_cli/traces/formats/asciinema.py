@@ -16,7 +16,7 @@ from pathlib import Path
 
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError
-from echo_cli.traces.formats.asciicast import EXIT, INPUT, OUTPUT, Cast, read_cast
+from echo_cli.traces.formats.asciicast import EXIT, OUTPUT, Cast, keystrokes, read_cast
 from echo_cli.traces.formats.terminal_line import Span, prompts, shown, skip_sequences, typed
 from echo_cli.trajectory import Role
 
@@ -28,7 +28,8 @@ context     output before the first action (channel opening); prompts: matches o
             visible text, without its escape sequences. Sequences around a prompt belong to it
 action      with input events: each entered line as it was typed, backspaces and escape sequences included, up to and
             including the key that ends it: carriage return, newline, Ctrl-C, Ctrl-D, Ctrl-Z or Ctrl-\\. It is placed
-            where its first key was pressed. Text that was typed but never entered is the last action.
+            where its first key was pressed. Text that was typed but never entered is the last action. What the terminal
+            itself sends is not typed: replies about cursor, attributes, modes, colours and clipboard; focus, mouse.
             Without input events: the output after a prompt, to the end of the line. The turn's command is that line as
             the terminal shows it
 warning     with input events, the echo: output between the first key of a line and its last; then, directly after it or
@@ -96,16 +97,13 @@ def _trace(cast: Cast, path: Path, options: ImportOptions) -> Trace:
 def _lines(cast: Cast) -> list[_Line]:
     """Return the typed lines of a cast."""
     lines: list[_Line] = []
-    pending, first, last, printed = "", 0, 0, 0
-    for event in cast.events:
-        if event.code == OUTPUT:
-            printed += len(event.data)
-        elif event.code == INPUT and event.data:
-            first, last = first if pending else printed, printed
-            pending += event.data
-            while entered := _ENTERED.search(pending):
-                lines.append(_Line(pending[: entered.end()], first, printed))
-                pending, first = pending[entered.end() :], printed
+    pending, first, last = "", 0, 0
+    for data, printed in keystrokes(cast):
+        first, last = first if pending else printed, printed
+        pending += data
+        while entered := _ENTERED.search(pending):
+            lines.append(_Line(pending[: entered.end()], first, printed))
+            pending, first = pending[entered.end() :], printed
     if pending:
         lines.append(_Line(pending, first, last))
     return lines

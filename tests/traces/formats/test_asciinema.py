@@ -194,6 +194,65 @@ def test_what_was_typed_and_its_echo(tmp_path: Path, name: str, events: list[Eve
     assert roles(only(write(tmp_path, events), DOLLAR)) == expected, name
 
 
+REPLIES = (
+    *("\x1b[2;1R", "\x1b[?12;40R", "\x1b[1;5R", "\x1b[0n", "\x1b[?997;1n"),  # cursor, status
+    *("\x1b[?62;22c", "\x1b[>0;95;0c", "\x1bP!|00000000\x1b\\", "\x1b[?1u", "\x1b[?2026;2$y", "\x1b[8;24;80t"),
+    *("\x1b]11;rgb:0000/0000/0000\x1b\\", "\x1b]10;rgb:ffff/ffff/ffff\x07", "\x1b]52;c;aGk=\x1b\\"),
+    *("\x1bP>|xterm(390)\x1b\\", "\x1bP1$r0m\x1b\\", "\x1bP1+r544e=78\x1b\\", "\x1b_Gi=31;OK\x1b\\"),
+    *("\x1b[I", "\x1b[O", "\x1b[<0;33;12M", "\x1b[<0;33;12m", "\x1b[M !!", "\x1b[32;40;12M"),
+)
+KEYS = (
+    "\x1b[A",
+    "\x1bOP",
+    "\x1b[1;5D",
+    "\x1b[3~",
+    "\x1b[97;5u",
+    "\x1b[200~ls\x1b[201~",
+    "\x1bb",
+    "\x1b",
+    "\x1b[Z",
+    "\x1bPa",
+)
+
+
+@pytest.mark.parametrize("reply", REPLIES)
+def test_what_the_terminal_answers_is_not_typed(tmp_path: Path, reply: str) -> None:
+    asked = [("o", "$ "), ("i", "top\r"), ("o", "top\r\n"), ("o", "\x1b[6n"), ("i", reply), ("o", "all\r\nidle\r\n")]
+    events = [*asked, ("o", "$ "), ("i", "q" + reply + "\r"), ("o", "q\r\n")]
+    expected = [
+        *(("context", "$ "), ("action", "top\r"), ("warning", "top\r\n")),
+        *(("env_output", "\x1b[6nall\r\nidle\r\n"), ("context", "$ "), ("action", "q\r"), ("warning", "q\r\n")),
+    ]
+    assert roles(only(write(tmp_path, events), DOLLAR)) == expected
+    assert [turn.command for turn in only(write(tmp_path, events), DOLLAR).turns] == ["top", "q"]
+
+
+def test_a_long_reply_may_come_in_parts_while_the_program_prints(tmp_path: Path) -> None:
+    events = [
+        ("i", "a\r"),
+        ("o", "a\r\n"),
+        ("i", "\x1b]11;rgb:00"),
+        ("o", "x"),
+        ("i", "00/0000/0000\x1b"),
+        ("i", "\\b"),
+    ]
+    assert roles(only(write(tmp_path, [*events, ("o", "b")]), PLAIN)) == [
+        *(("action", "a\r"), ("warning", "a\r\n"), ("env_output", "x"), ("action", "b"), ("warning", "b")),
+    ]
+
+
+@pytest.mark.parametrize("keys", KEYS)
+def test_keys_that_send_sequences_are_typed(tmp_path: Path, keys: str) -> None:
+    (action,) = [text for role, text in roles(only(write(tmp_path, [("i", f"{keys}\r")]), PLAIN)) if role == "action"]
+    assert action == f"{keys}\r"
+
+
+def test_keys_that_together_spell_a_report_are_typed(tmp_path: Path) -> None:
+    events = [("o", "vi"), *(("i", key) for key in ("\x1b", "[", "I", "\x1b", "\x1b[1;2R", "\r"))]
+    (action,) = [text for role, text in roles(only(write(tmp_path, events), PLAIN)) if role == "action"]
+    assert action == "\x1b[I\x1b\x1b[1;2R\r"  # Shift-F3, since no program asked for the cursor
+
+
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_without_input_events_commands_stand_behind_prompts(tmp_path: Path, version: int) -> None:
     events = [
