@@ -129,12 +129,16 @@ def run_path(config: Config, default_name: str) -> Path:
 
 
 def print_plans(runs: Sequence[tuple[Config, Path]], as_json: bool, *, sweep: bool) -> None:
+    from echo_cli.models.loading import check_model
     from echo_cli.traces.corpus import index_traces
     from echo_cli.training.plan import plan
     from echo_cli.training.trackers.tracking import check_trackers
 
     for config, _ in runs:
         check_trackers(config.track)
+    # The runs of a sweep differ in λ and seed, not in their model.
+    for config in {(config.model, config.conversation): config for config, _ in runs}.values():
+        check_model(config)
     # Each trace file is indexed once, however many runs use it.
     read = {traces: index_traces(traces) for traces in {config.traces for config, _ in runs} if traces is not None}
     plans = [

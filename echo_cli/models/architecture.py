@@ -123,7 +123,7 @@ def architecture_of(model: ModelConfig) -> Architecture | None:
         return _read(folder / "config.json", _tiny_shape)
     folder = Path(model.path).expanduser()
     if model.path == RANDOM_QWEN3 or not folder.is_dir():
-        cached = _hub_folder(model.path, model.revision or "main")
+        cached = hub_folder(model.path, model.revision or "main")
         found = None if cached is None else _read(cached / "config.json", _decoder_shape)
         return found or (NAMED.get(model.path) if model.revision is None else None)
     return _read(folder / "config.json", _decoder_shape)
@@ -166,7 +166,7 @@ def _decoder_shape(values: Mapping[str, Any]) -> Architecture | None:
     )
 
 
-def _hub_folder(path: str, revision: str) -> Path | None:
+def hub_folder(path: str, revision: str) -> Path | None:
     """Return the snapshot folder of a hub id and revision in the local hub cache, or None."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
     home = Path(os.environ.get("HF_HOME") or home).expanduser()

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from echo_cli.config.schema import Config
+from echo_cli.errors import EchoError
 from echo_cli.models.device import DeviceChoice, choose_device, naming_memory
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import PlainRenderer, Renderer
@@ -50,6 +51,31 @@ def load_policy(config: Config, device: torch.device, dtype: torch.dtype = torch
     if config.model.init == "scratch":
         tiny.init_weights(torch.Generator().manual_seed(config.seed))
     return TorchPolicy(tiny, PlainRenderer(tokenizer), config.optim, device)
+
+
+def check_model(config: Config) -> None:
+    """Check what `load_policy` checks, without reading a Hugging Face model's weights and without network.
+
+    A hub model that this machine has not fetched is not checked.
+
+    Raises:
+        EchoError: as in `load_policy`.
+    """
+    if config.model.kind == "tiny":
+        load_model(model_folder(config.model.path))
+        return
+    from echo_cli.models.hf.loading import NotFetched, check_hf_model, hf_folder
+
+    try:
+        dtype = choose_device(config.device, config.model.dtype).dtype
+    except EchoError:  # the run is planned for a CUDA device elsewhere
+        dtype = torch.float32 if config.model.dtype == "float32" else torch.bfloat16
+    try:
+        with hf_folder(config.model, config.seed, weights=False, fetch=False) as folder:
+            renderer = _hf_renderer(folder, config)
+            check_hf_model(folder, config.model, dtype, config.seed, renderer.tokenizer.vocab_size)
+    except NotFetched:
+        return
 
 
 def _hf_renderer(folder: Path, config: Config) -> Renderer:

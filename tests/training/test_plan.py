@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,86 @@ def test_a_start_says_what_it_will_need_and_warns_where_that_is_too_much() -> No
     line, warning = memory_notice(_hf("Qwen/Qwen3-14B", optim={"token_budget": 10**9}), CPU)
     assert "optim.token_budget" in warning
     assert memory_notice(_config(), CPU) == []
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("transformers")
+    from echo_cli.models.hf.random_qwen3 import make_random_qwen3
+
+    folder = tmp_path_factory.mktemp("models") / "whole"
+    folder.mkdir()
+    make_random_qwen3(folder, 0)
+    return folder
+
+
+def _remove(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+
+
+def _only_gguf(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+    (folder / "model.gguf").write_bytes(b"GGUF")
+
+
+def _truncate(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _no_decoder(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "t5"}', encoding="utf-8")
+
+
+def _own_form(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}|{% endfor %}", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words", "said"),
+    [
+        (lambda folder: shutil.rmtree(folder), [], "no model folder at"),
+        (_only_gguf, [], "is in the GGUF format"),
+        (_only_gguf, ["model.path={folder}/model.gguf"], "is in the GGUF format"),
+        (lambda folder: _remove(folder, "config.json"), [], "has no config.json"),
+        (lambda folder: _remove(folder, "tokenizer_config.json"), [], "has no tokenizer_config.json"),
+        (lambda folder: _remove(folder, "model.safetensors"), [], "cannot load weights"),
+        (_truncate, [], "cannot load weights"),
+        (_no_decoder, [], "is not a causal LM"),
+        (_own_form, [], "chat template"),
+        (lambda folder: None, ["model.chat_template={folder}/none.jinja"], "none.jinja"),
+        (lambda folder: None, ["model.lora={rank: 2, targets: [nose]}"], "no linear layer nose"),
+        (lambda folder: None, ["--config", "toy"], "tokenizer.json"),
+    ],
+)
+def test_a_dry_run_refuses_every_model_that_train_refuses_before_its_weights_are_read(
+    spoil: Callable[[Path], None],
+    words: list[str],
+    said: str,
+    model_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    spoil(folder)
+    given = [f"model.path={folder}", *(word.replace("{folder}", str(folder)) for word in words)]
+    command = ["train", "--config", "hf-smoke", "--output-dir", str(tmp_path), "device=cpu", *given]
+    refused = main([*command, "--dry-run"]), capsys.readouterr().err
+    assert refused[0] == 2 and said in refused[1] and "\n  tip: " in refused[1]
+    # Of missing weights, the libraries give the reason in their own words.
+    trained = main(command), capsys.readouterr().err
+    assert refused[0] == trained[0] and said in trained[1]
+    assert refused[1].splitlines()[1:] == trained[1].splitlines()[1:]
+
+
+@pytest.mark.parametrize("words", [[], ["model.lora={rank: 2}"], ["model.init=scratch", "model.dtype=float32"]])
+def test_a_dry_run_accepts_a_model_folder_without_reading_its_weights(
+    words: list[str], model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("echo_cli.models.hf.weights.read_causal_lm", None)
+    assert main(["train", "--config", "hf-smoke", "--dry-run", f"model.path={model_folder}", *words]) == 0
 
 
 def _rollouts(config: Config, actions: int, observations: int, rewards: list[float]) -> list[Trajectory]:

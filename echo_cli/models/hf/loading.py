@@ -17,6 +17,7 @@ from torch import Tensor
 from echo_cli.config.model import RANDOM_QWEN3, ModelConfig
 from echo_cli.errors import EchoError, first_line, missing_package
 from echo_cli.files import os_errors
+from echo_cli.models.architecture import hub_folder
 from echo_cli.text import escape_unprintable
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from echo_cli.models.hf.model import HfModel
+
+TOKENIZER_CONFIG_FILE, GGUF = "tokenizer_config.json", ".gguf"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -33,14 +36,20 @@ _TEXT_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
+class NotFetched(EchoError):
+    """A hub model that this machine has not fetched, where nothing may be fetched."""
+
+
 @contextmanager
-def hf_folder(model: ModelConfig, seed: int, *, weights: bool = True) -> Iterator[Path]:
+def hf_folder(model: ModelConfig, seed: int, *, weights: bool = True, fetch: bool = True) -> Iterator[Path]:
     """Yield the folder of `model.path`: the path, a hub snapshot, or a random model's folder, deleted after the block.
 
     Args:
         weights: whether to fetch the weights of a hub model.
+        fetch: whether to fetch anything; if not, a hub model needs a local snapshot.
 
     Raises:
+        NotFetched: the hub model has no local snapshot, and `fetch` is false.
         EchoError: the `hf` extra is not installed, the folder does not exist, or the hub does not have the model or is
             unreachable.
     """
@@ -54,14 +63,22 @@ def hf_folder(model: ModelConfig, seed: int, *, weights: bool = True) -> Iterato
             yield Path(folder)
         return
     path = Path(model.path).expanduser()
+    if path.suffix == GGUF or (any(path.glob(f"*{GGUF}")) and not any(path.glob("*.json"))):
+        message = f"model.path: {escape_unprintable(path)} is in the GGUF format, which cannot be trained"
+        raise EchoError(message, "set model.path to the original model: a folder with config.json or a hub id")
     if path.is_dir():
         yield path
     elif not _HUB_ID.fullmatch(model.path) or path.exists() or (len(path.parts) > 1 and path.parent.is_dir()):
         raise EchoError(
             f"no model folder at {escape_unprintable(path)}", "set model.path to a folder with config.json or a hub id"
         )
-    else:
+    elif fetch:
         yield _snapshot(model, weights)
+    else:
+        snapshot = hub_folder(model.path, model.revision or "main")
+        if snapshot is None or not (snapshot / TOKENIZER_CONFIG_FILE).is_file():
+            raise NotFetched(f"{escape_unprintable(model.path)} is not on this machine")
+        yield snapshot
 
 
 def load_hf_model(
@@ -77,11 +94,34 @@ def load_hf_model(
         EchoError: a file is missing, incomplete or damaged; the architecture is unknown or does not compute what
             `LanguageModel` specifies; the tokenizer has more tokens than the model; a LoRA target matches nothing.
     """
+    loaded = _assembled(folder, model, dtype, seed, tokenizer_size).to(device)
+    _check_seam(loaded, device)
+    if model.compile:
+        _check_compiler(device)
+    return loaded
+
+
+def check_hf_model(folder: Path, model: ModelConfig, dtype: torch.dtype, seed: int, tokenizer_size: int) -> None:
+    """Check what `load_hf_model` checks before it reads weights; of a local folder's weights, check the headers.
+
+    Raises:
+        NotFetched: the base of the folder's adapter is a hub model without a local snapshot.
+        EchoError: as in `load_hf_model`.
+    """
+    with torch.device("meta"):
+        _assembled(folder, model, dtype, seed, tokenizer_size, empty=True)
+
+
+def _assembled(
+    folder: Path, model: ModelConfig, dtype: torch.dtype, seed: int, tokenizer_size: int, *, empty: bool = False
+) -> HfModel:
+    """Return the model of a folder on the CPU, or with `empty` on the meta device, without reading weights."""
     require_hf()
     from echo_cli.models.hf.lora import add_adapter, is_adapter, read_adapter, read_adapter_config
     from echo_cli.models.hf.model import HfModel
-    from echo_cli.models.hf.weights import random_causal_lm, read_causal_lm
+    from echo_cli.models.hf.weights import empty_causal_lm, random_causal_lm, read_causal_lm
 
+    read = empty_causal_lm if empty else read_causal_lm
     if model.attention == "flash_attention_2" and dtype == torch.float32:
         tip = "set model.attention=sdpa, or model.dtype=bfloat16 on a GPU that supports it"
         raise EchoError("model.attention=flash_attention_2 does not support float32, this run's dtype", tip)
@@ -97,32 +137,28 @@ def load_hf_model(
                 "not kept",
                 "export the run with --merge",
             )
-        with hf_folder(model.model_copy(update={"path": base, "revision": None}), seed) as base_folder:
-            whole_or_adapted: PreTrainedModel | PeftModel = read_adapter(
-                folder, read_causal_lm(base_folder, model, dtype)
-            )
+        base_model = model.model_copy(update={"path": base, "revision": None})
+        with hf_folder(base_model, seed, fetch=not empty) as base_folder:
+            whole_or_adapted: PreTrainedModel | PeftModel = read_adapter(folder, read(base_folder, model, dtype))
     else:
         held = torch.float32 if model.lora is None else dtype
         if model.init == "scratch":
             causal_lm = random_causal_lm(folder, model, held, seed)
         else:
-            causal_lm = read_causal_lm(folder, model, held)
+            causal_lm = read(folder, model, held)
         if model.lora is None:
             whole_or_adapted = causal_lm
         else:
             local = model.path != RANDOM_QWEN3 and Path(model.path).expanduser().is_dir()
             base = str(folder.resolve()) if local else model.path
             whole_or_adapted = add_adapter(causal_lm, model.lora, base, seed)
-    loaded = HfModel(whole_or_adapted, model, dtype).to(device)
+    loaded = HfModel(whole_or_adapted, model, dtype)
     embedded = loaded.causal_lm.get_input_embeddings().weight.shape[0]
     if tokenizer_size > min(embedded, loaded.vocab_size):
         raise EchoError(
             f"{escape_unprintable(model.path)}: the tokenizer has {tokenizer_size} tokens and the model {embedded}",
             "use the tokenizer and the model from the same source",
         )
-    _check_seam(loaded, device)
-    if model.compile:
-        _check_compiler(device)
     return loaded
 
 

@@ -15,11 +15,12 @@ from transformers import AutoTokenizer
 from echo_cli.config.model import ModelConfig
 from echo_cli.errors import EchoError, first_line
 from echo_cli.files import read_json
+from echo_cli.models.hf.loading import TOKENIZER_CONFIG_FILE
 from echo_cli.models.hf.weights import CONFIG_FILE, read_config
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.text import escape_unprintable
 
-TOKENIZER_CONFIG_FILE, TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
+TEMPLATE_FILE = "chat_template.jinja"
 GENERATION_FILE = "generation_config.json"
 
 # Patterns of all files from which a tokenizer may be loaded.

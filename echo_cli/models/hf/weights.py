@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from echo_cli.config.model import ModelConfig
 from echo_cli.errors import EchoError, first_line
+from echo_cli.files import read_json
 from echo_cli.text import escape_unprintable
 
 CONFIG_FILE = "config.json"
@@ -88,6 +89,32 @@ def read_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype) -> PreT
             "use files from a single source",
         )
     return _prepared(causal_lm)
+
+
+def empty_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Create the model of a folder without weights, on the meta device; check that its files of weights are whole.
+
+    A hub snapshot may be fetched without weights, so only those of a folder that the user names are checked.
+
+    Raises:
+        EchoError: the architecture is unknown or not a causal LM, or a file of weights is missing or cut.
+    """
+    with torch.device("meta"):
+        causal_lm = random_causal_lm(folder, model, dtype, 0)
+    if Path(model.path).expanduser().is_dir():
+        for file in _weight_files(folder):
+            try:
+                with safe_open(file, "pt"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                raise _refused(folder, model, error) from error
+    return causal_lm
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    names = read_json(index).get("weight_map", {}).values() if index.is_file() else ["model.safetensors"]
+    return [folder / name for name in sorted(set(names))]
 
 
 def random_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype, seed: int) -> PreTrainedModel:
