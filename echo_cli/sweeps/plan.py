@@ -231,11 +231,6 @@ def other_cells(folder: Path, cells: Sequence[Cell]) -> list[Cell]:
         objective = replace(ours.objective, world_model_coeff=own.objective.world_model_coeff)
         cell = Cell(own.objective.base_coeff, ours.model_copy(update={"seed": own.seed, "objective": objective}), path)
         _check_config(cell)
-        if own.steps != ours.steps:
-            raise EchoError(
-                f"{escape_unprintable(path)} was planned for {own.steps} steps, not {ours.steps}",
-                f"add λ {shown_coeff(cell.coeff)} and seed {cell.seed} to this sweep, or give it another --run-name",
-            )
         if ended_summary(cell) is not None:
             others.append(cell)
     return others
@@ -250,13 +245,16 @@ def _check_config(cell: Cell) -> Config:
     from echo_cli.training.resume import check_same_config  # loads torch
 
     run, path = open_run(cell.path), escape_unprintable(cell.path)
-    check_same_config(run, cell.config)
     before = load_config(run.config_path)
-    if before.threads != cell.config.threads:
-        raise EchoError(
-            f"{path} was trained with threads={before.threads}, not {cell.config.threads}: results differ by rounding",
-            f"give threads={before.threads}, or train it again with --overwrite",
-        )
+    # Both may change when a single run is resumed, but the runs of a sweep are compared with each other.
+    for key in ("steps", "threads"):
+        was, now = getattr(before, key), getattr(cell.config, key)
+        if was != now:
+            raise EchoError(
+                f"{path} was trained with {key}={was}, not {now}",
+                f"give {key}={was}, train it again with --overwrite, or give the sweep another --run-name",
+            )
+    check_same_config(run, cell.config)
     trained, wanted = before.collapse, cell.config.collapse
     # The section may change on resume, but a finished run is not trained again, and only lowered λ affects training.
     lowers = "lower_lambda" in (trained.action, wanted.action)

@@ -117,8 +117,8 @@ def test_another_config_is_refused_before_anything_is_trained(swept: Path, capsy
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--steps", "3"], "was planned for 2 steps, not 3"),
-        (["--steps", "1"], "is already at step 2, past steps=1"),
+        (["--steps", "3"], "was trained with steps=2, not 3"),
+        (["--steps", "1"], "was trained with steps=2, not 1"),
         (["threads=2"], "was trained with threads=1, not 2"),
     ],
 )
@@ -230,7 +230,7 @@ def test_a_cell_with_a_damaged_file_fails_alone_and_can_be_replaced(
     (again / NAMES[1] / "metrics.jsonl").open("a").write("damaged\n")
     assert main(_words(tmp_path, "0", "--seeds", "0", "1", "checkpoint.keep=8")) == 1
     assert "metrics.jsonl:4: not JSON" in error_of(capsys.readouterr().err)[0]
-    assert [cell["status"] for cell in _sweep(again)["cells"]] == ["finished", "failed"]
+    assert [cell["status"] for cell in _sweep(again)["cells"][:2]] == ["finished", "failed"]
     assert main(_words(tmp_path, "0", "--seeds", "1", "checkpoint.keep=8", "--overwrite")) == 0
 
 
