@@ -17,6 +17,11 @@ from echo_cli.environments.protocol import JsonObject
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable, suggest
 
+try:
+    from re import _parser as regex_parser  # type: ignore[attr-defined]
+except ImportError:  # Python 3.10
+    import sre_parse as regex_parser
+
 TEMPLATE = "environment.action.template"
 DEPTH = 64
 """Maximum nesting depth of an action, levels; encoding deeper values could exceed Python's recursion limit."""
@@ -91,6 +96,60 @@ class ActionMapping:
             return _object(_decoded(text), "the line")
         action: JsonObject = _filled(self._template, lambda leaf: _value(leaf, text))
         return action
+
+
+def wrap_action(config: ActionConfig, line: str) -> str:
+    """Return `line` as a policy writes it, in the shortest text around it that `action.extract` asks for.
+
+    A line from which `extract` already takes an action is returned unchanged, and so is one that cannot be wrapped: the
+    pattern has no group, or refuses the line itself.
+    """
+    if config.extract is None:
+        return line
+    pattern = re.compile(config.extract)
+    if pattern.search(line) is not None or pattern.groups == 0:
+        return line
+    parsed = regex_parser.parse(config.extract)
+    wrapped = "".join(_shortest(operation, line) for operation in parsed)
+    found = pattern.search(wrapped)
+    return wrapped if found is not None and (found.group(1) or "").strip() == line.strip() else line
+
+
+def _shortest(operation: tuple[Any, Any], line: str) -> str:
+    """Return the shortest text that one operation of a parsed pattern matches, with `line` as its first group."""
+    name, argument = str(operation[0]), operation[1]
+    if name == "LITERAL":
+        return chr(argument)
+    if name == "IN":
+        return _member(argument)
+    if name in ("ANY", "NOT_LITERAL"):
+        return "x" if argument == ord(" ") else " "
+    if name == "SUBPATTERN":
+        return line if argument[0] == 1 else "".join(_shortest(inner, line) for inner in argument[-1])
+    if name == "BRANCH":
+        return max(("".join(_shortest(inner, line) for inner in branch) for branch in argument[1]), key=_holds(line))
+    if name.endswith("REPEAT"):
+        least, _, inner = argument
+        text = "".join(_shortest(each, line) for each in inner)
+        return text * (least or int(bool(line) and line in text))
+    return ""  # positions and assertions match no text
+
+
+def _holds(line: str) -> Callable[[str], bool]:
+    return lambda text: line in text
+
+
+def _member(choices: list[tuple[Any, Any]]) -> str:
+    """Return a character of a class."""
+    name, argument = choices[0]
+    if str(name) == "NEGATE":
+        excluded = {chr(code) for kind, code in choices if str(kind) == "LITERAL"}
+        return next(character for character in " x0\n" if character not in excluded)
+    if str(name) == "LITERAL":
+        return chr(argument)
+    if str(name) == "RANGE":
+        return chr(argument[0])
+    return {"CATEGORY_DIGIT": "0", "CATEGORY_WORD": "x"}.get(str(argument), " ")
 
 
 def check_action(config: ActionConfig, schema: JsonObject) -> None:

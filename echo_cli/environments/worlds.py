@@ -10,7 +10,7 @@ from functools import partial
 
 from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.config.schema import Config
-from echo_cli.environments.actions import check_action, check_payload
+from echo_cli.environments.actions import check_action, check_payload, wrap_action
 from echo_cli.environments.protocol import Description, Environment, EnvironmentSource, HostLimits, TaskSuite
 from echo_cli.environments.tasks import Task, TaskList, TaskSplits, load_tasks
 from echo_cli.environments.text_environment import EnvironmentFactory
@@ -134,8 +134,8 @@ class TaskWorlds:
         self.tasks = tasks.splits
         self.hosting = factory.hosting
         self.description = factory.description
-        forbidden = _solving_lines(tasks)
-        self._explorer_lines = [line for line in factory.settings.explorer if line not in forbidden]
+        forbidden = set(map(self._wrapped, _solving_lines(tasks)))
+        self._explorer_lines = [line for line in map(self._wrapped, factory.settings.explorer) if line not in forbidden]
 
     @property
     def can_explore(self) -> bool:
@@ -147,7 +147,7 @@ class TaskWorlds:
 
     def expert(self, task: Task) -> list[str] | None:
         actions = self._list.actions.get(task.task_id)
-        return None if actions is None else list(actions)
+        return None if actions is None else [self._wrapped(line) for line in actions]
 
     def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
         return rng.choices(self._explorer_lines, k=count) if self._explorer_lines else []
@@ -155,6 +155,9 @@ class TaskWorlds:
     def out_of_distribution(self) -> TaskWorlds:
         elsewhere = TaskList(TaskSplits((), (), self._list.ood), self._list.actions, ())
         return TaskWorlds(elsewhere, self._factory)
+
+    def _wrapped(self, line: str) -> str:
+        return wrap_action(self._factory.settings.action, line)
 
 
 def _solving_lines(tasks: TaskList) -> frozenset[str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from echo_cli.config.environment import ActionConfig
-from echo_cli.environments.actions import CAST_TYPES, HOLE
+from echo_cli.environments.actions import CAST_TYPES, HOLE, wrap_action
 from echo_cli.environments.protocol import JsonObject
 
 _WORDS = ("help", "list", "look", "open", "status", "test")
@@ -21,10 +21,12 @@ _DEPTH = 8
 
 
 def random_line(config: ActionConfig, schema: JsonObject, rng: random.Random) -> str:
-    """Return text that `config` parses into an action accepted by `schema`, as far as the two determine it.
+    """Return text that `config` parses into an action accepted by `schema`, as far as the two determine it."""
+    return wrap_action(config, _random_action(config, schema, rng))
 
-    `extract` is not inverted: a pattern that requires more than the bare value rejects the text.
-    """
+
+def _random_action(config: ActionConfig, schema: JsonObject, rng: random.Random) -> str:
+    """Return a random action as the text that remains after `extract`."""
     if config.kind == "tool_call":
         return f'<tool_call>{{"name": "{rng.choice(_WORDS)}", "arguments": {{}}}}</tool_call>'
     if config.kind == "json":

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from echo_cli.config.environment import ActionConfig
 from echo_cli.environments.action_schema import Unknown, find_misfit
-from echo_cli.environments.actions import ActionMapping, Unparsable, check_action, check_payload
+from echo_cli.environments.actions import ActionMapping, Unparsable, check_action, check_payload, wrap_action
 from echo_cli.errors import EchoError
 
 
@@ -193,6 +193,39 @@ def test_an_action_that_went_wrong_is_told_from_none_at_all(keys: Any, text: str
 
 
 # --- Extract and odd text --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("extract", "line", "wrapped"),
+    [
+        ("<py>(.*)</py>", "ls", "<py>ls</py>"),
+        ("<py>(.*)</py>", "so <py>ls</py>", "so <py>ls</py>"),  # it holds an action already
+        (r"(?s)```(?:bash|sh)?\n(.*?)\n```", "ls -l", "```\nls -l\n```"),
+        (r"ACTION:\s*(.+)", "ls", "ACTION:ls"),
+        (r"(?i)<answer>\s*(?P<answer>.*?)\s*</answer>", "42", "<answer>42</answer>"),
+        (r"^> (.*)$", "ls", "> ls"),
+        (r'(?:do|run)\s+"([^"]+)"', "A B", 'do "A B"'),
+        (r"cmd=(?:'([^']*)')?", "ls", "cmd='ls'"),
+        (r"\A\w{3}: ([a-z]+)[.!]\Z", "ls", "xxx: ls."),
+        (r"[0-9]\) (?:(\w+)|none)[^x\w]\D", "ls", "0) ls  "),
+        (r"[^ ](\w+)[^x]", "ls", "xls "),
+        (r"\[(\w+ \w+)\]", "ls", "ls"),  # the pattern refuses the line
+        ("go .*", "ls", "ls"),  # it has no group
+        (r"(?<=x)(.*)", "ls", "ls"),
+    ],
+)
+def test_a_line_is_wrapped_as_the_pattern_asks(extract: str, line: str, wrapped: str) -> None:
+    config = ActionConfig(template={"x": "{text}"}, extract=extract)
+    assert wrap_action(config, line) == wrapped
+    if wrapped != line:
+        assert ActionMapping(config).parse(wrapped) == {"x": line}
+
+
+@given(st.text(max_size=20))
+def test_without_a_pattern_or_within_tags_every_line_is_the_action(line: str) -> None:
+    assert wrap_action(ActionConfig(template={"x": "{text}"}), line) == line
+    config = ActionConfig(template={"x": "{text}"}, extract=r"(?s)<do>(.*)</do>")
+    assert ActionMapping(config).parse(wrap_action(config, line)) == {"x": line}
 
 
 def test_extract_takes_its_first_group_or_the_whole_match() -> None:

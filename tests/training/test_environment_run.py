@@ -123,6 +123,27 @@ def test_a_policy_without_a_valid_action_is_measured_on_scripted_pools(
     assert "held-out env-CE of seen pairs, as none is novel" in (run / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("explorer", []),
+        ("random", ["environment.explorer=[]", "rollout.explorers=0"]),
+        ("actions", ["environment.tasks.items=[{reset: {steps: 2}, actions: [go, 'RUN on']}, {steps: 3}, {steps: 4}]"]),
+    ],
+)
+def test_a_check_wraps_its_lines_as_the_config_extracts_them(
+    script: str, words: list[str], config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with loopback_server(Behaviour(capacity=4)) as server:
+        extract = "environment.action.extract='RUN (.+)'"
+        assert main(["env", "check", str(config), f"environment.url={server.url}", extract, "--json", *words]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["script"] == script and not report["faults"]["bad_actions"]
+    assert "refused" not in {warning["name"] for warning in report["warnings"]}
+    turns = report["trajectory"]["turns"]
+    assert turns and all(turn["command"].startswith("RUN ") and turn["output"] for turn in turns)
+
+
 def test_a_pool_that_stays_empty_is_said_with_the_key_to_set(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
