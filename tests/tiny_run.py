@@ -14,7 +14,7 @@ from echo_cli.cli.main import main
 TINY = (
     "threads=1 rollout.tasks_per_step=1 rollout.group_size=2 rollout.explorers=2 evaluation.heldout_rollouts=0 "
     "evaluation.validation_rollouts=0 environment.toy_terminal.ood_world_seeds=[] evaluation.every=2 "
-    "checkpoint.every=1 checkpoint.keep=9"
+    "checkpoint.every=1 checkpoint.keep=9 rollout.keep=3"
 ).split()
 
 COMMAND = (sys.executable, "-m", "echo_cli")

@@ -33,7 +33,8 @@ from echo_cli.text import suggest
 class RolloutConfig(Section):
     """Rollouts of a step. `max_*` are limits in tokens.
 
-    `explorers` is the number of scripted rollouts per step, which contribute to the env term only.
+    `explorers` is the number of scripted rollouts per step, which contribute to the env term only. `keep` is the number
+    of rollouts of each step that are recorded in rollouts.jsonl, the policy's first.
     """
 
     tasks_per_step: NonNegative = 8
@@ -44,6 +45,7 @@ class RolloutConfig(Section):
     max_episode_tokens: Positive = 512
     explorers: NonNegative = 24
     explorer_commands: Positive = 3
+    keep: FreeOnResume[NonNegative] = 0
 
 
 class OptimConfig(Section):

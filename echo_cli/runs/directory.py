@@ -46,7 +46,7 @@ from echo_cli.text import escape_unprintable
 
 _FORMAT = "echo-cli run 1"
 # Files that --overwrite deletes; other files in the folder are kept.
-_LOGS = ("metrics.jsonl", "observations.jsonl", "trajectories.jsonl")
+_LOGS = ("metrics.jsonl", "observations.jsonl", "trajectories.jsonl", "rollouts.jsonl")
 _POOLS = "pool_*.jsonl"
 _PICTURES = ("heldout_env_ce.*", "heldout_evaluation.*")
 _TRACKED = ("tensorboard", "trackio", "wandb")
@@ -74,6 +74,10 @@ class RunDirectory:
     @property
     def trajectories_path(self) -> Path:
         return self.path / "trajectories.jsonl"
+
+    @property
+    def rollouts_path(self) -> Path:
+        return self.path / "rollouts.jsonl"
 
     @property
     def pool_paths(self) -> dict[str, Path]:
@@ -112,8 +116,15 @@ class RunDirectory:
         append_jsonl(self.metrics_path, [row])
 
     def append_trajectories(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append `Trajectory.to_json` objects, each with its `step` in `meta`. Errors as in `append_metrics`."""
+        """Append rollouts of an evaluation: `Trajectory.to_json` objects, each with its `step` in `meta`.
+
+        Errors as in `append_metrics`.
+        """
         append_jsonl(self.trajectories_path, records)
+
+    def append_rollouts(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Append rollouts of a training step before its metrics; records and errors as in `append_trajectories`."""
+        append_jsonl(self.rollouts_path, records)
 
     def append_observations(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append the rows of new observations from `ObservationLog.add`, before the metrics of the same step.
@@ -176,8 +187,9 @@ class RunDirectory:
             write_atomic(self.observations_path, b"")
         else:
             truncate_jsonl(self.observations_path, step, lambda row: int(row["step"]))
-        if self.trajectories_path.exists():
-            truncate_jsonl(self.trajectories_path, step, lambda row: int(row["meta"]["step"]))
+        for path in (self.trajectories_path, self.rollouts_path):
+            if path.exists():
+                truncate_jsonl(path, step, lambda row: int(row["meta"]["step"]))
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None], meta: Mapping[str, Any]) -> Path:
         """Save the state after `step` (see `Checkpoints.save`), with `step` added to `meta`.

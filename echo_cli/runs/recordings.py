@@ -1,4 +1,4 @@
-"""Recorded episodes in a run's trajectories.jsonl, a frozen pool, or any trajectory file."""
+"""Recorded episodes of a run (of its evaluations or of its training), of a frozen pool, or in any trajectory file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class Recording:
     config: Config | None
     """Config of the run."""
     step: int | None
-    """Step whose evaluation played the selected episodes; None selects all episodes."""
+    """Step that played the selected episodes, or whose evaluation did; None selects all episodes."""
+    training: bool = False
+    """Whether the episodes of a run are training rollouts, not those of its evaluations."""
 
     def traces(self) -> Iterator[Trace]:
         """Stream the episodes.
@@ -68,20 +70,25 @@ class Recording:
             steps = ", ".join(map(str, sorted(step for step in found if step is not None)))
             tip = f"steps with trajectories: {steps}" if steps else "omit --step: no trajectory has a step"
             raise EchoError(f"{escape_unprintable(self.place)} has no trajectories of step {self.step}", tip)
-        raise _nothing(self.place, self.config)
+        raise _nothing(self.place, self.config, self.training)
 
 
-def open_recording(place: Path, step: int | None = None, overrides: Sequence[str] = ()) -> Recording:
+def open_recording(
+    place: Path, step: int | None = None, overrides: Sequence[str] = (), *, training: bool = False
+) -> Recording:
     """Open the episodes of a run directory, of a pool, which is verified first, or of a trajectory file.
 
     Args:
-        step: select the episodes played by the run's evaluation after this step.
+        step: select the episodes played by the run's evaluation after this step, or with `training` by this step.
         overrides: overrides of the run's config.
+        training: whether to open a run's training rollouts, which `rollout.keep` recorded.
 
     Raises:
         EchoError: `place` does not exist or is none of the three; the run has kept no trajectories; the pool was
             changed after it was built.
     """
+    if training and place.exists() and not is_run(place):
+        raise EchoError(f"{escape_unprintable(place)} is not a run, so it has no training rollouts", "omit --training")
     if place.is_dir() and (place / MANIFEST).is_file():
         return Recording(place, verify_pool(place)[1], None, None, step)
     if place.is_dir() and not is_run(place):
@@ -89,24 +96,30 @@ def open_recording(place: Path, step: int | None = None, overrides: Sequence[str
     if is_run(place) or not place.exists():
         run = open_run(place, _TIP)
         config = run.read_config(overrides)
-        if not run.trajectories_path.is_file():
-            raise _nothing(place, config)
-        return Recording(place, run.trajectories_path, run, config, step)
+        path = run.rollouts_path if training else run.trajectories_path
+        if not path.is_file():
+            raise _nothing(place, config, training)
+        return Recording(place, path, run, config, step, training)
     if not place.is_file():
         raise EchoError(f"{escape_unprintable(place)} is not a file that can be read twice", "write it to a file first")
     return Recording(place, place, None, None, step)
 
 
 def step_of(trace: Trace) -> int | None:
-    """Return the step after which a run's evaluation played the episode; None for other episodes."""
+    """Return the step of a run that played the episode, or whose evaluation did; None for other episodes."""
     step = trace.meta.get("step")
     return step if type(step) is int else None
 
 
-def _nothing(place: Path, config: Config | None) -> EchoError:
+def _nothing(place: Path, config: Config | None, training: bool) -> EchoError:
     """Return the error for a file without episodes, or for a run (with `config`) that has kept none."""
     if config is None:
         return EchoError(f"{escape_unprintable(place)} contains no traces", "give a file that is not empty")
+    if training:
+        tip = "no step is recorded yet"
+        if config.rollout.keep == 0:
+            tip = "its rollout.keep is 0; train a run, or continue this one with --resume, with a value above 0"
+        return EchoError(f"{escape_unprintable(place)} has no training rollouts", tip)
     tip = (
         "a run keeps trajectories when it plays tasks (evaluation.pass_every): this run has not played any yet, or was "
         "copied without its trajectories.jsonl"

@@ -142,9 +142,14 @@ def _check_finite(step: int, values: Mapping[str, float | None]) -> None:
 
 
 def _observe(session: Session, data: StepData, step: int) -> None:
-    """Record the (command, output) pairs that this step executed for the first time: they stop being novel."""
+    """Record the step's first rollouts, and the (command, output) pairs executed for the first time.
+
+    These pairs stop being novel.
+    """
     new = session.observed.add(data.trajectories, step)
     session.run.append_observations(new)
+    if kept := data.rollouts[: session.config.rollout.keep]:
+        session.run.append_rollouts({**rollout.to_json(), "meta": {"step": step}} for rollout in kept)
     session.evaluator.observe(pairs_of(new))
 
 

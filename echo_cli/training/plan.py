@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from echo_cli.models.device import DeviceChoice, DeviceMemory
 
 
+_BYTES_OF_KEPT_TOKEN = 48
+"""Bytes of rollouts.jsonl per token: its id, its text twice, its logprob, and a share of the record's keys."""
+
+
 def plan(config: Config, path: Path, corpus: TraceCorpus | None = None) -> dict[str, Any]:
     """Return the plan of `--dry-run`: rollouts, traces, evaluations and memory. Token counts include context.
 
@@ -49,6 +53,7 @@ def plan(config: Config, path: Path, corpus: TraceCorpus | None = None) -> dict[
         "steps between held-out rollouts": evaluation.pass_every,
         "steps between gradient probes, 0 for none": config.probe_every,
         **({"tracked by": ", ".join(config.track)} if config.track else {}),
+        **_of_disk(config),
         **_of_memory(config),
     }
 
@@ -69,6 +74,15 @@ def traces_of_step(config: Config, coeff: float | None = None) -> int:
     coeff = first_coeff(config) if coeff is None else coeff
     useful = coeff > 0 or config.imitation_coeff > 0 or config.rollout.tasks_per_step == 0
     return config.traces.per_step if useful else 0
+
+
+def _of_disk(config: Config) -> dict[str, Any]:
+    """Return the part of the plan on rollouts.jsonl, if the run keeps training rollouts."""
+    kept = min(config.rollout.keep, sum(rollouts_of_step(config)))
+    if kept == 0:
+        return {}
+    size = config.steps * kept * longest_episode(config) * _BYTES_OF_KEPT_TOKEN
+    return {"rollouts kept per step": kept, "disk for kept rollouts, MB, at most": round(size / 1e6, 1)}
 
 
 def _most_tokens(config: Config) -> int | str:

@@ -101,6 +101,28 @@ def test_a_run_is_counted_in_its_own_tokens(run: Path, capsys: pytest.CaptureFix
     assert f"{found['account']['discarded_share']:.1%}" in text and "tokens: the file's own" in text
 
 
+def test_the_training_rollouts_of_a_run_can_be_looked_at(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = list(read_trajectories(run / "rollouts.jsonl"))
+    assert as_json(capsys, run, "--training")["trajectories"] == len(kept) == 4 * 3
+    episode = as_json(capsys, run, "--training", "--step", "2", "--episode", "1", "--checkpoint", "1")["episode"]
+    assert (episode["step"], episode["trajectory"]["group_id"]) == (2, kept[3].group_id)
+    # The policy before the step sampled these actions: its losses are the recorded logprobs.
+    (action,) = [heat for heat in episode["heat"]["step 1"] if heat["role"] == "action"][:1]
+    recorded = next(segment.logprobs for segment in kept[3].segments if segment.role is Role.ACTION)
+    assert action["nats"] == pytest.approx([-logprob for logprob in recorded or ()], abs=1e-5)
+
+    assert "steps with trajectories: 1, 2, 3, 4" in fails(capsys, run, "--training", "--step", "9")[1]
+    bare = Path(shutil.copytree(run, tmp_path / "bare"))
+    (bare / "rollouts.jsonl").unlink()
+    config = load_config(bare / "config.yaml", ["rollout.keep=0"])
+    (bare / "config.yaml").write_text(config.to_yaml())
+    message, tip = fails(capsys, bare, "--training")
+    assert "no training rollouts" in message and "rollout.keep" in tip
+    assert "--training" in fails(capsys, run / "rollouts.jsonl", "--training")[1]
+
+
 def test_one_evaluation_of_a_run_can_be_looked_at(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     counts = [as_json(capsys, run, "--step", step)["trajectories"] for step in ("0", "4")]
     assert sum(counts) == as_json(capsys, run)["trajectories"] and all(counts)

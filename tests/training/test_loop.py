@@ -21,10 +21,11 @@ from echo_cli.models.tiny import model_folder
 from echo_cli.runs.directory import open_run
 from echo_cli.training.session import Session
 from echo_cli.training.step_data import StepData, collect_step
+from echo_cli.trajectory import Trajectory, read_trajectories
 
 FILES = (
-    "config.yaml environment.json metrics.jsonl observations.jsonl trajectories.jsonl summary.json heldout_env_ce.png "
-    "heldout_env_ce.csv"
+    "config.yaml environment.json metrics.jsonl observations.jsonl trajectories.jsonl rollouts.jsonl summary.json "
+    "heldout_env_ce.png heldout_env_ce.csv"
 )
 
 
@@ -120,6 +121,30 @@ def test_a_step_without_reward_contrast_leaves_the_gradient_ratios_lambda_as_it_
     words = ["rollout.group_size=1", "objective.schedule=gradient_ratio", "objective.gradient_ratio_every=1"]
     assert train(tmp_path / "run", *words, "objective.kl_coeff=0.5", "--steps", "3") == 0
     assert [row["train/lambda"] for row in rows(tmp_path / "run")[1:]] == [1.0] * 3
+
+
+def test_the_first_rollouts_of_each_step_are_kept_as_they_were_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played: dict[int, list[Trajectory]] = {}
+
+    def recorded(session: Session, step: int, coeff: float) -> StepData:
+        data = collect_step(session, step, coeff)
+        played[step + 1] = list(data.rollouts)
+        return data
+
+    monkeypatch.setattr("echo_cli.training.loop.collect_step", recorded)
+    run = tmp_path / "run"
+    assert train(run) == 0
+    kept = list(read_trajectories(run / "rollouts.jsonl"))
+    assert kept == [
+        replace(rollout, meta={"step": step}) for step, rollouts in played.items() for rollout in rollouts[:3]
+    ]
+    assert [rollout.source for rollout in kept] == 2 * ["policy", "policy", "explorer"]
+    # Kept or not, the run is the same; without the key there is no file.
+    assert train(tmp_path / "none", "rollout.keep=0") == 0
+    assert rows(tmp_path / "none") == rows(run) and weights(tmp_path / "none", 2) == weights(run, 2)
+    assert not (tmp_path / "none" / "rollouts.jsonl").exists()
 
 
 def test_a_finished_run_is_left_as_it_is(finished: Path) -> None:

@@ -242,3 +242,13 @@ def test_explorers_are_planned_where_they_are_played() -> None:
     assert rollouts_of_step(beside) == (64, 0) and beside.explorers_at(0.5) == 3
     constant = _config(rollout={"explorers": 3}, objective={"world_model_coeff": 1.0})
     assert _plan(beside)["tokens per step, at most"] == _plan(constant)["tokens per step, at most"]
+
+
+def test_the_disk_for_kept_rollouts_is_planned_and_bounds_a_run(finished: Path) -> None:
+    config = load_config(finished / "config.yaml")
+    planned = _plan(config)
+    assert planned["rollouts kept per step"] == config.rollout.keep == 3
+    assert (finished / "rollouts.jsonl").stat().st_size < planned["disk for kept rollouts, MB, at most"] * 1e6
+    everything = load_config(finished / "config.yaml", ["rollout.keep=1000"])
+    assert _plan(everything)["rollouts kept per step"] == sum(rollouts_of_step(everything))
+    assert "rollouts kept per step" not in _plan(load_config(finished / "config.yaml", ["rollout.keep=0"]))

@@ -42,7 +42,7 @@ def _interrupted_copy(finished: Path, target: Path, step: int) -> Path:
     for later in open_run(run).checkpoints.steps():
         if later > step:
             shutil.rmtree(run / "checkpoints" / f"step_{later:06d}")
-    for log in (run / "metrics.jsonl", run / "observations.jsonl"):
+    for log in (run / "metrics.jsonl", run / "observations.jsonl", run / "rollouts.jsonl"):
         log.write_bytes(log.read_bytes()[:-50])
     return run
 
@@ -53,6 +53,7 @@ def test_resuming_equals_never_having_stopped(step: int, finished: Path, tmp_pat
     assert train(run, "--steps", "4", "--resume") == 0
     assert rows(run) == rows(finished)
     assert observations(run) == observations(finished)
+    assert (run / "rollouts.jsonl").read_bytes() == (finished / "rollouts.jsonl").read_bytes()
     assert weights(run, 4) == weights(finished, 4)
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
 

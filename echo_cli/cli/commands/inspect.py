@@ -33,6 +33,9 @@ def inspect(
     step: Annotated[
         int | None, typer.Option(help="With a RUN: only the evaluation after this step.", metavar="N", min=0)
     ] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="With a RUN: the training rollouts that rollout.keep recorded.")
+    ] = False,
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -62,7 +65,7 @@ def inspect(
 
     from echo_cli.runs.recordings import open_recording
 
-    recording = open_recording(place, step, options if model is None else [])
+    recording = open_recording(place, step, options if model is None else [], training=training)
     if checkpoint is not None and recording.run is None:
         raise EchoError(
             f"{escape_unprintable(place)} is not a run, so it has no checkpoints",
