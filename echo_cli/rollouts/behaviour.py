@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from echo_cli.config.schema import RolloutConfig
+from echo_cli.rollouts.environment_findings import Finding
 from echo_cli.trajectory import Role, Trajectory, Turn, split_at_actions
 
 BEHAVIOUR_KEYS = (
@@ -53,6 +55,49 @@ def behaviour_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | N
         "observation_compression": _compression_ratio("".join(outputs)),
         "role_confusion": sum(_confused(rollouts)) / len(turns),
     }
+
+
+_MOST = 0.5
+"""Share of actions or rollouts from which on a flaw is an obstacle."""
+
+
+def find_obstacles(signals: Mapping[str, float | None], rollout: RolloutConfig) -> list[Finding]:
+    """Return the causes that leave rollouts of the policy with little or nothing to learn from, most severe first.
+
+    Args:
+        signals: signals by the names in `BEHAVIOUR_KEYS`, and `zero_advantage_fraction`, the fraction of the rollouts
+            without reward contrast; None or absent if there is none.
+    """
+
+    def share(name: str) -> float:
+        return signals.get(name) or 0.0
+
+    found = []
+    malformed, none, capped = map(share, ("malformed_fraction", "no_action_fraction", "capped_fraction"))
+    refused = 1 - share("valid_action_fraction")
+    if malformed >= _MOST and capped >= _MOST and share("action_length") >= _MOST * rollout.max_action_tokens:
+        message = f"{malformed:.0%} of actions are malformed, most of them cut at their cap"
+        tip = f"raise rollout.max_action_tokens ({rollout.max_action_tokens}), or ask for one line in "
+        found.append(Finding("cut_actions", message, f"{tip}conversation.system"))
+    elif malformed >= _MOST:
+        tip = "state the form of an action in conversation.system, or set environment.action.extract"
+        found.append(Finding("malformed_actions", f"{malformed:.0%} of actions are malformed", tip))
+    elif none >= _MOST:
+        tip = "state the form of an action in conversation.system"
+        found.append(Finding("no_actions", f"{none:.0%} of turns contain no action", tip))
+    elif refused >= _MOST and signals.get("valid_action_fraction") is not None:
+        tip = "name the environment's commands in conversation.system"
+        found.append(Finding("refused_actions", f"the environment cannot run {refused:.0%} of actions", tip))
+    if capped >= _MOST and malformed < _MOST:
+        tip = "raise environment.max_turns or rollout.max_episode_tokens"
+        found.append(Finding("capped", f"{capped:.0%} of rollouts end at a cap of turns or length", tip))
+    if signals.get("observations_per_task") == 0:
+        tip = "set rollout.explorers above 0: the outputs of scripted actions are learned whatever the policy writes"
+        found.append(Finding("no_observations", "no action is answered with text", tip))
+    if share("zero_advantage_fraction") == 1:
+        tip = "raise rollout.group_size, choose easier tasks, or set λ above 0, which needs no reward"
+        found.append(Finding("no_contrast", "all rewards of a group are equal, in every group", tip))
+    return found
 
 
 def is_on_policy(trajectory: Trajectory) -> bool:

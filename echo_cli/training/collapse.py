@@ -8,7 +8,7 @@ compared, because near the ceiling a few rollouts multiply it. A window covers a
 steps as needed: over five steps of one task each, the selection of tasks would determine the mean more than the policy
 does.
 
-Two signals combine several metrics:
+Three signals combine several metrics:
 
 - `easy_rollouts`: the reward is below the fraction `min_reward_kept` of its best, and since then the env-CE of
   on-policy observations has fallen by the factor `change`: the rollouts are easy to predict and useless (reported for
@@ -16,6 +16,10 @@ Two signals combine several metrics:
 - `ood`: out-of-distribution env-CE has risen by the factor `max_ood_rise` over its start on the same pairs, while
   held-out env-CE is no better than its own start. While held-out env-CE improves, a rise out of distribution is the
   price of learning a world.
+
+- `no_gradient`: a step without any gradient, as long as no step of the run has had an observation, a reward or a
+  gradient; later, `window` such steps in a row. It does not wait for `min_tasks`, since a policy that learns nothing
+  does not change, and it does not lower λ.
 
 Each signal raises at most one alarm in a run. A signal without values, as in verifier-free runs on scripts, raises no
 alarm. Signals of diversity are counted within a step and are insensitive if a step has few tasks: by default, one
@@ -37,8 +41,10 @@ from numpy.typing import NDArray
 
 from echo_cli.config.schema import CollapseConfig, RolloutConfig
 from echo_cli.errors import EchoError
+from echo_cli.rollouts.behaviour import find_obstacles
 
 Row = Mapping[str, Any]
+NO_GRADIENT = "no_gradient"
 
 _TIP = (
     "continue from its checkpoint with --resume and collapse.action=warn, "
@@ -84,10 +90,11 @@ def new_alarms(
     """
     if settings.action == "off" or not rows:
         return []
+    stuck = _no_gradient(rows, settings, rollout)
     window = max(settings.window, math.ceil(settings.min_tasks / max(rollout.tasks_per_step, 1)))
     settings = settings.model_copy(update={"window": window})
     reasons = {level.signal: _level_reason(level, rows, settings) for level in _levels(settings, rollout)}
-    reasons |= {"easy_rollouts": _easy_rollouts(rows, settings), "ood": _ood(rows[-1], settings)}
+    reasons |= {NO_GRADIENT: stuck, "easy_rollouts": _easy_rollouts(rows, settings), "ood": _ood(rows[-1], settings)}
     step = int(rows[-1]["step"])
     return [Alarm(signal, step, reason) for signal, reason in reasons.items() if reason and signal not in raised]
 
@@ -95,11 +102,13 @@ def new_alarms(
 def lambda_factor(rows: Sequence[Row], settings: CollapseConfig) -> float:
     """Return the factor on λ after `rows`: `lower_factor` per step with alarms if the action is `lower_lambda`, else 1.
 
-    Several alarms at one step count once, because one collapse affects several signals.
+    Several alarms at one step count once, because one collapse affects several signals. A step without any gradient is
+    no reason to learn less from observations.
     """
     if settings.action != "lower_lambda":
         return 1.0
-    return float(settings.lower_factor ** sum(bool(row.get("warnings")) for row in rows))
+    signals = ({warning["signal"] for warning in row.get("warnings") or ()} for row in rows)
+    return float(settings.lower_factor ** sum(bool(raised - {NO_GRADIENT}) for raised in signals))
 
 
 def stop_if_collapsed(rows: Sequence[Row], settings: CollapseConfig) -> None:
@@ -108,6 +117,37 @@ def stop_if_collapsed(rows: Sequence[Row], settings: CollapseConfig) -> None:
     if first is not None and settings.action == "stop":
         reasons = "; ".join(f"{warning['signal']}: {warning['reason']}" for warning in first["warnings"])
         raise CollapseError(f"collapsed at step {first['step']}: {reasons}", _TIP, exit_code=3)
+
+
+def no_gradient_line(rows: Sequence[Row], rollout: RolloutConfig) -> str | None:
+    """Return a line if the last of `rows` is the run's first step without any gradient, with the cause and a remedy.
+
+    If the step raised the alarm, which says the same, there is no line.
+    """
+    flat = [row for row in rows if row.get("train/grad_norm") == 0]
+    if flat != [rows[-1]] or any(warning["signal"] == NO_GRADIENT for warning in rows[-1].get("warnings", ())):
+        return None
+    return f"warning: step {rows[-1]['step']} has no gradient: {_why_no_gradient(rows[-1], rollout)}"
+
+
+def _why_no_gradient(row: Row, rollout: RolloutConfig) -> str:
+    signals = {key.removeprefix("train/"): value for key, value in row.items() if key.startswith("train/")}
+    found = find_obstacles(signals, rollout)
+    if not found:
+        return "no token has a loss; check the filters of objective.min_*_fraction and λ"
+    return f"{', '.join(finding.message for finding in found)}; {found[0].tip}"
+
+
+def _no_gradient(rows: Sequence[Row], settings: CollapseConfig, rollout: RolloutConfig) -> str | None:
+    steps = [row for row in rows if row.get("train/grad_norm") is not None]
+    if not steps or steps[-1]["train/grad_norm"] != 0:
+        return None
+    last = steps[-settings.window :]
+    idle = all(not row.get(f"train/{name}") for row in steps for name in ("grad_norm", "env_tokens", "reward"))
+    if not idle and (len(last) < settings.window or any(row["train/grad_norm"] for row in last)):
+        return None
+    span = "" if idle else f" in {settings.window} steps"
+    return f"no gradient{span}: {_why_no_gradient(steps[-1], rollout)}"
 
 
 @dataclass(frozen=True)

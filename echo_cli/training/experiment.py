@@ -16,7 +16,7 @@ from echo_cli.files import Row, read_json
 from echo_cli.models.device import OutOfMemory
 from echo_cli.runs.directory import RunDirectory, is_half_made, open_run
 from echo_cli.runs.summary import is_finished, summarize_run
-from echo_cli.training.collapse import CollapseError
+from echo_cli.training.collapse import CollapseError, no_gradient_line
 from echo_cli.training.loop import train
 from echo_cli.training.plan import memory_notice
 from echo_cli.training.resume import check_same_config
@@ -109,9 +109,10 @@ def _train(session: Session, trackers: Trackers, hooks: RunHooks) -> dict[str, A
             rows.append(row)
             trackers.log(row)
             hooks.on_row(row)
-            line = dropped_groups_line(rows, config.rollout.tasks_per_step, config.environment.reward.none)
-            if line is not None:
-                hooks.on_notice(line)
+            dropped = dropped_groups_line(rows, config.rollout.tasks_per_step, config.environment.reward.none)
+            for line in (dropped, no_gradient_line(rows, config.rollout)):
+                if line is not None:
+                    hooks.on_notice(line)
             if (granted := hosting.count.take_granted()) is not None:
                 hooks.on_notice(
                     f"the environment grants {granted} of {hosting.sessions} sessions: rollouts use {granted}"

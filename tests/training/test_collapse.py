@@ -21,7 +21,14 @@ from echo_cli.config.schema import CollapseConfig, RolloutConfig
 from echo_cli.rollouts.behaviour import behaviour_metrics
 from echo_cli.runs.directory import open_run
 from echo_cli.runs.summary import warnings_of
-from echo_cli.training.collapse import CollapseError, alarms, lambda_factor, new_alarms, stop_if_collapsed
+from echo_cli.training.collapse import (
+    CollapseError,
+    alarms,
+    lambda_factor,
+    new_alarms,
+    no_gradient_line,
+    stop_if_collapsed,
+)
 
 SETTINGS = CollapseConfig()
 ROLLOUT = RolloutConfig(group_size=GROUP, max_action_tokens=LIMITS.action_tokens)
@@ -204,6 +211,72 @@ def test_fluctuation_of_a_fifth_around_any_level_is_silent(seed: int, shape: str
 
     metrics = [{"step": step, **{key: value(key, step) for key in HEALTHY}} for step in range(1, 31)]
     assert _found(metrics, SETTINGS.model_copy(update={"window": window})) == []
+
+
+CUT = {"action_length": 16.0, "malformed_fraction": 1.0, "valid_action_fraction": 0.0, "capped_fraction": 1.0}
+NOTHING = {"grad_norm": 0.0, "env_tokens": 0.0, "reward": 0.0, "zero_advantage_fraction": 1.0}
+
+
+def _idle(**changed: float) -> dict[str, Any]:
+    return {f"train/{name}": value for name, value in {**NOTHING, **CUT, **changed}.items()}
+
+
+def test_a_first_step_in_which_all_is_zero_is_an_alarm_with_its_cause_and_remedy() -> None:
+    one_task = ROLLOUT.model_copy(update={"tasks_per_step": 1, "max_action_tokens": 16})
+    ((signal, step, reason),) = [
+        (found.signal, found.step, found.reason)
+        for found in alarms(_rows((9, _idle())), SETTINGS.model_copy(update={"min_entropy": 0.0}), one_task)
+    ]
+    assert (signal, step) == ("no_gradient", 1)
+    assert "100% of actions are malformed" in reason and "rollout.max_action_tokens (16)" in reason
+    lowering = SETTINGS.model_copy(update={"action": "lower_lambda"})
+    assert lambda_factor([{"step": 1, "warnings": [{"signal": signal, "reason": reason}]}], lowering) == 1
+
+
+def test_steps_without_a_gradient_are_an_alarm_once_they_fill_a_window() -> None:
+    learning = {"train/grad_norm": 1.0}
+    for count, expected in ((SETTINGS.window - 1, []), (SETTINGS.window, [("no_gradient", 2 + SETTINGS.window)])):
+        metrics = _rows((2, learning), (count, {"train/grad_norm": 0.0, "train/zero_advantage_fraction": 1.0}))
+        assert [found[:2] for found in _found(metrics)] == expected
+    # Rewards without contrast, or observations at λ = 0: an unlucky step, for which the line at the first one suffices.
+    for seen in ({"train/reward": 0.5}, {"train/env_tokens": 9.0}):
+        assert _found(_rows((1, _idle() | seen))) == []
+
+
+def test_the_first_step_without_a_gradient_is_a_line_with_the_key_to_change() -> None:
+    assert no_gradient_line(_rows((1, {"train/grad_norm": 0.1})), ROLLOUT) is None
+    for changed, cause, key in (
+        ({}, "cut at their cap", "rollout.max_action_tokens"),
+        ({"action_length": 3.0}, "malformed", "environment.action.extract"),
+        ({"malformed_fraction": 0.0, "no_action_fraction": 0.9}, "no action", "conversation.system"),
+        ({"malformed_fraction": 0.1}, "cannot run 100%", "conversation.system"),
+        ({"malformed_fraction": 0.1, "valid_action_fraction": 0.9}, "a cap of turns", "environment.max_turns"),
+        (
+            {"malformed_fraction": 0.1, "valid_action_fraction": 0.9, "capped_fraction": 0.0},
+            "rewards of a group are equal",
+            "rollout.group_size",
+        ),
+    ):
+        metrics = _rows((2, {"train/grad_norm": 0.1}), (1, _idle(**changed)))
+        line = no_gradient_line(metrics, ROLLOUT)
+        assert line is not None and "step 3 has no gradient" in line
+        assert cause in line and key in line.rpartition(";")[2], line
+    assert no_gradient_line([*metrics, metrics[-1]], ROLLOUT) is None
+
+
+def test_a_run_that_learns_nothing_says_so_at_its_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--steps", "2", "--lambda", "0", "rollout.explorers=0", "rollout.max_action_tokens=1")
+    assert train(tmp_path / "run", *words) == 0
+    said = capsys.readouterr().err
+    assert said.count("no_gradient: no gradient: 100% of actions are malformed") == 1 and "has no gradient" not in said
+    assert [warning["step"] for warning in warnings_of(rows(tmp_path / "run"))] == [1]
+    # With observations it is no alarm, but still one line.
+    assert train(tmp_path / "flat", "--steps", "2", "--lambda", "0", "environment.toy_terminal.max_turns=1") == 0
+    metrics = rows(tmp_path / "flat")
+    assert [row["train/grad_norm"] for row in metrics[1:]] == [0, 0] and list(warnings_of(metrics)) == []
+    assert capsys.readouterr().err.count("has no gradient") == 1
 
 
 COLLAPSED = {
