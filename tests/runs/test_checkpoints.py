@@ -334,7 +334,7 @@ def test_a_full_disk_is_one_line_and_costs_nothing_that_was_there(tmp_path: Path
     shell = textwrap.dedent('mount -t tmpfs -o size=512k tmpfs "$1" 2>/dev/null || exit 77; exec "$2" -c "$3" "$1"')
     command = ["unshare", "-r", "-m", "sh", "-c", shell, "sh", str(tmp_path), sys.executable, FILL_THE_DISK]
     if shutil.which("unshare") is None:
-        pytest.skip("no unshare")
+        pytest.skip("unshare is not installed")
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip("no private mounts here")
