@@ -79,8 +79,8 @@ def check_first_step(step: int, coeff: float, counts: RolloutCounts, env_loss: f
     if env_tokens == 0:
         raise EchoError(
             f"the env term has no token at step {step}, with λ = {coeff:g}: {_why_empty(counts)}",
-            "see what becomes of actions and payloads: echo-cli env check; rollout.explorers observe whatever the "
-            "policy does; objective.world_model_coeff=0 trains without the env term",
+            "see what becomes of actions and payloads: echo-cli env check CONFIG --model; rollout.explorers observe "
+            "whatever the policy does; objective.world_model_coeff=0 trains without the env term",
             exit_code=1,
         )
     if not math.isfinite(env_loss):

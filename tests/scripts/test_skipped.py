@@ -29,7 +29,18 @@ def test_that_passes(): ...
 
 def test_skipped_tests_are_counted_by_the_program_that_is_missing(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(TESTS)
-    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(tmp_path)]
+    run = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        str(tmp_path),
+    ]
     subprocess.run([*run, "--junitxml=report.xml", "test_some.py"], cwd=tmp_path, check=True, capture_output=True)
     counted = subprocess.run(
         [sys.executable, ROOT / ".ci" / "skipped", tmp_path / "report.xml"], capture_output=True, text=True, check=True

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from echo_cli.cli.options import AsJson, Overrides, command_group, print_json
 from echo_cli.config.loader import find_config, load_config
+from echo_cli.errors import EchoError
+from echo_cli.text import escape_unprintable
+
+if TYPE_CHECKING:
+    from echo_cli.config.schema import Config
+    from echo_cli.environments.protocol import TaskSuite
+    from echo_cli.training.model_check import ModelReport
 
 env = command_group("Environments: check one before training.")
 
@@ -16,12 +23,23 @@ env = command_group("Environments: check one before training.")
 def check(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="Shipped config or YAML file.")],
     overrides: Overrides = None,
+    model: Annotated[
+        bool,
+        typer.Option(
+            "--model", help="Also play a few training rollouts with the config's model, and show its actions."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Play one episode in a config's environment and report problems.
 
     The transcript shows the roles as training uses them. Nothing is written.
     """
+    if model and (named := [word for word in overrides or () if "=" not in word]):
+        raise EchoError(
+            f"--model takes no value, so '{escape_unprintable(named[0])}' is not a model",
+            f"it plays the config's own model; for another: --model model.kind=hf model.path={named[0]}",
+        )
     loaded = load_config(find_config(config), overrides or [])
 
     from echo_cli.environments.worlds import open_worlds
@@ -39,9 +57,20 @@ def check(
             loaded.environment,
             context=None if architecture is None else architecture.max_length,
         )
+        played = _play(loaded, worlds) if model else None
     if as_json:
-        print_json(report.to_json())
-    else:
-        from echo_cli.cli.display.environment import print_check
+        print_json(report.to_json() | ({} if played is None else {"model": played.to_json()}))
+        return
+    from echo_cli.cli.display.environment import print_check, print_model
 
-        print_check(report)
+    print_check(report)
+    if played is not None:
+        print_model(played, loaded.model.path)
+
+
+def _play(config: Config, worlds: TaskSuite) -> ModelReport:
+    from echo_cli.evaluation.loaded_run import build_policy
+    from echo_cli.training.model_check import check_model
+
+    policy, _ = build_policy(config)
+    return check_model(config, policy, worlds)

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 _NAMES = ("initial", "best", "latest")
 
 
+_Training = Annotated[
+    bool, typer.Option("--training", help="With a RUN: the training rollouts that rollout.keep recorded.")
+]
+
+
 def inspect(
     place: Annotated[
         Path, typer.Argument(metavar="RUN|FILE", help="Run directory, pool, or trajectory file.", show_default=False)
@@ -33,9 +38,7 @@ def inspect(
     step: Annotated[
         int | None, typer.Option(help="With a RUN: only the evaluation after this step.", metavar="N", min=0)
     ] = None,
-    training: Annotated[
-        bool, typer.Option("--training", help="With a RUN: the training rollouts that rollout.keep recorded.")
-    ] = False,
+    training: _Training = False,
     checkpoint: Annotated[
         str | None,
         typer.Option(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
@@ -12,7 +12,11 @@ from echo_cli.cli.display.tables import has_colours, new_table, print_table
 from echo_cli.cli.display.transcript import transcript
 from echo_cli.environments.protocol import JsonObject
 from echo_cli.rollouts.environment_check import CheckReport
+from echo_cli.rollouts.environment_findings import Finding
 from echo_cli.text import LINES, escape_unprintable
+
+if TYPE_CHECKING:
+    from echo_cli.training.model_check import ModelReport
 
 _SCRIPTS = {
     "actions": "the actions that solve the task",
@@ -44,11 +48,44 @@ def print_check(report: CheckReport) -> None:
     print(f"time: reset {report.reset_seconds * 1000:.1f} ms, {step}")
     faults = ", ".join(f"{count} {name}" for name, count in report.faults.items() if count)
     print(f"faults: {faults or 'none'}")
-    if not report.findings:
+    _print_findings(report.findings)
+
+
+def print_model(report: ModelReport, name: str) -> None:
+    """Print what a model wrote in its first rollouts, the shares that decide whether it learns, and the findings."""
+    firsts = {rollout.task_id: rollout for rollout in reversed(report.rollouts)}
+    print(f"\nplayed by the model {escape_unprintable(name)}, a rollout of each task:")
+    for rollout in reversed(firsts.values()):
+        print(transcript(rollout, coloured=has_colours()))
+    shares = (
+        f"{_share(report.signals[key])} {words}"
+        for key, words in (
+            ("valid_action_fraction", "can be run"),
+            ("malformed_fraction", "malformed"),
+            ("no_action_fraction", "empty"),
+        )
+    )
+    length = report.signals["action_length"] or 0.0
+    print(f"actions: {', '.join(shares)}; {length:.1f} tokens on average, at most {report.most_action_tokens}")
+    ends = ", ".join(f"{count} {reason}" for reason, count in report.stops.items())
+    print(f"rollouts: {len(report.rollouts)}; {_share(report.signals['capped_fraction'])} end at a cap ({ends})")
+    print(f"observed: {report.observed_tokens} tokens of env_output")
+    contrast = report.signals.get("zero_advantage_fraction")
+    without = "" if contrast is None else f"; {_share(contrast)} of rollouts without reward contrast"
+    print(f"reward: {_reward(report.signals.get('reward'))} on average{without}")
+    _print_findings(report.findings)
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    if not findings:
         print("\nno problems found")
-    for finding in report.findings:
+    for finding in findings:
         message, tip = (escape_unprintable(text, keep=LINES) for text in (finding.message, finding.tip))
         print(f"\nwarning: {message}\n  tip: {tip}")
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
 
 
 def schema_lines(schema: JsonObject) -> Iterator[str]:
