@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
@@ -45,12 +45,21 @@ class TaskSplits:
     heldout: Sequence[Task]
 
     def __post_init__(self) -> None:
-        for name, tasks in (("train", self.train), ("validation", self.validation), ("heldout", self.heldout)):
+        for name, tasks in self.by_name.items():
             if any(task.split != name for task in tasks):
                 raise ValueError(f"a task of another split is among the {name} tasks")
         ids = [task.task_id for task in (*self.train, *self.validation, *self.heldout)]
         if len(set(ids)) != len(ids):
             raise ValueError("task ids must be unique across the splits")
+
+    @property
+    def by_name(self) -> Mapping[Split, Sequence[Task]]:
+        return {"train": self.train, "validation": self.validation, "heldout": self.heldout}
+
+    @property
+    def small(self) -> Mapping[Split, int]:
+        """Number of tasks of each split with fewer than two tasks, whose figures are the luck of one task."""
+        return {name: len(tasks) for name, tasks in self.by_name.items() if len(tasks) < 2}
 
 
 @dataclass(frozen=True)
@@ -79,8 +88,8 @@ class _Entry:
 def load_tasks(config: TasksConfig) -> TaskList:
     """Load the tasks of `file`, `items` or `seeds`. A relative path is resolved from the working directory.
 
-    An entry without a split is assigned one by the SHA-256 of its reset arguments, so that tasks keep their split when
-    others are added.
+    Entries without a split are assigned one by the SHA-256 of their reset arguments (`splits_by_hash`), so that most
+    tasks keep their split when others are added.
 
     Raises:
         EchoError: the file cannot be read, an entry is not a task, an id occurs twice, two splits have the same reset
@@ -90,11 +99,13 @@ def load_tasks(config: TasksConfig) -> TaskList:
     if not entries:
         raise EchoError(f"{escape_unprintable(config.file or 'environment.tasks')} has no tasks", "list at least one")
     _refuse_double_ids(entries)
+    without = {_canonical(entry.arguments) for entry in entries if entry.split is None}
+    assigned = splits_by_hash(without, config.validation, config.heldout)
     split_of: dict[str, tuple[str, _Entry]] = {}
     found: dict[str, list[Task]] = {name: [] for name in _SPLITS}
     for entry in entries:
         canonical = _canonical(entry.arguments)
-        name = entry.split or split_by_hash(canonical, config.validation, config.heldout)
+        name = entry.split or assigned[canonical]
         before, first = split_of.setdefault(canonical, (name, entry))
         if before != name:
             raise EchoError(
@@ -113,12 +124,32 @@ def load_tasks(config: TasksConfig) -> TaskList:
     return TaskList(splits, {entry.task_id: entry.actions for entry in entries if entry.actions}, tuple(found[OOD]))
 
 
-def split_by_hash(canonical: str, validation: float, heldout: float) -> Split:
-    """Return the split of a task: its hash, scaled to [0, 1), compared with the fractions."""
-    number = int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:8], "big") / 2**64
-    if number < validation:
-        return "validation"
-    return "heldout" if number < validation + heldout else "train"
+def splits_by_hash(canonicals: Collection[str], validation: float, heldout: float) -> dict[str, Split]:
+    """Return the split of each of N distinct tasks: its hash, scaled to [0, 1), compared with the two fractions.
+
+    If a split would have more or fewer tasks than its fraction by more than a twentieth of N, or by more than one task,
+    it is cut at the nearest size within these bounds. Splits do not depend on the order of the tasks.
+    """
+    ranked = sorted(canonicals, key=_hashed)
+    below = [sum(_hashed(text) < bound for text in ranked) for bound in (validation, validation + heldout)]
+    first = _near(below[0], validation, len(ranked))
+    second = first + _near(below[1] - below[0], heldout, len(ranked))
+    names: list[tuple[Split, Sequence[str]]] = [
+        ("validation", ranked[:first]),
+        ("heldout", ranked[first:second]),
+        ("train", ranked[second:]),
+    ]
+    return {text: name for name, of in names for text in of}
+
+
+def _hashed(canonical: str) -> float:
+    return int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:8], "big") / 2**64
+
+
+def _near(count: int, fraction: float, tasks: int) -> int:
+    """Return `count`, moved to within the tolerated distance of `fraction` · `tasks`."""
+    tolerance = max(1.0, tasks / 20)
+    return min(max(count, math.ceil(fraction * tasks - tolerance)), math.floor(fraction * tasks + tolerance))
 
 
 def _entries(config: TasksConfig) -> Iterator[_Entry]:
