@@ -17,7 +17,7 @@ from echo_cli.environments.protocol import Description, TaskSuite
 from echo_cli.environments.tasks import Task
 from echo_cli.errors import EchoError
 from echo_cli.models.renderer import Renderer
-from echo_cli.rollouts.environment_findings import Finding, find_problems
+from echo_cli.rollouts.environment_findings import Finding, find_problems, leak
 from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.random_actions import random_line
 from echo_cli.rollouts.watched_episode import play_watched
@@ -132,9 +132,16 @@ def check_environment(
         limits=limits,
         findings=(
             *([] if lowered is None else [Finding("context", lowered, _CONTEXT_TIP)]),
+            *(find_leak(worlds, renderer, limits, task) if (first.trajectory.reward or 0.0) > 0 else ()),
             *find_problems(first, second, elsewhere, worlds, settings, limits),
         ),
     )
+
+
+def find_leak(worlds: TaskSuite, renderer: Renderer, limits: EpisodeLimits, task: Task) -> tuple[Finding, ...]:
+    """Play an episode without any action on `task`, which was solved before; return a finding if it is rewarded."""
+    reward = play_watched(worlds, renderer, limits, task, (), "explorer").trajectory.reward
+    return (leak(task.task_id, reward),) if reward is not None and reward > 0 else ()
 
 
 def _script(worlds: TaskSuite, task: Task, settings: EnvironmentConfig, rng: random.Random) -> tuple[str, list[str]]:

@@ -217,6 +217,9 @@ def _about_tasks(play: Play, elsewhere: Play | None, worlds: TaskSuite) -> Itera
         yield Finding("no_validation", "there is no validation task: no best step can be selected", tip)
     if not worlds.tasks.heldout:
         yield Finding("no_heldout", "there is no held-out task: the run cannot be evaluated", tip)
+    for name, count in worlds.tasks.small.items():
+        if count:
+            yield Finding("small_split", f"the {name} split has {count} task: its figures rest on this task alone", tip)
     if elsewhere is not None and (play.opening, play.outputs) == (elsewhere.opening, elsewhere.outputs):
         yield Finding(
             "same_tasks",
@@ -243,6 +246,17 @@ def _about_pools(
             f"the actions show nothing on task {elsewhere.task.task_id}: the pool with this task may be empty",
             tip,
         )
+
+
+def leak(task_id: str, reward: float) -> Finding:
+    """Return the finding that an episode without any action was rewarded on a task that had been solved before."""
+    return Finding(
+        "leak",
+        f"an episode without any action earned reward {reward:g} on task {task_id}, which was solved before: state "
+        "leaks between episodes",
+        "let each reset remove what earlier episodes left (files, processes, rows), or start a fresh environment for "
+        "each episode",
+    )
 
 
 def _fields(description: Description) -> list[str]:

@@ -52,6 +52,9 @@ class _Fake:
     opening: str
     reward: float | None
     number: int
+    solved: set[str]
+    """Tasks that earlier episodes have solved, if state leaks."""
+    acted: bool = False
 
     async def reset(self, task: Task) -> tuple[TextPiece, ...]:
         self.task = task
@@ -59,10 +62,14 @@ class _Fake:
         return (TextPiece(Role.CONTEXT, text), PROMPT) if text else (PROMPT,)
 
     async def step(self, action: str, problem: str | None = None) -> StepResult:
+        self.acted = True
         return self.answer(self.task, action, self.number)
 
     async def verify(self) -> float | None:
-        return self.reward
+        if self.acted:
+            self.solved.add(self.task.task_id)
+            return self.reward
+        return self.reward if self.task.task_id in self.solved else 0.0
 
     async def close(self) -> None:
         pass
@@ -85,18 +92,21 @@ class _FakeWorlds:
     tasks: TaskSplits = field(
         default_factory=lambda: TaskSplits(
             [Task("a", "train", "task", {"seed": 1}), Task("b", "train", "task", {"seed": 2})],
-            [Task("c", "validation", "task", {"seed": 3})],
-            [Task("d", "heldout", "task", {"seed": 4})],
+            [Task("c", "validation", "task", {"seed": 3}), Task("e", "validation", "task", {"seed": 5})],
+            [Task("d", "heldout", "task", {"seed": 4}), Task("f", "heldout", "task", {"seed": 6})],
         )
     )
     hosting: HostLimits = field(default_factory=lambda: HostLimits(sessions=4))
     description: Description = field(default_factory=lambda: Description("fake", STRING, {}, 4))
     replayable: bool = False
     episodes: int = 0
+    leaks: bool = False
+    solved: set[str] = field(default_factory=set)
 
     def environment(self) -> Environment:
         self.episodes += 1
-        return _Fake(self.answer, self.opening, self.reward, self.episodes)
+        solved = self.solved if self.leaks else set()
+        return _Fake(self.answer, self.opening, self.reward, self.episodes, solved)
 
     def expert(self, task: Task) -> list[str] | None:
         return None if self.actions is None else list(self.actions)
@@ -125,7 +135,7 @@ def test_a_good_environment_has_no_warning(tokenizer: Tokenizer) -> None:
     report = check_environment(_FakeWorlds(), PlainRenderer(tokenizer), LIMITS, SETTINGS)
     assert _warnings(report) == []
     assert report.script == "actions"
-    assert report.tasks == {"train": 2, "validation": 1, "heldout": 1}
+    assert report.tasks == {"train": 2, "validation": 2, "heldout": 2}
     assert (report.step_rewards, report.trajectory.reward) == ((None, 1.0), 1.0)
     assert (report.trajectory.task_id, report.trajectory.stop_reason) == ("a", "answered")
     assert report.sessions == 4
@@ -187,6 +197,8 @@ def _warning(text: str) -> TextPiece:
         ({"answer": _pieces(TextPiece(Role.ENV_OUTPUT, "same\n")), "opening": "task\n"}, {}, "same_tasks"),
         ({"tasks": TaskSplits([Task("a", "train", "task", {"seed": 1})], [], [])}, {}, "no_validation"),
         ({"tasks": TaskSplits([Task("a", "train", "task", {"seed": 1})], [], [])}, {}, "no_heldout"),
+        ({"tasks": TaskSplits([Task("a", "train", "task", {"seed": 1})], [], [])}, {}, "small_split"),
+        ({"leaks": True}, {}, "leak"),
         ({"actions": None}, {"explorer": ()}, "no_script"),
         ({"answer": _only_on("a")}, {}, "empty_pool"),
     ],
