@@ -1,7 +1,7 @@
-"""Estimates with intervals: bootstrap over clusters, Student's t over seeds, McNemar over tasks, pass@k.
+"""Estimates with intervals: bootstrap over clusters, Student's t over seeds, McNemar over clusters of tasks, pass@k.
 
-Intervals are 95 % confidence intervals. The bootstrap resamples whole clusters (a trajectory, a task, a seed), never
-single tokens, because observations of one cluster are correlated.
+Intervals are 95 % confidence intervals. The bootstrap resamples whole clusters (a trajectory, the tasks with
+one solution, a seed), never single tokens, because observations of one cluster are correlated.
 """
 
 from __future__ import annotations
@@ -151,9 +151,25 @@ def spread(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the exact two-sided McNemar p-value, given the numbers of tasks that only one of two models solves."""
-    return sign_test(only_first, only_second)
+def mcnemar(differences: Sequence[int]) -> float:
+    """Return the exact two-sided McNemar p-value of tasks in clusters.
+
+    Under the null hypothesis, the sign of each cluster's difference is a fair coin. With one task per cluster, this is
+    the sign test of the discordant tasks.
+
+    Args:
+        differences: per cluster, the number of tasks that only the first model solves minus the number that only the
+            second solves.
+    """
+    probabilities = np.ones(1)  # of the sums from -reach to reach
+    for size in map(abs, differences):
+        coin = np.zeros(2 * size + 1)
+        coin[0] += 0.5
+        coin[-1] += 0.5
+        probabilities = np.convolve(probabilities, coin)
+    reach, observed = len(probabilities) // 2, abs(sum(differences))
+    sums = np.abs(np.arange(-reach, reach + 1))
+    return min(1.0, float(probabilities[sums >= observed].sum()))
 
 
 def pass_at_k(rollouts: int, solved: int, k: int) -> float:

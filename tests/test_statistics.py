@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from echo_cli.statistics import (
     Estimate,
     absolute_ratio,
-    mcnemar,
     mean_height,
     mean_over_seeds,
     paired_difference,
@@ -101,14 +100,6 @@ def test_a_paired_difference_is_after_less_before() -> None:
 def test_spread_is_the_sample_deviation() -> None:
     assert spread([1.0, 3.0]) == pytest.approx(math.sqrt(2))
     assert spread([1.0]) is None
-
-
-@pytest.mark.parametrize(
-    ("only_first", "only_second", "p"),
-    [(0, 0, 1.0), (0, 5, 2 / 32), (5, 0, 2 / 32), (3, 3, 1.0), (1, 7, 2 * (1 + 8) / 256)],
-)
-def test_mcnemar_by_hand(only_first: int, only_second: int, p: float) -> None:
-    assert mcnemar(only_first, only_second) == pytest.approx(p)
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,25 @@ def checkpoint_named(name: str, names: Sequence[str] = ("best", "latest")) -> st
     return name
 
 
+def chosen_checkpoint(name: str | None, run: Path) -> str | int:
+    """Parse the checkpoint of `run` from the command line, by default the best.
+
+    A run without a best step uses its latest by default, and a line on stderr says so.
+
+    Raises:
+        EchoError: `name` is not a checkpoint's name.
+    """
+    if name is not None:
+        return checkpoint_named(name)
+    from echo_cli.runs.directory import RunDirectory
+
+    checkpoints = RunDirectory(run).checkpoints
+    if checkpoints.best_step() is None and (steps := checkpoints.steps()):
+        print(f"no step was chosen on validation: the latest checkpoint is used (step {steps[-1]})", file=sys.stderr)
+        return "latest"
+    return "best"
+
+
 def refuse_options(context: typer.Context, words: Sequence[str]) -> None:
     """Refuse unknown options, which the parser passes on as words because a negative λ looks like one.
 

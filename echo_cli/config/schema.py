@@ -65,16 +65,18 @@ class EvaluationConfig(Section):
     """Evaluation during a run.
 
     The pools are scored every `every` steps, before the first step and after the last. Tasks are played at the
-    evaluated steps that are multiples of `pass_every`. `*_rollouts` is the number of rollouts per task for pass@1; 0
-    omits pass@1.
+    evaluated steps that are multiples of `pass_every`. `*_rollouts` is the number of rollouts per task for pass@1 and
+    the mean reward; 0 omits them.
     """
 
     every: Positive = 10
     pass_every: Positive = 30
     validation_rollouts: NonNegative = 2
     heldout_rollouts: NonNegative = 2
+    solved_at: float = 1.0
+    """Lowest reward of a rollout that has solved its task."""
     kept_trajectories: NonNegative = 4
-    select_by: Literal["env_ce", "pass_at_1"] = "env_ce"
+    select_by: Literal["env_ce", "pass_at_1", "mean_reward"] = "env_ce"
 
     @property
     def group_size(self) -> int:
@@ -213,9 +215,9 @@ class Config(Section):
             if count := getattr(self.rollout, key):
                 tip = "without an environment: rollout.tasks_per_step=0 rollout.explorers=0 objective.use_rl=false"
                 raise EchoError(f"environment.none is true and rollout.{key} is {count}: no rollouts are possible", tip)
-        if self.evaluation.select_by == "pass_at_1":
+        if self.evaluation.select_by != "env_ce":
             tip = "set evaluation.select_by=env_ce; without an environment no task is played"
-            raise EchoError("environment.none is true and evaluation.select_by is pass_at_1", tip)
+            raise EchoError(f"environment.none is true and evaluation.select_by is {self.evaluation.select_by}", tip)
         return self
 
     @model_validator(mode="after")

@@ -132,7 +132,7 @@ class TaskSuite(Protocol):
     hosting: HostLimits
     description: Description
     replayable: bool
-    """Whether every task has an expert and equal actions get equal answers, so that a pool can be replayed."""
+    """Whether pools can be replayed: every task has an expert, and equal actions get equal answers in this process."""
 
     def environment(self) -> Environment:
         """Return a new environment for one episode."""

@@ -27,12 +27,11 @@ class ToyWorlds:
     Args:
         families: kinds of tasks; empty means all. The explorers' commands do not depend on them.
         factory: creates the terminals; by default in this process.
+        replayable: whether the terminals are in this process, so that a pool can be replayed at no cost.
 
     Raises:
         EchoError: no world has a training task of these families.
     """
-
-    replayable = True
 
     def __init__(
         self,
@@ -41,7 +40,10 @@ class ToyWorlds:
         max_turns: int,
         families: Sequence[str] = (),
         factory: EnvironmentFactory | None = None,
+        *,
+        replayable: bool = True,
     ) -> None:
+        self.replayable = replayable
         self._world_seeds = tuple(world_seeds)
         self._ood_world_seeds = tuple(ood_world_seeds)
         self._max_turns = max_turns
@@ -70,10 +72,11 @@ class ToyWorlds:
         self.tasks = TaskSplits(**splits)
 
     def made_by(self, factory: EnvironmentFactory) -> ToyWorlds:
-        """Return the same worlds with terminals from `factory` and the turn cap of these worlds."""
+        """Return the same worlds with terminals of a server, from `factory`, and the turn cap of these worlds."""
         settings = factory.settings.model_copy(update={"max_turns": self._max_turns})
         factory = replace(factory, settings=settings)
-        return ToyWorlds(self._world_seeds, self._ood_world_seeds, self._max_turns, self._families, factory)
+        seeds = self._world_seeds, self._ood_world_seeds
+        return ToyWorlds(*seeds, self._max_turns, self._families, factory, replayable=False)
 
     def environment(self) -> Environment:
         return self._factory.environment()
@@ -85,7 +88,8 @@ class ToyWorlds:
         return explorer_actions(self._explorer_kinds[task.reset_arguments["seed"]], count, rng)
 
     def out_of_distribution(self) -> ToyWorlds:
-        return ToyWorlds(self._ood_world_seeds, (), self._max_turns, self._families, self._factory)
+        seeds, replayable = self._ood_world_seeds, self.replayable
+        return ToyWorlds(seeds, (), self._max_turns, self._families, self._factory, replayable=replayable)
 
 
 def toy_factory(max_turns: int, hosting: HostLimits) -> EnvironmentFactory:

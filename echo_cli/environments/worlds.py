@@ -17,6 +17,24 @@ from echo_cli.environments.text_environment import EnvironmentFactory
 from echo_cli.environments.toy import ToyWorlds, toy_factory, toy_settings
 from echo_cli.errors import EchoError
 
+_NO_TASKS = TaskSplits((), (), ())
+
+
+def list_tasks(config: Config) -> tuple[TaskSplits, TaskSplits]:
+    """Return the tasks of `config`, and of its out-of-distribution suite, without opening the environment.
+
+    Raises:
+        EchoError: the tasks cannot be read.
+    """
+    environment, toy = config.environment, config.environment.toy_worlds
+    if toy is not None:
+        worlds = ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns, toy.families)
+        return worlds.tasks, worlds.out_of_distribution().tasks
+    if environment.tasks is None:
+        return _NO_TASKS, _NO_TASKS
+    tasks = load_tasks(environment.tasks)
+    return tasks.splits, TaskSplits((), (), tasks.ood)
+
 
 @contextmanager
 def open_worlds(config: Config) -> Iterator[TaskSuite]:
@@ -176,7 +194,7 @@ class NoWorlds:
     replayable = False
 
     def __init__(self) -> None:
-        self.tasks = TaskSplits((), (), ())
+        self.tasks = _NO_TASKS
         self.hosting = HostLimits()
         self.description = Description("none", {}, {})
 

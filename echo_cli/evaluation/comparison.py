@@ -12,7 +12,14 @@ from echo_cli.evaluation.loaded_run import LoadedRun, load_run
 from echo_cli.evaluation.measures import env_ce_difference, tokens_of
 from echo_cli.evaluation.pass_at_k import compare_outcomes
 from echo_cli.evaluation.records import HELDOUT, Difference, Evaluation
-from echo_cli.evaluation.run_evaluation import cut_notes, met_notes, novel_pairs, predict_pools, report_policy
+from echo_cli.evaluation.run_evaluation import (
+    cut_notes,
+    met_notes,
+    novel_pairs,
+    predict_pools,
+    report_policy,
+    rollouts_and_ks,
+)
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.runs.pools import Pair
 from echo_cli.text import escape_unprintable
@@ -26,8 +33,8 @@ def compare_runs(
     paths: tuple[Path, Path],
     *,
     checkpoint: str | int,
-    rollouts: int,
-    pass_k: Sequence[int],
+    rollouts: int | None,
+    pass_k: Sequence[int] | None,
     pool_folders: Sequence[Path],
     device: str | None,
     announce: Callable[[str], object] = lambda _: None,
@@ -47,7 +54,7 @@ def compare_runs(
             opened.enter_context(load_run(path, device=device, pool_folders=pool_folders)) for path in paths
         )
         first.announce = second.announce = announce
-        return _compare(first, second, checkpoint, rollouts, pass_k)
+        return _compare(first, second, checkpoint, *rollouts_and_ks([first, second], rollouts, pass_k))
 
 
 def _compare(

@@ -17,10 +17,11 @@ from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.tasks import Task
 from echo_cli.evaluation.measures import Predictions, Tokens, predict, tokens_of, values_of
-from echo_cli.evaluation.pass_at_k import solved_share
+from echo_cli.evaluation.pass_at_k import mean_reward, outcomes_of, pass_share
 from echo_cli.evaluation.records import OOD, pool_title
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import Renderer
+from echo_cli.rollouts.environment_check import find_leak
 from echo_cli.rollouts.limits import EpisodeLimits, limits_for
 from echo_cli.rollouts.rollout import play_policy, play_scripts, without_fragments
 from echo_cli.runs.pools import Pair, Pool, pool_of
@@ -125,6 +126,25 @@ def pool_notices(config: Config, worlds: TaskSuite, pools: Mapping[str, Pool]) -
     return notices
 
 
+def split_notices(worlds: TaskSuite) -> list[str]:
+    """Return a line for each split of a run with one task."""
+    return [
+        f"warning: the {name} split has {count} task: list more tasks, or set the split of some"
+        for name, count in worlds.tasks.small.items()
+        if count
+    ]
+
+
+def leak_notices(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> list[str]:
+    """Return a line if state leaks between episodes: a pool's expert has solved a task, and now no action is needed."""
+    if not (config.objective.use_rl or config.evaluation.heldout_rollouts):  # rewards are not used
+        return []
+    scripts = expert_scripts(worlds, (*worlds.tasks.heldout, *worlds.tasks.validation))
+    limits = limits_for(config, policy)
+    found = [finding for task, _ in scripts[:1] for finding in find_leak(worlds, policy.renderer, limits, task)]
+    return [f"warning: {finding.message}; {finding.tip}" for finding in found]
+
+
 @dataclass(frozen=True)
 class StepEvaluation:
     """Metrics of one step, and the rollouts to keep."""
@@ -154,7 +174,9 @@ class Evaluator:
         self.seen |= self._pairs.intersection(pairs)
 
     def evaluate(self, policy: TorchPolicy, step: int, *, play: bool = True) -> StepEvaluation:
-        """Score the pools and, with `play`, play the validation and held-out tasks; without `play`, pass@1 is None.
+        """Score the pools and, with `play`, play the validation and held-out tasks.
+
+        Without `play`, pass@1 and the mean reward are None.
 
         Sampling uses generators separate from training's.
         """
@@ -170,7 +192,8 @@ class Evaluator:
             seed = derive_seed(self._config.seed, f"evaluate/{name}", step)
             wanted = play and rollouts > 0 and len(tasks) > 0
             played = rollout_tasks(policy, self._worlds, tasks, rollouts, self._config, seed) if wanted else []
-            metrics[f"{name}/pass_at_1"] = solved_share(played)
+            outcomes = outcomes_of(self._worlds, tasks, played, settings.solved_at)
+            metrics |= {f"{name}/pass_at_1": pass_share(outcomes), f"{name}/mean_reward": mean_reward(outcomes)}
             kept += played[: settings.kept_trajectories]
         return StepEvaluation(metrics, kept)
 

@@ -158,7 +158,8 @@ class LoadedRun:
         Args:
             policy: any policy of the run; its renderer and context length are used.
         """
-        worlds = None if self.config.environment.toy_worlds is None else self.task_suite
+        kept = self.directory.pool_paths.keys() - {POOL}
+        worlds = None if kept or self.config.environment.toy_worlds is None else self.task_suite
         return frozen_pools(self.directory, self.config, worlds, policy)
 
     def pool_in(self, folder: Path, policy: TorchPolicy) -> Pool:
@@ -205,7 +206,7 @@ class LoadedRun:
                 seed = derive_seed(0, f"eval-heldout/{name}")
                 trajectories = rollout_tasks(policy, suite, tasks, rollouts, self.config, seed)
                 whole = without_fragments(trajectories, rollouts * len(tasks), suite.hosting)
-                played[name] = outcomes_of(tasks, whole)
+                played[name] = outcomes_of(suite, tasks, whole, self.config.evaluation.solved_at)
         return played
 
     @cached_property
@@ -324,14 +325,14 @@ def frozen_pools(run: RunDirectory, config: Config, worlds: TaskSuite | None, po
     """Return the frozen pools of a run, replayed by its worlds' experts or read from its files; the traces' pool last.
 
     Args:
-        worlds: the run's worlds; None if they cannot be replayed.
+        worlds: the run's worlds, which replay the pools if the run has not kept them; None if they need not.
 
     Raises:
         EchoError: a stored pool is damaged or missing.
     """
     paths = run.pool_paths
     traces = paths.pop(POOL, None)
-    if worlds is not None and worlds.replayable:
+    if not paths and worlds is not None and config.environment.toy_worlds is not None:
         pools = expert_pools(config, worlds, policy)
     else:
         pools = {name: _read_kept_pool(path) for name, path in paths.items()}

@@ -42,6 +42,9 @@ _TAKEN = frozenset({INITIAL, POLICY, "difference", "uniform", "unigram", f"{ORDE
 """Names of the other rows of a table, which no model's label may take."""
 
 
+_FILL_POOL = "build it again with `echo-cli pool build`, from an actor that observes something"
+
+
 @dataclass(frozen=True)
 class ScoredModel:
     """A model's predictions of the pools in its own tokens, without its weights."""
@@ -92,7 +95,7 @@ def evaluate_models(
     observed = None if fit_folder is None else _pairs(pool_of(read_pool(fit_folder)[1]))
     seen = frozenset(observed or ())
     first_column = next(iter(columns))
-    wanted = find_output(played[first_column], command, seen, first_column).pair[0]
+    wanted = find_output(played[first_column], command, seen, first_column, _FILL_POOL).pair[0]
 
     scored: list[ScoredModel] = []
     for contender in chosen:
@@ -155,7 +158,7 @@ def _score(
     pools = {name: load_pool(folder, policy.renderer, context, cut=cut) for name, folder in columns.items()}
     tokens = {name: tokens_of(pool, seen, policy.tokenizer) for name, pool in pools.items()}
     first_column = next(iter(pools))
-    output = find_output(pools[first_column], command, seen, first_column)
+    output = find_output(pools[first_column], command, seen, first_column, _FILL_POOL)
     return ScoredModel(
         contender,
         device.reason,

@@ -1,12 +1,24 @@
-"""Task outcomes: solved rollouts, pass@k with its interval, and the comparison of two policies on the same tasks."""
+"""Task outcomes: rewards of rollouts, mean reward, pass@k, and the comparison of two policies on the same tasks.
+
+Training, `eval-heldout`, sweeps and reports share these definitions. `mean_reward` is the mean over tasks of the mean
+reward. A rollout has solved its task if its reward is at least `evaluation.solved_at`; pass@k follows from the solved
+rollouts. A rollout without a reward (the verifier gave none) does not count.
+
+Tasks that have the same solution are solved or missed together, so intervals and tests take them as one cluster.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.tasks import Task
-from echo_cli.statistics import Estimate, mcnemar, pass_at_k, ratio, ratio_difference
+from echo_cli.statistics import Estimate, Floats, mcnemar, pass_at_k, ratio, ratio_difference
 from echo_cli.trajectory import Trajectory
 
 
@@ -16,12 +28,33 @@ class TaskOutcome:
 
     task_id: str
     family: str
-    rollouts: int
-    """Number of rollouts."""
-    solved: int
-    """Number of rollouts with a reward of 1."""
-    first_solved: bool
-    """Whether the first rollout solved the task."""
+    cluster: str
+    """Solution of the task or, if it is unknown, its reset arguments."""
+    rewards: tuple[float | None, ...]
+    """Rewards of the rollouts in the order of play; None for a rollout without a reward."""
+    solved_at: float
+    """Lowest reward of a solved rollout."""
+
+    @property
+    def known(self) -> list[float]:
+        """Rewards of the rollouts that have one."""
+        return [reward for reward in self.rewards if reward is not None]
+
+    @property
+    def rollouts(self) -> int:
+        """Number of rollouts with a reward."""
+        return len(self.known)
+
+    @property
+    def solved(self) -> int:
+        """Number of solved rollouts."""
+        return sum(reward >= self.solved_at for reward in self.known)
+
+    @property
+    def first_solved(self) -> bool:
+        """Whether the first rollout solved the task."""
+        first = self.rewards[0] if self.rewards else None
+        return first is not None and first >= self.solved_at
 
 
 @dataclass(frozen=True)
@@ -32,55 +65,93 @@ class OutcomeComparison:
     only_a: int
     only_b: int
     neither: int
+    clusters: int
+    """Number of clusters of tasks."""
     p_value: float
-    """p-value of the exact two-sided McNemar test of `only_a` against `only_b`."""
+    """p-value of the exact two-sided McNemar test, in which the tasks of a cluster change sides together."""
     difference: Estimate
-    """pass@1 of B minus pass@1 of A over all rollouts, paired by task."""
+    """pass@1 of B minus pass@1 of A over all rollouts, paired by task, resampled over clusters."""
 
 
-def solved(rollout: Trajectory) -> bool:
-    """Return whether the rollout solved its task, with a reward of 1; an unknown reward counts as unsolved."""
-    return (rollout.reward or 0.0) >= 1
+def outcomes_of(
+    worlds: TaskSuite, tasks: Sequence[Task], trajectories: Sequence[Trajectory], solved_at: float
+) -> list[TaskOutcome]:
+    """Return the outcomes of `tasks` in the suite `worlds`, given verified rollouts of these tasks in any number."""
+    rewards: dict[str, list[float | None]] = {task.task_id: [] for task in tasks}
+    for trajectory in trajectories:
+        rewards[trajectory.task_id].append(trajectory.reward)
+    return [
+        TaskOutcome(task.task_id, task.family, _cluster(worlds, task), tuple(rewards[task.task_id]), solved_at)
+        for task in tasks
+    ]
 
 
-def solved_share(rollouts: Sequence[Trajectory]) -> float | None:
-    """Return pass@1: the share of solved rollouts among rollouts with a known reward; None if no reward is known."""
-    known = [rollout for rollout in rollouts if rollout.reward is not None]
-    return sum(map(solved, known)) / len(known) if known else None
+def _cluster(worlds: TaskSuite, task: Task) -> str:
+    solution = worlds.expert(task)
+    return json.dumps(solution or dict(task.reset_arguments) or task.task_id, sort_keys=True)
 
 
-def outcomes_of(tasks: Sequence[Task], trajectories: Sequence[Trajectory]) -> list[TaskOutcome]:
-    """Return the outcomes of `tasks`.
+def clusters_of(outcomes: Sequence[TaskOutcome]) -> int:
+    """Return the number of clusters of the tasks that have a reward."""
+    return len({outcome.cluster for outcome in outcomes if outcome.rollouts})
 
-    Args:
-        trajectories: verified rollouts in the order of `tasks`, the same number for each task.
-    """
-    rollouts = len(trajectories) // max(len(tasks), 1)
-    outcomes = []
-    for number, task in enumerate(tasks):
-        found = [solved(rollout) for rollout in trajectories[number * rollouts : (number + 1) * rollouts]]
-        outcomes.append(TaskOutcome(task.task_id, task.family, rollouts, sum(found), found[0]))
-    return outcomes
+
+def pass_share(outcomes: Sequence[TaskOutcome]) -> float | None:
+    """Return pass@1 without an interval; None if no reward is known."""
+    return _mean([outcome.solved / outcome.rollouts for outcome in outcomes if outcome.rollouts])
+
+
+def mean_reward(outcomes: Sequence[TaskOutcome]) -> float | None:
+    """Return the mean reward without an interval; None if no reward is known."""
+    return _mean([math.fsum(outcome.known) / outcome.rollouts for outcome in outcomes if outcome.rollouts])
 
 
 def pass_at(outcomes: Sequence[TaskOutcome], k: int) -> Estimate | None:
-    """Return the mean over tasks of the unbiased pass@k estimate, resampled over tasks; None without tasks.
+    """Return the mean over tasks of the unbiased pass@k estimate, resampled over clusters of tasks.
 
-    Raises:
-        ValueError: a task has fewer than k rollouts.
+    A task with fewer than k rewards is left out; the estimate is None if no task remains.
     """
-    values = [pass_at_k(outcome.rollouts, outcome.solved, k) for outcome in outcomes]
-    return ratio(values, [1] * len(values))
+    enough = [outcome for outcome in outcomes if outcome.rollouts >= k]
+    values = [pass_at_k(outcome.rollouts, outcome.solved, k) for outcome in enough]
+    return ratio(_by_cluster(enough, values), _by_cluster(enough, [1.0] * len(enough)))
+
+
+def reward_estimate(outcomes: Sequence[TaskOutcome]) -> Estimate | None:
+    """Return the mean reward, resampled over clusters of tasks; None if no reward is known."""
+    known = [outcome for outcome in outcomes if outcome.rollouts]
+    values = [math.fsum(outcome.known) / outcome.rollouts for outcome in known]
+    return ratio(_by_cluster(known, values), _by_cluster(known, [1.0] * len(known)))
 
 
 def compare_outcomes(first: Sequence[TaskOutcome], second: Sequence[TaskOutcome]) -> OutcomeComparison | None:
-    """Compare policy A (`first`) and policy B on the same tasks, with equal numbers of rollouts; None without tasks."""
+    """Compare policy A (`first`) and policy B on the same tasks; None if no task has a reward under both."""
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a.rollouts and b.rollouts]
+    tasks = [a for a, _ in pairs]
+    shares_a, shares_b = ([each.solved / each.rollouts for each in side] for side in (tasks, [b for _, b in pairs]))
     difference = ratio_difference(
-        [a.solved for a in first], [b.solved for b in second], [outcome.rollouts for outcome in first]
+        _by_cluster(tasks, shares_a), _by_cluster(tasks, shares_b), _by_cluster(tasks, [1.0] * len(tasks))
     )
     if difference is None:
         return None
-    pairs = [(a.first_solved, b.first_solved) for a, b in zip(first, second, strict=True)]
-    only_a, only_b = pairs.count((True, False)), pairs.count((False, True))
-    both, neither = pairs.count((True, True)), pairs.count((False, False))
-    return OutcomeComparison(both, only_a, only_b, neither, mcnemar(only_a, only_b), difference)
+    sides = [(a.first_solved, b.first_solved) for a, b in pairs]
+    net = _by_cluster(tasks, [float(a) - float(b) for a, b in sides])
+    return OutcomeComparison(
+        both=sides.count((True, True)),
+        only_a=sides.count((True, False)),
+        only_b=sides.count((False, True)),
+        neither=sides.count((False, False)),
+        clusters=clusters_of(tasks),
+        p_value=mcnemar([round(each) for each in net]),
+        difference=difference,
+    )
+
+
+def _by_cluster(outcomes: Sequence[TaskOutcome], values: Sequence[float]) -> Floats:
+    """Return the sum of `values`, one per task, in each cluster."""
+    numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(each.cluster for each in outcomes))}
+    places = np.array([numbers[each.cluster] for each in outcomes], dtype=np.int64)
+    return np.bincount(places, np.asarray(values, dtype=np.float64), len(numbers)).astype(np.float64)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

@@ -7,27 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.tasks import Split, Task
-from echo_cli.environments.worlds import open_worlds
+from echo_cli.environments.worlds import list_tasks, open_worlds
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.evaluator import expert_scripts
 from echo_cli.evaluation.loaded_run import build_policy, load_run
 from echo_cli.files import sha256_of
 from echo_cli.models.loading import load_renderer
 from echo_cli.models.policy import TorchPolicy
-from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.limits import EpisodeLimits, limits_for, limits_of
 from echo_cli.rollouts.rollout import play_policy, play_scripts, without_fragments
 from echo_cli.runs.pool_folder import Actor, Manifest, Provenance, check_free, write_pool
 from echo_cli.runs.provenance import git_commit
 from echo_cli.seeds import derive_seed, generator
-from echo_cli.trajectory import Trajectory
+from echo_cli.trajectory import Source, Trajectory
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,13 @@ class Recipe:
             raise ValueError("the expert plays each task in one way, so one rollout per task is enough")
 
 
-def build_pool(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> Manifest:
+def build_pool(
+    folder: Path, recipe: Recipe, *, overwrite: bool = False, on_start: Callable[[], object] = lambda: None
+) -> Manifest:
     """Play the pool of `recipe` and write it to `folder`. Equal recipes give equal trajectories.
+
+    Args:
+        on_start: called once before the first episode.
 
     Raises:
         EchoError: the folder is not empty; the worlds or tasks do not exist; the run or its checkpoint does not exist
@@ -74,20 +78,28 @@ def build_pool(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> Mani
     """
     check_free(folder, overwrite)
     config = recipe.config
+    tasks = _tasks(recipe)
+    loaded = _load(recipe.actor, config) if isinstance(recipe.actor, CheckpointActor) else None
     with open_worlds(config) as here:
         worlds = here.out_of_distribution() if recipe.out_of_distribution else here
-        tasks = _tasks(worlds, recipe)
-        if isinstance(recipe.actor, CheckpointActor):
-            policy, actor = _load(recipe.actor, config)
+        if loaded is not None and isinstance(recipe.actor, CheckpointActor):
+            on_start()
+            policy, actor = loaded
             renderer, temperature = policy.renderer, recipe.actor.temperature
             limits = limits_for(config, policy)
             trajectories = _sample(policy, worlds, tasks, recipe, limits, temperature)
         else:
             renderer, limits = load_renderer(config), limits_of(config)
             actor, temperature = Actor(kind="expert" if recipe.actor == "expert" else "explorer"), None
-            trajectories = _script(renderer, worlds, tasks, recipe, limits)
+            scripts = _scripts(worlds, tasks, recipe)
+            on_start()
+            source: Source = "expert" if recipe.actor == "expert" else "explorer"
+            trajectories = play_scripts(
+                renderer, worlds, scripts, limits, source, world_model_only=source == "explorer"
+            )
+    solved_at = config.evaluation.solved_at
     if recipe.only_solved:
-        trajectories = [trajectory for trajectory in trajectories if (trajectory.reward or 0.0) >= 1.0]
+        trajectories = [trajectory for trajectory in trajectories if (trajectory.reward or 0.0) >= solved_at]
         if not trajectories:
             tip = "increase --rollouts, or change --checkpoint or --temperature"
             raise EchoError(f"none of the {recipe.rollouts * len(tasks)} rollouts solved its task", tip, exit_code=1)
@@ -116,8 +128,9 @@ def _world_seeds(config: Config, out_of_distribution: bool) -> tuple[int, ...]:
     return toy.ood_world_seeds if out_of_distribution else toy.world_seeds
 
 
-def _tasks(worlds: TaskSuite, recipe: Recipe) -> Sequence[Task]:
-    tasks: Sequence[Task] = getattr(worlds.tasks, recipe.split)
+def _tasks(recipe: Recipe) -> Sequence[Task]:
+    here, elsewhere = list_tasks(recipe.config)
+    tasks: Sequence[Task] = getattr(elsewhere if recipe.out_of_distribution else here, recipe.split)
     if tasks:
         return tasks
     if recipe.out_of_distribution:
@@ -173,23 +186,20 @@ def _sample(
     return sorted(whole, key=lambda trajectory: order[trajectory.task_id])
 
 
-def _script(
-    renderer: Renderer, worlds: TaskSuite, tasks: Sequence[Task], recipe: Recipe, limits: EpisodeLimits
-) -> list[Trajectory]:
-    """Play scripted rollouts in task order; explorers draw from a generator used only for pools.
+def _scripts(worlds: TaskSuite, tasks: Sequence[Task], recipe: Recipe) -> Sequence[tuple[Task, Sequence[str]]]:
+    """Return the scripts of the rollouts, in task order; explorers draw from a generator used only for pools.
 
     Raises:
-        EchoError: no task has a known solution, or explorers have no commands to draw from.
+        EchoError: no task has a known solution, or explorers have no actions to draw from.
     """
-    count = recipe.config.rollout.explorer_commands
     if recipe.actor == "expert":
         solved = expert_scripts(worlds, tasks)
         if not solved:
             raise EchoError("no task has a known solution", "list solutions under `actions` in environment.tasks")
-        return play_scripts(renderer, worlds, solved, limits, "expert")
-    rng = generator(recipe.config.seed, "pool/explorer")
+        return solved
+    count, rng = recipe.config.rollout.explorer_commands, generator(recipe.config.seed, "pool/explorer")
     scripts = [(task, worlds.explorer(task, count, rng)) for task in tasks for _ in range(recipe.rollouts)]
     if not any(lines for _, lines in scripts):
         tip = "list actions in environment.explorer that solve no validation or held-out task"
         raise EchoError("explorers have no actions to draw from", tip)
-    return play_scripts(renderer, worlds, scripts, limits, "explorer", world_model_only=True)
+    return scripts

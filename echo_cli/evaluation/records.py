@@ -18,8 +18,8 @@ MEASURES = ("env_ce", "env_bits_per_byte", "token_accuracy", "calibration_error"
 CSV_COLUMNS = ("run", "step", "pool", "model", "group", "key", "measure", "value", "low", "high", "tokens")
 
 _JSON_KEYS = {
-    "run": "run step checkpoints before after measurements pass_at_k reliability tasks notes readout",
-    "runs": "runs steps differences measurements pass_at_k reliability notes",
+    "run": "run step checkpoints before after measurements pass_at_k mean_reward reliability tasks notes readout",
+    "runs": "runs steps differences measurements pass_at_k mean_reward reliability notes",
     "models": "models fit_pool pairs novel_pairs differences measurements reliability notes readout",
 }
 """Keys of the JSON object, by kind of evaluation."""
@@ -46,6 +46,8 @@ class Passed:
     estimate: Estimate
     tasks: int
     """Number of tasks."""
+    clusters: int
+    """Number of clusters of tasks with one solution."""
     rollouts: int
     """Number of rollouts per task."""
 
@@ -77,6 +79,8 @@ class ModelReport:
     reliability: Mapping[str, Sequence[tuple[float, float, int]]] = field(default_factory=dict)
     """Calibration bins of the headline, by pool: mean confidence, accuracy, number of tokens."""
     loaded: LoadedModel | None = None
+    rewards: Mapping[str, Estimate] = field(default_factory=dict)
+    """Mean reward on the tasks of each pool."""
 
     @property
     def same_tokens(self) -> bool:
@@ -123,6 +127,8 @@ class ModelReport:
             values[f"{pool}/env_ce_seen"] = seen.estimates["env_ce"].value if seen else None
             values[f"{pool}/novel_pairs"] = pairs
             values |= {f"{pool}/pass_at_{entry.k}": entry.estimate.value for entry in self.passed if entry.pool == pool}
+            if pool in self.rewards:
+                values[f"{pool}/mean_reward"] = self.rewards[pool].value
         return values
 
 
@@ -232,6 +238,11 @@ class Evaluation:
             "differences": [{key: less[key] for key in _DIFFERENCE_KEYS[self.kind].split()} for less in differences],
             "measurements": [_measured_json(model, entry) for model, entry in self.measured],
             "pass_at_k": [{**policy.at(entry.pool), **asdict(entry)} for policy, entry in self.passed],
+            "mean_reward": [
+                {**policy.at(pool), **estimate.to_json()}
+                for policy in self.policies
+                for pool, estimate in policy.rewards.items()
+            ],
             "reliability": [
                 {**policy.at(pool), "bins": list(bins)}
                 for policy in self.policies
@@ -262,6 +273,10 @@ def csv_rows(found: Evaluation) -> Iterator[tuple[Any, ...]]:
     for model, passed in found.passed:
         where = (escape_unprintable(model.run), model.step, passed.pool, model.model)
         yield (*where, "tasks", "", f"pass_at_{passed.k}", *astuple(passed.estimate), None)
+    for policy in found.policies:
+        for pool, estimate in policy.rewards.items():
+            where = (escape_unprintable(policy.run), policy.step, pool, policy.model)
+            yield (*where, "tasks", "", "mean_reward", *astuple(estimate), None)
     for less in found.differences:
         models = escape_unprintable(f"{less.model} - {found.policies[0].model}")
         where = (models, None, less.pool, "difference")

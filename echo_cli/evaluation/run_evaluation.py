@@ -28,7 +28,7 @@ from echo_cli.evaluation.measures import (
     reliability,
     tokens_of,
 )
-from echo_cli.evaluation.pass_at_k import TaskOutcome, pass_at
+from echo_cli.evaluation.pass_at_k import TaskOutcome, clusters_of, pass_at, reward_estimate
 from echo_cli.evaluation.records import (
     HEADLINE,
     HELDOUT,
@@ -46,13 +46,15 @@ from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.runs.pools import Pair, Pool
 
+_FILL_POOL = "list actions in environment.explorer, or `actions` of tasks, and train again"
+
 
 def evaluate_run(
     path: Path,
     *,
     checkpoints: Sequence[str | int] = ("best",),
-    rollouts: int = 0,
-    pass_k: Sequence[int] = (),
+    rollouts: int | None = None,
+    pass_k: Sequence[int] | None = None,
     command: str | None = None,
     pool_folders: Sequence[Path] = (),
     device: str | None = None,
@@ -65,8 +67,9 @@ def evaluate_run(
 
     Args:
         checkpoints: "best", "latest", "all" or steps.
-        rollouts: Number of rollouts per held-out task; 0 plays none.
-        pass_k: values of k for pass@k, each at most `rollouts`.
+        rollouts: Number of rollouts per held-out task; 0 plays none; None for the run's `evaluation.heldout_rollouts`,
+            or the highest k.
+        pass_k: values of k for pass@k, each at most `rollouts`; None for 1 and `rollouts`.
         command: the held-out command to read out; None for the first novel `grep` of the pool.
         pool_folders: folders of pools to measure besides the run's own.
         device: device of the policies; None for the config's.
@@ -77,7 +80,16 @@ def evaluate_run(
     """
     with load_run(path, device=device, pool_folders=pool_folders) as run:
         run.announce = announce
-        return _evaluate(run, checkpoints, rollouts, pass_k, command)
+        return _evaluate(run, checkpoints, *rollouts_and_ks([run], rollouts, pass_k), command)
+
+
+def rollouts_and_ks(
+    runs: Sequence[LoadedRun], rollouts: int | None, pass_k: Sequence[int] | None
+) -> tuple[int, Sequence[int]]:
+    """Return the number of rollouts per task and the values of k; the defaults are as many rollouts as in training."""
+    if rollouts is None:
+        rollouts = max(*(run.config.evaluation.heldout_rollouts for run in runs), *(pass_k or ()), 0)
+    return rollouts, sorted(set(pass_k or (1, rollouts))) if rollouts else ()
 
 
 def _evaluate(
@@ -87,8 +99,10 @@ def _evaluate(
     policy = run.policy(sampled_here=False)
     executed = run.observed(steps[-1])
     run.load(policy, steps[-1])
-    output = find_output(run.pools[HELDOUT], command, executed, "held-out")
-    readout = read_out(output, run.initial, policy)
+    readout = None
+    if run.pools[HELDOUT].trajectories or command is not None:
+        output = find_output(run.pools[HELDOUT], command, executed, "held-out", _FILL_POOL)
+        readout = read_out(output, run.initial, policy)
 
     tokens = {name: tokens_of(pool, set(executed), policy.tokenizer) for name, pool in run.pools.items()}
     played = run.play(run.initial, rollouts)
@@ -113,6 +127,7 @@ def _evaluate(
         notes=[
             *cut_notes(run.pools, policy.model.max_length),
             *met_notes(tokens),
+            *([] if readout else [f"the held-out pool is empty: {_FILL_POOL}"]),
             *run.notes,
             *_notes(executed, steps[-1]),
         ],
@@ -178,12 +193,18 @@ def report_policy(
             if (found := measure(of, predictions[pool], mask)) is not None:
                 measured.append(Measured(pool, group, key, found))
     passed = [
-        Passed(pool, k, estimate, len(outcomes), outcomes[0].rollouts)
+        Passed(pool, k, estimate, *_sizes(outcomes))
         for pool, outcomes in played.items()
         for k in pass_k
         if (estimate := pass_at(outcomes, k)) is not None
     ]
-    return ModelReport(run, step, model, measured, passed, bins)
+    rewards = {pool: mean for pool, outcomes in played.items() if (mean := reward_estimate(outcomes)) is not None}
+    return ModelReport(run, step, model, measured, passed, bins, rewards=rewards)
+
+
+def _sizes(outcomes: Sequence[TaskOutcome]) -> tuple[int, int, int]:
+    """Return the numbers of tasks, of their clusters, and of rollouts per task."""
+    return len(outcomes), clusters_of(outcomes), max(len(outcome.rewards) for outcome in outcomes)
 
 
 def measure_baselines(

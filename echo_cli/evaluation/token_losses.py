@@ -25,19 +25,20 @@ class Output:
     token_ids: list[int]
 
 
-def find_output(pool: Pool, command: str | None, seen: Collection[Pair], title: str) -> Output:
+def find_output(pool: Pool, command: str | None, seen: Collection[Pair], title: str, tip: str) -> Output:
     """Return the output to read out: the output of `command`, or by default of the first unseen `grep`.
 
     Args:
         seen: pairs that training has executed.
         title: the pool's name in messages.
+        tip: how to fill the pool if it is empty.
 
     Raises:
         EchoError: `command` is not in the pool, or the pool is empty.
     """
     outputs = [output for trajectory in pool.trajectories for output in _outputs(trajectory)]
     if not outputs:
-        raise EchoError(f"the {title} pool is empty", "add held-out tasks to the environment")
+        raise EchoError(f"the {title} pool is empty", tip)
     executed = {words for words, _ in seen}
     if command is None:
         novel = [output for output in outputs if output.pair[0] not in executed]

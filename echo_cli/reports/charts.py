@@ -142,6 +142,12 @@ _CHARTS = (
         missed=False,
     ),
     _ChartOf("pass@1", "tasks solved", {"heldout/pass_at_1": "held-out", "validation/pass_at_1": "validation"}),
+    _ChartOf(
+        "Mean reward",
+        "reward",
+        {"heldout/mean_reward": "held-out", "validation/mean_reward": "validation"},
+        missed=False,
+    ),
     _ChartOf("Reward in training", "mean", {"train/reward": "train"}),
     _ChartOf("env-CE in training", "nats/token", {"train/env_ce": "all rollouts", "train/policy_env_ce": "on-policy"}),
     _ChartOf(

@@ -24,6 +24,7 @@ MEASURES: Mapping[str, str] = {
     "heldout/env_bits_per_byte": "held-out bits per byte",
     "heldout/token_accuracy": "held-out token accuracy",
     "heldout/pass_at_1": "held-out pass@1",
+    "heldout/mean_reward": "held-out mean reward",
     "ood/env_ce": "OOD env-CE, nats/token",
     "ood/env_ce_seen": "OOD env-CE of seen pairs, as none is novel",
     "ood/env_bits_per_byte": "OOD bits per byte",

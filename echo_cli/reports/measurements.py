@@ -14,7 +14,7 @@ from echo_cli.errors import EchoError
 from echo_cli.evaluation.evaluator import expert_pool, rollout_tasks
 from echo_cli.evaluation.loaded_run import LoadedRun
 from echo_cli.evaluation.measures import Predictions, Tokens, measure, predict, tokens_of
-from echo_cli.evaluation.pass_at_k import outcomes_of, pass_at
+from echo_cli.evaluation.pass_at_k import outcomes_of, pass_at, reward_estimate
 from echo_cli.evaluation.records import HELDOUT, OOD, pool_title
 from echo_cli.evaluation.run_evaluation import novel_pairs
 from echo_cli.evaluation.token_losses import TokenLosses, token_losses
@@ -161,8 +161,8 @@ def _with_policies(
     def look(at: int) -> tuple[dict[str, Estimate], Predictions | None]:
         run.announce(f"measuring {', '.join(map(pool_title, pools))}" if pools else "no pool to measure")
         predictions = {name: predict(policy, pool, tokens[name]) for name, pool in pools.items()}
-        passed = _pass_at_1(policy, run, at) if _plays(run) else {}
-        return {**_figures(tokens, predictions), **passed}, predictions.get(HELDOUT)
+        played = _task_figures(policy, run, at) if _plays(run) else {}
+        return {**_figures(tokens, predictions), **played}, predictions.get(HELDOUT)
 
     def heats() -> dict[int, list[TokenLosses]]:
         run.announce(f"scoring {len(scored)} episodes")
@@ -177,7 +177,7 @@ def _with_policies(
     columns = [Column("before", 0, figures_before)]
     columns += [Column(_label(label, at), at, found[at][0]) for label, at in steps.items()]
     return Found(
-        columns=tuple(columns if _plays(run) else _with_plain_pass_at_1(columns, run)),
+        columns=tuple(columns if _plays(run) else _with_plain_task_figures(columns, run)),
         pairs={name: novel_pairs(of) for name, of in tokens.items()},
         checkpoint=step,
         episodes=tuple(
@@ -224,7 +224,7 @@ def _remarks(run: LoadedRun, tokens: Mapping[str, Tokens], without_heat: int) ->
         if not novel_pairs(of):
             yield f"training has executed every {pool_title(name)} pair: env-CE is over seen pairs, as none is novel"
     if not _plays(run) and any(row.get("heldout/pass_at_1") is not None for row in run.directory.read_metrics()):
-        yield "pass@1 has no interval: its tasks are not replayed for a report"
+        yield "pass@1 and mean reward have no intervals: their tasks are not replayed for a report"
     if without_heat:
         yield f"episodes without heat map, as they exceed the model's vocabulary or context: {without_heat}"
 
@@ -259,22 +259,23 @@ def _figures(tokens: Mapping[str, Tokens], predictions: Mapping[str, Predictions
     return figures
 
 
-def _pass_at_1(policy: TorchPolicy, run: LoadedRun, step: int) -> dict[str, Estimate]:
-    """Return pass@1 with an interval over tasks, from a replay of the rollouts of the evaluation at `step`."""
+def _task_figures(policy: TorchPolicy, run: LoadedRun, step: int) -> dict[str, Estimate]:
+    """Return pass@1 and mean reward with intervals, from a replay of the rollouts of the evaluation at `step`."""
     suite, config = run.task_suite, run.config
     tasks, rollouts = suite.tasks.heldout, config.evaluation.heldout_rollouts
     seed = derive_seed(config.seed, "evaluate/heldout", step)
     played = rollout_tasks(policy, suite, tasks, rollouts, config, seed)
-    estimate = pass_at(outcomes_of(tasks, played), 1)
-    return {} if estimate is None else {"heldout/pass_at_1": estimate}
+    outcomes = outcomes_of(suite, tasks, played, config.evaluation.solved_at)
+    found = {"heldout/pass_at_1": pass_at(outcomes, 1), "heldout/mean_reward": reward_estimate(outcomes)}
+    return {name: estimate for name, estimate in found.items() if estimate is not None}
 
 
-def _with_plain_pass_at_1(columns: Sequence[Column], run: LoadedRun) -> Iterator[Column]:
-    """Yield the columns with the pass@1 that the run measured at their steps, without interval."""
-    found = {row["step"]: row.get("heldout/pass_at_1") for row in run.directory.read_metrics()}
+def _with_plain_task_figures(columns: Sequence[Column], run: LoadedRun) -> Iterator[Column]:
+    """Yield the columns with the pass@1 and mean reward that the run measured at their steps, without intervals."""
+    rows = {row["step"]: row for row in run.directory.read_metrics()}
     for column in columns:
-        value = found.get(column.step)
-        plain = {} if value is None else {"heldout/pass_at_1": Estimate(value, None, None)}
+        found = {name: rows.get(column.step, {}).get(name) for name in ("heldout/pass_at_1", "heldout/mean_reward")}
+        plain = {name: Estimate(value, None, None) for name, value in found.items() if value is not None}
         yield Column(column.label, column.step, {**column.figures, **plain})
 
 

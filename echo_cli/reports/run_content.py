@@ -161,7 +161,7 @@ def _so_far(rows: Sequence[Row], config: Config) -> Row:
         seconds=0.0,
         seed=config.seed,
         coeff=config.objective.base_coeff,
-        select_by=config.evaluation.select_by,
+        evaluation=config.evaluation,
         versions={},
     )
 

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from echo_cli.errors import EchoError
 from echo_cli.reports.figure import (
     COLOURS,
@@ -48,6 +50,7 @@ class _Panel:
     title: str
     sweep_title: str
     unit: str
+    sweep_unit: str
     held_out: _Series
     """Main series of the panel."""
     around: tuple[_Series, ...]
@@ -84,6 +87,7 @@ _PANELS = (
         title="held-out env-CE, nats/token (novel pairs)",
         sweep_title="held-out env-CE, nats/token (novel pairs)",
         unit="env-CE, nats/token",
+        sweep_unit="env-CE, nats/token",
         held_out=_Series("heldout/env_ce", "held-out", {**_THICK, "zorder": 4}, marked=True),
         around=(
             _Series("ood/env_ce", "OOD worlds", {**_DASHED, "zorder": 3}),
@@ -93,11 +97,15 @@ _PANELS = (
     ),
     _Panel(
         name="held-out pass@1",
-        title="tasks solved: held-out pass@1, train reward",
+        title="held-out pass@1, and rewards",
         sweep_title="tasks solved: held-out pass@1",
-        unit="fraction solved",
+        unit="fraction solved, mean reward",
+        sweep_unit="fraction solved",
         held_out=_Series("heldout/pass_at_1", "held-out pass@1", {**_THICK, "zorder": 4}, marked=True),
-        around=(_Series("train/reward", "train reward", {**_THIN, "zorder": 2}),),
+        around=(
+            _Series("heldout/mean_reward", "held-out mean reward", {**_DASHED, "zorder": 3}),
+            _Series("train/reward", "train reward", {**_THIN, "zorder": 2}),
+        ),
         limits=(-0.03, 1.03),
         nothing="no held-out tasks played",
     ),
@@ -180,7 +188,9 @@ def _draw_runs(curves: Sequence[Curve], figure: Figure) -> None:
     for axes, panel in _axes(figure):
         for index, curve in enumerate(curves):
             for series in panel.series:
-                if points := curve.series[series.metric]:
+                points = curve.series[series.metric]
+                # With rewards of 0 and 1, the held-out mean reward is pass@1.
+                if points and (series is panel.held_out or points != curve.series[panel.held_out.metric]):
                     look = _look(index, marked=series.marked or len(points) == 1)
                     axes.plot(*zip(*points, strict=True), **look, **series.style, label=series.label)
             if star := _best_point(curve, panel.held_out.metric):
@@ -217,6 +227,7 @@ def _draw_sweep(labels: Sequence[str], bands: Sequence[dict[str, Band]], runs: S
                     axes.plot(of.steps, of.mean, **_look(index), **series.style)
         drawn = [series for series in panel.measured if any(by_metric[series.metric].steps for by_metric in bands)]
         _finish(axes, panel, bool(drawn))
+        axes.set_ylabel(panel.sweep_unit)
         axes.set_title(panel.sweep_title + (" · dotted: seen pairs" if panel.fallback in drawn else ""))
     headlines = [[by_metric[panel.held_out.metric] for panel in _PANELS] for by_metric in bands]
     _figure_legend(figure, [_band_title(*entry) for entry in zip(labels, headlines, runs, strict=True)])
@@ -233,10 +244,16 @@ def _finish(axes: Axes, panel: _Panel, has_held_out: bool) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel(panel.unit)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    if panel.limits is not None:
+    if panel.limits is not None and _are_within(panel.limits, axes):
         axes.set_ylim(*panel.limits)
     if not has_held_out:
         write_in_the_middle(axes, panel.nothing)
+
+
+def _are_within(limits: tuple[float, float], axes: Axes) -> bool:
+    """Return whether all points are within `limits`; rewards need not be between 0 and 1."""
+    low, high = limits
+    return all(low <= value <= high for line in axes.get_lines() for value in np.asarray(line.get_ydata(), float))
 
 
 def _look(index: int, *, marked: bool = True) -> dict[str, Any]:

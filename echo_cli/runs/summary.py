@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-Row = Mapping[str, Any]
-SelectBy = Literal["env_ce", "pass_at_1"]
+from echo_cli.config.schema import EvaluationConfig
 
-_EVALUATED = ("env_ce", "env_ce_seen", "pass_at_1")
+Row = Mapping[str, Any]
+SelectBy = Literal["env_ce", "pass_at_1", "mean_reward"]
+
+_EVALUATED = ("env_ce", "env_ce_seen", "pass_at_1", "mean_reward")
 """Held-out measures, one of which a row of an evaluated step has."""
 
 
 def best_step(rows: Sequence[Row], select_by: SelectBy = "env_ce") -> int | None:
-    """Return the first step with the lowest validation env-CE or highest validation pass@1; None without validation."""
+    """Return the first step with the lowest validation env-CE, or highest validation pass@1 or mean reward.
+
+    The result is None without validation.
+    """
     key, sign = f"validation/{select_by}", 1.0 if select_by == "env_ce" else -1.0
     measured = [(sign * row[key], row["step"]) for row in rows if row.get(key) is not None]
     return min(measured)[1] if measured else None
@@ -42,10 +47,17 @@ def is_finished(summary: Row | None, steps: int) -> bool:
 
 
 def summarize_run(
-    rows: Sequence[Row], *, status: str, seconds: float, seed: int, coeff: float, select_by: SelectBy, versions: Any
+    rows: Sequence[Row],
+    *,
+    status: str,
+    seconds: float,
+    seed: int,
+    coeff: float,
+    evaluation: EvaluationConfig,
+    versions: Any,
 ) -> dict[str, Any]:
     """Return the object of summary.json. `seconds` is wall-clock time; `coeff` is λ before its schedule."""
-    best = best_step(rows, select_by)
+    best = best_step(rows, evaluation.select_by)
     evaluated = [row for row in rows if any(row.get(f"heldout/{name}") is not None for name in _EVALUATED)]
     chosen = {
         "before": evaluated[0] if evaluated and evaluated[0]["step"] == 0 else None,
@@ -59,7 +71,9 @@ def summarize_run(
         "seed": seed,
         "lambda": coeff,
         "portable_lambda": _mean([row["train/portable_lambda"] for row in rows]),
-        "selected_by": f"validation/{select_by}",
+        "selected_by": f"validation/{evaluation.select_by}",
+        "heldout_rollouts": evaluation.heldout_rollouts,
+        "solved_at": evaluation.solved_at,
         **{
             pool: {name: _measures(row, pool) for name, row in chosen.items()}
             for pool in ("validation", "heldout", "ood", *(["traces"] if rows and "traces/env_ce" in rows[-1] else []))

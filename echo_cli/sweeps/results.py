@@ -41,6 +41,8 @@ FIGURES: Mapping[str, str] = {
     "pass_at_1_last": "held-out pass@1 at the last step",
     "pass_at_1_change": "last - before of held-out pass@1",
     "pass_at_1_mean": "held-out pass@1, mean over the steps: area under its curve / number of steps",
+    "mean_reward_before": "held-out mean reward before training",
+    "mean_reward_last": "held-out mean reward at the last step",
     "portable_lambda": "r: env weight per observation token / (RL weight per action token · mean |advantage|)",
     "gradient_ratio": "λ · norm of the env term's gradient / norm of the RL term's gradient, mean over probed steps",
     "gradient_cosine": "cosine between the gradients of the two terms, mean over probed steps",
@@ -53,6 +55,7 @@ DIFFERENCES: Mapping[str, str] = {
     "env_ce_change_last": "relative change of held-out env-CE, over each run's own pairs",
     "pass_at_1_last": "held-out pass@1 at the last step",
     "pass_at_1_mean": "held-out pass@1, mean over the steps",
+    "mean_reward_last": "held-out mean reward at the last step",
 }
 """Figures with a paired difference to λ = 0 at the same seeds, reported as `<name>_difference`."""
 
@@ -193,6 +196,8 @@ def _summary_figures(summary: Summary, rows: Sequence[Row]) -> dict[str, float |
         "pass_at_1_last": last.get("pass_at_1"),
         "pass_at_1_change": _minus(last.get("pass_at_1"), before.get("pass_at_1")),
         "pass_at_1_mean": mean_height(passes) if len(passes) > 1 else None,
+        "mean_reward_before": before.get("mean_reward"),
+        "mean_reward_last": last.get("mean_reward"),
         "portable_lambda": summary["portable_lambda"],
         "gradient_ratio": _mean([row["train/probe_ratio"] * row["train/lambda"] for row in probed]),
         "gradient_cosine": _mean(_present(row.get("train/probe_cosine") for row in rows)),

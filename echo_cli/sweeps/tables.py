@@ -100,6 +100,7 @@ _TASK_COLUMNS: Sequence[tuple[str, Text]] = (
     ("last vs λ = 0", _interval("pass_at_1_last_difference", "+.2f")),
     ("pass@1\nmean", _value("pass_at_1_mean")),
     ("mean vs λ = 0", _interval("pass_at_1_mean_difference", "+.2f")),
+    ("reward\nlast", _value("mean_reward_last")),
 )
 
 _UNIT_COLUMNS: Sequence[tuple[str, Text]] = (

@@ -10,7 +10,7 @@ from typing import Any
 
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
-from echo_cli.evaluation.evaluator import pool_notices
+from echo_cli.evaluation.evaluator import leak_notices, pool_notices, split_notices
 from echo_cli.evaluation.loaded_run import run_notices
 from echo_cli.files import Row, read_json
 from echo_cli.models.device import OutOfMemory
@@ -78,9 +78,7 @@ def run_experiment(
     check_trackers(config.track)
     with open_session(path, config, resume=resume, overwrite=overwrite, argv=argv) as session:
         hooks.on_start(session.device.reason)
-        notices = [*run_notices(session.run, config), *memory_notice(config, session.device)]
-        notices += session.policy.renderer.notices
-        for line in (*session.notices, *notices, *pool_notices(config, session.worlds, session.evaluator.pools)):
+        for line in _notices(session):
             hooks.on_notice(line)
         rows = session.run.read_metrics()
         with tracking(
@@ -92,6 +90,16 @@ def run_experiment(
             warn=hooks.on_notice,
         ) as trackers:
             return _train(session, trackers, hooks)
+
+
+def _notices(session: Session) -> list[str]:
+    """Return the lines about traces, memory, splits and pools and, for a new run, about state between episodes."""
+    config, worlds, policy = session.config, session.worlds, session.policy
+    lines = [*session.notices, *run_notices(session.run, config), *memory_notice(config, session.device)]
+    lines += [*policy.renderer.notices, *split_notices(worlds)]
+    lines += pool_notices(config, worlds, session.evaluator.pools)
+    is_checked = worlds.replayable or session.start_step > 0
+    return lines if is_checked else [*lines, *leak_notices(config, worlds, policy)]
 
 
 def _train(session: Session, trackers: Trackers, hooks: RunHooks) -> dict[str, Any]:
@@ -137,7 +145,7 @@ def _finish(run: RunDirectory, config: Config, status: str, seconds: float, hook
         seconds=seconds,
         seed=config.seed,
         coeff=config.objective.base_coeff,
-        select_by=config.evaluation.select_by,
+        evaluation=config.evaluation,
         versions=read_json(run.path / "environment.json")["versions"],
     )
     best = run.checkpoints.best_step()

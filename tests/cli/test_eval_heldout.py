@@ -29,7 +29,7 @@ from echo_cli.models.tiny import load_model, model_folder
 from echo_cli.reports.evaluation_figure import plot_evaluation
 from echo_cli.rollouts.limits import limits_of
 from echo_cli.runs.directory import open_run
-from echo_cli.statistics import Estimate, mcnemar, pass_at_k
+from echo_cli.statistics import Estimate, pass_at_k
 from echo_cli.text import LINES, escape_unprintable
 
 Evaluate = Callable[..., dict[str, Any]]
@@ -259,7 +259,7 @@ def test_two_runs_are_paired_over_what_is_novel_to_both(
     assert paired["low"] <= paired["value"] <= paired["high"]
     tasks = difference["tasks"]
     assert tasks["both"] + tasks["only_a"] + tasks["only_b"] + tasks["neither"] == 51
-    assert tasks["p_value"] == pytest.approx(mcnemar(tasks["only_a"], tasks["only_b"]))
+    assert tasks["clusters"] == 44 and 0 < tasks["p_value"] <= 1
 
 
 def test_a_run_does_not_differ_from_itself(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

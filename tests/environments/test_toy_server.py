@@ -26,6 +26,8 @@ from tiny_run import rows, train, weights
 from websockets.sync.client import ClientConnection, connect
 
 import toy_terminal_env
+from echo_cli.cli.main import main
+from echo_cli.evaluation import loaded_run
 from toy_terminal_env.environment import ToyTerminalEnvironment, world_and_tasks
 from toy_terminal_env.models import ToyTerminalAction, ToyTerminalObservation, ToyTerminalState
 from toy_terminal_env.scripted import expert_actions, mistaken_action, searching_actions
@@ -357,7 +359,9 @@ def test_sigterm_ends_the_server_and_its_sessions_in_order(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_run_over_the_socket_is_the_run_in_process(url: str, tmp_path: Path) -> None:
+def test_a_run_over_the_socket_is_the_run_in_process(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = "evaluation.heldout_rollouts=1 environment.sessions=3 environment.batch_wait_s=60".split()
     assert train(tmp_path / "here", *words) == 0
     assert train(tmp_path / "there", *words, f"environment.url={url}") == 0
@@ -365,3 +369,13 @@ def test_a_run_over_the_socket_is_the_run_in_process(url: str, tmp_path: Path) -
     assert weights(tmp_path / "here", 2) == weights(tmp_path / "there", 2)
     for log in ("trajectories.jsonl", "observations.jsonl"):
         assert (tmp_path / "here" / log).read_bytes() == (tmp_path / "there" / log).read_bytes()
+
+    def measured(name: str) -> object:
+        capsys.readouterr()
+        assert main(["eval-heldout", str(tmp_path / name), "--rollouts", "0", "--step", "1", "--json"]) == 0
+        return [{**entry, "run": ""} for entry in json.loads(capsys.readouterr().out)["measurements"]]
+
+    here = measured("here")
+    # The run on a server keeps its pools: it is measured without the server.
+    monkeypatch.setattr(loaded_run, "open_worlds", lambda *_: pytest.fail("the environment was opened"))
+    assert measured("there") == here

@@ -16,9 +16,8 @@ from echo_cli.config.schema import Config, EvaluationConfig, OptimConfig
 from echo_cli.environments.protocol import Description, Environment, HostLimits, StepResult, TaskSuite, TextPiece
 from echo_cli.environments.tasks import Task, TaskSplits
 from echo_cli.environments.toy import ToyWorlds
-from echo_cli.evaluation.evaluator import Evaluator, expert_pool, expert_pools, rollout_tasks
+from echo_cli.evaluation.evaluator import Evaluator, expert_pool, expert_pools, leak_notices, rollout_tasks
 from echo_cli.evaluation.measures import Predictions, Tokens, measure, predict, tokens_of, values_of
-from echo_cli.evaluation.pass_at_k import outcomes_of, pass_at, solved_share
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tiny import TinyConfig, TinyModel
@@ -214,26 +213,6 @@ def test_an_output_cut_at_its_cap_is_scored_over_the_bytes_that_were_shown() -> 
     assert found["env_bits_per_byte"] == pytest.approx(math.log2(V), rel=1e-6)
 
 
-def rewarded(reward: float | None) -> Trajectory:
-    worlds = CannedWorlds(ANSWERS, [["a"]])
-    (trajectory,) = play_scripts(PLAIN, worlds, [(worlds.tasks.heldout[0], ["a"])], WIDE, "expert")
-    return replace(trajectory, reward=reward)
-
-
-def test_pass_at_1_is_the_share_of_rollouts_that_solved_their_task() -> None:
-    assert solved_share([rewarded(1.0), rewarded(0.0), rewarded(0.0), rewarded(1.0), rewarded(1.0)]) == 0.6
-    assert solved_share([rewarded(0.9), rewarded(2.0), rewarded(None)]) == 0.5
-    assert solved_share([rewarded(None)]) is None
-    assert solved_share([]) is None
-
-
-def test_pass_at_1_in_training_is_that_of_eval_heldout() -> None:
-    task = CannedWorlds(ANSWERS, [["a"]]).tasks.heldout[0]
-    rollouts = [rewarded(reward) for reward in (1.0, 0.0, 0.5, 0.0, 1.0, 1.5)]
-    found = pass_at(outcomes_of([task, task], rollouts), 1)
-    assert found is not None and found.value == pytest.approx(solved_share(rollouts))
-
-
 # --- The evaluator ---------------------------------------------------------------------------------------------------
 
 
@@ -356,6 +335,31 @@ def test_explorers_never_make_a_heldout_pair_seen(toy: tuple[ToyWorlds, Config])
     assert evaluator.seen == set()
 
 
+class RewardedTerminal(CannedTerminal):
+    """A terminal whose verifier gives `reward` whatever has been done."""
+
+    def __init__(self, reward: float | None) -> None:
+        super().__init__(ANSWERS, (TextPiece(Role.CONTEXT, "task: q\n$ "),))
+        self._reward = reward
+
+    async def verify(self) -> float | None:  # type: ignore[override]
+        return self._reward
+
+
+@pytest.mark.parametrize(("reward", "lines"), [(1.0, 1), (0.5, 1), (0.0, 0), (None, 0)])
+def test_a_reward_without_an_action_is_said_at_the_start_of_a_run(
+    reward: float | None, lines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worlds = CannedWorlds(ANSWERS, [["a"], ["b"]])
+    opened: list[RewardedTerminal] = []
+    monkeypatch.setattr(worlds, "environment", lambda: opened.append(RewardedTerminal(reward)) or opened[-1])
+    found = leak_notices(Config(), worlds, policy())
+    assert len(found) == lines and len(opened) == 1
+    assert all("without any action" in line and "leaks between episodes" in line for line in found)
+    monkeypatch.setattr(worlds, "expert", lambda task: None)
+    assert leak_notices(Config(), worlds, policy()) == [] and len(opened) == 1
+
+
 def test_playing_keeps_the_training_temperature_and_is_repeatable(toy: tuple[ToyWorlds, Config]) -> None:
     worlds, _ = toy
     config = Config()
@@ -364,6 +368,19 @@ def test_playing_keeps_the_training_temperature_and_is_repeatable(toy: tuple[Toy
     assert [trajectory.task_id for trajectory in one] == [task.task_id for task in tasks for _ in range(2)]
     assert [t.token_ids for t in one] == [t.token_ids for t in two] != [t.token_ids for t in three]
     assert all(trajectory.reward is not None for trajectory in one)
+
+
+def test_training_logs_the_mean_reward_and_pass_at_1_of_solved_at(toy: tuple[ToyWorlds, Config]) -> None:
+    worlds, _ = toy
+
+    def logged(solved_at: float) -> Mapping[str, float | None]:
+        settings = EvaluationConfig(validation_rollouts=1, heldout_rollouts=0, solved_at=solved_at)
+        return Evaluator(Config(evaluation=settings), worlds, {}).evaluate(policy(), 0).metrics
+
+    # Random weights solve nothing: every reward is 0.
+    assert (logged(1.0)["validation/mean_reward"], logged(1.0)["validation/pass_at_1"]) == (0.0, 0.0)
+    assert (logged(0.0)["validation/mean_reward"], logged(0.0)["validation/pass_at_1"]) == (0.0, 1.0)
+    assert logged(1.0)["heldout/mean_reward"] is logged(1.0)["heldout/pass_at_1"] is None
 
 
 def test_predictions_do_not_depend_on_how_many_positions_get_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

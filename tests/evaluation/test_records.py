@@ -31,7 +31,7 @@ AT = {
 }
 DIFFERENCES = {
     "run": [],
-    "runs": [Difference("heldout", "B: b", env_ce=HALF, tasks=OutcomeComparison(1, 2, 3, 4, 0.9, HALF))],
+    "runs": [Difference("heldout", "B: b", env_ce=HALF, tasks=OutcomeComparison(1, 2, 3, 4, 7, 0.9, HALF))],
     "models": [Difference("heldout", "n", env_bits_per_byte=HALF)],
 }
 
@@ -43,7 +43,7 @@ def report(model: str, step: int | None, value: float, *pools: str, same_tokens:
         step=step,
         model=model,
         measured=[Measured(pool, "headline", "", measures) for pool in pools],
-        passed=[] if step is None else [Passed(pools[0], 1, HALF, 5, 4)],
+        passed=[] if step is None else [Passed(pools[0], 1, HALF, 5, 3, 4)],
         reliability={pools[0]: [(0.5, 0.5, 2)]},
         loaded=None if same_tokens is None else LoadedModel("tiny", "cpu", 8, same_tokens),
     )
@@ -69,8 +69,8 @@ def evaluation(kind: Kind) -> Evaluation:
 @pytest.mark.parametrize(
     ("kind", "keys"),
     [
-        ("run", "run step checkpoints before after measurements pass_at_k reliability tasks notes readout"),
-        ("runs", "runs steps differences measurements pass_at_k reliability notes"),
+        ("run", "run step checkpoints before after measurements pass_at_k mean_reward reliability tasks notes readout"),
+        ("runs", "runs steps differences measurements pass_at_k mean_reward reliability notes"),
         ("models", "models fit_pool pairs novel_pairs differences measurements reliability notes readout"),
     ],
 )

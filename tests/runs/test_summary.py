@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from echo_cli.cli.display.results import print_run
+from echo_cli.config.schema import EvaluationConfig
 from echo_cli.runs.summary import best_step, is_finished, summarize_run
 
 
@@ -26,7 +27,9 @@ ROWS = [_row(0, 3.0, 3.0), _row(1, None, None), _row(2, 1.0, 2.5), _row(3, None,
 
 
 def _summary(rows: list[dict[str, Any]], status: str = "finished") -> dict[str, Any]:
-    return summarize_run(rows, status=status, seconds=1.23, seed=0, coeff=0.05, select_by="env_ce", versions={})
+    return summarize_run(
+        rows, status=status, seconds=1.23, seed=0, coeff=0.05, evaluation=EvaluationConfig(), versions={}
+    )
 
 
 def test_the_best_step_is_that_of_validation_and_not_of_heldout() -> None:

@@ -261,11 +261,17 @@ def test_without_validation_tasks_no_step_is_the_best(
         assert train(config, tmp_path / "run", server, *overrides) == 0
         summary = json.loads((tmp_path / "run" / "summary.json").read_text())
         assert summary["checkpoint"] is summary["heldout"]["best"] is None
-        capsys.readouterr()
-        assert main(["eval-heldout", str(tmp_path / "run")]) == 2
+        printed, said = capsys.readouterr()
+        assert "no best step: the validation pool has no (command, output) pair" in printed
+        assert "train: warning: the validation pool is empty: it has no tasks" in said
+        assert main(["eval-heldout", str(tmp_path / "run"), "--checkpoint", "best"]) == 2
         message, tip = error_of(capsys.readouterr().err)
         assert message.endswith("has no best checkpoint") and tip == "use the latest checkpoint (step 3)"
-        assert main(["eval-heldout", str(tmp_path / "run"), "--checkpoint", "latest"]) == 0
+        for command in (["eval-heldout", "--rollouts", "0"], ["export", "--output", str(tmp_path / "model")]):
+            assert main([*command, str(tmp_path / "run")]) == 0
+            printed, said = capsys.readouterr()
+            assert "no step was chosen on validation: the latest checkpoint is used (step 3)" in said
+            assert "step 3" in printed
 
 
 def test_an_unreachable_server_is_one_line_and_leaves_no_run(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from echo_cli.cli.options import AsJson, Device, checkpoint_named, print_json
+from echo_cli.cli.options import AsJson, Device, checkpoint_named, chosen_checkpoint, print_json
 from echo_cli.errors import EchoError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def dream(
     Type commands or pipe them in, one per line; the policy's reply is printed beside the real one. `exit` or Ctrl-D
     ends the session. With --score, replies to held-out commands are compared with the true replies.
     """
-    which = checkpoint_named(checkpoint or "best")
+    which = checkpoint_named(checkpoint or "best") if list_tasks else chosen_checkpoint(checkpoint, run)
     if not 0 <= temperature < math.inf:
         raise EchoError(f"--temperature is {temperature}", "give 0 or a positive number")
     of_play = {"--task": task, "--temperature": temperature, "--closed-loop": closed_loop}

@@ -16,6 +16,7 @@ from echo_cli.cli.options import (
     Device,
     as_overrides,
     checkpoint_named,
+    chosen_checkpoint,
     print_json,
     refuse_overrides,
 )
@@ -54,7 +55,7 @@ def eval_heldout(
     ] = None,
     config: ConfigName = None,
     rollouts: Annotated[
-        int | None, typer.Option(help="Rollouts per task for pass@k. Default: 4.", metavar="N", min=0)
+        int | None, typer.Option(help="Rollouts per task for pass@k. Default: as in training.", metavar="N", min=0)
     ] = None,
     pass_k: Annotated[
         list[int] | None, typer.Option(help="k of pass@k; repeatable. Default: 1 and N.", metavar="K", min=1)
@@ -83,7 +84,9 @@ def eval_heldout(
         found, stem = _evaluate_models(model, config, overrides, pool or [], fit_pool, command, output)
     else:
         run = _one_run(words or [], compare, {"--config": config, "--fit-pool": fit_pool})
-        chosen = _Chosen(_checkpoints(checkpoint, step), *_rollouts(rollouts, pass_k), command, pool or [], device)
+        _check_rollouts(rollouts, pass_k)
+        names = _checkpoints(checkpoint, step) or ["best" if compare else chosen_checkpoint(None, run)]
+        chosen = _Chosen(names, rollouts, pass_k, command, pool or [], device)
         found, stem = _compare_runs(compare, chosen, output) if compare else _evaluate_run(run, chosen, output)
     _show(found, stem, as_json, as_csv, breakdown)
 
@@ -93,9 +96,9 @@ class _Chosen:
     """Options that choose what is measured of a run."""
 
     checkpoints: list[str | int]
-    rollouts: int
-    """Number of rollouts per task."""
-    pass_k: list[int]
+    rollouts: int | None
+    """Number of rollouts per task; None for as many as in training."""
+    pass_k: list[int] | None
     command: str | None
     pools: list[Path]
     device: str | None
@@ -178,16 +181,14 @@ def _one_run(words: list[str], compare: tuple[Path, Path] | None, of_models: Map
     return compare[0] if compare is not None else Path(words[0])
 
 
-def _rollouts(rollouts: int | None, pass_k: list[int] | None) -> tuple[int, list[int]]:
-    """Return the number of rollouts per task and the values of k in pass@k.
+def _check_rollouts(rollouts: int | None, pass_k: list[int] | None) -> None:
+    """Check that there are enough rollouts for pass@k.
 
     Raises:
         EchoError: a k is larger than the number of rollouts.
     """
-    rollouts = 4 if rollouts is None else rollouts
-    if pass_k and max(pass_k) > rollouts:
+    if pass_k and rollouts is not None and max(pass_k) > rollouts:
         raise EchoError(f"pass@{max(pass_k)} needs {max(pass_k)} rollouts per task", "increase --rollouts")
-    return rollouts, sorted(set(pass_k or [1, rollouts])) if rollouts else []
 
 
 def _overrides(
@@ -214,11 +215,12 @@ def _overrides(
 
 
 def _checkpoints(names: list[str] | None, step: int | None) -> list[str | int]:
+    """Return the named checkpoints; empty if none is named."""
     if names and step is not None:
         raise EchoError("--checkpoint and --step exclude each other", "use --checkpoint, which also accepts steps")
     if step is not None:
         return [step]
-    return [checkpoint_named(name, _NAMES) for name in names or ["best"]]
+    return [checkpoint_named(name, _NAMES) for name in names or ()]
 
 
 def _stem(output: Path | None, folder: Path, name: str) -> Path:

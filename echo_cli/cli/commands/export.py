@@ -7,14 +7,17 @@ from typing import Annotated
 
 import typer
 
-from echo_cli.cli.options import AsJson, checkpoint_named, print_json
+from echo_cli.cli.options import AsJson, chosen_checkpoint, print_json
 from echo_cli.text import escape_unprintable
 
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Output folder.", metavar="DIR")],
-    checkpoint: Annotated[str, typer.Option(help="Checkpoint: best, latest or a step.", metavar="NAME|N")] = "best",
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="best (default; without a best step, latest), latest or a step.", metavar="NAME|N"),
+    ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Merge a LoRA adapter into its base.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -22,7 +25,7 @@ def export(
 
     A Hugging Face model or adapter is written in the format that `from_pretrained` loads.
     """
-    which = checkpoint_named(checkpoint)
+    which = chosen_checkpoint(checkpoint, run)
 
     from echo_cli.runs.export import export_checkpoint
 

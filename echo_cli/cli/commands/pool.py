@@ -17,7 +17,7 @@ from echo_cli.cli.options import (
     Overrides,
     Overwrite,
     as_overrides,
-    checkpoint_named,
+    chosen_checkpoint,
     command_group,
     print_json,
 )
@@ -74,9 +74,9 @@ def build(
 
     from echo_cli.evaluation.pool_building import Recipe, build_pool
 
-    print(f"pool: {escape_unprintable(out)}, {escape_unprintable(actor)} on the {split} tasks", file=sys.stderr)
+    header = f"pool: {escape_unprintable(out)}, {escape_unprintable(actor)} on the {split} tasks"
     recipe = Recipe(loaded, played, chosen, out_of_distribution=ood, rollouts=rollouts, only_solved=only_solved)
-    manifest = build_pool(out, recipe, overwrite=overwrite)
+    manifest = build_pool(out, recipe, overwrite=overwrite, on_start=lambda: print(header, file=sys.stderr))
     if as_json:
         print_json({"pool": str(out), "manifest": manifest.model_dump(mode="json")})
     else:
@@ -137,7 +137,7 @@ def _checkpoint_actor(actor: str, checkpoint: str | None, temperature: float | N
     if not path.exists() and path.name == actor:
         tip = "name expert, explorer or the run directory whose checkpoint plays"
         raise EchoError(f"no actor '{actor}': neither a script nor a run directory", tip)
-    chosen = checkpoint_named(checkpoint or "best")
+    chosen = chosen_checkpoint(checkpoint, path)
     if temperature is None:
         return CheckpointActor(path, chosen)
     if not 0 < temperature < math.inf:

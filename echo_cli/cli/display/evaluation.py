@@ -92,6 +92,27 @@ def _add_passes(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
         table.add_row(f"pass@{k}")
         for policy in found.shown:
             table.add_row(f"  {policy.title}", *(_interval(policy.pass_at(pool, k)) for pool in pools))
+    _add_rewards(table, found, pools)
+    _add_played(table, found, pools)
+
+
+def _add_rewards(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
+    if any(policy.rewards for policy in found.shown):
+        table.add_row("mean reward")
+        for policy in found.shown:
+            table.add_row(Text(f"  {_short(policy.title)}"), *(_interval(policy.rewards.get(pool)) for pool in pools))
+
+
+def _add_played(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
+    """Add what pass@k and the mean reward are over: tasks, clusters of tasks, rollouts."""
+    played = {entry.pool: entry for _, entry in found.passed}
+    if played:
+        for title, name in (
+            ("tasks", "tasks"),
+            ("  clusters with one solution", "clusters"),
+            ("  rollouts per task", "rollouts"),
+        ):
+            table.add_row(title, *(str(getattr(played[pool], name)) if pool in played else "-" for pool in pools))
 
 
 def _add_differences(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
@@ -137,14 +158,16 @@ def _add_runs(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
     if any(tasks):
         table.add_row("tasks solved by A only, B only", *(f"{t.only_a}, {t.only_b}" if t else "-" for t in tasks))
         table.add_row("  exact McNemar p", *(number(each.p_value if each else None) for each in tasks))
+    _add_rewards(table, found, pools)
+    _add_played(table, found, pools)
     table.add_row("novel pairs", *map(str, found.novel_pairs.values()))
 
 
 def _caption(found: Evaluation) -> str:
     if found.kind == "run":
-        return "95 % intervals over trajectories (pass@k: tasks); all models over the same tokens of novel pairs"
+        return "95 % intervals over trajectories (pass@k: clusters of tasks); all models over the same novel pairs"
     if found.kind == "runs":
-        paired = "paired bootstrap over trajectories (env-CE) and tasks (pass@1)"
+        paired = "paired bootstrap over trajectories (env-CE) and clusters of tasks (pass@1)"
         return f"95 % intervals, {paired}; pairs novel to both runs"
     chosen = "all pairs are included, as nothing is trained here"
     if found.fit_pool is not None:

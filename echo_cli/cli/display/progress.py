@@ -209,6 +209,7 @@ _SHOWN = {
     "heldout/env_ce": "held-out env-CE",
     "traces/env_ce": "traces' env-CE",
     "heldout/pass_at_1": "held-out pass@1",
+    "heldout/mean_reward": "held-out mean reward",
 }
 
 

@@ -34,7 +34,8 @@ def print_run(summary: Summary, folder: str) -> None:
         *((f"{title} env-CE of seen pairs", of, "env_ce_seen") for title, of in met.items()),
         ("held-out bits per byte", held, "env_bits_per_byte"),
         ("held-out token accuracy", held, "token_accuracy"),
-        ("held-out pass@1", held, "pass_at_1"),
+        (_pass_title(summary), held, "pass_at_1"),
+        ("held-out mean reward", held, "mean_reward"),
         ("out-of-distribution env-CE", ood, "env_ce"),
         *([("held-out traces, env-CE", summary["traces"], "env_ce")] if "traces" in summary else []),
     ):
@@ -43,12 +44,26 @@ def print_run(summary: Summary, folder: str) -> None:
         "novel held-out pairs", *(_count((held[when] or {}).get("novel_pairs")) for when in ("before", "best", "last"))
     )
     print_table(table)
+    if best is None and held["last"] is not None:
+        reason = _NO_BEST.get(summary.get("selected_by", ""), "no validation task was played")
+        print(f"no best step: {reason}; commands use the latest checkpoint")
     for title in met:
         print(f"training has executed every {title} pair: no pair is novel, and env-CE is over seen pairs alone")
     for warning in summary.get("warnings", ()):  # summaries of earlier versions have none
         print(f"warning at step {warning['step']}: {warning['signal']}: {warning['reason']}")
     print(f"{summary['status']} at step {summary['steps']}, λ = {summary['lambda']:g}, {summary['seconds']} s")
     print(f"curve: {escape_unprintable(folder)}/heldout_env_ce.png   run: {escape_unprintable(folder)}")
+
+
+_NO_BEST = {"validation/env_ce": "the validation pool has no (command, output) pair"}
+
+
+def _pass_title(summary: Summary) -> str:
+    """Return the title of pass@1, with what it is measured over."""
+    rollouts, solved_at = summary.get("heldout_rollouts"), summary.get("solved_at", 1.0)
+    of = [f"{rollouts} rollout{'' if rollouts == 1 else 's'} a task"] if rollouts else []
+    of += [f"reward ≥ {solved_at:g}"] if solved_at != 1 else []
+    return f"held-out pass@1 ({', '.join(of)})" if of else "held-out pass@1"
 
 
 def print_sweep(tables: Sequence[SweepTable], notes: Sequence[str], rule: Sequence[str], report: str) -> None:

@@ -19,7 +19,7 @@ from echo_cli.concurrency import EventLoop
 from echo_cli.environments.faults import SessionLost
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.tasks import Task
-from echo_cli.environments.worlds import text_settings
+from echo_cli.environments.worlds import list_tasks, text_settings
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.dream.generation import dream
 from echo_cli.evaluation.dream.replies import ReplyForm, reply_form
@@ -224,10 +224,10 @@ def tasks_of(path: Path) -> list[Task]:
     """Return the tasks of the run at `path`, held-out tasks first and out-of-distribution tasks last.
 
     Raises:
-        EchoError: the run does not exist, or its environment is not available (exit code 1).
+        EchoError: the run does not exist, or its tasks cannot be read.
     """
-    with load_run(path) as run:
-        return [task for _, task in _tasks(run.task_suite)]
+    splits, ood = list_tasks(load_run(path).config)
+    return [*splits.heldout, *splits.validation, *splits.train, *ood.heldout]
 
 
 @contextmanager
