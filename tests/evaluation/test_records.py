@@ -86,7 +86,14 @@ def test_each_kind_has_its_json_object(kind: Kind, keys: str) -> None:
     assert found["reliability"][1] == {**place, "bins": [[0.5, 0.5, 2]]}
     if kind != "models":
         estimate = {"value": 0.5, "low": 0.25, "high": 0.75}
-        assert found["pass_at_k"][1] == {**place, "k": 1, "estimate": estimate, "tasks": 5, "clusters": 3, "rollouts": 4}
+        assert found["pass_at_k"][1] == {
+            **place,
+            "k": 1,
+            "estimate": estimate,
+            "tasks": 5,
+            "clusters": 3,
+            "rollouts": 4,
+        }
 
 
 def test_plain_values_are_those_of_the_start_and_the_last_checkpoint() -> None:
