@@ -77,8 +77,8 @@ def is_step(word: str) -> bool:
     return word.isascii() and word.isdecimal() and len(word) <= 18
 
 
-def checkpoint_named(name: str, names: Sequence[str] = ("best", "latest")) -> str | int:
-    """Parse a checkpoint from the command line: one of `names`, or a step index.
+def checkpoint_named(name: str, names: Sequence[str] = ("best", "latest"), option: str = "--checkpoint") -> str | int:
+    """Parse a checkpoint from the command line: one of `names`, or a step index; `option` is where it was given.
 
     Raises:
         EchoError: `name` is neither.
@@ -86,9 +86,7 @@ def checkpoint_named(name: str, names: Sequence[str] = ("best", "latest")) -> st
     if is_step(name):
         return int(name)
     if name not in names:
-        raise EchoError(
-            f"no checkpoint '{escape_unprintable(name)}'", f"set --checkpoint to {', '.join(names)} or a step"
-        )
+        raise EchoError(f"no checkpoint '{escape_unprintable(name)}'", f"set {option} to {', '.join(names)} or a step")
     return name
 
 

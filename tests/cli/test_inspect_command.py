@@ -341,6 +341,7 @@ def test_a_run_says_where_its_group_is_incomplete(
             "--against and --checkpoint name the same policy",
         ),
         (["RUN", "--episode", "1", "--checkpoint", "newest"], "no checkpoint 'newest'"),
+        (["RUN", "--episode", "1", "--checkpoint", "4", "--against", "newest"], "set --against to best"),
         (["RUN", "--episode", "1", "--checkpoint", "99"], "no checkpoint of step 99"),
         (["RUN", "--episode", "1", "--checkpoint", "4", "--model", "tiny-base"], "exclude each other"),
         (["RUN", "--episode", "0"], "Invalid value"),
@@ -368,7 +369,7 @@ def test_a_mistake_is_one_line_with_a_tip(
         "FOLDER": tmp_path,
     }
     found, tip = fails(capsys, *(places.get(word, word) for word in words))
-    assert message in found and tip
+    assert message in f"{found}\n{tip}" and tip
 
 
 def test_ids_of_another_vocabulary_are_not_scored_by_the_run(

@@ -74,7 +74,8 @@ def inspect(
             f"{escape_unprintable(place)} is not a run, so it has no checkpoints",
             "score the episodes of a file with --model NAME",
         )
-    wanted = [checkpoint_named(name, _NAMES) for name in (checkpoint, against) if name is not None]
+    given = {"--checkpoint": checkpoint, "--against": against}
+    wanted = [checkpoint_named(name, _NAMES, option) for option, name in given.items() if name is not None]
     chosen = None if model is None else _model(model, config, [*(overrides or []), *options])
 
     from echo_cli.reports.episode_view import view_episode
