@@ -341,7 +341,10 @@ def test_a_run_says_where_its_group_is_incomplete(
             "--against and --checkpoint name the same policy",
         ),
         (["RUN", "--episode", "1", "--checkpoint", "newest"], "no checkpoint 'newest'"),
-        (["RUN", "--episode", "1", "--checkpoint", "4", "--against", "newest"], "set --against to best"),
+        (
+            ["RUN", "--episode", "1", "--checkpoint", "4", "--against", "newest"],
+            "set --against to initial, best, latest",
+        ),
         (["RUN", "--episode", "1", "--checkpoint", "99"], "no checkpoint of step 99"),
         (["RUN", "--episode", "1", "--checkpoint", "4", "--model", "tiny-base"], "exclude each other"),
         (["RUN", "--episode", "0"], "Invalid value"),

@@ -74,8 +74,7 @@ def inspect(
             f"{escape_unprintable(place)} is not a run, so it has no checkpoints",
             "score the episodes of a file with --model NAME",
         )
-    given = {"--checkpoint": checkpoint, "--against": against}
-    wanted = [checkpoint_named(name, _NAMES, option) for option, name in given.items() if name is not None]
+    wanted = _checkpoints({"--checkpoint": checkpoint, "--against": against})
     chosen = None if model is None else _model(model, config, [*(overrides or []), *options])
 
     from echo_cli.reports.episode_view import view_episode
@@ -109,6 +108,11 @@ def _inspect_all(
 
     tokens = "the file's own" if own_ids else f"encoded by {label}, each segment alone"
     print_inspection(inspection, place=place, tokens=tokens, boundaries=label)
+
+
+def _checkpoints(given: Mapping[str, str | None]) -> list[str | int]:
+    """Return the checkpoints that the options name."""
+    return [checkpoint_named(name, _NAMES, option) for option, name in given.items() if name is not None]
 
 
 def _refuse_unused(
