@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from echo_cli.errors import EchoError
-from echo_cli.text import escape_unprintable
+from echo_cli.text import escape_unprintable, foreign_encoding
 
 Row = dict[str, Any]
 """A JSON object."""
@@ -88,6 +88,29 @@ def read_json(path: Path) -> Row:
         EchoError: the file is not a JSON object.
     """
     return _parse(path.read_bytes(), escape_unprintable(path))
+
+
+def read_text(path: Path, noun: str, tip: str) -> str:
+    """Return the text of a file in UTF-8, without a byte order mark.
+
+    Args:
+        noun: kind of file, for the error message.
+        tip: tip if the file cannot be read.
+
+    Raises:
+        EchoError: the file cannot be read or is not UTF-8; the message and the tip name a known encoding.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise EchoError(f"cannot read {noun} {escape_unprintable(path)}: {error}", tip) from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        encoding, remedy = foreign_encoding(data) or (None, "save it as UTF-8: iconv -f LATIN1 -t UTF-8 FILE > NEW")
+        line = data.count(b"\n", 0, error.start) + 1
+        what = f"it is {encoding}, not UTF-8 text" if encoding else f"line {line} is not UTF-8"
+        raise EchoError(f"cannot read {noun} {escape_unprintable(path)}: {what}", remedy) from None
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

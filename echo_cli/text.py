@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import re
 import unicodedata
 from pathlib import Path
 from typing import Any
+
+_SIGNATURES = (
+    (b"\xff\xfe\0\0", "UTF-32"),
+    (b"\0\0\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+    (b"\x1f\x8b", "gzip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"PK\x03\x04", "zip"),
+)
+_DECOMPRESS = {"gzip": "gzip -dk", "bzip2": "bzip2 -dk", "xz": "xz -dk", "zstd": "zstd -d", "zip": "unzip"}
 
 LINES = "\n\t"
 """Characters to keep in multi-line text: `escape_unprintable(text, keep=LINES)`."""
@@ -28,6 +43,21 @@ def escape_unprintable(text: Path | str, *, keep: str = "") -> str:
         else character
         for character in text
     )
+
+
+def foreign_encoding(start: bytes) -> tuple[str, str] | None:
+    """Return the encoding other than UTF-8 that a file's first bytes name, and a tip; None if they name none."""
+    found = next((name for signature, name in _SIGNATURES if start.startswith(signature)), None)
+    if found is None:
+        return None
+    if found in _DECOMPRESS:
+        return found, f"decompress it: {_DECOMPRESS[found]} FILE"
+    return found, f"convert it: iconv -f {found} -t UTF-8 FILE > NEW"
+
+
+def json_problem(error: json.JSONDecodeError) -> str:
+    """Return what is wrong with a JSON text, without its place, whose end some of the parser's messages need."""
+    return re.sub(r"( starting)? at$", "", error.msg)
 
 
 def suggest(word: str, known: Any, noun: str) -> str:

@@ -15,6 +15,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from echo_cli.errors import EchoError
+from echo_cli.text import escape_unprintable, foreign_encoding
 from echo_cli.trajectory import (
     FORMAT,
     Exchange,
@@ -208,7 +210,15 @@ def read_traces(path: Path, *, growing: bool = False) -> Iterator[Trace]:
             except ValueError as error:
                 if growing and not line.endswith(b"\n"):  # only the last line can lack it
                     return
-                raise bad_line(path, number, error, "trace") from error
+                raise line_error(path, number, line, error) from error
+
+
+def line_error(path: Path, number: int, line: bytes, error: ValueError) -> EchoError:
+    """Return the error for a line of a trajectory file that is not a trace, or for a file in another encoding."""
+    found = foreign_encoding(line) if number == 1 else None
+    if found is None:
+        return bad_line(path, number, error, "trace")
+    return EchoError(f"{escape_unprintable(path)} is {found[0]}, not a trajectory file as text", found[1])
 
 
 def parse_trace(line: bytes) -> Trace:

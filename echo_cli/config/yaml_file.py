@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from echo_cli.errors import EchoError
+from echo_cli.files import read_text
 
 _JSON_TYPES = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
 _NOT_OURS = (":float", ":bool", ":timestamp", ":merge", ":value")
@@ -63,15 +64,12 @@ def read_yaml(path: Path, noun: str, tip: str) -> tuple[yaml.Node | None, Any]:
 
     Args:
         noun: kind of file, for the error message.
-        tip: tip if the file does not exist or is not text.
+        tip: tip if the file cannot be read.
 
     Raises:
         EchoError: the file cannot be read or is not YAML. The message has the file and, if known, the line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EchoError(f"cannot read {noun} {path}: {error}", tip) from None
+    text = read_text(path, noun, tip)
     try:
         return parse_yaml(text)
     except yaml.MarkedYAMLError as error:

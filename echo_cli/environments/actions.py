@@ -15,7 +15,7 @@ from echo_cli.config.environment import ActionConfig
 from echo_cli.environments.action_schema import Misfit, Unknown, find_misfit
 from echo_cli.environments.protocol import JsonObject
 from echo_cli.errors import EchoError
-from echo_cli.text import escape_unprintable, suggest
+from echo_cli.text import escape_unprintable, json_problem, suggest
 
 try:
     from re import _parser as regex_parser  # type: ignore[attr-defined]
@@ -308,7 +308,8 @@ def _decoded(text: str) -> Any:
     try:
         value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
     except json.JSONDecodeError as error:
-        raise Unparsable(f"not JSON: {error.msg[:1].lower()}{error.msg[1:]}") from None
+        problem = json_problem(error)
+        raise Unparsable(f"not JSON: {problem[:1].lower()}{problem[1:]}") from None
     except ValueError:
         raise Unparsable("not JSON: a number out of range") from None
     except RecursionError:

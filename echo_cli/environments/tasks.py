@@ -16,6 +16,7 @@ import yaml
 from echo_cli.config.environment import TasksConfig
 from echo_cli.config.yaml_file import key_lines, read_yaml
 from echo_cli.errors import EchoError
+from echo_cli.files import read_text
 from echo_cli.text import escape_unprintable, suggest
 
 Split = Literal["train", "validation", "heldout"]
@@ -179,11 +180,7 @@ def _read_list(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        tip = "environment.tasks.file is relative to the working directory"
-        raise EchoError(f"cannot read tasks {escape_unprintable(path)}: {error}", tip) from None
+    text = read_text(path, "tasks", "environment.tasks.file is relative to the working directory")
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue

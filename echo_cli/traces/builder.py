@@ -6,12 +6,22 @@ it cannot place: it never guesses. Roles are OpenEnv RFC 010's.
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from io import BufferedReader
+from pathlib import Path
+from typing import IO, Any, cast
 
+from echo_cli.errors import EchoError
+from echo_cli.text import escape_unprintable, foreign_encoding
 from echo_cli.trace import Trace, TraceSegment, without_thinking
 from echo_cli.trajectory import (
     CLOSE,
@@ -34,6 +44,35 @@ class Refusal:
     where: str
     """`FILE:LINE` for a line of JSONL or of a cast, `FILE: messages[3]` inside a JSON document."""
     reason: str
+
+
+STDIN = Path("-")
+"""Name of standard input among the files to import."""
+
+_OPENERS: dict[str, Callable[[Any], Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
+
+
+@contextmanager
+def input_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file to import, or standard input for STDIN; gzip, bzip2 and xz are decompressed, whatever the name.
+
+    Raises:
+        EchoError: the file is in an encoding that is not read, or its compressed data is damaged.
+        OSError: the file cannot be read.
+    """
+    with ExitStack() as stack:
+        raw = sys.stdin.buffer if path == STDIN else stack.enter_context(path.open("rb"))
+        name = "standard input" if path == STDIN else escape_unprintable(path)
+        encoding, tip = foreign_encoding(cast(BufferedReader, raw).peek(8)) or (None, "")
+        if encoding is None:
+            yield raw
+            return
+        if encoding not in _OPENERS:
+            raise EchoError(f"{name} is {encoding}, not UTF-8 text", tip)
+        try:
+            yield stack.enter_context(_OPENERS[encoding](raw))
+        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+            raise EchoError(f"cannot read {name}: its {encoding} data is damaged", "copy the file again") from error
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from echo_cli.config.schema import TracesConfig, TraceSplitConfig
 from echo_cli.environments.tasks import Split
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable
-from echo_cli.trace import Trace, parse_trace
-from echo_cli.trajectory import Role, bad_line, split_at_actions
+from echo_cli.trace import Trace, line_error, parse_trace
+from echo_cli.trajectory import Role, split_at_actions
 
 _TIP = "set traces.path to trajectory files, as `echo-cli traces import` writes them"
 
@@ -165,10 +165,13 @@ def index_traces(traces: TracesConfig) -> TraceCorpus:
         raise EchoError(f"no trace in {', '.join(escape_unprintable(path) for path in paths)}", _TIP)
     splits = split_of({entry.content for entry in entries}, traces.split)
     shares: dict[Split, float] = {"validation": traces.split.validation, "heldout": traces.split.heldout, "train": 1.0}
-    for split, share in shares.items():
-        if share > 0 and split not in splits.values():
-            tip = "add traces, or hold none out: traces.split.validation=0 traces.split.heldout=0"
-            raise EchoError(f"too few traces to split: {len(splits)} distinct, none left for {split}", tip)
+    needed = [split for split, share in shares.items() if share > 0]
+    if len(set(splits.values())) < len(needed):
+        tip = "add traces, or hold none out: traces.split.validation=0 traces.split.heldout=0"
+        parts = " and ".join(needed)
+        raise EchoError(
+            f"too few traces to split: {len(splits)} distinct; {parts} need one each, so at least {len(needed)}", tip
+        )
     train = [entry for entry in entries if splits[entry.content] == "train"]
     seen = frozenset(found for entry in train for observation in entry.observations for found in observation)
     placed = (
@@ -257,7 +260,7 @@ def _entries(path: Path, number: int, file: BinaryIO, digest: Any, known: dict[b
         try:
             trace = parse_trace(data)
         except ValueError as error:
-            raise bad_line(path, line, error, "trace") from error
+            raise line_error(path, line, data, error) from error
         found = observations(trace)
         yield Entry(
             file=number,

@@ -15,11 +15,22 @@ from echo_cli.errors import EchoError
 from echo_cli.files import output_file
 from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, trace_line
-from echo_cli.traces.builder import ImportOptions, Refusal
+from echo_cli.traces.builder import STDIN, ImportOptions, Refusal
 from echo_cli.trajectory import Role
 
 FORMATS = ("openai", "anthropic", "openenv", "awm", "atif", "asciinema", "echo")
 """Names of the formats. Each names a module of `formats` that satisfies `Format`."""
+_ALIASES = {
+    **dict.fromkeys(("harbor", "terminus", "terminal-bench", "tbench"), "atif"),
+    **dict.fromkeys(("claude", "claude-api"), "anthropic"),
+    **dict.fromkeys(("chatml", "chat", "messages", "huggingface", "trl", "vllm", "mini-swe-agent"), "openai"),
+    **dict.fromkeys(("asciicast", "cast"), "asciinema"),
+    **dict.fromkeys(("trajectory", "trajectories", "jsonl"), "echo"),
+}
+"""Formats by the names of tools and files that have them."""
+_WRAPPED = {"claude-code": "anthropic", "claude_code": "anthropic", "codex": "openai", "gemini": "openai"}
+"""Format of the messages in the logs of agents whose lines are not read."""
+
 PROMPTED = "asciinema"
 """The only format that reads `ImportOptions.prompt`."""
 
@@ -42,10 +53,18 @@ def format_named(name: str) -> Format:
         EchoError: there is no such format.
     """
     if name not in FORMATS:
-        nearest = difflib.get_close_matches(name, FORMATS, n=1)
-        tip = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(FORMATS)}"
-        raise EchoError(f"unknown format '{name}'", tip)
+        raise EchoError(f"unknown format '{escape_unprintable(name)}'", _format_tip(name))
     return cast(Format, importlib.import_module(f"echo_cli.traces.formats.{name}"))
+
+
+def _format_tip(name: str) -> str:
+    known = name.lower()
+    if known in _ALIASES:
+        return f"the format of {known} is {_ALIASES[known]}"
+    if known in _WRAPPED:
+        return f'its log is not read as it is: write {{"messages": […]}} and import that as {_WRAPPED[known]}'
+    nearest = difflib.get_close_matches(known, FORMATS, n=1)
+    return f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(FORMATS)}"
 
 
 @dataclass
@@ -100,6 +119,8 @@ def import_traces(
     """
     source = format_named(name)
     _check_options(name, options)
+    if files.count(STDIN) > 1:
+        raise EchoError("- is given twice", "standard input can be read once")
     for path in files:
         _check_file(path)
     result = ImportResult()
@@ -131,6 +152,8 @@ def _check_options(name: str, options: ImportOptions) -> None:
 
 
 def _check_file(path: Path) -> None:
+    if path == STDIN:
+        return
     if path.is_dir():
         raise EchoError(f"{escape_unprintable(path)} is a folder", f"name its files: {escape_unprintable(path)}/*")
     if not path.exists():

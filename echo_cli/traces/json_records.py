@@ -10,13 +10,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from echo_cli.text import json_problem
 from echo_cli.trace import Trace
-from echo_cli.traces.builder import Refusal, UnplacedError, json_text
+from echo_cli.traces.builder import Refusal, UnplacedError, input_file, json_text
 
 Record = tuple[str, Any]
 """Place of a JSON value, and the value."""
 
 _LINES = {".jsonl", ".ndjson"}
+_COMPRESSED = {".gz", ".bz2", ".xz"}
 _TOO_DEEP = "it is nested too deeply"
 
 
@@ -54,8 +56,8 @@ def _json_values(path: Path) -> Iterator[Record | Refusal]:
 
     A file is JSONL if its suffix says so, or if its first non-empty line is a complete value.
     """
-    with path.open("rb") as file:
-        if path.suffix in _LINES:
+    with input_file(path) as file:
+        if (path.with_suffix("") if path.suffix in _COMPRESSED else path).suffix in _LINES:
             yield from _records(enumerate(file, start=1), path)
             return
         # Read once: the path may be a pipe, which cannot be read again.
@@ -210,7 +212,7 @@ def _value(data: bytes, where: str, *, document: bool = False) -> tuple[Any] | R
     except UnicodeDecodeError:
         return Refusal(where, "not UTF-8")
     except json.JSONDecodeError as error:
-        return Refusal(f"{where}:{error.lineno}" if document else where, f"not JSON: {error.msg}")
+        return Refusal(f"{where}:{error.lineno}" if document else where, f"not JSON: {json_problem(error)}")
     except ValueError as error:
         return Refusal(where, f"not JSON: {error}")
 

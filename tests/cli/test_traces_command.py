@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import shutil
 import signal
@@ -99,6 +102,14 @@ def test_nothing_to_import_is_an_error(folder: Path, capsys: pytest.CaptureFixtu
             "unknown format 'x'",
             "choose from openai, anthropic, openenv, awm, atif, asciinema, echo",
         ),
+        (("harbor", "good.jsonl"), "unknown format 'harbor'", "the format of harbor is atif"),
+        (("claude-code", "good.jsonl"), "unknown format 'claude-code'", "import that as anthropic"),
+        (("OpenAI", "good.jsonl"), "unknown format 'OpenAI'", "did you mean openai?"),
+        (("openai", "-", "-"), "- is given twice", "standard input can be read once"),
+        (("openai", "wide.jsonl"), "wide.jsonl is UTF-16, not UTF-8 text", "iconv -f UTF-16 -t UTF-8"),
+        (("openai", "packed.jsonl"), "packed.jsonl is zstd, not UTF-8 text", "zstd -d"),
+        (("openai", "cut.jsonl.gz"), "cannot read cut.jsonl.gz: its gzip data is damaged", "copy the file again"),
+        (("openai", "quote.json"), "quote.json:1: not JSON: Unterminated string", "--skip-bad"),
         (("openai", "."), ". is a folder", "name its files: ./*"),
         (("openai", "none"), "none does not exist", "name the files to import"),
         (("openai", "good.jsonl", "--prompt", "x"), "--prompt has no effect on openai", "only asciinema uses it"),
@@ -117,9 +128,38 @@ def test_nothing_to_import_is_an_error(folder: Path, capsys: pytest.CaptureFixtu
 def test_a_mistake_is_one_line_with_a_tip(
     folder: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str, tip: str
 ) -> None:
+    Path("wide.jsonl").write_bytes(GOOD.encode("utf-16"))
+    Path("packed.jsonl").write_bytes(b"\x28\xb5\x2f\xfd" + GOOD.encode())
+    Path("cut.jsonl.gz").write_bytes(gzip.compress(f"{GOOD}\n".encode())[:-12])
+    Path("quote.json").write_text('{"messages": "x')
     output = () if "-o" in words else ("-o", "out.jsonl")
     found = fails(capsys, "import", *words, *output)
     assert message in found[0] and tip in found[1]
+
+
+@pytest.mark.parametrize(("suffix", "module"), [(".gz", gzip), (".bz2", bz2), (".xz", lzma), ("", gzip)])
+def test_a_compressed_file_is_its_content(
+    folder: Path, capsys: pytest.CaptureFixture[str], suffix: str, module: Any
+) -> None:
+    cast = '{"version": 2}\n[0.1, "i", "ls\\r"]\n'
+    for name, kind, text in (("a.jsonl", "openai", f"{GOOD}\n{GOOD}\n"), ("a.cast", "asciinema", cast)):
+        Path(name).write_text(text)
+        Path(f"{name}{suffix}.packed{suffix}").write_bytes(module.compress(text.encode()))
+        plain = prints(capsys, "import", kind, name, "-o", f"plain-{name}")
+        packed = prints(capsys, "import", kind, f"{name}{suffix}.packed{suffix}", "-o", f"packed-{name}")
+        assert (packed["traces"], packed["bytes"]) == (plain["traces"], plain["bytes"])
+    Path("out.jsonl.gz").write_bytes(gzip.compress(Path("plain-a.jsonl").read_bytes()))
+    prints(capsys, "import", "echo", "out.jsonl.gz", "-o", "again.jsonl")
+    assert Path("again.jsonl").read_bytes() == Path("plain-a.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_standard_input_is_a_file_named_by_a_dash(folder: Path, packed: bool) -> None:
+    data = Path("good.jsonl").read_bytes()
+    words = [*COMMAND, "traces", "import", "openai", "-", "-o", "out.jsonl"]
+    done = subprocess.run(words, input=gzip.compress(data) if packed else data, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert [trace.task_id for trace in read_traces(folder / "out.jsonl")] == ["-:1", "-:2"]
 
 
 def test_names_and_reasons_of_imported_files_are_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

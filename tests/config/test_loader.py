@@ -193,7 +193,9 @@ def test_a_quoted_number_is_an_error_that_says_so(tmp_path: Path) -> None:
         ("seed: !!int x", "invalid YAML", ""),
         ("seed: !!binary aGk=", "invalid YAML", ""),
         ("seed: !!python/object/apply:os.system ['false']", "invalid YAML", ""),
-        (b"\xff\xfe\x00", "cannot read config", ""),
+        (b"\xff\xfe\x00", "it is UTF-16, not UTF-8 text", "iconv -f UTF-16 -t UTF-8"),
+        ("seed: 1".encode("utf-16"), "it is UTF-16, not UTF-8 text", "iconv -f UTF-16 -t UTF-8"),
+        ("seed: 1\nrun: é".encode("latin-1"), "line 2 is not UTF-8", "iconv -f LATIN1"),
     ],
 )
 def test_a_wrong_file_is_refused_with_the_place(text: str | bytes, message: str, tip: str, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_the_same_arguments_may_be_twice_in_one_split_under_two_ids(tmp_path: Pa
         ("- &a {seed: 1}\n- *a\n", "aliases (*) are not supported"),
         ("", "{path} has no tasks"),
         ("[]", "{path} has no tasks"),
-        (b"\xff\xfe", "cannot read tasks {path}: "),
+        (b"\xff\xfe", "cannot read tasks {path}: it is UTF-16, not UTF-8 text"),
     ],
 )
 def test_a_wrong_yaml_file_is_refused_with_the_line(text: str | bytes, message: str, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_wrong_yaml_file_is_refused_with_the_line(text: str | bytes, message: 
         ('{"seed": 1}\n[2]\n', "a task is not a mapping of reset arguments ({path}:2)"),
         ("[" * 100_000, "not JSON: "),
         ("\n", "{path} has no tasks"),
-        (b"\xff\xfe", "cannot read tasks {path}: "),
+        (b"\xff\xfe", "cannot read tasks {path}: it is UTF-16, not UTF-8 text"),
     ],
 )
 def test_a_wrong_jsonl_file_is_refused_with_the_line(text: str | bytes, message: str, tmp_path: Path) -> None:

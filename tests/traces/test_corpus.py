@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -178,9 +179,19 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
 
 def test_too_few_traces_are_refused(tmp_path: Path) -> None:
     path = trace_file(tmp_path, store(2))
-    with pytest.raises(EchoError, match="too few traces to split: 2 distinct"):
+    needs = "2 distinct; validation and heldout and train need one each, so at least 3"
+    with pytest.raises(EchoError, match=f"too few traces to split: {needs}"):
         index_traces(config(path))
     assert len(index_traces(config(path, split={"validation": 0.0})).of("train")) == 1
+
+
+def test_a_compressed_file_is_named_as_such(tmp_path: Path) -> None:
+    path = trace_file(tmp_path, store())
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    for read in (lambda: index_traces(config(path)), lambda: list(read_traces(path))):
+        with pytest.raises(EchoError, match="is gzip, not a trajectory file as text") as refused:
+            read()
+        assert refused.value.tip == "decompress it: gzip -dk FILE"
 
 
 def test_a_file_that_changes_under_a_run_is_noticed(tmp_path: Path) -> None:

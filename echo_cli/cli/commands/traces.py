@@ -22,7 +22,7 @@ _STDOUT = "-"
 @traces.command("import")
 def import_(
     name: Annotated[str, typer.Argument(metavar="FORMAT", help="Input format, one of `traces formats`.")],
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Input files.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Input files, plain or .gz; - is stdin.")],
     output: Output,
     prompt: Annotated[
         str | None, typer.Option(help="Pattern of a shell prompt, for a cast without input events.", metavar="REGEX")

@@ -13,7 +13,7 @@ from itertools import accumulate, compress
 from pathlib import Path
 from typing import Any
 
-from echo_cli.traces.builder import UnplacedError
+from echo_cli.traces.builder import UnplacedError, input_file
 from echo_cli.traces.json_records import member, parse_json
 
 OUTPUT, INPUT, EXIT = "o", "i", "x"
@@ -98,7 +98,8 @@ def read_cast(path: Path) -> Cast:
             `:12` or `: stdout[3]`.
         OSError: the file cannot be read.
     """
-    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    with input_file(path) as file:
+        data = file.read().removeprefix(b"\xef\xbb\xbf")
     if not data.strip():
         raise UnplacedError("an empty file")
     lines = data.split(b"\n")

@@ -1,6 +1,6 @@
 """Documents in Harbor's ATIF, the Agent Trajectory Interchange Format: `agent/trajectory.json` of a trial.
 
-Source: Harbor's RFC 0001 (rfcs/0001-trajectory-format.md), versions 1.0 to 1.7, and the rules of its validator.
+Source: Harbor's RFC 0001 (rfcs/0001-trajectory-format.md), versions 1.0 to 1.8, and the rules of its validator.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COPIED, DISPATCHED, SYSTEM_EVENT = "copied", "dispatched", "system_event"
 """Channels of context: steps of an earlier document, agent steps without a model call, observations of the system."""
 
 ROLES = """\
-input       ATIF-v1.0 to ATIF-v1.7: one trajectory, an array of them, or JSONL; each embedded subagent trajectory is a
+input       ATIF-v1.0 to ATIF-v1.8: one trajectory, an array of them, or JSONL; each embedded subagent trajectory is a
             separate trace. Reward and task come from extra (reward, verifier_result; task_id, task_name) or
             final_metrics.extra, or else from the trial's result.json, one folder above agent/
 context     system and user messages, each followed by a newline; tool_definitions; <tool_response> wrappers; the
@@ -39,10 +39,10 @@ warning     for agents named terminus…: "Previous response had …" and its li
             part of the terminal's text: env_output. For any agent: matches of --warning in an observation
 omitted     reasoning_content; token ids and logprobs: they cover whole completions, including reasoning, the model's
             own tool call format and its stop token, so they are not the tokens of the action's text
-refused     other versions; steps that are not numbered 1, 2, …; images; a result of an unknown tool call; a result that
-            has only a subagent's trajectory, which does not say what the agent read"""
+refused     other versions; steps that are not numbered 1, 2, …; images and audio; a result of an unknown tool call; a
+            result that has only a subagent's trajectory, which does not say what the agent read"""
 
-_VERSION = re.compile(r"ATIF-v1\.[0-7]")
+_VERSION = re.compile(r"ATIF-v1\.[0-8]")
 _KEPT = ("schema_version", "session_id", "trajectory_id", "continued_trajectory_ref")
 """Fields of a document that are copied to the trace's meta."""
 
@@ -159,7 +159,7 @@ class _Steps:
 def _trace(record: Any, where: str, path: Path, options: ImportOptions) -> Trace:
     version = member(record, "schema_version")
     if not isinstance(version, str) or not _VERSION.fullmatch(version):
-        raise UnplacedError(f"not ATIF-v1.0 to ATIF-v1.7: {version!r}", "schema_version")
+        raise UnplacedError(f"not ATIF-v1.0 to ATIF-v1.8: {version!r}", "schema_version")
     agent, steps = member(record, "agent"), record.get("steps")
     name = member(agent, "name")
     if not isinstance(name, str):

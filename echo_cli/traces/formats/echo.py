@@ -7,7 +7,7 @@ from pathlib import Path
 
 from echo_cli.errors import EchoError
 from echo_cli.trace import Trace, parse_trace
-from echo_cli.traces.builder import ImportOptions, Refusal
+from echo_cli.traces.builder import ImportOptions, Refusal, input_file
 
 ROLES = """\
 input       trajectory files of any version: from runs, pools or imports
@@ -23,7 +23,7 @@ def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
     """
     if options.warning is not None:
         raise EchoError("--warning has no effect on echo", "omit it: the lines of a trajectory file already have roles")
-    with path.open("rb") as file:
+    with input_file(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 yield parse_trace(line)

@@ -142,17 +142,17 @@ def test_calls_and_answers_go_out_again_as_messages(tmp_path: Path) -> None:
     assert [message.get("tool_call_id") for message in record["messages"]][3:5] == ["c1", "c2"]
 
 
-@pytest.mark.parametrize("version", [f"ATIF-v1.{minor}" for minor in range(8)])
-def test_versions_1_0_to_1_7_are_read(tmp_path: Path, version: str) -> None:
+@pytest.mark.parametrize("version", [f"ATIF-v1.{minor}" for minor in range(9)])
+def test_versions_1_0_to_1_8_are_read(tmp_path: Path, version: str) -> None:
     assert only(tmp_path, changed("schema_version", value=version)).meta["schema_version"] == version
 
 
 @pytest.mark.parametrize(
     ("bad", "where", "reason"),
     [
-        (changed("schema_version", value="ATIF-v1.8"), ": schema_version", "not ATIF-v1.0 to ATIF-v1.7: 'ATIF-v1.8'"),
+        (changed("schema_version", value="ATIF-v1.9"), ": schema_version", "not ATIF-v1.0 to ATIF-v1.8: 'ATIF-v1.9'"),
         (changed("schema_version", value=1), ": schema_version", "not ATIF"),
-        ({"steps": [{"step_id": 1}]}, ": schema_version", "not ATIF-v1.0 to ATIF-v1.7: None"),
+        ({"steps": [{"step_id": 1}]}, ": schema_version", "not ATIF-v1.0 to ATIF-v1.8: None"),
         (changed("agent", value=None), ": agent", "no agent with a name"),
         (changed("agent", "tool_definitions", value=["search"]), ": agent.tool_definitions", "not a list of tools"),
         (changed("steps", value=[]), ": steps", "no steps"),
