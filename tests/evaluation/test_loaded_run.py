@@ -18,6 +18,7 @@ from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.worlds import open_worlds
 from echo_cli.evaluation import loaded_run
 from echo_cli.evaluation.loaded_run import load_run
+from echo_cli.evaluation.run_evaluation import rollouts_and_ks
 from echo_cli.trajectory import write_trajectories
 
 
@@ -89,6 +90,21 @@ def test_kept_pools_are_measured_without_their_environment(elsewhere: Path, caps
     capsys.readouterr()
     assert main(["eval-heldout", str(elsewhere), "--rollouts", "1"]) == 1
     assert "127.0.0.1:9" in error_of(capsys.readouterr().err)[0]
+
+
+def test_held_out_tasks_are_played_as_often_as_in_training(finished: Path) -> None:
+    runs = []
+    for rollouts in (0, 2, 3):
+        settings = load_run(finished).config.evaluation.model_copy(update={"heldout_rollouts": rollouts})
+        config = load_run(finished).config.model_copy(update={"evaluation": settings})
+        runs.append(loaded_run.LoadedRun(load_run(finished).directory, config))
+    none, two, three = runs
+    assert rollouts_and_ks([none], None, None) == (0, ())
+    assert rollouts_and_ks([two], None, None) == (2, [1, 2])
+    assert rollouts_and_ks([two, three], None, None) == (3, [1, 3])
+    assert rollouts_and_ks([two], None, [4, 1]) == (4, [1, 4])
+    assert rollouts_and_ks([two], 8, None) == (8, [1, 8])
+    assert rollouts_and_ks([two], 0, None) == (0, ())
 
 
 @pytest.mark.parametrize("name", ["heldout", "validation"])
