@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from types import FrameType
 from typing import Annotated, Any
 
@@ -37,6 +37,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+SPIN_SETTINGS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+"""Waiting of OpenMP's threads before they sleep: iterations of libgomp, milliseconds of libiomp."""
 
 # typer vendors click; the base class of click's usage errors is reachable only through a public subclass.
 _UsageProblem: Any = typer.BadParameter.__mro__[2]
@@ -91,6 +94,7 @@ def shell_hook_command(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code. Only bugs cause a traceback."""
     if arguments is None:
+        limit_spinning(os.environ)
         _open_closed_streams()
         sys.stderr = io.TextIOWrapper(io.BufferedWriter(_Lossy(2, "w", closefd=False)), line_buffering=True)
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -140,6 +144,16 @@ def _open_closed_streams() -> None:
             # The null device gets the lowest free number, which is this one.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
+def limit_spinning(environment: MutableMapping[str, str]) -> None:
+    """Let OpenMP's threads sleep soon at a barrier, in this process and its children; call it before torch is imported.
+
+    By default they spin: while one thread waits for a core that another program uses, the others burn theirs, and a
+    step takes up to forty times as long. A variable that the user has set decides.
+    """
+    if not {"OMP_WAIT_POLICY", *SPIN_SETTINGS} & environment.keys():
+        environment.update(SPIN_SETTINGS)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_run import COMMAND, TINY, error_of, rows, train, train_words
 
-from echo_cli.cli.main import main
+from echo_cli.cli.main import SPIN_SETTINGS, limit_spinning, main
 from echo_cli.config.loader import configs_folder, find_config, load_config
 
 COMMANDS = (
@@ -248,6 +248,29 @@ def test_ctrl_c_while_a_command_is_imported_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0, "heldout/env_ce": 1.0}\n')
     done = _run("plot", str(tmp_path / "run"), PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "\ninterrupted\n")
+
+
+@pytest.mark.parametrize(
+    "own", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}, {"KMP_BLOCKTIME": "200"}, {"OMP_NUM_THREADS": "2"}]
+)
+def test_threads_spin_briefly_unless_the_user_says_how_long(own: dict[str, str]) -> None:
+    environment = dict(own)
+    limit_spinning(environment)
+    assert environment == (own | SPIN_SETTINGS if "OMP_NUM_THREADS" in own else own)
+
+
+@pytest.mark.parametrize("place", ["torch", "server"])
+def test_threads_spin_briefly_where_torch_is_imported_and_in_a_started_server(place: str, tmp_path: Path) -> None:
+    seen = tmp_path / "seen.json"
+    record = f"import json, os; json.dump(dict(os.environ), open({str(seen)!r}, 'w')); os._exit(1)"
+    if place == "torch":
+        (tmp_path / "torch.py").write_text(record)
+    server = json.dumps({"kind": "process", "command": [sys.executable, "-c", record, "{port}"]})
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    words = ["env", "check", "sandbox", f"environment.provider={server}"]
+    done = subprocess.run([*COMMAND, *words], capture_output=True, env=environment | {"PYTHONPATH": str(tmp_path)})
+    assert done.returncode in (1, 2), done.stderr
+    assert {name: json.loads(seen.read_text()).get(name) for name in SPIN_SETTINGS} == SPIN_SETTINGS
 
 
 def test_help_and_usage_errors_load_no_heavy_library() -> None:
