@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from independent import behaviour_logprobs, echo_loss, gradients, read_step
 from peft import PeftModel
+from real_run import BFLOAT16, MODEL, WORDS, base_model, rows, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from echo_cli.cli.main import main
@@ -28,47 +27,12 @@ from echo_cli.models.policy import TorchPolicy
 from echo_cli.objective.step import weigh_step
 from echo_cli.training.step_data import play_explorers, play_tasks
 
-MODEL = os.environ["ECHO_REAL_MODEL"]
-WORDS = (
-    "model.kind=hf",
-    f"model.path={MODEL}",
-    "model.lora={rank: 8, alpha: 16.0}",
-    "threads=1",
-    "environment.toy_terminal={families: [key], ood_world_seeds: []}",
-    "rollout.tasks_per_step=2",
-    "rollout.group_size=2",
-    "rollout.max_action_tokens=16",
-    "rollout.explorers=4",
-    "rollout.keep=99",
-    "evaluation.every=3",
-    "evaluation.validation_rollouts=0",
-    "evaluation.heldout_rollouts=0",
-    "checkpoint.every=1",
-    "checkpoint.keep=9",
-)
-BFLOAT16 = ("model.dtype=bfloat16", "optim.lr=1e-3")
-
-
-def train(run: Path, *words: str) -> int:
-    place = ("--output-dir", str(run.parent), "--run-name", run.name)
-    return main(["train", "--config", "toy", "--steps", "3", *place, *WORDS, *BFLOAT16, *words])
-
-
-def rows(run: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics.jsonl without values that depend on the clock."""
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in found]
-
-
-def base_model() -> Any:
-    return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of three steps in bfloat16, with a checkpoint after each."""
     run = tmp_path_factory.mktemp("outputs") / "run"
-    assert train(run) == 0
+    assert train(run, *BFLOAT16) == 0
     return run
 
 
@@ -104,7 +68,7 @@ def test_resuming_equals_never_having_stopped(run: Path, tmp_path: Path) -> None
     (again / "summary.json").unlink()
     for step in (2, 3):
         shutil.rmtree(again / "checkpoints" / f"step_{step:06d}")
-    assert train(again, "--resume") == 0
+    assert train(again, *BFLOAT16, "--resume") == 0
     assert rows(again) == rows(run)
     assert (again / "rollouts.jsonl").read_bytes() == (run / "rollouts.jsonl").read_bytes()
     name = "checkpoints/step_000003/adapter_model.safetensors"
