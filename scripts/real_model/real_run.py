@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from echo_cli.cli.main import main
 
 MODEL = os.environ["ECHO_REAL_MODEL"]
+TEMPERATURE = 0.8
 WORDS = (
     "model.kind=hf",
     f"model.path={MODEL}",
@@ -21,6 +22,7 @@ WORDS = (
     "environment.toy_terminal={families: [key], ood_world_seeds: []}",
     "rollout.tasks_per_step=2",
     "rollout.group_size=2",
+    f"rollout.temperature={TEMPERATURE}",
     "rollout.max_action_tokens=16",
     "rollout.explorers=4",
     "rollout.keep=99",

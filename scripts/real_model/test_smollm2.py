@@ -14,7 +14,7 @@ import pytest
 import torch
 from independent import behaviour_logprobs, echo_loss, gradients, read_step
 from peft import PeftModel
-from real_run import BFLOAT16, MODEL, WORDS, base_model, rows, train
+from real_run import BFLOAT16, MODEL, TEMPERATURE, WORDS, base_model, rows, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from echo_cli.cli.main import main
@@ -57,7 +57,7 @@ def test_the_loss_of_the_first_step_is_the_loss_of_its_recorded_rollouts(run: Pa
     row = rows(run)[1]
     # A fresh adapter is 0: the policy of the first step is the base.
     with torch.no_grad():
-        found = echo_loss(base_model(), read_step(run / "rollouts.jsonl", 1), row["train/lambda"], 1.0)
+        found = echo_loss(base_model(), read_step(run / "rollouts.jsonl", 1), row["train/lambda"], TEMPERATURE)
     assert row["train/loss"] == pytest.approx(float(found.total), rel=0.02)
     assert row["train/env_ce"] == pytest.approx(found.env_ce, rel=0.02)
     assert row["train/rl_loss"] == pytest.approx(found.rl, abs=0.02)
@@ -119,14 +119,14 @@ def test_logprobs_loss_and_gradient_equal_an_independent_computation(
         # One rollout of each group is rewarded, whatever it did: without contrast there is no RL term.
         rewarded = [replace(rollout, reward=float(number % 2)) for number, rollout in enumerate(played)]
         rollouts = [*rewarded, *play_explorers(config, policy, worlds, 0, 2)]
-    coeff, temperature = config.objective.base_coeff, config.rollout.temperature
-    weighed = weigh_step(rollouts, config.objective, coeff, temperature)
+    coeff = config.objective.base_coeff
+    weighed = weigh_step(rollouts, config.objective, coeff, TEMPERATURE)
     ours = reduce_metrics([policy.forward_backward(weighed)])
 
     policy.model.save(tmp_path)
     model = PeftModel.from_pretrained(base_model(), str(tmp_path), is_trainable=True)
     records = [rollout.to_json() for rollout in rollouts]
-    theirs = echo_loss(model, records, coeff, temperature)
+    theirs = echo_loss(model, records, coeff, TEMPERATURE)
     theirs.total.backward()
 
     for record, logprobs_n in zip(records, theirs.action_logprobs, strict=False):

@@ -108,10 +108,10 @@ def test_the_training_rollouts_of_a_run_can_be_looked_at(
     assert as_json(capsys, run, "--training")["trajectories"] == len(kept) == 4 * 3
     episode = as_json(capsys, run, "--training", "--step", "2", "--episode", "1", "--checkpoint", "1")["episode"]
     assert (episode["step"], episode["trajectory"]["group_id"]) == (2, kept[3].group_id)
-    # The policy before the step sampled these actions: its losses are the recorded logprobs.
+    # The action's tokens, as sampled, are scored by the policy that sampled them.
     (action,) = [heat for heat in episode["heat"]["step 1"] if heat["role"] == "action"][:1]
-    recorded = next(segment.logprobs for segment in kept[3].segments if segment.role is Role.ACTION)
-    assert action["nats"] == pytest.approx([-logprob for logprob in recorded or ()], abs=1e-5)
+    sampled = next(segment for segment in kept[3].segments if segment.role is Role.ACTION)
+    assert action["token_ids"] == list(sampled.token_ids) and len(action["nats"]) == len(sampled.logprobs or ())
 
     assert "steps with trajectories: 1, 2, 3, 4" in fails(capsys, run, "--training", "--step", "9")[1]
     bare = Path(shutil.copytree(run, tmp_path / "bare"))
