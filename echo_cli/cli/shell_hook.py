@@ -9,6 +9,8 @@ sourced file) and reads as an echo-cli command line:
 - `train …` and `plot …`: when the next word is an option, a `key.path=value` or an existing path;
 - `train` and `plot` alone: when standard output is a terminal.
 
+zsh and fish do not route inside a command substitution; bash does.
+
 Everything else goes to the builtin with its arguments untouched. Install it with
 `eval "$(echo-cli shell-hook bash)"` (or zsh), or `echo-cli shell-hook fish | source`.
 """
@@ -41,7 +43,7 @@ function _echo_cli_routes {
 
 # `function echo {`, not `echo() {`, in which an alias named echo would be expanded.
 # In $-, i means that the shell is interactive, and c that it was started with -c. FUNCNAME also counts `source` and a
-# script's main.
+# script's main. Nothing tells a function whether it runs in `$(…)` or in a pipeline, so bash routes in both.
 _BASH = f"""\
 {_ROUTES}
 function echo {{

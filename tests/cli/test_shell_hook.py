@@ -286,6 +286,16 @@ def test_plain_inside_functions(prompt: Prompt) -> None:
     assert prompt.run("f").calls == []
 
 
+@pytest.mark.parametrize("fresh_prompt", ["zsh", "fish"], indirect=True)
+def test_plain_inside_command_substitutions(fresh_prompt: Prompt) -> None:
+    prompt = fresh_prompt
+    for word in ("sweep-lambda 0", "train --steps 1"):
+        line = f"echo (echo {word})" if prompt.shell == "fish" else f'echo "$(echo {word})"'
+        outcome = prompt.run(f"{line} > captured")
+        assert (outcome.calls, outcome.status) == ([], 0)
+        assert (prompt.folder / "captured").read_text() == f"{word}\n"
+
+
 def test_plain_inside_sourced_files_and_functions_defined_there(prompt: Prompt) -> None:
     function = "function g; echo plot -x; end" if prompt.shell == "fish" else "g() { echo plot -x; }"
     script = prompt.script("sourced", f"echo sweep-lambda 0\n{function}\ng\n")
