@@ -112,7 +112,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(error.message, error.tip)
         return error.exit_code
     except _UsageProblem as error:
-        _complain(*_usage(error))
+        from echo_cli.cli.tips import usage_tip
+
+        has_guesses = bool(getattr(error, "possibilities", None))
+        message = error.message if has_guesses else error.format_message().partition(" Did you mean ")[0]
+        _complain(message, usage_tip(typer.main.get_command(app), words, error))
         return 2
     except (KeyboardInterrupt, typer.Abort):
         return 128 + signal.SIGINT
@@ -190,16 +194,6 @@ def _complain(message: str, tip: str | None) -> None:
     print(f"error: {escape_unprintable(' '.join(message.split()))}", file=sys.stderr)
     if tip:
         print(f"  tip: {escape_unprintable(' '.join(tip.split()))}", file=sys.stderr)
-
-
-def _usage(error: Any) -> tuple[str, str]:
-    """Return the message and the tip of a typer usage error; the tip suggests similar names, if there are any."""
-    if guesses := getattr(error, "possibilities", None):
-        return error.message, f"did you mean {' or '.join(guesses)}?"
-    message, _, guess = error.format_message().partition(" Did you mean ")
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context else "echo-cli"
-    return message, f"did you mean {guess}" if guess else f"see {command} --help"
 
 
 def _drop_stdout() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from echo_cli.cli.tips import option_tip
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable
@@ -117,9 +117,7 @@ def refuse_options(context: typer.Context, words: Sequence[str]) -> None:
     """
     for word in words:
         if word.startswith("--"):
-            known = [name for parameter in context.command.params for name in parameter.opts]
-            nearest = difflib.get_close_matches(word.partition("=")[0], known, n=1)
-            tip = f"did you mean {nearest[0]}?" if nearest else f"see {context.command_path} --help"
+            tip = option_tip(context.command, context.command_path.split()[1:], word)
             raise EchoError(f"No such option: {word}", tip)
 
 

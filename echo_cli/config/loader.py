@@ -6,9 +6,7 @@ line's keys. The command line's preset replaces the file's. A file whose keys co
 
 from __future__ import annotations
 
-import difflib
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from copy import deepcopy
@@ -23,6 +21,7 @@ from echo_cli.config.environment import PRESETS as ENVIRONMENT_PRESETS
 from echo_cli.config.environment import SOURCE_KEYS, SOURCES, TASK_SOURCES
 from echo_cli.config.objective import PRESETS, preset_conflicts
 from echo_cli.config.schema import Config, key_paths
+from echo_cli.config.tips import config_tip, key_tip, value_tip, word_tip
 from echo_cli.config.yaml_file import key_lines, parse_yaml, read_yaml
 from echo_cli.errors import EchoError
 
@@ -46,7 +45,7 @@ def parse_override(word: str) -> Override:
     key, equals, value = word.partition("=")
     keys = tuple(key.split("."))
     if not equals or not all(keys):
-        raise EchoError(f"'{word}' is not an override", "write key.path=value, for example optim.lr=1e-3")
+        raise EchoError(f"'{word}' is not an override", word_tip(word, shipped_configs(), key_paths()))
     text = f"{key}=…" if may_hold_headers(keys) else word
     try:
         return Override(keys, parse_yaml(value)[1], text)
@@ -141,10 +140,10 @@ def find_config(name_or_file: str) -> Path:
     path = Path(name_or_file)
     if path.suffix in (".yaml", ".yml") or "/" in name_or_file:
         if not path.is_file():
-            raise EchoError(f"config file {name_or_file} does not exist", f"shipped configs: {', '.join(_shipped())}")
+            raise EchoError(f"config file {name_or_file} does not exist", config_tip(name_or_file, shipped_configs()))
         return path
-    if name_or_file not in _shipped():
-        raise EchoError(f"no config named '{name_or_file}'", _suggest(name_or_file, _shipped(), "shipped configs"))
+    if name_or_file not in shipped_configs():
+        raise EchoError(f"no config named '{name_or_file}'", config_tip(name_or_file, shipped_configs()))
     return configs_folder() / f"{name_or_file}.yaml"
 
 
@@ -163,7 +162,10 @@ def load_config(source: Path | str, overrides: Sequence[str] = ()) -> Config:
     in_file, lines = _read_config(path)
     given = [parse_override(word) for word in overrides]
     _check_file_preset(in_file, given, lines.get(("preset",), str(path)))
-    commanded = {override.keys: f"command line: {override.text}" for override in given}
+    commanded: dict[Keys, str] = {}
+    for override in given:
+        sections = {override.keys[:length] for length in range(1, len(override.keys))} - set(lines)
+        commanded |= dict.fromkeys([*sections, override.keys], f"command line: {override.text}")
 
     def place(keys: Keys) -> str:
         """Return the origin of a key's value, or of the nearest enclosing section that was given."""
@@ -322,7 +324,7 @@ def _first_error(error: ValidationError, place: Callable[[Keys], str]) -> EchoEr
     name = ".".join(keys)
     if details["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         message = f"unknown key '{name}'"
-        tip = _suggest(re.sub(r"\.\d+", ".0", name), key_paths(), "top-level keys")
+        tip = key_tip(re.sub(r"\.\d+", ".0", name), key_paths())
     elif details["type"] == "missing":
         message, tip = f"'{name}' is missing", "add it"
     elif len(keys) > 1 and may_hold_headers(keys):
@@ -330,25 +332,8 @@ def _first_error(error: ValidationError, place: Callable[[Keys], str]) -> EchoEr
     else:
         got = details["input"]
         message = f"'{name}' is {_shown(got)}: {details['msg'][0].lower()}{details['msg'][1:]}"
-        tip = _type_tip(got, details["type"])
+        tip = value_tip(name, details, key_paths())
     return EchoError(f"{message} ({place(keys)})", tip)
-
-
-def _type_tip(got: Any, kind: str) -> str:
-    if isinstance(got, str) and kind in ("float_type", "int_type"):
-        return "write the number without quotes" if _is_number(got) else "write a number"
-    if isinstance(got, float) and kind == "int_type":
-        return "write an integer, without a decimal point or exponent"
-    if kind in ("model_type", "dataclass_type", "dict_type"):
-        return "this is a section: indent its keys below it"
-    return "the shipped configs explain every key; --dry-run prints the resolved config"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def _shown(value: Any) -> str:
@@ -356,14 +341,6 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _shipped() -> list[str]:
+def shipped_configs() -> list[str]:
+    """Return the names of the shipped configs, sorted."""
     return sorted(path.stem for path in configs_folder().glob("*.yaml"))
-
-
-def _suggest(name: str, known: Sequence[str], label: str) -> str:
-    """Return a tip: a path with the same last key (a misplaced key), else the nearest spelling, else all names."""
-    misplaced = [path for path in known if path.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-    nearest = misplaced or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if nearest:
-        return f"did you mean '{nearest[0]}'?"
-    return f"{label}: {', '.join(path for path in known if '.' not in path)}"

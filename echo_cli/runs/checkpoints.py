@@ -18,6 +18,7 @@ from typing import Any
 
 from echo_cli.errors import EchoError
 from echo_cli.files import TEMPORARY, Row, delete, fsync, os_errors, read_json, sha256_of, write_atomic, write_json
+from echo_cli.runs.provenance import again_tip
 from echo_cli.text import escape_unprintable
 
 _FORMAT = "echo-cli checkpoint 1"
@@ -169,9 +170,7 @@ class Checkpoints:
     def _resolve(self, which: str | int) -> int:
         steps, run = self.steps(), escape_unprintable(self.path.parent)
         if not steps:
-            again = "start again with --overwrite or another --run-name"
-            tip = f"it was copied without checkpoints or stopped before the first: {again}"
-            raise EchoError(f"{run} has no checkpoint", tip)
+            raise EchoError(f"{run} has no checkpoint", again_tip(self.path.parent, "before its first checkpoint"))
         if which == "latest":
             return steps[-1]
         if which == "best":

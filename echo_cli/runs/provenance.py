@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from echo_cli.files import Row
+from echo_cli.files import Row, read_json
 
 _VERSIONED = ("torch", "numpy", "tokenizers", "safetensors", "transformers", "peft", "pydantic", "echo-cli")
 
@@ -28,6 +29,19 @@ def environment_record(seed: int, argv: Sequence[str], device: str, threads: int
         "seed": seed,
         "argv": [*(Path(word).name for word in argv[:1]), *map(_without_folder, argv[1:])],
     }
+
+
+def again_tip(run: Path, stopped: str) -> str:
+    """Return how to get what the directory of a run lacks: train again, elsewhere if the run had finished.
+
+    Args:
+        stopped: the time at which a run without a summary stopped.
+    """
+    record = run / "environment.json"
+    argv = read_json(record).get("argv", ()) if record.is_file() else ()
+    if (run / "summary.json").is_file() and argv:
+        return f"it was copied without some of its files; this trains it again: {shlex.join(argv)}"
+    return f"the run stopped {stopped}: start again with --overwrite or another --run-name"
 
 
 def _without_folder(argument: str) -> str:

@@ -10,6 +10,7 @@ from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.runs.directory import RunDirectory, is_run, open_run
 from echo_cli.runs.pool_folder import MANIFEST, verify_pool
+from echo_cli.runs.provenance import again_tip
 from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, read_traces
 
@@ -120,10 +121,7 @@ def _nothing(place: Path, config: Config | None, training: bool) -> EchoError:
         if config.rollout.keep == 0:
             tip = "its rollout.keep is 0; train a run, or continue this one with --resume, with a value above 0"
         return EchoError(f"{escape_unprintable(place)} has no training rollouts", tip)
-    tip = (
-        "a run keeps trajectories when it plays tasks (evaluation.pass_every): this run has not played any yet, or was "
-        "copied without its trajectories.jsonl"
-    )
+    tip = again_tip(place, "before it played tasks (evaluation.pass_every)")
     evaluation = config.evaluation
     if config.environment.none:
         tip = "the run has no environment and plays nothing: give its pool_heldout.jsonl or one of its trace files"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from echo_cli.config.loader import load_config
+from echo_cli.config.loader import load_config, shipped_configs
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.files import os_errors
@@ -89,10 +89,17 @@ def parse_coeff(word: str) -> float:
     try:
         coeff = float(word)
     except ValueError:
-        raise EchoError(f"'{word}' is not a λ value", "give a number, such as 0.05") from None
+        raise EchoError(f"'{word}' is not a λ value", _coeff_tip(word)) from None
     if not 0 <= coeff < float("inf"):
         raise EchoError(f"λ is {word}", "set λ to a finite number, 0 or more; 0 is plain GRPO")
     return coeff + 0.0  # turns -0.0 into 0.0
+
+
+def _coeff_tip(word: str) -> str:
+    values = word.split(",")
+    if len(values) > 1 and all(values):
+        return f"separate values with spaces: echo-cli sweep-lambda {' '.join(values)}"
+    return f"did you mean --config {word}?" if word in shipped_configs() else "give a number, such as 0.05"
 
 
 def join_seeds(words: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -176,7 +177,9 @@ def _one_run(words: list[str], compare: tuple[Path, Path] | None, of_models: Map
         raise EchoError(f"{given[0]} has no effect without --model", "omit it: RUN has its own config and observations")
     refuse_overrides(words)
     if len(words) + (compare is not None) != 1:
-        tip = "see echo-cli eval-heldout --help; for models without a run: --model PATH --pool DIR"
+        runs = [str(run) for run in compare or words]
+        two = f"--compare {escape_unprintable(shlex.join(runs))}" if len(runs) == 2 else "--compare RUN_A RUN_B"
+        tip = f"echo-cli eval-heldout RUN, or {two}; for models without a run: --model PATH --pool DIR"
         raise EchoError("name one RUN, or two runs with --compare RUN_A RUN_B", tip)
     return compare[0] if compare is not None else Path(words[0])
 
