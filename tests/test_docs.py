@@ -162,6 +162,43 @@ def test_every_page_that_code_and_configs_name_exists() -> None:
     assert named and all((ROOT / name).is_file() for name in named), named
 
 
+def _commands(command: Any, name: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield every command of echo-cli with its name, without the groups."""
+    if hasattr(command, "commands"):
+        for part, below in command.commands.items():
+            yield from _commands(below, (*name, part))
+    else:
+        yield " ".join(name), command
+
+
+@pytest.mark.parametrize("name,command", _commands(typer.main.get_command(app)), ids=str)
+def test_every_command_s_help_has_an_example_that_is_one_of_its_command_lines(name: str, command: Any) -> None:
+    lines = [line.strip() for line in command.epilog.splitlines() if line.startswith("  ") and "echo-cli " in line]
+    assert lines and all(name in line for line in lines)
+    for line in lines:
+        for words in _ours(line):
+            _check_ours(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train"], ["qwen3-0.6b, qwen3-8b-lora", "objective.world_model_coeff", "(toy: 1)", "Continue the run"]),
+        (["sweep-lambda"], ["toy-sparse, toy-world-model", "--jobs", "--steps"]),
+        (["env", "check"], ["toy-sparse, toy-world-model"]),
+        (["traces", "import"], ["openai, anthropic, openenv, awm, atif, asciinema, echo"]),
+        (["plot"], ["heldout_env_ce.png", "Default: the run directory"]),
+    ],
+    ids=lambda words: words[0],
+)
+def test_help_says_what_a_newcomer_looks_for(
+    words: list[str], said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(part in text for part in said), text
+
+
 def test_the_script_with_the_pins_is_what_pages_and_configs_name_for_an_extra() -> None:
     for path in [*PAGES, *(ROOT / "configs").rglob("*.yaml")]:
         text = path.read_text(encoding="utf-8")

@@ -26,6 +26,7 @@ from echo_cli.cli.commands.report import report
 from echo_cli.cli.commands.sweep_lambda import SweepCommand, sweep_lambda
 from echo_cli.cli.commands.traces import traces
 from echo_cli.cli.commands.train import train
+from echo_cli.cli.options import examples
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable
 
@@ -66,22 +67,36 @@ def root(
         raise typer.Exit(2)
 
 
-app.command("train")(train)
+app.command(
+    "train", epilog=examples("train --steps 60 --seed 0", "train --config toy-grpo optim.lr=1e-3", configs=True)
+)(train)
 # A negative λ looks like an option to the parser, so unknown options pass as words and the command refuses them.
-app.command("sweep-lambda", cls=SweepCommand, context_settings={"ignore_unknown_options": True})(sweep_lambda)
-app.command("eval-heldout")(eval_heldout)
-app.command("inspect")(inspect)
-app.command("report")(report)
-app.command("dream")(dream)
-app.command("plot")(plot)
-app.command("export")(export)
+app.command(
+    "sweep-lambda",
+    cls=SweepCommand,
+    context_settings={"ignore_unknown_options": True},
+    epilog=examples("sweep-lambda 0 0.005 0.05 --seeds 0 1 2 --jobs 2", configs=True),
+)(sweep_lambda)
+app.command(
+    "eval-heldout",
+    epilog=examples(
+        "eval-heldout outputs/toy-seed0",
+        "eval-heldout --compare outputs/toy-seed0 outputs/toy-grpo-seed0",
+        "eval-heldout --model tiny-base --pool outputs/pool",
+    ),
+)(eval_heldout)
+app.command("inspect", epilog=examples("inspect outputs/toy-seed0", "inspect outputs/toy-seed0 --episode 1"))(inspect)
+app.command("report", epilog=examples("report outputs/toy-seed0"))(report)
+app.command("dream", epilog=examples("dream outputs/toy-seed0", "dream outputs/toy-seed0 --score 24"))(dream)
+app.command("plot", epilog=examples("plot outputs/toy-seed0 outputs/toy-grpo-seed0"))(plot)
+app.command("export", epilog=examples("export outputs/toy-seed0 -o outputs/model"))(export)
 app.add_typer(pool, name="pool")
 app.add_typer(env, name="env")
 app.add_typer(traces, name="traces")
-app.command("bench")(bench)
+app.command("bench", epilog=examples("bench --config toy --repeats 5", configs=True))(bench)
 
 
-@app.command("shell-hook")
+@app.command("shell-hook", epilog='\b\nExample, in bash or zsh:\n  eval "$(echo-cli shell-hook bash)"')
 def shell_hook_command(
     shell: Annotated[str, typer.Argument(metavar="bash|zsh|fish", help="Shell that runs the function.")],
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,20 +12,45 @@ from typing import Annotated, Any
 import typer
 
 from echo_cli.cli.tips import option_tip
+from echo_cli.config.loader import shipped_configs
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY.PATH=VALUE", help="Config overrides.")]
-ConfigName = Annotated[str | None, typer.Option("--config", help="Shipped config or YAML file.", metavar="NAME|FILE")]
-Steps = Annotated[str | None, typer.Option(help="Number of optimizer steps.", metavar="N")]
-Seed = Annotated[str | None, typer.Option(help="Random seed of the run.", metavar="N")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", metavar="DEVICE")]
-OutputDir = Annotated[str | None, typer.Option(help="Parent folder of the run directory.", metavar="DIR")]
-RunName = Annotated[str | None, typer.Option(help="Name of the run directory.", metavar="NAME")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY.PATH=VALUE", help="Config overrides, such as optim.lr=1e-3; train --dry-run prints every key."
+    ),
+]
+ConfigName = Annotated[
+    str | None, typer.Option("--config", help="Shipped config or YAML file. Default: toy.", metavar="NAME|FILE")
+]
+Steps = Annotated[str | None, typer.Option(help="Number of optimizer steps. Default: the config's.", metavar="N")]
+Seed = Annotated[str | None, typer.Option(help="Random seed. Default: the config's.", metavar="N")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: the config's.", metavar="DEVICE")]
+OutputDir = Annotated[
+    str | None, typer.Option(help="Folder of the run directory. Default: the config's, outputs.", metavar="DIR")
+]
+RunName = Annotated[
+    str | None, typer.Option(help="Name of the run directory. Default: CONFIG-seedN; sweep-CONFIG.", metavar="NAME")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan, then exit.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and the resolved config, then exit.")]
+
+
+def examples(*lines: str, configs: bool = False) -> str:
+    """Return the epilogue of a command's help: complete command lines and, with `configs`, the shipped configs."""
+    text = ["\b", f"Example{'s' if len(lines) > 1 else ''}:", *(f"  echo-cli {line}" for line in lines)]
+    if configs:
+        names = f"Shipped configs: {', '.join(shipped_configs())}"
+        wrapped = textwrap.wrap(names, _COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
+        text += ["", "\b", *wrapped]
+    return "\n".join(text)
+
+
+_COLUMNS = 76
 
 
 def command_group(purpose: str) -> typer.Typer:
@@ -167,9 +193,13 @@ def print_plans(runs: Sequence[tuple[Config, Path]], as_json: bool, *, sweep: bo
         print_json({"runs": plans} if sweep else plans[0])
         return
     for number, ((config, _), planned) in enumerate(zip(runs, plans, strict=True)):
-        print(*(["---"] if number else []), config.to_yaml(), sep="\n", end="")
+        print(*(["---"] if number else []), end="\n" if number else "")
         for name, value in planned["plan"].items():
-            print(f"# {name}: {_listed(value)}")
+            line = f"# {name}: {_listed(value)}"
+            print(
+                textwrap.fill(line, _COLUMNS, subsequent_indent="#   ", break_on_hyphens=False, break_long_words=False)
+            )
+        print(f"\n{config.to_yaml()}", end="")
 
 
 def _listed(value: Any) -> Any:

@@ -83,7 +83,7 @@ def usage_tip(root: Any, words: Sequence[str], error: Any) -> str:
 def example_of(command: Any) -> str:
     """Return the first line of a command's examples."""
     lines: list[str] = command.epilog.replace("\b", "").split("\n")
-    return f"for example: {next(line.strip() for line in lines if line.strip().startswith('echo-cli '))}"
+    return f"for example: {next(line.strip() for line in lines if line.startswith('  '))}"
 
 
 def _command_tip(group: Any, name: Sequence[str], rest: Sequence[str]) -> str:

@@ -26,17 +26,17 @@ NOTES = (
     "'seen': the run has executed every held-out pair, and env-CE is over these pairs.",
     "vs λ = 0: mean difference at the same seeds. 'mean' averages pass@1 over the steps (area under its curve): of two "
     "runs that end alike, the faster learner's is higher.",
-    "r: env weight per observation token / (RL weight per action token · mean |advantage|). "
+    "portable λ: env weight per observation token / (RL weight per action token · mean |advantage|). "
     "λ·env/RL and cosine: norm ratio and cosine of the two terms' gradients, λ included, at the probed steps.",
 )
 
 
 def sweep_tables(results: Sequence[LambdaResult]) -> list[SweepTable]:
-    """Return three tables: env-CE, tasks, and λ in portable units with its cost."""
+    """Return three tables: env-CE, tasks, and portable λ with the time."""
     return [
         _table("held-out env-CE, nats/token", _CE_COLUMNS, results),
         _table("held-out tasks", _TASK_COLUMNS, results),
-        _table("λ in portable units, and the time", _UNIT_COLUMNS, results),
+        _table("portable λ, gradients and time", _UNIT_COLUMNS, results),
     ]
 
 
@@ -105,7 +105,7 @@ _TASK_COLUMNS: Sequence[tuple[str, Text]] = (
 
 _UNIT_COLUMNS: Sequence[tuple[str, Text]] = (
     ("λ", lambda result: shown_coeff(result.coeff)),
-    ("r", _value("portable_lambda")),
+    ("portable\nλ", _value("portable_lambda")),
     ("λ·env\n/RL", _value("gradient_ratio", ".2f")),
     ("cosine", _value("gradient_cosine", "+.2f")),
     ("seconds", _value("seconds", ".1f")),

@@ -43,7 +43,7 @@ def plan(config: Config, path: Path, corpus: TraceCorpus | None = None) -> dict[
         "environment": config.environment.source,
         **_of_model(config),
         "λ": first_coeff(config),
-        "λ in portable units, estimated": portable_estimate(config),
+        "portable λ, estimated": portable_estimate(config),
         "policy rollouts per step": policy_rollouts,
         "explorer rollouts per step": explorers,
         **_of_traces(config, corpus),
@@ -147,9 +147,9 @@ def portable_estimate(config: Config) -> str:
         observations, most_observations = fixed, float(fixed)
     assumed = f"at mean |advantage| {expected:.2g}"
     if actions == observations:
-        return f"r = {factor:.3g}, {assumed}"
+        return f"{factor:.3g}, {assumed}"
     at_caps = factor * most_actions / most_observations
-    return f"r = {factor:.3g} × {actions} / {observations}, which is {at_caps:.2g} at their caps, {assumed}"
+    return f"{factor:.3g} × {actions} / {observations}, which is {at_caps:.2g} at their caps, {assumed}"
 
 
 def expected_advantage(settings: ObjectiveSettings, group_size: int) -> float:

@@ -126,7 +126,7 @@ def test_an_option_and_an_override_of_one_key_are_refused(
         (["eval-heldout", "nowhere", "--rollouts", "-1"], "Invalid value for '--rollouts'"),
         (["eval-heldout", "nowhere", "--checkpoint", "good"], "no checkpoint 'good'"),
         (["plot"], "Missing argument 'RUN'."),
-        (["plot", "nowhere"], "nowhere has no metrics.jsonl"),
+        (["plot", "nowhere"], "nowhere does not exist"),
         (["report"], "Missing argument 'RUN'."),
         (["report", "nowhere"], "nowhere does not exist"),
         (["report", "nowhere", "--checkpoint", "good"], "no checkpoint 'good'"),

@@ -207,7 +207,7 @@ def test_two_processes_cannot_train_into_one_run(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_metrics_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EchoError, match=r"has no metrics\.jsonl"):
+    with pytest.raises(EchoError, match=r"is not a run: it lacks config\.yaml or metrics\.jsonl"):
         RunDirectory(tmp_path).read_metrics()
 
 

@@ -347,7 +347,7 @@ def test_a_dry_run_counts_the_traces(traces: Path, capsys: pytest.CaptureFixture
 def test_a_plan_counts_traces_among_the_rollouts(traces: Path) -> None:
     toy = load_config(find_config("toy"), ["rollout.explorers=0", f"traces.path={traces}", "traces.per_step=26"])
     explorers = load_config(find_config("toy"), ["rollout.explorers=26"])
-    key = "λ in portable units, estimated"
+    key = "portable λ, estimated"
     assert plan(toy, Path("run"))[key] == plan(explorers, Path("run"))[key]
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from echo_cli.cli.options import AsJson, Overrides, command_group, print_json
+from echo_cli.cli.options import AsJson, Overrides, command_group, examples, print_json
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 env = command_group("Environments: check one before training.")
 
 
-@env.command("check")
+@env.command(
+    "check", epilog=examples("env check sandbox", "env check toy environment.url=http://127.0.0.1:8000", configs=True)
+)
 def check(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="Shipped config or YAML file.")],
     overrides: Overrides = None,

@@ -14,13 +14,20 @@ from echo_cli.text import escape_unprintable
 def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Output file or folder.", metavar="PATH")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Output file or folder. Default: the run directory; for several runs, their folder.",
+            metavar="PATH",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw the curves of one or more runs.
 
-    Writes env-CE, reward and pass@1 by step as PNG and SVG, and the points as CSV.
+    Writes env-CE, reward and pass@1 by step as heldout_env_ce.png and .svg (several runs: comparison.*), and the
+    points as CSV.
     """
     refuse_overrides(runs)
     from echo_cli.reports.run_figure import plot_run

@@ -19,6 +19,7 @@ from echo_cli.cli.options import (
     as_overrides,
     chosen_checkpoint,
     command_group,
+    examples,
     print_json,
 )
 from echo_cli.config.loader import find_config, load_config
@@ -35,7 +36,10 @@ pool = command_group("Build and show frozen pools.")
 _SCRIPTS = ("expert", "explorer")
 
 
-@pool.command("build")
+@pool.command(
+    "build",
+    epilog=examples("pool build outputs/pool", "pool build outputs/played --actor outputs/toy-seed0", configs=True),
+)
 def build(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the pool.")],
     overrides: Overrides = None,
@@ -85,7 +89,7 @@ def build(
         print_pool(manifest)
 
 
-@pool.command("show")
+@pool.command("show", epilog=examples("pool show outputs/pool"))
 def show(
     folder: Annotated[Path, typer.Argument(metavar="POOL", help="Folder of the pool.")],
     episode: Annotated[int | None, typer.Option(help="Print one trajectory, 1-based.", metavar="N", min=1)] = None,

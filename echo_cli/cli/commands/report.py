@@ -15,7 +15,13 @@ from echo_cli.text import escape_unprintable
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Output file or folder.", metavar="PATH")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Output file or folder. Default: the run directory; for several runs, their folder.",
+            metavar="PATH",
+        ),
     ] = None,
     checkpoint: Annotated[
         str | None, typer.Option(help="Policy after training: best (default), latest or a step.", metavar="NAME")

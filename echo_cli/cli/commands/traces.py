@@ -9,9 +9,10 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from echo_cli.cli.options import AsJson, Overwrite, command_group, print_json
+from echo_cli.cli.options import AsJson, Overwrite, command_group, examples, print_json
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable
+from echo_cli.traces.importing import FORMATS
 
 traces = command_group("Trajectory files: import traces, export for other tools.")
 
@@ -19,9 +20,9 @@ Output = Annotated[str, typer.Option("--output", "-o", help="Output file; - is s
 _STDOUT = "-"
 
 
-@traces.command("import")
+@traces.command("import", epilog=examples("traces import openai chats.jsonl -o outputs/traces.jsonl"))
 def import_(
-    name: Annotated[str, typer.Argument(metavar="FORMAT", help="Input format, one of `traces formats`.")],
+    name: Annotated[str, typer.Argument(metavar="FORMAT", help=f"Input format: {', '.join(FORMATS)}.")],
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Input files, plain or .gz; - is stdin.")],
     output: Output,
     prompt: Annotated[
@@ -60,7 +61,7 @@ def import_(
     _say(output, f"traces: {result.traces}, segments: {result.segments}{skipped}; bytes: {sizes}")
 
 
-@traces.command("export")
+@traces.command("export", epilog=examples("traces export outputs/toy-seed0 --to openai -o outputs/messages.jsonl"))
 def export(
     sources: Annotated[
         list[Path], typer.Argument(metavar="FILE|RUN|POOL", help="Files, runs or pools with trajectories.")
@@ -97,7 +98,7 @@ def export(
     _say(output, f"traces: {result.traces}, lines: {result.lines}{tokenizer}")
 
 
-@traces.command("formats")
+@traces.command("formats", epilog=examples("traces formats openai"))
 def formats(
     name: Annotated[str | None, typer.Argument(metavar="FORMAT", help="Print this format only.")] = None,
     as_json: AsJson = False,
@@ -113,7 +114,7 @@ def formats(
         print(*([""] if number else []), known, *(f"  {line}" for line in text.strip().splitlines()), sep="\n")
 
 
-@traces.command("schema")
+@traces.command("schema", epilog=examples("traces schema"))
 def schema() -> None:
     """Print the JSON Schema of a trajectory file's lines."""
     from echo_cli.trace import trace_schema
