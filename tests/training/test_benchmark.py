@@ -176,8 +176,10 @@ def test_a_config_without_explorers_or_lambda_is_compared_at_some_lambda_and_tol
     assert "λ is 0 at the first step of this config; 0.05 is used for λ > 0" in printed
     assert "explorers" not in printed
     table = [line for line in printed.splitlines() if line.startswith(" λ = ")]
-    assert [line.split("  ")[0].strip() for line in table] == [v.label for v in bench.variants(_config(*words))]
-    assert all(" - " in line for line in table), "one repeat has no interval"
+    labels = [v.label for v in bench.variants(_config(*words))]
+    assert [line.split("  ")[0].strip() for line in table] == [*labels, *labels]
+    assert not any("[" in line for line in table), "one repeat has no interval"
+    assert all(len(line) <= 80 for line in printed.split("cpu float32")[0].splitlines())
     assert printed.splitlines()[-1].startswith("λ = 0.05 costs ")
 
 

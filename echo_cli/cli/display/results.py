@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Summary = Mapping[str, Any]
 
-_NARROW = 100
+_NARROW = 80
 
 
 def print_run(summary: Summary, folder: str) -> None:
@@ -70,7 +70,7 @@ def print_sweep(tables: Sequence[SweepTable], notes: Sequence[str], rule: Sequen
     """Print the tables of `sweep-lambda`, the notes and the rule that explain them, and the report's path."""
     for found in tables:
         table = new_table(*found.columns)
-        table.padding = (0, 0, 0, 1)  # fits 100 columns
+        table.padding = (0, 0, 0, 1)  # fits 80 columns
         for row in found.rows:
             table.add_row(*row)
         print(found.title)
@@ -111,26 +111,28 @@ def print_pool(manifest: Manifest) -> None:
 
 def print_bench(result: Mapping[str, Any]) -> None:
     """Print the table of `bench`, how it was measured, and its conclusion."""
-    table = new_table(
-        *("variant", "rollouts", "tokens", "update, s", "range", "/ λ = 0", "95 %"),
-        *("step, s", "/ λ = 0", "tokens/s\nof update", "peak, MB"),
-    )
+    updates = new_table("variant", "update,\ns", "/ λ = 0,\n95 %", "tokens\n/s")
+    steps = new_table("variant", "step, s", "/ λ\n= 0", "roll-\nouts", "tokens", "peak,\nMB")
     for row in result["variants"]:
-        update, ratio = row["update_seconds"], row["update_ratio"]
-        table.add_row(
+        ratio = row["update_ratio"]
+        interval = "" if ratio["low"] is None else f" [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+        updates.add_row(
             row["label"],
-            str(row["rollouts"]),
-            f"{row['tokens']:.0f}",
-            number(update["median"]),
-            f"{update['min']:.3f} to {update['max']:.3f}",
-            number(ratio["median"]),
-            "-" if ratio["low"] is None else f"{ratio['low']:.3f} to {ratio['high']:.3f}",
+            number(row["update_seconds"]["median"]),
+            f"{number(ratio['median'])}{interval}",
+            f"{row['update_tokens_per_second']:.0f}",
+        )
+        steps.add_row(
+            row["label"],
             number(row["step_seconds"]["median"]),
             number(row["step_ratio"]["median"]),
-            f"{row['update_tokens_per_second']:.0f}",
+            str(row["rollouts"]),
+            f"{row['tokens']:.0f}",
             f"{row['peak_memory_bytes'] / 1e6:.0f}",
         )
-    print_table(table)
+    for table in (updates, steps):
+        table.padding = (0, 0, 0, 1)  # fits 80 columns
+        print_table(table)
     print(
         f"{result['device']}; CPU threads: {result['threads']}; medians of {result['repeats']} repeats after a warm-up"
     )
