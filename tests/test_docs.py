@@ -171,7 +171,7 @@ def _commands(command: Any, name: tuple[str, ...] = ()) -> Iterator[tuple[str, A
         yield " ".join(name), command
 
 
-@pytest.mark.parametrize("name,command", _commands(typer.main.get_command(app)), ids=str)
+@pytest.mark.parametrize(("name", "command"), list(_commands(typer.main.get_command(app))))
 def test_every_command_s_help_has_an_example_that_is_one_of_its_command_lines(name: str, command: Any) -> None:
     lines = [line.strip() for line in command.epilog.splitlines() if line.startswith("  ") and "echo-cli " in line]
     assert lines and all(name in line for line in lines)

@@ -66,10 +66,7 @@ def eval_heldout(
     ] = None,
     breakdown: Annotated[bool, typer.Option("--breakdown", help="Add measures by token group and by task.")] = False,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="File or folder of the figure. Default: the run directory.", metavar="PATH"
-        ),
+        Path | None, typer.Option("--output", "-o", help="Figure's file or folder. Default: the run's.", metavar="PATH")
     ] = None,
     device: Device = None,
     as_json: AsJson = False,

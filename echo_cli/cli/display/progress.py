@@ -163,11 +163,31 @@ def progress(total: int, label: str) -> Iterator[Callable[[Row], None]]:
 
         def show(row: Row) -> None:
             state.update(_values(row))
-            bars.update(bar, completed=row["step"], state=" ".join(f"{k} {v}" for k, v in state.items()) or _NOTHING)
+            around = len(label) + 2 * len(str(total)) + _AROUND
+            bars.update(
+                bar,
+                completed=row["step"],
+                state=fitting_values(state, bars.console.width - around) if state else _NOTHING,
+            )
             for line in _notices(row, label):
                 bars.console.print(line, markup=False, soft_wrap=True)
 
         yield show
+
+
+_AROUND = len("0:00:00") + 14
+"""Columns of the time, the slash, the gaps and the shortest bar of a progress line."""
+
+
+def fitting_values(values: Mapping[str, str], room: int) -> str:
+    """Return as many `name value` pairs as fit into `room` columns, in order; none is cut."""
+    text = ""
+    for name, value in values.items():
+        longer = f"{text} {name} {value}".lstrip()
+        if len(longer) > room:
+            break
+        text = longer
+    return text
 
 
 def _whole(width: int) -> Column:
