@@ -170,7 +170,7 @@ class Checkpoints:
     def _resolve(self, which: str | int) -> int:
         steps, run = self.steps(), escape_unprintable(self.path.parent)
         if not steps:
-            raise EchoError(f"{run} has no checkpoint", again_tip(self.path.parent, "before its first checkpoint"))
+            raise EchoError(f"{run} has no checkpoint", again_tip(self.path.parent, "saved a checkpoint"))
         if which == "latest":
             return steps[-1]
         if which == "best":

@@ -31,17 +31,17 @@ def environment_record(seed: int, argv: Sequence[str], device: str, threads: int
     }
 
 
-def again_tip(run: Path, stopped: str) -> str:
+def again_tip(run: Path, undone: str) -> str:
     """Return how to get what the directory of a run lacks: train again, elsewhere if the run had finished.
 
     Args:
-        stopped: the time at which a run without a summary stopped.
+        undone: what a run without a summary has not done yet.
     """
     record = run / "environment.json"
     argv = read_json(record).get("argv", ()) if record.is_file() else ()
     if (run / "summary.json").is_file() and argv:
         return f"it was copied without some of its files; this trains it again: {shlex.join(argv)}"
-    return f"the run stopped {stopped}: start again with --overwrite or another --run-name"
+    return f"it has not {undone} yet; if it was stopped, start again with --overwrite or another --run-name"
 
 
 def _without_folder(argument: str) -> str:

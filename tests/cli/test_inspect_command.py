@@ -169,7 +169,7 @@ def test_a_run_that_has_kept_nothing_says_why(
     config = (finished / "config.yaml").read_text()
     plays = config.replace("validation_rollouts: 0", "validation_rollouts: 1")
     for text, said in (
-        (plays, "has not played any yet"),
+        (plays, "has not played tasks (evaluation.pass_every) yet"),
         (config, "no rollouts"),
         (plays.replace("kept_trajectories: 4", "kept_trajectories: 0"), "kept_trajectories is 0"),
     ):

@@ -99,7 +99,7 @@ MISTAKES = {
     "eval-heldout outputs/nope": "runs there: outputs/toy-reference",
     "eval-heldout outputs": "runs there: outputs/toy-reference",
     "eval-heldout outputs/toy-reference": AGAIN,
-    "eval-heldout outputs/toy-reference steps=3": "omit it: a RUN is measured with its own config",
+    "eval-heldout outputs/toy-reference steps=3": "omit it: a run keeps its own config; to choose the device: --device",
     "eval-heldout a b": "--compare a b",
     "eval-heldout --compare outputs/toy-reference": "write --compare RUN_A RUN_B",
     "eval-heldout outputs/sweep-toy": "report is outputs/sweep-toy/report.html, and its runs are outputs/sweep-toy/a",

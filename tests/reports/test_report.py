@@ -332,7 +332,7 @@ def test_a_run_without_checkpoints_is_reported_with_plain_figures(
     assert found["episodes"]["shown"] > 10
     assert main(["report", str(run), "--checkpoint", "latest"]) == 2
     message, tip = error_of(capsys.readouterr().err.split("\n", 1)[1])
-    assert message.endswith("has no checkpoint") and "copied without checkpoints" in tip
+    assert message.endswith("has no checkpoint") and "copied without some of its files" in tip
 
 
 def _losing(run: Path, monkeypatch: pytest.MonkeyPatch, losses: int) -> None:

@@ -32,6 +32,15 @@ from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable
 
+Coeff = Annotated[
+    str | None,
+    typer.Option(
+        "--lambda",
+        help="Weight λ of the env term, objective.world_model_coeff. Default: the config's (toy: 1).",
+        metavar="X",
+    ),
+]
+
 
 def train(
     context: typer.Context,
@@ -39,14 +48,7 @@ def train(
     config: ConfigName = None,
     steps: Steps = None,
     seed: Seed = None,
-    coeff: Annotated[
-        str | None,
-        typer.Option(
-            "--lambda",
-            help="Weight λ of the env term, objective.world_model_coeff. Default: the config's (toy: 1).",
-            metavar="X",
-        ),
-    ] = None,
+    coeff: Coeff = None,
     device: Device = None,
     output_dir: OutputDir = None,
     run_name: RunName = None,
