@@ -116,6 +116,11 @@ def _nothing(place: Path, config: Config | None, training: bool) -> EchoError:
     """Return the error for a file without episodes, or for a run (with `config`) that has kept none."""
     if config is None:
         return EchoError(f"{escape_unprintable(place)} contains no traces", "give a file that is not empty")
+    if training:
+        tip = "no step is recorded yet"
+        if config.rollout.keep == 0:
+            tip = "its rollout.keep is 0; train a run, or continue this one with --resume, with a value above 0"
+        return EchoError(f"{escape_unprintable(place)} has no training rollouts", tip)
     tip = again_tip(place, "played tasks (evaluation.pass_every)")
     evaluation = config.evaluation
     if config.environment.none:

@@ -41,13 +41,9 @@ FIGURES: Mapping[str, str] = {
     "pass_at_1_last": "held-out pass@1 at the last step",
     "pass_at_1_change": "last - before of held-out pass@1",
     "pass_at_1_mean": "held-out pass@1, mean over the steps: area under its curve / number of steps",
-<<<<<<< HEAD
     "mean_reward_before": "held-out mean reward before training",
     "mean_reward_last": "held-out mean reward at the last step",
-    "portable_lambda": "r: env weight per observation token / (RL weight per action token · mean |advantage|)",
-=======
     "portable_lambda": "env weight per observation token / (RL weight per action token · mean |advantage|)",
->>>>>>> 807b3ef (Help names configs, defaults, formats and an example; a dry run begins with its plan; portable λ has one name)
     "gradient_ratio": "λ · norm of the env term's gradient / norm of the RL term's gradient, mean over probed steps",
     "gradient_cosine": "cosine between the gradients of the two terms, mean over probed steps",
     "seconds": "wall-clock time of the run, seconds",
