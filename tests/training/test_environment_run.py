@@ -148,7 +148,9 @@ def test_a_pool_that_stays_empty_is_said_with_the_key_to_set(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with loopback_server(Behaviour(capacity=4)) as server:
-        assert train(config, tmp_path / "run", server, *MUTE, "environment.explorer=[]", "rollout.explorers=0") == 0
+        # Without any observation, λ > 0 is refused at the first step.
+        words = ("environment.explorer=[]", "rollout.explorers=0", "objective.world_model_coeff=0")
+        assert train(config, tmp_path / "run", server, *MUTE, *words) == 0
     said = capsys.readouterr().err
     for title in ("validation", "held-out"):
         assert f"train: warning: the {title} pool is empty: " in said and "environment.explorer" in said
@@ -344,7 +346,7 @@ def test_a_server_with_fewer_sessions_than_set_refuses_them_once_and_the_run_goe
 def test_rollouts_capped_before_any_step_count_as_zero_or_the_run_says_once_that_it_drops_their_groups(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], none: str, dropped: int
 ) -> None:
-    settings = [f"environment.reward.none={none}", "rollout.max_action_tokens=1", "rollout.explorers=0"]
+    settings = [f"environment.reward.none={none}", "rollout.max_action_tokens=1"]  # explorers give observations
     with loopback_server(Behaviour(capacity=4)) as server:
         assert train(config, tmp_path / "run", server, "--steps", "2", *settings) == 0
     assert total(tmp_path / "run", "groups_dropped") == dropped  # evaluation, which has no RL term, drops none
