@@ -168,7 +168,7 @@ def index_traces(traces: TracesConfig) -> TraceCorpus:
     needed = [split for split, share in shares.items() if share > 0]
     if len(set(splits.values())) < len(needed):
         tip = "add traces, or hold none out: traces.split.validation=0 traces.split.heldout=0"
-        parts = " and ".join(needed)
+        parts = f"{', '.join(needed[:-1])} and {needed[-1]}"
         raise EchoError(
             f"too few traces to split: {len(splits)} distinct; {parts} need one each, so at least {len(needed)}", tip
         )

@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from echo_cli.errors import EchoError
 from echo_cli.files import output_file
 from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, trace_line
 from echo_cli.traces.builder import STDIN, ImportOptions, Refusal
+from echo_cli.traces.json_records import listed, member, records
 from echo_cli.trajectory import Role
 
 FORMATS = ("openai", "anthropic", "openenv", "awm", "atif", "asciinema", "echo")
@@ -62,9 +63,13 @@ def _format_tip(name: str) -> str:
     if known in _ALIASES:
         return f"the format of {known} is {_ALIASES[known]}"
     if known in _WRAPPED:
-        return f'its log is not read as it is: write {{"messages": […]}} and import that as {_WRAPPED[known]}'
+        return f"its log is not read as it is: {_wrapped_tip(_WRAPPED[known])}"
     nearest = difflib.get_close_matches(known, FORMATS, n=1)
     return f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(FORMATS)}"
+
+
+def _wrapped_tip(name: str) -> str:
+    return f'write its messages as {{"messages": […]}} and import that as {name}'
 
 
 @dataclass
@@ -133,12 +138,38 @@ def import_traces(
                 elif skip_bad:
                     result.refuse(found)
                 else:
-                    raise EchoError(
-                        f"{found.where}: {found.reason}", "pass --skip-bad to omit such records and count them"
-                    )
+                    tip = "pass --skip-bad to omit such records and count them"
+                    raise EchoError(f"{found.where}: {found.reason}", _other_format(path, name) or tip)
         if not result.traces:
             raise EchoError(*_nothing(files, result))
     return result
+
+
+def _other_format(path: Path, name: str) -> str | None:
+    """Return a tip that names the format of a file's first record; None if it may be `name`, or is unknown."""
+    record = None if path == STDIN or not path.is_file() else next(records(path), None)
+    value = record[1] if isinstance(record, tuple) else None
+    if isinstance(member(value, "message"), dict) and member(value, "type") is not None:
+        return f"these lines look like a log of Claude Code: {_wrapped_tip('anthropic')}"
+    found = _format_of(value)
+    return None if found in (None, name) else f"this file looks like the format {found}"
+
+
+def _format_of(record: Any) -> str | None:
+    """Return the format that a record's fields name."""
+    fields = set(record) if isinstance(record, dict) else set()
+    messages = record if isinstance(record, list) else member(record, "messages")
+    blocks = {member(block, "type") for each in listed(messages) for block in listed(member(each, "content"))}
+    found = {
+        "atif": str(member(record, "schema_version")).startswith("ATIF"),
+        "echo": {"task_id", "segments", "turns"} <= fields,
+        "asciinema": member(record, "version") in (1, 2, 3) and bool({"width", "term", "stdout"} & fields),
+        "openenv": {"messages", "tool_trace"} <= fields,
+        "awm": {"task", "steps"} <= fields,
+        "anthropic": bool(blocks & {"tool_use", "tool_result", "thinking"}),
+        "openai": bool(messages) and all(isinstance(member(each, "role"), str) for each in listed(messages)),
+    }
+    return next((name for name, fits in found.items() if fits), None)
 
 
 def _check_options(name: str, options: ImportOptions) -> None:

@@ -36,7 +36,7 @@ def read_json(
     Raises:
         OSError: the file cannot be read.
     """
-    for entry in expand(_flattened(_json_values(path))):
+    for entry in expand(records(path)):
         if isinstance(entry, Refusal):
             yield entry
             continue
@@ -49,6 +49,15 @@ def read_json(
             yield Refusal(where, str(error))
         except RecursionError:
             yield Refusal(where, _TOO_DEEP)
+
+
+def records(path: Path) -> Iterator[Record | Refusal]:
+    """Yield the records of a file: its JSON values, or the items of a list of records.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return _flattened(_json_values(path))
 
 
 def _json_values(path: Path) -> Iterator[Record | Refusal]:
@@ -104,6 +113,11 @@ def parse_json(text: str) -> Any:
 def member(value: Any, name: str) -> Any:
     """Return the value under `name` in a JSON object; None if it is missing or `value` is not an object."""
     return value.get(name) if isinstance(value, dict) else None
+
+
+def listed(value: Any) -> list[Any]:
+    """Return a list as it is, and an empty list for any other value."""
+    return value if isinstance(value, list) else []
 
 
 def joined(parts: Iterable[Any], noun: str) -> str:

@@ -110,6 +110,10 @@ def test_nothing_to_import_is_an_error(folder: Path, capsys: pytest.CaptureFixtu
         (("openai", "packed.jsonl"), "packed.jsonl is zstd, not UTF-8 text", "zstd -d"),
         (("openai", "cut.jsonl.gz"), "cannot read cut.jsonl.gz: its gzip data is damaged", "copy the file again"),
         (("openai", "quote.json"), "quote.json:1: not JSON: Unterminated string", "--skip-bad"),
+        (("openai", "trial.json"), "no messages", "this file looks like the format atif"),
+        (("anthropic", "log.jsonl"), "no messages", "look like a log of Claude Code: write its messages as"),
+        (("atif", "good.jsonl"), "not ATIF-v1.0 to ATIF-v1.8", "this file looks like the format openai"),
+        (("openai", "bad.jsonl"), "no messages", "--skip-bad"),
         (("openai", "."), ". is a folder", "name its files: ./*"),
         (("openai", "none"), "none does not exist", "name the files to import"),
         (("openai", "good.jsonl", "--prompt", "x"), "--prompt has no effect on openai", "only asciinema uses it"),
@@ -132,6 +136,8 @@ def test_a_mistake_is_one_line_with_a_tip(
     Path("packed.jsonl").write_bytes(b"\x28\xb5\x2f\xfd" + GOOD.encode())
     Path("cut.jsonl.gz").write_bytes(gzip.compress(f"{GOOD}\n".encode())[:-12])
     Path("quote.json").write_text('{"messages": "x')
+    Path("trial.json").write_text('{"schema_version": "ATIF-v1.8",\n"steps": []}')
+    Path("log.jsonl").write_text('{"type": "user", "message": {"role": "user", "content": "q"}}\n')
     output = () if "-o" in words else ("-o", "out.jsonl")
     found = fails(capsys, "import", *words, *output)
     assert message in found[0] and tip in found[1]

@@ -179,7 +179,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
 
 def test_too_few_traces_are_refused(tmp_path: Path) -> None:
     path = trace_file(tmp_path, store(2))
-    needs = "2 distinct; validation and heldout and train need one each, so at least 3"
+    needs = "2 distinct; validation, heldout and train need one each, so at least 3"
     with pytest.raises(EchoError, match=f"too few traces to split: {needs}"):
         index_traces(config(path))
     assert len(index_traces(config(path, split={"validation": 0.0})).of("train")) == 1

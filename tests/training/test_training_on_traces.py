@@ -19,6 +19,7 @@ from trace_files import ALONE, store, trace_file
 from echo_cli.cli.main import main
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import TracesConfig, TraceSplitConfig
+from echo_cli.models.renderer import PlainRenderer
 from echo_cli.runs.directory import open_run
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.training_data import render_and_truncate
@@ -203,12 +204,15 @@ def test_eval_heldout_needs_no_trace_file(trained: Path, tmp_path: Path, capsys:
 
 
 def test_traces_longer_than_they_may_be_are_cut_and_counted(
-    traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(PlainRenderer, "notices", ("a note of the renderer",))
     assert alone(tmp_path / "run", traces, "traces.max_tokens=30", "--steps", "1") == 0
     assert rows(tmp_path / "run")[1]["train/traces_cut"] == 4
     cut = record(tmp_path / "run")["cut"]
-    assert cut["heldout"] > 0 and f"held-out traces: {cut['heldout']} truncated to 30 tokens" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert cut["heldout"] > 0 and f"held-out traces: {cut['heldout']} truncated to 30 tokens" in told
+    assert "a note of the renderer" in told
     for path in open_run(tmp_path / "run").pool_paths.values():
         assert max(map(len, read_trajectories(path))) <= 30
     assert alone(tmp_path / "short", traces, "traces.max_tokens=4", "--steps", "1") == 1
