@@ -166,7 +166,8 @@ def output_file(path: Path | None, *, overwrite: bool) -> Iterator[BinaryIO]:
     Raises:
         EchoError: `path` exists and `overwrite` is false; `path` is a folder; stdout is closed; or as in `atomic_file`.
     """
-    if path is None and sys.stdout is None:
+    # The command line opens the null device, by number, in place of a closed stdout.
+    if path is None and (sys.stdout is None or getattr(sys.stdout, "name", None) == 1):
         raise EchoError("standard output is closed", "name a file with --output", exit_code=1)
     if path is None or (path.exists() and not path.is_file() and not path.is_dir()):
         with tempfile.TemporaryFile() as held:
