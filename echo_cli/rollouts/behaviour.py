@@ -89,10 +89,12 @@ def find_obstacles(signals: Mapping[str, float | None], rollout: RolloutConfig) 
         tip = "name the environment's commands in conversation.system"
         found.append(Finding("refused_actions", f"the environment cannot run {refused:.0%} of actions", tip))
     if capped >= _MOST and malformed < _MOST:
-        tip = "raise environment.max_turns or rollout.max_episode_tokens"
-        found.append(Finding("capped", f"{capped:.0%} of rollouts end at a cap of turns or length", tip))
+        tip = f"raise rollout.max_action_tokens ({rollout.max_action_tokens}), max_turns or rollout.max_episode_tokens"
+        found.append(Finding("capped", f"{capped:.0%} of rollouts end at a cap of action, turns or length", tip))
     if signals.get("observations_per_task") == 0:
         tip = "set rollout.explorers above 0: the outputs of scripted actions are learned whatever the policy writes"
+        if rollout.explorers:
+            tip = f"until that changes, the env term learns from the {rollout.explorers} explorers of a step alone"
         found.append(Finding("no_observations", "no action is answered with text", tip))
     if share("zero_advantage_fraction") == 1:
         tip = "raise rollout.group_size, choose easier tasks, or set λ above 0, which needs no reward"

@@ -250,7 +250,7 @@ def test_the_first_step_without_a_gradient_is_a_line_with_the_key_to_change() ->
         ({"action_length": 3.0}, "malformed", "environment.action.extract"),
         ({"malformed_fraction": 0.0, "no_action_fraction": 0.9}, "no action", "conversation.system"),
         ({"malformed_fraction": 0.1}, "cannot run 100%", "conversation.system"),
-        ({"malformed_fraction": 0.1, "valid_action_fraction": 0.9}, "a cap of turns", "environment.max_turns"),
+        ({"malformed_fraction": 0.1, "valid_action_fraction": 0.9}, "a cap of action, turns or length", "max_turns"),
         (
             {"malformed_fraction": 0.1, "valid_action_fraction": 0.9, "capped_fraction": 0.0},
             "rewards of a group are equal",
