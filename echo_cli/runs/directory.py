@@ -164,7 +164,7 @@ class RunDirectory:
             EchoError: the file does not exist, or another line is not a JSON object; the message has file and line.
         """
         if not self.metrics_path.is_file():
-            raise EchoError(f"{escape_unprintable(self.path)} {_no_run(self.path)}", _run_tip(self.path, _RUN_TIP))
+            raise _no_run(self.path, _RUN_TIP)
         return list(read_jsonl(self.metrics_path))
 
     def rewind(self, step: int) -> None:
@@ -273,7 +273,6 @@ def create_run(
     return RunDirectory(path)
 
 
-_SHOWN_RUNS = 3
 _RUN_TIP = "give a run directory created by `train`"
 
 
@@ -288,39 +287,34 @@ def open_run(path: Path, tip: str = _RUN_TIP) -> RunDirectory:
     """
     if is_run(path):
         return RunDirectory(path)
-    raise EchoError(f"{escape_unprintable(path)} {_no_run(path)}", _run_tip(path, tip))
+    raise _no_run(path, tip)
 
 
-def _no_run(path: Path) -> str:
-    return "is not a run: it lacks config.yaml or metrics.jsonl" if path.exists() else "does not exist"
-
-
-def _run_tip(path: Path, tip: str) -> str:
-    """Return a tip for a path that is not a run: what it may stand for, else `tip`."""
-    inside = _runs_in(path)
+def _no_run(path: Path, tip: str) -> EchoError:
+    """Return the error for a path that is not a run; its tip names what the path may stand for, else is `tip`."""
+    inside, beside = _runs_in(path), _runs_in(path.parent)
+    close = (path.parent / name for name in difflib.get_close_matches(path.name, beside, n=1))
+    elsewhere = (path.parent, *close, Path("outputs") / path.name)
     if (path / "sweep.json").is_file():
         report = f"its report is {path / 'report.html'}, and " if (path / "report.html").is_file() else ""
-        return escape_unprintable(f"it is a sweep: {report}its runs are {_some(path, inside)}")
-    if inside:
-        return escape_unprintable(f"runs there: {_some(path, inside)}")
-    if path.is_file() and is_run(path.parent):
-        return escape_unprintable(f"did you mean {path.parent}?")
-    beside = _runs_in(path.parent)
-    if close := difflib.get_close_matches(path.name, beside, n=1):
-        return escape_unprintable(f"did you mean {path.parent / close[0]}?")
-    if is_run(elsewhere := Path("outputs") / path.name):
-        return escape_unprintable(f"did you mean {elsewhere}?")
-    return escape_unprintable(f"runs there: {_some(path.parent, beside)}") if beside else tip
+        tip = f"it is a sweep: {report}its runs are {_listed(path, inside)}"
+    elif inside:
+        tip = f"runs there: {_listed(path, inside)}"
+    elif meant := next(filter(is_run, elsewhere), None):
+        tip = f"did you mean {meant}?"
+    elif beside:
+        tip = f"runs there: {_listed(path.parent, beside)}"
+    what = "is not a run: it lacks config.yaml or metrics.jsonl" if path.exists() else "does not exist"
+    return EchoError(f"{escape_unprintable(path)} {what}", escape_unprintable(tip))
 
 
 def _runs_in(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if is_run(entry)) if folder.is_dir() else []
 
 
-def _some(folder: Path, names: Sequence[str]) -> str:
-    """Name the first runs of a folder."""
-    more = f" and {len(names) - _SHOWN_RUNS} more" if len(names) > _SHOWN_RUNS else ""
-    return f"{', '.join(str(folder / name) for name in names[:_SHOWN_RUNS])}{more}"
+def _listed(folder: Path, names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(str(folder / name) for name in names[:most])}{more}"
 
 
 def is_half_made(path: Path) -> bool:

@@ -143,14 +143,14 @@ def test_every_lambda_has_a_verdict_and_counts_of_its_runs() -> None:
     assert rows[2]["env_ce_last"] is None
 
 
-def test_the_printed_tables_fit_a_hundred_columns(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_printed_tables_fit_80_columns_and_hold_every_row(capsys: pytest.CaptureFixture[str]) -> None:
     cells = [
         _cell(coeff, seed, [0.2, 0.3, 0.1 * seed], last=1 + 0.3 * seed) for coeff in (0, 0.005) for seed in range(9)
     ]
     print_sweep(sweep_tables(results_of(with_figures(cells))), NOTES, RULE, "outputs/sweep/report.html")
     lines = capsys.readouterr().out.splitlines()
-    assert max(len(line.rstrip()) for line in lines) <= 100
-    assert sum(line.strip().startswith("0.005 ") for line in lines) == 3
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert sum(line.strip().startswith("0.005 ") for line in lines) >= 3
 
 
 def _table(path: Path) -> list[dict[str, str]]:
