@@ -1,11 +1,13 @@
 """Prediction of a run's peak device memory from the model's dimensions and the config.
 
-A step has two phases; the peak is the sum of the larger phase. Bytes of each part, with P parameters, of which P_t are
+A step has two phases, and loading on a CPU is a third, in which the mapped files are resident beside the weights; the
+peak is the sum of the largest phase. Bytes of each part, with P parameters, of which P_t are
 trained; c bytes per value of the compute dtype; L layers; H, Q, K, I and V the widths of hidden state, queries, keys,
 MLP and vocabulary; n tokens of a micro-batch; R concurrent rollouts of T tokens each:
 
 | part             | full fine-tuning               | LoRA                  | phase   |
 |------------------|--------------------------------|-----------------------|---------|
+| libraries        | 0.5 GB on a CPU                | the same              | both    |
 | weights          | 4 P                            | c P + 4 P_t           | both    |
 | compute copies   | 2 · linear layers, in bfloat16 | 2 P_t, in bfloat16    | both    |
 | optimizer        | 8 P_t                          | 8 P_t                 | both    |
@@ -17,6 +19,7 @@ MLP and vocabulary; n tokens of a micro-batch; R concurrent rollouts of T tokens
 | KV cache         | 2 c K · R · T · L + one layer with its keys repeated for all heads | the same | rollout |
 | prefill          | the widest forward pass over openings and answers                  | the same | rollout |
 | sampling         | (24 + 2 c) V · R                                                   | the same | rollout |
+| merged adapter   | 0                              | 4 · adapted layers, in float32     | rollout |
 
 Compute copies are the bfloat16 casts that autocast makes of the trained float32 weights. A probe of the two gradients
 holds three sets of gradients. c V H is the head's gradient: the sum over chunks in the row gradients, one chunk's in
@@ -26,26 +29,31 @@ checkpointing a layer saves its input, and its other activations only while it i
 save slightly less.
 
 The prediction for an update is 1.0 to 1.25 times the bytes alive at its peak on a CPU (tests/models/test_memory.py).
+scripts/benchmark-memory compares the prediction for a run with the peak of its process. A checkpoint is written from
+the tensors themselves; at most a copy of the weights comes with it, no more than the gradients of an update.
 
-Not included: the libraries and the device's context, fragmentation, the spare eighth of a KV cache, evaluations with
-more concurrent rollouts than training, and the copies in host memory while a checkpoint is written. Every rollout is
-assumed to reach its caps, and all rollouts, up to `environment.sessions`, to run at once.
+Not included: on a CUDA device, its context and fragmentation; evaluations with more concurrent rollouts than training.
+Every rollout is assumed to reach its caps, and all rollouts, up to `environment.sessions`, to run at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from echo_cli.config.schema import Config
 from echo_cli.models.architecture import Architecture
 
 Dtype = Literal["float32", "bfloat16"]
+MemoryPhase = Literal["loading", "rollout", "update"]
 
 # Number of logits per chunk of the LM head, by device: 2^25 values are 128 MiB in float32. On a CUDA device each chunk
 # also costs a pass over the head's gradient [V, H], which would dominate the time of small chunks.
 _CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}
+
+# Resident memory of a process that has imported torch, transformers and peft, with its tasks and pools, bytes.
+_LIBRARIES = 500_000_000
 
 _SAVED: Mapping[tuple[Dtype, bool], tuple[int, int, int, int]] = {
     ("float32", False): (24, 16, 16, 16),
@@ -62,16 +70,23 @@ class MemoryPrediction:
 
     rollout: Mapping[str, int]
     update: Mapping[str, int]
+    loading: Mapping[str, int] = field(default_factory=dict)
+    """Parts while the weights are loaded; empty on a CUDA device, which receives them from host memory."""
 
     @property
-    def phase(self) -> Literal["rollout", "update"]:
+    def phase(self) -> MemoryPhase:
         """Phase with the peak."""
-        return "rollout" if sum(self.rollout.values()) > sum(self.update.values()) else "update"
+        sizes: dict[MemoryPhase, int] = {
+            "update": sum(self.update.values()),
+            "rollout": sum(self.rollout.values()),
+            "loading": sum(self.loading.values()),
+        }
+        return max(sizes, key=lambda phase: sizes[phase])
 
     @property
     def parts(self) -> Mapping[str, int]:
         """Bytes of each part at the peak."""
-        return self.rollout if self.phase == "rollout" else self.update
+        return {"rollout": self.rollout, "update": self.update, "loading": self.loading}[self.phase]
 
     @property
     def peak(self) -> int:
@@ -113,14 +128,21 @@ def predict_memory(shape: Architecture, config: Config, dtype: Dtype, device: st
         dtype: dtype of matrix products.
         device: cpu or cuda.
     """
-    standing = _standing(shape, config, dtype)
+    standing = _standing(shape, config, dtype, device)
     return MemoryPrediction(
         rollout={**standing, **_rollout(shape, config, dtype)},
         update={**standing, **_update(shape, config, dtype, device)},
+        loading=_loading(shape, config, dtype) if device == "cpu" else {},
     )
 
 
-def _standing(shape: Architecture, config: Config, dtype: Dtype) -> dict[str, int]:
+def _loading(shape: Architecture, config: Config, dtype: Dtype) -> dict[str, int]:
+    """Return the bytes held while the weights are loaded, by part; files are taken to have the dtype of the weights."""
+    held = (4 if config.model.lora is None else _bytes(dtype)) * shape.parameters
+    return {"libraries": _LIBRARIES, "weights": held, "files": held}
+
+
+def _standing(shape: Architecture, config: Config, dtype: Dtype, device: str) -> dict[str, int]:
     """Return the bytes held in both phases, by part."""
     c, trained = _bytes(dtype), trained_parameters(shape, config)
     linear = shape.linear_parameters + (0 if shape.tied else shape.embedding_parameters)
@@ -132,6 +154,7 @@ def _standing(shape: Architecture, config: Config, dtype: Dtype) -> dict[str, in
         weights, cast = 4 * trained, shape.linear_parameters + shape.embedding_parameters
         reference = c * linear + 4 * rest if config.objective.kl_coeff > 0 else 0
     return {
+        **({"libraries": _LIBRARIES} if device == "cpu" else {}),
         "weights": weights,
         "compute copies": 2 * cast if dtype == "bfloat16" else 0,
         "optimizer": 8 * trained,
@@ -177,7 +200,7 @@ def saved_by_layer(shape: Architecture, config: Config, dtype: Dtype) -> int:
 def _rollout(shape: Architecture, config: Config, dtype: Dtype) -> dict[str, int]:
     """Return the bytes of a rollout, by part; zero if an endpoint samples."""
     if config.sampler.kind != "torch":
-        return {"KV cache": 0, "prefill": 0, "sampling": 0}
+        return {"KV cache": 0, "prefill": 0, "sampling": 0, "merged adapter": 0}
     c, longest = _bytes(dtype), longest_episode(config)
     rollouts = config.rollout.tasks_per_step * config.rollout.group_size
     rollouts = min(rollouts, config.environment.sessions or rollouts)
@@ -191,7 +214,18 @@ def _rollout(shape: Architecture, config: Config, dtype: Dtype) -> dict[str, int
         "KV cache": layer * (shape.layers + 1) + repeated,
         "prefill": prefill,
         "sampling": (24 + 2 * c) * shape.vocab * rollouts,
+        "merged adapter": _merged(shape, config, dtype),
     }
+
+
+def _merged(shape: Architecture, config: Config, dtype: Dtype) -> int:
+    """Return the bytes of the weights with the adapter added; a bfloat16 model samples with its adapter beside them."""
+    lora = config.model.lora
+    if lora is None or dtype == "bfloat16":
+        return 0
+    return (
+        4 * shape.layers * sum(i * o for name, (i, o) in shape.linear.items() if name in (lora.targets or shape.linear))
+    )
 
 
 def _bytes(dtype: Dtype) -> int:

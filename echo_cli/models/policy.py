@@ -8,10 +8,10 @@ Shapes: B rollouts of the step, V their views, R rows of a micro-batch, T tokens
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 import torch
 from torch import Tensor
@@ -47,6 +47,28 @@ class TokenScores:
     """Whether the token is the most probable one, bool."""
     confidence: Tensor
     """Probability of the most probable token, float32."""
+
+
+class _Writer:
+    """A file for `torch.save`, which would report a failed write without its errno.
+
+    Serializing into memory first would add twice the size of the trained weights to the peak.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        pass
 
 
 class TorchPolicy:
@@ -218,9 +240,11 @@ class TorchPolicy:
         """Write weights, architecture, tokenizer and optimizer state into `folder`."""
         self.model.save(folder)
         self.tokenizer.save(folder)
-        state = io.BytesIO()
-        torch.save(self._optimizer.state_dict(), state)
-        (folder / TRAINER_FILE).write_bytes(state.getbuffer())
+        with (folder / TRAINER_FILE).open("wb") as file:
+            writer = _Writer(file)
+            torch.save(self._optimizer.state_dict(), cast(IO[bytes], writer))
+        if writer.error is not None:
+            raise writer.error
 
     def load(self, folder: Path) -> None:
         """Load weights and optimizer state from a folder that `save` wrote.

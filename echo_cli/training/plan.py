@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -255,9 +256,14 @@ def _of_memory(config: Config) -> dict[str, Any]:
     return {
         **planned,
         "peak memory, GB, predicted": _gb(found.predicted.peak),
-        "memory of a rollout phase, GB": {name: _gb(size) for name, size in found.predicted.rollout.items()},
-        "memory of an update, GB": {name: _gb(size) for name, size in found.predicted.update.items()},
+        **({"memory of loading, GB": _sizes(found.predicted.loading)} if found.predicted.loading else {}),
+        "memory of a rollout phase, GB": _sizes(found.predicted.rollout),
+        "memory of an update, GB": _sizes(found.predicted.update),
     }
+
+
+def _sizes(parts: Mapping[str, int]) -> dict[str, float]:
+    return {name: _gb(size) for name, size in parts.items()}
 
 
 def _gb(size: int) -> float:

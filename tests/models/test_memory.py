@@ -13,6 +13,7 @@ from live_tensors import LiveTensors
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3ForCausalLM
 
+from echo_cli.config.model import LoraConfig as LoraSettings
 from echo_cli.config.schema import Config
 from echo_cli.models import memory
 from echo_cli.models.architecture import NAMED, Architecture
@@ -105,7 +106,8 @@ def test_the_predicted_update_is_near_the_tensors_that_live(
         optim={"token_budget": tokens},
         rollout={"max_episode_tokens": 256, "max_output_tokens": 64},
     )
-    predicted = sum(predict_memory(SMALL, config, dtype, "cpu").update.values())
+    parts = predict_memory(SMALL, config, dtype, "cpu").update
+    predicted = sum(parts.values()) - parts["libraries"]
     assert 1 < predicted / counted.peak < 1.25
 
 
@@ -121,6 +123,7 @@ def test_a_config_by_hand() -> None:
     )
     found = predict_memory(shape, config, "bfloat16", "cpu")
     standing = {
+        "libraries": 500_000_000,
         "weights": 4 * P,
         "compute copies": 2 * (linear + 28),
         "optimizer": 8 * P,
@@ -139,8 +142,14 @@ def test_a_config_by_hand() -> None:
         "KV cache": 2 * 2 * 3 * 120 * (2 + 1) + 2 * 2 * 6 * 120,
         "prefill": 40 * (3 * 20 + 8 * (5 + 8) + 4 * (6 + 6)),
         "sampling": 28 * 7 * 6,
+        "merged adapter": 0,
     }
-    assert found.peak == sum(found.parts.values()) == max(sum(found.rollout.values()), sum(found.update.values()))
+    adapted = config.model_copy(update={"model": config.model.model_copy(update={"lora": LoraSettings(rank=1)})})
+    assert predict_memory(shape, adapted, "float32", "cuda").rollout["merged adapter"] == 4 * linear
+    assert "libraries" not in predict_memory(shape, adapted, "float32", "cuda").update
+    assert found.loading == {"libraries": 500_000_000, "weights": 4 * P, "files": 4 * P}
+    phases = (found.loading, found.rollout, found.update)
+    assert found.peak == sum(found.parts.values()) == max(sum(parts.values()) for parts in phases)
 
 
 def test_more_work_never_needs_less() -> None:
@@ -167,6 +176,14 @@ def test_what_takes_less_memory_does() -> None:
     assert trained_parameters(shape, lora) < shape.parameters / 100
     assert predict_memory(shape, lora, "bfloat16", "cpu").peak < whole.peak / 2
     assert whole.peak < predict_memory(shape, _config(), "float32", "cpu").peak
+    short = {"optim": {"token_budget": 64}, "rollout": {"max_episode_tokens": 32, "max_output_tokens": 16}}
+    light = _config(
+        model={"lora": {"rank": 16}, "gradient_checkpointing": True},
+        environment={"sessions": 1, "toy_terminal": {}},
+        **short,
+    )
+    assert predict_memory(shape, light, "bfloat16", "cpu").phase == "loading"
+    assert predict_memory(shape, light, "bfloat16", "cuda").loading == {}
     checkpointed = predict_memory(shape, _config(model={"gradient_checkpointing": True}), "bfloat16", "cpu")
     assert checkpointed.update["activations"] < whole.update["activations"] / 5
     probing = predict_memory(shape, _config(probe_every=1), "bfloat16", "cpu")
