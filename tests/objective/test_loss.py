@@ -26,7 +26,7 @@ from echo_cli.objective.diagnostics import check_first_step, gradient_comparison
 from echo_cli.objective.filters import filter_env_rollouts
 from echo_cli.objective.logprobs import selected_logprobs, target_logprobs
 from echo_cli.objective.loss import StepTotals, echo_loss, env_loss, rl_loss, step_totals, step_weights
-from echo_cli.objective.schedule import GradientNorms, world_model_coeff_at
+from echo_cli.objective.schedule import world_model_coeff_at
 from echo_cli.trajectory import Role, Trajectory, Turn
 
 NORMALIZATIONS = list(product(get_args(RlNormalization), get_args(EnvNormalization)))
@@ -695,50 +695,7 @@ def test_world_model_only_rollouts_stay_out_of_their_groups_statistics() -> None
     assert step_advantages([episode([C], reward=None, world_model_only=True)], "group_norm").tolist() == [0]
 
 
-# --- Schedules, settings, presets ------------------------------------------------------------------------------------
-
-
-def test_schedule_golden_values() -> None:
-    constant = ObjectiveSettings(world_model_coeff=0.1)
-    assert [world_model_coeff_at(constant, step, 5) for step in range(5)] == [0.1] * 5
-    linear = ObjectiveSettings(world_model_coeff=1.0, world_model_coeff_end=0.0, schedule="linear")
-    assert [world_model_coeff_at(linear, step, 5) for step in range(6)] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
-    assert world_model_coeff_at(linear, 0, 1) == 0.0
-    stepped = ObjectiveSettings(schedule="step", schedule_steps=(2, 4), schedule_values=(0.3, 0.2, 0.0))
-    assert [world_model_coeff_at(stepped, step, 6) for step in range(6)] == [0.3, 0.3, 0.2, 0.2, 0.0, 0.0]
-
-
-def test_lambda_of_a_gradient_ratio_is_the_target_over_the_measured_ratio_within_its_bounds() -> None:
-    settings = ObjectiveSettings(
-        world_model_coeff=0.7, schedule="gradient_ratio", gradient_ratio_target=0.5, gradient_ratio_bounds=(0.01, 2.0)
-    )
-    # λ · env / RL = target: 0.5 · 0.3 / 0.2.
-    assert world_model_coeff_at(settings, 3, 9, GradientNorms(rl=0.3, env=0.2)) == pytest.approx(0.75)
-    assert world_model_coeff_at(settings, 3, 9, GradientNorms(rl=9.0, env=0.2)) == 2.0
-    assert world_model_coeff_at(settings, 3, 9, GradientNorms(rl=1e-4, env=0.2)) == 0.01
-    assert world_model_coeff_at(settings, 3, 9, GradientNorms()) == world_model_coeff_at(settings, 3, 9) == 0.7
-    constant = ObjectiveSettings(world_model_coeff=0.7)
-    assert world_model_coeff_at(constant, 3, 9, GradientNorms(rl=0.3, env=0.2)) == 0.7
-
-
-def test_gradient_norms_are_moving_averages_of_usable_measurements() -> None:
-    once = GradientNorms().updated(2.0, 4.0, 0.75)
-    assert once == GradientNorms(rl=0.5, env=1.0)
-    assert once.updated(2.0, 8.0, 0.75) == GradientNorms(rl=0.875, env=2.75)
-    for rl, env in ((0.0, 1.0), (1.0, 0.0), (math.nan, 1.0), (1.0, math.inf)):
-        assert once.updated(rl, env, 0.75) == once
-
-
-def test_linear_lambda_between_two_values_above_zero() -> None:
-    linear = ObjectiveSettings(world_model_coeff=2.0, world_model_coeff_end=0.5, schedule="linear")
-    assert [world_model_coeff_at(linear, step, 4) for step in range(4)] == pytest.approx([2.0, 1.5, 1.0, 0.5])
-    assert [world_model_coeff_at(linear, step, 2) for step in range(2)] == [2.0, 0.5]
-
-
-def test_lambda_defaults_to_the_papers_with_rl_and_to_one_without() -> None:
-    assert world_model_coeff_at(ObjectiveSettings(), 0, 1) == 0.05
-    assert world_model_coeff_at(ObjectiveSettings(use_rl=False), 0, 1) == 1.0
-    assert world_model_coeff_at(ObjectiveSettings(use_rl=False, world_model_coeff=0.2), 0, 1) == 0.2
+# --- Settings --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
