@@ -221,7 +221,7 @@ def test_cuda_where_there_is_none_is_an_error(
 
 def test_a_model_that_is_not_there_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no model folder" in _fails(capsys, tmp_path / "run", "model.path=/nowhere", code=2)[0]
-    assert "does not fit" in _fails(capsys, tmp_path / "run", "rollout.max_episode_tokens=99999", code=2)[0]
+    assert "does not fit" in _fails(capsys, tmp_path / "run", "rollout.max_action_tokens=9999", code=2)[0]
     assert not (tmp_path / "run").exists()
 
 
