@@ -1,7 +1,8 @@
 """The ECHO loss of recorded rollouts, computed from their JSON with torch and transformers alone.
 
 Nothing of echo_cli is imported, and rollouts are neither batched nor padded. The settings are those of the shipped
-`toy` config: group-normalised advantages, the clipped surrogate, and token means over the step for both terms.
+`toy` config: group-normalised advantages, the clipped surrogate, a KL penalty, and token means over the step for both
+terms.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 Record = dict[str, Any]
 LOW, HIGH = 0.2, 0.28
 """Distances of the ratio's clips from 1, below and above."""
+KL_COEFF = 0.1
+"""Weight of the KL penalty to the reference."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,14 @@ def read_step(path: Path, step: int) -> list[Record]:
     return [record for record in records if record["meta"]["step"] == step]
 
 
-def echo_loss(model: nn.Module, records: Sequence[Record], coeff: float, temperature: float) -> Loss:
-    """Return L = RL term + λ · env term with one forward pass per rollout; `coeff` is λ."""
+def echo_loss(
+    model: nn.Module, records: Sequence[Record], coeff: float, temperature: float, reference: nn.Module | None = None
+) -> Loss:
+    """Return L = RL term + λ · env term with one forward pass per rollout; `coeff` is λ.
+
+    Args:
+        reference: initial policy, to which the KL penalty refers; None if it is the `model`.
+    """
     advantages = _advantages(records)
     surrogates: list[Tensor] = []
     env_losses: list[Tensor] = []
@@ -53,9 +62,15 @@ def echo_loss(model: nn.Module, records: Sequence[Record], coeff: float, tempera
         sampled.append(logprobs_n.detach())
         ratio_n = (logprobs_n - torch.tensor(behaviour_logprobs(record))).exp()
         advantage = advantages[number]
-        surrogates.append(-torch.minimum(ratio_n * advantage, ratio_n.clamp(1 - LOW, 1 + HIGH) * advantage))
+        surrogate_n = -torch.minimum(ratio_n * advantage, ratio_n.clamp(1 - LOW, 1 + HIGH) * advantage)
+        if reference is not None:
+            with torch.no_grad():
+                reference_TV = reference(torch.tensor([ids])).logits[0].float()
+            difference_n = _logprobs(reference_TV, ids, actions_n, temperature) - logprobs_n
+            surrogate_n = surrogate_n + KL_COEFF * (difference_n.exp() - difference_n - 1)
+        surrogates.append(surrogate_n)
     rl, env = torch.cat(surrogates).mean(), torch.cat(env_losses).mean()
-    return Loss(rl + coeff * env, float(rl), float(env), sampled)
+    return Loss(rl + coeff * env, float(rl.detach()), float(env.detach()), sampled)
 
 
 def behaviour_logprobs(record: Record) -> list[float]:

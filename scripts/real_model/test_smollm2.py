@@ -126,7 +126,7 @@ def test_logprobs_loss_and_gradient_equal_an_independent_computation(
     policy.model.save(tmp_path)
     model = PeftModel.from_pretrained(base_model(), str(tmp_path), is_trainable=True)
     records = [rollout.to_json() for rollout in rollouts]
-    theirs = echo_loss(model, records, coeff, TEMPERATURE)
+    theirs = echo_loss(model, records, coeff, TEMPERATURE, base_model())
     theirs.total.backward()
 
     for record, logprobs_n in zip(records, theirs.action_logprobs, strict=False):

@@ -95,7 +95,13 @@ def test_the_logprobs_are_those_of_the_checkpoint_before_the_step(run: Path) -> 
         played = [torch.tensor(behaviour_logprobs(record)) for record in records if record["source"] == "policy"]
         folders = (run / "checkpoints" / f"step_{before:06d}" for before in (step - 1, step - 2))
         own, earlier = (
-            echo_loss(PeftModel.from_pretrained(base_model(), str(folder)), records, row["train/lambda"], TEMPERATURE)
+            echo_loss(
+                PeftModel.from_pretrained(base_model(), str(folder)),
+                records,
+                row["train/lambda"],
+                TEMPERATURE,
+                base_model(),
+            )
             for folder in folders
         )
         off, off_earlier = (
