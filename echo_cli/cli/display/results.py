@@ -60,6 +60,8 @@ _NO_BEST = {"validation/env_ce": "the validation pool has no (command, output) p
 
 def _pass_title(summary: Summary) -> str:
     """Return the title of pass@1, with what it is measured over."""
+    if (summary["heldout"]["last"] or {}).get("pass_at_1") is None:
+        return "held-out pass@1"
     rollouts, solved_at = summary.get("heldout_rollouts"), summary.get("solved_at", 1.0)
     of = [f"{rollouts} rollout{'' if rollouts == 1 else 's'} a task"] if rollouts else []
     of += [f"reward ≥ {solved_at:g}"] if solved_at != 1 else []
