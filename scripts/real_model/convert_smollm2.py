@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
 from echo_cli.files import TEMPORARY, delete
 
@@ -27,6 +27,7 @@ def gguf_file() -> Path:
 
 def convert(file: Path, folder: Path) -> None:
     """Dequantize the weights, and write model and tokenizer to `folder`, which gets its name when it is complete."""
+    logging.disable_progress_bar()
     source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     quantized = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     # Such a model refuses to be saved, because its config still names the quantization.
