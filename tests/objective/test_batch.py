@@ -137,6 +137,20 @@ def test_counts_and_targets_agree(seed: int) -> None:
         assert torch.equal(torch.bincount(wanted.rollout_N[role_mask], minlength=5), expected_B)
 
 
+def test_a_micro_batch_moves_to_a_device_as_a_whole() -> None:
+    moved = collate([episode([C, A, E])], [0], pad_id=0).to("meta")
+    assert {tensor.device.type for tensor in vars(moved).values()} == {"meta"}
+
+
+def test_targets_of_views_belong_to_the_rollouts_of_the_views() -> None:
+    wanted = targets(collate([episode([C, A, E]), episode([C, E]), episode([C, A])], [0, 1, 2], pad_id=0), {A, E})
+    moved = wanted.of_rollouts([4, 4, 1])
+    assert (wanted.rollout_N.tolist(), moved.rollout_N.tolist()) == ([0, 2, 0, 1], [4, 1, 4, 4])
+    assert moved.token_ids_N.tolist() == wanted.token_ids_N.tolist()
+    none = targets(collate([episode([C])], [0], pad_id=0), {A, E}).of_rollouts([])
+    assert none.rollout_N.tolist() == [] and none.rollout_N.dtype == torch.int64
+
+
 def test_gather_takes_the_hidden_state_of_the_predecessor() -> None:
     wanted = targets(collate([episode([C, A, E])], [0], pad_id=0), {A, E})
     hidden_RTH = torch.arange(3.0)[None, :, None]

@@ -22,7 +22,7 @@ from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tiny import TinyModel
 from echo_cli.objective.batch import count_rollouts
 from echo_cli.objective.filters import filter_env_rollouts
-from echo_cli.objective.loss import step_totals
+from echo_cli.objective.loss import StepTotals, step_totals
 from echo_cli.objective.step import WeighedStep, weigh_step
 from echo_cli.traces.training_data import render_and_truncate
 from echo_cli.trajectory import Role, Trajectory
@@ -149,6 +149,10 @@ def test_the_probe_has_traces_in_the_env_term_and_imitation_in_neither() -> None
     assert found.rl_norm == pytest.approx(float(rl.norm()), rel=1e-5)
     env = step_totals(count_rollouts(STEP, SETTINGS.selected_roles))
     assert (env.env_rollouts, env.rl_rollouts, env.imitation_tokens) == (8, 2, 0)
+
+
+def test_totals_of_ranks_add_up() -> None:
+    assert StepTotals(1, 2, 3, 4, 5) + StepTotals(10, 20, 30, 40, 50) == StepTotals(11, 22, 33, 44, 55)
 
 
 def test_what_rl_learns_from_is_not_imitated() -> None:

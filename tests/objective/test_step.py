@@ -53,6 +53,7 @@ def test_contrast_is_a_reward_that_differs_from_its_group() -> None:
 
 def test_without_rl_no_reward_is_needed() -> None:
     unrewarded = [replace(ROLLOUTS[0], reward=None)]
-    assert weigh_step(unrewarded, replace(SETTINGS, use_rl=False), 0.3, 1.0).advantages_B is None
+    step = weigh_step(unrewarded, replace(SETTINGS, use_rl=False), 0.3, 1.0)
+    assert step.advantages_B is None and not step.counts.in_rl_B.any() and not step.weights.rl_weight_B.any()
     with pytest.raises(EchoError, match="has no reward"):
         weigh_step(unrewarded, SETTINGS, 0.3, 1.0)
