@@ -664,14 +664,15 @@ def test_a_first_step_with_an_env_term_passes() -> None:
 
 
 def test_advantages_by_hand() -> None:
-    rewards_B = torch.tensor([1.0, 5.0, 0.0, 2.0], dtype=torch.float64)
+    rewards_B = torch.tensor([1.0, 4.0, 0.0, 5.0], dtype=torch.float64)
     groups = ["g", "h", "g", "g"]
-    # Group g: 1, 0, 2, mean 1, sample std 1. Group h has one member.
-    assert advantages(rewards_B, groups, "group_mean").tolist() == [0, 0, -1, 1]
-    unit = 1 / (1 + 1e-6)
-    assert advantages(rewards_B, groups, "group_norm").tolist() == pytest.approx([0, 0, -unit, unit])
-    # r - mean of the others: 1 - 1, none, 0 - 1.5, 2 - 0.5.
-    assert advantages(rewards_B, groups, "rloo").tolist() == pytest.approx([0, 0, -1.5, 1.5])
+    # Group g: 1, 0, 5, mean 2, sample variance (1 + 4 + 9) / 2. Group h has one member.
+    assert advantages(rewards_B, groups, "group_mean").tolist() == [-1, 0, -2, 3]
+    unit = 1 / (math.sqrt(7) + 1e-6)
+    norm = advantages(rewards_B, groups, "group_norm").tolist()
+    assert norm == pytest.approx([-unit, 0, -2 * unit, 3 * unit], rel=1e-12)
+    # r - mean of the others: 1 - 2.5, none, 0 - 3, 5 - 0.5.
+    assert advantages(rewards_B, groups, "rloo").tolist() == pytest.approx([-1.5, 0, -3, 4.5])
 
 
 @pytest.mark.parametrize("kind", ["group_norm", "group_mean", "rloo"])

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from played_policy import play
 
-from echo_cli.rollouts.behaviour import BEHAVIOUR_KEYS, behaviour_metrics
+from echo_cli.config.schema import RolloutConfig
+from echo_cli.rollouts.behaviour import BEHAVIOUR_KEYS, behaviour_metrics, find_obstacles
 from echo_cli.trajectory import Role, Segment, Trajectory, Turn
 
 
@@ -101,6 +102,42 @@ def test_a_policy_that_writes_nothing_or_without_end() -> None:
 def test_a_policy_that_repeats_the_world_is_confused() -> None:
     parrot = behaviour_metrics(play("parrot"))
     assert (parrot["role_confusion"] or 0) > 0.5
+
+
+HEALTHY = {**dict.fromkeys(BEHAVIOUR_KEYS, 0.0), "valid_action_fraction": 1.0, "observations_per_task": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("signals", "names"),
+    [
+        ({}, []),
+        ({"valid_action_fraction": 0.51, "capped_fraction": 0.49, "zero_advantage_fraction": 0.99}, []),
+        ({"malformed_fraction": 0.49, "no_action_fraction": 0.49, "valid_action_fraction": 0.51}, []),
+        ({"malformed_fraction": 0.5, "capped_fraction": 0.5, "action_length": 10.0}, ["cut_actions"]),
+        ({"malformed_fraction": 0.5, "capped_fraction": 0.5, "action_length": 9.9}, ["malformed_actions"]),
+        ({"malformed_fraction": 0.5, "capped_fraction": 0.49, "action_length": 20.0}, ["malformed_actions"]),
+        ({"no_action_fraction": 0.5, "valid_action_fraction": 0.1}, ["no_actions"]),
+        ({"malformed_fraction": 0.5, "no_action_fraction": 0.5}, ["malformed_actions"]),
+        ({"valid_action_fraction": 0.5}, ["refused_actions"]),
+        ({"valid_action_fraction": 0.0, "capped_fraction": 0.5}, ["refused_actions", "capped"]),
+        ({"malformed_fraction": 0.49, "capped_fraction": 0.5, "action_length": 20.0}, ["capped"]),
+        ({"observations_per_task": 0.0, "zero_advantage_fraction": 1.0}, ["no_observations", "no_contrast"]),
+    ],
+    ids=str,
+)
+def test_obstacles_are_flaws_of_half_of_the_actions_or_rollouts(signals: dict[str, float], names: list[str]) -> None:
+    found = find_obstacles({**HEALTHY, **signals}, RolloutConfig(max_action_tokens=20, explorers=0))
+    assert [finding.name for finding in found] == names
+
+
+def test_without_signals_there_is_no_obstacle() -> None:
+    assert find_obstacles({}, RolloutConfig()) == find_obstacles(behaviour_metrics([]), RolloutConfig()) == []
+
+
+def test_outputs_that_nobody_sees_come_from_explorers_if_there_are_any() -> None:
+    for explorers, tip in ((0, "set rollout.explorers above 0"), (3, "the 3 explorers of a step alone")):
+        (found,) = find_obstacles({"observations_per_task": 0.0}, RolloutConfig(explorers=explorers))
+        assert tip in found.tip
 
 
 def _rollout(
