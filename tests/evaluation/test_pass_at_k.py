@@ -90,6 +90,43 @@ def test_tasks_with_one_solution_are_one_cluster() -> None:
     assert alone is not None and (alone.value, alone.low, alone.high) == (1.0, None, None)
 
 
+def test_an_outcome_names_its_task() -> None:
+    found = outcomes({"a": [1.0, 0.0], "c": [0.0]})
+    assert [(each.task_id, each.family, each.rewards) for each in found] == [
+        ("a", "family", (1.0, 0.0)),
+        ("b", "family", ()),
+        ("c", "family", (0.0,)),
+        ("d", "family", ()),
+    ]
+
+
+def test_a_comparison_by_hand() -> None:
+    # Rewards under A and under B, and the number of such tasks; each task is its own cluster.
+    kinds: list[tuple[tuple[float | None, ...], tuple[float | None, ...], int]] = [
+        ((1.0, 0.0), (1.0, 1.0), 1),  # the first rollouts solve it under both
+        ((1.0,), (0.0, 1.0), 2),  # under A alone
+        ((0.0, 1.0), (1.0,), 4),  # under B alone
+        ((0.0,), (0.0, 0.0), 3),  # under neither
+        ((None,), (1.0,), 1),  # not compared: no reward under A
+        ((1.0,), (), 1),
+    ]
+    rewards = [(a, b) for a, b, number in kinds for _ in range(number)]
+    first, second = (
+        [TaskOutcome(str(number), "f", str(number), pair[side], 1.0) for number, pair in enumerate(rewards)]
+        for side in (0, 1)
+    )
+    found = compare_outcomes(first, second)
+    assert found is not None
+    assert (found.both, found.only_a, found.only_b, found.neither, found.clusters) == (1, 2, 4, 3, 10)
+    # Of six tasks that change sides, two or fewer on one side: 2 · (1 + 6 + 15) / 64.
+    assert found.p_value == pytest.approx(44 / 64)
+    # pass@1 over all rollouts: (1 + 2 · 0.5 + 4) / 10 - (0.5 + 2 + 4 · 0.5) / 10.
+    assert found.difference.value == pytest.approx(0.6 - 0.45)
+    assert compare_outcomes(first[-2:], second[-2:]) is None
+    with pytest.raises(ValueError):
+        compare_outcomes(first, second[:-1])
+
+
 def test_tasks_that_change_sides_together_are_one_observation() -> None:
     names = "abcdefgh"
     before, after = (
