@@ -100,6 +100,13 @@ def test_an_outcome_names_its_task() -> None:
     ]
 
 
+def test_tasks_without_a_solution_are_one_cluster_if_they_are_reset_alike() -> None:
+    arguments: list[dict[str, object]] = [{"seed": 1, "level": 2}, {"level": 2, "seed": 1}, {"seed": 2}, {}, {}]
+    tasks = [Task(f"n{number}", "heldout", "f", each) for number, each in enumerate(arguments)]
+    clusters = [outcome.cluster for outcome in outcomes_of(_Suite(), tasks, [], 1.0)]
+    assert clusters[0] == clusters[1] and len(set(clusters)) == 4
+
+
 def test_a_comparison_by_hand() -> None:
     # Rewards under A and under B, and the number of such tasks; each task is its own cluster.
     kinds: list[tuple[tuple[float | None, ...], tuple[float | None, ...], int]] = [
