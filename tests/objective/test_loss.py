@@ -162,10 +162,19 @@ def test_the_eight_token_episode_by_hand() -> None:
         (0.79, -2, 1),
         (0.1, 2, 0),
         (9, -2, 0),
+        (1.29, 0.5, 1),
+        (0.79, -0.5, 1),
+        (9, 0, 0),
+        (0.1, 0, 0),
     ):
         moved_N = torch.cat([behaviour[:4] + math.log(ratio), torch.zeros(2)]).double()
         _, found = echo_loss(moved_N, wanted, torch.tensor([float(advantage)]), weights, normalized(), coeff=0.0)
         assert found["clip_fraction"] == Metric(4 * clipped, 4), (ratio, advantage)
+    # A ratio at the bound keeps its gradient.
+    same_N, bound = torch.cat([behaviour[:4], torch.zeros(2)]).double(), normalized(clip_low=0.0, clip_high=0.0)
+    for advantage in (2.0, -2.0):
+        _, found = echo_loss(same_N, wanted, torch.tensor([advantage]), weights, bound, coeff=0.0)
+        assert found["clip_fraction"] == Metric(0, 4)
     assert metrics["env_ce"] == Metric(8, 2)
     assert metrics["action_tokens"].total == 4 and metrics["env_tokens"].total == 2
     assert reduce_metrics([metrics])["ratio"] == pytest.approx(sum(ratios) / 4)

@@ -356,6 +356,27 @@ def test_a_random_line_fits_the_schema(template: str, field: Any, fits: Callable
         assert fits(random_line(config, schema, random.Random(seed)))
 
 
+@pytest.mark.parametrize(
+    ("bounds", "low", "high"),
+    [
+        ({}, 0, 9),
+        ({"minimum": 3, "maximum": 5}, 3, 5),
+        ({"exclusiveMinimum": 3, "exclusiveMaximum": 7}, 4, 6),
+        ({"minimum": 2, "exclusiveMinimum": 0}, 2, 11),
+        ({"minimum": -3}, -3, 6),
+        ({"maximum": 4, "exclusiveMaximum": 3}, 0, 4),
+        ({"maximum": 0}, 0, 0),
+        ({"maximum": -1}, -10, -1),
+        ({"minimum": 5, "maximum": 3}, 5, 5),
+    ],
+    ids=str,
+)
+def test_random_integers_are_all_those_between_the_bounds(bounds: dict[str, int], low: int, high: int) -> None:
+    schema, config = _object(x={"type": "integer", **bounds}), ActionConfig(template={"x": "{text:int}"})
+    drawn = {int(random_line(config, schema, random.Random(seed))) for seed in range(150)}
+    assert drawn == set(range(low, high + 1))
+
+
 def test_a_random_json_action_has_what_is_required() -> None:
     schema = {**_object(move=_object(x={"type": "integer"}), why={"type": "string"})}
     action = json.loads(random_line(ActionConfig(kind="json"), schema, random.Random(0)))
