@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import typer
+from loopback import environment, free_port
 
 from echo_cli.cli.main import app, main
 from echo_cli.cli.shell_hook import shell_hook
@@ -256,6 +257,52 @@ def test_a_command_of_the_readme_runs(
         assert not list(tmp_path.iterdir())
     else:
         pytest.fail(f"no test knows {program}: add it here")
+
+
+SMALL_RUN = (
+    "--steps 1 rollout.tasks_per_step=1 rollout.group_size=2 rollout.explorers=2 evaluation.validation_rollouts=0 "
+    "evaluation.heldout_rollouts=0 threads=1"
+).split()
+"""Options and overrides that make the README's runs small."""
+
+
+def _walk_line(words: Sequence[str]) -> list[str]:
+    """Return the arguments of `echo-cli` for a line of the README, with its runs made small."""
+    if list(words) == ["bash", "scripts/demo"]:
+        script = (ROOT / "scripts" / "demo").read_text(encoding="utf-8").splitlines()[-1]
+        words = ["echo-cli", *shlex.split(script.partition("echo-cli ")[2].replace('"$@"', ""))]
+    if words[0] not in ("echo", "echo-cli"):
+        return []
+    small = " ".join(words[1:]).replace("--seeds 0 1 2", "--seeds 0").replace("--rollouts 4", "--rollouts 1")
+    return [*small.split(), *(SMALL_RUN if words[1] in DRY_RUNS else [])]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_commands_of_the_readme_work_in_its_order_from_a_clean_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run every line of the README in its order in one folder, each run at a small size."""
+    monkeypatch.chdir(tmp_path)
+    servers: list[subprocess.Popen[str]] = []
+    port = str(free_port())
+    ran = []
+    try:
+        for line in _command_lines(README):
+            words = [word for word in shlex.split(line, comments=True) if word != "&"]
+            if words[0] == "python" and line.partition("#")[0].rstrip().endswith("&"):
+                command = [sys.executable, *words[1:], "--port", port]
+                servers.append(subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True))
+                stdout = servers[-1].stdout
+                assert stdout is not None and "http" in stdout.readline()  # printed once it answers
+            elif arguments := [word.replace(":8000", f":{port}") for word in _walk_line(words)]:
+                assert main(arguments) == 0, f"{line}\n{capsys.readouterr().err}"
+                ran.append(arguments[0])
+    finally:
+        for server in servers:
+            server.terminate()
+            server.wait()
+    assert servers and {"train", "plot", "sweep-lambda", "eval-heldout", "env"} <= set(ran)
 
 
 def test_the_readme_shows_commands_of_every_kind() -> None:
