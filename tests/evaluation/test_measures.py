@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from echo_cli.evaluation.measures import (
     POSITIONS,
     Predictions,
     Tokens,
+    bits_per_byte_difference,
     env_ce_difference,
     groups,
     longest_suffix_matches,
@@ -157,6 +159,43 @@ def test_groups_part_the_headline(group: str) -> None:
     assert (np.sum(masks, axis=0) == tokens.headline).all()
 
 
+def test_groups_by_hand() -> None:
+    def texts(words: str) -> np.ndarray[Any, Any]:
+        return np.array(["" if word == "-" else word for word in words.split()], dtype=object)
+
+    rows = plain([0] * 8, [1] * 8)
+    tokens = replace(
+        rows,
+        sequences=[range(8)],
+        index=np.arange(8),
+        token_id=np.arange(8),
+        role=texts("env_output " * 6 + "warning warning"),
+        channel=texts("stdout stdout stderr stdout stdout - exit_status exit_status"),
+        command=texts("cat ls cat cat ls rm cat ls"),
+        exit_status=texts("10 2 none 0 2 3 1 1"),
+        novel=np.array([True] * 5 + [False, True, False]),
+        position=np.array([0, 1, 3, 4, 16, 64, 0, 0]),
+    )
+    assert [(group, key, np.flatnonzero(mask).tolist()) for group, key, mask in groups(tokens)] == [
+        ("role", "env_output stderr", [2]),
+        ("role", "env_output stdout", [0, 1, 3, 4]),
+        ("role", "warning exit_status", [6, 7]),
+        ("command", "cat", [0, 2, 3]),  # the most frequent first
+        ("command", "ls", [1, 4]),
+        ("exit_status", "0", [3]),  # numbers in their order, then words
+        ("exit_status", "2", [1, 4]),
+        ("exit_status", "10", [0]),
+        ("exit_status", "none", [2]),
+        ("pair", "novel", [0, 1, 2, 3, 4]),
+        ("pair", "seen", [5]),
+        ("position", "0", [0]),
+        ("position", "1-3", [1, 2]),
+        ("position", "4-15", [3]),
+        ("position", "16-63", [4]),
+        ("copyable", "not copyable", [0, 1, 2, 3, 4]),
+    ]
+
+
 def test_positions_fall_into_their_buckets() -> None:
     long = tokens_of(pool_of([transcript(("cat", "1" * 70 + "\n", "", 0))]), (), TOKENIZER)
     found = {key: sorted(long.position[mask].tolist()) for name, key, mask in groups(long) if name == "position"}
@@ -218,6 +257,22 @@ def test_measures_by_hand() -> None:
     )
     assert reliability(predictions, tokens.headline) == [(0.5, 0.5, 2), (pytest.approx(0.95), 1.0, 2)]
     assert measure(tokens, predictions, ~tokens.headline) is None
+
+
+def test_certainty_is_in_the_last_bin() -> None:
+    tokens, predictions = plain([0, 0], [1, 1]), by_hand([0.0, 0.0], [1, 0], [1.0, 1.0])
+    assert reliability(predictions, tokens.headline) == [(1.0, 0.5, 2)]
+    found = measure(tokens, predictions, tokens.headline)
+    assert found is not None and found.estimates["calibration_error"].value == 0.5
+
+
+def test_bits_per_byte_are_compared_over_the_same_bytes_in_other_tokens() -> None:
+    one, two = plain([0, 1], [4, 4]), replace(plain([0, 0, 1, 1], [2, 2, 4, 9]), novel=np.array([True] * 3 + [False]))
+    first, second = by_hand([1.0, 2.0], [0] * 2, [0.5] * 2), by_hand([1.0, 1.0, 3.0, 7.0], [0] * 4, [0.5] * 4)
+    found = bits_per_byte_difference(one, first, two, second)
+    assert found is not None and found.value == pytest.approx((5 - 3) / math.log(2) / 8)
+    # Paired by trajectory: each costs one nat more over its four bytes, so every resample has the same difference.
+    assert (found.low, found.high) == pytest.approx((found.value, found.value))
 
 
 def test_the_interval_holds_the_value_and_is_a_point_for_equal_trajectories() -> None:

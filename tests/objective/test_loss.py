@@ -189,6 +189,12 @@ def test_reinforce_ignores_ratio_and_clip() -> None:
     loss.backward()
     assert float(loss.detach()) == pytest.approx(3 * (1 + 4) / 2)
     assert logprobs_N.grad is not None and logprobs_N.grad.tolist() == [-1.5, -1.5]
+    # With behaviour logprobs of 0, both ratios are below the clip's range; without a clip, nothing is clipped.
+    wanted = replace(wanted, behaviour_logprobs_N=torch.zeros(2))
+    for surrogate, clipped in (("reinforce", 0), ("clipped", 2)):
+        settings = normalized(surrogate=surrogate)
+        _, metrics = echo_loss(logprobs_N, wanted, torch.tensor([-3.0]), weights, settings, coeff=0.0)
+        assert metrics["clip_fraction"] == Metric(clipped, 2)
 
 
 def test_kl_is_added_to_the_rl_term_with_its_weights() -> None:
