@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,21 @@ import pytest
 import torch
 
 import echo_cli
+from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.config.schema import Config, EvaluationConfig, OptimConfig
 from echo_cli.environments.protocol import Description, Environment, HostLimits, StepResult, TaskSuite, TextPiece
 from echo_cli.environments.tasks import Task, TaskSplits
 from echo_cli.environments.toy import ToyWorlds
-from echo_cli.evaluation.evaluator import Evaluator, expert_pool, expert_pools, leak_notices, rollout_tasks
+from echo_cli.evaluation.evaluator import (
+    Evaluator,
+    expert_pool,
+    expert_pools,
+    leak_notices,
+    play_pools,
+    pool_notices,
+    rollout_tasks,
+    split_notices,
+)
 from echo_cli.evaluation.measures import Predictions, Tokens, measure, predict, tokens_of, values_of
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import PlainRenderer
@@ -24,7 +35,7 @@ from echo_cli.models.tiny import TinyConfig, TinyModel
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.rollout import play_scripts
-from echo_cli.runs.pools import ObservationLog, Pair, Pool, pairs_of
+from echo_cli.runs.pools import ObservationLog, Pair, Pool, pairs_of, pool_of
 from echo_cli.trajectory import Role, Trajectory
 
 torch.set_num_threads(1)
@@ -164,6 +175,92 @@ def test_output_before_the_first_action_belongs_to_no_command() -> None:
     pool = expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE)
     ((span,),) = pool.spans
     assert (span.pair, span.start, span.count) == (("a", "alpha\n"), count("welcome\n"), count("alpha\n"))
+
+
+class BlindWorlds(CannedWorlds):
+    """A suite whose held-out tasks have no expert; a line that is not in its answers is answered with a prompt."""
+
+    def __init__(self, lines: Sequence[str], actions: Sequence[str]) -> None:
+        super().__init__(ANSWERS, [])
+        self._lines, self._actions = lines, actions
+        self.tasks = TaskSplits(
+            [Task("train", "train", "f", {})], [], [Task(name, "heldout", "f", {}) for name in ("h0", "h1", "h2")]
+        )
+        self.asked: list[tuple[str, int]] = []
+
+    def environment(self) -> Environment:
+        answers = defaultdict(list, self._answers)
+        return CannedTerminal(answers, self._opening)
+
+    def expert(self, task: Task) -> list[str] | None:  # type: ignore[override]
+        if task.task_id == "h1":
+            return ["both", "answer: x"]
+        return list(self._actions) if task.task_id == "train" and self._actions else None
+
+    def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
+        self.asked.append((task.task_id, count))
+        return list(self._lines)
+
+    def out_of_distribution(self) -> TaskSuite:
+        return CannedWorlds(ANSWERS, [])
+
+
+@pytest.mark.parametrize(
+    ("lines", "actions", "source", "pairs"),
+    [
+        (["a", "silent"], ["b"], "explorer", {("a", "alpha\n")}),  # explorer lines before a training task's actions
+        ([], ["b"], "explorer", {("b", "日本\n")}),
+        ([], [], "policy", set()),  # no script is known
+    ],
+)
+def test_a_task_on_which_the_initial_policy_observes_nothing_is_played_with_a_script(
+    lines: list[str], actions: list[str], source: str, pairs: set[Pair]
+) -> None:
+    worlds, config = BlindWorlds(lines, actions), Config()
+    played = play_pools(config, worlds, policy())
+    assert {name: [each.task_id for each in of] for name, of in played.items()} == {
+        "validation": [],
+        "heldout": ["h1", "h0", "h2"],  # tasks with an expert come first
+        "ood": [],
+    }
+    expert, *others = played["heldout"]
+    assert (expert.source, pool_of([expert]).pairs) == ("expert", {("both", "out\ncat: no\n")})
+    for each in others:
+        assert (each.source, pool_of([each]).pairs, each.reward) == (source, pairs, None)
+    assert worlds.asked == [("h0", config.rollout.explorer_commands), ("h2", config.rollout.explorer_commands)]
+
+
+def test_a_pool_with_few_pairs_is_said_with_the_key_to_set() -> None:
+    answers = {f"c{number}": [(f"output {number}\n", "stdout")] for number in range(5)}
+
+    def said(name: str, pairs: int, config: Config | None = None, suite: TaskSuite | None = None) -> list[str]:
+        worlds = CannedWorlds(answers, [list(answers)[:pairs]])
+        pool = expert_pool(worlds, worlds.tasks.heldout, PLAIN, WIDE)
+        assert len(pool.pairs) == pairs
+        return pool_notices(config or Config(), suite or worlds, {name: pool})
+
+    few = "add tasks in environment.tasks, or commands in rollout.explorer_commands"
+    assert said("heldout", 5) == []
+    assert said("heldout", 4) == [f"warning: the held-out pool rests on 4 (command, output) pairs: {few}"]
+    assert said("heldout", 1) == [f"warning: the held-out pool rests on 1 (command, output) pair: {few}"]
+    (empty,) = said("heldout", 0)
+    assert empty.startswith("warning: the held-out pool is empty: neither") and "environment.explorer" in empty
+    (validation,) = said("validation", 0)
+    assert validation == "warning: the validation pool is empty: it has no tasks; add some in environment.tasks"
+    assert "OOD pool rests on 2" in said("ood", 2)[0] and said("ood", 0, suite=BlindWorlds([], [])) == []
+    alone = Config().model_copy(update={"environment": EnvironmentConfig(none=True)})
+    for name, config in (("traces", Config()), ("heldout", alone)):
+        assert said(name, 4, config)[0].endswith("add traces, or raise their share in traces.split")
+
+
+def test_a_split_of_one_task_is_said() -> None:
+    worlds = CannedWorlds(ANSWERS, [["a"], ["b"]])
+    assert split_notices(worlds) == []  # two held-out tasks, and none in the other splits
+    worlds.tasks = TaskSplits([Task("a", "train", "f", {})], [], [Task("b", "heldout", "f", {})])
+    assert [line.split(":")[1] for line in split_notices(worlds)] == [
+        " the train split has 1 task",
+        " the heldout split has 1 task",
+    ]
 
 
 # --- Scores ----------------------------------------------------------------------------------------------------------

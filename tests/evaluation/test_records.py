@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -102,6 +103,22 @@ def test_plain_values_are_those_of_the_start_and_the_last_checkpoint() -> None:
     assert (found["before"]["heldout/env_ce"], found["after"]["heldout/env_ce"]) == (0, 2)
     assert (found["after"]["ood/novel_pairs"], found["after"]["heldout/pass_at_1"]) == (8, 0.5)
     assert found["after"]["heldout/env_ce_seen"] is None
+
+
+def test_the_mean_reward_is_in_the_json_object_and_the_rows() -> None:
+    plain = evaluation("run")
+    policies = [replace(policy, rewards={"ood": HALF}) for policy in plain.policies]
+    found = replace(plain, policies=policies)
+    rewards = found.to_json()["mean_reward"]
+    assert [entry["step"] for entry in rewards] == [0, 2, 4]
+    assert rewards[1] == {
+        **{"run": "r", "step": 2, "pool": "ood", "model": "policy"},
+        **{"value": 0.5, "low": 0.25, "high": 0.75},
+    }
+    after = found.to_json()["after"]
+    assert after["ood/mean_reward"] == 0.5 and "heldout/mean_reward" not in after
+    rows = [row for row in csv_rows(found) if "mean_reward" in row]
+    assert rows[1] == ("r", 2, "ood", "policy", "tasks", "", "mean_reward", 0.5, 0.25, 0.75, None)
 
 
 def test_differences_have_the_keys_that_their_kind_compares() -> None:
