@@ -185,7 +185,10 @@ def test_every_command_s_help_has_an_example_that_is_one_of_its_command_lines(na
     ("words", "said"),
     [
         (["train"], ["qwen3-0.6b, qwen3-8b-lora", "objective.world_model_coeff", "(toy: 1)", "Continue the run"]),
-        (["sweep-lambda"], ["toy-sparse, toy-world-model", "--jobs", "--steps"]),
+        (
+            ["sweep-lambda"],
+            ["toy-sparse, toy-world-model", "No result depends on it", "With more --steps, runs continue"],
+        ),
         (["env", "check"], ["toy-sparse, toy-world-model"]),
         (["traces", "import"], ["openai, anthropic, openenv, awm, atif, asciinema, echo"]),
         (["plot"], ["heldout_env_ce.png", "Default: the run directory"]),
