@@ -180,6 +180,17 @@ def test_the_eight_token_episode_by_hand() -> None:
     assert reduce_metrics([metrics])["ratio"] == pytest.approx(sum(ratios) / 4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_loss_has_the_dtype_of_the_logprobs(dtype: torch.dtype) -> None:
+    trajectories = [episode([C, A, E])]
+    wanted = targets(one_batch(trajectories)[0], {A, E})
+    advantages_B, weights = plan_step(trajectories, normalized())  # float64, which not every device has
+    assert advantages_B is not None and advantages_B.dtype == weights.env_weight_B.dtype == torch.float64
+    logprobs_N = torch.tensor([-1.0, -2.0], dtype=dtype)
+    assert rl_loss(logprobs_N, wanted, advantages_B, weights, normalized()).dtype == dtype
+    assert env_loss(logprobs_N, wanted, weights).dtype == dtype
+
+
 def test_reinforce_ignores_ratio_and_clip() -> None:
     trajectories = [episode([C, A, A])]
     wanted = targets(one_batch(trajectories)[0], {A})

@@ -177,16 +177,20 @@ def _warning(text: str) -> TextPiece:
 
 
 @pytest.mark.parametrize(
-    ("changes", "settings", "name"),
+    ("changes", "settings", "names"),
     [
-        ({"answer": _pieces()}, {"observation": ()}, "no_text"),
-        ({"answer": _pieces()}, {}, "no_env_output"),
-        ({"answer": _pieces(_warning("note\n"))}, {}, "no_env_output"),
+        ({"answer": _pieces()}, {"observation": ()}, "no_text never_done"),
+        ({"answer": _pieces()}, {}, "no_env_output never_done"),
+        ({"answer": _pieces(_warning("note\n"))}, {}, "no_env_output never_done"),
         ({"opening": ""}, {}, "no_opening"),
-        ({"answer": _pieces(TextPiece(Role.ENV_OUTPUT, "1 2 3 4 5 " * 40))}, {}, "cut"),
-        ({"answer": _pieces(TextPiece(Role.ENV_OUTPUT, "long", cut=True))}, {}, "cut"),
-        ({"answer": _pieces(_warning("[bad]\n"), parse="malformed", valid_action=False)}, {}, "refused"),
-        ({"answer": _pieces(TextPiece(Role.ENV_OUTPUT, "sh: bad\n"), valid_action=False)}, {}, "refused"),
+        ({"answer": _pieces(TextPiece(Role.ENV_OUTPUT, "1 2 3 4 5 " * 40))}, {}, "cut never_done"),
+        ({"answer": _pieces(TextPiece(Role.ENV_OUTPUT, "long", cut=True))}, {}, "cut never_done"),
+        (
+            {"answer": _pieces(_warning("[bad]\n"), parse="malformed", valid_action=False)},
+            {},
+            "no_env_output refused never_done",
+        ),
+        ({"answer": _pieces(TextPiece(Role.ENV_OUTPUT, "sh: bad\n"), valid_action=False)}, {}, "refused never_done"),
         ({"actions": ("1" * 40, "answer")}, {}, "long_action"),
         ({"actions": ("ls",) * 200}, {}, "length_cap"),
         ({"actions": ("ls",)}, {}, "never_done"),
@@ -194,21 +198,23 @@ def _warning(text: str) -> TextPiece:
         ({"reward": 0.0}, {}, "unsolved"),
         ({"opening": "task {seed} at {number}\n"}, {}, "other_opening"),
         ({"hosting": HostLimits(sessions=1)}, {}, "one_session"),
-        ({"answer": _pieces(TextPiece(Role.ENV_OUTPUT, "same\n")), "opening": "task\n"}, {}, "same_tasks"),
-        ({"tasks": TaskSplits([Task("a", "train", "task", {"seed": 1})], [], [])}, {}, "no_validation"),
-        ({"tasks": TaskSplits([Task("a", "train", "task", {"seed": 1})], [], [])}, {}, "no_heldout"),
-        ({"tasks": TaskSplits([Task("a", "train", "task", {"seed": 1})], [], [])}, {}, "small_split"),
+        ({"answer": _pieces(TextPiece(Role.ENV_OUTPUT, "same\n")), "opening": "task\n"}, {}, "never_done same_tasks"),
+        (
+            {"tasks": TaskSplits([Task("a", "train", "task", {"seed": 1})], [], [])},
+            {},
+            "no_validation no_heldout small_split",
+        ),
         ({"leaks": True}, {}, "leak"),
-        ({"actions": None}, {"explorer": ()}, "no_script"),
+        ({"actions": None}, {"explorer": ()}, "never_done no_script"),
         ({"answer": _only_on("a")}, {}, "empty_pool"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_each_flaw_has_its_warning(
-    changes: Mapping[str, Any], settings: Mapping[str, Any], name: str, tokenizer: Tokenizer
+def test_each_flaw_has_its_warning_and_no_other(
+    changes: Mapping[str, Any], settings: Mapping[str, Any], names: str, tokenizer: Tokenizer
 ) -> None:
     report = check_environment(_FakeWorlds(**changes), PlainRenderer(tokenizer), LIMITS, _settings(**settings))
-    assert name in _warnings(report)
+    assert _warnings(report) == names.split()
     assert all(finding.message and finding.tip and "\n" not in finding.message for finding in report.findings)
 
 
