@@ -121,6 +121,17 @@ def test_a_dropped_rollout_leaves_env_sums_and_counts_and_no_rl_term(env: str, e
     assert rl == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("rl", "env"), [("sequence_mean", "observation_tokens"), ("sequence_mean", "selected_tokens")])
+def test_a_rollout_without_targets_has_no_weight_and_a_single_target_has_one(rl: str, env: str) -> None:
+    _, weights = plan_step([episode([C, A, E])], normalized(rl, env))
+    assert (weights.rl_weight_B.tolist(), weights.env_weight_B.tolist()) == ([1.0], [1.0])
+    trajectories = [episode([C, A], reward=1.0), episode([C, E])]
+    advantages_B, weights = plan_step(trajectories, normalized(rl, env))
+    assert (weights.rl_weight_B.tolist(), weights.env_weight_B.tolist()) == ([0.5, 0.0], [0.0, 0.5])
+    r = portable_lambda(0.1, count_rollouts(trajectories, {E}), weights, advantages_B)
+    assert advantages_B is not None and r == pytest.approx(0.1 / float(advantages_B.abs().mean()))
+
+
 def test_one_token_denominators_differ_where_cross_entropies_differ() -> None:
     trajectories = [episode([C, E, W]), episode([C, E, E, E])]
     wanted = targets(one_batch(trajectories)[0], {E})
@@ -526,8 +537,10 @@ def test_only_more_than_one_chunk_is_recomputed(chunk_rows: int, calls: int) -> 
 
 
 def test_half_precision_logits_are_scored_in_float32() -> None:
-    scores = selected_logprobs(torch.randn(3, 4, dtype=torch.bfloat16), lambda h: h, torch.zeros(3, dtype=torch.int64))
+    logits_NV = torch.randn(3, 4, dtype=torch.bfloat16)
+    scores = selected_logprobs(logits_NV, lambda h: h, torch.zeros(3, dtype=torch.int64))
     assert scores.logprobs_N.dtype == torch.float32
+    assert torch.equal(scores.logprobs_N, logits_NV.float().log_softmax(-1)[:, 0])
 
 
 def test_masked_logits_of_minus_infinity_do_not_become_nan() -> None:
