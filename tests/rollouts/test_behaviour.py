@@ -128,6 +128,7 @@ HEALTHY = {**dict.fromkeys(BEHAVIOUR_KEYS, 0.0), "valid_action_fraction": 1.0, "
 def test_obstacles_are_flaws_of_half_of_the_actions_or_rollouts(signals: dict[str, float], names: list[str]) -> None:
     found = find_obstacles({**HEALTHY, **signals}, RolloutConfig(max_action_tokens=20, explorers=0))
     assert [finding.name for finding in found] == names
+    assert all(finding.message and finding.tip for finding in found)
 
 
 def test_without_signals_there_is_no_obstacle() -> None:
