@@ -378,17 +378,17 @@ def test_entropy_is_of_actions_and_correctness_of_both(chunk_rows: int) -> None:
 
     wanted = targets(micro, {A, E})
     hidden_NH = wanted.gather(model(micro)).detach()
-    logprobs_NV = (model.lm_head(hidden_NH) / torch.tensor([0.5, 0.5, 1, 1])[:, None]).log_softmax(-1).detach()
+    logprobs_NV = (model.lm_head(hidden_NH) / torch.tensor([2.0, 2.0, 1, 1])[:, None]).log_softmax(-1).detach()
     likeliest_N = logprobs_NV.argmax(-1)
     wanted = replace(wanted, token_ids_N=torch.where(torch.arange(4) % 2 == 0, likeliest_N, (likeliest_N + 1) % 2))
-    scores = target_logprobs(hidden_NH, head, wanted, 0.5, chunk_rows=chunk_rows)
+    scores = target_logprobs(hidden_NH, head, wanted, 2.0, chunk_rows=chunk_rows)
     assert_close(scores.entropy_N[:2], -(logprobs_NV.exp() * logprobs_NV).sum(-1)[:2])
     assert scores.entropy_N[2:].isnan().all()
     assert scores.correct_N.tolist() == [True, False, True, False]
     assert_close(scores.confidence_N, logprobs_NV.exp().amax(-1))
     assert max(rows) == chunk_rows
-    without = target_logprobs(hidden_NH, model.lm_head, wanted, 0.5, correct=False)
-    assert torch.equal(without.logprobs_N, target_logprobs(hidden_NH, model.lm_head, wanted, 0.5).logprobs_N)
+    without = target_logprobs(hidden_NH, model.lm_head, wanted, 2.0, correct=False)
+    assert torch.equal(without.logprobs_N, target_logprobs(hidden_NH, model.lm_head, wanted, 2.0).logprobs_N)
     assert not without.correct_N.any() and without.confidence_N.isnan().all()
 
 
