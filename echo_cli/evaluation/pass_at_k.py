@@ -52,9 +52,8 @@ class TaskOutcome:
 
     @property
     def first_solved(self) -> bool:
-        """Whether the first rollout solved the task."""
-        first = self.rewards[0] if self.rewards else None
-        return first is not None and first >= self.solved_at
+        """Whether the first rollout with a reward solved the task."""
+        return any(reward >= self.solved_at for reward in self.known[:1])
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,8 @@ class TorchPolicy:
         if norm == norm and norm != float("inf"):
             self._optimizer.param_groups[0]["lr"] = lr
             self._optimizer.step()
+            # Fused AdamW does not count its writes, by which a merged adapter knows that it is outdated.
+            torch.autograd.graph.increment_version(self._parameters)
             self._updates += 1
         self._optimizer.zero_grad(set_to_none=True)
         return norm

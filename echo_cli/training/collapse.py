@@ -51,6 +51,8 @@ _TIP = (
     "or try a lower objective.world_model_coeff or optim.lr"
 )
 
+_NO_GRADIENT_TIP = "train again after that, or continue from its checkpoint with --resume and collapse.action=warn"
+
 
 class CollapseError(EchoError):
     """An error that ends a collapsed run with `collapse.action: stop`; exit code 3."""
@@ -116,7 +118,9 @@ def stop_if_collapsed(rows: Sequence[Row], settings: CollapseConfig) -> None:
     first = next((row for row in rows if row.get("warnings")), None)
     if first is not None and settings.action == "stop":
         reasons = "; ".join(f"{warning['signal']}: {warning['reason']}" for warning in first["warnings"])
-        raise CollapseError(f"collapsed at step {first['step']}: {reasons}", _TIP, exit_code=3)
+        idle = all(warning["signal"] == NO_GRADIENT for warning in first["warnings"])
+        tip = _NO_GRADIENT_TIP if idle else _TIP
+        raise CollapseError(f"collapsed at step {first['step']}: {reasons}", tip, exit_code=3)
 
 
 def no_gradient_line(rows: Sequence[Row], rollout: RolloutConfig) -> str | None:

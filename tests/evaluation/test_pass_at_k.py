@@ -134,6 +134,12 @@ def test_a_comparison_by_hand() -> None:
         compare_outcomes(first, second[:-1])
 
 
+def test_the_first_rollout_of_a_task_is_the_first_with_a_reward() -> None:
+    found = compare_outcomes(outcomes({"a": [None, 1.0], "b": [1.0, 0.0]}), outcomes({"a": [1.0, 0.0], "b": [None]}))
+    assert found is not None
+    assert (found.both, found.only_a, found.only_b, found.neither) == (1, 0, 0, 0)  # b has no reward under B
+
+
 def test_tasks_that_change_sides_together_are_one_observation() -> None:
     names = "abcdefgh"
     before, after = (

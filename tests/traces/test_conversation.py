@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer
 from echo_cli.config.model import ConversationConfig, ModelConfig
 from echo_cli.errors import EchoError
 from echo_cli.models.chat_renderer import ChatRenderer
+from echo_cli.models.hf.chat_template import _edges
 from echo_cli.models.hf.random_qwen3 import make_random_qwen3
 from echo_cli.models.hf.renderer import load_hf_renderer
 from echo_cli.trace import Trace, parse_trace, trace_line
@@ -254,6 +256,25 @@ def test_a_token_of_the_output_and_the_template_is_no_target(models: dict[str, M
     assert made.token_ids.count(end_of_turn) == 3
     scaffold = [segment for segment in made.segments if segment.channel == SCAFFOLD]
     assert all(segment.role is Role.CONTEXT for segment in scaffold)
+
+
+@given(st.lists(st.sampled_from(["<tool_response>", "</tool_response>", " ", "\n", "\u3000", "a", "<"]), max_size=7))
+def test_a_placeholder_keeps_the_edges_for_which_templates_test(parts: list[str]) -> None:
+    text = "".join(parts)
+    edges = _edges(text)
+    pattern = r"(\s*(?:<tool_response>\s*)?)(.*?)((?:\s*</tool_response>)?\s*)"
+    match = re.fullmatch(pattern, text, re.DOTALL)
+    assert match is not None and edges == match.groups()
+
+
+def test_a_long_run_of_spaces_in_an_answer_takes_linear_time(models: dict[str, Model], tmp_path: Path) -> None:
+    chat = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": "Now.", "tool_calls": [call(0)]},
+        {"role": "tool", "tool_call_id": "c0", "content": f"x{' ' * 200_000}y"},  # half an hour in quadratic time
+    ]
+    made = render_trace(imported(chat, tmp_path), models["qwen3"].renderer())
+    check(models["qwen3"], made, models["qwen3"].text(chat))
 
 
 def test_neighbours_of_one_role_are_one_turn_and_thinking_alone_is_no_action(

@@ -337,6 +337,11 @@ def test_only_stop_stops() -> None:
         stop_if_collapsed(metrics, SETTINGS.model_copy(update={"action": "stop"}))
     assert caught.value.exit_code == 3
     assert "--resume and collapse.action=warn" in str(caught.value.tip)
+    idle = [{"step": 1, "warnings": [{"signal": "no_gradient", "reason": "all is malformed; raise a cap"}]}]
+    with pytest.raises(CollapseError, match="raise a cap") as caught:
+        stop_if_collapsed(idle, SETTINGS.model_copy(update={"action": "stop"}))
+    # Less learning does not help a policy that learns nothing.
+    assert "--resume and collapse.action=warn" in str(caught.value.tip) and "lower" not in str(caught.value.tip)
 
 
 # A bound that no entropy reaches, with a window of one step: the second step raises this alarm and no other.

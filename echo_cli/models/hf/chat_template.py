@@ -24,8 +24,7 @@ _DATE = "26 Jul 2024"
 
 _EMPTY_THINKING = re.compile(rf"{THINK}\s*{END_THINK}\s*")
 _THINK_MARKS = re.compile(f"({THINK}|{END_THINK})")
-# White space and marks at the edges of a text, which templates strip or test for.
-_EDGES = re.compile(r"(\s*(?:<tool_response>\s*)?)(.*?)((?:\s*</tool_response>)?\s*)", re.DOTALL)
+_ANSWER_MARKS = ("<tool_response>", "</tool_response>")
 
 _Calls = Literal["text", "object", "words"]
 """Form in which a template gets tool calls: arguments as JSON text or as an object, or calls as part of the words."""
@@ -227,9 +226,7 @@ def _outlined(
     if message.role != "assistant":
         if not message.text:
             return "", (), []
-        match = _EDGES.fullmatch(message.text)
-        assert match is not None, "the pattern matches every text"
-        before, inner, after = match.groups()
+        before, inner, after = _edges(message.text)
         name = f'{mark}{next(numbers)}"{mark}'  # the quotation mark tells whether it is within a JSON text
         form = f"{before}{name}{after}" if inner else f"{message.text}{name}"
         slot = _Slot(number, form, message.pieces, message.role != "system", answer=message.role == "tool")
@@ -251,6 +248,14 @@ def _outlined(
         slots += [_slot(number, name, call.name, required=True), _slot(number, form, written, required=True)]
         invoked.append(ToolCall(name, form, ""))
     return words, tuple(invoked), slots
+
+
+def _edges(text: str) -> tuple[str, str, str]:
+    """Split white space and a mark from both edges of a text, which templates strip or test for."""
+    opening, closing = _ANSWER_MARKS
+    rest = text.lstrip().removeprefix(opening).lstrip()
+    inner = rest.rstrip().removesuffix(closing).rstrip()
+    return text[: len(text) - len(rest)], inner, rest[len(inner) :]
 
 
 def _slot(number: int, form: str, text: str, *, required: bool) -> _Slot:

@@ -377,6 +377,18 @@ def test_an_adapter_is_merged_for_sampling_only_and_the_base_is_bitwise_the_same
         calls.clear()
 
 
+def test_a_merged_adapter_follows_an_update_whatever_was_sampled_before_it(folder: Path) -> None:
+    model = load(folder, lora=LORA)
+    _, policy = step_of(model, trajectories())
+    row = tokens(9)
+    for update in range(2):  # the gradient of the first round has been accumulated before its sample
+        drawn = CachedSampler(model, [0], 1.0, STOP, update)
+        drawn.append([row])
+        (sample,) = drawn.sample(6)
+        assert sample is not None and sample[1] == pytest.approx(replay(model, row, sample[0], 1.0), abs=1e-5)
+        policy.optim_step(0.1)
+
+
 def test_a_merged_adapter_is_undone_where_sampling_fails(folder: Path) -> None:
     model = load(folder, lora=LORA)
     ids_BT = torch.tensor([tokens(9)])
