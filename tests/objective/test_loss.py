@@ -389,6 +389,7 @@ def test_entropy_is_of_actions_and_correctness_of_both(chunk_rows: int) -> None:
     assert max(rows) == chunk_rows
     without = target_logprobs(hidden_NH, model.lm_head, wanted, 2.0, correct=False)
     assert torch.equal(without.logprobs_N, target_logprobs(hidden_NH, model.lm_head, wanted, 2.0).logprobs_N)
+    assert without.correct_N.dtype == scores.correct_N.dtype == torch.bool
     assert not without.correct_N.any() and without.confidence_N.isnan().all()
 
 
