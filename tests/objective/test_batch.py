@@ -137,6 +137,18 @@ def test_counts_and_targets_agree(seed: int) -> None:
         assert torch.equal(torch.bincount(wanted.rollout_N[role_mask], minlength=5), expected_B)
 
 
+def test_ids_and_counts_are_integers_also_of_nothing() -> None:
+    micro = collate([episode([C, A, E])], [0], pad_id=0)
+    assert {name: tensor.dtype for name, tensor in vars(micro).items() if tensor.dtype != torch.int64} == {
+        "behaviour_logprobs_RT": torch.float32
+    }
+    counts = count_rollouts([], {E})
+    assert {name: tensor.dtype for name, tensor in vars(counts).items()} == {
+        **dict.fromkeys(("actions_B", "observations_B", "selected_B"), torch.int64),
+        **dict.fromkeys(("in_rl_B", "in_env_B", "in_imitation_B"), torch.bool),
+    }
+
+
 def test_a_micro_batch_moves_to_a_device_as_a_whole() -> None:
     moved = collate([episode([C, A, E])], [0], pad_id=0).to("meta")
     assert {tensor.device.type for tensor in vars(moved).values()} == {"meta"}
