@@ -25,8 +25,8 @@ from echo_cli.runs.pools import Pair
 from echo_cli.text import escape_unprintable
 from echo_cli.traces.training_data import POOL
 
-# Config keys that determine the built-in pools, their tasks, and how a task is played.
-_POOL_KEYS = ("environment.", "rollout.temperature", "rollout.max_")
+# Config keys that determine the built-in pools, their tasks, and how a task is played and counted as solved.
+_POOL_KEYS = ("environment.", "rollout.temperature", "rollout.max_", "evaluation.solved_at")
 
 
 def compare_runs(

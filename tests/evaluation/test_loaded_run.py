@@ -16,7 +16,9 @@ from echo_cli.cli.main import main
 from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.worlds import open_worlds
+from echo_cli.errors import EchoError
 from echo_cli.evaluation import loaded_run
+from echo_cli.evaluation.comparison import _check_same_pools
 from echo_cli.evaluation.loaded_run import load_run
 from echo_cli.evaluation.run_evaluation import rollouts_and_ks
 from echo_cli.trajectory import write_trajectories
@@ -105,6 +107,15 @@ def test_held_out_tasks_are_played_as_often_as_in_training(finished: Path) -> No
     assert rollouts_and_ks([two], None, [4, 1]) == (4, [1, 4])
     assert rollouts_and_ks([two], 8, None) == (8, [1, 8])
     assert rollouts_and_ks([two], 0, None) == (0, ())
+
+
+def test_runs_that_count_other_rollouts_as_solved_are_not_compared(finished: Path) -> None:
+    first = load_run(finished)
+    settings = first.config.evaluation.model_copy(update={"solved_at": 0.5})
+    second = loaded_run.LoadedRun(first.directory, first.config.model_copy(update={"evaluation": settings}))
+    with pytest.raises(EchoError, match=r"evaluation\.solved_at is 1\.0 in A and 0\.5 in B"):
+        _check_same_pools(first, second)
+    _check_same_pools(first, first)
 
 
 @pytest.mark.parametrize("name", ["heldout", "validation"])
