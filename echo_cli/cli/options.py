@@ -33,7 +33,8 @@ OutputDir = Annotated[
     str | None, typer.Option(help="Folder of the run directory. Default: the config's, outputs.", metavar="DIR")
 ]
 RunName = Annotated[
-    str | None, typer.Option(help="Name of the run directory. Default: CONFIG-seedN; sweep-CONFIG.", metavar="NAME")
+    str | None,
+    typer.Option(help="Name of the run directory. Default: CONFIG-seedN, or sweep-CONFIG for a sweep.", metavar="NAME"),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

@@ -70,6 +70,9 @@ def similar_keys(name: str, known: Sequence[str]) -> list[str]:
     section, _, last = name.rpartition(".")
     if name in _OTHER_NAMES:
         return [_OTHER_NAMES[name]]
+    top_level = [key for key in known if "." not in key]
+    if not section and (close := difflib.get_close_matches(name, top_level, n=1, cutoff=0.85)):
+        return close
     by_last: dict[str, list[str]] = {}
     for key in known:
         by_last.setdefault(key.rpartition(".")[2], []).append(key)

@@ -64,8 +64,8 @@ def write_report(
         raise EchoError("no run to report on", "name one or more run directories")
     if output is None and len({path.parent for path in paths}) > 1:
         raise EchoError("the runs are in different folders", "name the report's file or folder with --output")
-    for path in paths:
-        open_run(path)
+    for run in runs:
+        open_run(run)
     names = run_names(paths)
     curves = [read_curve(path, name, METRICS) for path, name in zip(paths, names, strict=True)]
     file = _file(output or (runs[0] if len(paths) == 1 else paths[0].parent))

@@ -27,6 +27,7 @@ from echo_cli.reports.figure import (
     write_picture,
 )
 from echo_cli.runs.curves import Band, Curve, band, read_curve
+from echo_cli.runs.directory import open_run
 from echo_cli.text import escape_unprintable, without_middle
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ def plot_run(runs: Sequence[Path], output: Path | None = None) -> Plotted:
     paths = list(dict.fromkeys(Path(os.path.abspath(run)) for run in runs))
     if not paths:
         raise EchoError("no run to plot", "name one or more run directories")
+    for run in runs:
+        open_run(run)  # names the path as it was given
     metrics = [series.metric for panel in _PANELS for series in panel.series]
     curves = [read_curve(path, name, metrics) for path, name in zip(paths, run_names(paths), strict=True)]
     if output is None and len({path.parent for path in paths}) > 1:

@@ -98,7 +98,8 @@ def parse_coeff(word: str) -> float:
 def _coeff_tip(word: str) -> str:
     values = word.split(",")
     if len(values) > 1 and all(values):
-        return f"separate values with spaces: echo-cli sweep-lambda {' '.join(values)}"
+        point = f"; a decimal point is a point: {'.'.join(values)}" if re.fullmatch(r"\d+,\d+", word) else ""
+        return f"separate values with spaces: echo-cli sweep-lambda {' '.join(values)}{point}"
     return f"did you mean --config {word}?" if word in shipped_configs() else "give a number, such as 0.05"
 
 

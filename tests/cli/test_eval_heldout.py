@@ -349,6 +349,7 @@ def test_hostile_text_is_shown_and_does_nothing(capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr().out
     assert not set(printed) & set("\x1b\x07\r\u202e\x9b\x00")
     assert "[bold]$\\frac{1}{0}$c[/bold]" in printed
+    assert [len(line) <= 80 for line in printed.splitlines() if line.startswith("95 % intervals")] == [True]
 
 
 @pytest.mark.parametrize("novel", [True, False])

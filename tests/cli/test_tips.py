@@ -33,6 +33,7 @@ MISTAKES = {
     "train temperature=1": "did you mean 'rollout.temperature'?",
     "train max_new_tokens=8": "did you mean 'rollout.max_action_tokens'?",
     "train epochs=3": "did you mean 'steps'?",
+    "train step=3": "did you mean 'steps'?",
     "train model.name=Qwen/Qwen3-0.6B": "did you mean 'model.path'?",
     "train model=Qwen/Qwen3-0.6B": "it is a section: set its keys, such as model.path",
     "train model.lora=8": "it is a section: set its keys, such as model.lora.rank",
@@ -54,6 +55,7 @@ MISTAKES = {
     "train track=tensorbord": "did you mean 'tensorboard'?",
     "train --seed 0,1": "for several seeds: echo-cli sweep-lambda 0 1 --seeds 0 1",
     "train --lambda 0,1": "separate values with spaces: echo-cli sweep-lambda 0 1",
+    "train --lambda 0,5": "; a decimal point is a point: 0.5",
     # words and options
     "train toy-grpo": "did you mean --config toy-grpo?",
     "train toy-gpro": "did you mean --config toy-grpo?",
@@ -143,6 +145,7 @@ def test_a_natural_mistake_gets_the_tip_that_helps(
     message, tip = error_of(captured.err)
     assert captured.out == "" and message
     assert MISTAKES[line] in tip
+    assert str(folder) not in message + tip  # paths as they were typed
     assert sorted(folder.rglob("*")) == before
 
 

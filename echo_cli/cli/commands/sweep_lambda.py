@@ -135,8 +135,8 @@ def _train(
         config = cells[0].config
         print(
             f"sweep: {len(missing)} of {len(cells)} runs to do, {min(jobs, len(missing))} in parallel, threads="
-            f"{config.threads} each; probe_every={config.probe_every}, "
-            f"evaluation.pass_every={config.evaluation.pass_every}",
+            f"{config.threads} each\nsweep: probe_every={config.probe_every}, "
+            f"evaluation.pass_every={config.evaluation.pass_every}; sweep-lambda --help explains both",
             file=sys.stderr,
         )
     with lock_folder(folder), interruptible() as interrupt, sweep_progress(cells) as show:

@@ -5,13 +5,14 @@ Text from an environment or a model is data: control characters are made visible
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from echo_cli.cli.display.tables import new_table, number, print_table
+from echo_cli.cli.display.tables import COLUMNS, new_table, number, print_table
 from echo_cli.evaluation.records import HELDOUT, Evaluation, ModelReport, pool_title
 from echo_cli.statistics import Estimate
 from echo_cli.text import LINES, escape_unprintable, without_middle
@@ -51,7 +52,7 @@ def print_evaluation(found: Evaluation, *, breakdown: bool) -> None:
         _add_differences(table, found, pools)
         _add_sizes(table, found, pools)
     print_table(table)
-    print(_caption(found))
+    print(textwrap.fill(_caption(found), COLUMNS))
     for policy in found.policies:
         if (loaded := policy.loaded) is not None:
             path = escape_unprintable(policy.run)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from echo_cli.cli.display.tables import new_table, number, print_table
+from echo_cli.cli.display.tables import COLUMNS, new_table, number, print_table
 from echo_cli.runs.pool_folder import Manifest
 from echo_cli.runs.summary import is_met
 from echo_cli.text import LINES, escape_unprintable
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from echo_cli.sweeps.tables import SweepTable
 
 Summary = Mapping[str, Any]
-
-_NARROW = 80
 
 
 def print_run(summary: Summary, folder: str) -> None:
@@ -78,7 +76,7 @@ def print_sweep(tables: Sequence[SweepTable], notes: Sequence[str], rule: Sequen
         print(found.title)
         print_table(table)
     for line in (*notes, "", f"verdicts: {rule[0]}", *(f"- {line}" for line in rule[1:])):
-        print(textwrap.fill(line, _NARROW, subsequent_indent="  "))
+        print(textwrap.fill(line, COLUMNS, subsequent_indent="  "))
     print(f"\nreport: {escape_unprintable(report)}")
 
 

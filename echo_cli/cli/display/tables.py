@@ -14,7 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-_COLUMNS = 80
+COLUMNS = 80
 """Width of a table where stdout is not a terminal, and least width of one, columns."""
 _WIDEST = 160
 
@@ -29,7 +29,7 @@ def new_table(*columns: str) -> Table:
 
 def print_table(table: Table) -> None:
     """Print `table` on stdout, in parts below each other if it is wider than the terminal, or than 80 columns."""
-    for part in parts_of(table, max(width_of_stdout() or 0, _COLUMNS)):
+    for part in parts_of(table, max(width_of_stdout() or 0, COLUMNS)):
         # Wide enough that a narrow terminal does not cut figures.
         Console(highlight=False, width=_WIDEST).print(part)
 
