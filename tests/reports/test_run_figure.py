@@ -209,7 +209,7 @@ def test_a_cut_last_line_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "has no metrics.jsonl"),
+        (None, "lacks config.yaml or metrics.jsonl"),
         ("", "is empty"),
         ('{"train/env_ce": 1}\n', "a row has no step"),
         ('{"step": 1, "train/env_ce": "low"}\n', "train/env_ce of step 1 is not a number"),

@@ -147,6 +147,7 @@ def test_other_traces_are_no_continuation(
     trained: Path, traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
+    (run / "summary.json").unlink()  # a finished run needs no traces
     again = ("traces.imitation_coeff=0.5", "--resume")
     changed = trace_file(tmp_path, store()[::-1])
     assert alone(run, changed, *again) == 2
@@ -426,6 +427,7 @@ def test_a_sweep_does_not_pass_off_runs_as_trained_on_other_traces(
     cell = shutil.copytree(trained, tmp_path / "sweep" / "lambda-1-seed0")
     own = trace_file(tmp_path, [])
     shutil.copy(traces, own)
+    (cell.parent / "sweep.json").write_text("{}")
     config = yaml.safe_load((cell / "config.yaml").read_text())
     config["traces"]["path"] = [str(own)]
     (cell / "config.yaml").write_text(yaml.safe_dump(config))

@@ -245,7 +245,7 @@ def _taken_port() -> Iterator[int]:
         ({"kind": "docker"}, "has no image", "add environment.provider.image"),
         ({"kind": "docker", "image": "a"}, "docker is not installed", "install Docker"),
         ({"kind": "uv"}, "has no project_path", "add environment.provider.project_path"),
-        ({"kind": "uv", "project_path": "no/such"}, "folder no/such does not exist", "uv project"),
+        ({"kind": "uv", "project_path": "no/such"}, "/no/such does not exist", "uv project"),
         ({"kind": "uv", "project_path": "."}, "uv is not installed", "install uv"),
         (
             {"kind": "process", "command": ("a", "{port}"), "env": {"A": "${NO_SUCH}"}},
