@@ -167,9 +167,11 @@ def _incomplete(recording: Recording, rewards: Sequence[float | None]) -> str:
         return f"the group is incomplete: {unscored} of {len(rewards)} recorded rollouts have no reward"
     if recording.config is None:
         return "computed over the rollouts of the group in the file"
-    size = recording.config.evaluation.group_size
+    size, where = recording.config.evaluation.group_size, "an evaluation"
+    if recording.training:
+        size, where = recording.config.rollout.group_size, "a task in a step"
     if len(rewards) != size:
-        return f"the group is incomplete: {len(rewards)} of the {size} rollouts of an evaluation are recorded"
+        return f"the group is incomplete: {len(rewards)} of the {size} rollouts of {where} are recorded"
     return ""
 
 

@@ -290,8 +290,8 @@ def test_an_episode_of_context_alone_has_nothing_to_score(tmp_path: Path, capsys
 # --- Rewards ---------------------------------------------------------------------------------------------------------
 
 
-def group_of(capsys: pytest.CaptureFixture[str], place: Path, number: int) -> dict[str, Any]:
-    group: dict[str, Any] = as_json(capsys, place, "--episode", str(number))["episode"]["group"]
+def group_of(capsys: pytest.CaptureFixture[str], place: Path, number: int, *words: str) -> dict[str, Any]:
+    group: dict[str, Any] = as_json(capsys, place, "--episode", str(number), *words)["episode"]["group"]
     return group
 
 
@@ -326,6 +326,17 @@ def test_a_run_says_where_its_group_is_incomplete(
     (copy / "trajectories.jsonl").write_bytes(lines[0])
     note = "the group is incomplete: 1 of the 2 rollouts of an evaluation are recorded"
     assert group_of(capsys, copy, 1)["note"] == note
+
+
+def test_a_group_of_training_rollouts_has_the_size_of_training(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load_config(finished / "config.yaml").evaluation.group_size == 0
+    assert group_of(capsys, finished, 1, "--training")["note"] == ""
+    copy = shutil.copytree(finished, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints"))
+    (copy / "rollouts.jsonl").write_bytes((finished / "rollouts.jsonl").read_bytes().splitlines(keepends=True)[0])
+    note = "the group is incomplete: 1 of the 2 rollouts of a task in a step are recorded"
+    assert group_of(capsys, copy, 1, "--training")["note"] == note
 
 
 # --- Mistakes --------------------------------------------------------------------------------------------------------

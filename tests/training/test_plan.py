@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from echo_cli.cli.main import main
 from echo_cli.config.loader import configs_folder, find_config, load_config
@@ -26,6 +27,7 @@ from echo_cli.objective.loss import step_totals, step_weights
 from echo_cli.training.plan import expected_advantage, memory_notice, plan, portable_estimate, rollouts_of_step
 from echo_cli.trajectory import Role, Segment, Trajectory
 
+_NORM = "model.norm.weight"
 CPU = DeviceChoice(torch.device("cpu"), "cpu float32: as requested")
 
 
@@ -126,6 +128,12 @@ def _truncate(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def _change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def _no_decoder(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "t5"}', encoding="utf-8")
 
@@ -144,6 +152,16 @@ def _own_form(folder: Path) -> None:
         (lambda folder: _remove(folder, "tokenizer_config.json"), [], "has no tokenizer_config.json"),
         (lambda folder: _remove(folder, "model.safetensors"), [], "cannot load weights"),
         (_truncate, [], "cannot load weights"),
+        (
+            lambda folder: _change_weights(folder, lambda of: of.pop(_NORM)),
+            [],
+            f"lack 1 of the model's tensors, such as {_NORM}",
+        ),
+        (
+            lambda folder: _change_weights(folder, lambda of: of.update({_NORM: torch.ones(3)})),
+            [],
+            f"{_NORM} has the shape [3]",
+        ),
         (_no_decoder, [], "is not a causal LM"),
         (_own_form, [], "chat template"),
         (lambda folder: None, ["model.chat_template={folder}/none.jinja"], "none.jinja"),
@@ -176,7 +194,17 @@ def test_a_dry_run_refuses_every_model_that_train_refuses_before_its_weights_are
 def test_a_dry_run_accepts_a_model_folder_without_reading_its_weights(
     words: list[str], model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("echo_cli.models.hf.weights.read_causal_lm", None)
+    from echo_cli.models.hf import weights
+
+    read = weights.read_causal_lm
+
+    def read_empty(*arguments: Any, empty: bool = False) -> Any:
+        assert empty
+        model = read(*arguments, empty=empty)
+        assert all(tensor.is_meta for tensor in model.parameters())
+        return model
+
+    monkeypatch.setattr(weights, "read_causal_lm", read_empty)
     assert main(["train", "--config", "hf-smoke", "--dry-run", f"model.path={model_folder}", *words]) == 0
 
 

@@ -102,7 +102,7 @@ def load_hf_model(
 
 
 def check_hf_model(folder: Path, model: ModelConfig, dtype: torch.dtype, seed: int, tokenizer_size: int) -> None:
-    """Check what `load_hf_model` checks before it reads weights; of a local folder's weights, check the headers.
+    """Check what `load_hf_model` checks before it reads weights; of a local folder's weights, check names and shapes.
 
     Raises:
         NotFetched: the base of the folder's adapter is a hub model without a local snapshot.

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from echo_cli.config.model import ModelConfig
 from echo_cli.errors import EchoError, first_line
-from echo_cli.files import read_json
 from echo_cli.text import escape_unprintable
 
 CONFIG_FILE = "config.json"
@@ -53,8 +52,11 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
     return config
 
 
-def read_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
+def read_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype, *, empty: bool = False) -> PreTrainedModel:
     """Load the model of a folder that `save_pretrained` wrote, on the CPU.
+
+    Args:
+        empty: whether to leave the model on the meta device: of the weights, only names and shapes are read.
 
     Raises:
         EchoError: the architecture is unknown or not a causal LM, or the weights are missing, incomplete or damaged.
@@ -71,6 +73,7 @@ def read_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype) -> PreT
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below instead of in a table on stderr
+            device_map="meta" if empty else None,
         )
     except Exception as error:  # safetensors raises its own type from Rust
         raise _refused(folder, model, error) from error
@@ -92,29 +95,18 @@ def read_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype) -> PreT
 
 
 def empty_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """Create the model of a folder without weights, on the meta device; check that its files of weights are whole.
+    """Create the model of a folder on the meta device, with the checks of `read_causal_lm`.
 
     A hub snapshot may be fetched without weights, so only those of a folder that the user names are checked.
 
     Raises:
-        EchoError: the architecture is unknown or not a causal LM, or a file of weights is missing or cut.
+        EchoError: as in `read_causal_lm`.
     """
-    with torch.device("meta"):
-        causal_lm = random_causal_lm(folder, model, dtype, 0)
     if Path(model.path).expanduser().is_dir():
-        for file in _weight_files(folder):
-            try:
-                with safe_open(file, "pt"):
-                    pass
-            except (OSError, SafetensorError) as error:
-                raise _refused(folder, model, error) from error
-    return causal_lm
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    names = read_json(index).get("weight_map", {}).values() if index.is_file() else ["model.safetensors"]
-    return [folder / name for name in sorted(set(names))]
+        with torch.device("cpu"):  # transformers refuses to load within `torch.device("meta")`
+            return read_causal_lm(folder, model, dtype, empty=True)
+    with torch.device("meta"):
+        return random_causal_lm(folder, model, dtype, 0)
 
 
 def random_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype, seed: int) -> PreTrainedModel:
