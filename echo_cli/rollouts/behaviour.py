@@ -97,7 +97,7 @@ def find_obstacles(signals: Mapping[str, float | None], rollout: RolloutConfig) 
             tip = f"until that changes, the env term learns from the {rollout.explorers} explorers of a step alone"
         found.append(Finding("no_observations", "no action is answered with text", tip))
     if share("zero_advantage_fraction") == 1:
-        tip = "raise rollout.group_size, choose easier tasks, or set λ above 0, which needs no reward"
+        tip = "raise rollout.group_size, or choose easier tasks; the env term (λ above 0) needs no reward"
         found.append(Finding("no_contrast", "all rewards of a group are equal, in every group", tip))
     return found
 
