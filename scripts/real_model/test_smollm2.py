@@ -89,12 +89,14 @@ def test_a_merged_export_is_the_base_with_the_adapter(run: Path, tmp_path: Path)
     assert AutoTokenizer.from_pretrained(out).decode(ids_1T[0]) == text
 
 
-def test_a_finished_run_is_measured(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_measured_as_in_training(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["eval-heldout", str(run), "--rollouts", "0", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    print(json.dumps(found)[:3000])
-    assert found
+    measured = rows(run)
+    for when, row in (("before", measured[0]), ("after", measured[found["step"]])):
+        assert found[when]["heldout/env_ce"] == pytest.approx(row["heldout/env_ce"], rel=1e-6)
+    assert found["step"] == 3 and found["after"]["heldout/env_ce"] < found["before"]["heldout/env_ce"]
 
 
 @pytest.fixture(scope="module")
