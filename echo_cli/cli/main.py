@@ -83,9 +83,12 @@ app.command(
         "eval-heldout outputs/toy-seed0",
         "eval-heldout --compare outputs/toy-seed0 outputs/toy-grpo-seed0",
         "eval-heldout --model tiny-base --pool outputs/pool",
+        configs=True,
     ),
 )(eval_heldout)
-app.command("inspect", epilog=examples("inspect outputs/toy-seed0", "inspect outputs/toy-seed0 --episode 1"))(inspect)
+app.command(
+    "inspect", epilog=examples("inspect outputs/toy-seed0", "inspect outputs/toy-seed0 --episode 1", configs=True)
+)(inspect)
 app.command("report", epilog=examples("report outputs/toy-seed0"))(report)
 app.command("dream", epilog=examples("dream outputs/toy-seed0", "dream outputs/toy-seed0 --score 24"))(dream)
 app.command("plot", epilog=examples("plot outputs/toy-seed0 outputs/toy-grpo-seed0"))(plot)

@@ -44,6 +44,7 @@ _SEVERAL = {
     ("train", "--seeds"): "train takes one --seed; for several: echo-cli sweep-lambda 0 1 --seeds 0 1",
     ("train", "--lambdas"): "train takes one --lambda; for several: echo-cli sweep-lambda 0 1",
     ("train", "--jobs"): "train trains one run; for several: echo-cli sweep-lambda 0 1 --jobs 2",
+    ("sweep-lambda", "--resume"): "repeat the command without it: finished runs are kept, stopped runs continue",
     ("sweep-lambda", "--lambda"): "write the values without an option: echo-cli sweep-lambda 0 1",
     ("sweep-lambda", "--lambdas"): "write the values without an option: echo-cli sweep-lambda 0 1",
 }

@@ -138,12 +138,15 @@ def find_config(name_or_file: str) -> Path:
         EchoError: the config does not exist; the tip suggests the nearest name or lists the shipped configs.
     """
     path = Path(name_or_file)
+    tip = config_tip(name_or_file, shipped_configs(), ENVIRONMENT_PRESETS)
     if path.suffix in (".yaml", ".yml") or "/" in name_or_file:
         if not path.is_file():
-            raise EchoError(f"config file {name_or_file} does not exist", config_tip(name_or_file, shipped_configs()))
+            raise EchoError(f"config file {name_or_file} does not exist", tip)
+        if path.parent.resolve() == (configs_folder() / "environments").resolve():
+            raise EchoError(f"{name_or_file} is the preset of an environment, not a config", tip)
         return path
     if name_or_file not in shipped_configs():
-        raise EchoError(f"no config named '{name_or_file}'", config_tip(name_or_file, shipped_configs()))
+        raise EchoError(f"no config named '{name_or_file}'", tip)
     return configs_folder() / f"{name_or_file}.yaml"
 
 

@@ -165,11 +165,20 @@ def word_tip(word: str, shipped: Sequence[str], known: Sequence[str]) -> str:
     return f"did you mean --config {near[0]}?" if near else "write key.path=value, for example optim.lr=1e-3"
 
 
-def config_tip(name_or_file: str, shipped: Sequence[str]) -> str:
-    """Return a tip for a config that does not exist: a shipped config with a similar name, else all of them."""
+def config_tip(name_or_file: str, shipped: Sequence[str], environments: Sequence[str]) -> str:
+    """Return a tip for a config that does not exist: a shipped config with a similar name, else all of them.
+
+    Args:
+        environments: names of the environments' presets, which are no configs.
+    """
     path = Path(name_or_file)
     if (path / "config.yaml").is_file():
         return f"did you mean {path / 'config.yaml'}?"
     name = path.stem if path.suffix in (".yaml", ".yml") else name_or_file
+    preset = name.removeprefix("environments/")
+    if preset in environments and name not in shipped:
+        return (
+            f"write 'environment: {{preset: {preset}, url: URL, tasks: …}}' into your own config, docs/environments.md"
+        )
     near = [name] if name in shipped else difflib.get_close_matches(name, shipped, n=1, cutoff=0.5)
     return f"did you mean '{near[0]}'?" if near else f"shipped configs: {', '.join(shipped)}"

@@ -116,7 +116,7 @@ def join_seeds(words: Sequence[str]) -> list[str]:
             joined.append(word)
             continue
         seeds = []
-        while rest and not rest[0].startswith("-") and "=" not in rest[0]:
+        while rest and (rest[0][1:].isdigit() or not rest[0].startswith("-")) and "=" not in rest[0]:
             seeds.append(rest.pop(0))
         joined.append(f"{_SEEDS}={','.join(seeds)}")
     return joined

@@ -23,8 +23,6 @@ Target = Literal["echo", "openai", "masks"]
 DEFAULT_CONFIG = "toy"
 """Config whose tokenizer encodes masks if the files have no token ids."""
 
-_TIP = "name a run, a pool or a trajectory file"
-
 
 @dataclass
 class ExportResult:
@@ -70,8 +68,8 @@ def export_traces(
             for line in write(trace):
                 result.lines += 1
                 out.write(line)
-        if not result.traces:
-            raise EchoError(f"nothing to export: {escape_unprintable(sources[0])} has no trace", _TIP)
+        for recording in recordings:
+            recording.check_any(result.traces)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -78,6 +79,10 @@ MISTAKES = {
     "train --config toy-grpo.yaml": "did you mean 'toy-grpo'?",
     "train --config qwen3": "did you mean 'qwen3-0.6b'?",
     "train --config outputs/toy-reference": "did you mean outputs/toy-reference/config.yaml?",
+    "train --config maze": "environment: {preset: maze, url: URL, tasks: …}",
+    "train --config environments/maze.yaml": "environment: {preset: maze, url: URL, tasks: …}",
+    f"train --config {configs_folder()}/environments/maze.yaml": "environment: {preset: maze, url: URL, tasks: …}",
+    "env check textarena": "environment: {preset: textarena, url: URL, tasks: …}",
     "env check sandbx": "did you mean 'sandbox'?",
     # commands
     "sweep 0 1": "did you mean 'sweep-lambda'?",
@@ -94,6 +99,8 @@ MISTAKES = {
     "sweep-lambda 0,0.5": "separate values with spaces: echo-cli sweep-lambda 0 0.5",
     "sweep-lambda --lambda 0 1": "write the values without an option: echo-cli sweep-lambda 0 1",
     "sweep-lambda -- -1 --dry-run": "write --dry-run before the first --",
+    "sweep-lambda 0 1 --resume": "repeat the command without it: finished runs are kept, stopped runs continue",
+    "sweep-lambda 0 1 --seeds -1": "give integers from 0",
     "sweep-lambda toy": "did you mean --config toy?",
     "sweep-lambda 0 --parallel 2": "did you mean --jobs?",
     # runs
@@ -154,3 +161,27 @@ def test_an_unknown_config_is_answered_with_every_shipped_one(capsys: pytest.Cap
     listed = error_of(capsys.readouterr().err)[1].removeprefix("shipped configs: ").split(", ")
     assert listed == sorted(path.stem for path in configs_folder().glob("*.yaml"))
     assert "qwen3-0.6b" in listed
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "sweep-lambda", "eval-heldout", "inspect", "bench", "pool build", "env check", "traces export"]
+)
+def test_help_of_a_command_that_takes_a_config_lists_the_shipped_ones(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    listed = " ".join(capsys.readouterr().out.partition("Shipped configs: ")[2].split()).split(", ")
+    assert listed == sorted(path.stem for path in configs_folder().glob("*.yaml"))
+
+
+def test_a_run_that_kept_no_episode_is_told_why_its_export_is_empty(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(folder / "outputs" / "toy-reference" / "metrics.jsonl", run)
+    config = (folder / "outputs" / "toy-reference" / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub(r"kept_trajectories: \d+", "kept_trajectories: 0", config))
+    (run / "trajectories.jsonl").touch()
+    assert main(["traces", "export", str(run), "--to", "openai", "-o", str(tmp_path / "x.jsonl")]) == 2
+    assert "kept_trajectories is 0" in error_of(capsys.readouterr().err)[1]

@@ -312,7 +312,7 @@ def test_a_pool_that_was_changed_is_not_exported(tmp_path: Path, capsys: pytest.
         ),
         ((".", "--to", "echo"), ". is neither a run nor a pool", "give a run"),
         (("good.jsonl", "--to", "echo"), "good.jsonl:1: not a trace", "docs/trajectory-format.md"),
-        (("empty.jsonl", "--to", "masks"), "nothing to export: empty.jsonl has no trace", "name a"),
+        (("empty.jsonl", "--to", "masks"), "empty.jsonl contains no traces", "not empty"),
         (("good.jsonl", "--to", "echo", "--config", "toy"), "--config has no effect with --to echo", "masks"),
         (("empty.jsonl", "--to", "masks", "--config", "tyo"), "no config named 'tyo'", "toy"),
         (("/dev/null", "--to", "masks"), "/dev/null is not a file that can be read twice", "to a file first"),

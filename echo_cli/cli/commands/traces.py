@@ -61,7 +61,9 @@ def import_(
     _say(output, f"traces: {result.traces}, segments: {result.segments}{skipped}; bytes: {sizes}")
 
 
-@traces.command("export", epilog=examples("traces export outputs/toy-seed0 --to openai -o outputs/messages.jsonl"))
+@traces.command(
+    "export", epilog=examples("traces export outputs/toy-seed0 --to openai -o outputs/messages.jsonl", configs=True)
+)
 def export(
     sources: Annotated[
         list[Path], typer.Argument(metavar="FILE|RUN|POOL", help="Files, runs or pools with trajectories.")
