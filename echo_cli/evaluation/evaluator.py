@@ -29,6 +29,14 @@ from echo_cli.seeds import derive_seed, generator
 from echo_cli.trajectory import Role, Trajectory
 
 
+def evaluation_seed(config: Config, split: str) -> int:
+    """Return the seed of a run's evaluation rollouts on the tasks of `split`.
+
+    It is the same at every step and in every command, so the same policy has the same rollouts and the same figures.
+    """
+    return derive_seed(config.seed, f"evaluate/{split}")
+
+
 def rollout_tasks(
     policy: TorchPolicy, worlds: TaskSuite, tasks: Sequence[Task], rollouts: int, config: Config, seed: int
 ) -> list[Trajectory]:
@@ -173,7 +181,7 @@ class Evaluator:
         """Mark the pool pairs among the executed `pairs` as seen."""
         self.seen |= self._pairs.intersection(pairs)
 
-    def evaluate(self, policy: TorchPolicy, step: int, *, play: bool = True) -> StepEvaluation:
+    def evaluate(self, policy: TorchPolicy, *, play: bool = True) -> StepEvaluation:
         """Score the pools and, with `play`, play the validation and held-out tasks.
 
         Without `play`, pass@1 and the mean reward are None.
@@ -189,7 +197,7 @@ class Evaluator:
             ("validation", self._worlds.tasks.validation, settings.validation_rollouts),
             ("heldout", self._worlds.tasks.heldout, settings.heldout_rollouts),
         ):
-            seed = derive_seed(self._config.seed, f"evaluate/{name}", step)
+            seed = evaluation_seed(self._config, name)
             wanted = play and rollouts > 0 and len(tasks) > 0
             played = rollout_tasks(policy, self._worlds, tasks, rollouts, self._config, seed) if wanted else []
             outcomes = outcomes_of(self._worlds, tasks, played, settings.solved_at)

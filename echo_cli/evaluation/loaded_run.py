@@ -15,7 +15,7 @@ from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.worlds import open_worlds
 from echo_cli.errors import EchoError
-from echo_cli.evaluation.evaluator import expert_pools, rollout_tasks
+from echo_cli.evaluation.evaluator import evaluation_seed, expert_pools, rollout_tasks
 from echo_cli.evaluation.pass_at_k import TaskOutcome, outcomes_of
 from echo_cli.evaluation.records import HELDOUT, OOD
 from echo_cli.files import read_json
@@ -28,7 +28,6 @@ from echo_cli.rollouts.rollout import without_fragments
 from echo_cli.runs.directory import RunDirectory, open_run
 from echo_cli.runs.pool_folder import read_pool
 from echo_cli.runs.pools import Pair, Pool, pool_of
-from echo_cli.seeds import derive_seed
 from echo_cli.text import escape_unprintable
 from echo_cli.traces.retokenize import retokenize, truncated
 from echo_cli.traces.training_data import POOL, pool_splits, trace_notices
@@ -203,7 +202,7 @@ class LoadedRun:
         for name, suite in suites.items():
             if tasks := suite.tasks.heldout:
                 self.announce(f"playing {len(tasks)} {name} tasks, {rollouts} rollouts each")
-                seed = derive_seed(0, f"eval-heldout/{name}")
+                seed = evaluation_seed(self.config, name)
                 trajectories = rollout_tasks(policy, suite, tasks, rollouts, self.config, seed)
                 whole = without_fragments(trajectories, rollouts * len(tasks), suite.hosting)
                 played[name] = outcomes_of(suite, tasks, whole, self.config.evaluation.solved_at)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from echo_cli.errors import EchoError
-from echo_cli.evaluation.evaluator import expert_pool, rollout_tasks
+from echo_cli.evaluation.evaluator import evaluation_seed, expert_pool, rollout_tasks
 from echo_cli.evaluation.loaded_run import LoadedRun
 from echo_cli.evaluation.measures import Predictions, Tokens, measure, predict, tokens_of
 from echo_cli.evaluation.pass_at_k import outcomes_of, pass_at, reward_estimate
@@ -22,7 +22,6 @@ from echo_cli.models.policy import TorchPolicy
 from echo_cli.reports.content import Column, ObservationHeat, PageEpisode, PageText
 from echo_cli.rollouts.limits import limits_of
 from echo_cli.runs.pools import Pair, Pool, pool_of
-from echo_cli.seeds import derive_seed
 from echo_cli.statistics import Estimate
 from echo_cli.text import escape_unprintable
 from echo_cli.traces.training_data import POOL
@@ -161,7 +160,7 @@ def _with_policies(
     def look(at: int) -> tuple[dict[str, Estimate], Predictions | None]:
         run.announce(f"measuring {', '.join(map(pool_title, pools))}" if pools else "no pool to measure")
         predictions = {name: predict(policy, pool, tokens[name]) for name, pool in pools.items()}
-        played = _task_figures(policy, run, at) if _plays(run) else {}
+        played = _task_figures(policy, run) if _plays(run) else {}
         return {**_figures(tokens, predictions), **played}, predictions.get(HELDOUT)
 
     def heats() -> dict[int, list[TokenLosses]]:
@@ -259,12 +258,11 @@ def _figures(tokens: Mapping[str, Tokens], predictions: Mapping[str, Predictions
     return figures
 
 
-def _task_figures(policy: TorchPolicy, run: LoadedRun, step: int) -> dict[str, Estimate]:
-    """Return pass@1 and mean reward with intervals, from a replay of the rollouts of the evaluation at `step`."""
+def _task_figures(policy: TorchPolicy, run: LoadedRun) -> dict[str, Estimate]:
+    """Return pass@1 and mean reward with intervals, from a replay of the rollouts of the run's evaluations."""
     suite, config = run.task_suite, run.config
     tasks, rollouts = suite.tasks.heldout, config.evaluation.heldout_rollouts
-    seed = derive_seed(config.seed, "evaluate/heldout", step)
-    played = rollout_tasks(policy, suite, tasks, rollouts, config, seed)
+    played = rollout_tasks(policy, suite, tasks, rollouts, config, evaluation_seed(config, "heldout"))
     outcomes = outcomes_of(suite, tasks, played, config.evaluation.solved_at)
     found = {"heldout/pass_at_1": pass_at(outcomes, 1), "heldout/mean_reward": reward_estimate(outcomes)}
     return {name: estimate for name, estimate in found.items() if estimate is not None}

@@ -178,7 +178,7 @@ def _evaluate(session: Session, step: int) -> Row:
     """Evaluate the policy after `step` optimizer steps, and save some of the rollouts of the evaluation."""
     config = session.config
     play = step % config.evaluation.pass_every == 0 or step == config.steps
-    evaluation = session.evaluator.evaluate(session.policy, step, play=play)
+    evaluation = session.evaluator.evaluate(session.policy, play=play)
     records = [trajectory.to_json() for trajectory in evaluation.trajectories]
     session.run.append_trajectories([{**record, "meta": {"step": step}} for record in records])
     return dict(evaluation.metrics)

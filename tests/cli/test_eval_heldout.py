@@ -69,6 +69,14 @@ def test_it_measures_what_training_measured(evaluate: Evaluate, finished: Path) 
     assert start["readout"]["before"] == start["readout"]["after"]
 
 
+def test_a_policy_has_one_pass_at_1_in_training_and_in_its_evaluation(evaluate: Evaluate, played: Path) -> None:
+    recorded = rows(played)
+    result = evaluate(played, "--checkpoint", "latest", "--rollouts", "2")
+    for moment, step in (("before", 0), ("after", 4)):
+        assert result[moment]["heldout/pass_at_1"] == pytest.approx(recorded[step]["heldout/pass_at_1"])
+        assert result[moment]["heldout/mean_reward"] == pytest.approx(recorded[step]["heldout/mean_reward"])
+
+
 def test_one_command_is_read_out(evaluate: Evaluate, finished: Path) -> None:
     readout = evaluate(finished)["readout"]
     assert readout["command"].startswith("grep ")

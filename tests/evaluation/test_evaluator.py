@@ -346,14 +346,14 @@ def test_pools_are_frozen_and_share_no_pair(toy: tuple[ToyWorlds, Config]) -> No
 def test_executed_pairs_are_no_longer_novel(toy: tuple[ToyWorlds, Config]) -> None:
     worlds, config = toy
     evaluator, scorer = evaluator_of(worlds, config), policy()
-    before = evaluator.evaluate(scorer, 0).metrics
+    before = evaluator.evaluate(scorer).metrics
     pool = evaluator.pools["heldout"]
     assert before["heldout/novel_pairs"] == len(pool.pairs)
     assert before["heldout/env_ce_seen"] is None
     executed = pool.trajectories[:3]
     evaluator.observe(executed_pairs([*executed, *executed]))
     assert evaluator.seen == executed_pairs(executed) & pool.pairs
-    after = evaluator.evaluate(scorer, 0).metrics
+    after = evaluator.evaluate(scorer).metrics
     # Summed per output first, as in the metrics of runs.
     nats: dict[bool, list[tuple[float, int]]] = {True: [], False: []}
     for of, spans in zip(scorer.score(pool.trajectories, {Role.ENV_OUTPUT}), pool.spans, strict=True):
@@ -374,7 +374,7 @@ def test_training_and_eval_heldout_have_one_scorer(toy: tuple[ToyWorlds, Config]
     start, trained = policy(uniform=True), evaluator.pools["heldout"].trajectories[:3]
     evaluator.remember_start(start)
     evaluator.observe(executed_pairs(trained))
-    metrics = evaluator.evaluate(scorer, 0).metrics
+    metrics = evaluator.evaluate(scorer).metrics
     for name, pool in evaluator.pools.items():
         seen = set() if name == "validation" else evaluator.seen
         tokens = tokens_of(pool, seen, TOKENIZER)
@@ -390,10 +390,10 @@ def test_the_start_is_scored_over_the_pairs_that_are_still_novel(toy: tuple[ToyW
     worlds, config = toy
     evaluator, start = evaluator_of(worlds, config), policy()
     evaluator.remember_start(start)
-    before = evaluator.evaluate(start, 0).metrics
+    before = evaluator.evaluate(start).metrics
     evaluator.observe(executed_pairs(evaluator.pools["heldout"].trajectories[:3]))
     evaluator.observe(executed_pairs(evaluator.pools["validation"].trajectories[:3]))
-    after = evaluator.evaluate(start, 1).metrics
+    after = evaluator.evaluate(start).metrics
     # The policy did not change: env-CE and its start agree over any pairs, and the headline changes with its pairs.
     for name in ("heldout", "validation"):
         assert after[f"{name}/env_ce_start"] == after[f"{name}/env_ce"]
@@ -407,7 +407,7 @@ def test_a_pool_without_novel_pairs_has_no_headline(toy: tuple[ToyWorlds, Config
     evaluator = evaluator_of(worlds, config)
     evaluator.remember_start(policy())
     evaluator.observe(evaluator.pools["heldout"].pairs | evaluator.pools["validation"].pairs)
-    metrics = evaluator.evaluate(policy(), 0).metrics
+    metrics = evaluator.evaluate(policy()).metrics
     for name in ("env_ce", "env_bits_per_byte", "token_accuracy", "env_ce_start"):
         assert metrics[f"heldout/{name}"] is None and metrics[f"validation/{name}"] is not None
     assert metrics["heldout/novel_pairs"] == 0 and metrics["heldout/env_ce_seen"] is not None
@@ -472,7 +472,7 @@ def test_training_logs_the_mean_reward_and_pass_at_1_of_solved_at(toy: tuple[Toy
 
     def logged(solved_at: float) -> Mapping[str, float | None]:
         settings = EvaluationConfig(validation_rollouts=1, heldout_rollouts=0, solved_at=solved_at)
-        return Evaluator(Config(evaluation=settings), worlds, {}).evaluate(policy(), 0).metrics
+        return Evaluator(Config(evaluation=settings), worlds, {}).evaluate(policy()).metrics
 
     # Random weights solve nothing: every reward is 0.
     assert (logged(1.0)["validation/mean_reward"], logged(1.0)["validation/pass_at_1"]) == (0.0, 0.0)
