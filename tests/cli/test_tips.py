@@ -81,7 +81,7 @@ MISTAKES = {
     "train --config outputs/toy-reference": "did you mean outputs/toy-reference/config.yaml?",
     "train --config maze": "environment: {preset: maze, url: URL, tasks: …}",
     "train --config environments/maze.yaml": "environment: {preset: maze, url: URL, tasks: …}",
-    f"train --config {configs_folder()}/environments/maze.yaml": "environment: {preset: maze, url: URL, tasks: …}",
+    f"train --config {shlex.quote(str(configs_folder()))}/environments/maze.yaml": "{preset: maze, url: URL",
     "env check textarena": "environment: {preset: textarena, url: URL, tasks: …}",
     "env check sandbx": "did you mean 'sandbox'?",
     # commands

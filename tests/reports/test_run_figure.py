@@ -39,6 +39,7 @@ def _row(step: int, evaluated: bool, shift: float = 0.0) -> dict[str, Any]:
 
 def _run(path: Path, rows: list[dict[str, Any]], summary: dict[str, Any] | None = None) -> Path:
     path.mkdir(parents=True)
+    (path / "config.yaml").write_text("")
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if summary is not None:
         (path / "summary.json").write_text(json.dumps(summary))
@@ -219,6 +220,7 @@ def test_a_cut_last_line_is_left_out(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_plotted_is_named(tmp_path: Path, content: str | None, message: str) -> None:
     run = tmp_path / "toy"
     run.mkdir()
+    (run / "config.yaml").write_text("")
     if content is not None:
         (run / "metrics.jsonl").write_text(content)
     with pytest.raises(EchoError) as caught:
