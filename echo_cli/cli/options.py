@@ -38,6 +38,16 @@ RunName = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.")]
+OutputBesideRuns = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Output file or folder. Default: the run directory; for several runs, their folder.",
+        metavar="PATH",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and the resolved config, then exit.")]
 
 

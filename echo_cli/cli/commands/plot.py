@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from echo_cli.cli.options import AsJson, print_json, refuse_overrides
+from echo_cli.cli.options import AsJson, OutputBesideRuns, RunPaths, print_json, refuse_overrides
 from echo_cli.text import escape_unprintable
 
 
 def plot(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.")],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Output file or folder. Default: the run directory; for several runs, their folder.",
-            metavar="PATH",
-        ),
-    ] = None,
+    runs: RunPaths,
+    output: OutputBesideRuns = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw the curves of one or more runs.

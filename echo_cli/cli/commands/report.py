@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from echo_cli.cli.options import AsJson, Device, checkpoint_named, print_json, refuse_overrides
+from echo_cli.cli.options import (
+    AsJson,
+    Device,
+    OutputBesideRuns,
+    RunPaths,
+    checkpoint_named,
+    print_json,
+    refuse_overrides,
+)
 from echo_cli.text import escape_unprintable
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.")],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Output file or folder. Default: the run directory; for several runs, their folder.",
-            metavar="PATH",
-        ),
-    ] = None,
+    runs: RunPaths,
+    output: OutputBesideRuns = None,
     checkpoint: Annotated[
         str | None, typer.Option(help="Policy after training: best (default), latest or a step.", metavar="NAME")
     ] = None,
