@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, MutableMapping, Sequence
 from types import FrameType
 from typing import Annotated, Any
@@ -28,7 +29,7 @@ from echo_cli.cli.commands.traces import traces
 from echo_cli.cli.commands.train import train
 from echo_cli.cli.options import examples
 from echo_cli.errors import EchoError
-from echo_cli.text import escape_unprintable
+from echo_cli.terminal import guard_streams, guarded_streams, put, show_warning
 
 app = typer.Typer(
     name="echo-cli",
@@ -50,7 +51,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        print(f"echo-cli {version('echo-cli')}")
+        put(f"echo-cli {version('echo-cli')}")
         raise typer.Exit
 
 
@@ -63,7 +64,7 @@ def root(
 ) -> None:
     """Train agents on their actions and their environment's outputs (ECHO)."""
     if context.invoked_subcommand is None:
-        print(context.get_help(), file=sys.stderr)
+        put(*context.get_help().split("\n"), err=True)
         raise typer.Exit(2)
 
 
@@ -106,7 +107,7 @@ def shell_hook_command(
     """Print the shell function behind `echo train` at a prompt."""
     from echo_cli.cli.shell_hook import shell_hook
 
-    sys.stdout.write(shell_hook(shell))
+    put(*shell_hook(shell).removesuffix("\n").split("\n"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,10 +116,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         limit_spinning(os.environ)
         _open_closed_streams()
         sys.stderr = io.TextIOWrapper(io.BufferedWriter(_Lossy(2, "w", closefd=False)), line_buffering=True)
-    words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # λ may not be encodable, nor an undecodable file name
             stream.reconfigure(errors="backslashreplace")
+    if arguments is None:
+        guard_streams()  # until the process ends, so for the traceback of a bug too
+        warnings.showwarning = show_warning
+        return _run(sys.argv[1:])
+    with guarded_streams():
+        return _run(list(arguments))
+
+
+def _run(words: list[str]) -> int:
     code = 0
     try:
         with _unwound_by_signals():
@@ -209,9 +218,9 @@ def _unwound_by_signals() -> Iterator[None]:
 
 
 def _complain(message: str, tip: str | None) -> None:
-    print(f"error: {escape_unprintable(' '.join(message.split()))}", file=sys.stderr)
+    put(f"error: {' '.join(message.split())}", err=True)
     if tip:
-        print(f"  tip: {escape_unprintable(' '.join(tip.split()))}", file=sys.stderr)
+        put(f"  tip: {' '.join(tip.split())}", err=True)
 
 
 def _drop_stdout() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from echo_cli.cli.tips import option_tip
 from echo_cli.config.loader import shipped_configs
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
-from echo_cli.text import escape_unprintable
+from echo_cli.terminal import put
 
 Overrides = Annotated[
     list[str] | None,
@@ -71,7 +70,7 @@ def command_group(purpose: str) -> typer.Typer:
     @group.callback(invoke_without_command=True, help=purpose)
     def root(context: typer.Context) -> None:
         if context.invoked_subcommand is None:
-            print(context.get_help(), file=sys.stderr)
+            put(*context.get_help().split("\n"), err=True)
             raise typer.Exit(2)
 
     return group
@@ -79,7 +78,7 @@ def command_group(purpose: str) -> typer.Typer:
 
 def print_json(value: Any) -> None:
     """Print `value` as one line of strict JSON, with null for non-finite numbers."""
-    print(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None)))
+    put(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None)))
 
 
 def as_overrides(words: Sequence[str], **values: str | None) -> list[str]:
@@ -123,7 +122,7 @@ def checkpoint_named(name: str, names: Sequence[str] = ("best", "latest"), optio
     if is_step(name):
         return int(name)
     if name not in names:
-        raise EchoError(f"no checkpoint '{escape_unprintable(name)}'", f"set {option} to {', '.join(names)} or a step")
+        raise EchoError(f"no checkpoint '{name}'", f"set {option} to {', '.join(names)} or a step")
     return name
 
 
@@ -141,7 +140,7 @@ def chosen_checkpoint(name: str | None, run: Path) -> str | int:
 
     checkpoints = RunDirectory(run).checkpoints
     if checkpoints.best_step() is None and (steps := checkpoints.steps()):
-        print(f"no step was chosen on validation: the latest checkpoint is used (step {steps[-1]})", file=sys.stderr)
+        put(f"no step was chosen on validation: the latest checkpoint is used (step {steps[-1]})", err=True)
         return "latest"
     return "best"
 
@@ -168,7 +167,7 @@ def refuse_overrides(runs: Sequence[str | Path]) -> None:
         key, equals, _ = str(run).partition("=")
         if equals and key and not Path(run).exists():
             raise EchoError(
-                f"'{escape_unprintable(run)}' is a config override, and this command takes none with a RUN",
+                f"'{run}' is a config override, and this command takes none with a RUN",
                 "omit it: a run keeps its own config; to choose the device: --device",
             )
 
@@ -204,13 +203,13 @@ def print_plans(runs: Sequence[tuple[Config, Path]], as_json: bool, *, sweep: bo
         print_json({"runs": plans} if sweep else plans[0])
         return
     for number, ((config, _), planned) in enumerate(zip(runs, plans, strict=True)):
-        print(*(["---"] if number else []), end="\n" if number else "")
+        put(*(["---"] if number else []))
         for name, value in planned["plan"].items():
             line = f"# {name}: {_listed(value)}"
-            print(
-                textwrap.fill(line, _COLUMNS, subsequent_indent="#   ", break_on_hyphens=False, break_long_words=False)
+            put(
+                *textwrap.wrap(line, _COLUMNS, subsequent_indent="#   ", break_on_hyphens=False, break_long_words=False)
             )
-        print(f"\n{config.to_yaml()}", end="")
+        put("", *config.to_yaml().removesuffix("\n").split("\n"))
 
 
 def _listed(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -28,6 +27,7 @@ from echo_cli.rollouts.rollout import without_fragments
 from echo_cli.runs.directory import RunDirectory, open_run
 from echo_cli.runs.pool_folder import read_pool
 from echo_cli.runs.pools import Pair, Pool, pool_of
+from echo_cli.terminal import put
 from echo_cli.text import escape_unprintable
 from echo_cli.traces.retokenize import retokenize, truncated
 from echo_cli.traces.training_data import POOL, pool_splits, trace_notices
@@ -302,7 +302,7 @@ def check_context(config: Config, policy: TorchPolicy, *, quiet: bool = False) -
         return
     line = limits_of(config).lowered_line(policy.model.max_length, policy.renderer.overhead)
     if line is not None and not quiet:
-        print(f"warning: {line}", file=sys.stderr, flush=True)
+        put(f"warning: {line}", err=True)
 
 
 def _read_kept_pool(path: Path) -> Pool:

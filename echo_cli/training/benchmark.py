@@ -32,6 +32,7 @@ from echo_cli.objective.schedule import world_model_coeff_at
 from echo_cli.objective.step import weigh_step
 from echo_cli.seeds import generator
 from echo_cli.statistics import median
+from echo_cli.terminal import put
 from echo_cli.training.step_data import play_explorers, play_tasks
 from echo_cli.trajectory import Role, Trajectory
 
@@ -318,7 +319,7 @@ def print_peak(name: str, config_json: str) -> None:
         played = _play(config, policy, worlds, variant.explorers, step=0)
     for _ in range(2):  # the first update creates the optimizer state
         _update(config, policy, played, variant)
-    print(_peak_resident_bytes())
+    put(str(_peak_resident_bytes()))
 
 
 def _peak_resident_bytes() -> int:

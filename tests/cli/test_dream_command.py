@@ -89,7 +89,7 @@ def test_commands_through_a_pipe_are_answered_twice(finished: Path) -> None:
     out, err = run.communicate("ls /\n\nfrob \x1b[31m\nexit\nls /srv\n")
     best = open_run(finished).checkpoints.best_step()
     assert (run.returncode, err) == (0, f"finished, step {best}, task w0-000-key; exit or Ctrl-D ends the session\n")
-    assert out.startswith("task: what is the quota of pebble?\n$ ls /\n  predicted:\n")
+    assert out.startswith("| task: what is the quota of pebble?\n$ ls /\n  predicted:\n")
     first, second = out.split("$ ls /\n")[1].split("$ frob \\x1b[31m\n")
     real = first.split("  real:\n")[1]
     assert [line[4:] for line in real.splitlines()[:-1]] == ["etc", "srv", "var"]
@@ -112,7 +112,7 @@ def test_an_episode_that_ends_is_begun_again(finished: Path, dream: Dream) -> No
 
 def test_the_turns_of_an_episode_run_out(finished: Path, dream: Dream) -> None:
     _, out, _ = dream(finished, lines="ls /\n" * 6)
-    assert out.count("[the episode is over: turn_cap, reward 0; the next command begins it again]\ntask:") == 1
+    assert out.count("[the episode is over: turn_cap, reward 0; the next command begins it again]\n| task:") == 1
     assert out.count("$ ls /\n") == 6
 
 

@@ -413,7 +413,7 @@ def test_hostile_text_is_shown_and_does_nothing(
 
 
 def test_a_long_line_never_leaves_the_gutter() -> None:
-    lines = transcript(trace(HOSTILE), width=40).splitlines()[1:]
+    lines = transcript(trace(HOSTILE), width=40)[1:]
     assert {line[17:20] for line in lines} == {" | "}
     assert max(map(cell_len, lines)) <= 40
     assert "x" * 300 in "".join(line[20:] for line in lines)
@@ -453,7 +453,7 @@ def made_heat() -> list[TokenLosses]:
 
 
 def test_a_strip_stands_under_the_characters_of_its_tokens() -> None:
-    lines = heat_transcript({"p": made_heat()}, colours=None, width=80).splitlines()
+    lines = heat_transcript({"p": made_heat()}, colours=None, width=80)
     assert lines == [
         "                        p |",
         "context                 - | $ ",
@@ -465,17 +465,18 @@ def test_a_strip_stands_under_the_characters_of_its_tokens() -> None:
 
 
 def test_colours_shade_the_text_and_leave_it_as_it_is() -> None:
-    text = heat_transcript({"p": made_heat(), "q": made_heat()}, colours=ColorSystem.TRUECOLOR, width=80)
+    lines = heat_transcript({"p": made_heat(), "q": made_heat()}, colours=ColorSystem.TRUECOLOR, width=80)
+    text = "\n".join(lines)
     plain = heat_transcript({"q": made_heat()}, colours=None, width=80)
-    shaded = [line for line in _ESCAPE.sub("", text).splitlines() if " | " in line]
-    unshaded = [line for line in plain.splitlines() if " | " in line]
+    shaded = [line for line in _ESCAPE.sub("", text).split("\n") if " | " in line]
+    unshaded = [line for line in plain if " | " in line]
     assert [line.split(" | ")[1].rstrip() for line in shaded] == [line.split(" | ")[1].rstrip() for line in unshaded]
-    assert sum(" : " in line for line in text.splitlines()) == 2  # strips of the second policy
+    assert sum(" : " in line for line in lines) == 2  # strips of the second policy
     # 9 nats are the darkest shade, with white text; less than 1/16 none at all.
     assert "\x1b[38;2;255;255;255;48;2;157;0;34m日\x1b[0m" in text
     assert "\x1b[0m ab\x1b[" in text
     for system in (ColorSystem.STANDARD, ColorSystem.EIGHT_BIT):
-        assert "日" in heat_transcript({"p": made_heat()}, colours=system, width=80)
+        assert "日" in "".join(heat_transcript({"p": made_heat()}, colours=system, width=80))
 
 
 def _on_terminal(*words: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from echo_cli.cli.options import AsJson, ConfigName, Device, Overrides, as_overrides, print_json
 from echo_cli.config.loader import find_config, load_config
+from echo_cli.terminal import put
 
 
 def bench(
@@ -28,7 +28,7 @@ def bench(
         find_config("toy" if config is None else config),
         [*(overrides or []), *as_overrides(overrides or [], device=device)],
     )
-    result = measure.bench(loaded, repeats, lambda text: print(f"bench: {text}", file=sys.stderr, flush=True))
+    result = measure.bench(loaded, repeats, lambda text: put(f"bench: {text}", err=True))
     if as_json:
         print_json(result)
     else:

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from echo_cli.cli.options import AsJson, Device, checkpoint_named, chosen_checkpoint, print_json
 from echo_cli.errors import EchoError
+from echo_cli.terminal import ask, put
 
 if TYPE_CHECKING:
     from echo_cli.evaluation.dream.scoring import DreamReport
@@ -108,9 +109,9 @@ def _play(opened: OpenDream, as_json: bool) -> list[Event]:
     """Answer the commands on stdin and print events as they occur; with `as_json`, return them instead."""
     from echo_cli.cli.display.dream import print_event
 
-    print(f"{opened.title}; exit or Ctrl-D ends the session", file=sys.stderr)
+    put(f"{opened.title}; exit or Ctrl-D ends the session", err=True)
     # If printing fails, the generator is closed here, so that the episode is closed before its environment.
-    with closing(opened.play.converse(_commands(opened.prompt, sys.stderr if as_json else sys.stdout))) as events:
+    with closing(opened.play.converse(_commands(opened.prompt, err=as_json))) as events:
         if as_json:
             return list(events)
         for event in events:
@@ -135,8 +136,8 @@ def _is_typed() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-def _commands(prompt: str, screen: TextIO) -> Iterator[str]:
-    """Yield the non-empty lines of stdin up to `exit`; on a terminal, print the prompt to `screen`."""
+def _commands(prompt: str, *, err: bool) -> Iterator[str]:
+    """Yield the non-empty lines of stdin up to `exit`; a terminal is prompted on stdout or, with `err`, on stderr."""
     if sys.stdin is None:  # closed by the parent process
         return
     if isinstance(sys.stdin, io.TextIOWrapper):  # input may have another encoding, on a terminal too
@@ -147,13 +148,9 @@ def _commands(prompt: str, screen: TextIO) -> Iterator[str]:
     while True:
         if typed:
             try:
-                if screen is sys.stdout:
-                    line = input(prompt)
-                else:
-                    print(prompt, end="", file=screen, flush=True)
-                    line = input()
+                line = ask(prompt, err=err)
             except EOFError:
-                print(file=screen)
+                put("", err=err)
                 return
         else:
             line = sys.stdin.readline()

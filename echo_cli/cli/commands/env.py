@@ -9,7 +9,6 @@ import typer
 from echo_cli.cli.options import AsJson, Overrides, command_group, examples, print_json
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.errors import EchoError
-from echo_cli.text import escape_unprintable
 
 if TYPE_CHECKING:
     from echo_cli.config.schema import Config
@@ -39,7 +38,7 @@ def check(
     """
     if model and (named := [word for word in overrides or () if "=" not in word]):
         raise EchoError(
-            f"--model takes no value, so '{escape_unprintable(named[0])}' is not a model",
+            f"--model takes no value, so '{named[0]}' is not a model",
             f"it plays the config's own model; for another: --model model.kind=hf model.path={named[0]}",
         )
     loaded = load_config(find_config(config), overrides or [])

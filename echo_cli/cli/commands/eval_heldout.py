@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from echo_cli.cli.options import (
     refuse_overrides,
 )
 from echo_cli.errors import EchoError
-from echo_cli.text import escape_unprintable
+from echo_cli.terminal import put
 
 if TYPE_CHECKING:
     from echo_cli.evaluation.records import Evaluation
@@ -124,7 +123,7 @@ def _evaluate_models(
         pool_folders=pools,
         fit_folder=fit_pool,
         command=command,
-        announce=lambda line: print(f"model {line}", file=sys.stderr),
+        announce=lambda line: put(f"model {line}", err=True),
     )
     return found, stem
 
@@ -178,7 +177,7 @@ def _one_run(words: list[str], compare: tuple[Path, Path] | None, of_models: Map
     refuse_overrides(words)
     if len(words) + (compare is not None) != 1:
         runs = [str(run) for run in compare or words]
-        two = f"--compare {escape_unprintable(shlex.join(runs))}" if len(runs) == 2 else "--compare RUN_A RUN_B"
+        two = f"--compare {shlex.join(runs)}" if len(runs) == 2 else "--compare RUN_A RUN_B"
         tip = f"echo-cli eval-heldout RUN, or {two}; for models without a run: --model PATH --pool DIR"
         raise EchoError("name one RUN, or two runs with --compare RUN_A RUN_B", tip)
     return compare[0] if compare is not None else Path(words[0])
@@ -204,7 +203,7 @@ def _overrides(
     """
     runs = [word for word in words if "=" not in word]
     if runs or compare is not None:
-        what = "--compare" if compare is not None else f"RUN {escape_unprintable(runs[0])}"
+        what = "--compare" if compare is not None else f"RUN {runs[0]}"
         raise EchoError(f"{what} and --model exclude each other", "name either runs or models")
     for name, value in of_runs.items():
         if value is not None:
@@ -248,7 +247,7 @@ def _shared_folder(runs: tuple[Path, Path], output: Path | None) -> Path:
 
 
 def _progress(line: str) -> None:
-    print(f"eval-heldout: {line}", file=sys.stderr)
+    put(f"eval-heldout: {line}", err=True)
 
 
 def _show(found: Evaluation, stem: Path | None, as_json: bool, as_csv: bool, breakdown: bool) -> None:
@@ -264,17 +263,20 @@ def _show(found: Evaluation, stem: Path | None, as_json: bool, as_csv: bool, bre
         print_json({**found.to_json(), "figure": None if figure is None else str(figure)})
     elif as_csv:
         import csv
+        import io
 
         from echo_cli.evaluation.records import CSV_COLUMNS, csv_rows
 
-        writer = csv.writer(sys.stdout, lineterminator="\n")
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
         writer.writerow(CSV_COLUMNS)
         writer.writerows(csv_rows(found))
+        put(*text.getvalue().rstrip("\n").split("\n"))
         if figure is not None:
-            print(f"figure: {escape_unprintable(figure)}", file=sys.stderr)
+            put(f"figure: {figure}", err=True)
     else:
         from echo_cli.cli.display.evaluation import print_evaluation
 
         print_evaluation(found, breakdown=breakdown)
         if figure is not None:
-            print(f"\nfigure: {escape_unprintable(figure)}")
+            put("", f"figure: {figure}")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from echo_cli.cli.options import AsJson, chosen_checkpoint, print_json
-from echo_cli.text import escape_unprintable
+from echo_cli.terminal import put
 
 
 def export(
@@ -35,4 +35,4 @@ def export(
         print_json({"output": str(written.folder), "kind": written.kind, "step": written.step, "files": files})
     else:
         what = {"model": "the model", "adapter": "the adapter", "merged": "base and adapter as one model"}[written.kind]
-        print(f"{escape_unprintable(written.folder)}: {what}, step {written.step}")
+        put(f"{written.folder}: {what}, step {written.step}")

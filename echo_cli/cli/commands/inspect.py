@@ -10,7 +10,6 @@ import typer
 
 from echo_cli.cli.options import AsJson, ConfigName, Device, as_overrides, checkpoint_named, print_json
 from echo_cli.errors import EchoError
-from echo_cli.text import escape_unprintable
 
 if TYPE_CHECKING:
     from echo_cli.config.schema import Config
@@ -71,7 +70,7 @@ def inspect(
     recording = open_recording(place, step, options if model is None else [], training=training)
     if checkpoint is not None and recording.run is None:
         raise EchoError(
-            f"{escape_unprintable(place)} is not a run, so it has no checkpoints",
+            f"{place} is not a run, so it has no checkpoints",
             "score the episodes of a file with --model NAME",
         )
     wanted = _checkpoints({"--checkpoint": checkpoint, "--against": against})
@@ -130,7 +129,7 @@ def _refuse_unused(
         "--checkpoint": (checkpoint, episode, "--episode N"),
         "--against": (against, checkpoint, "--checkpoint"),
         "--config": (config, model, "--model"),
-        f"'{escape_unprintable((overrides or [''])[0])}'": (overrides or None, model, "--model"),
+        f"'{(overrides or [''])[0]}'": (overrides or None, model, "--model"),
         "--device": (device, checkpoint or (model and episode), "--episode N and a policy (--checkpoint or --model)"),
     }
     for name, (given, needed, what) in needs.items():
@@ -152,6 +151,6 @@ def _renderer(recording: Recording, chosen: tuple[str, Config] | None) -> tuple[
     from echo_cli.models.loading import load_renderer
 
     if chosen is None and recording.config is not None:
-        chosen = escape_unprintable(recording.config.model.path), recording.config
+        chosen = recording.config.model.path, recording.config
     label, config = chosen or _model(TINY_BASE, None, [])
     return label, load_renderer(config)

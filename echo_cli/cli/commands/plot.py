@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from echo_cli.cli.options import AsJson, OutputBesideRuns, RunPaths, print_json, refuse_overrides
-from echo_cli.text import escape_unprintable
+from echo_cli.terminal import put
 
 
 def plot(
@@ -23,4 +23,4 @@ def plot(
     if as_json:
         print_json({name: str(path) for name, path in vars(written).items()})
     else:
-        print(*map(escape_unprintable, (written.png, written.svg, written.csv)), sep="\n")
+        put(*map(str, (written.png, written.svg, written.csv)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -26,7 +25,7 @@ from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config
 from echo_cli.environments.tasks import Split
 from echo_cli.errors import EchoError
-from echo_cli.text import escape_unprintable
+from echo_cli.terminal import put
 
 if TYPE_CHECKING:
     from echo_cli.evaluation.pool_building import CheckpointActor
@@ -78,9 +77,9 @@ def build(
 
     from echo_cli.evaluation.pool_building import Recipe, build_pool
 
-    header = f"pool: {escape_unprintable(out)}, {escape_unprintable(actor)} on the {split} tasks"
+    header = f"pool: {out}, {actor} on the {split} tasks"
     recipe = Recipe(loaded, played, chosen, out_of_distribution=ood, rollouts=rollouts, only_solved=only_solved)
-    manifest = build_pool(out, recipe, overwrite=overwrite, on_start=lambda: print(header, file=sys.stderr))
+    manifest = build_pool(out, recipe, overwrite=overwrite, on_start=lambda: put(header, err=True))
     if as_json:
         print_json({"pool": str(out), "manifest": manifest.model_dump(mode="json")})
     else:
@@ -100,9 +99,7 @@ def show(
 
     manifest, trajectories = read_pool(folder)
     if episode is not None and episode > len(trajectories):
-        raise EchoError(
-            f"{escape_unprintable(folder)} has no trajectory {episode}", f"choose one from 1 to {len(trajectories)}"
-        )
+        raise EchoError(f"{folder} has no trajectory {episode}", f"choose one from 1 to {len(trajectories)}")
     chosen = None if episode is None else trajectories[episode - 1]
     if as_json:
         trajectory = {} if chosen is None else {"trajectory": chosen.to_json()}
@@ -113,7 +110,7 @@ def show(
 
     print_pool(manifest)
     if chosen is not None:
-        print(f"\n{transcript(chosen)}")
+        put("", *transcript(chosen))
 
 
 def _refuse_for_script(actor: str, of_run: Mapping[str, object], rollouts: int, seed: str | None) -> None:

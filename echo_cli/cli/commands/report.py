@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -16,7 +15,7 @@ from echo_cli.cli.options import (
     print_json,
     refuse_overrides,
 )
-from echo_cli.text import escape_unprintable
+from echo_cli.terminal import put
 
 
 def report(
@@ -46,9 +45,9 @@ def report(
         checkpoint=which,
         most_episodes=episodes,
         device=device,
-        announce=lambda line: print(f"report: {line}", file=sys.stderr),
+        announce=lambda line: put(f"report: {line}", err=True),
     )
     if as_json:
         print_json(written.to_json())
     else:
-        print(escape_unprintable(written.path))
+        put(str(written.path))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +28,7 @@ from echo_cli.cli.options import (
 )
 from echo_cli.config.loader import find_config
 from echo_cli.errors import EchoError
+from echo_cli.terminal import put
 
 if TYPE_CHECKING:
     from echo_cli.sweeps.plan import Cell
@@ -133,17 +133,18 @@ def _train(
     missing = [cell for cell in cells if overwrite or ended_summary(cell) is None]
     if missing:
         config = cells[0].config
-        print(
-            f"sweep: {len(missing)} of {len(cells)} runs to do, {min(jobs, len(missing))} in parallel, threads="
-            f"{config.threads} each\nsweep: probe_every={config.probe_every}, "
+        put(
+            f"sweep: {len(missing)} of {len(cells)} runs to do, {min(jobs, len(missing))} in parallel, "
+            f"threads={config.threads} each",
+            f"sweep: probe_every={config.probe_every}, "
             f"evaluation.pass_every={config.evaluation.pass_every}; sweep-lambda --help explains both",
-            file=sys.stderr,
+            err=True,
         )
     with lock_folder(folder), interruptible() as interrupt, sweep_progress(cells) as show:
         outcomes = run_cells(cells, jobs=jobs, overwrite=overwrite, should_stop=interrupt, show=show)
     if any(outcome.status in ("waiting", "stopped") for outcome in outcomes.values()):
         again = ["echo-cli", *(word for word in argv if word != "--overwrite")]
-        print(f"stopped and saved; to continue: {shlex.join(again)}", file=sys.stderr)
+        put(f"stopped and saved; to continue: {shlex.join(again)}", err=True)
         raise typer.Exit(interrupt.exit_code)
     return outcomes
 
@@ -194,7 +195,7 @@ def _report(
 
 
 def _notice(line: str) -> None:
-    print(f"sweep: {line}", file=sys.stderr)
+    put(f"sweep: {line}", err=True)
 
 
 def _complain(cells: Sequence[Cell], outcomes: Mapping[str, CellStatus]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -11,7 +10,7 @@ import typer
 
 from echo_cli.cli.options import AsJson, Overwrite, command_group, examples, print_json
 from echo_cli.errors import EchoError
-from echo_cli.text import escape_unprintable
+from echo_cli.terminal import put
 from echo_cli.traces.importing import FORMATS
 
 traces = command_group("Trajectory files: import traces, export for other tools.")
@@ -50,7 +49,7 @@ def import_(
     result = import_traces(name, files, _path(output), options, skip_bad=skip_bad, overwrite=overwrite)
     refused = [(reason, count, result.first_refused[reason]) for reason, count in result.refused.most_common()]
     for reason, count, first in refused:
-        print(f"skipped {count}: {escape_unprintable(reason)}, first at {escape_unprintable(first)}", file=sys.stderr)
+        put(f"skipped {count}: {reason}, first at {first}", err=True)
     if as_json:
         record = {"output": output, "format": name, "files": len(files), "traces": result.traces}
         reasons = [{"reason": reason, "count": count, "first": first} for reason, count, first in refused]
@@ -113,7 +112,7 @@ def formats(
         print_json({"formats": rules})
         return
     for number, (known, text) in enumerate(rules.items()):
-        print(*([""] if number else []), known, *(f"  {line}" for line in text.strip().splitlines()), sep="\n")
+        put(*([""] if number else []), known, *(f"  {line}" for line in text.strip().splitlines()))
 
 
 @traces.command("schema", epilog=examples("traces schema"))
@@ -121,7 +120,7 @@ def schema() -> None:
     """Print the JSON Schema of a trajectory file's lines."""
     from echo_cli.trace import trace_schema
 
-    print(json.dumps(trace_schema(), indent=2))
+    put(*json.dumps(trace_schema(), indent=2).split("\n"))
 
 
 def _path(output: str) -> Path | None:
@@ -135,8 +134,8 @@ def _check_stdout(output: str, as_json: bool) -> None:
 
 def _say(output: str, what: Any) -> None:
     """Print a result, on stderr if the traces are on stdout."""
-    print(f"{escape_unprintable(output)}: {what}", file=sys.stderr if output == _STDOUT else sys.stdout)
+    put(f"{output}: {what}", err=output == _STDOUT)
 
 
 def _shown_tokenizer(tokenizer: str) -> str:
-    return "the files' own" if tokenizer == "own" else f"config {escape_unprintable(tokenizer)}"
+    return "the files' own" if tokenizer == "own" else f"config {tokenizer}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +29,7 @@ from echo_cli.cli.options import (
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
-from echo_cli.text import escape_unprintable
+from echo_cli.terminal import put
 
 Coeff = Annotated[
     str | None,
@@ -113,7 +112,7 @@ def _show(summary: dict[str, Any], path: Path, as_json: bool) -> None:
         print_run(summary, str(path))
     if summary["status"] == "stopped":
         again = ["echo-cli", "train", "--resume", "--output-dir", str(path.parent), "--run-name", path.name]
-        print(f"stopped and saved; to continue: {shlex.join(again)}", file=sys.stderr)
+        put(f"stopped and saved; to continue: {shlex.join(again)}", err=True)
 
 
 def _load(name: str | None, words: list[str], resume: bool) -> tuple[Config, Path]:
@@ -149,11 +148,11 @@ def run_cell(
     from echo_cli.training.experiment import RunHooks, run_experiment
 
     def notice(line: str) -> None:
-        print(f"{label}: {line}", file=sys.stderr)
+        put(f"{label}: {line}", err=True)
 
     with progress(config.steps, label) as show:
         hooks = RunHooks(
-            on_start=lambda reason: print(f"{label}: {escape_unprintable(path)} on {reason}", file=sys.stderr),
+            on_start=lambda reason: put(f"{label}: {path} on {reason}", err=True),
             on_notice=notice,
             on_row=show,
             on_summary=lambda: drawn_or_reported(lambda: plot_run([path]), notice),

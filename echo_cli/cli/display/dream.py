@@ -11,15 +11,14 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 from itertools import zip_longest
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from echo_cli.cli.display.tables import new_table, number, print_table
+from echo_cli.cli.display.tables import TextTable, new_console, new_table, number, print_table
 from echo_cli.environments.tasks import Task
 from echo_cli.evaluation.dream.scoring import ALL, AT_LENGTH, COMMAND, MEASURES, SEEN, DreamGroup, DreamReport
 from echo_cli.evaluation.dream.session import Answer, Event, Notice, Opening
 from echo_cli.statistics import Estimate
+from echo_cli.terminal import joined, put
 from echo_cli.text import LINES, escape_unprintable
 
 _TITLES = {
@@ -41,17 +40,17 @@ def print_dreams(found: DreamReport, *, breakdown: bool) -> None:
     for group in groups:
         _print_group(group, found.step)
     scored = sum(question.novel for question in found.questions)
-    print(
-        f"{escape_unprintable(found.run)}, pool {escape_unprintable(found.pool)}: {scored} of "
+    put(
+        f"{found.run}, pool {found.pool}: {scored} of "
         f"{found.novel_pairs} novel pairs scored, "
         f"order of seed {found.seed}; pairs that training executed: {found.seen_pairs}, see "
         f"{'the last table' if breakdown else '--breakdown'}"
     )
-    print(f"greedy, at most {found.max_tokens} tokens; 95 % intervals over trajectories")
+    put(f"greedy, at most {found.max_tokens} tokens; 95 % intervals over trajectories")
     if not scored:
-        print("the pool has no novel pair: training executed all its pairs")
+        put("the pool has no novel pair: training executed all its pairs")
     for note in found.notes:
-        print(f"note: {note}")
+        put(f"note: {note}")
 
 
 def print_event(event: Event, prompt: str | None) -> None:
@@ -62,12 +61,12 @@ def print_event(event: Event, prompt: str | None) -> None:
     """
     match event:
         case Opening():
-            print(_ended(escape_unprintable(event.text, keep=LINES)), end="")
+            put(*(f"| {line}" for line in event.text.expandtabs().removesuffix("\n").split("\n") if event.text))
         case Notice():
-            print(f"[{escape_unprintable(event.text)}]")
+            put(f"[{event.text}]")
         case Answer():
             if prompt is not None:
-                print(f"{escape_unprintable(prompt)}{escape_unprintable(event.command)}")
+                put(f"{prompt}{event.command}")
             _print_answer(event)
     sys.stdout.flush()
 
@@ -76,7 +75,7 @@ def print_tasks(tasks: Sequence[Task]) -> None:
     """Print the tasks that --task accepts."""
     table = new_table("task", "split", "family")
     for task in tasks:
-        table.add_row(*(Text(escape_unprintable(word)) for word in (task.task_id, task.split, task.family)))
+        table.add_row(task.task_id, task.split, task.family)
     print_table(table)
 
 
@@ -90,9 +89,7 @@ def lines_beside(predicted: str, actual: str) -> list[tuple[str | None, str | No
 
 
 def _print_group(group: DreamGroup, step: int) -> None:
-    title = {ALL: "all novel pairs", COMMAND: escape_unprintable(group.key), SEEN: "pairs that training executed"}[
-        group.group
-    ]
+    title = {ALL: "all novel pairs", COMMAND: joined(group.key), SEEN: "pairs that training executed"}[group.group]
     short = title if len(title) <= 32 else f"{title[:31]}…"
     table = new_table(f"{short}: {group.replies} replies", "initial policy", f"step {step}", "difference")
     for name in MEASURES:
@@ -120,15 +117,15 @@ def _print_answer(answer: Answer) -> None:
         _print_columns(rows, width)
     else:
         for title, place in (("predicted", 0), ("real", 1)):
-            print(f"  {title}:" if any(row[place] is not None for row in rows) else f"  {title}: (empty)")
+            put(f"  {title}:" if any(row[place] is not None for row in rows) else f"  {title}: (empty)")
             for row in rows:
                 if row[place] is not None:
-                    print(f"  {' ' if row[0] == row[1] else _DIFFERENT} {row[place]}")
-    print(f"  {_verdict(answer)}")
+                    put(f"  {' ' if row[0] == row[1] else _DIFFERENT} {row[place]}")
+    put(f"  {_verdict(answer)}")
 
 
 def _print_columns(rows: Sequence[tuple[str | None, str | None]], width: int) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 1), expand=True)
+    table = TextTable(box=None, pad_edge=False, padding=(0, 1), expand=True)
     table.add_column("predicted", ratio=1, overflow="fold")
     table.add_column("", width=1)
     table.add_column("real", ratio=1, overflow="fold")
@@ -142,7 +139,7 @@ def _print_columns(rows: Sequence[tuple[str | None, str | None]], width: int) ->
                     first.stylize("bold red", a, b)
                     second.stylize("bold green", c, d)
         table.add_row(first, "" if same else _DIFFERENT, second)
-    Console(highlight=False, width=width).print(table)
+    new_console(width=width).print(table)
 
 
 def _verdict(answer: Answer) -> str:
@@ -153,7 +150,3 @@ def _verdict(answer: Answer) -> str:
     if not answer.ended:
         parts.append("the prediction did not end by itself")
     return "; ".join(parts)
-
-
-def _ended(text: str) -> str:
-    return text if not text or text.endswith("\n") else f"{text}\n"

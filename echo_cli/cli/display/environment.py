@@ -6,14 +6,12 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
-from echo_cli.cli.display.tables import has_colours, new_table, print_table
+from echo_cli.cli.display.tables import colours_of_stdout, new_table, print_table
 from echo_cli.cli.display.transcript import transcript
 from echo_cli.environments.protocol import JsonObject
 from echo_cli.rollouts.environment_check import CheckReport
 from echo_cli.rollouts.environment_findings import Finding
-from echo_cli.text import LINES, escape_unprintable
+from echo_cli.terminal import put
 
 if TYPE_CHECKING:
     from echo_cli.training.model_check import ModelReport
@@ -27,36 +25,37 @@ _SCRIPTS = {
 
 def print_check(report: CheckReport) -> None:
     """Print the environment, one of its episodes, and the findings."""
-    print(f"environment: {escape_unprintable(report.description.name)}")
-    print(f"sessions: {'any number' if report.sessions is None else report.sessions}")
+    put(f"environment: {report.description.name}")
+    put(f"sessions: {'any number' if report.sessions is None else report.sessions}")
     caps = report.limits
-    print(f"caps: action {caps.action_tokens}, output {caps.output_tokens}, episode {caps.episode_tokens} tokens")
-    print(f"tasks: {', '.join(f'{count} {split}' for split, count in report.tasks.items())}")
+    put(f"caps: action {caps.action_tokens}, output {caps.output_tokens}, episode {caps.episode_tokens} tokens")
+    put(f"tasks: {', '.join(f'{count} {split}' for split, count in report.tasks.items())}")
     for name, schema in (
         ("action", report.description.action_schema),
         ("observation", report.description.observation_schema),
     ):
-        print(f"{name}:")
+        put(f"{name}:")
         for line in schema_lines(schema):
-            print(f"  {escape_unprintable(line)}")
-    print(f"\nplayed: {_SCRIPTS[report.script]}")
-    print(transcript(report.trajectory, coloured=has_colours()))
+            put(f"  {line}")
+    coloured = colours_of_stdout() is not None
+    put("", f"played: {_SCRIPTS[report.script]}", *transcript(report.trajectory, coloured=coloured))
     _print_tokens(report)
     of_steps = ", ".join(map(_reward, report.step_rewards)) or "none"
-    print(f"step rewards: {of_steps}; episode reward: {_reward(report.trajectory.reward)}")
+    put(f"step rewards: {of_steps}; episode reward: {_reward(report.trajectory.reward)}")
     step = "no step" if report.step_seconds is None else f"step {report.step_seconds * 1000:.1f} ms (median)"
-    print(f"time: reset {report.reset_seconds * 1000:.1f} ms, {step}")
+    put(f"time: reset {report.reset_seconds * 1000:.1f} ms, {step}")
     faults = ", ".join(f"{count} {name}" for name, count in report.faults.items() if count)
-    print(f"faults: {faults or 'none'}")
+    put(f"faults: {faults or 'none'}")
     _print_findings(report.findings)
 
 
 def print_model(report: ModelReport, name: str) -> None:
     """Print what a model wrote in its first rollouts, the shares that decide whether it learns, and the findings."""
     firsts = {rollout.task_id: rollout for rollout in reversed(report.rollouts)}
-    print(f"\nplayed by the model {escape_unprintable(name)}, a rollout of each task:")
+    put("", f"played by the model {name}, a rollout of each task:")
+    coloured = colours_of_stdout() is not None
     for rollout in reversed(firsts.values()):
-        print(transcript(rollout, coloured=has_colours()))
+        put(*transcript(rollout, coloured=coloured))
     shares = (
         f"{_share(report.signals[key])} {words}"
         for key, words in (
@@ -66,22 +65,21 @@ def print_model(report: ModelReport, name: str) -> None:
         )
     )
     length = report.signals["action_length"] or 0.0
-    print(f"actions: {', '.join(shares)}; {length:.1f} tokens on average, at most {report.most_action_tokens}")
+    put(f"actions: {', '.join(shares)}; {length:.1f} tokens on average, at most {report.most_action_tokens}")
     ends = ", ".join(f"{count} {reason}" for reason, count in report.stops.items())
-    print(f"rollouts: {len(report.rollouts)}; {_share(report.signals['capped_fraction'])} end at a cap ({ends})")
-    print(f"observed: {report.observed_tokens} tokens of env_output")
+    put(f"rollouts: {len(report.rollouts)}; {_share(report.signals['capped_fraction'])} end at a cap ({ends})")
+    put(f"observed: {report.observed_tokens} tokens of env_output")
     contrast = report.signals.get("zero_advantage_fraction")
     without = "" if contrast is None else f"; {_share(contrast)} of rollouts without reward contrast"
-    print(f"reward: {_reward(report.signals.get('reward'))} on average{without}")
+    put(f"reward: {_reward(report.signals.get('reward'))} on average{without}")
     _print_findings(report.findings)
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:
     if not findings:
-        print("\nno problems found")
+        put("", "no problems found")
     for finding in findings:
-        message, tip = (escape_unprintable(text, keep=LINES) for text in (finding.message, finding.tip))
-        print(f"\nwarning: {message}\n  tip: {tip}")
+        put("", f"warning: {finding.message}", f"  tip: {finding.tip}")
 
 
 def _share(value: float | None) -> str:
@@ -135,8 +133,8 @@ def _print_tokens(report: CheckReport) -> None:
     total = sum(tokens.values())
     table = new_table("", "tokens", "share")
     for (role, channel), count in tokens.items():
-        name = role.name.lower() if channel is None else f"{role.name.lower()} {escape_unprintable(channel)}"
-        table.add_row(Text(name), str(count), f"{count / total:.1%}")
+        name = role.name.lower() if channel is None else f"{role.name.lower()} {channel}"
+        table.add_row(name, str(count), f"{count / total:.1%}")
     print_table(table)
 
 

@@ -9,13 +9,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
-from echo_cli.cli.display.tables import COLUMNS, new_table, number, print_table
+from echo_cli.cli.display.tables import COLUMNS, TextTable, new_table, number, print_table
 from echo_cli.evaluation.records import HELDOUT, Evaluation, ModelReport, pool_title
 from echo_cli.statistics import Estimate
-from echo_cli.text import LINES, escape_unprintable, without_middle
+from echo_cli.terminal import joined, put
+from echo_cli.text import without_middle
 
 MEASURE_TITLES = {
     "env_ce": "env-CE, nats/token",
@@ -52,21 +50,20 @@ def print_evaluation(found: Evaluation, *, breakdown: bool) -> None:
         _add_differences(table, found, pools)
         _add_sizes(table, found, pools)
     print_table(table)
-    print(textwrap.fill(_caption(found), COLUMNS))
+    put(*textwrap.wrap(_caption(found), COLUMNS))
     for policy in found.policies:
         if (loaded := policy.loaded) is not None:
-            path = escape_unprintable(policy.run)
-            print(f"{policy.model}: {path}, {loaded.kind}, {loaded.vocab_size} tokens; {loaded.device}")
+            put(f"{policy.model}: {policy.run}, {loaded.kind}, {loaded.vocab_size} tokens; {loaded.device}")
     if breakdown:
         _print_groups(found, pools)
         _print_tasks(found)
     if found.readout is not None:
         _print_readout(found.readout)
     for note in found.notes:
-        print(f"\nnote: {note}")
+        put("", f"note: {note}")
 
 
-def _add_measures(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
+def _add_measures(table: TextTable, found: Evaluation, pools: Sequence[str]) -> None:
     """Add the headlines by measure; a star marks per-token figures with other tokens than the first model's."""
     for name, title in MEASURE_TITLES.items():
         table.add_row(title)
@@ -74,21 +71,21 @@ def _add_measures(table: Table, found: Evaluation, pools: Sequence[str]) -> None
             estimates = [model.estimate(pool, name) for pool in pools]
             if any(estimates):
                 star = " *" if name in _PER_TOKEN and not model.same_tokens else ""
-                table.add_row(Text(f"  {_short(model.title)}{star}"), *map(_interval, estimates))
+                table.add_row(f"  {_short(model.title)}{star}", *map(_interval, estimates))
         if name == "env_ce":
             _add_seen(table, found, pools)
 
 
-def _add_seen(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
+def _add_seen(table: TextTable, found: Evaluation, pools: Sequence[str]) -> None:
     """Add env-CE over the seen pairs of the pools without novel pairs."""
     seen = [(policy, [policy.seen_env_ce(pool) for pool in pools]) for policy in found.shown]
     if any(any(estimates) for _, estimates in seen):
         table.add_row("env-CE of seen pairs, as none is novel")
         for policy, estimates in seen:
-            table.add_row(Text(f"  {_short(policy.title)}"), *map(_interval, estimates))
+            table.add_row(f"  {_short(policy.title)}", *map(_interval, estimates))
 
 
-def _add_passes(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
+def _add_passes(table: TextTable, found: Evaluation, pools: Sequence[str]) -> None:
     for k in found.ks:
         table.add_row(f"pass@{k}")
         for policy in found.shown:
@@ -97,14 +94,14 @@ def _add_passes(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
     _add_played(table, found, pools)
 
 
-def _add_rewards(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
+def _add_rewards(table: TextTable, found: Evaluation, pools: Sequence[str]) -> None:
     if any(policy.rewards for policy in found.shown):
         table.add_row("mean reward")
         for policy in found.shown:
-            table.add_row(Text(f"  {_short(policy.title)}"), *(_interval(policy.rewards.get(pool)) for pool in pools))
+            table.add_row(f"  {_short(policy.title)}", *(_interval(policy.rewards.get(pool)) for pool in pools))
 
 
-def _add_played(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
+def _add_played(table: TextTable, found: Evaluation, pools: Sequence[str]) -> None:
     """Add what pass@k and the mean reward are over: tasks, clusters of tasks, rollouts."""
     played = {entry.pool: entry for _, entry in found.passed}
     if played:
@@ -116,19 +113,19 @@ def _add_played(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
             table.add_row(title, *(str(getattr(played[pool], name)) if pool in played else "-" for pool in pools))
 
 
-def _add_differences(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
+def _add_differences(table: TextTable, found: Evaluation, pools: Sequence[str]) -> None:
     first = found.policies[0].model
     for name in ("env_bits_per_byte", "env_ce"):
         less = {(entry.model, entry.pool): getattr(entry, name) for entry in found.differences}
         if any(less.values()):
-            table.add_row(Text(f"{MEASURE_TITLES[name]}, minus {_short(first)}"))
+            table.add_row(f"{MEASURE_TITLES[name]}, minus {_short(first)}")
             for policy in found.policies[1:]:
                 estimates = [less[policy.model, pool] for pool in pools]
                 if any(estimates):
-                    table.add_row(Text(f"  {_short(policy.model)}"), *map(_interval, estimates))
+                    table.add_row(f"  {_short(policy.model)}", *map(_interval, estimates))
 
 
-def _add_sizes(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
+def _add_sizes(table: TextTable, found: Evaluation, pools: Sequence[str]) -> None:
     first, *others = found.policies
     sizes = [(name, "", first) for name in ("tokens", "bytes", "trajectories")]
     if found.kind == "models":
@@ -139,21 +136,21 @@ def _add_sizes(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
         table.add_row("novel pairs", *map(str, found.novel_pairs.values()))
     for name, of, policy in sizes:
         headlines = [policy.headline(pool) for pool in pools]
-        table.add_row(Text(f"{name}{of}"), *(str(getattr(each, name)) if each else "0" for each in headlines))
+        table.add_row(f"{name}{of}", *(str(getattr(each, name)) if each else "0" for each in headlines))
 
 
-def _add_runs(table: Table, found: Evaluation, pools: Sequence[str]) -> None:
+def _add_runs(table: TextTable, found: Evaluation, pools: Sequence[str]) -> None:
     """Add run A, run B, and B - A."""
     for policy in found.policies:
         title = f"env-CE, nats/token, {_short(policy.model)}, step {policy.step}"
-        table.add_row(Text(title), *(_interval(policy.estimate(pool, "env_ce")) for pool in pools))
+        table.add_row(title, *(_interval(policy.estimate(pool, "env_ce")) for pool in pools))
     table.add_row("  B - A", *(_interval(less.env_ce) for less in found.differences))
     _add_seen(table, found, pools)
     tasks = [less.tasks for less in found.differences]
     for k in found.ks:
         for policy in found.policies:
             cells = [_interval(policy.pass_at(pool, k)) for pool in pools]
-            table.add_row(Text(f"pass@{k}, {_short(policy.model)}"), *cells)
+            table.add_row(f"pass@{k}, {_short(policy.model)}", *cells)
         if k == 1:
             table.add_row("  B - A", *(_interval(each.difference if each else None) for each in tasks))
     if any(tasks):
@@ -209,9 +206,7 @@ def _print_groups(found: Evaluation, pools: Sequence[str]) -> None:
             table.add_row(title)
             for key in listed:
                 cells = [_interval(of[key].estimates[measure]) for of in measured]
-                table.add_row(
-                    Text(f"  {_short(escape_unprintable(key))}"), *cells, str(getattr(measured[0][key], size))
-                )
+                table.add_row(f"  {_short(key)}", *cells, str(getattr(measured[0][key], size)))
             if len(keys) > len(listed):
                 table.add_row(f"  and {len(keys) - len(listed)} more in --json and --csv")
         print_table(table)
@@ -223,11 +218,11 @@ def _print_tasks(found: Evaluation) -> None:
     table = new_table("task", "family", "rollouts", "solved before", found.policies[-1].title)
     for task in found.tasks:
         if task.pool == HELDOUT:
-            names = (Text(escape_unprintable(task.task_id)), Text(escape_unprintable(task.family)))
-            table.add_row(*names, *(str(count) for count in (task.rollouts, task.solved_before, task.solved_after)))
+            counts = task.rollouts, task.solved_before, task.solved_after
+            table.add_row(task.task_id, task.family, *map(str, counts))
     print_table(table)
     if any(task.pool != HELDOUT for task in found.tasks):
-        print("the tasks of the other pools are in --json")
+        put("the tasks of the other pools are in --json")
 
 
 def _print_readout(readout: Mapping[str, Any]) -> None:
@@ -239,10 +234,9 @@ def _print_readout(readout: Mapping[str, Any]) -> None:
     texts = {"actual": readout["actual"]}
     for reader, tokens, reading in readings:
         texts[f"predicted {reader} ({reading['correct']} of {tokens} tokens correct, teacher-forced)"] = reading["text"]
-    print(f"\n$ {escape_unprintable(readout['command'], keep=LINES)}")
+    put("", f"$ {readout['command']}")
     for title, text in texts.items():
-        print(f"{title}:")
-        print("\n".join(f"    {line}" for line in escape_unprintable(text, keep=LINES).splitlines()))
+        put(f"{title}:", *(f"    {line}" for line in text.expandtabs().removesuffix("\n").split("\n") if text))
 
 
 def _interval(estimate: Estimate | None) -> str:
@@ -263,4 +257,4 @@ def _titled(pool: str) -> str:
 
 
 def _short(text: str) -> str:
-    return without_middle(text, 32)
+    return without_middle(joined(text), 32)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-
-from rich.text import Text
+from collections.abc import Mapping, Sequence
 
 from echo_cli.cli.display.tables import colours_of_stdout, new_table, number, print_table, width_of_stdout
 from echo_cli.cli.display.token_strip import BLOCKS, DIGITS, legend
 from echo_cli.cli.display.transcript import heading, heat_transcript, transcript
+from echo_cli.evaluation.token_losses import TokenLosses
 from echo_cli.reports.episode_view import EpisodeView, Group
+from echo_cli.terminal import joined, put
 from echo_cli.text import escape_unprintable
 from echo_cli.traces.inspection.account import UNNAMED, Amount, Inspection
 from echo_cli.traces.inspection.boundaries import Straddling
@@ -36,16 +36,16 @@ def print_inspection(inspection: Inspection, *, place: str, tokens: str, boundar
         boundaries: name of the tokenizer that the boundaries refer to.
     """
     rewards = inspection.rewards
-    print(f"{escape_unprintable(place)}: {_count(inspection.trajectories, 'trajectory', 'trajectories')}, ", end="")
-    print(f"{_count(inspection.outputs.turns, 'turn')}")
-    print(f"sources: {_listed(inspection.sources)}; stop reasons: {_listed(inspection.stop_reasons)}")
+    count = _count(inspection.trajectories, "trajectory", "trajectories")
+    put(f"{place}: {count}, {_count(inspection.outputs.turns, 'turn')}")
+    put(f"sources: {_listed(inspection.sources)}; stop reasons: {_listed(inspection.stop_reasons)}")
     if rewards.scored:
         bounds = f"{rewards.lowest:g} to {rewards.highest:g}"
-        print(f"rewards: {rewards.scored} scored, mean {number(rewards.mean)} ({bounds}); {rewards.unscored} without")
+        put(f"rewards: {rewards.scored} scored, mean {number(rewards.mean)} ({bounds}); {rewards.unscored} without")
     else:
-        print("rewards: none")
+        put("rewards: none")
     if inspection.world_model_only:
-        print(f"env term only: {inspection.world_model_only} of {inspection.trajectories} trajectories")
+        put(f"env term only: {inspection.world_model_only} of {inspection.trajectories} trajectories")
     _print_account(inspection, tokens)
     _print_straddling(inspection.straddling, boundaries)
     _print_outputs(inspection.outputs)
@@ -55,18 +55,17 @@ def print_inspection(inspection: Inspection, *, place: str, tokens: str, boundar
 def print_episode(view: EpisodeView, *, place: str) -> None:
     """Print the transcript of an episode with its reward and advantage and, with policies, its token losses."""
     at_step = "" if view.step is None else f", step {view.step}"
-    print(f"{escape_unprintable(place)}: episode {view.number}{at_step}, {_count(len(view.trace.turns), 'turn')}")
+    put(f"{place}: episode {view.number}{at_step}, {_count(len(view.trace.turns), 'turn')}")
     _print_group(view.group)
     if not view.heats:
-        print(f"\n{transcript(view.trace, coloured=colours_of_stdout() is not None, width=width_of_stdout())}")
+        put("", *transcript(view.trace, coloured=colours_of_stdout() is not None, width=width_of_stdout()))
         return
     if view.note:
-        print(f"note: {view.note}")
+        put(f"note: {view.note}")
     colours, ramp = colours_of_stdout(), _ramp()
-    heats = {escape_unprintable(name): heats for name, heats in view.heats.items()}
-    print(f"\n{heading(view.trace)}")
-    print(heat_transcript(heats, colours=colours, width=width_of_stdout() or _PIPED_WIDTH, ramp=ramp))
-    print(f"\n{legend(ramp, colours)}")
+    heats: dict[str, Sequence[TokenLosses]] = {joined(name): heats for name, heats in view.heats.items()}
+    lines = heat_transcript(heats, colours=colours, width=width_of_stdout() or _PIPED_WIDTH, ramp=ramp)
+    put("", heading(view.trace), *lines, "", legend(ramp, colours))
     table = new_table("nats/token", "tokens", *heats)
     found = [view.by_role(name) for name in view.heats]
     for role, nats in found[0].items():
@@ -80,63 +79,64 @@ def _print_account(inspection: Inspection, tokens: str) -> None:
 
     def add(name: str, amount: Amount) -> None:
         shares = _percent(amount.bytes_share), _percent(amount.tokens_share)
-        table.add_row(Text(name), str(amount.segments), str(amount.bytes), shares[0], str(amount.tokens), shares[1])
+        table.add_row(name, str(amount.segments), str(amount.bytes), shares[0], str(amount.tokens), shares[1])
 
     for role, amount in account.roles.items():
         add(role, amount)
         channels = {} if amount.channels.keys() == {UNNAMED} else amount.channels
         for channel, part in list(channels.items())[:_CHANNELS]:
-            add(f"  {escape_unprintable(channel)}", part)
+            add(f"  {channel}", part)
         if (left := len(amount.channels) - _CHANNELS) > 0:
-            table.add_row(Text(f"  and {left} more"))
+            table.add_row(f"  and {left} more")
     print_table(table)
-    print(f"tokens: {escape_unprintable(tokens)}")
-    print(
+    put(f"tokens: {tokens}")
+    put(
         f"plain RL discards {_percent(account.discarded_share)} of the learnable tokens: {account.discarded_tokens} "
         f"of {account.learnable_tokens} tokens of action, env_output and warning"
     )
 
 
 def _print_straddling(found: Straddling, boundaries: str) -> None:
-    print(
-        f"\nrole boundaries inside a token if the whole text is tokenized at once ({escape_unprintable(boundaries)}):",
-        end=" ",
+    put(
+        "",
+        f"role boundaries inside a token if the whole text is tokenized at once ({boundaries}): "
+        f"{found.straddling} of {found.boundaries}",
     )
-    print(f"{found.straddling} of {found.boundaries}")
     table = new_table("boundary", "inside", "of", "most common tokens, split at the boundary")
     table.columns[-1].justify = "left"
     for pair in found.pairs:
         examples = ", ".join(f"{_quoted(each.before)}+{_quoted(each.after)} {each.count}" for each in pair.examples)
         names = f"{pair.first} → {pair.second}"
-        table.add_row(names, str(pair.straddling), str(pair.boundaries), Text(examples or "-"))
+        table.add_row(names, str(pair.straddling), str(pair.boundaries), examples or "-")
     if found.pairs:
         print_table(table)
 
 
 def _print_outputs(found: OutputSurvey) -> None:
-    print(
-        f"\noutputs: {found.without_output} of {_count(found.turns, 'turn')} printed nothing "
+    put(
+        "",
+        f"outputs: {found.without_output} of {_count(found.turns, 'turn')} printed nothing "
         f"({_percent(found.without_output_share)}), {found.answers_without_output} of them answers; "
-        f"{found.blank} printed only white space"
+        f"{found.blank} printed only white space",
     )
     if found.emptiest:
-        print("most often empty: " + ", ".join(f"{_quoted(each.command)} {each.count}" for each in found.emptiest))
+        put("most often empty: " + ", ".join(f"{_quoted(each.command)} {each.count}" for each in found.emptiest))
     if found.longest:
         table = new_table("longest outputs", "bytes", "tokens", "episode", "turn", "begins")
         table.columns[-1].justify = "left"
         for each in found.longest:
             place = str(each.bytes), str(each.tokens), str(each.episode), str(each.turn)
-            table.add_row(Text(_quoted(each.command)), *place, Text(_quoted(each.text)))
+            table.add_row(_quoted(each.command), *place, _quoted(each.text))
         print_table(table)
-    print(f"volatile-looking text: {_percent(found.volatile_share)} of the bytes of env_output")
+    put(f"volatile-looking text: {_percent(found.volatile_share)} of the bytes of env_output")
     if found.volatile:
         table = new_table("", "count", "bytes", "share", "most common")
         table.columns[-1].justify = "left"
         for kind, volatile in found.volatile.items():
             examples = ", ".join(map(_quoted, volatile.examples))
-            table.add_row(kind, str(volatile.count), str(volatile.bytes), _percent(volatile.share), Text(examples))
+            table.add_row(kind, str(volatile.count), str(volatile.bytes), _percent(volatile.share), examples)
         print_table(table)
-        print("--json lists the patterns; text that a pattern in environment.volatile matches is not trained on")
+        put("--json lists the patterns; text that a pattern in environment.volatile matches is not trained on")
 
 
 def _print_duplicates(found: Duplicates) -> None:
@@ -150,28 +150,29 @@ def _print_duplicates(found: Duplicates) -> None:
         table.add_row(name, *_repetition(repetition))
     print_table(table)
     other = found.other_outputs
-    print(
+    put(
         f"different outputs: {other.anywhere} of {_count(other.commands, 'command')}; "
         f"{_count(other.same_task, '(task, command) pair')}; "
         f"{_count(other.same_history, '(task, earlier commands, command) triple')}"
     )
     if other.examples:
-        print("most often: " + ", ".join(f"{_quoted(each.command)} {each.count}" for each in other.examples))
+        put("most often: " + ", ".join(f"{_quoted(each.command)} {each.count}" for each in other.examples))
 
 
-def _repetition(found: Repetition) -> tuple[str, str, str, str, Text]:
+def _repetition(found: Repetition) -> tuple[str, str, str, str, str]:
     example = f"{_quoted(found.examples[0].text)} {found.examples[0].count}×" if found.examples else "-"
-    return str(found.copies), _percent(found.copies_share), str(found.total), str(found.distinct), Text(example)
+    return str(found.copies), _percent(found.copies_share), str(found.total), str(found.distinct), example
 
 
 def _print_group(group: Group) -> None:
     if group.rewards:
         rewards = ", ".join("none" if reward is None else f"{reward:g}" for reward in group.rewards)
-        print(f"group {escape_unprintable(group.group_id)}: rewards {rewards}")
+        put(f"group {group.group_id}: rewards {rewards}")
     if group.advantage is not None:
-        print(f"advantage: {group.advantage:+.3f} ({group.kind})", end="; " if group.note else "\n")
-    if group.note:
-        print(group.note)
+        note = f"; {group.note}" if group.note else ""
+        put(f"advantage: {group.advantage:+.3f} ({group.kind}){note}")
+    elif group.note:
+        put(group.note)
 
 
 def _ramp() -> str:

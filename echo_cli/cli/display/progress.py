@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,14 +11,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
+from echo_cli.cli.display.tables import TextTable, new_console
 from echo_cli.errors import EchoError
 from echo_cli.files import Row, read_jsonl
 from echo_cli.runs.summary import is_met
 from echo_cli.sweeps.plan import Cell, shown_coeff
 from echo_cli.sweeps.runner import CellStatus
+from echo_cli.terminal import guarded_streams, joined, put
 
 Outcomes = Mapping[str, CellStatus]
 
@@ -39,12 +40,12 @@ def sweep_progress(cells: Sequence[Cell]) -> Iterator[Callable[[Outcomes], None]
     followed = [Followed(cell) for cell in cells]
     for one in followed:
         one.read()
-    console = Console(stderr=True, highlight=False)
+    console = new_console(err=True)
     if not console.is_terminal:
         statuses: dict[str, CellStatus] = {}
         yield lambda outcomes: _print_lines(followed, outcomes, statuses)
         return
-    with Live(console=console, auto_refresh=False) as live:
+    with Live(console=console, auto_refresh=False) as live, guarded_streams():
         yield lambda outcomes: live.update(live_table(console, followed, outcomes), refresh=True)
 
 
@@ -82,22 +83,22 @@ def _print_lines(followed: Sequence[Followed], outcomes: Outcomes, before: dict[
     for one in followed:
         outcome, earlier = outcomes[one.cell.name], before.get(one.cell.name, CellStatus("waiting"))
         if outcome.status == "running" and outcome != earlier:
-            print(f"{one.cell.title}: running", file=sys.stderr, flush=True)
+            put(f"{one.cell.title}: running", err=True)
         if _ACTIVE & {outcome.status, earlier.status}:
             for row in one.read():
                 print_plain(row, one.cell.config.steps, one.cell.title)
         if earlier.status in _ACTIVE and outcome != earlier:
             error = f": {outcome.error}" if outcome.error else ""
-            print(f"{one.cell.title}: {outcome.status}{error}", file=sys.stderr, flush=True)
+            put(f"{one.cell.title}: {outcome.status}{error}", err=True)
     before.update(outcomes)
 
 
-def live_table(console: Console, followed: Sequence[Followed], outcomes: Outcomes) -> Table:
+def live_table(console: Console, followed: Sequence[Followed], outcomes: Outcomes) -> TextTable:
     """Return the live table, cut to the terminal: running cells are kept first, and the last columns are dropped."""
     for one in followed:
         one.read()
     shown = _fitting(followed, outcomes, console.height - _FRAME)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = TextTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(_COLUMNS):
         table.add_column(column, justify="left" if number == 2 else "right", no_wrap=True)
     for one in shown:
@@ -140,24 +141,24 @@ PLAIN_INTERVAL = 10
 @contextmanager
 def progress(total: int, label: str) -> Iterator[Callable[[Row], None]]:
     """Yield a function that shows the metrics rows of a run of `total` steps."""
-    console = Console(stderr=True, highlight=False)
+    console = new_console(err=True)
     if not console.is_terminal:
 
         def show_plain(row: Row) -> None:
             print_plain(row, total, label)
             for line in _notices(row, label):
-                print(line, file=sys.stderr, flush=True)
+                put(line, err=True)
 
         yield show_plain
         return
     columns = (
-        TextColumn("{task.description}", table_column=_whole(len(label))),
+        TextColumn("{task.description}", markup=False, table_column=_whole(len(label))),
         BarColumn(bar_width=None, table_column=Column(ratio=1)),
         MofNCompleteColumn(table_column=_whole(2 * len(str(total)) + 1)),
         TimeRemainingColumn(table_column=_whole(len("0:00:00"))),
-        TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        TextColumn("{task.fields[state]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
     )
-    with Progress(*columns, console=console, transient=True) as bars:
+    with Progress(*columns, console=console, transient=True) as bars, guarded_streams():
         bar = bars.add_task(label, total=total, state="evaluating")
         state: dict[str, str] = {}
 
@@ -170,7 +171,7 @@ def progress(total: int, label: str) -> Iterator[Callable[[Row], None]]:
                 state=fitting_values(state, bars.console.width - around) if state else _NOTHING,
             )
             for line in _notices(row, label):
-                bars.console.print(line, markup=False, soft_wrap=True)
+                bars.console.print(joined(line), soft_wrap=True)
 
         yield show
 
@@ -200,7 +201,7 @@ def print_plain(row: Row, total: int, label: str) -> None:
     evaluated = row.get("heldout/env_ce") is not None or is_met(row, "heldout")
     if evaluated or row["step"] % PLAIN_INTERVAL == 0 or row["step"] == total:
         values = ", ".join(f"{name} {value}" for name, value in _values(row).items()) or _NOTHING
-        print(f"{label}: step {row['step']}/{total}: {values}", file=sys.stderr, flush=True)
+        put(f"{label}: step {row['step']}/{total}: {values}", err=True)
 
 
 def _notices(row: Row, label: str) -> list[str]:

@@ -6,12 +6,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
 from echo_cli.cli.display.tables import COLUMNS, new_table, number, print_table
 from echo_cli.runs.pool_folder import Manifest
 from echo_cli.runs.summary import is_met
-from echo_cli.text import LINES, escape_unprintable
+from echo_cli.terminal import put
 
 if TYPE_CHECKING:
     from echo_cli.sweeps.tables import SweepTable
@@ -44,13 +42,13 @@ def print_run(summary: Summary, folder: str) -> None:
     print_table(table)
     if best is None and held["last"] is not None:
         reason = _NO_BEST.get(summary.get("selected_by", ""), "no validation task was played")
-        print(f"no best step: {reason}; commands use the latest checkpoint")
+        put(f"no best step: {reason}; commands use the latest checkpoint")
     for title in met:
-        print(f"training has executed every {title} pair: no pair is novel, and env-CE is over seen pairs alone")
+        put(f"training has executed every {title} pair: no pair is novel, and env-CE is over seen pairs alone")
     for warning in summary.get("warnings", ()):  # summaries of earlier versions have none
-        print(f"warning at step {warning['step']}: {warning['signal']}: {warning['reason']}")
-    print(f"{summary['status']} at step {summary['steps']}, λ = {summary['lambda']:g}, {summary['seconds']} s")
-    print(f"curve: {escape_unprintable(folder)}/heldout_env_ce.png   run: {escape_unprintable(folder)}")
+        put(f"warning at step {warning['step']}: {warning['signal']}: {warning['reason']}")
+    put(f"{summary['status']} at step {summary['steps']}, λ = {summary['lambda']:g}, {summary['seconds']} s")
+    put(f"curve: {folder}/heldout_env_ce.png   run: {folder}")
 
 
 _NO_BEST = {"validation/env_ce": "the validation pool has no (command, output) pair"}
@@ -73,11 +71,11 @@ def print_sweep(tables: Sequence[SweepTable], notes: Sequence[str], rule: Sequen
         table.padding = (0, 0, 0, 1)  # fits 80 columns
         for row in found.rows:
             table.add_row(*row)
-        print(found.title)
+        put(found.title)
         print_table(table)
     for line in (*notes, "", f"verdicts: {rule[0]}", *(f"- {line}" for line in rule[1:])):
-        print(textwrap.fill(line, COLUMNS, subsequent_indent="  "))
-    print(f"\nreport: {escape_unprintable(report)}")
+        put(*(textwrap.wrap(line, COLUMNS, subsequent_indent="  ") or [""]))
+    put("", f"report: {report}")
 
 
 def print_pool(manifest: Manifest) -> None:
@@ -88,7 +86,7 @@ def print_pool(manifest: Manifest) -> None:
     for role, size in contents.bytes.items():
         table.add_row(role, str(size), f"{size / total:.1%}", str(contents.tokens[role]))
         for channel, part in contents.env_output_bytes.items() if role == "env_output" else ():
-            table.add_row(Text(f"  {escape_unprintable(channel, keep=LINES)}"), str(part), f"{part / total:.1%}", "")
+            table.add_row(f"  {channel}", str(part), f"{part / total:.1%}", "")
     print_table(table)
     actor = made.actor
     played = f"{actor.run}, step {actor.step}, model {(actor.model_sha256 or '')[:12]}" if actor.run else actor.kind
@@ -106,7 +104,7 @@ def print_pool(manifest: Manifest) -> None:
         "sha256": manifest.sha256,
     }
     for name, value in rows.items():
-        print(f"{name + ':':14}{escape_unprintable(str(value))}")
+        put(f"{name + ':':14}{value}")
 
 
 def print_bench(result: Mapping[str, Any]) -> None:
@@ -133,16 +131,14 @@ def print_bench(result: Mapping[str, Any]) -> None:
     for table in (updates, steps):
         table.padding = (0, 0, 0, 1)  # fits 80 columns
         print_table(table)
-    print(
-        f"{result['device']}; CPU threads: {result['threads']}; medians of {result['repeats']} repeats after a warm-up"
-    )
-    print("a step consists of the rollouts and the update; ratios are paired within each repeat, on the same rollouts")
-    print(f"memory: {result['memory']}")
+    put(f"{result['device']}; CPU threads: {result['threads']}; medians of {result['repeats']} repeats after a warm-up")
+    put("a step consists of the rollouts and the update; ratios are paired within each repeat, on the same rollouts")
+    put(f"memory: {result['memory']}")
     if result["traces_left_out"]:
-        print("the config's traces are omitted; in training, every update contains their tokens too")
+        put("the config's traces are omitted; in training, every update contains their tokens too")
     if not result["lambda_from_config"]:
-        print(f"λ is 0 at the first step of this config; {result['lambda']:g} is used for λ > 0")
-    print(result["sentence"])
+        put(f"λ is 0 at the first step of this config; {result['lambda']:g} is used for λ > 0")
+    put(result["sentence"])
 
 
 def _count(value: int | None) -> str:

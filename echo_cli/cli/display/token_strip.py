@@ -11,6 +11,8 @@ from rich.cells import cell_len
 from rich.color import ColorSystem
 from rich.style import Style
 
+from echo_cli.cli.display.tables import styled
+from echo_cli.terminal import Styled, joined
 from echo_cli.text import LINES, escape_unprintable
 
 BLOCKS, DIGITS = " ▁▂▃▄▅▆▇█", " 12345678"
@@ -42,7 +44,7 @@ def strip(row: Sequence[Cell], nats: CellNats, ramp: str) -> str:
     return "".join(marks).rstrip()
 
 
-def shaded(row: Sequence[Cell], nats: CellNats, colours: ColorSystem) -> str:
+def shaded(row: Sequence[Cell], nats: CellNats, colours: ColorSystem) -> Styled:
     """Return the text of a row, shaded by token; a shaded newline is a space at the end."""
 
     def of(cell: Cell) -> int:
@@ -54,24 +56,27 @@ def shaded(row: Sequence[Cell], nats: CellNats, colours: ColorSystem) -> str:
         cells = list(run)
         text = "".join(cell.shown or (" " if step else "") for cell in cells)
         parts.append(_shade(text, step, colours))
-    return "".join(parts)
+    return joined(*parts)
 
 
-def legend(ramp: str, colours: ColorSystem | None) -> str:
+def legend(ramp: str, colours: ColorSystem | None) -> Styled:
     """Return a one-line legend of the ramp."""
     bounds = [f"{LOWEST * 2**step:.2g}" for step in range(8)]
+    steps: list[str]
     if colours is None:
         steps = [f"{mark} {bound}" for mark, bound in zip(ramp[1:], bounds, strict=True)]
     else:
         steps = [_shade(f" {bound} ", step, colours) for step, bound in enumerate(bounds, start=1)]
-    return f"nats/token, from: {(' ' if colours else '  ').join(steps)}"
+    between = " " if colours else "  "
+    parts = [part for step in steps for part in (between, step)]
+    return joined("nats/token, from: ", *parts[1:])
 
 
-def _shade(text: str, step: int, colours: ColorSystem) -> str:
-    if not step or not text:
-        return text
+def _shade(text: str, step: int, colours: ColorSystem) -> Styled:
+    if not step:
+        return joined(text)
     style = Style(color="#000000" if step < _LIGHT else "#ffffff", bgcolor=_SHADES[step - 1])
-    return style.render(text, color_system=colours)
+    return styled(text, style, colours)
 
 
 _TAB = 8

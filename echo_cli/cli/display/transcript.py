@@ -11,9 +11,10 @@ from rich.cells import cell_len, set_cell_size
 from rich.color import ColorSystem
 from rich.style import Style
 
-from echo_cli.cli.display.tables import number
+from echo_cli.cli.display.tables import number, styled
 from echo_cli.cli.display.token_strip import BLOCKS, rows_of, shaded, strip
 from echo_cli.evaluation.token_losses import TokenLosses
+from echo_cli.terminal import Styled, joined
 from echo_cli.text import LINES, escape_unprintable
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.trajectory import Role, Segment, Trajectory
@@ -25,8 +26,8 @@ _FIGURE = 8
 """Minimum width of a figure in the gutter, columns."""
 
 
-def transcript(episode: Trajectory | Trace, *, coloured: bool = False, width: int | None = None) -> str:
-    """Return the role-marked transcript of `episode`, headed by a line on its outcome.
+def transcript(episode: Trajectory | Trace, *, coloured: bool = False, width: int | None = None) -> list[Styled]:
+    """Return the lines of the role-marked transcript of `episode`, headed by a line on its outcome.
 
     Args:
         coloured: whether the gutter is coloured by role; the text itself never is.
@@ -39,14 +40,14 @@ def transcript(episode: Trajectory | Trace, *, coloured: bool = False, width: in
     for label, segment in zip(labels, segments, strict=True):
         for place, line in enumerate(_lines(segment.text, None if width is None else _left(width, gutter))):
             marked = _coloured(f"{set_cell_size(label if place == 0 else '', gutter)} |", segment.role, coloured)
-            lines.append(f"{marked} {line}")
-    return "\n".join(lines)
+            lines.append(joined(marked, " ", line))
+    return lines
 
 
 def heat_transcript(
     heats: Mapping[str, Sequence[TokenLosses]], *, colours: ColorSystem | None, width: int, ramp: str = BLOCKS
-) -> str:
-    """Return the transcript of an episode with the nats of its tokens under one or more policies.
+) -> list[Styled]:
+    """Return the lines of the transcript of an episode with the nats of its tokens under one or more policies.
 
     Each segment's label includes the mean nats per token. With colours, the first policy's nats shade the text;
     otherwise they are a strip below each line, as the other policies' nats always are.
@@ -61,7 +62,7 @@ def heat_transcript(
     column = max(map(cell_len, labels))
     names_width = max(_FIGURE, *(cell_len(name) + 1 for name in names))
     gutter = column + names_width * len(names)
-    lines = [f"{'':{column}}{''.join(f'{name:>{names_width}}' for name in names)} |"]
+    lines = [joined(f"{'':{column}}{''.join(f'{name:>{names_width}}' for name in names)} |")]
     for place, heat in enumerate(first):
         role = heat.segment.role
         values = {name: list(_per_character(heats[name][place])) for name in names}
@@ -71,24 +72,24 @@ def heat_transcript(
             shades = values[names[0]]
             text = shaded(row, shades, colours) if colours else "".join(cell.shown for cell in row)
             marked = _coloured(f"{begin if order == 0 else ' ' * gutter} |", role, colours is not None)
-            lines.append(f"{marked} {text}")
+            lines.append(joined(marked, " ", text))
             if heat.nats is not None:
                 for name in names[1:] if colours else names:
-                    lines.append(f"{name:>{gutter}} : {strip(row, values[name], ramp)}".rstrip())
-    return "\n".join(lines)
+                    lines.append(joined(f"{name:>{gutter}} : {strip(row, values[name], ramp)}".rstrip()))
+    return lines
 
 
-def heading(episode: Trajectory | Trace) -> str:
+def heading(episode: Trajectory | Trace) -> Styled:
     """Return the outcome of an episode in one line."""
     reward = "no verifier" if episode.reward is None else f"reward {episode.reward:g}"
     said = f"{episode.task_id}: {episode.source}, {episode.stop_reason}, {reward}"
-    return escape_unprintable(said, keep=LINES).replace("\n", " ")
+    return joined(said.replace("\n", " "))
 
 
-def label_of(segment: Segment | TraceSegment) -> str:
+def label_of(segment: Segment | TraceSegment) -> Styled:
     """Return role and channel of a segment."""
     role = segment.role.name.lower()
-    return escape_unprintable(f"{role} {segment.channel}", keep=LINES).replace("\n", " ") if segment.channel else role
+    return joined(f"{role} {segment.channel}".replace("\n", " ") if segment.channel else role)
 
 
 def mean_nats(heat: TokenLosses) -> float | None:
@@ -98,7 +99,7 @@ def mean_nats(heat: TokenLosses) -> float | None:
 
 def _lines(text: str, width: int | None) -> Iterator[str]:
     if width is None:
-        yield from escape_unprintable(text, keep=LINES).removesuffix("\n").split("\n")
+        yield from map(Styled, escape_unprintable(text, keep=LINES).removesuffix("\n").split("\n"))
     else:
         yield from ("".join(cell.shown for cell in row) for row in rows_of(text, width))
 
@@ -108,8 +109,8 @@ def _left(width: int, gutter: int) -> int:
     return max(width - gutter - len(" | "), _LEAST_WIDTH)
 
 
-def _coloured(gutter: str, role: Role, coloured: bool) -> str:
-    return Style(color=_COLOURS[role]).render(gutter, color_system=ColorSystem.STANDARD) if coloured else gutter
+def _coloured(gutter: str, role: Role, coloured: bool) -> Styled:
+    return styled(gutter, Style(color=_COLOURS[role]), ColorSystem.STANDARD if coloured else None)
 
 
 def _per_character(heat: TokenLosses) -> Iterator[float | None]:
