@@ -188,7 +188,7 @@ def output_file(path: Path | None, *, overwrite: bool) -> Iterator[BinaryIO]:
             f"{escape_unprintable(path)} already exists", "replace it with --overwrite, or choose another --output"
         )
     with os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(0o700, parents=True, exist_ok=True)
     with atomic_file(path.resolve() if path.is_symlink() else path) as file:  # keep the symlink
         yield file
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +15,10 @@ import typer
 from echo_cli.cli.tips import option_tip
 from echo_cli.config.loader import shipped_configs
 from echo_cli.config.schema import Config
+from echo_cli.config.section import Grants
 from echo_cli.errors import EchoError
-from echo_cli.terminal import put
+from echo_cli.runs.origin import Consent
+from echo_cli.terminal import ask, put
 
 Overrides = Annotated[
     list[str] | None,
@@ -46,6 +50,20 @@ OutputBesideRuns = Annotated[
         help="Output file or folder. Default: the run directory; for several runs, their folder.",
         metavar="PATH",
     ),
+]
+ImportFrom = Annotated[
+    Path | None,
+    typer.Option(
+        "--import-from", help="Folder of the classes that the config names, if not installed.", metavar="FOLDER"
+    ),
+]
+PlainHttp = Annotated[
+    bool,
+    typer.Option("--allow-plain-http", help="Also send ${NAME} in headers over plain http to another machine."),
+]
+AllowEnvironment = Annotated[
+    bool,
+    typer.Option("--allow-environment", help="Act on the config of a RUN that was made elsewhere, without asking."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and the resolved config, then exit.")]
 
@@ -143,6 +161,37 @@ def chosen_checkpoint(name: str | None, run: Path) -> str | int:
         put(f"no step was chosen on validation: the latest checkpoint is used (step {steps[-1]})", err=True)
         return "latest"
     return "best"
+
+
+def grants_of(import_from: Path | None, plain_http: bool) -> Grants:
+    """Return the permissions of the command line.
+
+    Raises:
+        EchoError: `import_from` is not a folder.
+    """
+    if import_from is not None and not import_from.is_dir():
+        tip = "name the folder that contains the package or module of the class"
+        raise EchoError(f"--import-from: {import_from} is not a folder", tip)
+    return Grants(None if import_from is None else str(import_from.absolute()), plain_http)
+
+
+def consent_of(label: str, grants: Grants, *, allowed: bool = False) -> Consent:
+    """Return the rule of a command: it announces effects on stderr and, at a terminal, asks.
+
+    Args:
+        label: start of the command's lines.
+        allowed: whether --allow-environment is given.
+    """
+    return Consent(allowed, grants, say=lambda line: put(f"{label}: {line}", err=True), ask=_agrees)
+
+
+def _agrees(line: str) -> bool:
+    if not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    put(line, err=True)
+    with suppress(EOFError):
+        return ask("allow it? [y/N] ", err=True).strip().lower() in ("y", "yes")
+    return False
 
 
 def refuse_options(context: typer.Context, words: Sequence[str]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from echo_cli.config.section import (
+    NO_GRANTS,
     AbsolutePath,
     Fraction,
     FreeOnResume,
+    Grants,
     Headers,
     NonNegativeFloat,
     NonNegativeSeconds,
@@ -224,6 +226,8 @@ class EnvironmentConfig(Section):
     With `none: true` there is no environment, and the run trains on traces alone.
     """
 
+    _grants: Grants = PrivateAttr(default=NO_GRANTS)
+    """Permissions of this command line; see `Config.granted`."""
     toy_terminal: ToyTerminalConfig | None = None
     object: FreeOnResume[ImportPath | None] = None
     """An OpenEnv `Environment` class, run in this process."""
@@ -296,6 +300,16 @@ class EnvironmentConfig(Section):
             ):
                 return name
         return None
+
+    @property
+    def grants(self) -> Grants:
+        return self._grants
+
+    def granted(self, grants: Grants) -> EnvironmentConfig:
+        """Return the section with permissions of this command line."""
+        section = self.model_copy()
+        section._grants = grants
+        return section
 
     @property
     def source(self) -> str:

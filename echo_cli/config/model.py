@@ -5,11 +5,13 @@ from __future__ import annotations
 import os.path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from echo_cli.config.section import (
+    NO_GRANTS,
     AbsolutePath,
     FreeOnResume,
+    Grants,
     Headers,
     PathText,
     Positive,
@@ -118,6 +120,8 @@ class SamplerConfig(Section):
       loads them.
     """
 
+    _grants: Grants = PrivateAttr(default=NO_GRANTS)
+    """Permissions of this command line; see `Config.granted`."""
     kind: Literal["torch", "openai"] = "torch"
     refill: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Fraction of a batch that must finish before the environments are stepped (torch, model kind hf)."""
@@ -132,6 +136,16 @@ class SamplerConfig(Section):
     weights: FreeOnResume[AbsolutePath | None] = None
     concurrency: FreeOnResume[Positive] = 64
     timeout_s: FreeOnResume[Seconds] = 600.0
+
+    @property
+    def grants(self) -> Grants:
+        return self._grants
+
+    def granted(self, grants: Grants) -> SamplerConfig:
+        """Return the section with permissions of this command line."""
+        section = self.model_copy()
+        section._grants = grants
+        return section
 
     @model_validator(mode="after")
     def _endpoint(self) -> SamplerConfig:

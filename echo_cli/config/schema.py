@@ -17,6 +17,7 @@ from echo_cli.config.section import (
     AbsolutePath,
     Fraction,
     FreeOnResume,
+    Grants,
     NonNegative,
     NonNegativeFloat,
     PathText,
@@ -267,6 +268,11 @@ class Config(Section):
                 "list actions in environment.explorer, or set rollout.explorers=0",
             )
         return self
+
+    def granted(self, grants: Grants) -> Config:
+        """Return the config with permissions of this command line, which `to_yaml` and `model_dump` omit."""
+        sections = {"environment": self.environment.granted(grants), "sampler": self.sampler.granted(grants)}
+        return self.model_copy(update=sections)
 
     def to_yaml(self) -> str:
         """Return YAML that loads to an equal config."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os.path
+from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -29,6 +30,19 @@ AbsolutePath = Annotated[PathText, AfterValidator(absolute)]
 
 Headers = dict[str, Annotated[str, Field(pattern=r"\$\{\w+\}")]]
 """HTTP headers by name. A value refers to an environment variable as `${NAME}`, so that no config holds a secret."""
+
+
+@dataclass(frozen=True)
+class Grants:
+    """Permissions that a command line gives. No config file can give them, and none records them."""
+
+    import_from: str | None = None
+    """Folder from which classes that the config names are imported, besides the installed packages."""
+    plain_http: bool = False
+    """Whether `${NAME}` in headers may go to another machine over plain http."""
+
+
+NO_GRANTS = Grants()
 
 
 class Section(BaseModel):

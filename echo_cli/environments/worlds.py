@@ -103,6 +103,11 @@ def rollouts_at_once(config: Config, splits: TaskSplits) -> int:
 @contextmanager
 def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterator[EnvironmentSource]:
     """Yield the source that `environment` names; its module is imported only here."""
+    grants = environment.grants
+    if grants.import_from is not None:
+        from echo_cli.environments.openenv.package import import_from
+
+        import_from(grants.import_from)
     if environment.object is not None:
         from echo_cli.environments.openenv.in_process_client import ObjectSource
 
@@ -119,7 +124,7 @@ def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterato
         from echo_cli.environments.openenv.provider import running_server
 
         assert environment.provider is not None
-        with running_server(environment.provider) as server:
+        with running_server(environment.provider, grants.import_from) as server:
             yield _server(environment, server.url, wanted_sessions, server.ended)
 
 
@@ -131,8 +136,14 @@ def _server(
     from echo_cli.environments.openenv.websocket_client import WireSource
 
     limits = SessionLimits(environment.connect_timeout_s, environment.step_timeout_s, environment.max_message_mb)
-    probed = 0 if environment.sessions else wanted_sessions
-    wire = WireSource(url, environment.headers, limits, sessions_wanted=probed, ended=ended)
+    wire = WireSource(
+        url,
+        environment.headers,
+        limits,
+        sessions_wanted=0 if environment.sessions else wanted_sessions,
+        ended=ended,
+        plain_http=environment.grants.plain_http,
+    )
     if environment.client is None:
         return wire
     from echo_cli.environments.openenv.typed_client import TypedSource

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Sequence
 
 from echo_cli.config.schema import flat_config
 from echo_cli.errors import EchoError
-from echo_cli.evaluation.loaded_run import LoadedRun, load_run
+from echo_cli.evaluation.loaded_run import LoadedRun
 from echo_cli.evaluation.measures import env_ce_difference, tokens_of
 from echo_cli.evaluation.pass_at_k import compare_outcomes
 from echo_cli.evaluation.records import HELDOUT, Difference, Evaluation
@@ -30,49 +28,37 @@ _POOL_KEYS = ("environment.", "rollout.temperature", "rollout.max_", "evaluation
 
 
 def compare_runs(
-    paths: tuple[Path, Path],
-    *,
-    checkpoint: str | int,
-    rollouts: int | None,
-    pass_k: Sequence[int] | None,
-    pool_folders: Sequence[Path],
-    device: str | None,
-    announce: Callable[[str], object] = lambda _: None,
+    runs: tuple[LoadedRun, LoadedRun], *, checkpoint: str | int, rollouts: int | None, pass_k: Sequence[int] | None
 ) -> Evaluation:
     """Compare a checkpoint of run A with a checkpoint of run B.
 
     Args:
         checkpoint: "best" or "latest" of each run, or one step for both.
-        rollouts, pass_k, pool_folders, announce: as in `evaluate_run`.
+        rollouts, pass_k: as in `evaluate_run`.
 
     Raises:
         EchoError: a run, checkpoint or pool does not exist; the runs differ in their pools, tasks or tokenizers; or a
             pool would be truncated to contexts of different lengths.
     """
-    with ExitStack() as opened:
-        first, second = (
-            opened.enter_context(load_run(path, device=device, pool_folders=pool_folders)) for path in paths
-        )
-        first.announce = second.announce = announce
-        return _compare(first, second, checkpoint, *rollouts_and_ks([first, second], rollouts, pass_k))
-
-
-def _compare(
-    first: LoadedRun, second: LoadedRun, checkpoint: str | int, rollouts: int, pass_k: Sequence[int]
-) -> Evaluation:
+    first, second = runs
+    count, ks = rollouts_and_ks(runs, rollouts, pass_k)
+    for run in runs:
+        run.samples_as_trained = count > 0
+        if count:
+            run.obtain_consent()
     _check_same_pools(first, second)
     policy_a, step_a, executed_a = _checkpoint(first, checkpoint)
     policy_b, step_b, executed_b = _checkpoint(second, checkpoint)
     executed = executed_a | executed_b
     tokens = {name: tokens_of(pool, executed, first.initial.tokenizer) for name, pool in first.pools.items()}
     predictions_a, predictions_b = (predict_pools(first.pools, policy, tokens) for policy in (policy_a, policy_b))
-    played_a, played_b = (first.play(policy, rollouts) for policy in (policy_a, policy_b))
+    played_a, played_b = (first.play(policy, count) for policy in (policy_a, policy_b))
     labels = f"A: {escape_unprintable(first.name)}", f"B: {escape_unprintable(second.name)}"
     return Evaluation(
         kind="runs",
         policies=[
-            report_policy(first.name, labels[0], step_a, predictions_a, tokens, played_a, pass_k),
-            report_policy(second.name, labels[1], step_b, predictions_b, tokens, played_b, pass_k),
+            report_policy(first.name, labels[0], step_a, predictions_a, tokens, played_a, ks),
+            report_policy(second.name, labels[1], step_b, predictions_b, tokens, played_b, ks),
         ],
         novel_pairs={name: novel_pairs(of) for name, of in tokens.items()},
         differences=[
@@ -91,7 +77,7 @@ def _compare(
 def _checkpoint(run: LoadedRun, which: str | int) -> tuple[TorchPolicy, int, frozenset[Pair]]:
     """Return the policy of a checkpoint, its step, and the pairs that training had executed by that step."""
     folder, step = run.checkpoint(which)
-    return run.policy(folder, sampled_here=False), step, frozenset(run.observed(step))
+    return run.policy(folder), step, frozenset(run.observed(step))
 
 
 def _check_same_pools(first: LoadedRun, second: LoadedRun) -> None:

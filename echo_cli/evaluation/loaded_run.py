@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from echo_cli.config.effects import effects_of
 from echo_cli.config.model import SamplerConfig
 from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import TaskSuite
@@ -25,6 +26,7 @@ from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.limits import limits_of
 from echo_cli.rollouts.rollout import without_fragments
 from echo_cli.runs.directory import RunDirectory, open_run
+from echo_cli.runs.origin import NO_CONSENT, Consent
 from echo_cli.runs.pool_folder import read_pool
 from echo_cli.runs.pools import Pair, Pool, pool_of
 from echo_cli.terminal import put
@@ -41,14 +43,19 @@ class LoadedRun:
 
     Args:
         pool_folders: folders of pools on which the run is measured in addition to its own pools.
+        consent: rule by which the run's environment and endpoint may be used.
     """
 
-    def __init__(self, directory: RunDirectory, config: Config, pool_folders: Sequence[Path] = ()) -> None:
-        self.directory = directory
-        self.config = config
+    def __init__(
+        self, directory: RunDirectory, config: Config, pool_folders: Sequence[Path] = (), consent: Consent = NO_CONSENT
+    ) -> None:
+        self.directory, self.config = directory, config
+        self.samples_as_trained = False
+        """Whether policies sample at the endpoint that sampled during training, if any, instead of in this process."""
         self.announce: Callable[[str], object] = lambda _: None
         """Callback with a line before each part of the work that is slow for a large model."""
         self._pool_folders = pool_folders
+        self._consent, self._has_consent = consent, False
         self._opened = ExitStack()
 
     def __enter__(self) -> LoadedRun:
@@ -106,20 +113,20 @@ class LoadedRun:
         """Renderer of the run's model, loaded without the weights."""
         return load_renderer(self.config)
 
-    def policy(self, checkpoint: Path | None = None, *, sampled_here: bool = True) -> TorchPolicy:
+    def policy(self, checkpoint: Path | None = None) -> TorchPolicy:
         """Load the policy from a checkpoint folder, or the initial policy without one.
 
-        Args:
-            sampled_here: sample in this process even if an endpoint sampled during training.
-
         Raises:
-            EchoError: the device or the model is not available, or the checkpoint has a different architecture.
+            EchoError: the device, the model or the endpoint is not available, or the checkpoint has a different
+                architecture.
         """
         config = self.config
-        self.announce(f"loading {escape_unprintable(config.model.path)}")
-        if sampled_here and config.sampler.kind == "openai":
+        if config.sampler.kind == "openai" and self.samples_as_trained:
+            self.obtain_consent()
+        elif config.sampler.kind == "openai":
             own = SamplerConfig(refill=config.sampler.refill, prefill_tokens=config.sampler.prefill_tokens)
             config = config.model_copy(update={"sampler": own})
+        self.announce(f"loading {escape_unprintable(config.model.path)}")
         policy, _ = open_policy(config)
         if checkpoint is not None:
             policy.load(checkpoint)
@@ -136,14 +143,21 @@ class LoadedRun:
 
     @cached_property
     def initial(self) -> TorchPolicy:
-        """Initial policy, sampled as in training. No checkpoint may be loaded into it."""
-        policy = self.policy(sampled_here=False)
+        """Initial policy. No checkpoint may be loaded into it."""
+        policy = self.policy()
         check_context(self.config, policy)
         return policy
 
+    def obtain_consent(self) -> None:
+        """Announce, once, the effects of playing in the run's environment; raise if they need consent and lack it."""
+        if not self._has_consent:
+            self._consent.obtain(effects_of(self.config, sampler=self.samples_as_trained), self.directory.path)
+            self._has_consent = True
+
     @cached_property
     def task_suite(self) -> TaskSuite:
-        """Tasks and environments of the run, open until the end of the run's `with` block."""
+        """Tasks and environments of the run, open until the end of the run's `with` block; errors as `open_worlds`."""
+        self.obtain_consent()
         return self._opened.enter_context(open_worlds(self.config))
 
     def kept_pool(self, name: str) -> Pool | None:
@@ -220,17 +234,21 @@ class LoadedRun:
         return self._frozen[name]
 
 
-def load_run(path: Path, *, device: str | None = None, pool_folders: Sequence[Path] = ()) -> LoadedRun:
+def load_run(
+    path: Path, *, device: str | None = None, pool_folders: Sequence[Path] = (), consent: Consent = NO_CONSENT
+) -> LoadedRun:
     """Return the run at `path` with its training config.
 
     Args:
         device: device of the run's policies; None for the config's.
+        pool_folders, consent: as in `LoadedRun`.
 
     Raises:
         EchoError: there is no run at `path`.
     """
     directory = open_run(path)
-    return LoadedRun(directory, directory.read_config([f"device={device}"] if device else []), pool_folders)
+    config = directory.read_config([f"device={device}"] if device else [])
+    return LoadedRun(directory, config.granted(consent.grants), pool_folders, consent)
 
 
 def load_pool(folder: Path, renderer: Renderer, max_tokens: int | None = None, *, cut: bool = False) -> Pool:

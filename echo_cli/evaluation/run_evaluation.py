@@ -76,11 +76,28 @@ def evaluate_run(
         announce: called with a line before each slow part.
 
     Raises:
-        EchoError: the run, a checkpoint or a pool does not exist, or `command` is not in the held-out pool.
+        EchoError: the run, a checkpoint or a pool does not exist, `command` is not in the held-out pool, or the run is
+            from elsewhere and would play in an environment that is not the toy terminal.
     """
     with load_run(path, device=device, pool_folders=pool_folders) as run:
         run.announce = announce
-        return _evaluate(run, checkpoints, *rollouts_and_ks([run], rollouts, pass_k), command)
+        return evaluate_loaded(run, checkpoints=checkpoints, rollouts=rollouts, pass_k=pass_k, command=command)
+
+
+def evaluate_loaded(
+    run: LoadedRun,
+    *,
+    checkpoints: Sequence[str | int],
+    rollouts: int | None,
+    pass_k: Sequence[int] | None,
+    command: str | None,
+) -> Evaluation:
+    """Measure checkpoints of an open run; arguments and errors as in `evaluate_run`."""
+    count, ks = rollouts_and_ks([run], rollouts, pass_k)
+    run.samples_as_trained = count > 0
+    if count:
+        run.obtain_consent()
+    return _evaluate(run, checkpoints, count, ks, command)
 
 
 def rollouts_and_ks(
@@ -96,7 +113,7 @@ def _evaluate(
     run: LoadedRun, checkpoints: Sequence[str | int], rollouts: int, pass_k: Sequence[int], command: str | None
 ) -> Evaluation:
     steps = run.checkpoint_steps(checkpoints)
-    policy = run.policy(sampled_here=False)
+    policy = run.policy()
     executed = run.observed(steps[-1])
     run.load(policy, steps[-1])
     readout = None

@@ -42,6 +42,7 @@ from echo_cli.files import (
     write_json,
 )
 from echo_cli.runs.checkpoints import Checkpoints
+from echo_cli.runs.origin import CONFIG, MARK, write_config
 from echo_cli.text import escape_unprintable
 
 _FORMAT = "echo-cli run 1"
@@ -50,7 +51,7 @@ _LOGS = ("metrics.jsonl", "observations.jsonl", "trajectories.jsonl", "rollouts.
 _POOLS = "pool_*.jsonl"
 _PICTURES = ("heldout_env_ce.*", "heldout_evaluation.*")
 _TRACKED = ("tensorboard", "trackio", "wandb")
-_OWN = ("config.yaml", *_LOGS, _POOLS, "checkpoints", "summary.json", *_PICTURES, *_TRACKED)
+_OWN = (CONFIG, MARK, *_LOGS, _POOLS, "checkpoints", "summary.json", *_PICTURES, *_TRACKED)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class RunDirectory:
 
     @property
     def config_path(self) -> Path:
-        return self.path / "config.yaml"
+        return self.path / CONFIG
 
     @property
     def metrics_path(self) -> Path:
@@ -185,9 +186,8 @@ class RunDirectory:
             write_atomic(self.observations_path, b"")
         else:
             truncate_jsonl(self.observations_path, step, lambda row: int(row["step"]))
-        for path in (self.trajectories_path, self.rollouts_path):
-            if path.exists():
-                truncate_jsonl(path, step, lambda row: int(row["meta"]["step"]))
+        for path in filter(Path.exists, (self.trajectories_path, self.rollouts_path)):
+            truncate_jsonl(path, step, lambda row: int(row["meta"]["step"]))
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None], meta: Mapping[str, Any]) -> Path:
         """Save the state after `step` (see `Checkpoints.save`), with `step` added to `meta`.
@@ -256,7 +256,7 @@ def create_run(
     """
     with os_errors(path):
         _check_free(path, overwrite)
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(0o700, parents=True, exist_ok=True)
     with lock_folder(path):
         _check_free(path, overwrite)  # again: another process may have created a run meanwhile
         with os_errors(path):
@@ -269,7 +269,7 @@ def create_run(
             append_jsonl(path / _POOLS.replace("*", name), records)
         write_atomic(path / "observations.jsonl", b"")
         write_atomic(path / "metrics.jsonl", b"")
-        write_atomic(path / "config.yaml", config_yaml.encode())
+        write_config(path, config_yaml)
     return RunDirectory(path)
 
 
@@ -324,7 +324,7 @@ def is_half_made(path: Path) -> bool:
         return bool(_names(path))
     empty = {"metrics.jsonl", "observations.jsonl"}
     written = {name for name in written if not fnmatch(name, _POOLS)}
-    if not written <= {"environment.json", *empty} or not _is_ours(path):
+    if not written <= {"environment.json", MARK, *empty} or not _is_ours(path):
         return False
     return all((path / name).stat().st_size == 0 for name in written & empty)
 

@@ -148,7 +148,7 @@ def write_pool(
     temporary = final.with_name(f"{TEMPORARY}{final.name}-{os.getpid()}")
     with os_errors(folder):
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
+        temporary.mkdir(0o700)
         try:
             append_jsonl(temporary / TRAJECTORIES, (trajectory.to_json() for trajectory in trajectories))
             fsync(temporary / TRAJECTORIES)

@@ -112,6 +112,9 @@ def _start(cell: Cell, overwrite: bool) -> subprocess.Popen[bytes]:
     write_atomic(config, cell.config.to_yaml().encode())
     words = ["train", "--config", str(config), "--output-dir", str(cell.path.parent), "--run-name", cell.name]
     words += ["--json", "--parent", str(os.getpid()), "--group", cell.path.parent.name]
+    grants = cell.config.environment.grants
+    words += [] if grants.import_from is None else ["--import-from", grants.import_from]
+    words += ["--allow-plain-http"] if grants.plain_http else []
     if is_run(cell.path):
         words.append("--overwrite" if overwrite else "--resume")
     with os_errors(log), log.open("wb") as stderr:

@@ -8,13 +8,14 @@ the weights, so every variant and every repeat uses the same policy.
 
 from __future__ import annotations
 
+import json
 import math
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median as middle
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 
 from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.config.schema import Config
+from echo_cli.config.section import Grants
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.worlds import open_worlds
 from echo_cli.errors import EchoError
@@ -295,7 +297,7 @@ def _peak_of_own_process(config: Config, variant: Variant) -> int:
     code = "import sys, echo_cli.training.benchmark as b; b.print_peak(sys.argv[1], sys.stdin.read())"
     done = subprocess.run(
         [sys.executable, "-c", code, variant.name],
-        input=config.model_dump_json(),
+        input=json.dumps({"config": config.model_dump_json(), "grants": asdict(config.environment.grants)}),
         capture_output=True,
         text=True,
         start_new_session=True,  # Ctrl-C reaches only this process, which then ends the child
@@ -310,9 +312,10 @@ def _peak_of_own_process(config: Config, variant: Variant) -> int:
     return int(done.stdout)
 
 
-def print_peak(name: str, config_json: str) -> None:
+def print_peak(name: str, order: str) -> None:
     """Warm up, update once, and print this process's peak resident set, bytes; `bench` calls it in a new process."""
-    config = Config.model_validate_json(config_json)
+    given = json.loads(order)
+    config = Config.model_validate_json(given["config"]).granted(Grants(**given["grants"]))
     (variant,) = (variant for variant in variants(config) if variant.name == name)
     policy, _ = build_policy(config, quiet=True)
     with open_worlds(config) as worlds:

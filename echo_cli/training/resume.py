@@ -10,10 +10,11 @@ from echo_cli.config.loader import load_config
 from echo_cli.config.schema import Config, flat_config, free_keys
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.errors import EchoError
-from echo_cli.files import read_json, write_atomic
+from echo_cli.files import read_json
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.objective.schedule import learning_rate_at, world_model_coeff_at
 from echo_cli.runs.directory import RunDirectory
+from echo_cli.runs.origin import write_config
 from echo_cli.runs.summary import best_step
 from echo_cli.text import escape_unprintable
 from echo_cli.traces.corpus import TraceCorpus
@@ -32,7 +33,7 @@ def restore_run(run: RunDirectory, config: Config, policy: TorchPolicy) -> tuple
     best = best_step(run.read_metrics(), config.evaluation.select_by)
     if best in run.checkpoints.steps():  # the mark is outdated if the run was killed between saving and marking
         run.checkpoints.mark_best(best)
-    write_atomic(run.config_path, config.to_yaml().encode())
+    write_config(run.path, config.to_yaml())
     return step, meta
 
 

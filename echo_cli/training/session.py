@@ -20,6 +20,7 @@ from echo_cli.models.device import DeviceChoice
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.objective.schedule import GradientNorms
 from echo_cli.runs.directory import RunDirectory, check_writable, create_run, open_run
+from echo_cli.runs.origin import unmarked_line
 from echo_cli.runs.pools import ObservationLog, pairs_of
 from echo_cli.runs.provenance import environment_record
 from echo_cli.traces.corpus import TraceCorpus, check_trainable, index_traces
@@ -95,6 +96,7 @@ def open_session(
         evaluator.remember_start(policy)
         with run.lock():
             start_step, meta = restore_run(run, config, policy) if resume else (0, {})
+            unmarked = unmarked_line(path)
             executed = run.read_observations()
             evaluator.observe(pairs_of(executed))
             yield Session(
@@ -110,7 +112,7 @@ def open_session(
                 gradient_norms=GradientNorms(**meta.get("gradient_norms", {})),
                 unrecorded=meta.get("unrecorded"),
                 clock_start=clock_start - float(meta.get("seconds", 0.0)),
-                notices=notices,
+                notices=[*notices, *([unmarked] if unmarked else [])],
             )
 
 

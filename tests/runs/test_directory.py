@@ -77,7 +77,9 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
     (run.path / "notes.md").write_text("mine")
     _create(run.path, overwrite=True)
     names = sorted(entry.name for entry in run.path.iterdir())
-    assert names == [".lock", "config.yaml", "environment.json", "metrics.jsonl", "notes.md", "observations.jsonl"]
+    made = ["config.yaml", "environment.json", "metrics.jsonl", "observations.jsonl", "origin"]
+    assert names == sorted([".lock", "notes.md", *made])
+    assert run.path.stat().st_mode & 0o777 == 0o700
     assert run.read_metrics() == run.read_observations() == []
 
 

@@ -207,6 +207,23 @@ def _wait_until_gone(pid: int) -> None:
         time.sleep(0.05)
 
 
+def test_a_cell_takes_classes_from_the_folder_that_the_sweep_was_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "class Mine:\n    def start(self, **_):\n        raise RuntimeError('mine was started')\n"
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "mine.py").write_text(source)
+    words = _words(tmp_path, "0", "environment.provider.kind=mine:Mine", "--import-from", str(tmp_path / "given"))
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert "the provider failed: RuntimeError: mine was started" in error_of(said)[0]
+    line = f"this starts a server of mine:Mine; imports mine:Mine (also from {tmp_path / 'given'})\n"
+    assert f"sweep: {line}" in said
+    assert (tmp_path / "s").stat().st_mode & 0o777 == 0o700
+    (log,) = (tmp_path / "s" / "cells").glob("*.log")
+    assert log.read_text().startswith(f"train: {line}")
+
+
 @pytest.mark.slow
 def test_a_killed_cell_is_a_failed_one(swept: Path, tmp_path: Path) -> None:
     again = _copy(swept, tmp_path, NAMES[3])

@@ -17,6 +17,7 @@ from trace_files import ALONE
 from echo_cli.cli.main import main
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config
+from echo_cli.config.section import Grants
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.loaded_run import build_policy
@@ -214,3 +215,12 @@ def test_a_process_that_fails_is_an_error_with_its_reason(tmp_path: Path) -> Non
     broken = config.model_copy(update={"model": config.model.model_copy(update={"path": str(tmp_path / "none")})})
     with pytest.raises(EchoError, match=r"memory of 'λ = 0.*no model folder"):
         bench._peak_of_own_process(broken, bench.variants(broken)[0])
+
+
+@pytest.mark.slow
+def test_that_process_has_the_permissions_of_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("class Mine:\n    def start(self, **_):\n        raise OSError('mine')\n")
+    config = load_config("toy", ["threads=1", "environment.provider.kind=mine:Mine"])
+    granted = config.granted(Grants(import_from=str(tmp_path)))
+    with pytest.raises(EchoError, match="the provider failed: OSError: mine"):
+        bench._peak_of_own_process(granted, bench.variants(granted)[0])

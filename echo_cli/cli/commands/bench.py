@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from echo_cli.cli.options import AsJson, ConfigName, Device, Overrides, as_overrides, print_json
+from echo_cli.cli.options import (
+    AsJson,
+    ConfigName,
+    Device,
+    ImportFrom,
+    Overrides,
+    PlainHttp,
+    as_overrides,
+    consent_of,
+    grants_of,
+    print_json,
+)
+from echo_cli.config.effects import effects_of
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.terminal import put
 
@@ -16,6 +28,8 @@ def bench(
     config: ConfigName = None,
     repeats: Annotated[int, typer.Option(help="Number of timed repeats after a warm-up.", metavar="N", min=1)] = 15,
     device: Device = None,
+    import_from: ImportFrom = None,
+    plain_http: PlainHttp = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure the cost of the env term in seconds and memory.
@@ -24,10 +38,12 @@ def bench(
     """
     from echo_cli.training import benchmark as measure
 
+    grants = grants_of(import_from, plain_http)
     loaded = load_config(
         find_config("toy" if config is None else config),
         [*(overrides or []), *as_overrides(overrides or [], device=device)],
-    )
+    ).granted(grants)
+    consent_of("bench", grants).obtain(effects_of(loaded))
     result = measure.bench(loaded, repeats, lambda text: put(f"bench: {text}", err=True))
     if as_json:
         print_json(result)

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from echo_cli.cli.options import AsJson, Device, checkpoint_named, chosen_checkpoint, print_json
+from echo_cli.cli.options import (
+    AllowEnvironment,
+    AsJson,
+    Device,
+    ImportFrom,
+    PlainHttp,
+    checkpoint_named,
+    chosen_checkpoint,
+    consent_of,
+    grants_of,
+    print_json,
+)
 from echo_cli.errors import EchoError
 from echo_cli.terminal import ask, put
 
@@ -20,30 +31,35 @@ if TYPE_CHECKING:
     from echo_cli.evaluation.dream.scoring import DreamReport
     from echo_cli.evaluation.dream.session import Event, OpenDream
 
+_Score = Annotated[int | None, typer.Option(help="Score replies on N novel held-out pairs.", metavar="N", min=1)]
+_Checkpoint = Annotated[
+    str | None, typer.Option(help="best (default), latest or a step.", metavar="NAME|N", show_default=False)
+]
+_MaxTokens = Annotated[
+    int | None, typer.Option(help="Maximum length of a predicted reply, tokens.", metavar="N", min=1)
+]
+_Temperature = Annotated[
+    float, typer.Option(help="Sampling temperature; 0 (default) is greedy.", metavar="X", show_default=False)
+]
+_ClosedLoop = Annotated[bool, typer.Option("--closed-loop", help="Continue after predicted replies, not real ones.")]
+
 
 def dream(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
-    score: Annotated[
-        int | None, typer.Option(help="Score replies on N novel held-out pairs.", metavar="N", min=1)
-    ] = None,
-    checkpoint: Annotated[
-        str | None, typer.Option(help="best (default), latest or a step.", metavar="NAME|N", show_default=False)
-    ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Maximum length of a predicted reply, tokens.", metavar="N", min=1)
-    ] = None,
+    score: _Score = None,
+    checkpoint: _Checkpoint = None,
+    max_tokens: _MaxTokens = None,
     seed: Annotated[int, typer.Option(help="Seed of the order of pairs and of sampling.", metavar="N", min=0)] = 0,
     pool: Annotated[Path | None, typer.Option(help="With --score: another frozen pool.", metavar="DIR")] = None,
     breakdown: Annotated[bool, typer.Option("--breakdown", help="With --score: also per command.")] = False,
     task: Annotated[str | None, typer.Option(help="Task to play; default: first held-out task.", metavar="ID")] = None,
     list_tasks: Annotated[bool, typer.Option("--list-tasks", help="List the tasks that --task accepts.")] = False,
-    temperature: Annotated[
-        float, typer.Option(help="Sampling temperature; 0 (default) is greedy.", metavar="X", show_default=False)
-    ] = 0.0,
-    closed_loop: Annotated[
-        bool, typer.Option("--closed-loop", help="Continue after predicted replies, not real ones.")
-    ] = False,
+    temperature: _Temperature = 0.0,
+    closed_loop: _ClosedLoop = False,
     device: Device = None,
+    allow_environment: AllowEnvironment = False,
+    import_from: ImportFrom = None,
+    plain_http: PlainHttp = False,
     as_json: AsJson = False,
 ) -> None:
     """Let the policy answer commands in place of the environment.
@@ -54,6 +70,7 @@ def dream(
     which = checkpoint_named(checkpoint or "best") if list_tasks else chosen_checkpoint(checkpoint, run)
     if not 0 <= temperature < math.inf:
         raise EchoError(f"--temperature is {temperature}", "give 0 or a positive number")
+    consent = consent_of("dream", grants_of(import_from, plain_http), allowed=allow_environment)
     of_play = {"--task": task, "--temperature": temperature, "--closed-loop": closed_loop}
     if score is not None:
         tip = "omit it: scored replies are greedy and follow true transcripts of a pool"
@@ -61,7 +78,14 @@ def dream(
         from echo_cli.evaluation.dream.scoring import score_dreams
 
         found = score_dreams(
-            run, checkpoint=which, number=score, pool_folder=pool, seed=seed, max_tokens=max_tokens, device=device
+            run,
+            checkpoint=which,
+            number=score,
+            pool_folder=pool,
+            seed=seed,
+            max_tokens=max_tokens,
+            device=device,
+            consent=consent,
         )
         _print_score(found, breakdown, as_json)
         return
@@ -73,7 +97,7 @@ def dream(
     from echo_cli.evaluation.dream.session import DreamSettings, open_dream
 
     settings = DreamSettings(max_tokens, temperature, seed, closed_loop)
-    with open_dream(run, checkpoint=which, task_id=task, settings=settings, device=device) as opened:
+    with open_dream(run, checkpoint=which, task_id=task, settings=settings, device=device, consent=consent) as opened:
         events = _play(opened, as_json)
     if as_json:
         _print_events(opened, closed_loop, events)

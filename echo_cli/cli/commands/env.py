@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from echo_cli.cli.options import AsJson, Overrides, command_group, examples, print_json
+from echo_cli.cli.options import (
+    AsJson,
+    ImportFrom,
+    Overrides,
+    PlainHttp,
+    command_group,
+    consent_of,
+    examples,
+    grants_of,
+    print_json,
+)
+from echo_cli.config.effects import effects_of
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.errors import EchoError
 
@@ -30,6 +41,8 @@ def check(
             "--model", help="Also play a few training rollouts with the config's model, and show its actions."
         ),
     ] = False,
+    import_from: ImportFrom = None,
+    plain_http: PlainHttp = False,
     as_json: AsJson = False,
 ) -> None:
     """Play one episode in a config's environment and report problems.
@@ -41,7 +54,8 @@ def check(
             f"--model takes no value, so '{named[0]}' is not a model",
             f"it plays the config's own model; for another: --model model.kind=hf model.path={named[0]}",
         )
-    loaded = load_config(find_config(config), overrides or [])
+    grants = grants_of(import_from, plain_http)
+    loaded = load_config(find_config(config), overrides or []).granted(grants)
 
     from echo_cli.environments.worlds import open_worlds
     from echo_cli.models.architecture import architecture_of
@@ -49,6 +63,7 @@ def check(
     from echo_cli.rollouts.environment_check import check_environment
     from echo_cli.rollouts.limits import limits_of
 
+    consent_of("env check", grants).obtain(effects_of(loaded, sampler=model))
     renderer, architecture = load_renderer(loaded), architecture_of(loaded.model)
     with open_worlds(loaded) as worlds:
         report = check_environment(

@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from echo_cli.cli.options import (
+    AllowEnvironment,
     AsJson,
     ConfigName,
     Device,
+    ImportFrom,
+    PlainHttp,
     as_overrides,
     checkpoint_named,
     chosen_checkpoint,
+    consent_of,
+    grants_of,
     print_json,
     refuse_overrides,
 )
@@ -24,39 +29,47 @@ from echo_cli.errors import EchoError
 from echo_cli.terminal import put
 
 if TYPE_CHECKING:
+    from echo_cli.evaluation.loaded_run import LoadedRun
     from echo_cli.evaluation.records import Evaluation
+    from echo_cli.runs.origin import Consent
 
 _NAMES = ("best", "latest", "all")
 
 
+_Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RUN|KEY.PATH=VALUE", help="Run directory; with --model, config overrides.", show_default=False
+    ),
+]
+_Compare = Annotated[
+    tuple[Path, Path] | None, typer.Option(help="Compare two runs, B - A, instead of RUN.", metavar="RUN_A RUN_B")
+]
+_Model = Annotated[
+    list[str] | None,
+    typer.Option(help="Model instead of RUN; repeatable; the first is the reference.", metavar="PATH|HUB-ID"),
+]
+_Checkpoint = Annotated[
+    list[str] | None, typer.Option(help="best (default), latest, all or a step; repeatable.", metavar="NAME")
+]
+_FitPool = Annotated[
+    Path | None, typer.Option(help="With --model: pool that the baselines are fitted on.", metavar="DIR")
+]
+_Rollouts = Annotated[
+    int | None, typer.Option(help="Rollouts per task for pass@k. Default: as in training.", metavar="N", min=0)
+]
+
+
 def eval_heldout(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="RUN|KEY.PATH=VALUE",
-            help="Run directory; with --model, config overrides.",
-            show_default=False,
-        ),
-    ] = None,
-    compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(help="Compare two runs, B - A, instead of RUN.", metavar="RUN_A RUN_B")
-    ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="Model instead of RUN; repeatable; the first is the reference.", metavar="PATH|HUB-ID"),
-    ] = None,
-    checkpoint: Annotated[
-        list[str] | None, typer.Option(help="best (default), latest, all or a step; repeatable.", metavar="NAME")
-    ] = None,
+    words: _Words = None,
+    compare: _Compare = None,
+    model: _Model = None,
+    checkpoint: _Checkpoint = None,
     step: Annotated[int | None, typer.Option(help="Checkpoint by step.", metavar="N")] = None,
     pool: Annotated[list[Path] | None, typer.Option(help="Additional frozen pool; repeatable.", metavar="DIR")] = None,
-    fit_pool: Annotated[
-        Path | None, typer.Option(help="With --model: pool that the baselines are fitted on.", metavar="DIR")
-    ] = None,
+    fit_pool: _FitPool = None,
     config: ConfigName = None,
-    rollouts: Annotated[
-        int | None, typer.Option(help="Rollouts per task for pass@k. Default: as in training.", metavar="N", min=0)
-    ] = None,
+    rollouts: _Rollouts = None,
     pass_k: Annotated[
         list[int] | None, typer.Option(help="k of pass@k; repeatable. Default: 1 and N.", metavar="K", min=1)
     ] = None,
@@ -68,6 +81,9 @@ def eval_heldout(
         Path | None, typer.Option("--output", "-o", help="Figure's file or folder. Default: the run's.", metavar="PATH")
     ] = None,
     device: Device = None,
+    allow_environment: AllowEnvironment = False,
+    import_from: ImportFrom = None,
+    plain_http: PlainHttp = False,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV rows on stdout.")] = False,
 ) -> None:
@@ -78,7 +94,14 @@ def eval_heldout(
     """
     if as_json and as_csv:
         raise EchoError("--json and --csv exclude each other", "give one of them")
-    of_runs = {"--checkpoint": checkpoint, "--step": step, "--rollouts": rollouts, "--pass-k": pass_k}
+    of_runs: dict[str, object] = {
+        "--checkpoint": checkpoint,
+        "--step": step,
+        "--rollouts": rollouts,
+        "--pass-k": pass_k,
+    }
+    of_runs |= {"--import-from": import_from, "--allow-environment": allow_environment or None}
+    of_runs |= {"--allow-plain-http": plain_http or None}
     if model:
         overrides = [*_overrides(words or [], compare, of_runs, pool), *as_overrides(words or [], device=device)]
         found, stem = _evaluate_models(model, config, overrides, pool or [], fit_pool, command, output)
@@ -86,7 +109,8 @@ def eval_heldout(
         run = _one_run(words or [], compare, {"--config": config, "--fit-pool": fit_pool})
         _check_rollouts(rollouts, pass_k)
         names = _checkpoints(checkpoint, step) or ["best" if compare else chosen_checkpoint(None, run)]
-        chosen = _Chosen(names, rollouts, pass_k, command, pool or [], device)
+        consent = consent_of("eval-heldout", grants_of(import_from, plain_http), allowed=allow_environment)
+        chosen = _Chosen(names, rollouts, pass_k, command, pool or [], device, consent)
         found, stem = _compare_runs(compare, chosen, output) if compare else _evaluate_run(run, chosen, output)
     _show(found, stem, as_json, as_csv, breakdown)
 
@@ -102,6 +126,14 @@ class _Chosen:
     command: str | None
     pools: list[Path]
     device: str | None
+    consent: Consent
+
+    def open(self, run: Path) -> LoadedRun:
+        from echo_cli.evaluation.loaded_run import load_run
+
+        opened = load_run(run, device=self.device, pool_folders=self.pools, consent=self.consent)
+        opened.announce = _progress
+        return opened
 
 
 def _evaluate_models(
@@ -137,32 +169,25 @@ def _compare_runs(runs: tuple[Path, Path], chosen: _Chosen, output: Path | None)
     stem = _stem(output, _shared_folder(runs, output), "heldout_comparison")
     from echo_cli.evaluation.comparison import compare_runs
 
-    found = compare_runs(
-        runs,
-        checkpoint=chosen.checkpoints[0],
-        rollouts=chosen.rollouts,
-        pass_k=chosen.pass_k,
-        pool_folders=chosen.pools,
-        device=chosen.device,
-        announce=_progress,
-    )
+    with chosen.open(runs[0]) as first, chosen.open(runs[1]) as second:
+        found = compare_runs(
+            (first, second), checkpoint=chosen.checkpoints[0], rollouts=chosen.rollouts, pass_k=chosen.pass_k
+        )
     return found, stem
 
 
 def _evaluate_run(run: Path, chosen: _Chosen, output: Path | None) -> tuple[Evaluation, Path]:
     stem = _stem(output, run, "heldout_evaluation")
-    from echo_cli.evaluation.run_evaluation import evaluate_run
+    from echo_cli.evaluation.run_evaluation import evaluate_loaded
 
-    found = evaluate_run(
-        run,
-        checkpoints=chosen.checkpoints,
-        rollouts=chosen.rollouts,
-        pass_k=chosen.pass_k,
-        command=chosen.command,
-        pool_folders=chosen.pools,
-        device=chosen.device,
-        announce=_progress,
-    )
+    with chosen.open(run) as opened:
+        found = evaluate_loaded(
+            opened,
+            checkpoints=chosen.checkpoints,
+            rollouts=chosen.rollouts,
+            pass_k=chosen.pass_k,
+            command=chosen.command,
+        )
     return found, stem
 
 

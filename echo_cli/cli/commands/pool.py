@@ -10,17 +10,23 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from echo_cli.cli.options import (
+    AllowEnvironment,
     AsJson,
     ConfigName,
     Device,
+    ImportFrom,
     Overrides,
     Overwrite,
+    PlainHttp,
     as_overrides,
     chosen_checkpoint,
     command_group,
+    consent_of,
     examples,
+    grants_of,
     print_json,
 )
+from echo_cli.config.effects import effects_of
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config
 from echo_cli.environments.tasks import Split
@@ -59,6 +65,9 @@ def build(
     seed: Annotated[str | None, typer.Option(help="Sampling seed. Default: the config's.", metavar="N")] = None,
     only_solved: Annotated[bool, typer.Option("--only-solved", help="With a RUN: keep only solved rollouts.")] = False,
     device: Device = None,
+    allow_environment: AllowEnvironment = False,
+    import_from: ImportFrom = None,
+    plain_http: PlainHttp = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -73,7 +82,10 @@ def build(
     chosen = _split(split)
     words = [*(overrides or []), *as_overrides(overrides or [], seed=seed, device=device)]
     played = actor if scripted else _checkpoint_actor(actor, checkpoint, temperature)
-    loaded = _config(config, words, None if scripted else Path(actor))
+    run = None if scripted or config is not None else Path(actor)
+    consent = consent_of("pool", grants_of(import_from, plain_http), allowed=allow_environment)
+    loaded = _config(config, words, run).granted(consent.grants)
+    consent.obtain(effects_of(loaded, sampler=not scripted), run)
 
     from echo_cli.evaluation.pool_building import Recipe, build_pool
 
@@ -147,8 +159,8 @@ def _checkpoint_actor(actor: str, checkpoint: str | None, temperature: float | N
 
 
 def _config(name: str | None, words: list[str], run: Path | None) -> Config:
-    """Load the config `name`, else the config of `run`, else `toy`."""
-    if name is None and run is not None:
+    """Load the config of `run`, else the config `name`, else `toy`."""
+    if run is not None:
         from echo_cli.runs.directory import open_run
 
         return open_run(run).read_config(words)

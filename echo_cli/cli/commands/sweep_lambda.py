@@ -15,17 +15,22 @@ from echo_cli.cli.options import (
     ConfigName,
     Device,
     DryRun,
+    ImportFrom,
     OutputDir,
     Overwrite,
+    PlainHttp,
     RunName,
     Seed,
     Steps,
     as_overrides,
+    consent_of,
+    grants_of,
     print_json,
     print_plans,
     refuse_options,
     run_path,
 )
+from echo_cli.config.effects import effects_of
 from echo_cli.config.loader import find_config
 from echo_cli.errors import EchoError
 from echo_cli.terminal import put
@@ -35,6 +40,14 @@ if TYPE_CHECKING:
     from echo_cli.sweeps.runner import CellStatus
 
 
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="LAMBDA|KEY.PATH=VALUE", help="λ values; words with = are config overrides."),
+]
+Seeds = Annotated[
+    list[str] | None,
+    typer.Option(help="Seeds for every λ: 0,1,2, or 0 1 2 up to the next option or override.", metavar="SEEDS"),
+]
 Jobs = Annotated[
     int,
     typer.Option(
@@ -56,15 +69,9 @@ class SweepCommand(TyperCommand):
 
 def sweep_lambda(
     context: typer.Context,
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="LAMBDA|KEY.PATH=VALUE", help="λ values; words with = are config overrides."),
-    ] = None,
+    words: Words = None,
     config: ConfigName = None,
-    seeds: Annotated[
-        list[str] | None,
-        typer.Option(help="Seeds for every λ: 0,1,2, or 0 1 2 up to the next option or override.", metavar="SEEDS"),
-    ] = None,
+    seeds: Seeds = None,
     jobs: Jobs = 1,
     steps: Steps = None,
     seed: Seed = None,
@@ -72,6 +79,8 @@ def sweep_lambda(
     output_dir: OutputDir = None,
     run_name: RunName = None,
     overwrite: Overwrite = False,
+    import_from: ImportFrom = None,
+    plain_http: PlainHttp = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -93,9 +102,9 @@ def sweep_lambda(
         raise EchoError("--seeds and a seed exclude each other", "list all seeds after --seeds")
     options = as_overrides(overrides, steps=steps, seed=seed, device=device, output_dir=output_dir, run_name=run_name)
     source = find_config("toy" if config is None else config)
-    configs = [
-        plan.sweep_config(source, [*overrides, *options, f"objective.world_model_coeff={coeff!r}"]) for coeff in coeffs
-    ]
+    grants = grants_of(import_from, plain_http)
+    every_lambda = ([*overrides, *options, f"objective.world_model_coeff={coeff!r}"] for coeff in coeffs)
+    configs = [plan.sweep_config(source, each).granted(grants) for each in every_lambda]
     first = configs[0]
     if first.objective.schedule in ("step", "gradient_ratio"):
         raise EchoError(
@@ -129,7 +138,7 @@ def _train(
     if not overwrite:
         check_cells(cells)
     with os_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(0o700, parents=True, exist_ok=True)
     missing = [cell for cell in cells if overwrite or ended_summary(cell) is None]
     if missing:
         config = cells[0].config
@@ -140,6 +149,7 @@ def _train(
             f"evaluation.pass_every={config.evaluation.pass_every}; sweep-lambda --help explains both",
             err=True,
         )
+        consent_of("sweep", config.environment.grants).obtain(effects_of(config, trackers=True))
     with lock_folder(folder), interruptible() as interrupt, sweep_progress(cells) as show:
         outcomes = run_cells(cells, jobs=jobs, overwrite=overwrite, should_stop=interrupt, show=show)
     if any(outcome.status in ("waiting", "stopped") for outcome in outcomes.values()):

@@ -11,21 +11,27 @@ from typing import Annotated, Any
 import typer
 
 from echo_cli.cli.options import (
+    AllowEnvironment,
     AsJson,
     ConfigName,
     Device,
     DryRun,
+    ImportFrom,
     OutputDir,
     Overrides,
     Overwrite,
+    PlainHttp,
     RunName,
     Seed,
     Steps,
     as_overrides,
+    consent_of,
+    grants_of,
     print_json,
     print_plans,
     run_path,
 )
+from echo_cli.config.effects import effects_of
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
@@ -40,6 +46,8 @@ Coeff = Annotated[
     ),
 ]
 
+Parent = Annotated[int | None, typer.Option(help="Save and stop when the process with this id ends.", hidden=True)]
+
 
 def train(
     context: typer.Context,
@@ -53,11 +61,12 @@ def train(
     run_name: RunName = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in its directory, up to --steps.")] = False,
     overwrite: Overwrite = False,
+    allow_environment: AllowEnvironment = False,
+    import_from: ImportFrom = None,
+    plain_http: PlainHttp = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
-    parent: Annotated[
-        int | None, typer.Option(help="Save and stop when the process with this id ends.", hidden=True)
-    ] = None,
+    parent: Parent = None,
     group: Annotated[str | None, typer.Option(help="Group of the run in trackers.", hidden=True)] = None,
 ) -> None:
     """Train a policy on its actions and its environment's outputs.
@@ -67,16 +76,14 @@ def train(
     from echo_cli.sweeps.plan import parse_coeff
 
     if resume and overwrite:
-        raise EchoError(
-            "--resume and --overwrite exclude each other",
-            "omit --overwrite to continue the run, --resume to replace it",
-        )
+        tip = "omit --overwrite to continue the run, --resume to replace it"
+        raise EchoError("--resume and --overwrite exclude each other", tip)
     given = overrides or []
     options = as_overrides(given, steps=steps, seed=seed, device=device, output_dir=output_dir, run_name=run_name)
     if coeff is not None:
         options += as_overrides(given, objective__world_model_coeff=repr(parse_coeff(coeff)))
-    words = [*given, *options]
-    loaded, path = _load(config, words, resume)
+    consent = consent_of("train", grants_of(import_from, plain_http), allowed=allow_environment)
+    loaded, path, own = _load(config, [*given, *options], resume)
     if coeff is not None and loaded.objective.schedule == "step":
         raise EchoError("--lambda has no effect with objective.schedule: step", "set objective.schedule_values")
     if dry_run:
@@ -84,6 +91,8 @@ def train(
         return
     from echo_cli.cli.interrupt import interruptible
 
+    loaded = loaded.granted(consent.grants)
+    consent.obtain(effects_of(loaded, trackers=True), path if own else None)
     with interruptible() as interrupt:
         summary = run_cell(
             loaded,
@@ -115,11 +124,15 @@ def _show(summary: dict[str, Any], path: Path, as_json: bool) -> None:
         put(f"stopped and saved; to continue: {shlex.join(again)}", err=True)
 
 
-def _load(name: str | None, words: list[str], resume: bool) -> tuple[Config, Path]:
-    """Return the config and the directory of a run. Without --config, a resumed run keeps its own config."""
+def _load(name: str | None, words: list[str], resume: bool) -> tuple[Config, Path, bool]:
+    """Return the config and the directory of a run, and whether the config is the run's own, as in a resumed run.
+
+    With --config, a resumed run takes that config.
+    """
     source = find_config("toy" if name is None else name)
     config = load_config(source, words)
     path = run_path(config, f"{source.stem}-seed{config.seed}")
+    is_own = False
     if resume:
         from echo_cli.runs.directory import is_half_made, open_run
 
@@ -127,8 +140,8 @@ def _load(name: str | None, words: list[str], resume: bool) -> tuple[Config, Pat
         if not is_half_made(path):
             own = open_run(path)
             if name is None:
-                config = load_config(own.config_path, words)
-    return config, path
+                config, is_own = load_config(own.config_path, words), True
+    return config, path, is_own
 
 
 def run_cell(

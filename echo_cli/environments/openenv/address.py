@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
 
+from echo_cli.config.effects import VARIABLE
 from echo_cli.environments.faults import fault_line
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,18 @@ class WireAddress:
         return fault_line(text, self.secrets)
 
 
-def wire_address(url: str, headers: Mapping[str, str], section: str = "environment") -> WireAddress:
+def wire_address(
+    url: str, headers: Mapping[str, str], section: str = "environment", *, plain_http: bool = False
+) -> WireAddress:
     """Return the address of a base `url` (http, https, ws, wss); fill `${NAME}` in `headers` from the environment.
 
     Args:
         section: config section that the messages name.
+        plain_http: whether values of variables may go to another machine without TLS.
 
     Raises:
         EchoError: the URL is invalid or contains credentials or a query; a variable is not set; a header cannot be
-            sent. The message names the header and the variable, never a value.
+            sent, or only without TLS. The message names the header and the variable, never a value.
     """
     parts = _parts(url, section)
     secrets: dict[str, str] = {}
@@ -52,6 +55,12 @@ def wire_address(url: str, headers: Mapping[str, str], section: str = "environme
     secure = parts.scheme in ("https", "wss")
     rest = f"{parts.netloc}{parts.path.rstrip('/')}"
     host = parts.hostname or ""
+    if secrets and not (secure or plain_http or _is_loopback(host)):
+        raise EchoError(
+            f"{section}.headers would send {', '.join(secrets.values())} to {host} over plain {parts.scheme}, which "
+            "anyone on the way can read",
+            f"use {parts.scheme}s, or allow it with --allow-plain-http",
+        )
     return WireAddress(
         http=f"{'https' if secure else 'http'}://{rest}",
         websocket=f"{'wss' if secure else 'ws'}://{rest}/ws",
@@ -121,4 +130,4 @@ def expand_env(template: str, key: str, *, empty: bool) -> tuple[str, dict[str, 
         secrets[value] = match[0]
         return value
 
-    return _VARIABLE.sub(value_of, template), secrets
+    return VARIABLE.sub(value_of, template), secrets

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import sys
 from importlib import metadata
@@ -56,17 +55,20 @@ def missing_module(output: str) -> EchoError | None:
     return EchoError(f"the server needs the module '{found[1]}', which was not found", tip)
 
 
+def import_from(folder: str) -> None:
+    """Add a folder at the end of the import path, where it hides no installed package, until the process ends."""
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
 def load_class(import_path: str, base: type | None = None) -> type[Any]:
-    """Load the class `pkg.module:Class`. The working directory is on the import path, as with `python -m`.
+    """Load the class `pkg.module:Class` from the installed packages and the folder of `import_from`.
 
     Raises:
         EchoError: the module or the class does not exist, the module cannot be imported, or the class does not inherit
             from `base` or is abstract.
     """
     module_name, _, name = import_path.partition(":")
-    folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.insert(0, folder)  # kept for the module's later imports
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -74,7 +76,7 @@ def load_class(import_path: str, base: type | None = None) -> type[Any]:
             raise _failed(module_name, error) from error
         raise EchoError(
             f"module '{error.name}' not found, required by '{import_path}'",
-            f"install it, or run where it can be imported; the working directory is {escape_unprintable(folder)}",
+            "install it, or name the folder that contains it: --import-from FOLDER (--import-from . for this one)",
         ) from None
     except (Exception, SystemExit) as error:
         raise _failed(module_name, error) from error

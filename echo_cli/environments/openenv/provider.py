@@ -108,10 +108,13 @@ class Provided:
 
 
 @contextmanager
-def running_server(config: ProviderConfig) -> Iterator[Provided]:
+def running_server(config: ProviderConfig, import_from: str | None = None) -> Iterator[Provided]:
     """Yield a ready server; stop it at the end of the block, or when this process ends in any other way.
 
     Ctrl-C in the terminal does not reach the server, because the trainer needs the server to finish the step.
+
+    Args:
+        import_from: folder from which a provider class may be imported, besides the installed packages.
 
     Raises:
         EchoError: the config does not suit its kind, or a program or package is missing (exit code 2); the server
@@ -124,7 +127,8 @@ def running_server(config: ProviderConfig) -> Iterator[Provided]:
         is_our_python = config.kind == "process" and config.command[0] in ("python", sys.executable)
         server = Provided(host, log, secrets, is_our_python=is_our_python)
         try:
-            host.send(config.model_copy(update={"env": env}).model_dump(mode="json"))
+            order = config.model_copy(update={"env": env}).model_dump(mode="json")
+            host.send({"provider": order, "import_from": import_from})
             server.wait_ready()
             yield server
         finally:

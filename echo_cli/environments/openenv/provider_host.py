@@ -1,13 +1,15 @@
 """The process between the trainer and the server that `provider.py` starts.
 
-Only a process that outlives a killed trainer can stop its server. This process reads the provider's config from the
-first line of stdin and writes JSON lines to stdout: `{"url": …}` when the server is ready, `{"ended": exit code}` when
-it has ended, or `{"error": …}`. When the server has ended, or stdin ends (also because the trainer was killed), the
-process stops the server and everything in its own process group. The server's output goes to stderr.
+Only a process that outlives a killed trainer can stop its server. This process reads the provider's config, and a
+folder from which its class may be imported, from the first line of stdin and writes JSON lines to stdout: `{"url": …}`
+when the server is ready, `{"ended": exit code}` when it has ended, or `{"error": …}`. When the server has ended, or
+stdin ends (also because the trainer was killed), the process stops the server and everything in its own process group.
+The server's output goes to stderr.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -17,6 +19,7 @@ from typing import Any, BinaryIO
 from echo_cli.concurrency import say, take_pipes
 from echo_cli.config.environment import ProviderConfig
 from echo_cli.environments.faults import fault_line
+from echo_cli.environments.openenv.package import import_from
 from echo_cli.environments.openenv.provider_kinds import Server, make_server
 from echo_cli.errors import EchoError
 
@@ -35,7 +38,10 @@ def main() -> None:
     messages: _Messages = SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: messages.put(None))
-    config = ProviderConfig.model_validate_json(orders.readline(), strict=True)
+    order = json.loads(orders.readline())
+    config = ProviderConfig.model_validate_json(json.dumps(order["provider"]), strict=True)
+    if order["import_from"] is not None:
+        import_from(order["import_from"])
     _in_thread(_read_to_end, orders, messages)
     server: Server | None = None
     try:

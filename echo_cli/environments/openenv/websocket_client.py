@@ -157,9 +157,10 @@ class WireSource:
         sessions_wanted: if the server does not publish its capacity, `describe` opens up to this number of sessions to
             measure it; 0 disables this.
         ended: returns why the server has ended; None if it runs, or is not watched.
+        plain_http: as in `wire_address`.
 
     Raises:
-        EchoError: the URL or a header is invalid, or an environment variable is not set.
+        EchoError: as in `wire_address`.
     """
 
     def __init__(
@@ -170,8 +171,9 @@ class WireSource:
         *,
         sessions_wanted: int = 0,
         ended: Callable[[], str | None] = lambda: None,
+        plain_http: bool = False,
     ) -> None:
-        self.address = wire_address(url, headers)
+        self.address = wire_address(url, headers, plain_http=plain_http)
         self._limits = limits
         self._sessions_wanted = sessions_wanted
         self._ended = ended

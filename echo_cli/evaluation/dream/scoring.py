@@ -35,6 +35,7 @@ from echo_cli.evaluation.loaded_run import LoadedRun, load_run
 from echo_cli.evaluation.records import HELDOUT
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.rollouts.limits import limits_for
+from echo_cli.runs.origin import NO_CONSENT, Consent
 from echo_cli.runs.pools import Pair, Pool, pair_of
 from echo_cli.seeds import generator
 from echo_cli.statistics import Estimate, ratio, ratio_difference
@@ -142,6 +143,7 @@ def score_dreams(
     seed: int,
     max_tokens: int | None,
     device: str | None,
+    consent: Consent = NO_CONSENT,
 ) -> DreamReport:
     """Score a checkpoint of the run at `path`, and the run's initial policy, on pairs of a pool.
 
@@ -153,12 +155,13 @@ def score_dreams(
         pool_folder: folder of a pool to score instead of the run's held-out pool; it needs no environment.
         max_tokens: cap of a generated reply, tokens; None for `most_tokens`.
         device: device of the policies; None for the config's.
+        consent: as in `LoadedRun`; a pool that the run has kept needs no environment.
 
     Raises:
         EchoError: the run, checkpoint or pool does not exist, the pool is empty, or the pool has to be played and the
             environment is not available (exit code 1).
     """
-    with load_run(path, device=device) as run:
+    with load_run(path, device=device, consent=consent) as run:
         folder, step = run.checkpoint(checkpoint)
         executed = set(run.observed(step))
         policy = run.policy()

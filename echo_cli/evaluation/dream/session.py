@@ -28,6 +28,7 @@ from echo_cli.evaluation.loaded_run import load_run
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.rollouts.episode import Episode
 from echo_cli.rollouts.limits import EpisodeLimits, limits_for
+from echo_cli.runs.origin import NO_CONSENT, Consent
 from echo_cli.seeds import derive_seed
 from echo_cli.text import escape_unprintable
 
@@ -232,7 +233,13 @@ def tasks_of(path: Path) -> list[Task]:
 
 @contextmanager
 def open_dream(
-    path: Path, *, checkpoint: str | int, task_id: str | None, settings: DreamSettings, device: str | None
+    path: Path,
+    *,
+    checkpoint: str | int,
+    task_id: str | None,
+    settings: DreamSettings,
+    device: str | None,
+    consent: Consent = NO_CONSENT,
 ) -> Iterator[OpenDream]:
     """Open the run at `path` with its environment, for a `with` block.
 
@@ -240,11 +247,13 @@ def open_dream(
         checkpoint: "best", "latest" or a step.
         task_id: the task to play; None for the first held-out task.
         device: device of the policy; None for the config's.
+        consent: as in `LoadedRun`.
 
     Raises:
-        EchoError: the run, checkpoint or task does not exist, or the environment is not available (exit code 1).
+        EchoError: the run, checkpoint or task does not exist, or the environment may not be used or is not
+            available (exit code 1).
     """
-    with load_run(path, device=device) as run:
+    with load_run(path, device=device, consent=consent) as run:
         folder, step = run.checkpoint(checkpoint)
         worlds, task = _task(run.task_suite, task_id)
         policy = run.policy(folder)

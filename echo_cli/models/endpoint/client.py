@@ -40,14 +40,23 @@ class Endpoint:
         concurrency: maximum number of concurrent requests; further requests wait.
         timeout_s: maximum wait for a response, seconds. A request that is rejected for load or cannot connect is
             retried for the same time, at most 60 s.
+        plain_http: as in `wire_address`.
 
     Raises:
-        EchoError: the URL is invalid, an environment variable is not set, or httpx is not installed.
+        EchoError: as in `wire_address`, or httpx is not installed.
     """
 
-    def __init__(self, url: str, headers: Mapping[str, str], *, concurrency: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        concurrency: int,
+        timeout_s: float,
+        plain_http: bool = False,
+    ) -> None:
         httpx = _httpx()
-        address = wire_address(url, headers, "sampler")
+        address = wire_address(url, headers, "sampler", plain_http=plain_http)
         self.url = address.http.removesuffix("/v1")
         self.line = address.line
         self._timeout_s = timeout_s

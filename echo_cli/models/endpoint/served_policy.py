@@ -139,7 +139,13 @@ class ServedPolicy:
 
     def __init__(self, config: SamplerConfig, model: LanguageModel, renderer: Renderer, device: torch.device) -> None:
         assert config.url and config.model and config.weights and config.sync
-        self.endpoint = Endpoint(config.url, config.headers, concurrency=config.concurrency, timeout_s=config.timeout_s)
+        self.endpoint = Endpoint(
+            config.url,
+            config.headers,
+            concurrency=config.concurrency,
+            timeout_s=config.timeout_s,
+            plain_http=config.grants.plain_http,
+        )
         self._model = model
         self._renderer = renderer
         self._device = device

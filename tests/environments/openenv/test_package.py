@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 import pytest
 
-from echo_cli.environments.openenv.package import generic_arguments, load_class, require_openenv
+from echo_cli.environments.openenv.package import generic_arguments, import_from, load_class, require_openenv
 from echo_cli.errors import EchoError, install_command
 
 A, B = TypeVar("A"), TypeVar("B")
@@ -67,18 +67,37 @@ def test_the_known_openenv_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert "openenv" not in sys.modules or not str(sys.modules["openenv"].__file__).startswith(str(folder))
 
 
-def test_a_class_of_the_current_folder(folder: Path) -> None:
+def test_a_class_of_a_named_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "mine").mkdir()
     (folder / "mine" / "world.py").write_text("class World(dict): pass\n")
+    (folder / "json.py").write_text("raise AssertionError('it hides an installed module')\n")
+    with pytest.raises(EchoError, match="module 'mine' not found") as error:
+        load_class("mine.world:World", dict)
+    assert "--import-from ." in str(error.value.tip)
+    import_from(str(folder))
+    import_from(str(folder))
+    assert sys.path.count(str(folder)) == 1 and sys.path[-1] == str(folder)
     world = load_class("mine.world:World", dict)
     assert world.__name__ == "World" and world.__module__ == "mine.world"
+    monkeypatch.delitem(sys.modules, "json")
+    assert load_class("json:JSONDecoder").__name__ == "JSONDecoder"
 
 
 @pytest.mark.parametrize(
     ("source", "import_path", "message", "tip"),
     [
-        (None, "mine:World", "module 'mine' not found, required by 'mine:World'", "run where it can be imported"),
-        ("", "mine.world:World", "module 'mine.world' not found, required by", "run where it can be imported"),
+        (
+            None,
+            "mine:World",
+            "module 'mine' not found, required by 'mine:World'",
+            "name the folder that contains it: --import-from FOLDER",
+        ),
+        (
+            "",
+            "mine.world:World",
+            "module 'mine.world' not found, required by",
+            "name the folder that contains it: --import-from FOLDER",
+        ),
         (
             "import no_such_thing",
             "mine:World",
@@ -96,6 +115,7 @@ def test_a_class_of_the_current_folder(folder: Path) -> None:
 def test_what_names_no_class_is_refused_in_one_line(
     folder: Path, source: str | None, import_path: str, message: str, tip: str
 ) -> None:
+    import_from(str(folder))
     if source is not None:
         (folder / "mine.py").write_text(source)
     with pytest.raises(EchoError) as error:

@@ -1,0 +1,109 @@
+"""Effects of acting on a config: what it starts, imports, contacts and writes, and which variables it sends."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import dataclass, fields
+
+from echo_cli.config.environment import EnvironmentConfig, ProviderConfig
+from echo_cli.config.model import SamplerConfig
+from echo_cli.config.schema import Config
+from echo_cli.text import escape_unprintable
+
+VARIABLE = re.compile(r"\$\{(\w+)\}")
+"""A reference to an environment variable, `${NAME}`."""
+
+_CREDENTIALS = re.compile(r"//[^/?#]*@")
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What happens outside this process's own code and files when a command acts on a config."""
+
+    starts: tuple[str, ...] = ()
+    """Servers, as command lines, images or projects."""
+    imports: tuple[str, ...] = ()
+    """Classes that run in this process, `pkg.module:Class`."""
+    contacts: tuple[str, ...] = ()
+    """URLs and services."""
+    sends: tuple[str, ...] = ()
+    """Names of the environment variables whose values are passed on."""
+    writes: tuple[str, ...] = ()
+    """Folders outside the run directory."""
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, field.name) for field in fields(self))
+
+    def __add__(self, other: Effects) -> Effects:
+        both = ((*getattr(self, field.name), *getattr(other, field.name)) for field in fields(self))
+        return Effects(*(tuple(dict.fromkeys(entries)) for entries in both))
+
+    def __str__(self) -> str:
+        """Return the effects as one printable line, such as `starts python -m server; sends MY_TOKEN`."""
+        parts = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return escape_unprintable("; ".join(f"{verb} {', '.join(what)}" for verb, what in parts if what))
+
+
+def effects_of(config: Config, *, sampler: bool = True, trackers: bool = False) -> Effects:
+    """Return the effects of playing the environment of `config`; none for the toy terminal in this process.
+
+    Args:
+        sampler: whether the policy's actions are sampled as in training.
+        trackers: whether the run is tracked.
+    """
+    found = _environment(config.environment)
+    if sampler:
+        found += _sampler(config.sampler)
+    if trackers and "wandb" in (config.track or ()):
+        found += Effects(contacts=("wandb",))
+    return found
+
+
+def _environment(environment: EnvironmentConfig) -> Effects:
+    found = Effects()
+    place = "" if environment.grants.import_from is None else f" (also from {environment.grants.import_from})"
+    if environment.object is not None:
+        found += Effects(imports=(f"{environment.object}{_arguments(environment.object_options)}{place}",))
+    if environment.provider is not None:
+        found += _provider(environment.provider, place)
+    if environment.client is not None:
+        found += Effects(imports=(f"{environment.client}{place}",))
+    if environment.url is not None:
+        found += Effects(contacts=(_without_credentials(environment.url),))
+    return found + Effects(sends=_variables(environment.headers))
+
+
+def _provider(provider: ProviderConfig, place: str) -> Effects:
+    kind, imports = provider.kind, tuple[str, ...]()
+    if kind == "process":
+        server = shlex.join(provider.command)
+    elif kind == "docker":
+        server = f"docker image {provider.image}"
+    elif kind == "uv":
+        server = f"uv project {provider.project_path}, app {provider.app}"
+    else:
+        imports = (f"{kind}{place}",)
+        server = f"a server of {kind}{f', image {provider.image}' if provider.image else ''}"
+    variables = f" with {', '.join(provider.env)} set" if provider.env else ""
+    return Effects((f"{server}{_arguments(provider.options)}{variables}",), imports, sends=_variables(provider.env))
+
+
+def _sampler(sampler: SamplerConfig) -> Effects:
+    if sampler.url is None:
+        return Effects()
+    folder = () if sampler.weights is None else (sampler.weights,)
+    return Effects((), (), (_without_credentials(sampler.url),), _variables(sampler.headers), folder)
+
+
+def _variables(templates: dict[str, str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for template in templates.values() for name in VARIABLE.findall(template)))
+
+
+def _arguments(options: dict[str, object]) -> str:
+    return f" with {json.dumps(options, ensure_ascii=False, default=str)}" if options else ""
+
+
+def _without_credentials(url: str) -> str:
+    return _CREDENTIALS.sub("//…@", url, count=1)
