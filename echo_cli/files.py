@@ -13,15 +13,18 @@ import io
 import json
 import math
 import os
+import secrets
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from echo_cli.errors import EchoError
+from echo_cli.symlinks import folder_of, make_folder, opener
+from echo_cli.terminal import put
 from echo_cli.text import escape_unprintable, foreign_encoding
 
 Row = dict[str, Any]
@@ -29,6 +32,8 @@ Row = dict[str, Any]
 
 TEMPORARY = ".tmp-"
 """Name prefix of unfinished files and folders."""
+_KEPT = 50
+"""Maximum number of characters of a name that its unfinished version keeps: a file name has at most 255 bytes."""
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_WRITABLE = {
@@ -44,7 +49,7 @@ def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         EchoError: the disk is full (exit code 1; the previous content is intact) or the file is not writable.
     """
     data = memoryview("".join(f"{_json(row)}\n" for row in rows).encode())
-    with os_errors(path), path.open("ab", buffering=0) as file:
+    with os_errors(path), open(path, "ab", buffering=0, opener=opener) as file:
         size = os.fstat(file.fileno()).st_size
         try:
             while data:
@@ -137,29 +142,67 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, replace: bool = True, follow: bool = False) -> Iterator[BinaryIO]:
     """Yield a file that replaces `path` when the body ends; if the body raises, `path` does not change.
+
+    Args:
+        replace: whether to replace an existing file; if not, it is an error.
+        follow: whether to replace the target of a link at `path`, not the link.
 
     Raises:
         EchoError: the disk is full (exit code 1) or the folder is not writable.
     """
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
-    with os_errors(path):
+    with os_errors(path), folder_of(path, follow=follow) as (folder, name):
+        unfinished = _unfinished(name)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        descriptor = os.open(unfinished, flags, 0o666, dir_fd=folder)
         try:
-            with temporary.open("wb") as file:
+            with open(descriptor, "wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            if replace:
+                os.replace(unfinished, name, src_dir_fd=folder, dst_dir_fd=folder)
+            else:
+                _rename_to_new(unfinished, name, folder)
         except BaseException:
-            delete(temporary)
+            with suppress(FileNotFoundError):
+                os.unlink(unfinished, dir_fd=folder)
             raise
-        fsync(path.parent)
+        fsync(Path("."), folder=folder)
+
+
+def unfinished_beside(path: Path) -> Path:
+    """Return the path of an unfinished file or folder that will be renamed to `path`; nobody can guess its name."""
+    return path.with_name(_unfinished(path.name))
+
+
+def left_beside(path: Path) -> list[Path]:
+    """Return what killed processes of this user left beside `path` under names of `unfinished_beside`."""
+    begin = f"{TEMPORARY}{path.name[:_KEPT]}-"
+    found = [entry for entry in os.scandir(path.parent) if entry.name.startswith(begin)]
+    return [Path(entry.path) for entry in found if entry.stat(follow_symlinks=False).st_uid == os.geteuid()]
+
+
+def _unfinished(name: str) -> str:
+    return f"{TEMPORARY}{name[:_KEPT]}-{secrets.token_hex(8)}"
+
+
+def _rename_to_new(unfinished: str, name: str, folder: int) -> None:
+    """Rename a file unless `name` exists."""
+    try:
+        os.link(unfinished, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        os.rename(unfinished, name, src_dir_fd=folder, dst_dir_fd=folder)
+    else:
+        os.unlink(unfinished, dir_fd=folder)
 
 
 @contextmanager
 def output_file(path: Path | None, *, overwrite: bool) -> Iterator[BinaryIO]:
-    """Yield a file for a command's result, written to `path` (None: stdout) when the body ends.
+    """Yield a file for a command's result in JSON lines, written to `path` (None: stdout) when the body ends.
 
     A device or a pipe at `path` is written to, not replaced, whatever `overwrite` is.
 
@@ -174,11 +217,14 @@ def output_file(path: Path | None, *, overwrite: bool) -> Iterator[BinaryIO]:
             with os_errors(Path(tempfile.gettempdir())):
                 yield held
                 held.seek(0)
-            if path is None:
+            if path is None and sys.stdout.isatty():
+                for line in held:  # with JSON escapes in place of characters that a terminal obeys
+                    put(json.dumps(json.loads(line)))
+            elif path is None:
                 shutil.copyfileobj(held, sys.stdout.buffer)
                 sys.stdout.flush()
             else:
-                with os_errors(path), path.open("wb") as file:
+                with os_errors(path), open(path, "wb", opener=opener) as file:
                     shutil.copyfileobj(held, file)
         return
     if path.is_dir():
@@ -188,8 +234,8 @@ def output_file(path: Path | None, *, overwrite: bool) -> Iterator[BinaryIO]:
             f"{escape_unprintable(path)} already exists", "replace it with --overwrite, or choose another --output"
         )
     with os_errors(path):
-        path.parent.mkdir(0o700, parents=True, exist_ok=True)
-    with atomic_file(path.resolve() if path.is_symlink() else path) as file:  # keep the symlink
+        make_folder(path.parent, mode=0o700)
+    with atomic_file(path, replace=overwrite, follow=True) as file:
         yield file
 
 
@@ -201,7 +247,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         EchoError: the lock is already held, by another process or by this one.
     """
     with os_errors(folder):
-        file = (folder / ".lock").open("a")
+        file = open(folder / ".lock", "a", opener=opener)  # noqa: SIM115 - held by the block below
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -241,7 +287,7 @@ def check_writable(folder: Path) -> None:
         EchoError: no file can be created.
     """
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    with os_errors(there), tempfile.TemporaryFile(dir=there):
+    with os_errors(there), folder_of(there), tempfile.TemporaryFile(dir=there):
         pass
 
 
@@ -253,9 +299,9 @@ def delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def fsync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def fsync(path: Path, *, folder: int | None = None) -> None:
+    """Flush a file, or the entries of a folder, to disk; `folder` is what a relative path begins at, a descriptor."""
+    descriptor = os.open(path, os.O_RDONLY, dir_fd=folder)
     try:
         os.fsync(descriptor)
     finally:

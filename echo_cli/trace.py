@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from echo_cli.errors import EchoError
+from echo_cli.symlinks import opener
 from echo_cli.text import escape_unprintable, foreign_encoding
 from echo_cli.trajectory import (
     FORMAT,
@@ -183,7 +184,7 @@ def trajectory_of(trace: Trace) -> Trajectory:
 
 def write_traces(path: Path, traces: Iterable[Trace]) -> None:
     """Append `traces` to a trajectory file, one at a time."""
-    with path.open("ab") as file:
+    with open(path, "ab", opener=opener) as file:
         for trace in traces:
             file.write(trace_line(trace))
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 from pydantic import BeforeValidator, ConfigDict, PlainSerializer, TypeAdapter, ValidationError, WithJsonSchema
 
 from echo_cli.errors import EchoError
+from echo_cli.symlinks import opener
 from echo_cli.text import escape_unprintable
 
 
@@ -283,7 +284,7 @@ def _adapter() -> TypeAdapter[Trajectory]:
 
 def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
     """Append `trajectories` to a trajectory file."""
-    with path.open("a", encoding="utf-8") as file:
+    with open(path, "a", encoding="utf-8", opener=opener) as file:
         for trajectory in trajectories:
             file.write(json.dumps(trajectory.to_json(), ensure_ascii=False) + "\n")
 

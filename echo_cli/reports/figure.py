@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from echo_cli.errors import EchoError, first_line
 from echo_cli.files import os_errors, write_atomic, write_csv
+from echo_cli.symlinks import make_folder
 from echo_cli.text import escape_unprintable
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def write_picture(
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     plotted = Plotted(*(Path(f"{stem}{ending}") for ending in (".png", ".svg", ".csv")))
     with os_errors(stem.parent):
-        stem.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(stem.parent)
     write_csv(plotted.csv, columns, rows)
     write_atomic(plotted.svg, svg.getvalue())
     write_atomic(plotted.png, png.getvalue())

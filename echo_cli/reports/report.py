@@ -18,6 +18,7 @@ from echo_cli.reports.run_content import read_run
 from echo_cli.reports.run_figure import run_names
 from echo_cli.runs.curves import read_curve
 from echo_cli.runs.directory import open_run
+from echo_cli.symlinks import make_folder
 from echo_cli.text import escape_unprintable
 
 _NAME = "report.html"
@@ -86,7 +87,7 @@ def write_report(
     report = Report(tuple(found), tuple(curves), tuple(_notes(found)))
     html = page(report)
     with os_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
     write_atomic(file, html.html.encode())
     return Written(file, report, html)
 

@@ -17,8 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.errors import EchoError
-from echo_cli.files import TEMPORARY, Row, delete, fsync, os_errors, read_json, sha256_of, write_atomic, write_json
+from echo_cli.files import (
+    TEMPORARY,
+    Row,
+    delete,
+    fsync,
+    os_errors,
+    read_json,
+    sha256_of,
+    unfinished_beside,
+    write_atomic,
+    write_json,
+)
 from echo_cli.runs.provenance import again_tip
+from echo_cli.symlinks import make_folder
 from echo_cli.text import escape_unprintable
 
 _FORMAT = "echo-cli checkpoint 1"
@@ -51,9 +63,9 @@ class Checkpoints:
             EchoError: the disk is full (exit code 1) or the folder is not writable.
         """
         final = self._folder(step)
-        temporary, replaced = final.with_name(TEMPORARY + final.name), final.with_name(_REPLACED + final.name)
+        temporary, replaced = unfinished_beside(final), final.with_name(_REPLACED + final.name)
         with os_errors(final):
-            self.path.mkdir(exist_ok=True)
+            make_folder(self.path)
             self.recover()
             temporary.mkdir()
             try:
@@ -185,7 +197,7 @@ class Checkpoints:
 
     def _remove(self, step: int) -> None:
         folder = self._folder(step)
-        doomed = folder.with_name(TEMPORARY + folder.name)
+        doomed = unfinished_beside(folder)
         with os_errors(folder):
             folder.rename(doomed)  # before deletion: a partially deleted folder must not keep its final name
             delete(doomed)

@@ -43,6 +43,7 @@ from echo_cli.files import (
 )
 from echo_cli.runs.checkpoints import Checkpoints
 from echo_cli.runs.origin import CONFIG, MARK, write_config
+from echo_cli.symlinks import make_folder
 from echo_cli.text import escape_unprintable
 
 _FORMAT = "echo-cli run 1"
@@ -256,7 +257,7 @@ def create_run(
     """
     with os_errors(path):
         _check_free(path, overwrite)
-        path.mkdir(0o700, parents=True, exist_ok=True)
+        make_folder(path, mode=0o700)
     with lock_folder(path):
         _check_free(path, overwrite)  # again: another process may have created a run meanwhile
         with os_errors(path):
@@ -319,7 +320,7 @@ def _listed(folder: Path, names: Sequence[str], most: int = 3) -> str:
 
 def is_half_made(path: Path) -> bool:
     """Return whether `path` is a remnant of a killed `create_run`: not a run, and without data to lose."""
-    written = {name for name in _names(path) if not _is_scaffold(name)}
+    written = {name for name in _names(path) if name != ".lock" and not name.startswith(TEMPORARY)}
     if not written:
         return bool(_names(path))
     empty = {"metrics.jsonl", "observations.jsonl"}
@@ -354,10 +355,6 @@ def _check_free(path: Path, overwrite: bool) -> None:
 
 def _names(path: Path) -> set[str]:
     return {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-
-
-def _is_scaffold(name: str) -> bool:
-    return name == ".lock" or name.startswith(TEMPORARY)
 
 
 def _is_ours(path: Path) -> bool:

@@ -12,9 +12,10 @@ import torch
 from echo_cli.config.model import RANDOM_QWEN3
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
-from echo_cli.files import TEMPORARY, delete, os_errors
+from echo_cli.files import delete, left_beside, os_errors, unfinished_beside
 from echo_cli.models.policy import TRAINER_FILE
 from echo_cli.runs.directory import open_run
+from echo_cli.symlinks import make_folder
 from echo_cli.text import escape_unprintable
 
 _OF_THE_RUN = {TRAINER_FILE, "meta.json"}
@@ -60,10 +61,11 @@ def export_checkpoint(run_path: Path, which: str | int, folder: Path, *, merge: 
             raise EchoError(message, "export base and adapter as one model with --merge")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise EchoError(f"{escape_unprintable(folder)} already exists", "choose another --output")
-    unfinished = folder.with_name(TEMPORARY + folder.name)
+    unfinished = unfinished_beside(folder)
     with os_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        delete(unfinished)
+        make_folder(folder.parent)
+        for left in left_beside(folder):
+            delete(left)
         unfinished.mkdir()
         try:
             if merge:

@@ -11,7 +11,6 @@ every policy is measured in its own tokens; measures per byte are comparable acr
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +20,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from echo_cli.environments.tasks import Split
 from echo_cli.errors import EchoError
-from echo_cli.files import TEMPORARY, append_jsonl, delete, fsync, os_errors, read_json, sha256_of, write_json
+from echo_cli.files import append_jsonl, delete, fsync, os_errors, read_json, sha256_of, unfinished_beside, write_json
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.runs.pools import pool_of
+from echo_cli.symlinks import make_folder
 from echo_cli.text import escape_unprintable
 from echo_cli.trajectory import Role, Trajectory, read_trajectories
 
@@ -145,9 +145,9 @@ def write_pool(
         raise EchoError(f"nothing to measure: no command in {contents.trajectories} trajectories has output", tip)
     check_free(folder, overwrite)
     final = folder.resolve()
-    temporary = final.with_name(f"{TEMPORARY}{final.name}-{os.getpid()}")
+    temporary = unfinished_beside(final)
     with os_errors(folder):
-        final.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(final.parent)
         temporary.mkdir(0o700)
         try:
             append_jsonl(temporary / TRAJECTORIES, (trajectory.to_json() for trajectory in trajectories))

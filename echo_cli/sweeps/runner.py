@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from echo_cli.files import os_errors, write_atomic
+from echo_cli.files import delete, os_errors, write_atomic
 from echo_cli.runs.directory import is_run, open_run
 from echo_cli.sweeps.plan import BROKEN, Cell, ended_summary
+from echo_cli.symlinks import make_folder, opener
 from echo_cli.text import escape_unprintable
 
 Status = Literal["waiting", "running", "stopping", "finished", "diverged", "collapsed", "failed", "stopped"]
@@ -108,7 +109,8 @@ def run_cells(
 def _start(cell: Cell, overwrite: bool) -> subprocess.Popen[bytes]:
     config, log = _beside(cell, ".yaml"), log_path(cell)
     with os_errors(log.parent):
-        log.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(log.parent)
+        delete(log)
     write_atomic(config, cell.config.to_yaml().encode())
     words = ["train", "--config", str(config), "--output-dir", str(cell.path.parent), "--run-name", cell.name]
     words += ["--json", "--parent", str(os.getpid()), "--group", cell.path.parent.name]
@@ -117,7 +119,7 @@ def _start(cell: Cell, overwrite: bool) -> subprocess.Popen[bytes]:
     words += ["--allow-plain-http"] if grants.plain_http else []
     if is_run(cell.path):
         words.append("--overwrite" if overwrite else "--resume")
-    with os_errors(log), log.open("wb") as stderr:
+    with os_errors(log), open(log, "xb", opener=opener) as stderr:
         return subprocess.Popen(
             [sys.executable, "-m", "echo_cli", *words],
             stdin=subprocess.DEVNULL,

@@ -13,7 +13,7 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
-from echo_cli.files import TEMPORARY, delete
+from echo_cli.files import delete, unfinished_beside
 
 
 def gguf_file() -> Path:
@@ -40,8 +40,7 @@ def convert(file: Path, folder: Path) -> None:
     digits, rest = pre_tokenizers.Digits(individual_digits=True), tokenizer.backend_tokenizer.pre_tokenizer
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, rest])
 
-    unfinished = folder.with_name(TEMPORARY + folder.name)
-    delete(unfinished)
+    unfinished = unfinished_beside(folder)
     unfinished.mkdir(parents=True)
     model.to(torch.bfloat16).save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)

@@ -132,13 +132,14 @@ def _train(
     from echo_cli.files import lock_folder, os_errors
     from echo_cli.sweeps.plan import check_cells, ended_summary
     from echo_cli.sweeps.runner import run_cells
+    from echo_cli.symlinks import make_folder
     from echo_cli.training.trackers.tracking import check_trackers
 
     check_trackers(cells[0].config.track)
     if not overwrite:
         check_cells(cells)
     with os_errors(folder):
-        folder.mkdir(0o700, parents=True, exist_ok=True)
+        make_folder(folder, mode=0o700)
     missing = [cell for cell in cells if overwrite or ended_summary(cell) is None]
     if missing:
         config = cells[0].config

@@ -23,12 +23,13 @@ import torch
 
 from echo_cli.config.model import SamplerConfig
 from echo_cli.errors import EchoError
-from echo_cli.files import TEMPORARY, delete, os_errors
+from echo_cli.files import TEMPORARY, delete, os_errors, unfinished_beside
 from echo_cli.models.endpoint.client import Completions, Endpoint
 from echo_cli.models.endpoint.sampler import EndpointSampler
 from echo_cli.models.language_model import LanguageModel
 from echo_cli.models.renderer import Renderer
 from echo_cli.seeds import derive_seed
+from echo_cli.symlinks import make_folder
 
 _PREFIX = "echo-weights-"
 
@@ -98,9 +99,9 @@ class WeightSync:
 
     def _write_version(self, version: str) -> Path:
         path = self._folder / version
-        unfinished = self._folder / f"{TEMPORARY}{version}"
+        unfinished = unfinished_beside(path)
         with os_errors(path):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             unfinished.mkdir()
             try:
                 self._write(unfinished)

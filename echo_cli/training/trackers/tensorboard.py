@@ -17,6 +17,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from echo_cli.config.schema import flat_config
+from echo_cli.symlinks import make_folder
 from echo_cli.training.trackers.tracking import TrackedRun
 
 
@@ -29,7 +30,7 @@ class TensorBoardFiles:
 
     def __init__(self, run: TrackedRun) -> None:
         folder = Path(run.folder) / "tensorboard"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         before = sorted(folder.glob("*.tfevents.*"))
         held = _last_step(before)
         self.first_step = 0 if run.last_step is None else min(held, run.last_step) + 1

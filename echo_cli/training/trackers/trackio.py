@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.errors import EchoError
+from echo_cli.files import write_atomic
+from echo_cli.symlinks import make_folder
 from echo_cli.training.trackers.tracking import TrackedRun
 
 PROJECT = "echo-cli"
@@ -25,7 +27,7 @@ class TrackioRun:
 
     def __init__(self, run: TrackedRun) -> None:
         own = Path(run.folder) / "trackio"
-        own.mkdir(exist_ok=True)
+        make_folder(own)
         os.environ.setdefault("TRACKIO_DIR", str(own))
         self._is_local = is_local = not any(os.environ.get(name) for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"))
         if is_local:
@@ -53,7 +55,7 @@ class TrackioRun:
         )
         if is_local:
             self._check()
-        id_file.write_text(self._run.id)
+        write_atomic(id_file, self._run.id.encode())
         self.first_step = 0 if resume == "never" else self._run._next_step
         self._last_step = self.first_step
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from echo_cli.files import delete
+from echo_cli.files import delete, write_atomic
+from echo_cli.symlinks import make_folder
 from echo_cli.training.trackers.tracking import TrackedRun
 
 
@@ -25,7 +26,7 @@ class WandbRun:
 
     def __init__(self, run: TrackedRun) -> None:
         folder = Path(run.folder) / "wandb"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         for name, value in {
             "WANDB_ERROR_REPORTING": "false",
             "WANDB_CACHE_DIR": str(folder / "cache"),
@@ -40,7 +41,7 @@ class WandbRun:
         id_file = folder / "run-id"
         resumed = run.last_step is not None and id_file.exists()
         run_id = id_file.read_text() if resumed else secrets.token_hex(4)
-        id_file.write_text(run_id)
+        write_atomic(id_file, run_id.encode())
         # `wandb sync` uploads each folder of an offline run from its first row, and the new folder has all rows.
         for path in folder.glob(f"offline-run-*-{run_id}"):
             delete(path)
