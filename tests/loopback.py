@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,6 +39,24 @@ def environment() -> dict[str, str]:
     """Return the environment variables with which a child process finds the packages and the tests' modules."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "envs"), str(ROOT / "tests")])
     return {**os.environ, "PYTHONPATH": path}
+
+
+def normal_users_python() -> tuple[list[str], dict[str, str]]:
+    """Return the command of a Python that runs as a normal user, and its variables; skip the test if there is none.
+
+    Root's own Python may lie in a folder that only root can enter.
+    """
+    variables = {**environment(), "PYTHONPATH": os.pathsep.join([environment()["PYTHONPATH"], *filter(None, sys.path)])}
+    if os.geteuid() != 0:
+        return [sys.executable], variables
+    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
+    try_it = "import subprocess, sys, echo_cli.cli.main; sys.exit(subprocess.call([sys.executable, '-c', '']))"
+    for python in (sys.executable, shutil.which(f"python3.{sys.version_info.minor}", path=os.defpath)):
+        if python is not None and shutil.which("setpriv") is not None:
+            command = [*as_nobody, python]
+            if subprocess.run([*command, "-c", try_it], env=variables, capture_output=True, cwd="/").returncode == 0:
+                return command, variables
+    pytest.skip("root can read every process, and no Python here can be run as a normal user")
 
 
 class OpenEnvServer:

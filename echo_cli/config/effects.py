@@ -86,8 +86,9 @@ def _provider(provider: ProviderConfig, place: str) -> Effects:
     else:
         imports = (f"{kind}{place}",)
         server = f"a server of {kind}{f', image {provider.image}' if provider.image else ''}"
+    values = {**provider.env, "options": json.dumps(provider.options)}
     variables = f" with {', '.join(provider.env)} set" if provider.env else ""
-    return Effects((f"{server}{_arguments(provider.options)}{variables}",), imports, sends=_variables(provider.env))
+    return Effects((f"{server}{_arguments(provider.options)}{variables}",), imports, sends=_variables(values))
 
 
 def _sampler(sampler: SamplerConfig) -> Effects:

@@ -21,6 +21,9 @@ from echo_cli.config.section import (
     Seconds,
     Section,
     Seed,
+    refuse_credentials,
+    refuse_secret_words,
+    refuse_secrets,
 )
 from echo_cli.errors import EchoError
 from echo_cli.text import suggest
@@ -78,12 +81,27 @@ class ToyTerminalConfig(Section):
         return self
 
 
+class ProviderLimits(Section):
+    """Limits of a started server and every process below it; null switches a limit off.
+
+    The server is stopped if it exceeds a limit. `cpus` limits containers only.
+    """
+
+    memory_mb: Positive | None = 8192
+    """Maximum memory of all its processes together, and of each, MiB."""
+    processes: Positive | None = 512
+    file_mb: Positive | None = 1024
+    """Maximum size of a file that it writes, MiB."""
+    cpus: PositiveFloat | None = None
+
+
 class ProviderConfig(Section):
     """A server that echo-cli starts once per run, on 127.0.0.1.
 
     `kind` is `docker` (with `image`), `uv` (with `project_path` and `app`), `process` (with `command`, in which
     `{port}` is replaced by the port) or a provider class, `pkg.module:Class`.
-    `env` holds the server's environment variables; a value may refer to a variable of this process as `${NAME}`.
+    `env` holds the server's environment variables. A value there and in `options` may refer to a variable of this
+    process as `${NAME}`, and must do so for a secret. The server gets no other secret of this process.
     """
 
     kind: str
@@ -96,6 +114,14 @@ class ProviderConfig(Section):
     options: dict[str, Any] = Field(default={})
     """Additional arguments of the provider's constructor."""
     start_timeout_s: Seconds = 60.0
+    limits: ProviderLimits = ProviderLimits()
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> ProviderConfig:
+        refuse_secrets("environment.provider.env", self.env)
+        refuse_secrets("environment.provider.options", self.options)
+        refuse_secret_words("environment.provider.command", self.command)
+        return self
 
 
 TASK_SOURCES = ("file", "items", "seeds", "toy_terminal")
@@ -232,7 +258,7 @@ class EnvironmentConfig(Section):
     object: FreeOnResume[ImportPath | None] = None
     """An OpenEnv `Environment` class, run in this process."""
     object_options: dict[str, Any] = Field(default={})
-    """Arguments of the constructor of `object`."""
+    """Arguments of the constructor of `object`; the class reads a secret from its environment variables instead."""
     url: FreeOnResume[Annotated[str, Field(pattern=r"^(http|https|ws|wss)://[^\s/]+\S*$")] | None] = None
     provider: FreeOnResume[ProviderConfig | None] = None
     none: Literal[True] | None = None
@@ -264,6 +290,13 @@ class EnvironmentConfig(Section):
     retry_s: FreeOnResume[NonNegativeSeconds] = 60.0
     """Maximum time to retry an unavailable environment before the run fails, seconds."""
     max_message_mb: FreeOnResume[PositiveFloat] = 100.0
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> EnvironmentConfig:
+        tip = "let the class read it from an environment variable"
+        refuse_secrets("environment.object_options", self.object_options, tip)
+        refuse_credentials("environment.url", self.url)
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> EnvironmentConfig:

@@ -21,9 +21,17 @@ from echo_cli.config.environment import PRESETS as ENVIRONMENT_PRESETS
 from echo_cli.config.environment import SOURCE_KEYS, SOURCES, TASK_SOURCES
 from echo_cli.config.objective import PRESETS, preset_conflicts
 from echo_cli.config.schema import Config, key_paths
+from echo_cli.config.section import is_secret, secret_in
 from echo_cli.config.tips import config_tip, key_tip, value_tip, word_tip
 from echo_cli.config.yaml_file import key_lines, parse_yaml, read_yaml
 from echo_cli.errors import EchoError
+
+_MAY_HOLD_SECRET = (
+    ("environment", "headers"),
+    *(("environment", "provider", key) for key in ("env", "options", "command")),
+    ("sampler", "headers"),
+)
+"""Key paths of values that may hold a secret, by mistake, where `${NAME}` should stand."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +54,17 @@ def parse_override(word: str) -> Override:
     keys = tuple(key.split("."))
     if not equals or not all(keys):
         raise EchoError(f"'{word}' is not an override", word_tip(word, shipped_configs(), key_paths()))
-    text = f"{key}=…" if may_hold_headers(keys) else word
+    text = f"{key}=…" if may_hold_secret(keys) or is_secret(key, value) else word
     try:
-        return Override(keys, parse_yaml(value)[1], text)
+        parsed = parse_yaml(value)[1]
+        return Override(keys, parsed, f"{key}=…" if secret_in(key, parsed) else text)
     except yaml.YAMLError:
         raise EchoError(f"the value of '{text}' is not valid YAML", "quote it for the shell: 'key=[1, 2]'") from None
 
 
-def may_hold_headers(keys: tuple[str, ...]) -> bool:
-    """Return whether the value of `keys` may contain HTTP headers, which may hold a secret instead of `${NAME}`."""
-    return keys[0] in ("environment", "sampler") and keys[1:2] in ((), ("headers",))
+def may_hold_secret(keys: tuple[str, ...]) -> bool:
+    """Return whether the value of `keys` may contain a secret, and must not be shown in a message."""
+    return any(keys[: len(place)] == place[: len(keys)] for place in _MAY_HOLD_SECRET)
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[Override]) -> None:
@@ -330,11 +339,13 @@ def _first_error(error: ValidationError, place: Callable[[Keys], str]) -> EchoEr
         tip = key_tip(re.sub(r"\.\d+", ".0", name), key_paths())
     elif details["type"] == "missing":
         message, tip = f"'{name}' is missing", "add it"
-    elif len(keys) > 1 and may_hold_headers(keys):
+    elif keys[1:2] == ("headers",):
         message, tip = f"'{name}' does not refer to an environment variable", "write ${NAME}, and export NAME=…"
     else:
         got = details["input"]
-        message = f"'{name}' is {_shown(got)}: {details['msg'][0].lower()}{details['msg'][1:]}"
+        is_hidden = is_secret(name, str(got)) or (len(keys) > 1 and may_hold_secret(keys))
+        shown = "not valid" if is_hidden else _shown(got)
+        message = f"'{name}' is {shown}: {details['msg'][0].lower()}{details['msg'][1:]}"
         tip = value_tip(name, details, key_paths())
     return EchoError(f"{message} ({place(keys)})", tip)
 

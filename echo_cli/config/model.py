@@ -19,6 +19,7 @@ from echo_cli.config.section import (
     Seconds,
     Section,
     absolute,
+    refuse_credentials,
 )
 from echo_cli.errors import EchoError
 
@@ -149,6 +150,7 @@ class SamplerConfig(Section):
 
     @model_validator(mode="after")
     def _endpoint(self) -> SamplerConfig:
+        refuse_credentials("sampler.url", self.url)
         needed = ("url", "model", "sync", "weights")
         if self.kind == "torch":
             for name in (*needed, "headers", "concurrency", "timeout_s"):

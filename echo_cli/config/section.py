@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os.path
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
+
+from echo_cli.errors import EchoError
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -43,6 +47,82 @@ class Grants:
 
 
 NO_GRANTS = Grants()
+
+_VARIABLE = re.compile(r"\$\{\w+\}")
+_SECRET_NAME = re.compile(
+    r"(token|secret|password|passwd|passphrase|api_?key|credentials?|authorization|(^|[_.-])(key|pwd|pass))[0-9]*$",
+    re.IGNORECASE,
+)
+_SECRET_VALUE = re.compile(
+    r"\b(hf|gh[pousr]|github_pat|glpat|xox[abeprs]|[spr]k)[-_][\w-]{16,}|\bAKIA[0-9A-Z]{16}\b|\bAIza[\w-]{30,}"
+    r"|\beyJ[\w-]{8,}\.eyJ|-----BEGIN [A-Z ]*PRIVATE KEY|\b(Bearer|Basic) +[\w.~+/=-]{8,}|://[^/\s:@]*:[^/\s@]+@",
+)
+_NO_SECRETS = {"true", "false", "yes", "no", "on", "off", "none", "null"}
+_SHORTEST_SECRET = 4  # characters
+_PATHS = ("/", "./", "../", "~/")
+"""Beginnings of the path of a file, which may hold a secret but is none."""
+
+_HIDDEN = "***"
+
+
+def is_secret(name: str, text: str) -> bool:
+    """Return whether a text is a secret, judged by its name and its form. `${NAME}`, which stands for one, is not."""
+    literal = _VARIABLE.sub("", text)
+    if _SECRET_VALUE.search(literal):
+        return True
+    is_named = _SECRET_NAME.search(name) is not None and name.rpartition(".")[2] != "PWD"
+    is_short = len(text) < _SHORTEST_SECRET or text.lower() in _NO_SECRETS
+    return is_named and literal == text and not is_short and not text.startswith(_PATHS)
+
+
+def hide_secret(word: str) -> str:
+    """Return a word of a command line, such as `key.path=value` or `--option=value`, without a secret value."""
+    name, equals, value = word.partition("=")
+    if equals and is_secret(name, value):
+        return f"{name}={_HIDDEN}"
+    return _HIDDEN if is_secret("", word) else word
+
+
+def secret_in(key: str, value: Any) -> str | None:
+    """Return the key path of the first secret in a JSON value, whose own path is `key`; None if it has none."""
+    return next((name for name, text in _texts(key, value) if is_secret(name, text)), None)
+
+
+def refuse_secrets(key: str, value: Any, tip: str = "write ${NAME} in its place, and export NAME=…") -> None:
+    """Raise an EchoError if a config's value, or one below it, is a secret: configs are stored, shown and tracked.
+
+    Args:
+        key: path of the value in the config.
+    """
+    if (name := secret_in(key, value)) is not None:
+        raise EchoError(f"{name} is a secret in plain text", tip)
+
+
+def refuse_credentials(key: str, url: str | None) -> None:
+    """Raise an EchoError if a URL contains a password or a token."""
+    if url is not None and is_secret("", url):
+        section = key.rpartition(".")[0]
+        raise EchoError(f"{key} contains credentials", f"send them in {section}.headers, with ${{NAME}}")
+
+
+def refuse_secret_words(key: str, command: tuple[str, ...]) -> None:
+    """Raise an EchoError if a command holds a secret, which every user of the machine could see in `ps`."""
+    for before, word in zip(("", *command), command, strict=False):
+        option = before if before.startswith("-") and "=" not in before and not word.startswith("-") else ""
+        if hide_secret(word) != word or is_secret(option, word):
+            raise EchoError(f"{key} holds a secret", "pass it to the server in environment.provider.env, as ${NAME}")
+
+
+def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Iterate over the key paths and the texts in a JSON value."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _texts(f"{key}.{name}", inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(key, inner)
 
 
 class Section(BaseModel):

@@ -16,6 +16,7 @@ from echo_cli.environments.tasks import Task, TaskList, TaskSplits, load_tasks
 from echo_cli.environments.text_environment import EnvironmentFactory
 from echo_cli.environments.toy import ToyWorlds, toy_factory, toy_settings
 from echo_cli.errors import EchoError
+from echo_cli.processes import hide_memory
 
 _NO_TASKS = TaskSplits((), (), ())
 
@@ -111,6 +112,7 @@ def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterato
     if environment.object is not None:
         from echo_cli.environments.openenv.in_process_client import ObjectSource
 
+        hide_memory()  # the class may run commands of the policy
         with redirect_stdout(sys.stderr):  # its prints must not mix with our output, which may be JSON
             yield ObjectSource(
                 environment.object,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from echo_cli.config.section import hide_secret
 from echo_cli.files import Row, read_json
+from echo_cli.processes import inherited
 
 _VERSIONED = ("torch", "numpy", "tokenizers", "safetensors", "transformers", "peft", "pydantic", "echo-cli")
 
@@ -17,7 +20,7 @@ _VERSIONED = ("torch", "numpy", "tokenizers", "safetensors", "transformers", "pe
 def environment_record(seed: int, argv: Sequence[str], device: str, threads: int) -> Row:
     """Return the record for environment.json: the conditions, besides the config, on which a result depends.
 
-    The record has no host name, user name or absolute path: paths in `argv` are reduced to their last part.
+    The record has no host name, user name, absolute path or secret: paths in `argv` are reduced to their last part.
     """
     return {
         "python": platform.python_version(),
@@ -27,7 +30,7 @@ def environment_record(seed: int, argv: Sequence[str], device: str, threads: int
         "device": device,
         "threads": threads,
         "seed": seed,
-        "argv": [*(Path(word).name for word in argv[:1]), *map(_without_folder, argv[1:])],
+        "argv": [*(Path(word).name for word in argv[:1]), *map(_without_folder, map(hide_secret, argv[1:]))],
     }
 
 
@@ -62,7 +65,10 @@ def git_commit() -> str | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(checkout), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+        environ = inherited(os.environ)
+        return subprocess.run(
+            command, env=environ, capture_output=True, text=True, check=True, timeout=5
+        ).stdout.strip()
 
     try:
         # In a virtual environment inside another repository, git would report that repository's commit.

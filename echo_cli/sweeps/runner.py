@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from echo_cli.files import delete, os_errors, write_atomic
+from echo_cli.processes import ChildProcess
 from echo_cli.runs.directory import is_run, open_run
 from echo_cli.sweeps.plan import BROKEN, Cell, ended_summary
 from echo_cli.symlinks import make_folder, opener
@@ -78,7 +77,7 @@ def run_cells(
             waiting.append(cell)
         else:
             outcomes[cell.name] = ended
-    running: list[tuple[Cell, subprocess.Popen[bytes]]] = []
+    running: list[tuple[Cell, ChildProcess]] = []
     asked = False
     try:
         while running or (waiting and not asked):
@@ -94,19 +93,23 @@ def run_cells(
             show(outcomes)
             time.sleep(_POLL_SECONDS)
             for cell, process in list(running):
+                process.exchange(0)
                 if (code := process.poll()) is not None:
+                    process.kill()
                     running.remove((cell, process))
                     outcomes[cell.name] = _outcome(cell, code, asked)
         show(outcomes)
     finally:
         for _, process in running:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.stop(0)
     return outcomes
 
 
-def _start(cell: Cell, overwrite: bool) -> subprocess.Popen[bytes]:
+def _start(cell: Cell, overwrite: bool) -> ChildProcess:
+    """Start the process of a cell, which trains with all variables of this one.
+
+    Ctrl-C reaches only the sweep, which asks each process to stop once.
+    """
     config, log = _beside(cell, ".yaml"), log_path(cell)
     with os_errors(log.parent):
         make_folder(log.parent)
@@ -120,13 +123,7 @@ def _start(cell: Cell, overwrite: bool) -> subprocess.Popen[bytes]:
     if is_run(cell.path):
         words.append("--overwrite" if overwrite else "--resume")
     with os_errors(log), open(log, "xb", opener=opener) as stderr:
-        return subprocess.Popen(
-            [sys.executable, "-m", "echo_cli", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            start_new_session=True,  # Ctrl-C reaches only the sweep, which asks each process to stop once
-        )
+        return ChildProcess("echo_cli", os.environ, words=words, stderr=stderr)
 
 
 def _outcome(cell: Cell, code: int, asked: bool) -> CellStatus:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -32,9 +33,9 @@ from echo_cli.evaluation.loaded_run import build_policy
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.objective.schedule import world_model_coeff_at
 from echo_cli.objective.step import weigh_step
+from echo_cli.processes import ChildProcess, say, take_pipes
 from echo_cli.seeds import generator
 from echo_cli.statistics import median
-from echo_cli.terminal import put
 from echo_cli.training.step_data import play_explorers, play_tasks
 from echo_cli.trajectory import Role, Trajectory
 
@@ -294,35 +295,39 @@ def _peak_of_own_process(config: Config, variant: Variant) -> int:
 
     A new process is needed because memory retained by one variant would hide the peak of the next.
     """
-    code = "import sys, echo_cli.training.benchmark as b; b.print_peak(sys.argv[1], sys.stdin.read())"
-    done = subprocess.run(
-        [sys.executable, "-c", code, variant.name],
-        input=json.dumps({"config": config.model_dump_json(), "grants": asdict(config.environment.grants)}),
-        capture_output=True,
-        text=True,
-        start_new_session=True,  # Ctrl-C reaches only this process, which then ends the child
+    with tempfile.TemporaryFile() as log:
+        child = ChildProcess("echo_cli.training.benchmark", os.environ, stderr=log)
+        try:
+            grants = asdict(config.environment.grants)
+            child.send({"variant": variant.name, "config": config.model_dump_json(), "grants": grants})
+            peak = child.receive()
+            code = None if peak else child.exit_code()
+        finally:
+            child.kill()
+        if peak is not None:
+            return int(peak["bytes"])
+        log.seek(0)
+        lines = log.read().decode(errors="replace").strip().splitlines() or [""]
+    reason = f"signal {-code}" if code is not None and code < 0 else lines[-1]
+    raise EchoError(
+        f"the process that measures the memory of '{variant.label}' failed: {reason}",
+        "if memory is insufficient, lower optim.token_budget",
+        exit_code=1,
     )
-    if done.returncode != 0:
-        reason = f"signal {-done.returncode}" if done.returncode < 0 else (done.stderr.strip().splitlines() or [""])[-1]
-        raise EchoError(
-            f"the process that measures the memory of '{variant.label}' failed: {reason}",
-            "if memory is insufficient, lower optim.token_budget",
-            exit_code=1,
-        )
-    return int(done.stdout)
 
 
-def print_peak(name: str, order: str) -> None:
-    """Warm up, update once, and print this process's peak resident set, bytes; `bench` calls it in a new process."""
-    given = json.loads(order)
-    config = Config.model_validate_json(given["config"]).granted(Grants(**given["grants"]))
-    (variant,) = (variant for variant in variants(config) if variant.name == name)
+def main() -> None:
+    """Warm up, update once, and report this process's peak resident set, bytes, to `bench`."""
+    orders, report = take_pipes()
+    order = json.loads(orders.readline())
+    config = Config.model_validate_json(order["config"]).granted(Grants(**order["grants"]))
+    (variant,) = (variant for variant in variants(config) if variant.name == order["variant"])
     policy, _ = build_policy(config, quiet=True)
     with open_worlds(config) as worlds:
         played = _play(config, policy, worlds, variant.explorers, step=0)
     for _ in range(2):  # the first update creates the optimizer state
         _update(config, policy, played, variant)
-    put(str(_peak_resident_bytes()))
+    say(report, {"bytes": _peak_resident_bytes()})
 
 
 def _peak_resident_bytes() -> int:
@@ -331,3 +336,7 @@ def _peak_resident_bytes() -> int:
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return 1024 * int(status["VmHWM"].removesuffix("kB"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
+if __name__ == "__main__":
+    main()

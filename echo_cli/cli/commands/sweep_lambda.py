@@ -32,6 +32,7 @@ from echo_cli.cli.options import (
 )
 from echo_cli.config.effects import effects_of
 from echo_cli.config.loader import find_config
+from echo_cli.config.section import hide_secret
 from echo_cli.errors import EchoError
 from echo_cli.terminal import put
 
@@ -119,8 +120,9 @@ def sweep_lambda(
         print_plans([(cell.config, cell.path) for cell in cells], as_json, sweep=True)
         return
     others = plan.other_cells(folder, cells)
-    outcomes = _train(cells, folder, jobs=jobs, overwrite=overwrite, argv=context.obj)
-    _report(cells, others, outcomes, folder, command=shlex.join(["echo-cli", *context.obj]), as_json=as_json)
+    argv = ["echo-cli", *map(hide_secret, context.obj)]
+    outcomes = _train(cells, folder, jobs=jobs, overwrite=overwrite, argv=argv)
+    _report(cells, others, outcomes, folder, command=shlex.join(argv), as_json=as_json)
     _complain(cells, outcomes)
 
 
@@ -154,8 +156,8 @@ def _train(
     with lock_folder(folder), interruptible() as interrupt, sweep_progress(cells) as show:
         outcomes = run_cells(cells, jobs=jobs, overwrite=overwrite, should_stop=interrupt, show=show)
     if any(outcome.status in ("waiting", "stopped") for outcome in outcomes.values()):
-        again = ["echo-cli", *(word for word in argv if word != "--overwrite")]
-        put(f"stopped and saved; to continue: {shlex.join(again)}", err=True)
+        again = shlex.join(word for word in argv if word != "--overwrite")
+        put(f"stopped and saved; to continue: {again}", err=True)
         raise typer.Exit(interrupt.exit_code)
     return outcomes
 

@@ -35,6 +35,7 @@ from echo_cli.config.effects import effects_of
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
+from echo_cli.processes import take_pipes
 from echo_cli.terminal import put
 
 Coeff = Annotated[
@@ -46,7 +47,23 @@ Coeff = Annotated[
     ),
 ]
 
-Parent = Annotated[int | None, typer.Option(help="Save and stop when the process with this id ends.", hidden=True)]
+
+def _take_variables(parent: int | None) -> int | None:
+    """Take the environment variables that the parent, a sweep, sends."""
+    if parent is not None:
+        take_pipes()
+    return parent
+
+
+Parent = Annotated[
+    int | None,
+    typer.Option(
+        help="Take the variables of the process with this id; save and stop when it ends.",
+        hidden=True,
+        is_eager=True,
+        callback=_take_variables,
+    ),
+]
 
 
 def train(

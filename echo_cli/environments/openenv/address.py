@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from echo_cli.config.effects import VARIABLE
@@ -131,3 +132,19 @@ def expand_env(template: str, key: str, *, empty: bool) -> tuple[str, dict[str, 
         return value
 
     return VARIABLE.sub(value_of, template), secrets
+
+
+def expand_all(value: Any, key: str, *, empty: bool) -> tuple[Any, dict[str, str]]:
+    """Expand every text in a JSON value as `expand_env` does; return the value and a map of secrets to `${NAME}`."""
+    secrets: dict[str, str] = {}
+
+    def expand(inner: Any) -> Any:
+        if isinstance(inner, str):
+            text, taken = expand_env(inner, key, empty=empty)
+            secrets.update(taken)
+            return text
+        if isinstance(inner, dict):
+            return {name: expand(each) for name, each in inner.items()}
+        return [expand(each) for each in inner] if isinstance(inner, list | tuple) else inner
+
+    return expand(value), secrets

@@ -46,12 +46,14 @@ def missing_module(output: str) -> EchoError | None:
     Args:
         output: last lines of the server's output.
     """
-    found = re.search(r"No module named '(\w+)", output)
+    found = re.search(r"No module named '?(\w+)", output)
     if found is None:
         return None
     if found[1] in ("openenv", "fastapi", "uvicorn"):
         return missing_package("the server", found[1], _EXTRA)
-    tip = f"install it for {escape_unprintable(sys.executable)}, or run where it can be imported"
+    tip = (
+        f"install it for {escape_unprintable(sys.executable)}, or set environment.provider.env.PYTHONPATH to its folder"
+    )
     return EchoError(f"the server needs the module '{found[1]}', which was not found", tip)
 
 

@@ -18,12 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from echo_cli.concurrency import ChildProcess
 from echo_cli.config.environment import ProviderConfig
 from echo_cli.environments.faults import fault_line
-from echo_cli.environments.openenv.address import expand_env
+from echo_cli.environments.openenv.address import expand_all
 from echo_cli.environments.openenv.package import missing_module, require_openenv
 from echo_cli.errors import EchoError
+from echo_cli.processes import ChildProcess
 from echo_cli.text import escape_unprintable, suggest
 
 _STOP_SECONDS = 30.0
@@ -32,7 +32,7 @@ _TAIL_LINES = 2
 _SECRET_CHARS = 4
 """Minimum length of a secret, characters; hiding shorter values, such as every 1, would make messages unreadable."""
 
-_KEYS = {"process": {"command"}, "docker": {"image", "options"}, "uv": {"project_path", "app", "options"}}
+_KEYS = {"process": {"command"}, "docker": {"image"}, "uv": {"project_path", "app", "options"}}
 _CLASS_KEYS = {"image", "options"}
 _TIPS = {
     "docker": "install Docker, or start the server yourself and set environment.url",
@@ -77,6 +77,8 @@ class Provided:
             raise EchoError(f"{text}{tail}", message["tip"], exit_code=message["exit_code"])
         else:
             how = self._how_it_ended(message)
+            if "limit" in message:
+                raise EchoError(how, "raise environment.provider.limits; null switches one off", exit_code=1)
             missing = missing_module(how) if self._is_our_python else None
             raise missing or EchoError(how, "start it by hand to see why", exit_code=1)
 
@@ -89,6 +91,8 @@ class Provided:
     def _how_it_ended(self, message: Mapping[str, Any]) -> str:
         if "ended" not in message:
             return f"the process that owns the server has ended{self._tail()}"
+        if "limit" in message:
+            return f"the server was stopped: {message['limit']}{self._tail()}"
         code = message["ended"]
         if code is None:
             how = ""
@@ -121,14 +125,18 @@ def running_server(config: ProviderConfig, import_from: str | None = None) -> It
             ended or was not ready in time (exit code 1).
     """
     _check(config)
-    env, secrets = _filled(config.env)
+    env, secrets = expand_all(config.env, "environment.provider.env", empty=True)
+    options, more = expand_all(config.options, "environment.provider.options", empty=True)
+    secrets = {value: name for value, name in (secrets | more).items() if len(value) >= _SECRET_CHARS}
     with tempfile.TemporaryFile("a+b") as log:
-        host = ChildProcess("echo_cli.environments.openenv.provider_host", stderr=log)
+        host = ChildProcess(
+            "echo_cli.environments.openenv.provider_host", _host_variables(config.kind, env), stderr=log
+        )
         is_our_python = config.kind == "process" and config.command[0] in ("python", sys.executable)
         server = Provided(host, log, secrets, is_our_python=is_our_python)
         try:
-            order = config.model_copy(update={"env": env}).model_dump(mode="json")
-            host.send({"provider": order, "import_from": import_from})
+            host.send({"provider": config.model_dump(mode="json"), "import_from": import_from})
+            host.send({"env": env, "options": options})
             server.wait_ready()
             yield server
         finally:
@@ -156,7 +164,9 @@ def _check(config: ProviderConfig) -> None:
     if kind == "uv" and not (str(config.project_path).startswith("git+") or Path(str(config.project_path)).is_dir()):
         path = escape_unprintable(str(config.project_path))
         raise EchoError(f"folder {path} does not exist", "set environment.provider.project_path to a uv project")
-    if kind != "process":
+    if config.limits.cpus is not None and kind != "docker":
+        raise EchoError("environment.provider.limits.cpus applies only to kind docker", "omit it")
+    if kind not in ("process", "docker"):
         require_openenv(f"environment.provider of kind {escape_unprintable(kind)}")
     if kind in _TIPS and shutil.which(kind) is None:
         raise EchoError(f"{kind} is not installed", _TIPS[kind])
@@ -175,11 +185,8 @@ def _check_port(port: int) -> None:
             raise EchoError(f"environment.provider.port {port}: {reason}", "omit it to use a free port") from None
 
 
-def _filled(env: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Fill `${NAME}` in `env` from our environment; return the variables and a map of secrets to `${NAME}`."""
-    values: dict[str, str] = {}
-    secrets: dict[str, str] = {}
-    for name, template in env.items():
-        values[name], taken = expand_env(template, "environment.provider.env", empty=True)
-        secrets |= {value: placeholder for value, placeholder in taken.items() if len(value) >= _SECRET_CHARS}
-    return values, secrets
+def _host_variables(kind: str, env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of the host process: where Docker is, or the server's own for a provider class."""
+    if kind == "docker":
+        return {name: os.environ[name] for name in os.environ if name.startswith("DOCKER_") or name == "SSH_AUTH_SOCK"}
+    return dict(env) if ":" in kind else {}

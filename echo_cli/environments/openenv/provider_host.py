@@ -1,10 +1,10 @@
 """The process between the trainer and the server that `provider.py` starts.
 
-Only a process that outlives a killed trainer can stop its server. This process reads the provider's config, and a
-folder from which its class may be imported, from the first line of stdin and writes JSON lines to stdout: `{"url": …}`
-when the server is ready, `{"ended": exit code}` when it has ended, or `{"error": …}`. When the server has ended, or
-stdin ends (also because the trainer was killed), the process stops the server and everything in its own process group.
-The server's output goes to stderr.
+Only a process that outlives a killed trainer can stop its server. This process reads the provider's config, a folder
+from which its class may be imported, and the values that the config refers to from stdin, and writes JSON lines to
+stdout: `{"url": …}` when the server is ready, `{"ended": exit code}` when it has ended, or `{"error": …}`. When the
+server has ended or exceeds its limits, or stdin ends (also because the trainer was killed), the process stops the
+server and every process below it. The end of the server's output goes to stderr.
 """
 
 from __future__ import annotations
@@ -16,12 +16,21 @@ import threading
 from queue import Empty, SimpleQueue
 from typing import Any, BinaryIO
 
-from echo_cli.concurrency import say, take_pipes
-from echo_cli.config.environment import ProviderConfig
+from echo_cli.config.environment import ProviderConfig, ProviderLimits
 from echo_cli.environments.faults import fault_line
 from echo_cli.environments.openenv.package import import_from
 from echo_cli.environments.openenv.provider_kinds import Server, make_server
+from echo_cli.environments.openenv.provider_limits import (
+    BoundedLog,
+    adopt_orphans,
+    kill_processes_below,
+    limit_each_process,
+    wait_until_exceeded,
+)
 from echo_cli.errors import EchoError
+from echo_cli.processes import say, take_pipes
+
+_DRAIN_SECONDS = 0.5
 
 _Message = dict[str, Any]
 """Report to the trainer: `url`, `ended` or `error`."""
@@ -35,19 +44,29 @@ def main() -> None:
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
     orders, report = take_pipes()
+    log = BoundedLog()
+    adopt_orphans()
     messages: _Messages = SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: messages.put(None))
     order = json.loads(orders.readline())
     config = ProviderConfig.model_validate_json(json.dumps(order["provider"]), strict=True)
+    config = config.model_copy(update=json.loads(orders.readline()))
     if order["import_from"] is not None:
         import_from(order["import_from"])
+        found = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join([order["import_from"], *([found] if found else [])])
     _in_thread(_read_to_end, orders, messages)
     server: Server | None = None
     try:
+        if config.kind != "docker":
+            limit_each_process(config.limits)
         server = make_server(config)
-        _in_thread(_start, server, config.start_timeout_s, messages)
-        _watch(server, config.start_timeout_s, messages, report)
+        _in_thread(_start, server, config, messages)
+        if (last := _watch(server, config.start_timeout_s, messages, report)) is not None:
+            server.log_tail()
+            log.close(_DRAIN_SECONDS)
+            say(report, last)
     except EchoError as error:
         say(report, _failed(error))
     finally:
@@ -56,11 +75,12 @@ def main() -> None:
             if server is not None:
                 server.stop()
         finally:
-            os.killpg(0, signal.SIGKILL)  # the server's remaining processes, and this process
+            kill_processes_below(os.getpid())
+            os.killpg(0, signal.SIGKILL)  # includes this process
 
 
-def _watch(server: Server, timeout_s: float, messages: _Messages, report: BinaryIO) -> None:
-    """Report when the server is ready and when it has ended; return after its end or when it is no longer needed."""
+def _watch(server: Server, timeout_s: float, messages: _Messages, report: BinaryIO) -> _Message | None:
+    """Report when the server is ready; return the report of its end, or None when it is no longer needed."""
     try:
         message = messages.get(timeout=timeout_s)
     except Empty:
@@ -68,16 +88,16 @@ def _watch(server: Server, timeout_s: float, messages: _Messages, report: Binary
     if message is not None and "url" in message:
         say(report, message)
         message = messages.get()
-    if message is not None:
-        server.log_tail()
-        say(report, message)
+    return message
 
 
-def _start(server: Server, timeout_s: float, messages: _Messages) -> None:
+def _start(server: Server, config: ProviderConfig, messages: _Messages) -> None:
     try:
         url = server.start()
         _in_thread(_wait, server, messages)
-        server.wait_ready(url, timeout_s)
+        if config.kind != "docker":
+            _in_thread(_stop_if_exceeded, server, config.limits, messages)
+        server.wait_ready(url, config.start_timeout_s)
     except EchoError as error:
         messages.put(_failed(error))
     except TimeoutError:
@@ -91,6 +111,11 @@ def _start(server: Server, timeout_s: float, messages: _Messages) -> None:
 
 def _wait(server: Server, messages: _Messages) -> None:
     messages.put({"ended": server.wait()})
+
+
+def _stop_if_exceeded(server: Server, limits: ProviderLimits, messages: _Messages) -> None:
+    messages.put({"ended": None, "limit": wait_until_exceeded(limits, server.process_id())})
+    kill_processes_below(os.getpid())
 
 
 def _read_to_end(orders: BinaryIO, messages: _Messages) -> None:

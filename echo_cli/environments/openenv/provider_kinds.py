@@ -1,4 +1,4 @@
-"""The kinds of servers that a run can start: a process, and the servers of OpenEnv's providers.
+"""The kinds of servers that a run can start: a process, a Docker container, and the servers of OpenEnv's providers.
 
 By default, OpenEnv's Docker and uv providers listen on every address, and neither reports that its server has ended.
 The classes here bind to 127.0.0.1 and can be waited for.
@@ -7,26 +7,33 @@ The classes here bind to 127.0.0.1 and can be waited for.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from echo_cli.config.environment import ProviderConfig
 from echo_cli.environments.faults import fault_line
 from echo_cli.environments.openenv.package import load_class
+from echo_cli.environments.openenv.provider_limits import docker_limits
 from echo_cli.errors import EchoError
+from echo_cli.processes import inherited, without_current_folder
+from echo_cli.text import escape_unprintable
 
 STOP_SECONDS = 5.0
 """Seconds that a server has to end before it is killed."""
 
 _POLL_SECONDS = 0.05
+_ANSWER_SECONDS = 10.0
 
 
 class Server(Protocol):
@@ -50,6 +57,10 @@ class Server(Protocol):
     def wait(self) -> int | None:
         """Wait until the server has ended, and return its exit code; None if it has none."""
 
+    def process_id(self) -> int | None:
+        """Return the id of the server's process if it is a child of ours that `wait` waits for; by default None."""
+        return None
+
     def log_tail(self) -> None:
         """Copy the server's last output to our stderr; by default, the server writes there itself."""
         return
@@ -72,7 +83,10 @@ def make_server(config: ProviderConfig) -> Server:
 
 
 class ProcessServer(Server):
-    """The server of `command`, run without a shell; `python` is the interpreter that runs echo-cli."""
+    """The server of `command`, run without a shell.
+
+    `python` is the interpreter that runs echo-cli; its `-m` does not import from the current folder.
+    """
 
     def __init__(self, config: ProviderConfig) -> None:
         self._config = config
@@ -81,9 +95,12 @@ class ProcessServer(Server):
     def start(self) -> str:
         port = self._config.port or _free_port()
         words = [word.replace("{port}", str(port)) for word in self._config.command]
+        if words[0] in ("python", sys.executable):
+            words = without_current_folder(words)
+        env = inherited(os.environ)
         # echo-cli may run from a virtual environment that nobody has activated.
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        env = os.environ | {"PATH": path} | self._config.env
+        env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH") or os.defpath])
+        env |= self._config.env
         try:
             self._process = subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL)
         except OSError as error:
@@ -97,54 +114,77 @@ class ProcessServer(Server):
         assert self._process is not None
         return self._process.wait()
 
+    def process_id(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
     def stop(self) -> None:
         if self._process is not None:
             end_process(self._process)
 
 
 class DockerServer(Server):
-    """A container of `image` whose port 8000 is published only on 127.0.0.1."""
+    """A container of `image` whose port 8000 is published only on 127.0.0.1.
+
+    OpenEnv's own provider passes the values of `env` to `docker run` as arguments, which every user can see in `ps`.
+    """
 
     def __init__(self, config: ProviderConfig) -> None:
-        from openenv.core.containers.runtime.providers import LocalDockerProvider
-
         self._config = config
-        try:
-            self._provider = LocalDockerProvider(**config.options)
-        except TypeError as error:
-            raise _wrong_options(error) from None
-        except RuntimeError:
-            raise EchoError("Docker does not answer", "start the Docker daemon: 'docker version' must work") from None
+        self._name: str | None = None
+        with suppress(subprocess.TimeoutExpired):
+            if _docker("version", timeout_s=_ANSWER_SECONDS).returncode == 0:
+                return
+        raise EchoError("Docker does not answer", "start the Docker daemon: 'docker version' must work")
 
     def start(self) -> str:
-        port = self._config.port or _free_port()
-        try:
-            # OpenEnv passes `-p {port}:8000` to Docker, which publishes on every address if none is given.
-            self._provider.start_container(self._config.image, port=f"127.0.0.1:{port}", env_vars=self._config.env)
-        except RuntimeError as error:  # its text contains the whole command, including the values of env
-            said = getattr(error.__cause__, "stderr", None) or "no reason given"
+        port, image = self._config.port or _free_port(), str(self._config.image)
+        self._name = f"echo-{secrets.token_hex(8)}"
+        with _env_file(self._config.env) as env:
+            words = ["-d", "--name", self._name, "-p", f"127.0.0.1:{port}:8000", *env]
+            started = _docker("run", *words, *docker_limits(self._config.limits), image)
+        if started.returncode != 0:
             raise EchoError(
-                f"docker cannot run image '{self._config.image}': {fault_line(said)}",
-                f"run docker pull {self._config.image}, or build it",
-            ) from None
+                f"docker cannot run image '{image}': {fault_line(started.stderr or 'no reason given')}",
+                f"run docker pull {image}, or build it",
+            )
         return f"http://127.0.0.1:{port}"
 
     def wait(self) -> int | None:
-        waited = subprocess.run(
-            ["docker", "wait", self._provider._container_id], capture_output=True, text=True, check=False
-        )
-        return int(waited.stdout) if waited.stdout.strip().isdigit() else None
+        ended = _docker("wait", str(self._name)).stdout.strip()
+        return int(ended) if ended.isdigit() else None
 
     def log_tail(self) -> None:
-        if self._provider._container_id is not None:
-            subprocess.run(["docker", "logs", "--tail", "20", self._provider._container_id], check=False)
+        if self._name is not None:
+            subprocess.run(["docker", "logs", "--tail", "20", self._name], check=False)
 
     def stop(self) -> None:
-        name = self._provider._container_name  # set before the container exists
-        with suppress(subprocess.TimeoutExpired):  # Docker's own grace period is as long as OpenEnv's timeout
-            self._provider.stop_container()
-        if name is not None:
-            subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
+        if self._name is not None:
+            _docker("stop", "-t", f"{STOP_SECONDS:.0f}", self._name)
+            _docker("rm", "--force", self._name)
+
+
+def _docker(*words: str, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
+    command = ["docker", *words]
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=timeout_s)
+
+
+@contextmanager
+def _env_file(env: Mapping[str, str]) -> Iterator[list[str]]:
+    """Yield the options that give a container its variables: a file that only this user can read, until it has run.
+
+    Raises:
+        EchoError: a variable does not fit into the file, whose lines are `NAME=value`.
+    """
+    for name, value in env.items():
+        if not name or set(name) & set("=# \t\n\0") or set(value) & set("\n\r\0"):
+            raise EchoError(
+                f"environment.provider.env.{escape_unprintable(name)} has a line break, or a name that Docker refuses",
+                "pass it in another form, such as base64",
+            )
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="echo-env-") as file:  # exclusive, mode 0600
+        file.writelines(f"{name}={value}\n" for name, value in env.items())
+        file.flush()
+        yield ["--env-file", file.name] if env else []
 
 
 class RuntimeServer(Server):
@@ -198,15 +238,20 @@ class RuntimeServer(Server):
             self._provider.wait_for_ready(timeout_s=timeout_s)
 
     def wait(self) -> int | None:
-        process = getattr(self._provider, "_process", None)
-        if isinstance(process, subprocess.Popen):
+        if (process := self._process()) is not None:
             return process.wait()
         threading.Event().wait()
         raise AssertionError("the event is never set")
 
-    def stop(self) -> None:
+    def process_id(self) -> int | None:
+        return None if (process := self._process()) is None else process.pid
+
+    def _process(self) -> subprocess.Popen[bytes] | None:
         process = getattr(self._provider, "_process", None)
-        if isinstance(process, subprocess.Popen):
+        return process if isinstance(process, subprocess.Popen) else None
+
+    def stop(self) -> None:
+        if (process := self._process()) is not None:
             end_process(process)
         self._provider.stop_container() if self._in_container else self._provider.stop()
 

@@ -20,9 +20,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from echo_cli.concurrency import say, take_pipes
 from echo_cli.errors import EchoError, first_line
 from echo_cli.files import read_jsonl
+from echo_cli.processes import say, take_pipes
 from echo_cli.text import escape_unprintable
 from echo_cli.training.trackers.tracking import FINISH_SECONDS, Row, TrackedRun, Tracker
 
@@ -35,10 +35,11 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
     orders, report = take_pipes()
+    secrets = {value: name for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= 8}
     try:
         _track(orders)
     except Exception as error:  # whatever a tracker raises, the run continues and prints a warning
-        say(report, {"error": _reason(error)})
+        say(report, {"error": _reason(error, secrets)})
         os._exit(1)
     say(report, {"done": True})
     os._exit(0)
@@ -78,12 +79,11 @@ def _rows_before(run: TrackedRun) -> Iterator[Mapping[str, Any]]:
             yield {"row": row}
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, secrets: Mapping[str, str]) -> str:
     """Return the error as one line; values of environment variables that may be secret are replaced by their names."""
     text = error.message if isinstance(error, EchoError) else f"{type(error).__name__}: {first_line(error)}"
-    for name, value in os.environ.items():
-        if _SECRET.search(name) and len(value) >= 8:
-            text = text.replace(value, f"${{{name}}}")
+    for value, name in secrets.items():
+        text = text.replace(value, f"${{{name}}}")
     return escape_unprintable(text)
 
 

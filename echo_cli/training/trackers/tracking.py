@@ -8,6 +8,8 @@ fails or hangs only loses its own records.
 from __future__ import annotations
 
 import importlib.util
+import os
+import os.path
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,16 +17,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from echo_cli.concurrency import ChildProcess
 from echo_cli.config.schema import TrackerName
 from echo_cli.errors import missing_package
+from echo_cli.processes import ChildProcess
 
 Row = Mapping[str, Any]
 
 FINISH_SECONDS = 60.0
 """Seconds that a run waits at its end for all its trackers together."""
 
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+_VARIABLES: Mapping[TrackerName, tuple[str, ...]] = {
+    "tensorboard": (),
+    "trackio": ("TRACKIO_", "HF_", *_PROXIES),
+    "wandb": ("WANDB_", "NETRC", *_PROXIES),
+}
+"""Beginnings of the names of the environment variables that a tracker reads."""
+
 _LEAVE_SECONDS = 2.0  # the same, for a run that must stop at once
+_START_SECONDS = 10.0
 _TURN_SECONDS = 0.05
 _MOST_PENDING = 2**24  # bytes; thousands of rows that a tracker has not read
 
@@ -68,6 +79,20 @@ def check_trackers(names: Sequence[TrackerName] | None) -> None:
             raise missing_package(f"track: {name}", name, name)
 
 
+def tracker_variables(tracker: TrackerName, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of `environ` that only this tracker gets, with absolute paths of folders and files."""
+    own = {name: value for name, value in environ.items() if name.upper().startswith(_VARIABLES[tracker])}
+    return {name: os.path.abspath(value) if _is_relative(name, value) else value for name, value in own.items()}
+
+
+def _is_relative(name: str, value: str) -> bool:
+    return (
+        name.endswith(("_DIR", "_HOME", "_CACHE", "_FILE", "NETRC"))
+        and not value.startswith(("/", "~"))
+        and value != ""
+    )
+
+
 def _is_installed(name: str) -> bool:
     # A folder of the same name in the working directory, such as wandb's own, is also importable but has no origin.
     spec = importlib.util.find_spec(name)
@@ -84,12 +109,20 @@ class Trackers:
 
     def start(self, run: TrackedRun) -> None:
         try:
-            host = ChildProcess("echo_cli.training.trackers.host")
+            # Not in the working directory: wandb would read its settings, such as an address for the API key.
+            host = ChildProcess(
+                "echo_cli.training.trackers.host", tracker_variables(run.tracker, os.environ), folder="/"
+            )
         except OSError as error:
             self._give_up(run.tracker, str(error))
             return
         self._running[run.tracker] = host
         host.send(asdict(run))
+
+    def wait_started(self) -> None:
+        """Wait until each tracker's process has its variables: from then on, what is logged outlives this process."""
+        for host in self._running.values():
+            host.wait_sent(_START_SECONDS)
 
     def log(self, row: Row) -> None:
         """Send a row of metrics.jsonl to every tracker, without waiting."""
@@ -164,6 +197,7 @@ def tracking(
     try:
         for name in names or ():
             trackers.start(TrackedRun(name, str(path.absolute()), path.name, group, config, last_step))
+        trackers.wait_started()
         yield trackers
         wait_s = FINISH_SECONDS
     except Exception:

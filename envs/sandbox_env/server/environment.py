@@ -7,6 +7,7 @@ from typing import Any
 
 from openenv.core.env_server import Action, Environment, Observation, State
 
+from echo_cli.processes import hide_memory
 from sandbox_env.environment import SandboxEnvironment
 from sandbox_env.models import SandboxAction
 
@@ -34,6 +35,7 @@ class Sandbox(Environment[Command, Output, State]):  # type: ignore[misc]
 
     def __init__(self, timeout_s: float = 5.0, max_output: int = 4000) -> None:
         super().__init__()
+        hide_memory()  # a command must not read the server's variables
         self._sandbox = SandboxEnvironment(timeout_s, max_output)
 
     def reset(self, seed: int | None = None, episode_id: str | None = None, **kwargs: Any) -> Output:

@@ -23,9 +23,10 @@ from loopback import ROOT, answers, environment, free_port
 from tiny_run import error_of
 
 from echo_cli.cli.main import main
-from echo_cli.config.environment import ProviderConfig
+from echo_cli.config.environment import ProviderConfig, ProviderLimits
 from echo_cli.environments.openenv.provider import running_server
 from echo_cli.environments.openenv.provider_kinds import RuntimeServer, end_process, make_server
+from echo_cli.environments.openenv.provider_limits import LOG_BYTES
 from echo_cli.errors import EchoError, install_command
 
 pytestmark = pytest.mark.timeout(60)
@@ -205,6 +206,94 @@ def test_variables_reach_the_server_and_no_message(monkeypatch: pytest.MonkeyPat
         assert "for Bearer ${MY_TOKEN}" in str(server.ended()) and "s3cret" not in str(server.ended())
 
 
+def test_a_server_inherits_an_allow_list_and_its_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "HTTPS_PROXY", "DOCKER_HOST", "ANYTHING"):
+        monkeypatch.setenv(name, "marker")
+    monkeypatch.setenv("LC_TIME", "C")
+    with running_server(_process(env={"MODE": "fast"})) as server:
+        variables = _known(server.url)["env"]
+    assert "marker" not in variables.values()
+    assert (variables["MODE"], variables["LC_TIME"], variables["HOME"]) == ("fast", "C", os.environ["HOME"])
+
+
+MINE = """
+import os
+class Mine:
+    def __init__(self, key):
+        self.key = key
+    def start(self, env_vars):
+        raise RuntimeError(f"{os.environ.get('A_KEY')} {self.key} {os.environ.get('B')}")
+    def stop(self):
+        pass
+"""
+
+
+def test_a_provider_class_finds_the_servers_variables_in_its_own_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]]))
+    monkeypatch.setenv("A_KEY", "s3cret-a")
+    monkeypatch.setenv("B", "s3cret-b")
+    config = ProviderConfig(kind="mine:Mine", env={"A_KEY": "${A_KEY}"}, options={"key": "${B}"})
+    with pytest.raises(EchoError) as error, running_server(config):
+        raise AssertionError("it does not start")
+    assert error.value.message.startswith("the provider failed: RuntimeError: ${A_KEY} ${B} None")
+
+
+def test_python_in_a_command_does_not_import_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("json", "http", "tiny_server"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the current folder')")
+    with running_server(_module("tiny_server")) as server:
+        assert answers(server.url)
+    (tmp_path / "mine.py").write_text("")
+    with pytest.raises(EchoError) as error, running_server(_module("mine")):
+        raise AssertionError("it is not found")
+    assert "the server needs the module 'mine'" in error.value.message and "PYTHONPATH" in str(error.value.tip)
+
+
+def _module(name: str) -> ProviderConfig:
+    return ProviderConfig(kind="process", command=("python", "-m", name, "{port}"))
+
+
+@pytest.mark.parametrize(
+    ("options", "limits", "reason"),
+    [
+        (["--eat", "300"], {"memory_mb": 200}, r"exit code 1; its last output: .*MemoryError"),
+        (["--write", "3"], {"file_mb": 2}, r"exit code 1; its last output: .*File too large"),
+        (["--family", "3", "100"], {"memory_mb": 200}, r"stopped: it uses \d+ MiB, over limits\.memory_mb 200"),
+        (["--family", "9", "0"], {"processes": 6}, r"stopped: it has \d+ processes, over limits\.processes 6"),
+    ],
+)
+def test_a_server_that_exceeds_a_limit_is_stopped_with_all_that_it_started(
+    options: list[str], limits: dict[str, int], reason: str
+) -> None:
+    marker = f"--limit-{os.getpid()}"
+    config = _process(*options, marker, limits=ProviderLimits(**limits))  # type: ignore[arg-type]
+    with pytest.raises(EchoError, match=reason), running_server(config) as server:
+        _until(lambda: server.ended() is not None)
+        raise EchoError(str(server.ended()), None)
+    listed = subprocess.run(["ps", "-eo", "stat=,command="], capture_output=True, text=True, check=True).stdout
+    assert not [line for line in listed.splitlines() if marker in line and not line.startswith("Z")]
+
+
+def test_a_limit_that_is_null_is_off() -> None:
+    off = ProviderLimits(memory_mb=None, processes=None, file_mb=None)
+    with running_server(_process("--eat", "300", "--write", "3", limits=off)) as server:
+        assert answers(server.url)
+
+
+def test_an_endless_log_is_bounded_and_its_end_is_kept() -> None:
+    with running_server(_process("--print", "3", limits=ProviderLimits(file_mb=2))) as server:
+        os.kill(_known(server.url)["pid"], signal.SIGKILL)
+        _until(lambda: server.ended() is not None)
+        assert os.fstat(server._log.fileno()).st_size <= LOG_BYTES
+        assert f"{3 * 2**14 - 1:063d} | \\x1b[1mlistening" in str(server.ended())
+
+
 def test_a_port_of_ones_own() -> None:
     port = free_port()
     with running_server(_process(port=port)) as server:
@@ -244,6 +333,12 @@ def _taken_port() -> Iterator[int]:
         ),
         ({"kind": "docker"}, "has no image", "add environment.provider.image"),
         ({"kind": "docker", "image": "a"}, "docker is not installed", "install Docker"),
+        ({"kind": "docker", "image": "a", "options": {"gpus": 1}}, "options is not used with kind docker", "omit it"),
+        (
+            {"kind": "process", "command": ("a", "{port}"), "limits": ProviderLimits(cpus=1.0)},
+            "limits.cpus applies only to kind docker",
+            "omit it",
+        ),
         ({"kind": "uv"}, "has no project_path", "add environment.provider.project_path"),
         ({"kind": "uv", "project_path": "no/such"}, "/no/such does not exist", "uv project"),
         ({"kind": "uv", "project_path": "."}, "uv is not installed", "install uv"),
@@ -302,12 +397,18 @@ def _asked(programs: Path) -> list[list[str]]:
 
 
 def test_docker_publishes_on_loopback_alone_and_its_death_is_noticed(programs: Path) -> None:
-    with running_server(ProviderConfig(kind="docker", image="org/echo-env:latest", env={"MODE": "fast"})) as server:
+    limits = ProviderLimits(cpus=1.5)
+    config = ProviderConfig(kind="docker", image="org/echo-env:latest", env={"MODE": "fast"}, limits=limits)
+    with running_server(config) as server:
         assert answers(server.url)
         port = server.url.rpartition(":")[2]
         run = next(words for words in _asked(programs) if words[0] == "run")
-        assert run[:3] == ["run", "-d", "--name"] and run[4:] == [
-            *("-p", f"127.0.0.1:{port}:8000", "-e", "MODE=fast"),
+        assert run[:3] == ["run", "-d", "--name"] and run[4:7] == ["-p", f"127.0.0.1:{port}:8000", "--env-file"]
+        assert not Path(run[7]).exists() and "fast" not in str(run)
+        assert json.loads((programs / "env").read_text()) == ["0o100600", "MODE=fast\n"]
+        assert run[8:] == [
+            *("--log-driver", "json-file", "--log-opt", "max-size=16m", "--log-opt", "max-file=1"),
+            *("--memory", "8192m", "--pids-limit", "512", "--ulimit", f"fsize={2**30}", "--cpus", "1.5"),
             "org/echo-env:latest",
         ]
         os.kill(int((programs / "pid").read_text()), signal.SIGKILL)
@@ -320,8 +421,7 @@ def test_docker_publishes_on_loopback_alone_and_its_death_is_noticed(programs: P
 
 
 def test_what_docker_refuses_is_told_without_its_command(programs: Path) -> None:
-    """OpenEnv's error contains the whole command, including the environment variables."""
-    server = make_server(ProviderConfig(kind="docker", image="missing", env={"TOKEN": "s3cret"}))
+    server = make_server(ProviderConfig(kind="docker", image="missing"))
     with pytest.raises(EchoError) as error:
         server.start()
     assert error.value.message == "docker cannot run image 'missing': Unable to find image 'missing:latest' locally"
@@ -331,8 +431,6 @@ def test_what_docker_refuses_is_told_without_its_command(programs: Path) -> None
     (programs / "asleep").touch()
     with pytest.raises(EchoError, match="Docker does not answer"):
         make_server(ProviderConfig(kind="docker", image="a"))
-    with pytest.raises(EchoError, match=r"environment\.provider\.options: .*unexpected keyword argument 'gpus'"):
-        make_server(ProviderConfig(kind="docker", image="a", options={"gpus": 1}))
 
 
 def test_uv_runs_the_app_on_loopback(programs: Path, tmp_path: Path) -> None:

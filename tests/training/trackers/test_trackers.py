@@ -527,7 +527,7 @@ def test_wandb_is_online_only_with_a_key_for_its_server(
 
 def test_a_cell_is_shown_with_its_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
-    monkeypatch.setattr(subprocess, "Popen", lambda words, **_: started.append(words))
+    monkeypatch.setattr(cell_runner, "ChildProcess", lambda module, variables, words, **_: started.append(words))
     [cell] = plan_cells([Config(track=("wandb",))], [0], tmp_path / "my-sweep", threads=1)
     cell_runner._start(cell, overwrite=False)
     assert started[0][started[0].index("--group") + 1] == "my-sweep"
