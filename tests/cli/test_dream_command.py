@@ -334,7 +334,7 @@ def test_a_kept_pool_is_scored_without_an_environment(elsewhere: Callable[[str],
     run = elsewhere("http://127.0.0.1:9")
     code, out, _ = dream(run, "--score", "2", "--max-tokens", "4", "--json")
     assert code == 0 and json.loads(out)["scored"]["novel"] == 2
-    code, out, err = dream(run, lines="ls\n")
+    code, out, err = dream(run, "--allow-environment", lines="ls\n")
     assert (code, out) == (1, "")
     assert "127.0.0.1:9" in error_of(err)[0]
 
@@ -342,7 +342,7 @@ def test_a_kept_pool_is_scored_without_an_environment(elsewhere: Callable[[str],
 def test_a_lost_session_gets_one_line(elsewhere: Callable[[str], Path], dream: Dream) -> None:
     incident = Incident("close", at=2, value=1011, connections=(0, 1, 2))
     with loopback_server(Behaviour(incidents=(incident,))) as server:
-        code, out, _ = dream(elsewhere(server.url), "--json", lines="one\ntwo\nthree\n")
+        code, out, _ = dream(elsewhere(server.url), "--json", "--allow-environment", lines="one\ntwo\nthree\n")
     assert code == 0
     found = json.loads(out)
     assert [entry["command"] for entry in found["exchanges"]] == ["one", "three"]

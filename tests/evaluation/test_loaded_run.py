@@ -90,7 +90,7 @@ def test_kept_pools_are_measured_without_their_environment(elsewhere: Path, caps
     capsys.readouterr()
     assert main(["dream", str(elsewhere), "--list-tasks"]) == 0
     capsys.readouterr()
-    assert main(["eval-heldout", str(elsewhere), "--rollouts", "1"]) == 1
+    assert main(["eval-heldout", str(elsewhere), "--rollouts", "1", "--allow-environment"]) == 1
     assert "127.0.0.1:9" in error_of(capsys.readouterr().err)[0]
 
 

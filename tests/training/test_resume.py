@@ -135,11 +135,12 @@ def _kill_while_made(path: Path, at: str, monkeypatch: pytest.MonkeyPatch) -> No
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr("echo_cli.runs.directory.write_atomic", write)
+        patch.setattr("echo_cli.runs.origin.write_atomic", write)
         patch.setattr("echo_cli.files.write_atomic", write)
         create_run(path, config_yaml="seed: 0\n", environment={"seed": 0})
 
 
-@pytest.mark.parametrize("at", ["environment.json", "observations.jsonl", "metrics.jsonl", "config.yaml"])
+@pytest.mark.parametrize("at", ["environment.json", "observations.jsonl", "metrics.jsonl", "origin", "config.yaml"])
 @pytest.mark.parametrize("words", [[], ["--resume"]], ids=["train", "resume"])
 def test_a_run_killed_while_it_was_made_starts(
     at: str, words: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ from loopback import OpenEnvServer, free_port
 from loopback_server import CONNECT, Behaviour, Incident, LoopbackServer, Refused, loopback_server
 
 from echo_cli.environments.faults import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable
+from echo_cli.environments.openenv.address import wire_address
 from echo_cli.environments.openenv.session import SessionLimits
 from echo_cli.environments.openenv.websocket import MAX_REQUEST_BYTES
 from echo_cli.environments.openenv.websocket_client import WireClient, WireSource
@@ -489,6 +490,28 @@ def test_a_header_that_cannot_be_sent_is_named_without_its_value(
     with pytest.raises(EchoError) as error:
         WireSource("http://127.0.0.1:1", headers, SessionLimits())
     assert said in error.value.message and SECRET not in f"{error.value.message}{error.value.tip}"
+
+
+@pytest.mark.parametrize(
+    ("url", "goes"),
+    [
+        *(("http://127.0.0.1:8", True), ("ws://[::1]:8", True), ("http://localhost", True), ("https://host", True)),
+        *(("http://host", False), ("ws://10.0.0.1", False), ("http://127.0.0.1.host", False)),
+        *(("http://host.localhost", False), ("http://0.0.0.0:8", False)),
+    ],
+)
+def test_a_variable_goes_without_tls_to_this_machine_alone(
+    url: str, goes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", SECRET)
+    headers = {"Authorization": "Bearer ${TOKEN}"}
+    assert wire_address(url, headers, plain_http=True).headers == {"Authorization": f"Bearer {SECRET}"}
+    if goes:
+        assert wire_address(url, headers).headers == {"Authorization": f"Bearer {SECRET}"}
+        return
+    with pytest.raises(EchoError, match=r"^sampler.headers would send \$\{TOKEN\} to ") as error:
+        wire_address(url, headers, "sampler")
+    assert "--allow-plain-http" in str(error.value.tip) and SECRET not in f"{error.value.message}{error.value.tip}"
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,11 @@ from tiny_run import TINY, rows
 from echo_cli.cli.main import main
 from echo_cli.config.model import SamplerConfig
 from echo_cli.config.schema import Config, OptimConfig
+from echo_cli.config.section import Grants
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.errors import EchoError, install_command
 from echo_cli.models.endpoint.client import Endpoint
+from echo_cli.models.endpoint.served_policy import ServedPolicy
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tiny import TinyModel, load_model, model_folder
@@ -354,6 +356,19 @@ def test_headers_are_sent_and_their_secrets_never_shown(
     monkeypatch.delenv("ENDPOINT_KEY")
     with pytest.raises(EchoError, match=r"sampler\.headers\.Authorization: .* ENDPOINT_KEY is not set"):
         connect(headers={"Authorization": "Bearer ${ENDPOINT_KEY}"})
+
+
+def test_its_headers_go_to_another_machine_over_tls_or_with_a_word(
+    server: StandInEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENDPOINT_KEY", SECRET)
+    headers = {"Authorization": "Bearer ${ENDPOINT_KEY}"}
+    away = settings(server, tmp_path, url="http://192.0.2.1:8000", headers=headers)
+    with pytest.raises(EchoError, match=r"sampler.headers would send \$\{ENDPOINT_KEY\} to 192.0.2.1") as error:
+        ServedPolicy(away, BASE, RENDERER, torch.device("cpu"))
+    assert "--allow-plain-http" in str(error.value.tip)
+    allowed = away.granted(Grants(plain_http=True))
+    assert ServedPolicy(allowed, BASE, RENDERER, torch.device("cpu")).endpoint.url == away.url
 
 
 def test_without_httpx_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
