@@ -32,6 +32,15 @@ ConfigName = Annotated[
 Steps = Annotated[str | None, typer.Option(help="Number of optimizer steps. Default: the config's.", metavar="N")]
 Seed = Annotated[str | None, typer.Option(help="Random seed. Default: the config's.", metavar="N")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: the config's.", metavar="DEVICE")]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run the Python code in a model's folder; no config or run can ask for it."
+    ),
+]
+FetchModel = Annotated[
+    bool, typer.Option("--fetch-model", help="Fetch from the hub the model that a RUN or an adapter names.")
+]
 OutputDir = Annotated[
     str | None, typer.Option(help="Folder of the run directory. Default: the config's, outputs.", metavar="DIR")
 ]
@@ -122,7 +131,24 @@ def as_overrides(words: Sequence[str], **values: str | None) -> list[str]:
     return overrides
 
 
-_OPTIONS = {"objective.world_model_coeff": "--lambda"}
+def model_overrides(trust_remote_code: bool, fetch_model: bool = False) -> dict[str, str | None]:
+    """Return the values of `--trust-remote-code` and `--fetch-model` for `as_overrides`."""
+    return {
+        "model__trust_remote_code": "true" if trust_remote_code else None,
+        "model__fetch": "all" if fetch_model else None,
+    }
+
+
+def fetching_named(config: Config) -> Config:
+    """Return the config of a command that acts, with leave to fetch the hub model that it names."""
+    return config.model_copy(update={"model": config.model.fetchable()})
+
+
+_OPTIONS = {
+    "objective.world_model_coeff": "--lambda",
+    "model.trust_remote_code": "--trust-remote-code",
+    "model.fetch": "--fetch-model",
+}
 _TEXTS = {"output_dir", "run_name", "device"}
 
 

@@ -132,6 +132,9 @@ def _set(values: dict[str, Any], override: Override) -> None:
 
 Keys = tuple[str, ...]
 
+COMMANDED = ("trust_remote_code", "fetch")
+"""Keys of `model` that only the command line sets: a file may come from elsewhere, and must not run or fetch code."""
+
 
 def configs_folder() -> Path:
     """Return the folder of the shipped configs: inside the installed package, or next to it in a checkout."""
@@ -198,13 +201,15 @@ def load_config(source: Path | str, overrides: Sequence[str] = ()) -> Config:
 
 
 def _resolve(in_file: Mapping[str, Any], given: Sequence[Override]) -> Config:
-    """Return the config of all layers.
+    """Return the config of all layers; of the file's keys, those in `COMMANDED` have no effect.
 
     Raises:
         ValidationError: a key is unknown or a value has the wrong type.
         EchoError: a value is out of range or does not fit another; the message names no place.
     """
     values = _with_preset(in_file, given)
+    if isinstance(values.get("model"), dict):
+        values["model"] = {key: value for key, value in values["model"].items() if key not in COMMANDED}
     for override in given:
         if override.keys == ("environment", "preset"):
             _merge(values, _caps(override.value))

@@ -35,6 +35,10 @@ def _name_or_folder(path: str) -> str:
     return path if named else absolute(path)
 
 
+Fetch = Literal["never", "named", "all"]
+"""Models to fetch from the hub: none, the config's own, or also the base that an adapter's folder names."""
+
+
 class LoraConfig(Section):
     """Low-rank adapters on frozen weights (Hu et al. 2021, arXiv 2106.09685), without dropout.
 
@@ -60,8 +64,10 @@ class ModelConfig(Section):
     init: Literal["pretrained", "scratch"] = "pretrained"
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
-    trust_remote_code: bool = False
-    """Whether to run Python code shipped with the model."""
+    trust_remote_code: FreeOnResume[bool] = False
+    """Whether to run Python code shipped with the model; only the command line sets it, in a file it has no effect."""
+    fetch: FreeOnResume[Fetch] = Field(default="never", exclude=True)
+    """Models that may be fetched from the hub; only the command line sets it, and no run records it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Data type of matrix products. Trained weights and their optimizer state are float32."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
@@ -70,6 +76,11 @@ class ModelConfig(Section):
     chat_template: AbsolutePath | None = None
     """Jinja file that replaces the model's chat template."""
     lora: LoraConfig | None = None
+
+    def fetchable(self) -> ModelConfig:
+        """Return the model with leave to fetch it if it is on the hub."""
+        named = self.kind == "hf" and self.fetch == "never"
+        return self.model_copy(update={"fetch": "named"}) if named else self
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> ModelConfig:

@@ -120,7 +120,8 @@ class LoadedRun:
             EchoError: the device, the model or the endpoint is not available, or the checkpoint has a different
                 architecture.
         """
-        config = self.config
+        # Nothing is trained here, and compiling would start a compiler.
+        config = self.config.model_copy(update={"model": self.config.model.model_copy(update={"compile": False})})
         if config.sampler.kind == "openai" and self.samples_as_trained:
             self.obtain_consent()
         elif config.sampler.kind == "openai":
@@ -235,20 +236,19 @@ class LoadedRun:
 
 
 def load_run(
-    path: Path, *, device: str | None = None, pool_folders: Sequence[Path] = (), consent: Consent = NO_CONSENT
+    path: Path, *, overrides: Sequence[str] = (), pool_folders: Sequence[Path] = (), consent: Consent = NO_CONSENT
 ) -> LoadedRun:
     """Return the run at `path` with its training config.
 
     Args:
-        device: device of the run's policies; None for the config's.
+        overrides: overrides of the config that the command line gives, such as the device of the run's policies.
         pool_folders, consent: as in `LoadedRun`.
 
     Raises:
         EchoError: there is no run at `path`.
     """
     directory = open_run(path)
-    config = directory.read_config([f"device={device}"] if device else [])
-    return LoadedRun(directory, config.granted(consent.grants), pool_folders, consent)
+    return LoadedRun(directory, directory.read_config(overrides).granted(consent.grants), pool_folders, consent)
 
 
 def load_pool(folder: Path, renderer: Renderer, max_tokens: int | None = None, *, cut: bool = False) -> Pool:

@@ -152,7 +152,8 @@ def _score(
     command: str,
     announce: Callable[[str], None],
 ) -> ScoredModel:
-    policy, device = open_policy(contender.config(base))
+    config = contender.config(base)
+    policy, device = open_policy(config.model_copy(update={"model": config.model.fetchable()}))
     announce(f"{contender.label}: {device.reason}")
     context, cut = policy.model.max_length, contender.kind == "hf"
     pools = {name: load_pool(folder, policy.renderer, context, cut=cut) for name, folder in columns.items()}

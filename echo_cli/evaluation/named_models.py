@@ -20,7 +20,7 @@ from echo_cli.text import escape_unprintable
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _ANY_KIND = ("device", "threads", "optim.token_budget")
-_HF_MODEL = ("revision", "trust_remote_code", "dtype", "attention", "compile", "chat_template")
+_HF_MODEL = ("revision", "trust_remote_code", "fetch", "dtype", "attention", "compile", "chat_template")
 _NAMES = f"{TINY_BASE}, a folder with config.json and weights, or a hub id such as Qwen/Qwen3-0.6B"
 
 

@@ -37,6 +37,8 @@ class CheckpointActor:
     which: str | int = "best"
     temperature: float = 0.6
     """Sampling temperature; the default is the paper's evaluation setting."""
+    overrides: Sequence[str] = ()
+    """Overrides of the run's config, for loading its model."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def _tasks(recipe: Recipe) -> Sequence[Task]:
 
 def _load(actor: CheckpointActor, config: Config) -> tuple[TorchPolicy, Actor]:
     """Return the policy of a checkpoint with its own architecture and tokenizer, and the manifest's actor record."""
-    run = load_run(actor.run)
+    run = load_run(actor.run, overrides=actor.overrides)
     folder, step = run.checkpoint(actor.which)
     model, adapted = run.config.model, run.config.model.lora is not None
     if not adapted:

@@ -57,7 +57,7 @@ def evaluate_run(
     pass_k: Sequence[int] | None = None,
     command: str | None = None,
     pool_folders: Sequence[Path] = (),
-    device: str | None = None,
+    overrides: Sequence[str] = (),
     announce: Callable[[str], object] = lambda _: None,
 ) -> Evaluation:
     """Measure checkpoints of the run at `path`.
@@ -72,14 +72,14 @@ def evaluate_run(
         pass_k: values of k for pass@k, each at most `rollouts`; None for 1 and `rollouts`.
         command: the held-out command to read out; None for the first novel `grep` of the pool.
         pool_folders: folders of pools to measure besides the run's own.
-        device: device of the policies; None for the config's.
+        overrides: overrides of the run's config, as in `load_run`.
         announce: called with a line before each slow part.
 
     Raises:
         EchoError: the run, a checkpoint or a pool does not exist, `command` is not in the held-out pool, or the run is
             from elsewhere and would play in an environment that is not the toy terminal.
     """
-    with load_run(path, device=device, pool_folders=pool_folders) as run:
+    with load_run(path, overrides=overrides, pool_folders=pool_folders) as run:
         run.announce = announce
         return evaluate_loaded(run, checkpoints=checkpoints, rollouts=rollouts, pass_k=pass_k, command=command)
 

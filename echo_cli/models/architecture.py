@@ -133,7 +133,7 @@ def _read(path: Path, parse: Any) -> Architecture | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         shape: Architecture | None = parse(values) if isinstance(values, dict) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
         return None
     return shape
 

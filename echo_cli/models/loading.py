@@ -54,7 +54,7 @@ def load_policy(config: Config, device: torch.device, dtype: torch.dtype = torch
 
 
 def check_model(config: Config) -> None:
-    """Check what `load_policy` checks, without reading a Hugging Face model's weights and without network.
+    """Check what `load_policy` checks, without reading a Hugging Face model's weights and without the hub.
 
     A hub model that this machine has not fetched is not checked.
 
@@ -70,10 +70,11 @@ def check_model(config: Config) -> None:
         dtype = choose_device(config.device, config.model.dtype).dtype
     except EchoError:  # the run is planned for a CUDA device elsewhere
         dtype = torch.float32 if config.model.dtype == "float32" else torch.bfloat16
+    model = config.model.model_copy(update={"fetch": "never"})
     try:
-        with hf_folder(config.model, config.seed, weights=False, fetch=False) as folder:
+        with hf_folder(model, config.seed, weights=False) as folder:
             renderer = _hf_renderer(folder, config)
-            check_hf_model(folder, config.model, dtype, config.seed, renderer.tokenizer.vocab_size)
+            check_hf_model(folder, model, dtype, config.seed, renderer.tokenizer.vocab_size)
     except NotFetched:
         return
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from echo_cli.objective.diagnostics import GradientComparison, gradient_comparis
 from echo_cli.objective.logprobs import Scores, selected_logprobs, target_logprobs
 from echo_cli.objective.loss import echo_loss, env_loss, rl_loss
 from echo_cli.objective.step import WeighedStep
+from echo_cli.text import escape_unprintable
 from echo_cli.trajectory import ContextViews, Role, Trajectory, context_views, expand_context_views, visible
 
 TRAINER_FILE = "trainer.pt"
@@ -69,6 +70,12 @@ class _Writer:
 
     def flush(self) -> None:
         pass
+
+
+def _dense_shape(value: Any) -> torch.Size | None:
+    """Return the shape of a dense float32 tensor; None for anything else."""
+    dense = isinstance(value, Tensor) and value.layout is torch.strided and value.dtype is torch.float32
+    return value.shape if dense else None
 
 
 class TorchPolicy:
@@ -256,14 +263,34 @@ class TorchPolicy:
         """
         self.model.load(folder)
         self._updates += 1
+        path = folder / TRAINER_FILE
         try:
-            state = torch.load(folder / TRAINER_FILE, map_location=self.device, weights_only=True)
-            self._optimizer.load_state_dict(state)
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+            # Mapped, so that what does not fit is refused before it is read.
+            saved = torch.load(path, map_location=self.device, weights_only=True, mmap=True)
+            self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": self._moments_in(saved)})
+        except Exception as error:  # the file may hold anything, and torch raises a dozen types
             raise EchoError(
-                f"{folder / TRAINER_FILE} is not a trainer state of this run: {first_line(error)}",
+                f"{escape_unprintable(path)} is not a trainer state of this run: "
+                f"{escape_unprintable(first_line(error))[:200]}",
                 "resume from another checkpoint",
             ) from error
+
+    def _moments_in(self, saved: Any) -> dict[int, dict[str, Tensor]]:
+        """Return the optimizer's moments, by index of the parameter, of a saved state.
+
+        Raises:
+            ValueError: they are not those of this policy's parameters.
+        """
+        moments = saved.get("state") if isinstance(saved, dict) else None
+        if not isinstance(moments, dict) or not moments.keys() <= set(range(len(self._parameters))):
+            raise ValueError("it has other parameters")
+        for index, state in moments.items():
+            shape = self._parameters[index].shape
+            wanted = {"step": torch.Size(), "exp_avg": shape, "exp_avg_sq": shape}
+            there = isinstance(state, dict) and {name: _dense_shape(value) for name, value in state.items()}
+            if there != wanted:
+                raise ValueError(f"its moments of parameter {index} do not fit the model")
+        return {index: {name: value.clone() for name, value in state.items()} for index, state in moments.items()}
 
     def _micro_batches(self, trajectories: Sequence[Trajectory], imitated: Sequence[bool]) -> list[list[int]]:
         """Bucket the trajectories by how they learn from their actions (RL, not at all, imitation), then by length.

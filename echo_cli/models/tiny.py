@@ -23,12 +23,17 @@ from torch.nn import functional as F
 from echo_cli.config.model import TINY_BASE
 from echo_cli.errors import EchoError, first_line
 from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
+from echo_cli.models.weight_files import WEIGHTS, Shapes, check_shapes, check_text_files
+from echo_cli.text import escape_unprintable
 
-MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+MODEL_FILE, CONFIG_FILE = WEIGHTS, "config.json"
 
 # Queries and keys have unit mean square, so a scale of 1/sqrt(D) would bound attention logits at sqrt(D) = 5.7: the
 # softmax would be too flat to select one token out of a hundred.
 _ATTENTION_SCALE = 0.4
+
+# Limits of a config.json, whose values are read before the weights.
+_MOST_LAYERS, _MOST_POSITIONS = 1024, 2**18
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,23 @@ class TinyConfig:
     layers: int = 3
     heads: int = 4
     max_length: int = 2048
+
+    def __post_init__(self) -> None:
+        if not all(type(size) is int and size > 0 for size in vars(self).values()):
+            raise ValueError("a size is not a positive number")
+        if self.hidden % (2 * self.heads):
+            raise ValueError("hidden is not an even multiple of heads")
+        if self.layers > _MOST_LAYERS or self.max_length > _MOST_POSITIONS:
+            raise ValueError(f"layers is above {_MOST_LAYERS}, or max_length above {_MOST_POSITIONS}")
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shapes of the weights by name."""
+        H = self.hidden
+        block = {"conv_H3": (H, 3), "qkv.weight": (3 * H, H), "out.weight": (H, H)}
+        block |= {"up.weight": (4 * H, H), "down.weight": (H, 4 * H)}
+        blocks = {f"blocks.{n}.{name}": shape for n in range(self.layers) for name, shape in block.items()}
+        return {"embedding.weight": (self.vocab_size, H), **blocks}
 
     def to_json(self) -> dict[str, int]:
         return asdict(self)
@@ -127,11 +149,13 @@ class TinyModel(nn.Module):
 
     def load(self, folder: Path) -> None:
         path = folder / MODEL_FILE
+        check_shapes(path, self.config.shapes)
         try:
             self.load_state_dict(load_file(path))
         except Exception as error:  # safetensors raises its own type from Rust, torch RuntimeError, the system OSError
             raise EchoError(
-                f"cannot load weights from {path}: {first_line(error)}", "restore the file from its source"
+                f"cannot load weights from {escape_unprintable(path)}: {first_line(error)}",
+                "restore the file from its source",
             ) from error
 
     def init_weights(self, generator: torch.Generator) -> None:
@@ -251,18 +275,23 @@ def load_model(folder: Path) -> tuple[TinyModel, Tokenizer]:
     """
     if not folder.is_dir():
         tip = "set model.path to 'tiny-base' or to a folder with model.safetensors"
-        raise EchoError(f"no model folder at {folder}", tip)
+        raise EchoError(f"no model folder at {escape_unprintable(folder)}", tip)
     tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
+    path = folder / CONFIG_FILE
     try:
-        config = TinyConfig(**json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        check_text_files(folder, [CONFIG_FILE])
+        config = TinyConfig(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         tip = "for a Hugging Face model, set model.kind=hf; otherwise restore the file"
-        raise EchoError(f"{folder / CONFIG_FILE} is not a model config: {first_line(error)}", tip) from error
+        said = escape_unprintable(first_line(error))
+        raise EchoError(f"{escape_unprintable(path)} is not a model config: {said}", tip) from error
     if config.vocab_size != tokenizer.vocab_size:
         raise EchoError(
-            f"{folder}: the model has {config.vocab_size} tokens and the tokenizer {tokenizer.vocab_size}",
+            f"{escape_unprintable(folder)}: the model has {config.vocab_size} tokens and the tokenizer "
+            f"{tokenizer.vocab_size}",
             "use the model and the tokenizer from the same source",
         )
+    check_shapes(folder / MODEL_FILE, config.shapes)  # before the model is allocated
     model = TinyModel(config)
     model.load(folder)
     return model, tokenizer

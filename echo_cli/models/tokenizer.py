@@ -15,7 +15,9 @@ from typing import Any
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from echo_cli.errors import EchoError
+from echo_cli.errors import EchoError, first_line
+from echo_cli.models.weight_files import check_text_files
+from echo_cli.text import escape_unprintable
 
 TOKENIZER_FILE = "tokenizer.json"
 BOS, PAD = "<bos>", "<pad>"
@@ -26,6 +28,9 @@ _PIECES = r"[ ./_]?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\n|[^\S\n]+"
 
 # SentencePiece's symbol for a space.
 _METASPACE = "\u2581"
+
+# Highest number of ids that is tabulated; the largest published vocabularies have a quarter of a million.
+_MOST_IDS = 2**21
 
 # Backend steps that change characters, or add a leading space and strip it again.
 _REWRITING = {"NFC", "NFD", "NFKC", "NFKD", "Prepend", "Strip"}
@@ -152,12 +157,19 @@ class Tokenizer:
         Raises:
             EchoError: the file is missing or is not a tokenizer.
         """
+        where = escape_unprintable(path)
+        if not path.is_file():
+            raise EchoError(f"no tokenizer at {where}", "copy tokenizer.json into the model folder")
+        check_text_files(path.parent, [path.name])
         try:
-            return _built_in(Backend.from_str(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise EchoError(f"no tokenizer at {path}", "copy tokenizer.json into the model folder") from None
+            backend = Backend.from_str(path.read_text(encoding="utf-8"))
+            check_vocabulary(backend, where)
+            return _built_in(backend)
+        except EchoError:
+            raise
         except Exception as error:  # the Rust library raises bare Exception
-            raise EchoError(f"{path} is not a tokenizer: {error}", "restore the file from its source") from error
+            said = escape_unprintable(first_line(error))
+            raise EchoError(f"{where} is not a tokenizer: {said}", "restore the file from its source") from error
 
     @staticmethod
     def train(texts: list[str], vocab_size: int) -> Tokenizer:
@@ -165,6 +177,20 @@ class Tokenizer:
         backend = new_backend(_PIECES)
         fit_backend(backend, texts, vocab_size, special_tokens=[PAD, BOS])
         return _built_in(backend)
+
+
+def check_vocabulary(backend: Backend, where: str) -> None:
+    """Check that a tokenizer's ids are few enough to be listed; the ids of added tokens may be any number.
+
+    Raises:
+        EchoError: an id is above two million.
+    """
+    highest = max(backend.get_vocab().values(), default=-1)
+    if highest >= _MOST_IDS:
+        raise EchoError(
+            f"the tokenizer of {where} has the token id {highest}, and at most {_MOST_IDS} tokens are listed",
+            "restore the folder from its source",
+        )
 
 
 def new_backend(pieces: str) -> Backend:

@@ -111,6 +111,8 @@ def view_episode(
         model: label of a model that scores the episode instead, and the config that loads it; the episode is rendered
             in the model's tokens.
 
+    If the run's model cannot be loaded here, the episode is not scored, and a note says why.
+
     Raises:
         EchoError: the episode, checkpoint or model does not exist, or the episode is not in the policy's tokens.
     """
@@ -125,7 +127,11 @@ def view_episode(
         assert recording.run is not None and recording.config is not None
         run = LoadedRun(recording.run, recording.config)
         folders = _folders(run, checkpoints)
-        policy = run.policy()
+        try:
+            policy = run.policy()
+        except EchoError as error:
+            note = f"no nats per token, as the run's model cannot be loaded: {error.message} ({error.tip})"
+            return EpisodeView(number, step_of(trace), trace, group_of(recording, trace), {}, note)
         trajectory = _as_played(trace, policy.tokenizer, recording, number)
         for name, folder in sorted(folders.items(), key=lambda item: item[1] is not None):
             if folder is not None:  # until the first load, `policy` is the initial policy

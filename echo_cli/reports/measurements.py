@@ -102,7 +102,9 @@ def _measured_once(run: LoadedRun, rollouts: Sequence[KeptRollout], checkpoint: 
     except EchoError as error:
         if checkpoint is not None:
             raise
-        return _without_policies(run, rollouts, most, [f"no heat maps, as the model cannot be loaded: {error}"])
+        reason = f"no heat maps, as the model cannot be loaded: {error.message} ({error.tip})"
+        run.announce(reason)
+        return _without_policies(run, rollouts, most, [reason])
     return _with_policies(run, rollouts, policy, step, most, notes)
 
 

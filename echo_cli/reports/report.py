@@ -45,7 +45,7 @@ def write_report(
     *,
     checkpoint: str | int | None,
     most_episodes: int,
-    device: str | None,
+    overrides: Sequence[str] = (),
     announce: Callable[[str], None],
 ) -> Written:
     """Write the report of `runs`.
@@ -53,7 +53,7 @@ def write_report(
     Args:
         output: a file name with the extension .html or .htm, or a folder. Default: the run's folder; for several runs,
             their common parent folder.
-        checkpoint, most_episodes, device: as in `read_run`.
+        checkpoint, most_episodes, overrides: as in `read_run`.
         announce: called with a line before each run is read, and before each part of its measurement.
 
     Raises:
@@ -80,7 +80,7 @@ def write_report(
                 name,
                 checkpoint=checkpoint,
                 most_episodes=most_episodes,
-                device=device,
+                overrides=overrides,
                 announce=_of_run(name, announce),
             )
         )

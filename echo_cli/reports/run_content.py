@@ -47,7 +47,7 @@ def read_run(
     *,
     checkpoint: str | int | None,
     most_episodes: int,
-    device: str | None,
+    overrides: Sequence[str] = (),
     announce: Callable[[str], object] = lambda _: None,
 ) -> RunReport:
     """Read the run at `path` and measure its checkpoints.
@@ -57,13 +57,13 @@ def read_run(
         checkpoint: checkpoint of the heat maps: "best", "latest" or a step. With None, the best checkpoint, or the
             latest if none is marked as best; if the model cannot be loaded here, the report has no heat maps.
         most_episodes: maximum number of episodes to read and score.
-        device: device of the policy; None for the config's.
+        overrides: overrides of the run's config, as in `load_run`.
         announce: called with a line before each slow part.
 
     Raises:
         EchoError: the run or the checkpoint does not exist, or a file of the run is damaged.
     """
-    with load_run(path, device=device) as run:
+    with load_run(path, overrides=overrides) as run:
         run.announce = announce
         directory, config = run.directory, run.config
         rows = directory.read_metrics()

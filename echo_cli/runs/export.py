@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.files import delete, left_beside, os_errors, unfinished_beside
 from echo_cli.models.policy import TRAINER_FILE
+from echo_cli.models.weight_files import ADAPTER_FILE
 from echo_cli.runs.directory import open_run
 from echo_cli.symlinks import make_folder
 from echo_cli.text import escape_unprintable
@@ -34,18 +36,23 @@ class Export:
     files: tuple[str, ...]
 
 
-def export_checkpoint(run_path: Path, which: str | int, folder: Path, *, merge: bool = False) -> Export:
+def export_checkpoint(
+    run_path: Path, which: str | int, folder: Path, *, merge: bool = False, overrides: Sequence[str] = ()
+) -> Export:
     """Write the model of a run's checkpoint ("best", "latest" or a step), with its tokenizer, to `folder`.
 
     The export has the form in which the model was trained: a full model, or a LoRA adapter that refers to its base.
     With `merge`, the adapter is merged into the base's weights, as one model in float32.
+
+    Args:
+        overrides: overrides of the run's config, for loading the base.
 
     Raises:
         EchoError: the run or the checkpoint does not exist or is damaged, `folder` is a file or not empty, there is no
             adapter to merge, or the base of an adapter cannot be loaded; the disk is full (exit code 1).
     """
     run = open_run(run_path)
-    config = run.read_config()
+    config = run.read_config(overrides)
     checkpoint, meta = run.load_checkpoint(which)
     # A run without model.lora also has an adapter if it continued to train an adapter in model.path.
     adapted = (checkpoint / _ADAPTER_CONFIG).is_file()
@@ -97,7 +104,7 @@ def _write_merged(config: Config, checkpoint: Path, folder: Path) -> None:
     model = config.model.model_copy(update={**plain, **path})
     with hf_folder(model, config.seed) as base:
         adapted = load_hf_model(base, model, torch.device("cpu"), torch.float32, config.seed, tokenizer_size=0)
-    from echo_cli.models.hf.lora import ADAPTER_FILE, save_merged
+    from echo_cli.models.hf.lora import save_merged
 
     adapted.load(checkpoint)
     save_merged(adapted.model, folder)

@@ -120,6 +120,9 @@ def _start(cell: Cell, overwrite: bool) -> ChildProcess:
     grants = cell.config.environment.grants
     words += [] if grants.import_from is None else ["--import-from", grants.import_from]
     words += ["--allow-plain-http"] if grants.plain_http else []
+    model = cell.config.model  # a file has no say in these
+    words += ["--trust-remote-code"] if model.trust_remote_code else []
+    words += ["--fetch-model"] if model.fetch == "all" else []
     if is_run(cell.path):
         words.append("--overwrite" if overwrite else "--resume")
     with os_errors(log), open(log, "xb", opener=opener) as stderr:

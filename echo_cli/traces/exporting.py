@@ -43,6 +43,7 @@ def export_traces(
     output: Path | None,
     *,
     config: str | None = None,
+    overrides: Sequence[str] = (),
     overwrite: bool = False,
 ) -> ExportResult:
     """Write the traces of `sources` to `output`, which appears once it is complete.
@@ -54,6 +55,7 @@ def export_traces(
         output: None for stdout.
         config: name or file of the config whose tokenizer encodes masks. None uses the files' own ids if all segments
             have them, else DEFAULT_CONFIG. One output uses one tokenizer.
+        overrides: overrides of that config.
         overwrite: whether to replace an existing `output`.
 
     Raises:
@@ -61,7 +63,7 @@ def export_traces(
     """
     recordings = [open_recording(source) for source in sources]
     result = ExportResult()
-    write = _writer(recordings, target, config, result)
+    write = _writer(recordings, target, config, overrides, result)
     with output_file(output, overwrite=overwrite) as out:
         for trace in _traces(recordings):
             result.traces += 1
@@ -74,7 +76,11 @@ def export_traces(
 
 
 def _writer(
-    recordings: Sequence[Recording], target: Target, config: str | None, result: ExportResult
+    recordings: Sequence[Recording],
+    target: Target,
+    config: str | None,
+    overrides: Sequence[str],
+    result: ExportResult,
 ) -> Callable[[Trace], Iterable[bytes]]:
     """Return the function that converts a trace to its output lines."""
     if target == "echo":
@@ -91,7 +97,7 @@ def _writer(
     from echo_cli.models.loading import load_renderer
 
     result.tokenizer = DEFAULT_CONFIG if config is None else config
-    renderer = load_renderer(load_config(find_config(result.tokenizer)))
+    renderer = load_renderer(load_config(find_config(result.tokenizer), overrides))
     return lambda trace: [_counted(made_masks(trace, renderer), result.tokens)]
 
 

@@ -43,7 +43,7 @@ from echo_cli.statistics import Estimate
 
 @pytest.fixture(scope="module")
 def read(played: Path) -> RunReport:
-    return read_run(played, "run", checkpoint=None, most_episodes=40, device=None)
+    return read_run(played, "run", checkpoint=None, most_episodes=40)
 
 
 @pytest.fixture
@@ -277,7 +277,7 @@ def test_an_advantage_is_given_where_the_whole_group_was_kept(quick: Path) -> No
     append_jsonl(quick / "trajectories.jsonl", judged)
     config = (quick / "config.yaml").read_text()
     (quick / "config.yaml").write_text(config.replace("heldout_rollouts: 0", "heldout_rollouts: 2"))
-    read = read_run(quick, "run", checkpoint=None, most_episodes=40, device=None)
+    read = read_run(quick, "run", checkpoint=None, most_episodes=40)
     advantages = [episode.advantage for episode in read.episodes if episode.origin == "rollout"]
     half = 0.5**0.5  # a deviation of 1/2 over a standard deviation of √(1/2)
     assert advantages[:4] == pytest.approx([-half, half, half, -half], abs=1e-4)
@@ -288,7 +288,7 @@ def test_without_an_rl_term_there_is_no_advantage(played: Path, tmp_path: Path) 
     shutil.copytree(played, tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("use_rl: true", "use_rl: false"))
-    found = read_run(tmp_path / "run", "run", checkpoint=None, most_episodes=8, device=None)
+    found = read_run(tmp_path / "run", "run", checkpoint=None, most_episodes=8)
     assert {episode.advantage for episode in found.episodes} == {None}
 
 
@@ -301,7 +301,7 @@ def test_held_out_traces_beside_an_environment_are_in_summary_and_curves(
     capsys.readouterr()
     assert main(["eval-heldout", str(run), "--checkpoint", "latest", "--rollouts", "0", "--json", "-o", str(run)]) == 0
     after = json.loads(capsys.readouterr().out)["after"]
-    found = read_run(run, "run", checkpoint=None, most_episodes=4, device=None)
+    found = read_run(run, "run", checkpoint=None, most_episodes=4)
     last = next(column for column in found.columns if column.label == "last")
     plain = next(column for column in plain_columns(open_run(run).read_summary() or {}) if column.label == "last")
     for key in ("traces/env_ce", "traces/env_bits_per_byte", "traces/token_accuracy"):
@@ -358,7 +358,7 @@ def test_a_checkpoint_that_training_deletes_meanwhile_is_replaced_by_a_later_one
     last = open_run(quick).checkpoints.steps()[-1]
     (quick / "checkpoints" / "best").write_text(f"step_{0:06d}\n")
     _losing(quick, monkeypatch, 2)
-    found = read_run(quick, "run", checkpoint=None, most_episodes=2, device=None)
+    found = read_run(quick, "run", checkpoint=None, most_episodes=2)
     assert found.columns[-1].step == last + 2
     _losing(quick, monkeypatch, 99)
     assert main(["report", str(quick), "--episodes", "2"]) == 1
@@ -378,14 +378,14 @@ def test_a_run_that_measures_no_pass_at_1_is_not_said_to_lack_its_interval(quick
 
 
 def _notes(run: Path) -> Sequence[str]:
-    return read_run(run, "run", checkpoint=None, most_episodes=2, device=None).notes
+    return read_run(run, "run", checkpoint=None, most_episodes=2).notes
 
 
 def test_a_rollout_that_is_not_in_the_models_tokens_is_shown_without_heat(quick: Path) -> None:
     *_, row = read_jsonl(quick / "trajectories.jsonl")
     row["segments"][0]["token_ids"] = [1, 10**9]
     append_jsonl(quick / "trajectories.jsonl", [row])
-    read = read_run(quick, "run", checkpoint=None, most_episodes=40, device=None)
+    read = read_run(quick, "run", checkpoint=None, most_episodes=40)
     assert not read.episodes[-1].has_heat and any("without heat" in note for note in read.notes)
 
 
@@ -406,14 +406,14 @@ def test_a_run_of_a_users_environment_is_measured_on_the_pool_it_kept_and_nothin
     config["model"]["path"] = "/somewhere/of/mine/tiny-base"
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     shutil.copy(run / "trajectories.jsonl", run / "pool_heldout.jsonl")
-    blind = read_run(run, "run", checkpoint=None, most_episodes=40, device=None)
+    blind = read_run(run, "run", checkpoint=None, most_episodes=40)
     assert not blind.measured and any("model cannot be loaded" in note for note in blind.notes)
     assert blind.config["model.path"] == "tiny-base" and "output_dir" not in blind.config
     assert sum(episode.origin == "held-out pool" for episode in blind.episodes) > 0
 
     config["model"]["path"] = "tiny-base"
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    read = read_run(run, "run", checkpoint="latest", most_episodes=40, device=None)
+    read = read_run(run, "run", checkpoint="latest", most_episodes=40)
     assert read.measured and set(read.pairs) == {"heldout"} and read.observations
     assert any("not replayed" in note for note in read.notes)
     (last,) = (column for column in read.columns if column.label == "last")
@@ -422,10 +422,10 @@ def test_a_run_of_a_users_environment_is_measured_on_the_pool_it_kept_and_nothin
 
 
 def test_few_episodes_are_of_both_kinds_and_of_both_ends_of_training(quick: Path) -> None:
-    read = read_run(quick, "run", checkpoint=None, most_episodes=8, device=None)
+    read = read_run(quick, "run", checkpoint=None, most_episodes=8)
     assert [episode.origin for episode in read.episodes] == ["held-out pool"] * 4 + ["rollout"] * 4
     assert [episode.step for episode in read.episodes[4:]] == [0, 4, 4, 4]
-    assert not read_run(quick, "run", checkpoint=None, most_episodes=0, device=None).episodes
+    assert not read_run(quick, "run", checkpoint=None, most_episodes=0).episodes
 
 
 def test_reports_go_where_plots_go(played: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -450,7 +450,7 @@ def test_reports_go_where_plots_go(played: Path, tmp_path: Path, capsys: pytest.
 
 def test_a_checkpoint_of_a_step_is_a_column_of_its_own(quick: Path) -> None:
     assert open_run(quick).checkpoints.best_step() != 1
-    read = read_run(quick, "run", checkpoint=1, most_episodes=2, device=None)
+    read = read_run(quick, "run", checkpoint=1, most_episodes=2)
     assert read.checkpoint == 1
     assert [column.label for column in read.columns] == ["before", "best", "last", "step 1"]
     assert all(isinstance(column.figures["heldout/env_ce"], Estimate) for column in read.columns)

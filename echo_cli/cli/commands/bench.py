@@ -10,12 +10,16 @@ from echo_cli.cli.options import (
     AsJson,
     ConfigName,
     Device,
+    FetchModel,
     ImportFrom,
     Overrides,
     PlainHttp,
+    TrustRemoteCode,
     as_overrides,
     consent_of,
+    fetching_named,
     grants_of,
+    model_overrides,
     print_json,
 )
 from echo_cli.config.effects import effects_of
@@ -30,6 +34,8 @@ def bench(
     device: Device = None,
     import_from: ImportFrom = None,
     plain_http: PlainHttp = False,
+    trust_remote_code: TrustRemoteCode = False,
+    fetch_model: FetchModel = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure the cost of the env term in seconds and memory.
@@ -39,10 +45,10 @@ def bench(
     from echo_cli.training import benchmark as measure
 
     grants = grants_of(import_from, plain_http)
-    loaded = load_config(
-        find_config("toy" if config is None else config),
-        [*(overrides or []), *as_overrides(overrides or [], device=device)],
-    ).granted(grants)
+    given = overrides or []
+    options = model_overrides(trust_remote_code, fetch_model)
+    words = [*given, *as_overrides(given, device=device, **options)]
+    loaded = fetching_named(load_config(find_config("toy" if config is None else config), words)).granted(grants)
     consent_of("bench", grants).obtain(effects_of(loaded))
     result = measure.bench(loaded, repeats, lambda text: put(f"bench: {text}", err=True))
     if as_json:

@@ -16,12 +16,16 @@ from echo_cli.cli.options import (
     AllowEnvironment,
     AsJson,
     Device,
+    FetchModel,
     ImportFrom,
     PlainHttp,
+    TrustRemoteCode,
+    as_overrides,
     checkpoint_named,
     chosen_checkpoint,
     consent_of,
     grants_of,
+    model_overrides,
     print_json,
 )
 from echo_cli.errors import EchoError
@@ -60,6 +64,8 @@ def dream(
     allow_environment: AllowEnvironment = False,
     import_from: ImportFrom = None,
     plain_http: PlainHttp = False,
+    trust_remote_code: TrustRemoteCode = False,
+    fetch_model: FetchModel = False,
     as_json: AsJson = False,
 ) -> None:
     """Let the policy answer commands in place of the environment.
@@ -71,6 +77,7 @@ def dream(
     if not 0 <= temperature < math.inf:
         raise EchoError(f"--temperature is {temperature}", "give 0 or a positive number")
     consent = consent_of("dream", grants_of(import_from, plain_http), allowed=allow_environment)
+    words = as_overrides([], device=device, **model_overrides(trust_remote_code, fetch_model))
     of_play = {"--task": task, "--temperature": temperature, "--closed-loop": closed_loop}
     if score is not None:
         tip = "omit it: scored replies are greedy and follow true transcripts of a pool"
@@ -84,7 +91,7 @@ def dream(
             pool_folder=pool,
             seed=seed,
             max_tokens=max_tokens,
-            device=device,
+            overrides=words,
             consent=consent,
         )
         _print_score(found, breakdown, as_json)
@@ -97,7 +104,7 @@ def dream(
     from echo_cli.evaluation.dream.session import DreamSettings, open_dream
 
     settings = DreamSettings(max_tokens, temperature, seed, closed_loop)
-    with open_dream(run, checkpoint=which, task_id=task, settings=settings, device=device, consent=consent) as opened:
+    with open_dream(run, checkpoint=which, task_id=task, settings=settings, overrides=words, consent=consent) as opened:
         events = _play(opened, as_json)
     if as_json:
         _print_events(opened, closed_loop, events)

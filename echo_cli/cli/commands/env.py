@@ -8,13 +8,17 @@ import typer
 
 from echo_cli.cli.options import (
     AsJson,
+    FetchModel,
     ImportFrom,
     Overrides,
     PlainHttp,
+    TrustRemoteCode,
+    as_overrides,
     command_group,
     consent_of,
     examples,
     grants_of,
+    model_overrides,
     print_json,
 )
 from echo_cli.config.effects import effects_of
@@ -43,6 +47,8 @@ def check(
     ] = False,
     import_from: ImportFrom = None,
     plain_http: PlainHttp = False,
+    trust_remote_code: TrustRemoteCode = False,
+    fetch_model: FetchModel = False,
     as_json: AsJson = False,
 ) -> None:
     """Play one episode in a config's environment and report problems.
@@ -55,7 +61,9 @@ def check(
             f"it plays the config's own model; for another: --model model.kind=hf model.path={named[0]}",
         )
     grants = grants_of(import_from, plain_http)
-    loaded = load_config(find_config(config), overrides or []).granted(grants)
+    options = model_overrides(trust_remote_code, fetch_model)
+    words = [*(overrides or []), *as_overrides(overrides or [], **options)]
+    loaded = load_config(find_config(config), words).granted(grants)
 
     from echo_cli.environments.worlds import open_worlds
     from echo_cli.models.architecture import architecture_of

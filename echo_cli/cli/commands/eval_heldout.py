@@ -15,13 +15,16 @@ from echo_cli.cli.options import (
     AsJson,
     ConfigName,
     Device,
+    FetchModel,
     ImportFrom,
     PlainHttp,
+    TrustRemoteCode,
     as_overrides,
     checkpoint_named,
     chosen_checkpoint,
     consent_of,
     grants_of,
+    model_overrides,
     print_json,
     refuse_overrides,
 )
@@ -84,6 +87,8 @@ def eval_heldout(
     allow_environment: AllowEnvironment = False,
     import_from: ImportFrom = None,
     plain_http: PlainHttp = False,
+    trust_remote_code: TrustRemoteCode = False,
+    fetch_model: FetchModel = False,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV rows on stdout.")] = False,
 ) -> None:
@@ -102,15 +107,17 @@ def eval_heldout(
     }
     of_runs |= {"--import-from": import_from, "--allow-environment": allow_environment or None}
     of_runs |= {"--allow-plain-http": plain_http or None}
+    of_model = model_overrides(trust_remote_code, fetch_model)
+    options = as_overrides(words or [], device=device, **of_model)
     if model:
-        overrides = [*_overrides(words or [], compare, of_runs, pool), *as_overrides(words or [], device=device)]
+        overrides = [*_overrides(words or [], compare, of_runs, pool), *options]
         found, stem = _evaluate_models(model, config, overrides, pool or [], fit_pool, command, output)
     else:
         run = _one_run(words or [], compare, {"--config": config, "--fit-pool": fit_pool})
         _check_rollouts(rollouts, pass_k)
         names = _checkpoints(checkpoint, step) or ["best" if compare else chosen_checkpoint(None, run)]
         consent = consent_of("eval-heldout", grants_of(import_from, plain_http), allowed=allow_environment)
-        chosen = _Chosen(names, rollouts, pass_k, command, pool or [], device, consent)
+        chosen = _Chosen(names, rollouts, pass_k, command, pool or [], options, consent)
         found, stem = _compare_runs(compare, chosen, output) if compare else _evaluate_run(run, chosen, output)
     _show(found, stem, as_json, as_csv, breakdown)
 
@@ -125,13 +132,14 @@ class _Chosen:
     pass_k: list[int] | None
     command: str | None
     pools: list[Path]
-    device: str | None
+    overrides: list[str]
+    """Overrides of the run's config."""
     consent: Consent
 
     def open(self, run: Path) -> LoadedRun:
         from echo_cli.evaluation.loaded_run import load_run
 
-        opened = load_run(run, device=self.device, pool_folders=self.pools, consent=self.consent)
+        opened = load_run(run, overrides=self.overrides, pool_folders=self.pools, consent=self.consent)
         opened.announce = _progress
         return opened
 

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from echo_cli.cli.options import AsJson, chosen_checkpoint, print_json
+from echo_cli.cli.options import (
+    AsJson,
+    FetchModel,
+    TrustRemoteCode,
+    as_overrides,
+    chosen_checkpoint,
+    model_overrides,
+    print_json,
+)
+from echo_cli.errors import EchoError
 from echo_cli.terminal import put
 
 
@@ -19,6 +28,8 @@ def export(
         typer.Option(help="best (default; without a best step, latest), latest or a step.", metavar="NAME|N"),
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Merge a LoRA adapter into its base.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    fetch_model: FetchModel = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint's model and tokenizer to a folder.
@@ -29,7 +40,13 @@ def export(
 
     from echo_cli.runs.export import export_checkpoint
 
-    written = export_checkpoint(run, which, output, merge=merge)
+    words = as_overrides([], **model_overrides(trust_remote_code, fetch_model))
+    if words and not merge:
+        raise EchoError(
+            f"{'--trust-remote-code' if trust_remote_code else '--fetch-model'} has no effect without --merge",
+            "omit it: a checkpoint is copied as it is",
+        )
+    written = export_checkpoint(run, which, output, merge=merge, overrides=words)
     if as_json:
         files = list(written.files)
         print_json({"output": str(written.folder), "kind": written.kind, "step": written.step, "files": files})

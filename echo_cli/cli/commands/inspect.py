@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from echo_cli.cli.options import AsJson, ConfigName, Device, as_overrides, checkpoint_named, print_json
+from echo_cli.cli.options import (
+    AsJson,
+    ConfigName,
+    Device,
+    TrustRemoteCode,
+    as_overrides,
+    checkpoint_named,
+    model_overrides,
+    print_json,
+)
 from echo_cli.errors import EchoError
+from echo_cli.terminal import put
 
 if TYPE_CHECKING:
     from echo_cli.config.schema import Config
@@ -54,16 +64,16 @@ def inspect(
     ] = None,
     config: ConfigName = None,
     device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Inspect recorded episodes by role and by token.
 
     Prints tokens and bytes per role, tokens that straddle role boundaries, outputs, volatile-looking text and
-    duplicates. With --episode, prints one transcript with its reward, its advantage and, given a policy, nats per
-    token.
+    duplicates. With --episode, prints one transcript with its reward, advantage and, given a policy, nats per token.
     """
     _refuse_unused(episode, checkpoint, against, model, overrides, config, device)
-    options = as_overrides(overrides or [], device=device)
+    options = as_overrides(overrides or [], device=device, **model_overrides(trust_remote_code))
 
     from echo_cli.runs.recordings import open_recording
 
@@ -146,11 +156,18 @@ def _model(path: str, config: str | None, overrides: list[str]) -> tuple[str, Co
 
 
 def _renderer(recording: Recording, chosen: tuple[str, Config] | None) -> tuple[str, Renderer]:
-    """Return the name and renderer of the chosen model, else of the run's model, else of the built-in model."""
+    """Return the name and renderer of the chosen model, else of the run's model, else of the built-in model.
+
+    A run whose model cannot be loaded here is read with the built-in tokenizer, and a line on stderr says so.
+    """
     from echo_cli.config.model import TINY_BASE
     from echo_cli.models.loading import load_renderer
 
     if chosen is None and recording.config is not None:
-        chosen = recording.config.model.path, recording.config
+        try:
+            return recording.config.model.path, load_renderer(recording.config)
+        except EchoError as error:
+            reason = f"the run's tokenizer cannot be loaded: {error.message} ({error.tip})"
+            put(f"inspect: the tokens are {TINY_BASE}'s, as {reason}", err=True)
     label, config = chosen or _model(TINY_BASE, None, [])
     return label, load_renderer(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -14,16 +15,20 @@ from echo_cli.cli.options import (
     AsJson,
     ConfigName,
     Device,
+    FetchModel,
     ImportFrom,
     Overrides,
     Overwrite,
     PlainHttp,
+    TrustRemoteCode,
     as_overrides,
     chosen_checkpoint,
     command_group,
     consent_of,
     examples,
+    fetching_named,
     grants_of,
+    model_overrides,
     print_json,
 )
 from echo_cli.config.effects import effects_of
@@ -68,6 +73,8 @@ def build(
     allow_environment: AllowEnvironment = False,
     import_from: ImportFrom = None,
     plain_http: PlainHttp = False,
+    trust_remote_code: TrustRemoteCode = False,
+    fetch_model: FetchModel = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -81,10 +88,12 @@ def build(
         _refuse_for_script(actor, {**of_run, "--only-solved": only_solved}, rollouts, seed)
     chosen = _split(split)
     words = [*(overrides or []), *as_overrides(overrides or [], seed=seed, device=device)]
-    played = actor if scripted else _checkpoint_actor(actor, checkpoint, temperature)
+    options = model_overrides(trust_remote_code, fetch_model)
+    of_model = as_overrides(overrides or [], **options)
+    played = actor if scripted else replace(_checkpoint_actor(actor, checkpoint, temperature), overrides=of_model)
     run = None if scripted or config is not None else Path(actor)
     consent = consent_of("pool", grants_of(import_from, plain_http), allowed=allow_environment)
-    loaded = _config(config, words, run).granted(consent.grants)
+    loaded = _config(config, [*words, *of_model] if scripted else words, run).granted(consent.grants)
     consent.obtain(effects_of(loaded, sampler=not scripted), run)
 
     from echo_cli.evaluation.pool_building import Recipe, build_pool
@@ -164,4 +173,4 @@ def _config(name: str | None, words: list[str], run: Path | None) -> Config:
         from echo_cli.runs.directory import open_run
 
         return open_run(run).read_config(words)
-    return load_config(find_config("toy" if name is None else name), words)
+    return fetching_named(load_config(find_config("toy" if name is None else name), words))

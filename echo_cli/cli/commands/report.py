@@ -11,7 +11,10 @@ from echo_cli.cli.options import (
     Device,
     OutputBesideRuns,
     RunPaths,
+    TrustRemoteCode,
+    as_overrides,
     checkpoint_named,
+    model_overrides,
     print_json,
     refuse_overrides,
 )
@@ -28,12 +31,13 @@ def report(
         int, typer.Option(help="Maximum number of episodes scored and shown per run.", metavar="N", min=0)
     ] = 60,
     device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a report on runs as one self-contained HTML page.
 
     It contains curves, a summary with intervals, config differences, role shares, and episodes with the nats of each
-    token before and after training.
+    token before and after training. Nothing is fetched, and no environment is started.
     """
     refuse_overrides(runs)
     which = None if checkpoint is None else checkpoint_named(checkpoint)
@@ -44,7 +48,7 @@ def report(
         output,
         checkpoint=which,
         most_episodes=episodes,
-        device=device,
+        overrides=as_overrides([], device=device, **model_overrides(trust_remote_code)),
         announce=lambda line: put(f"report: {line}", err=True),
     )
     if as_json:

@@ -15,6 +15,7 @@ from echo_cli.cli.options import (
     ConfigName,
     Device,
     DryRun,
+    FetchModel,
     ImportFrom,
     OutputDir,
     Overwrite,
@@ -22,9 +23,12 @@ from echo_cli.cli.options import (
     RunName,
     Seed,
     Steps,
+    TrustRemoteCode,
     as_overrides,
     consent_of,
+    fetching_named,
     grants_of,
+    model_overrides,
     print_json,
     print_plans,
     refuse_options,
@@ -83,6 +87,8 @@ def sweep_lambda(
     import_from: ImportFrom = None,
     plain_http: PlainHttp = False,
     dry_run: DryRun = False,
+    trust_remote_code: TrustRemoteCode = False,
+    fetch_model: FetchModel = False,
     as_json: AsJson = False,
 ) -> None:
     """Train once per λ and seed, and compare the runs.
@@ -102,10 +108,11 @@ def sweep_lambda(
     if seeds is not None and (seed is not None or any(word.startswith("seed=") for word in overrides)):
         raise EchoError("--seeds and a seed exclude each other", "list all seeds after --seeds")
     options = as_overrides(overrides, steps=steps, seed=seed, device=device, output_dir=output_dir, run_name=run_name)
+    options += as_overrides(overrides, **model_overrides(trust_remote_code, fetch_model))
     source = find_config("toy" if config is None else config)
     grants = grants_of(import_from, plain_http)
     every_lambda = ([*overrides, *options, f"objective.world_model_coeff={coeff!r}"] for coeff in coeffs)
-    configs = [plan.sweep_config(source, each).granted(grants) for each in every_lambda]
+    configs = [fetching_named(plan.sweep_config(source, each)).granted(grants) for each in every_lambda]
     first = configs[0]
     if first.objective.schedule in ("step", "gradient_ratio"):
         raise EchoError(

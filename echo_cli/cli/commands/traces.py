@@ -8,7 +8,16 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from echo_cli.cli.options import AsJson, Overwrite, command_group, examples, print_json
+from echo_cli.cli.options import (
+    AsJson,
+    Overwrite,
+    TrustRemoteCode,
+    as_overrides,
+    command_group,
+    examples,
+    model_overrides,
+    print_json,
+)
 from echo_cli.errors import EchoError
 from echo_cli.terminal import put
 from echo_cli.traces.importing import FORMATS
@@ -76,6 +85,7 @@ def export(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Export trajectories for other tools.
@@ -90,7 +100,10 @@ def export(
         raise EchoError(f"no target '{to}'", f"--to is one of {', '.join(get_args(Target))}")
     if config is not None and target != "masks":
         raise EchoError(f"--config has no effect with --to {to}", "--config sets the tokenizer of --to masks")
-    result = export_traces(sources, target, _path(output), config=config, overwrite=overwrite)
+    words = as_overrides([], **model_overrides(trust_remote_code))
+    if words and config is None:
+        raise EchoError("--trust-remote-code has no effect without --config", "omit it")
+    result = export_traces(sources, target, _path(output), config=config, overrides=words, overwrite=overwrite)
     masks = {} if result.tokenizer is None else {"tokenizer": result.tokenizer, "tokens": dict(result.tokens)}
     if as_json:
         print_json({"output": output, "to": to, "traces": result.traces, "lines": result.lines, **masks})

@@ -16,6 +16,7 @@ from echo_cli.cli.options import (
     ConfigName,
     Device,
     DryRun,
+    FetchModel,
     ImportFrom,
     OutputDir,
     Overrides,
@@ -24,9 +25,12 @@ from echo_cli.cli.options import (
     RunName,
     Seed,
     Steps,
+    TrustRemoteCode,
     as_overrides,
     consent_of,
+    fetching_named,
     grants_of,
+    model_overrides,
     print_json,
     print_plans,
     run_path,
@@ -82,6 +86,8 @@ def train(
     import_from: ImportFrom = None,
     plain_http: PlainHttp = False,
     dry_run: DryRun = False,
+    trust_remote_code: TrustRemoteCode = False,
+    fetch_model: FetchModel = False,
     as_json: AsJson = False,
     parent: Parent = None,
     group: Annotated[str | None, typer.Option(help="Group of the run in trackers.", hidden=True)] = None,
@@ -97,6 +103,7 @@ def train(
         raise EchoError("--resume and --overwrite exclude each other", tip)
     given = overrides or []
     options = as_overrides(given, steps=steps, seed=seed, device=device, output_dir=output_dir, run_name=run_name)
+    options += as_overrides(given, **model_overrides(trust_remote_code, fetch_model))
     if coeff is not None:
         options += as_overrides(given, objective__world_model_coeff=repr(parse_coeff(coeff)))
     consent = consent_of("train", grants_of(import_from, plain_http), allowed=allow_environment)
@@ -121,14 +128,19 @@ def train(
             should_stop=lambda: interrupt() or (parent is not None and os.getppid() != parent),
             group=group,
         )
+    _finish(summary, path, loaded, as_json, interrupt.exit_code)
+
+
+def _finish(summary: dict[str, Any], path: Path, config: Config, as_json: bool, exit_code: int) -> None:
+    """Print the summary of the run at `path`; for a stopped run, exit with `exit_code`."""
     try:
-        _show(summary, path, as_json)
+        _show(summary, path, config, as_json)
     finally:
         if summary["status"] == "stopped":  # also where stdout is gone
-            raise typer.Exit(interrupt.exit_code)
+            raise typer.Exit(exit_code)
 
 
-def _show(summary: dict[str, Any], path: Path, as_json: bool) -> None:
+def _show(summary: dict[str, Any], path: Path, config: Config, as_json: bool) -> None:
     """Print the summary of the run at `path`, and how to resume a stopped run."""
     if as_json:
         print_json(summary)
@@ -138,18 +150,18 @@ def _show(summary: dict[str, Any], path: Path, as_json: bool) -> None:
         print_run(summary, str(path))
     if summary["status"] == "stopped":
         again = ["echo-cli", "train", "--resume", "--output-dir", str(path.parent), "--run-name", path.name]
+        again += ["--trust-remote-code"] if config.model.trust_remote_code else []
         put(f"stopped and saved; to continue: {shlex.join(again)}", err=True)
 
 
 def _load(name: str | None, words: list[str], resume: bool) -> tuple[Config, Path, bool]:
     """Return the config and the directory of a run, and whether the config is the run's own, as in a resumed run.
 
-    With --config, a resumed run takes that config.
+    With --config, a resumed run takes that config. The hub model of a config that is not a run's own may be fetched.
     """
     source = find_config("toy" if name is None else name)
     config = load_config(source, words)
     path = run_path(config, f"{source.stem}-seed{config.seed}")
-    is_own = False
     if resume:
         from echo_cli.runs.directory import is_half_made, open_run
 
@@ -157,8 +169,8 @@ def _load(name: str | None, words: list[str], resume: bool) -> tuple[Config, Pat
         if not is_half_made(path):
             own = open_run(path)
             if name is None:
-                config, is_own = load_config(own.config_path, words), True
-    return config, path, is_own
+                return load_config(own.config_path, words), path, True
+    return fetching_named(config), path, False
 
 
 def run_cell(

@@ -57,11 +57,11 @@ def print_episode(view: EpisodeView, *, place: str) -> None:
     at_step = "" if view.step is None else f", step {view.step}"
     put(f"{place}: episode {view.number}{at_step}, {_count(len(view.trace.turns), 'turn')}")
     _print_group(view.group)
+    if view.note:
+        put(f"note: {view.note}")
     if not view.heats:
         put("", *transcript(view.trace, coloured=colours_of_stdout() is not None, width=width_of_stdout()))
         return
-    if view.note:
-        put(f"note: {view.note}")
     colours, ramp = colours_of_stdout(), _ramp()
     heats: dict[str, Sequence[TokenLosses]] = {joined(name): heats for name, heats in view.heats.items()}
     lines = heat_transcript(heats, colours=colours, width=width_of_stdout() or _PIPED_WIDTH, ramp=ramp)

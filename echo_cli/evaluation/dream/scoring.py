@@ -142,7 +142,7 @@ def score_dreams(
     pool_folder: Path | None,
     seed: int,
     max_tokens: int | None,
-    device: str | None,
+    overrides: Sequence[str] = (),
     consent: Consent = NO_CONSENT,
 ) -> DreamReport:
     """Score a checkpoint of the run at `path`, and the run's initial policy, on pairs of a pool.
@@ -154,14 +154,14 @@ def score_dreams(
         checkpoint: "best", "latest" or a step.
         pool_folder: folder of a pool to score instead of the run's held-out pool; it needs no environment.
         max_tokens: cap of a generated reply, tokens; None for `most_tokens`.
-        device: device of the policies; None for the config's.
+        overrides: overrides of the run's config, as in `load_run`.
         consent: as in `LoadedRun`; a pool that the run has kept needs no environment.
 
     Raises:
         EchoError: the run, checkpoint or pool does not exist, the pool is empty, or the pool has to be played and the
             environment is not available (exit code 1).
     """
-    with load_run(path, device=device, consent=consent) as run:
+    with load_run(path, overrides=overrides, consent=consent) as run:
         folder, step = run.checkpoint(checkpoint)
         executed = set(run.observed(step))
         policy = run.policy()

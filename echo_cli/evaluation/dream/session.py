@@ -10,7 +10,7 @@ A generated reply that does not end by itself (see replies.py) is truncated to t
 from __future__ import annotations
 
 import difflib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,7 +238,7 @@ def open_dream(
     checkpoint: str | int,
     task_id: str | None,
     settings: DreamSettings,
-    device: str | None,
+    overrides: Sequence[str] = (),
     consent: Consent = NO_CONSENT,
 ) -> Iterator[OpenDream]:
     """Open the run at `path` with its environment, for a `with` block.
@@ -246,14 +246,14 @@ def open_dream(
     Args:
         checkpoint: "best", "latest" or a step.
         task_id: the task to play; None for the first held-out task.
-        device: device of the policy; None for the config's.
+        overrides: overrides of the run's config, as in `load_run`.
         consent: as in `LoadedRun`.
 
     Raises:
         EchoError: the run, checkpoint or task does not exist, or the environment may not be used or is not
             available (exit code 1).
     """
-    with load_run(path, device=device, consent=consent) as run:
+    with load_run(path, overrides=overrides, consent=consent) as run:
         folder, step = run.checkpoint(checkpoint)
         worlds, task = _task(run.task_suite, task_id)
         policy = run.policy(folder)

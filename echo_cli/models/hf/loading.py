@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from echo_cli.config.model import RANDOM_QWEN3, ModelConfig
 from echo_cli.errors import EchoError, first_line, missing_package
 from echo_cli.files import os_errors
 from echo_cli.models.architecture import hub_folder
+from echo_cli.models.weight_files import ADAPTER_FILE, WEIGHTS, WEIGHTS_INDEX, shards
+from echo_cli.terminal import put
 from echo_cli.text import escape_unprintable
 
 if TYPE_CHECKING:
@@ -41,15 +44,17 @@ class NotFetched(EchoError):
 
 
 @contextmanager
-def hf_folder(model: ModelConfig, seed: int, *, weights: bool = True, fetch: bool = True) -> Iterator[Path]:
+def hf_folder(model: ModelConfig, seed: int, *, weights: bool = True) -> Iterator[Path]:
     """Yield the folder of `model.path`: the path, a hub snapshot, or a random model's folder, deleted after the block.
 
+    A hub snapshot on this machine is used as it is; only with `model.fetch: all` is the hub asked for a newer one. A
+    line on stderr says what is fetched, and whose Python code may run.
+
     Args:
-        weights: whether to fetch the weights of a hub model.
-        fetch: whether to fetch anything; if not, a hub model needs a local snapshot.
+        weights: whether the weights of a hub model are needed.
 
     Raises:
-        NotFetched: the hub model has no local snapshot, and `fetch` is false.
+        NotFetched: the hub model has no local snapshot, and `model.fetch` does not allow to fetch it.
         EchoError: the `hf` extra is not installed, the folder does not exist, or the hub does not have the model or is
             unreachable.
     """
@@ -67,18 +72,45 @@ def hf_folder(model: ModelConfig, seed: int, *, weights: bool = True, fetch: boo
         message = f"model.path: {escape_unprintable(path)} is in the GGUF format, which cannot be trained"
         raise EchoError(message, "set model.path to the original model: a folder with config.json or a hub id")
     if path.is_dir():
-        yield path
+        yield _announced(path, model)
     elif not _HUB_ID.fullmatch(model.path) or path.exists() or (len(path.parts) > 1 and path.parent.is_dir()):
         raise EchoError(
             f"no model folder at {escape_unprintable(path)}", "set model.path to a folder with config.json or a hub id"
         )
-    elif fetch:
-        yield _snapshot(model, weights)
     else:
-        snapshot = hub_folder(model.path, model.revision or "main")
-        if snapshot is None or not (snapshot / TOKENIZER_CONFIG_FILE).is_file():
-            raise NotFetched(f"{escape_unprintable(model.path)} is not on this machine")
-        yield snapshot
+        snapshot = None if model.fetch == "all" else hub_folder(model.path, model.revision or "main")
+        if snapshot is None or not _is_complete(snapshot, model, weights):
+            if model.fetch == "never":
+                raise _not_fetched(model)
+            snapshot = _snapshot(model, weights)
+        yield _announced(snapshot, model)
+
+
+def _is_complete(snapshot: Path, model: ModelConfig, weights: bool) -> bool:
+    """Return whether a hub snapshot has the files that are needed: an interrupted download leaves some of them."""
+    if not (snapshot / TOKENIZER_CONFIG_FILE).is_file():
+        return False
+    if model.trust_remote_code and not any(snapshot.glob("*.py")):
+        return False
+    if not weights or any((snapshot / name).is_file() for name in (ADAPTER_FILE, WEIGHTS)):
+        return True
+    index = snapshot / WEIGHTS_INDEX
+    return index.is_file() and all((snapshot / name).is_file() for name in shards(index))
+
+
+def _not_fetched(model: ModelConfig) -> NotFetched:
+    name, at = escape_unprintable(model.path), "" if model.revision is None else f" --revision {model.revision}"
+    return NotFetched(
+        f"the hub model {name} is not on this machine, and nothing here is fetched unasked",
+        f"fetch it with `hf download {name}{escape_unprintable(at)}`, or with --fetch-model where the command has it",
+    )
+
+
+def _announced(folder: Path, model: ModelConfig) -> Path:
+    """Return the folder, after a line on stderr if the Python code in it may run."""
+    if model.trust_remote_code and any(folder.glob("*.py")):
+        put(f"the Python code in {folder} runs: --trust-remote-code", err=True)
+    return folder
 
 
 def load_hf_model(
@@ -137,8 +169,14 @@ def _assembled(
                 "not kept",
                 "export the run with --merge",
             )
-        base_model = model.model_copy(update={"path": base, "revision": None})
-        with hf_folder(base_model, seed, fetch=not empty) as base_folder:
+        # The person named the adapter, and the adapter its base: a base is fetched only if that was asked for.
+        fetch = "all" if model.fetch == "all" else "never"
+        with hf_folder(model.model_copy(update={"path": base, "revision": None, "fetch": fetch}), seed) as base_folder:
+            if is_adapter(base_folder):
+                raise EchoError(
+                    f"the base of the adapter in {escape_unprintable(folder)} is another adapter",
+                    "merge the other adapter into its own base",
+                )
             whole_or_adapted: PreTrainedModel | PeftModel = read_adapter(folder, read(base_folder, model, dtype))
     else:
         held = torch.float32 if model.lora is None else dtype
@@ -174,6 +212,9 @@ def _snapshot(model: ModelConfig, weights: bool) -> Path:
 
     patterns = [*_TEXT_FILES, *(["*.safetensors"] if weights else []), *(["*.py"] if model.trust_remote_code else [])]
     name = escape_unprintable(model.path)
+    if not _is_offline():
+        put(f"fetching {model.path} from {constants.ENDPOINT}", err=True)
+    constants.HF_HUB_OFFLINE = _is_offline()
     try:
         return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=patterns))
     except GatedRepoError as error:
@@ -200,6 +241,14 @@ def _snapshot(model: ModelConfig, weights: bool) -> Path:
         raise EchoError(
             f"cannot fetch {name}: the hub is unreachable or does not respond like a hub ({said})", tip
         ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = True
+
+
+def _is_offline() -> bool:
+    """Return whether the user has switched off all requests to the hub."""
+    said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return said.upper() in ("1", "ON", "YES", "TRUE")
 
 
 @torch.no_grad()
@@ -246,7 +295,10 @@ def _check_compiler(device: torch.device) -> None:
 
 
 def require_hf(what: str = "model.kind: hf") -> None:
-    """Check that the `hf` extra is installed, and silence its libraries' progress bars and logs.
+    """Check that the `hf` extra is installed, silence its libraries' progress bars and logs, and close the hub to them.
+
+    The libraries ask the hub for whatever a model's files name: another model's code, a converted file, the kernels of
+    a layer. In this process only `_snapshot` reaches the hub.
 
     Args:
         what: the feature that needs the extra, for the message.
@@ -257,8 +309,12 @@ def require_hf(what: str = "model.kind: hf") -> None:
     for name in ("transformers", "peft", "huggingface_hub"):
         if importlib.util.find_spec(name) is None:
             raise missing_package(what, name, "hf")
+    os.environ["USE_HUB_KERNELS"] = "NO"  # read when transformers is imported
+    from huggingface_hub import constants
     from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging
+
+    constants.HF_HUB_OFFLINE = True
 
     disable_progress_bars()
     logging.disable_progress_bar()

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -26,9 +27,29 @@ from echo_cli.config.model import LoraConfig
 from echo_cli.errors import EchoError, first_line
 from echo_cli.files import Row, read_json
 from echo_cli.models.hf.weights import save_whole
+from echo_cli.models.weight_files import ADAPTER_FILE, file_shapes
 from echo_cli.text import escape_unprintable
 
-ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+# Keys of an adapter's config that may have any value. The others name Python modules to import, change the base's
+# weights by other methods, or repeat its layers.
+_KNOWN = {
+    *(
+        "peft_type",
+        "task_type",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "peft_version",
+        "auto_mapping",
+    ),
+    *("r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias"),
+    *("target_parameters", "init_lora_weights", "lora_bias", "trainable_token_indices", "ensure_weight_tying"),
+    *("megatron_core", "qalora_group_size"),  # without effect while megatron_config and use_qalora are not set
+}
+_NOTHING: tuple[Any, ...] = (None, False, {}, [])
 
 # Keys of an adapter's config that determine the meaning of its weights.
 _MEANING = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
@@ -56,6 +77,10 @@ def add_adapter(model: PreTrainedModel, lora: LoraConfig, base: str, seed: int) 
         raise EchoError(
             f"model.lora.targets: the model has no linear layer {foreign[0]}", f"choose from {', '.join(there)}"
         )
+    if lora.rank > (most := _most_rank(model)):
+        raise EchoError(
+            f"model.lora.rank is {lora.rank}, and no matrix of the model has a rank above {most}", f"set at most {most}"
+        )
     config = PeftLoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
@@ -67,6 +92,12 @@ def add_adapter(model: PreTrainedModel, lora: LoraConfig, base: str, seed: int) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _adapted(model, config)
+
+
+def _most_rank(model: PreTrainedModel) -> int:
+    """Return the highest rank of a linear layer's matrix, beyond which an adapter gains nothing."""
+    linear = (module for module in model.modules() if isinstance(module, (torch.nn.Linear, Conv1D)))
+    return max((min(layer.weight.shape) for layer in linear), default=0)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -92,6 +123,11 @@ def read_adapter_config(folder: Path) -> Row:
         raise EchoError(
             f"{escape_unprintable(path)} has no target_modules", "add the modules that the adapter was trained on"
         )
+    if unknown := sorted(name for name, value in config.items() if name not in _KNOWN and value not in _NOTHING):
+        raise EchoError(
+            f"{escape_unprintable(path)} sets {escape_unprintable(unknown[0])}, which is not read here",
+            "merge the adapter into its base with the program that trained it",
+        )
     return config
 
 
@@ -102,12 +138,15 @@ def read_adapter(folder: Path, model: PreTrainedModel) -> PeftModel:
         EchoError: the adapter is damaged, or does not fit the model.
     """
     written = read_adapter_config(folder)
+    ranks, most = [written.get("r"), *_values(written.get("rank_pattern"))], _most_rank(model)
+    if not all(isinstance(rank, int) and 0 < rank <= most for rank in ranks):
+        raise _unfit(folder, f"its rank is not from 1 to {most}")
     try:
         config = PeftLoraConfig(**{name: value for name, value in written.items() if name != "peft_type"})
         config.inference_mode, config.lora_dropout = False, 0.0
         adapted = _adapted(model, config)
-    except (TypeError, ValueError) as error:
-        raise _unfit(folder, first_line(error)) from error
+    except Exception as error:  # the values may have any type
+        raise _unfit(folder, escape_unprintable(first_line(error))) from error
     load_adapter(folder, adapted)
     return adapted
 
@@ -202,6 +241,11 @@ def load_adapter(folder: Path, model: PeftModel) -> None:
     for name in _MEANING:
         if name in written and written[name] != own.get(name):
             raise _unfit(folder, f"{name} is {written[name]!r} in the adapter and {own.get(name)!r} in the model")
+    shapes = file_shapes(folder / ADAPTER_FILE)
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    differing = shapes.items() ^ {name: tuple(tensor.shape) for name, tensor in expected.items()}.items()
+    if differing:
+        raise _unfit(folder, f"{escape_unprintable(min(name for name, _ in differing))} differs")
     try:
         state = load_file(folder / ADAPTER_FILE)
     except Exception as error:  # safetensors raises its own type from Rust
@@ -209,11 +253,6 @@ def load_adapter(folder: Path, model: PeftModel) -> None:
             f"cannot load weights from {escape_unprintable(folder / ADAPTER_FILE)}: {first_line(error)}",
             "restore the file from its source",
         ) from error
-    shapes = {name: tensor.shape for name, tensor in state.items()}
-    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
-    differing = shapes.items() ^ {name: tensor.shape for name, tensor in expected.items()}.items()
-    if differing:
-        raise _unfit(folder, f"{min(name for name, _ in differing)} differs")
     set_peft_model_state_dict(model, state)
 
 
@@ -224,6 +263,10 @@ def _adapted(model: PreTrainedModel, config: PeftLoraConfig) -> PeftModel:
         adapted = get_peft_model(model, config)
     config.base_model_name_or_path = base  # peft overwrites it with the name that the model was loaded under
     return adapted
+
+
+def _values(pattern: Any) -> list[Any]:
+    return list(pattern.values()) if isinstance(pattern, dict) else []
 
 
 def _settings(model: PeftModel) -> Row:

@@ -16,8 +16,9 @@ from echo_cli.config.model import ModelConfig
 from echo_cli.errors import EchoError, first_line
 from echo_cli.files import read_json
 from echo_cli.models.hf.loading import TOKENIZER_CONFIG_FILE
-from echo_cli.models.hf.weights import CONFIG_FILE, read_config
-from echo_cli.models.tokenizer import Tokenizer
+from echo_cli.models.hf.weights import CONFIG_FILE, TRUST_TIP, check_config_file, read_config
+from echo_cli.models.tokenizer import Tokenizer, check_vocabulary
+from echo_cli.models.weight_files import check_text_files
 from echo_cli.text import escape_unprintable
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -49,13 +50,18 @@ def load_hf_tokenizer(folder: Path, model: ModelConfig) -> tuple[Any, Tokenizer]
     restore = "copy the model's tokenizer files, at least tokenizer.json and tokenizer_config.json, into the folder"
     if not (folder / TOKENIZER_CONFIG_FILE).is_file():
         raise EchoError(f"{where} has no {TOKENIZER_CONFIG_FILE}", restore)
+    check_text_files(folder, [*_PATTERNS, GENERATION_FILE])
+    if (folder / CONFIG_FILE).is_file():  # transformers reads it first
+        check_config_file(folder)
     try:
         theirs = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=model.trust_remote_code
         )
     except Exception as error:  # the files may be anything: OSError, ValueError, KeyError, or Rust's bare Exception
-        if (folder / CONFIG_FILE).is_file():  # transformers reads config.json first: report its damage as such
+        if (folder / CONFIG_FILE).is_file():  # report its damage as such
             read_config(folder, trust_remote_code=model.trust_remote_code)
+        if "trust_remote_code" in str(error):
+            raise EchoError(f"{where} contains Python code that the tokenizer needs", TRUST_TIP) from error
         raise EchoError(
             f"cannot load the tokenizer of {where}: {escape_unprintable(first_line(error))}", restore
         ) from error
@@ -64,6 +70,7 @@ def load_hf_tokenizer(folder: Path, model: ModelConfig) -> tuple[Any, Tokenizer]
     # Without a vocabulary, transformers silently builds a tokenizer of the added tokens and at most one other.
     if theirs.backend_tokenizer.get_vocab_size(with_added_tokens=False) < 2:
         raise EchoError(f"the tokenizer of {where} is empty: its vocabulary is missing", restore)
+    check_vocabulary(theirs.backend_tokenizer, where)
     found = (path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file())
     files = {str(path.relative_to(folder)): path.read_bytes() for path in found}
     if model.chat_template is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,25 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from echo_cli.config.model import ModelConfig
 from echo_cli.errors import EchoError, first_line
+from echo_cli.files import read_json
+from echo_cli.models.device import device_memory
+from echo_cli.models.weight_files import check_text_files, count_elements, folder_shapes
 from echo_cli.text import escape_unprintable
 
 CONFIG_FILE = "config.json"
+TRUST_TIP = "review the code, then add --trust-remote-code to the command: in a file the key has no effect"
 
 # Dropout is off: rollout and update need the same distribution, and so do both passes of a checkpointed layer.
 _DROPOUT = ("dropout", "pdrop", "layerdrop", "dropout_prob", "jitter_noise")
+
+# Keys of config.json that count modules or are widths. Published models have at most 200 layers, 30,000 experts in all
+# of them together, and a vocabulary of 300,000.
+_LAYERS = re.compile(r"(^|_)(layers?|blocks|depths?)$")
+_PER_LAYER = re.compile(r"(^|_)(experts|heads|codebooks|groups)$")
+_WIDTHS = re.compile(r"(^|_)(size|dim|width|embd|model|inner)$")
+_FRACTIONS = re.compile(r"(rotary_factor|rotary_pct)$")
+_MOST_LAYERS, _MOST_MODULES, _MOST_WIDTH = 2048, 65_536, 2**21
+_MOST_TABLE_BYTES = 2**28
 
 
 def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
@@ -34,13 +49,14 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
             f"{escape_unprintable(folder)} has no {CONFIG_FILE}",
             "set model.path to a folder written by save_pretrained",
         )
+    check_config_file(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # half a dozen types, one of them huggingface_hub's own
         text = str(error)
         if "trust_remote_code" in text:
             message = f"{escape_unprintable(folder)} contains Python code that the model needs"
-            raise EchoError(message, "review the code, then set model.trust_remote_code=true") from error
+            raise EchoError(message, TRUST_TIP) from error
         tip = "choose another model or a newer transformers; for a folder of the built-in model, set model.kind=tiny"
         raise EchoError(
             f"{escape_unprintable(path)}: {escape_unprintable(' '.join(text.split())[:300])}", tip
@@ -62,6 +78,16 @@ def read_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype, *, empt
         EchoError: the architecture is unknown or not a causal LM, or the weights are missing, incomplete or damaged.
     """
     config = read_config(folder, trust_remote_code=model.trust_remote_code)
+    _check_parameters(folder, config)
+    # Without values first: transformers would allocate a tensor of any size that config.json describes.
+    causal_lm = _assembled(folder, copy.deepcopy(config), model, dtype, empty=True)
+    _check_tables(folder, causal_lm)
+    return _prepared(causal_lm if empty else _assembled(folder, config, model, dtype, empty=False))
+
+
+def _assembled(
+    folder: Path, config: PreTrainedConfig, model: ModelConfig, dtype: torch.dtype, *, empty: bool
+) -> PreTrainedModel:
     try:
         causal_lm, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -91,7 +117,91 @@ def read_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype, *, empt
             f"not {wanted}",
             "use files from a single source",
         )
-    return _prepared(causal_lm)
+    loaded: PreTrainedModel = causal_lm
+    return loaded
+
+
+def check_config_file(folder: Path) -> None:
+    """Check the sizes in a folder's config.json, by which transformers makes lists, tables and modules.
+
+    Raises:
+        EchoError: the file is not a JSON object, or describes more layers, experts or heads than any model has, or a
+            width above two million.
+    """
+    path = folder / CONFIG_FILE
+    check_text_files(folder, [CONFIG_FILE])
+    sizes = list(_sizes(read_json(path)))
+    layers = max(1, *(min(size, _MOST_LAYERS) for key, size in sizes if _LAYERS.search(key)), 1)
+    limits = {_LAYERS: _MOST_LAYERS, _PER_LAYER: _MOST_MODULES / layers, _WIDTHS: _MOST_WIDTH, _FRACTIONS: 1}
+    for kind, most in limits.items():
+        if found := next(((key, size) for key, size in sizes if kind.search(key) and size > most), None):
+            raise EchoError(
+                f"{escape_unprintable(path)}: {escape_unprintable(found[0])} is {found[1]:.15g}, more than any model "
+                "has",
+                "restore the folder from its source",
+            )
+
+
+def _sizes(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a config by key, with the numbers of its parts."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _sizes(value)
+        elif isinstance(value, (int, float)):
+            yield key, value
+
+
+def _check_parameters(folder: Path, config: PreTrainedConfig) -> None:
+    """Check that a folder's weights can be those of all layers in its config.json, each as wide as the hidden state.
+
+    Raises:
+        EchoError: a file of weights is damaged, or the weights have too few values.
+    """
+    shapes, text = folder_shapes(folder), config.get_text_config()
+    layers, width = (getattr(text, name, None) for name in ("num_hidden_layers", "hidden_size"))
+    if shapes is None or not isinstance(layers, int) or not isinstance(width, int):
+        return
+    if layers * width > (there := count_elements(shapes)):
+        raise EchoError(
+            f"the weights in {escape_unprintable(folder)} do not match {CONFIG_FILE}: they have {there} values, and "
+            f"{layers} layers of width {width} have more",
+            "use files from a single source",
+        )
+
+
+def _check_tables(folder: Path, causal_lm: PreTrainedModel) -> None:
+    """Check that the tables that a model computes at its start, such as positions, are no larger than its weights.
+
+    Raises:
+        EchoError: they are, and larger than 256 MiB.
+    """
+    tables, weights = (_bytes(tensors) for tensors in (causal_lm.buffers(), causal_lm.parameters()))
+    if tables > max(weights, _MOST_TABLE_BYTES):
+        raise EchoError(
+            f"{escape_unprintable(folder / CONFIG_FILE)} describes tables of {tables / 1e9:.3g} GB, more than the "
+            f"weights' {weights / 1e9:.3g}",
+            "restore the folder from its source",
+        )
+
+
+def _check_memory(folder: Path, causal_lm: PreTrainedModel) -> None:
+    """Check that this machine's memory can hold a model that is not read from a file.
+
+    Raises:
+        EchoError: it cannot.
+    """
+    needed = _bytes(causal_lm.parameters()) + _bytes(causal_lm.buffers())
+    memory = device_memory(torch.device("cpu")).total
+    if needed > memory:
+        raise EchoError(
+            f"{escape_unprintable(folder / CONFIG_FILE)} describes a model of {needed / 1e9:.3g} GB, more than this "
+            f"machine's memory of {memory / 1e9:.3g}",
+            "choose a smaller architecture",
+        )
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def empty_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -116,15 +226,21 @@ def random_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype, seed:
         EchoError: the architecture is unknown or not a causal LM.
     """
     config = read_config(folder, trust_remote_code=model.trust_remote_code)
+
+    def draw() -> PreTrainedModel:
+        causal_lm: PreTrainedModel = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), attn_implementation=model.attention, trust_remote_code=model.trust_remote_code
+        )
+        return causal_lm
+
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         try:
-            causal_lm = AutoModelForCausalLM.from_config(
-                config, attn_implementation=model.attention, trust_remote_code=model.trust_remote_code
-            )
+            with torch.device("meta"):
+                _check_memory(folder, draw())
+            torch.manual_seed(seed)
+            return _prepared(draw().to(dtype))
         except (ValueError, ImportError, KeyError) as error:
             raise _refused(folder, model, error) from error
-    return _prepared(causal_lm.to(dtype))
 
 
 def save_whole(causal_lm: PreTrainedModel, folder: Path) -> None:

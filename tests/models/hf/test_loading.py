@@ -183,7 +183,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with (
         pytest.raises(EchoError, match="cannot fetch nobody/nothing") as caught,
-        hf_folder(ModelConfig(kind="hf", path="nobody/nothing"), 0),
+        hf_folder(ModelConfig(kind="hf", path="nobody/nothing", fetch="named"), 0),
     ):
         pass
     assert caught.value.exit_code == 2 and "HF_ENDPOINT" in str(caught.value.tip)
@@ -221,7 +221,7 @@ def _refused_by_the_hub(endpoint: str, monkeypatch: pytest.MonkeyPatch, cache: P
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     with (
         pytest.raises(EchoError, match="cannot fetch nobody/nothing: the hub is unreachable") as caught,
-        hf_folder(ModelConfig(kind="hf", path="nobody/nothing"), 0),
+        hf_folder(ModelConfig(kind="hf", path="nobody/nothing", fetch="named"), 0),
     ):
         pass
     assert caught.value.exit_code == 2 and "HF_ENDPOINT" in str(caught.value.tip)
@@ -238,7 +238,7 @@ def test_a_cache_that_cannot_be_written_is_not_the_network(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with (
         pytest.raises(EchoError, match=f"cannot write .*: {os.strerror(number)}") as caught,
-        hf_folder(ModelConfig(kind="hf", path="nobody/nothing"), 0),
+        hf_folder(ModelConfig(kind="hf", path="nobody/nothing", fetch="named"), 0),
     ):
         pass
     assert caught.value.exit_code == exit_code and "HF_HOME" in str(caught.value.tip)
