@@ -219,6 +219,8 @@ class Description:
     observation_schema: JsonObject
     sessions: int | None = None
     """Number of parallel sessions that the source accepts; None if unknown."""
+    about: str = ""
+    """The environment's own description, one line; empty if it has none."""
 
 
 class EnvironmentSource(Protocol):

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
+from typing import TYPE_CHECKING
 
 from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.config.schema import Config
@@ -17,6 +18,9 @@ from echo_cli.environments.text_environment import EnvironmentFactory
 from echo_cli.environments.toy import ToyWorlds, toy_factory, toy_settings
 from echo_cli.errors import EchoError
 from echo_cli.processes import hide_memory
+
+if TYPE_CHECKING:
+    from echo_cli.environments.openenv.provider import Provided
 
 _NO_TASKS = TaskSplits((), (), ())
 
@@ -121,19 +125,19 @@ def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterato
                 sessions_wanted=wanted_sessions,
             )
     elif environment.url is not None:
-        yield _server(environment, environment.url, wanted_sessions, lambda: None)
+        yield _server(environment, environment.url, wanted_sessions)
     else:
         from echo_cli.environments.openenv.provider import running_server
 
         assert environment.provider is not None
         with running_server(environment.provider, grants.import_from) as server:
-            yield _server(environment, server.url, wanted_sessions, server.ended)
+            yield _server(environment, server.url, wanted_sessions, server)
 
 
 def _server(
-    environment: EnvironmentConfig, url: str, wanted_sessions: int, ended: Callable[[], str | None]
+    environment: EnvironmentConfig, url: str, wanted_sessions: int, started: Provided | None = None
 ) -> EnvironmentSource:
-    """Return the source of a server at `url`, with our client or the configured typed client."""
+    """Return the source of a server at `url`, perhaps `started` by us, with our client or the configured typed one."""
     from echo_cli.environments.openenv.session import SessionLimits
     from echo_cli.environments.openenv.websocket_client import WireSource
 
@@ -143,15 +147,17 @@ def _server(
         environment.headers,
         limits,
         sessions_wanted=0 if environment.sessions else wanted_sessions,
-        ended=ended,
+        ended=started.ended if started else lambda: None,
         plain_http=environment.grants.plain_http,
+        token=started.token if started else "",
     )
     if environment.client is None:
         return wire
     from echo_cli.environments.openenv.typed_client import TypedSource
 
     headers, secrets = wire.address.headers, wire.address.secrets
-    return TypedSource(environment.client, url, wire, limits, headers=headers, secrets=secrets)
+    needed = bool(environment.headers)
+    return TypedSource(environment.client, url, wire, limits, headers=headers, secrets=secrets, headers_needed=needed)
 
 
 class TaskWorlds:

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from sandbox_env.files import Sandbox, generate
+from sandbox_env.isolation import Wanted, find_isolation
 from sandbox_env.models import SandboxAction, SandboxObservation, SandboxState
 from sandbox_env.shell import run
 
@@ -25,11 +26,16 @@ class SandboxEnvironment:
     Args:
         timeout_s: time limit of a line, seconds.
         max_output: maximum number of characters shown of stdout, and of stderr.
+        isolation: `bubblewrap` demands isolation of the lines, `none` forbids it, `auto` takes it where it works.
+
+    Raises:
+        IsolationError: bubblewrap is demanded and does not work.
     """
 
-    def __init__(self, timeout_s: float = 5.0, max_output: int = 4000) -> None:
+    def __init__(self, timeout_s: float = 5.0, max_output: int = 4000, isolation: Wanted = "auto") -> None:
         self.timeout_s = timeout_s
         self.max_output = max_output
+        self.isolation = find_isolation(isolation)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def reset(self, seed: int = 0, episode_id: str | None = None) -> SandboxObservation:
@@ -43,7 +49,11 @@ class SandboxEnvironment:
         return SandboxObservation(instruction=self._sandbox.question)
 
     def step(self, action: SandboxAction) -> SandboxObservation:
-        """Run one line, or score an answer. Raises RuntimeError before `reset` and after the episode's end."""
+        """Run one line, or score an answer.
+
+        Raises:
+            RuntimeError: before `reset` and after the episode's end, or bubblewrap has failed.
+        """
         folder = self._current_folder()
         if self._done:
             raise RuntimeError("the episode is over: call reset() first")
@@ -52,7 +62,7 @@ class SandboxEnvironment:
         if answer := _ANSWER.fullmatch(line):
             self._done = True
             return SandboxObservation(done=True, reward=float(answer.group(1) == self._sandbox.answer))
-        result = run(line, folder, timeout_s=self.timeout_s, limit=self.max_output)
+        result = run(line, folder, timeout_s=self.timeout_s, limit=self.max_output, isolation=self.isolation)
         notices = []
         if result.exit_code is None:
             notices.append(f"[stopped after {self.timeout_s:g} s]\n")

@@ -1,11 +1,12 @@
 """A line of bash, run in a folder with limits on its time and its files; its processes are killed at the end.
 
-The limits protect against accidents only: the line has the rights of the process that calls `run`.
+Without isolation the limits protect against accidents only: the line has the rights of the process that calls `run`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -14,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from sandbox_env.isolation import PATH, Isolation, IsolationError
+
 _FILE_KIB = 1024
-_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
 @dataclass(frozen=True)
@@ -28,24 +30,28 @@ class Result:
     cut: bool
 
 
-def run(line: str, folder: Path, *, timeout_s: float, limit: int) -> Result:
+def run(line: str, folder: Path, *, timeout_s: float, limit: int, isolation: Isolation) -> Result:
     """Run `line` with bash in `folder`, with a fixed set of environment variables and no standard input.
 
     Each file that it writes, its output included, is limited to 1 MiB. When the line ends, the processes that it
-    started are killed, unless they left its process group.
+    started are killed; without isolation, those that left its process group are not.
+
+    Raises:
+        IsolationError: bubblewrap has failed, so that bash has not run.
     """
     script = f'ulimit -f {_FILE_KIB}; eval "$1"'
-    environment = {"PATH": _PATH, "HOME": str(folder), "LC_ALL": "C"}
+    bash: list[str | bytes] = ["bash", "--noprofile", "--norc", "-c", script, "bash", _argument(line)]
     # Files, not pipes: reading a pipe would wait for a process that outlives the line and keeps the pipe open.
-    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr, tempfile.TemporaryFile() as status:
         process = subprocess.Popen(
-            ["bash", "--noprofile", "--norc", "-c", script, "bash", _argument(line)],
+            isolation.words(bash, folder, status.fileno()),
             cwd=folder,
-            env=environment,
+            env={"PATH": PATH, "HOME": str(folder), "LC_ALL": "C"},
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
             start_new_session=True,
+            pass_fds=[status.fileno()] if isolation.program else [],
         )
         exit_code: int | None = None
         try:
@@ -57,7 +63,15 @@ def run(line: str, folder: Path, *, timeout_s: float, limit: int) -> Result:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         (out, out_cut), (err, err_cut) = _text(stdout, limit), _text(stderr, limit)
+        if isolation.program and exit_code is not None and not _has_run(status):
+            raise IsolationError(f"bubblewrap has failed: {err.strip()}")
     return Result(out, err, exit_code, out_cut or err_cut)
+
+
+def _has_run(status: IO[bytes]) -> bool:
+    """Return whether bubblewrap reported the exit code of its command, one of its JSON objects."""
+    status.seek(0)
+    return any("exit-code" in json.loads(line) for line in status.read().splitlines() if line.strip())
 
 
 def _argument(line: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import ROOT, environment, free_port
+from loopback import ROOT, answers, environment, free_port
 
 from sandbox_env.environment import SandboxEnvironment
 from sandbox_env.files import generate
+from sandbox_env.isolation import CHOICES, Isolation, IsolationError, Wanted, find_isolation
 from sandbox_env.models import SandboxAction, SandboxObservation
+from sandbox_env.shell import run
 
 SANDBOX = ROOT / "envs" / "sandbox_env"
 
@@ -31,9 +34,18 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(params=["none", "bubblewrap"])
+def isolation(request: pytest.FixtureRequest) -> Wanted:
+    """Isolation of the lines: what is true of them is true with and without it."""
+    wanted: Wanted = request.param
+    if wanted == "bubblewrap" and find_isolation().program is None:
+        pytest.skip("bwrap is not installed" if shutil.which("bwrap") is None else find_isolation().why_not)
+    return wanted
+
+
 @pytest.fixture
-def sandbox(folders: Path) -> Iterator[SandboxEnvironment]:
-    environment = SandboxEnvironment(timeout_s=20)
+def sandbox(folders: Path, isolation: Wanted) -> Iterator[SandboxEnvironment]:
+    environment = SandboxEnvironment(timeout_s=20, isolation=isolation)
     environment.reset(seed=1)
     yield environment
     environment.close()
@@ -55,6 +67,21 @@ def _is_gone(process_id: int) -> bool:
             return True
         time.sleep(0.01)
     return False
+
+
+def _running(mark: str) -> list[int]:
+    """Return the processes of this machine whose command line contains `mark`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if mark in path.read_bytes().decode(errors="replace"):
+                found.append(int(path.parent.name))
+    return found
+
+
+def _all_gone(mark: str) -> bool:
+    """Return whether no process with `mark` runs, or all end within a few seconds."""
+    return all(map(_is_gone, _running(mark)))
 
 
 def test_a_seed_gives_the_same_files_and_another_seed_others() -> None:
@@ -117,24 +144,26 @@ def test_a_line_sees_no_variable_of_ours_and_no_standard_input(
     assert _run(sandbox, "cat; echo end").stdout == "end\n"
 
 
-def test_a_line_that_takes_too_long_is_stopped_with_all_that_it_started(folders: Path) -> None:
-    sandbox = SandboxEnvironment(timeout_s=0.5)
+def test_a_line_that_takes_too_long_is_stopped_with_all_that_it_started(folders: Path, isolation: Wanted) -> None:
+    sandbox = SandboxEnvironment(timeout_s=1, isolation=isolation)
     sandbox.reset()
-    stopped = _run(sandbox, "sleep 1000 & echo $! $$; wait")
-    assert (stopped.exit_code, stopped.notice) == (None, "[stopped after 0.5 s]\n")
-    assert all(_is_gone(int(process_id)) for process_id in stopped.stdout.split())
+    escape = "setsid" if isolation == "bubblewrap" else ""
+    stopped = _run(sandbox, f"{escape} sleep 1000.0017 & echo begun; wait")
+    assert (stopped.exit_code, stopped.notice, stopped.stdout) == (None, "[stopped after 1 s]\n", "begun\n")
+    assert _all_gone("1000.0017")
     assert _run(sandbox, "echo on").stdout == "on\n"
     sandbox.close()
 
 
-def test_nothing_runs_on_behind_a_line_that_is_done(sandbox: SandboxEnvironment) -> None:
-    done = _run(sandbox, "sleep 1000 & echo $!")
-    assert done.exit_code == 0
-    assert _is_gone(int(done.stdout))
+def test_nothing_runs_on_behind_a_line_that_is_done(sandbox: SandboxEnvironment, isolation: Wanted) -> None:
+    escape = "setsid" if isolation == "bubblewrap" else ""
+    done = _run(sandbox, f"{escape} sleep 1000.0018 & echo begun")
+    assert (done.exit_code, done.stdout) == (0, "begun\n")
+    assert _all_gone("1000.0018")
 
 
-def test_output_and_files_are_bounded(folders: Path) -> None:
-    sandbox = SandboxEnvironment(max_output=10)
+def test_output_and_files_are_bounded(folders: Path, isolation: Wanted) -> None:
+    sandbox = SandboxEnvironment(max_output=10, isolation=isolation)
     sandbox.reset()
     assert _run(sandbox, "echo 123456789").notice == ""
     cut = _run(sandbox, "echo 1234567890; yes >&2")
@@ -161,13 +190,127 @@ def test_a_step_outside_an_episode_is_an_error(sandbox: SandboxEnvironment) -> N
         _run(sandbox, "ls")
 
 
+# --- Isolation -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of this user with a secret in its environment, as a trainer has."""
+    process = subprocess.Popen(["sleep", "1000"], env={"HF_TOKEN": "hf-s3cret"})
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_line_reads_other_processes_and_files_and_reaches_servers_only_without_isolation(
+    sandbox: SandboxEnvironment, isolation: Wanted, bystander: subprocess.Popen[bytes], tmp_path_factory: Any
+) -> None:
+    """Without isolation all of it is possible, which shows that these lines would notice a hole."""
+    private = tmp_path_factory.mktemp("home") / "private"
+    private.write_text("private text")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        lines = {
+            "environment": "cat /proc/[0-9]*/environ | grep -ao hf-s3cret",
+            "processes": "tr '\\0' ' ' 2>&1 < /proc/{} | cat".replace("{}", f"{bystander.pid}/cmdline"),
+            "file": f"cat {private}",
+            "folder": f"ls {private.parent} ~root {Path.home()}",
+            "network": f"exec 3<>/dev/tcp/127.0.0.1/{port} && echo connected",
+        }
+        seen = {name: _run(sandbox, line).stdout for name, line in lines.items()}
+    open_ = isolation == "none"
+    assert ("hf-s3cret" in seen["environment"]) == open_
+    assert ("sleep 1000" in seen["processes"]) == open_
+    assert (seen["file"] == "private text") == ("private" in seen["folder"]) == open_
+    assert (seen["network"] == "connected\n") == open_
+
+
+@pytest.mark.parametrize("isolation", ["bubblewrap"], indirect=True)
+def test_an_isolated_line_writes_only_to_its_folder(sandbox: SandboxEnvironment) -> None:
+    for path in ("/x", "/usr/x", "/usr/local/x", "/etc/x", "/dev/x", "/proc/sys/kernel/hostname", "/proc/self/comm"):
+        assert "x\n" not in _run(sandbox, f"echo x > {path}; cat {path}").stdout, path
+    assert _run(sandbox, "echo x > /tmp/x; cat /tmp/x").stdout == "x\n"
+    assert _run(sandbox, "ls -A /tmp").stdout.count("\n") <= 1  # at most the way to the folder
+    assert _run(sandbox, "echo x > x; cat x; pwd").stdout == f"x\n{_run(sandbox, 'echo ~').stdout}"
+
+
+@pytest.mark.parametrize("isolation", ["bubblewrap"], indirect=True)
+def test_an_isolated_line_has_no_descriptor_but_its_streams(sandbox: SandboxEnvironment) -> None:
+    line = "for fd in {3..9} {11..60}; do true 2> /dev/null >&$fd && echo $fd; done"  # 10 is bash's own
+    assert _run(sandbox, line).stdout == ""
+
+
+def _fake(folder: Path, script: str) -> Path:
+    """Write a program called bwrap to `folder`."""
+    program = folder / "bwrap"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return program
+
+
+def test_where_bubblewrap_does_not_work_the_notice_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = find_isolation.__wrapped__  # not its cache
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find("auto") == Isolation(None, "bubblewrap (bwrap) is not installed")
+    _fake(tmp_path, "echo first >&2; echo 'bwrap: setting up uid map: Permission denied' >&2; exit 1")
+    why = "bubblewrap does not work here: setting up uid map: Permission denied"
+    assert find("auto") == Isolation(None, why)
+    assert find("auto").notice == (f"commands run with the rights of this user, which is no security boundary: {why}")
+    with pytest.raises(IsolationError, match=r"isolation is bubblewrap: .*Permission denied"):
+        find("bubblewrap")
+    with pytest.raises(IsolationError, match="unknown isolation 'docker': use auto, bubblewrap, none"):
+        find("docker")
+    program = _fake(tmp_path, "exit 0")
+    assert find("auto") == find("bubblewrap") == Isolation(str(program))
+    assert "under bubblewrap" in find("auto").notice
+    assert find("none").program is None
+    assert CHOICES == ("auto", "bubblewrap", "none")
+
+
+def test_a_failure_of_bubblewrap_is_no_output_of_the_line(tmp_path: Path) -> None:
+    broken = Isolation(str(_fake(tmp_path, "echo 'bwrap: no space' >&2; exit 1")))
+    with pytest.raises(IsolationError, match="bubblewrap has failed: bwrap: no space"):
+        run("ls", tmp_path, timeout_s=20, limit=100, isolation=broken)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "message"),
+    [
+        (["--isolation", "docker"], {}, "argument --isolation: unknown isolation 'docker': use auto, bubblewrap, none"),
+        ([], {"SANDBOX_ISOLATION": "no"}, "argument --isolation: unknown isolation 'no': use auto, bubblewrap, none"),
+        (["--isolation", "bubblewrap"], {}, "argument --isolation: isolation is bubblewrap: bubblewrap (bwrap) is not"),
+    ],
+)
+def test_isolation_that_is_not_there_is_one_line(
+    arguments: list[str],
+    variables: dict[str, str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from sandbox_env.server.serve import options
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    find_isolation.cache_clear()
+    try:
+        with pytest.raises(SystemExit) as ended:
+            options(arguments)
+    finally:
+        find_isolation.cache_clear()
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.startswith(f"error: {message}") and error.count("\n") == 1
+
+
 def test_only_the_server_imports_more_than_the_standard_library() -> None:
     for path in SANDBOX.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         third_party = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
-        allowed = {"openenv", "uvicorn", "echo_cli"} if path.parent.name == "server" else set()
+        allowed = {"openenv", "fastapi", "toy_terminal_env"} if path.parent.name == "server" else set()
         assert third_party <= {"sandbox_env"} | allowed, path
 
 
@@ -178,13 +321,13 @@ class _Server:
         self.port = free_port()
         self.folders = folders
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sandbox_env.server", "--port", str(self.port)],
-            env={**environment(), "TMPDIR": str(folders)},
+            [sys.executable, "-m", "sandbox_env.server", "--port", str(self.port), "--isolation", "none"],
+            env={**environment(), "TMPDIR": str(folders), "ECHO_SERVER_TOKEN": "test-token"},
         )
 
     def wait(self) -> None:
         while self.process.poll() is None:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            if answers(f"http://127.0.0.1:{self.port}"):
                 return
             time.sleep(0.05)
         raise AssertionError(f"the server ended with {self.process.returncode}")
@@ -193,7 +336,8 @@ class _Server:
     def session(self) -> Iterator[Any]:
         from websockets.sync.client import connect
 
-        with connect(f"ws://127.0.0.1:{self.port}/ws", proxy=None) as socket_:
+        headers = {"Authorization": "Bearer test-token"}
+        with connect(f"ws://127.0.0.1:{self.port}/ws", proxy=None, additional_headers=headers) as socket_:
 
             def ask(kind: str, **data: Any) -> dict[str, Any]:
                 socket_.send(json.dumps({"type": kind, "data": data}))

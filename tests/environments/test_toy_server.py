@@ -35,6 +35,8 @@ from toy_terminal_env.tasks import FAMILIES
 
 SESSIONS, TURNS = 8, 3
 COMMAND = [sys.executable, "-m", "toy_terminal_env.server"]
+TOKEN = "test-token"
+HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 WORLD, TASKS = world_and_tasks(0)
 
 
@@ -42,7 +44,11 @@ def started(stderr: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
     """Start a server; provide its process and URL."""
     with stderr.open("w") as file:
         process = subprocess.Popen(
-            [*COMMAND, "--port", "0", *arguments], stdout=subprocess.PIPE, stderr=file, text=True
+            [*COMMAND, "--port", "0", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+            env={**os.environ, "ECHO_SERVER_TOKEN": TOKEN},
         )
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -67,7 +73,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def opened(url: str) -> ClientConnection:
-    return connect(url.replace("http://", "ws://") + "/ws", compression=None)
+    return connect(url.replace("http://", "ws://") + "/ws", compression=None, additional_headers=HEADERS)
 
 
 def ask(session: ClientConnection, kind: str, data: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -101,7 +107,7 @@ def request(url: str, data: dict[str, Any] | None = None) -> tuple[int, dict[str
     body = None if data is None else json.dumps(data).encode()
     try:
         with urllib.request.urlopen(
-            urllib.request.Request(url, body, {"Content-Type": "application/json"}), timeout=20
+            urllib.request.Request(url, body, {"Content-Type": "application/json", **HEADERS}), timeout=20
         ) as reply:
             return reply.status, json.load(reply)
     except urllib.error.HTTPError as refused:
@@ -233,7 +239,15 @@ def test_a_plain_request_has_no_episode_and_is_told_so(url: str) -> None:
 
 @pytest.mark.slow
 def test_openenvs_own_validation_passes(url: str) -> None:
-    command = [sys.executable, "-m", "openenv.cli", "validate", "--url", url, "--level", "runtime"]
+    # The validator sends no headers of its own.
+    code = f"""
+import requests
+from functools import partial
+from openenv.cli.__main__ import app
+requests.get, requests.post = (partial(call, headers={HEADERS!r}) for call in (requests.get, requests.post))
+app()
+"""
+    command = [sys.executable, "-c", code, "validate", "--url", url, "--level", "runtime"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Verdict: PASS" in done.stdout and "FAIL" not in done.stdout
@@ -247,7 +261,7 @@ def test_the_client_plays_in_synchronous_code(url: str) -> None:
     from toy_terminal_env.wire import ToyTerminalWireAction, ToyTerminalWireObservation
 
     task = next(task for task in TASKS.values() if task.family == "key")
-    with ToyTerminalEnv(base_url=url).sync() as env:
+    with ToyTerminalEnv(base_url=url, headers=HEADERS).sync() as env:
         result = env.reset(seed=0, task_id=task.task_id, max_turns=2)
         assert (result.observation.instruction, result.reward, result.done) == (task.question, None, False)
         with pytest.raises(RuntimeError, match=r"no task 'nope' \(code: EXECUTION_ERROR\)"):
@@ -266,7 +280,7 @@ def test_the_client_plays_several_sessions_in_asynchronous_code(url: str) -> Non
     from toy_terminal_env.wire import ToyTerminalWireAction
 
     async def reward(answer: str) -> float | None:
-        async with ToyTerminalEnv(base_url=url) as env:
+        async with ToyTerminalEnv(base_url=url, headers=HEADERS) as env:
             await env.reset(seed=0)
             assert not (await env.step(ToyTerminalWireAction(command="ls /etc"))).done
             return (await env.step(ToyTerminalWireAction(command=f"answer: {answer}"))).reward
@@ -364,7 +378,9 @@ def test_a_run_over_the_socket_is_the_run_in_process(
 ) -> None:
     words = "evaluation.heldout_rollouts=1 environment.sessions=3 environment.batch_wait_s=60".split()
     assert train(tmp_path / "here", *words) == 0
-    assert train(tmp_path / "there", *words, f"environment.url={url}") == 0
+    monkeypatch.setenv("ECHO_SERVER_TOKEN", TOKEN)
+    there = [f"environment.url={url}", "environment.headers.Authorization=Bearer ${ECHO_SERVER_TOKEN}"]
+    assert train(tmp_path / "there", *words, *there) == 0
     assert rows(tmp_path / "here") == rows(tmp_path / "there")
     assert weights(tmp_path / "here", 2) == weights(tmp_path / "there", 2)
     for log in ("trajectories.jsonl", "observations.jsonl"):

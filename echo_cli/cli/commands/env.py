@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -74,6 +75,8 @@ def check(
     consent_of("env check", grants).obtain(effects_of(loaded, sampler=model))
     renderer, architecture = load_renderer(loaded), architecture_of(loaded.model)
     with open_worlds(loaded) as worlds:
+        if worlds.description.about:
+            print(f"env check: the environment is {worlds.description.about}", file=sys.stderr)
         report = check_environment(
             worlds,
             renderer,

@@ -14,6 +14,7 @@ from echo_cli.config.effects import VARIABLE
 from echo_cli.environments.faults import fault_line
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable
+from toy_terminal_env.server.access import TOKEN_VARIABLE
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -38,13 +39,14 @@ class WireAddress:
 
 
 def wire_address(
-    url: str, headers: Mapping[str, str], section: str = "environment", *, plain_http: bool = False
+    url: str, headers: Mapping[str, str], section: str = "environment", *, plain_http: bool = False, token: str = ""
 ) -> WireAddress:
     """Return the address of a base `url` (http, https, ws, wss); fill `${NAME}` in `headers` from the environment.
 
     Args:
         section: config section that the messages name.
         plain_http: whether values of variables may go to another machine without TLS.
+        token: secret of a server that this run started; sent unless `headers` contain an Authorization.
 
     Raises:
         EchoError: the URL is invalid or contains credentials or a query; a variable is not set; a header cannot be
@@ -53,6 +55,9 @@ def wire_address(
     parts = _parts(url, section)
     secrets: dict[str, str] = {}
     sent = {name: _header(name, template, secrets, section) for name, template in headers.items()}
+    if token and "authorization" not in map(str.lower, sent):
+        sent["Authorization"] = f"Bearer {token}"
+        secrets[token] = f"${{{TOKEN_VARIABLE}}}"
     secure = parts.scheme in ("https", "wss")
     rest = f"{parts.netloc}{parts.path.rstrip('/')}"
     host = parts.hostname or ""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from echo_cli.concurrency import WorkerThread, wait_at_most
 from echo_cli.environments.faults import Fault, fault_line
 from echo_cli.environments.openenv.package import require_openenv
+from echo_cli.environments.openenv.server_info import about_line
 from echo_cli.environments.openenv.session import CANCELLED, SessionState
 from echo_cli.environments.openenv.websocket import decode, encode
 from echo_cli.environments.protocol import Description, JsonObject, Payload
@@ -157,17 +158,17 @@ class ObjectSource:
         self._shared = WorkerThread(import_path) if self._class.one_thread else None
 
     def describe(self) -> Description:
-        """Create one environment, read its name, and close it.
+        """Create one environment, read its metadata, and close it.
 
         Raises:
-            EchoError: the environment cannot be created, or its name cannot be read.
+            EchoError: the environment cannot be created, or its metadata cannot be read.
         """
         thread = self._shared or WorkerThread(self._class.import_path)
-        asked = thread.start(self._name)
+        asked = thread.start(self._metadata)
         if self._shared is None:
             thread.end()
         try:
-            name = asked.result(self._step_timeout_s)
+            name, about = asked.result(self._step_timeout_s)
         except FutureTimeout:
             message = f"'{self._class.import_path}' was not created within {self._step_timeout_s:g} s"
             raise EchoError(message, "raise environment.step_timeout_s", exit_code=1) from None
@@ -181,6 +182,7 @@ class ObjectSource:
             action_schema=self._class.action.model_json_schema(),
             observation_schema=self._class.observation.model_json_schema(),
             sessions=self._sessions_wanted if self._class.concurrent else 1,
+            about=fault_line(about),
         )
 
     def client(self) -> ObjectClient:
@@ -189,10 +191,13 @@ class ObjectSource:
     def ended(self) -> str | None:
         return None  # an environment in this process never ends before the process
 
-    def _name(self) -> str:
+    def _metadata(self) -> tuple[str, str]:
+        """Create an environment and return its name and its description."""
         environment = self._class.make()
         try:
-            return str(environment.get_metadata().name)
+            metadata = environment.get_metadata()
+            name = str(metadata.name)
+            return name, about_line(name, metadata.description)
         finally:
             with suppress(Exception):  # as at the end of an episode
                 result = environment.close()

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import IO, Any
 
 from echo_cli.config.environment import ProviderConfig
@@ -25,10 +26,12 @@ from echo_cli.environments.openenv.package import missing_module, require_openen
 from echo_cli.errors import EchoError
 from echo_cli.processes import ChildProcess
 from echo_cli.text import escape_unprintable, suggest
+from toy_terminal_env.server.access import TOKEN_VARIABLE
 
 _STOP_SECONDS = 30.0
 _TAIL_BYTES = 8192
 _TAIL_LINES = 2
+_TOKEN_BYTES = 32
 _SECRET_CHARS = 4
 """Minimum length of a secret, characters; hiding shorter values, such as every 1, would make messages unreadable."""
 
@@ -43,9 +46,13 @@ _TIPS = {
 class Provided:
     """A server that was started for the run; it may have ended."""
 
-    def __init__(self, host: ChildProcess, log: IO[bytes], secrets: Mapping[str, str], *, is_our_python: bool) -> None:
+    def __init__(
+        self, host: ChildProcess, log: IO[bytes], token: str, secrets: Mapping[str, str], *, is_our_python: bool
+    ) -> None:
         self._host = host
         self._log = log
+        self.token = token
+        """Secret that the server expects from its clients, if it is one of ours; it is new at each start."""
         self._secrets = secrets
         self._is_our_python = is_our_python
         self._lock = threading.Lock()
@@ -125,15 +132,17 @@ def running_server(config: ProviderConfig, import_from: str | None = None) -> It
             ended or was not ready in time (exit code 1).
     """
     _check(config)
-    env, secrets = expand_all(config.env, "environment.provider.env", empty=True)
+    token = config.env.get(TOKEN_VARIABLE) or token_urlsafe(_TOKEN_BYTES)
+    env, secrets = expand_all({**config.env, TOKEN_VARIABLE: token}, "environment.provider.env", empty=True)
     options, more = expand_all(config.options, "environment.provider.options", empty=True)
-    secrets = {value: name for value, name in (secrets | more).items() if len(value) >= _SECRET_CHARS}
+    secrets |= more | {env[TOKEN_VARIABLE]: f"${{{TOKEN_VARIABLE}}}"}
+    secrets = {value: name for value, name in secrets.items() if len(value) >= _SECRET_CHARS}
     with tempfile.TemporaryFile("a+b") as log:
         host = ChildProcess(
             "echo_cli.environments.openenv.provider_host", _host_variables(config.kind, env), stderr=log
         )
         is_our_python = config.kind == "process" and config.command[0] in ("python", sys.executable)
-        server = Provided(host, log, secrets, is_our_python=is_our_python)
+        server = Provided(host, log, env[TOKEN_VARIABLE], secrets, is_our_python=is_our_python)
         try:
             host.send({"provider": config.model_dump(mode="json"), "import_from": import_from})
             host.send({"env": env, "options": options})

@@ -19,6 +19,7 @@ _UNNAMED = "unnamed"
 """Name of a server without a name; not its address, because a run directory must not contain host names."""
 
 _MAX_BYTES = 64 * 2**20
+_MAX_DETAIL_BYTES = 2**12
 _START_TIP = "start the server, or check environment.url"
 _HEADERS_TIP = "add the credentials to environment.headers, with ${NAME} for an environment variable"
 _CAPACITY_KEYS = ("max_concurrent_envs", "max_sessions")
@@ -40,7 +41,13 @@ def ask_server(address: WireAddress, timeout_s: float) -> Description:
         action_schema=schema["action"],
         observation_schema=schema["observation"],
         sessions=_capacity(metadata) or _capacity(health),
+        about=address.line(about_line(name, metadata.get("description"))),
     )
+
+
+def about_line(name: object, description: object) -> str:
+    """Return an environment's description; empty if it is missing, or is OpenEnv's default, which repeats the name."""
+    return description if isinstance(description, str) and description != f"{name} environment" else ""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -76,7 +83,8 @@ def _schema(opener: urllib.request.OpenerDirector, address: WireAddress, timeout
 def _refusal(address: WireAddress, error: urllib.error.HTTPError) -> EchoError:
     with error:
         location = error.headers.get("Location")
-    answer = f"{address.http} answers HTTP {error.code}"
+        detail = _detail(error) if error.code in (401, 403) else ""
+    answer = f"{address.http} answers HTTP {error.code}{address.line(detail)}"
     if error.code in (401, 403, 407):
         return EchoError(answer, _HEADERS_TIP, exit_code=1)
     if 300 <= error.code < 400 and location:
@@ -87,6 +95,16 @@ def _refusal(address: WireAddress, error: urllib.error.HTTPError) -> EchoError:
     if error.code >= 500 or error.code in (408, 429):
         return EchoError(answer, _START_TIP, exit_code=1)
     return _not_openenv(address, f"its /schema answers HTTP {error.code}")
+
+
+def _detail(error: urllib.error.HTTPError) -> str:
+    """Return the reason in the body of a refusal, worded to follow its code; empty if there is none."""
+    try:
+        body = json.loads(error.read(_MAX_DETAIL_BYTES))
+    except (OSError, http.client.HTTPException, ValueError, RecursionError):
+        return ""
+    detail = body.get("detail") if isinstance(body, dict) else None
+    return f": {detail}" if isinstance(detail, str) and detail else ""
 
 
 def _not_openenv(address: WireAddress, why: str) -> EchoError:

@@ -172,6 +172,7 @@ class TypedSource:
         url: the server's base URL.
         base: source of the same server without the client; provides `describe` and `ended`.
         headers: HTTP headers, their values filled in.
+        headers_needed: whether a client that accepts no headers is an error; they may be our own token alone.
         secrets: values in the headers that no message may show, mapped to their replacements.
 
     Raises:
@@ -188,6 +189,7 @@ class TypedSource:
         *,
         headers: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
+        headers_needed: bool = True,
     ) -> None:
         require_openenv("environment.client")
         from openenv.core.env_client import EnvClient
@@ -206,6 +208,7 @@ class TypedSource:
                 "websocket_ping_interval_s": None,
                 **({"headers": dict(headers)} if headers else {}),
             },
+            {"base_url": "environment.url", **({"headers": "environment.headers"} if headers_needed else {})},
         )
         self._base = base
         self._name = f"{import_path} at {url}"
@@ -228,15 +231,18 @@ class TypedSource:
         return self._base.ended()
 
 
-def _taken(client: type[Any], import_path: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the `arguments` that the client's constructor accepts; the URL and any headers are required.
+def _taken(client: type[Any], import_path: str, arguments: dict[str, Any], needed: Mapping[str, str]) -> dict[str, Any]:
+    """Return the `arguments` that the client's constructor accepts.
 
-    The others are settings of the connection. Without them the client uses its own, and our timeouts apply as well.
+    Without the settings of the connection the client uses its own, and our timeouts apply as well.
+
+    Args:
+        needed: config key of each argument that must be accepted if it is given.
     """
     parameters = inspect.signature(client).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return arguments
-    for name, what in (("base_url", "environment.url"), ("headers", "environment.headers")):
+    for name, what in needed.items():
         if name in arguments and name not in parameters:
             raise EchoError(f"'{import_path}' does not accept {name}", f"{what} needs it: add it to the constructor")
     return {name: value for name, value in arguments.items() if name in parameters}

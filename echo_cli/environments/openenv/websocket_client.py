@@ -158,6 +158,7 @@ class WireSource:
             measure it; 0 disables this.
         ended: returns why the server has ended; None if it runs, or is not watched.
         plain_http: as in `wire_address`.
+        token: secret of a server that this run started; empty if it started none.
 
     Raises:
         EchoError: as in `wire_address`.
@@ -172,8 +173,9 @@ class WireSource:
         sessions_wanted: int = 0,
         ended: Callable[[], str | None] = lambda: None,
         plain_http: bool = False,
+        token: str = "",
     ) -> None:
-        self.address = wire_address(url, headers, plain_http=plain_http)
+        self.address = wire_address(url, headers, plain_http=plain_http, token=token)
         self._limits = limits
         self._sessions_wanted = sessions_wanted
         self._ended = ended

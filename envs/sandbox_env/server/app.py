@@ -1,11 +1,16 @@
-"""The application that OpenEnv's tools import as `server.app:app`."""
+"""The application that OpenEnv's tools import as `server.app:app`.
+
+The environment variables `SANDBOX_ISOLATION`, `ECHO_SERVER_TOKEN` and `ECHO_SERVER_HOSTS` set its options. Without a
+token in `ECHO_SERVER_TOKEN`, each process makes its own and prints it.
+"""
 
 from __future__ import annotations
 
-from openenv.core.env_server import create_app
+import sys
 
-from sandbox_env.server.environment import Command, Output, Sandbox
+from sandbox_env.server.serve import make_app, notice, options
+from toy_terminal_env.server.process import application_access
 
-SESSIONS = 16
-
-app = create_app(Sandbox, Command, Output, env_name="sandbox_env", max_concurrent_envs=SESSIONS)
+_isolation = options([]).isolation
+print(notice(_isolation), file=sys.stderr)
+app = make_app(_isolation, application_access())
