@@ -69,7 +69,7 @@ def _blocks(page: Path) -> list[tuple[str, str]]:
 
 
 def _command_lines(page: Path) -> list[str]:
-    """Yield the shell lines that a reader types, with continued lines joined."""
+    """Return the shell lines that a reader types, with continued lines joined, and an export before `;` by itself."""
     lines: list[str] = []
     for language, text in _blocks(page):
         joined = text.replace("\\\n", " ").splitlines()
@@ -77,7 +77,7 @@ def _command_lines(page: Path) -> list[str]:
             lines += [line.strip() for line in joined if line.strip() and not line.lstrip().startswith("#")]
         elif language == "console":
             lines += [line.removeprefix("$ ") for line in joined if line.startswith("$ ")]
-    return lines
+    return [part for line in lines for part in (line.split("; ", 1) if line.startswith("export ") else [line])]
 
 
 def _ours(line: str) -> Iterator[list[str]]:
@@ -245,6 +245,8 @@ def test_a_command_of_the_readme_runs(
     program, rest = words[0], words[1:]
     if program == "python":
         _check_python(rest)
+    elif program == "export":
+        assert len(rest) == 1 and "=" in rest[0]
     elif program in ("bash", "source"):
         _check_script(rest[0])
         if rest[0] == "scripts/setup":
@@ -276,8 +278,8 @@ def _walk_line(words: Sequence[str]) -> list[str]:
         words = ["echo-cli", *shlex.split(script.partition("echo-cli ")[2].replace('"$@"', ""))]
     if words[0] not in ("echo", "echo-cli"):
         return []
-    small = " ".join(words[1:]).replace("--seeds 0 1 2", "--seeds 0").replace("--rollouts 4", "--rollouts 1")
-    return [*small.split(), *(SMALL_RUN if words[1] in DRY_RUNS else [])]
+    small = shlex.join(words[1:]).replace("--seeds 0 1 2", "--seeds 0").replace("--rollouts 4", "--rollouts 1")
+    return [*shlex.split(small), *(SMALL_RUN if words[1] in DRY_RUNS else [])]
 
 
 @pytest.mark.slow
@@ -293,7 +295,9 @@ def test_the_commands_of_the_readme_work_in_its_order_from_a_clean_folder(
     try:
         for line in _command_lines(README):
             words = [word for word in shlex.split(line, comments=True) if word != "&"]
-            if words[0] == "python" and line.partition("#")[0].rstrip().endswith("&"):
+            if words[0] == "export":
+                monkeypatch.setenv(*words[1].split("=", 1))
+            elif words[0] == "python" and line.partition("#")[0].rstrip().endswith("&"):
                 command = [sys.executable, *words[1:], "--port", port]
                 servers.append(subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True))
                 stdout = servers[-1].stdout

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import shlex
 import socket
 import sys
@@ -74,8 +75,8 @@ def serve(name: str, make_app: Callable[[Access], FastAPI], chosen: argparse.Nam
         return 1
     with listener:
         try:
-            import openenv.core.env_server  # noqa: F401
-            import uvicorn  # noqa: F401
+            for module in ("uvicorn", "openenv.core.env_server"):
+                importlib.import_module(module)
         except ModuleNotFoundError as error:
             print(f"error: {error}\n  tip: {_install_command()}", file=sys.stderr)
             return 1
