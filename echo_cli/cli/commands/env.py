@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,6 +24,7 @@ from echo_cli.cli.options import (
 from echo_cli.config.effects import effects_of
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.errors import EchoError
+from echo_cli.terminal import put
 
 if TYPE_CHECKING:
     from echo_cli.config.schema import Config
@@ -76,7 +76,7 @@ def check(
     renderer, architecture = load_renderer(loaded), architecture_of(loaded.model)
     with open_worlds(loaded) as worlds:
         if worlds.description.about:
-            print(f"env check: the environment is {worlds.description.about}", file=sys.stderr)
+            put(f"env check: the environment is {worlds.description.about}", err=True)
         report = check_environment(
             worlds,
             renderer,

@@ -55,9 +55,6 @@ def wire_address(
     parts = _parts(url, section)
     secrets: dict[str, str] = {}
     sent = {name: _header(name, template, secrets, section) for name, template in headers.items()}
-    if token and "authorization" not in map(str.lower, sent):
-        sent["Authorization"] = f"Bearer {token}"
-        secrets[token] = f"${{{TOKEN_VARIABLE}}}"
     secure = parts.scheme in ("https", "wss")
     rest = f"{parts.netloc}{parts.path.rstrip('/')}"
     host = parts.hostname or ""
@@ -68,6 +65,9 @@ def wire_address(
             "anyone on the way can read",
             f"use {parts.scheme}s, or allow it with --allow-plain-http",
         )
+    if token and "authorization" not in map(str.lower, sent):
+        sent["Authorization"] = f"Bearer {token}"
+        secrets[token] = f"${{{TOKEN_VARIABLE}}}"
     return WireAddress(
         http=f"{'https' if secure else 'http'}://{rest}",
         websocket=f"{'wss' if secure else 'ws'}://{rest}/ws",
