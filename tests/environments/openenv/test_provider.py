@@ -405,7 +405,10 @@ def test_docker_publishes_on_loopback_alone_and_its_death_is_noticed(programs: P
         run = next(words for words in _asked(programs) if words[0] == "run")
         assert run[:3] == ["run", "-d", "--name"] and run[4:7] == ["-p", f"127.0.0.1:{port}:8000", "--env-file"]
         assert not Path(run[7]).exists() and "fast" not in str(run) and server.token not in str(run)
-        assert json.loads((programs / "env").read_text()) == ["0o100600", f"MODE=fast\nECHO_SERVER_TOKEN={server.token}\n"]
+        assert json.loads((programs / "env").read_text()) == [
+            "0o100600",
+            f"MODE=fast\nECHO_SERVER_TOKEN={server.token}\n",
+        ]
         assert run[8:] == [
             *("--log-driver", "json-file", "--log-opt", "max-size=16m", "--log-opt", "max-file=1"),
             *("--memory", "8192m", "--pids-limit", "512", "--ulimit", f"fsize={2**30}", "--cpus", "1.5"),
