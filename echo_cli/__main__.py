@@ -1,14 +1,21 @@
 """The process of `echo-cli` and `python -m echo_cli`: it imports the command line, then runs it."""
 
 import os
-import signal
 import sys
 
-# No other imports: Ctrl-C during an import is a traceback until `main` has set its handler.
+# No other imports: Python puts the current folder on the import path for `-m`, and for an empty entry in PYTHONPATH.
+# `main` removes it, and sets a handler for Ctrl-C, which is a traceback during an earlier import.
 
 
-def main() -> int:
-    """Run the command line of this process and return the exit code."""
+def main(is_module: bool = False) -> int:
+    """Run the command line of this process and return the exit code.
+
+    Args:
+        is_module: whether the process was started with `-m`.
+    """
+    leave_current_folder(sys.path, is_module)
+    import signal
+
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ours:
         signal.signal(signal.SIGINT, _leave)
@@ -17,6 +24,22 @@ def main() -> int:
     if ours:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     return run()
+
+
+def leave_current_folder(path: list[str], is_module: bool) -> None:
+    """Remove the current folder from the import path `path`, unless PYTHONPATH names it."""
+    try:
+        here = os.getcwd()
+    except OSError:  # it was deleted
+        return
+    given = os.environ.get("PYTHONPATH", "")
+    entries = given.split(os.pathsep) if given else []
+    if here in [os.path.abspath(entry) for entry in entries if entry]:
+        return
+    if is_module and path[:1] == [here]:
+        del path[0]
+    if "" in entries and here in path:
+        path.remove(here)
 
 
 def _leave(number: int, _: object) -> None:
@@ -28,4 +51,4 @@ def _leave(number: int, _: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(is_module=True))

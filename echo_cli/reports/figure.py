@@ -116,7 +116,7 @@ def write_picture(
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     png, svg = io.BytesIO(), io.BytesIO()
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(_settings(matplotlib)), warnings.catch_warnings():
         # Characters that the font lacks are boxes in the PNG; the SVG and the CSV contain them as text.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches
@@ -147,6 +147,12 @@ def drawn_or_reported(draw: Callable[[], T], report: Callable[[str], object]) ->
         return None
 
 
+def _settings(matplotlib: ModuleType) -> Any:
+    """Return all settings of a figure, whatever matplotlibrc file in the working directory matplotlib has read."""
+    defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if "backend" not in key}
+    return defaults | _STYLE
+
+
 def _load_matplotlib() -> ModuleType:
     """Import matplotlib, whatever backend MPLBACKEND names.
 
@@ -162,6 +168,9 @@ def _load_matplotlib() -> ModuleType:
         raise EchoError(
             f"cannot import matplotlib: {first_line(error)}", "install it: pip install matplotlib", exit_code=1
         ) from error
+    except (OSError, ValueError) as error:  # matplotlibrc is not text
+        reason = f"cannot import matplotlib: {first_line(error)}"
+        raise EchoError(reason, "remove the file matplotlibrc in the working directory", exit_code=1) from error
     finally:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend

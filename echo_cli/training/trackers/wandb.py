@@ -33,11 +33,13 @@ class WandbRun:
             "WANDB_DATA_DIR": str(folder / "data"),
         }.items():
             os.environ.setdefault(name, value)
+        # wandb's own process would get the key in its variables, which other processes of the user can read.
+        key = os.environ.pop("WANDB_API_KEY", None)
         import wandb
 
         self._wandb = wandb
         settings = wandb.setup().settings
-        asked = os.environ.get("WANDB_MODE") or has_key(settings.base_url, settings.api_key)
+        asked = os.environ.get("WANDB_MODE") or has_key(settings.base_url, key or settings.api_key)
         id_file = folder / "run-id"
         resumed = run.last_step is not None and id_file.exists()
         run_id = id_file.read_text() if resumed else secrets.token_hex(4)
@@ -55,6 +57,7 @@ class WandbRun:
             mode=None if asked else "offline",
             resume="allow" if resumed else None,
             settings=wandb.Settings(
+                api_key=key,
                 silent=True,
                 console="off",
                 symlink=False,

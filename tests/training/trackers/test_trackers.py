@@ -51,12 +51,12 @@ GUARD = """
 import os, socket
 def connect(self, address, _connect=socket.socket.connect):
     if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
-        open(os.environ["GUARD_LOG"], "a").write(f"{address}\\n")
+        open(LOG, "a").write(f"{address}\\n")
         raise OSError("no network")
     return _connect(self, address)
 def getaddrinfo(host, *rest, _ask=socket.getaddrinfo, **more):
     if host not in ("127.0.0.1", "::1", "localhost", None):
-        open(os.environ["GUARD_LOG"], "a").write(f"{host}\\n")
+        open(LOG, "a").write(f"{host}\\n")
         raise OSError("no network")
     return _ask(host, *rest, **more)
 socket.socket.connect, socket.getaddrinfo = connect, getaddrinfo
@@ -187,7 +187,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """What asks for the network, of processes started while the fixture holds: Python's calls, others' proxy."""
     log = tmp_path_factory.mktemp("guard") / "log"
     log.write_text("")
-    (log.parent / "sitecustomize.py").write_text(GUARD)
+    (log.parent / "sitecustomize.py").write_text(f"LOG = {str(log)!r}\n{GUARD}")
     asked: list[str] = []
     with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as proxy:
 
@@ -206,7 +206,6 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
         for name in list(os.environ):
             if name.startswith(("WANDB_", "TRACKIO_", "HF_")):
                 patch.delenv(name)
-        patch.setenv("GUARD_LOG", str(log))
         patch.setenv("PYTHONPATH", os.pathsep.join([str(log.parent), os.environ.get("PYTHONPATH", "")]))
         patch.setenv("HF_TOKEN", SECRET)  # with it, Trackio would ask who that is
         yield asked
@@ -218,8 +217,9 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
 def tracked(tmp_path_factory: pytest.TempPathFactory, network: list[str]) -> Tracked:
     folder = tmp_path_factory.mktemp("tracked")
     run, home, here = folder / "run", folder / "home", folder / "here"
-    for path in (run, home, here):
+    for path in (run, home, here, here / "wandb"):
         path.mkdir()
+    (here / "wandb" / "settings").write_text("[default]\nentity = someone-else\nbase_url = http://127.0.0.1:9\n")
     warned: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
@@ -268,13 +268,14 @@ def test_wandb_holds_the_rows_of_a_resumed_run_once_in_one_folder_to_upload(trac
     assert {key: config[key] for key in CONFIG} == CONFIG
     assert summary["status"] == "finished" and summary["heldout"] == {"best": {"env_ce": 1.1}}
     assert (about.display_name, about.run_group, about.project) == ("run", "sweep", "echo-cli")
+    assert about.entity == ""  # not what a file in the working directory says
     assert about.run_id == (tracked.run / "wandb" / "run-id").read_text()
 
 
 @pytest.mark.slow
 def test_trackers_ask_no_network_and_write_below_the_run_alone(tracked: Tracked) -> None:
     assert tracked.warned == [] and tracked.asked == []
-    assert list(tracked.here.iterdir()) == []
+    assert list(tracked.here.rglob("*")) == [tracked.here / "wandb", tracked.here / "wandb" / "settings"]
     assert [path for path in tracked.home.rglob("*") if path.is_file()] == []
     written = [path for path in tracked.run.rglob("*") if path.is_file()]
     assert not [path for path in written if SECRET.encode() in path.read_bytes()]
