@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,8 @@ FAULT_KEYS = ("unavailable", "bad_actions", "errors", "sessions_lost", "unreward
 
 _LINE_CHARS = 300
 _SHOWN_ERRORS = 3
+_SECRET_CHARS = 8
+"""Minimum length of a secret in a server's data, characters; a shorter value may be a word of its own text."""
 
 
 class Fault(Exception):
@@ -75,6 +78,29 @@ def fault_line(text: str, secrets: Mapping[str, str] | None = None) -> str:
         text = text.replace(secret, known[secret])
     line = " ".join(text.split())
     return escape_unprintable(line if len(line) <= _LINE_CHARS else line[: _LINE_CHARS - 1] + "…")
+
+
+def without_secrets(data: Any, secrets: Mapping[str, str] | None) -> Any:
+    """Return the JSON data of a server with every secret of at least 8 characters replaced.
+
+    A server that repeats the headers that it was sent would otherwise put them into transcripts and run directories.
+
+    Args:
+        secrets: secret texts, mapped to their replacements.
+
+    Raises:
+        ValueError: brackets are nested too deep.
+    """
+    known = {secret: shown for secret, shown in (secrets or {}).items() if len(secret) >= _SECRET_CHARS}
+    if not known:
+        return data
+    try:
+        text = json.dumps(data)
+        for secret in sorted(known, key=len, reverse=True):
+            text = text.replace(json.dumps(secret)[1:-1], json.dumps(known[secret])[1:-1])
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("brackets are nested too deep") from None
 
 
 def errors_text(errors: Any) -> str:

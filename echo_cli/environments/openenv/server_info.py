@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from echo_cli.concurrency import WorkerThread
+from echo_cli.environments.faults import without_secrets
 from echo_cli.environments.openenv.address import WireAddress
 from echo_cli.environments.protocol import Description, JsonObject
 from echo_cli.errors import EchoError
@@ -66,7 +67,7 @@ def _opener(address: WireAddress) -> urllib.request.OpenerDirector:
 
 def _schema(opener: urllib.request.OpenerDirector, address: WireAddress, timeout_s: float) -> JsonObject:
     try:
-        schema = _get(opener, f"{address.http}/schema", timeout_s)
+        schema = without_secrets(_get(opener, f"{address.http}/schema", timeout_s), address.secrets)
     except urllib.error.HTTPError as error:
         raise _refusal(address, error) from None
     except OSError as error:

@@ -20,6 +20,7 @@ from echo_cli.environments.faults import (
     Unavailable,
     errors_text,
     fault_line,
+    without_secrets,
 )
 from echo_cli.environments.protocol import JsonObject, Payload
 
@@ -50,7 +51,7 @@ class SessionState:
 
     Args:
         name: the environment's name, the prefix of every reason.
-        secrets: values that no message may show, mapped to their replacements.
+        secrets: values that no message and no observation may show, mapped to their replacements.
         on_loss: called when a fault ends the session.
     """
 
@@ -78,6 +79,10 @@ class SessionState:
     def line(self, text: str) -> str:
         """Return a server's text as one short line without control characters or secrets."""
         return fault_line(text, self._secrets)
+
+    def without_secrets(self, data: Any) -> Any:
+        """Return a server's JSON data without secrets; raise ValueError if brackets are nested too deep."""
+        return without_secrets(data, self._secrets)
 
     def lose(self, reason: str) -> str:
         """End the session because of a fault, and return the reason with the environment's name."""
@@ -110,6 +115,6 @@ class SessionState:
     def payload(self, data: Any) -> Payload:
         """Return the payload of an observation message's `data`; raise SessionLost if it is malformed."""
         try:
-            return Payload.from_data(data)
+            return Payload.from_data(self.without_secrets(data))
         except ValueError as error:
             raise self.nonsense(f"it sent a malformed observation: {error}") from None

@@ -141,7 +141,7 @@ class TypedClient:
             if not isinstance(result.observation, Mapping):  # OpenEnv's models repeat these two
                 for name in ("reward", "done"):
                     decoded["observation"].pop(name, None)
-            return Payload.from_data(decoded)
+            return Payload.from_data(self._session.without_secrets(decoded))
         except (ValueError, TypeError, AttributeError, PydanticSerializationError) as error:
             raise self._session.nonsense(f"its result is not an OpenEnv result: {_words(error)}") from error
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 from loopback import OpenEnvServer, free_port
-from loopback_server import CONNECT, Behaviour, Incident, LoopbackServer, Refused, loopback_server
+from loopback_server import CONNECT, Behaviour, Incident, LoopbackServer, Refused, loopback_server, observation
 
 from echo_cli.environments.faults import BadAction, EnvironmentFault, Fault, SessionLost, Unavailable
 from echo_cli.environments.openenv.address import wire_address
@@ -470,6 +470,37 @@ def test_headers_open_the_door_and_are_never_shown(monkeypatch: pytest.MonkeyPat
         with pytest.raises(EchoError, match="HTTP 401") as error:
             other.describe()
         assert error.value.exit_code == 1 and SECRET not in f"{error.value.message}{error.value.tip}"
+
+
+class Repeating:
+    """A world that repeats the header that it was sent, in every kind of place."""
+
+    def reset(self, data: Any) -> dict[str, Any]:
+        return observation(f"{SECRET}{SECRET}", None, False) | {"metadata": {SECRET: ['"', SECRET, 0.1]}}
+
+    def step(self, action: Any) -> dict[str, Any]:
+        return observation("stage", 0.1, True)
+
+
+def test_a_server_that_repeats_its_headers_puts_no_secret_into_an_observation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", SECRET)
+    monkeypatch.setenv("STAGE", "stage")  # too short to be told from a word
+
+    async def play(wire: WireSource) -> list[Payload]:
+        client = wire.client()
+        payloads = [await client.reset({}), await client.step(LS)]
+        await client.close()
+        return payloads
+
+    schemas = {"action": {"title": SECRET}, "observation": {}, "state": {}}
+    with loopback_server(Behaviour(world=Repeating, http={"/schema": (200, json.dumps(schemas))})) as server:
+        wire = source(server, headers={"Authorization": "Bearer ${TOKEN}", "X-Stage": "${STAGE}"})
+        assert wire.describe().action_schema == {"title": "${TOKEN}"}
+        first, second = run(play(wire))
+    assert first.observation == {"output": "${TOKEN}${TOKEN}"} and first.metadata == {
+        "${TOKEN}": ['"', "${TOKEN}", 0.1]
+    }
+    assert second.observation == {"output": "stage"} and second.reward == 0.1
 
 
 @pytest.mark.parametrize(
