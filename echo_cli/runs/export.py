@@ -48,12 +48,14 @@ def export_checkpoint(
         overrides: overrides of the run's config, for loading the base.
 
     Raises:
-        EchoError: the run or the checkpoint does not exist or is damaged, `folder` is a file or not empty, there is no
-            adapter to merge, or the base of an adapter cannot be loaded; the disk is full (exit code 1).
+        EchoError: the run or the checkpoint does not exist, is damaged or contains a link, `folder` is a file or not
+            empty, there is no adapter to merge, or the base of an adapter cannot be loaded; the disk is full (exit
+            code 1).
     """
     run = open_run(run_path)
     config = run.read_config(overrides)
     checkpoint, meta = run.load_checkpoint(which)
+    _check_no_link(checkpoint)
     # A run without model.lora also has an adapter if it continued to train an adapter in model.path.
     adapted = (checkpoint / _ADAPTER_CONFIG).is_file()
     if merge and not adapted:
@@ -87,6 +89,16 @@ def export_checkpoint(
             raise
     kind: Literal["model", "adapter", "merged"] = "merged" if merge else "adapter" if adapted else "model"
     return Export(folder, meta["step"], kind, tuple(sorted(entry.name for entry in folder.iterdir())))
+
+
+def _check_no_link(checkpoint: Path) -> None:
+    """Reject a link, whose target, any file of this user, would become part of a model that may be published."""
+    for entry in checkpoint.rglob("*"):
+        if entry.is_symlink():
+            raise EchoError(
+                f"{escape_unprintable(entry)} is a link: it may name a file that is not part of the model",
+                "replace it by a copy of the file if the checkpoint is yours",
+            )
 
 
 def _copy(checkpoint: Path, folder: Path, leave_out: set[str]) -> None:
