@@ -1,0 +1,146 @@
+"""Every command with hostile inputs: what only looks executes, imports, starts, contacts and reveals nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+from hostile_looks import LOOKS, SECURITY, WITHOUT_INPUT, HostileSet, Look, hostile_set, written_table
+from hostile_server import MODES
+
+from echo_cli.cli.main import app
+
+pytestmark = pytest.mark.slow
+
+LOOKING = {"train --dry-run", "sweep-lambda --dry-run", "inspect", "report", "plot", "export", "pool show"}
+LOOKING |= {"traces import", "traces export", "dream --list-tasks", "dream --score", "eval-heldout --rollouts 0"}
+"""Commands that never act, whatever their input."""
+OF_OTHERS = {"run", "run-code", "pool", "model", "traces", "server"}
+"""Kinds of input that never act without a word of the person."""
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostileSet]:
+    with hostile_set(tmp_path_factory.mktemp("hostile")) as made:
+        yield made
+
+
+@pytest.mark.parametrize("look", LOOKS, ids=lambda look: look.name)
+def test_a_command_leaves_no_trace_of_what_its_input_wants(hostile: HostileSet, look: Look) -> None:
+    marks = hostile.look(look)
+    seen = marks.seen
+    assert seen.code in (0, 1, 2), seen.text
+    assert "Traceback" not in seen.text
+    assert not marks.unprintable, seen.text
+    assert not marks.revealed
+    assert hostile.places.inputs.precious.read_text() == "precious\n"
+    if look.command in LOOKING or look.kind in OF_OTHERS:
+        assert not marks.acted
+    if look.command in LOOKING:
+        assert not seen.started and not seen.connected
+        assert not [name for name in seen.imported if "marker" in name or name.startswith(str(hostile.root))]
+
+
+def test_the_table_of_the_security_page_is_what_the_commands_do(hostile: HostileSet) -> None:
+    assert written_table(SECURITY.read_text()) == hostile.table(), "python tests/hostile_looks.py writes it again"
+
+
+def test_every_command_meets_the_hostile_inputs() -> None:
+    tree = typer.main.get_command(app)
+
+    def names(command: object, before: str) -> Iterator[str]:
+        for name, found in getattr(command, "commands", {}).items():
+            if getattr(found, "commands", None):
+                yield from names(found, f"{before}{name} ")
+            else:
+                yield f"{before}{name}"
+
+    met = {look.command.partition(" --")[0] for look in LOOKS}
+    assert met | WITHOUT_INPUT == set(names(tree, ""))
+
+
+@pytest.mark.parametrize("look", [look for look in LOOKS if look.allow], ids=lambda look: look.name)
+def test_what_asks_acts_after_the_word_and_reveals_only_what_was_named(hostile: HostileSet, look: Look) -> None:
+    if hostile.verdict(look) != "asks":
+        return
+    refused, marks = hostile.look(look), hostile.look(look, allowed=True)
+    flags = [word for word in look.allow if word.startswith("--")]
+    assert any(flag in refused.seen.text for flag in flags), refused.seen.text
+    assert not marks.unprintable and not marks.revealed
+    assert marks.sent == (("HF_TOKEN",) if "_url" in look.words else ())
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_a_hostile_server_gets_an_error_or_plays(hostile: HostileSet, mode: str) -> None:
+    config = hostile.places.inputs.config_of_server(f"server-{mode}", hostile.places.server.url(mode))
+    marks = hostile.run("env", "check", str(config), limit_s=30)
+    assert marks.seen.code in (0, 1, 2), marks.seen.text
+    assert "Traceback" not in marks.seen.text
+    assert marks.seen.text.count("error: ") == (marks.seen.code != 0)
+    assert not marks.acted and not marks.revealed and not marks.unprintable, marks.seen.text
+    assert not marks.seen.started
+    assert marks.seen.peak_mb < 1500
+
+
+def test_a_changed_pool_is_refused(hostile: HostileSet) -> None:
+    inputs = hostile.places.inputs
+
+    def link(folder: Path) -> None:
+        (folder / "trajectories.jsonl").unlink()
+        (folder / "trajectories.jsonl").symlink_to(inputs.precious)
+
+    changes = {
+        "longer": lambda folder: (folder / "trajectories.jsonl").open("a").write("\n"),
+        "linked": link,
+        "gone": lambda folder: (folder / "trajectories.jsonl").unlink(),
+    }
+    for name, change in changes.items():
+        pool = inputs.changed_pool(name, change)
+        for words in (("pool", "show"), ("inspect",), ("eval-heldout", "--model", "tiny-base", "--pool")):
+            marks = hostile.run(*words, str(pool))
+            assert marks.seen.code == 2 and not marks.acted and not marks.unprintable, marks.seen.text
+
+
+def test_an_export_copies_no_file_to_which_a_checkpoint_links(hostile: HostileSet) -> None:
+    run = shutil.copytree(hostile.places.finished, hostile.root / "runs" / "linking")
+    for checkpoint in (run / "checkpoints").glob("step_*"):
+        (checkpoint / "notes.txt").symlink_to(hostile.places.inputs.precious)
+    marks = hostile.run("export", str(run), "-o", "{out}/linked")
+    assert marks.seen.code == 2 and "is a link" in marks.seen.text
+    assert not list(hostile.places.out.rglob("*"))
+
+
+def test_the_report_of_a_hostile_run_executes_nothing_in_a_browser(hostile: HostileSet) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    hostile.look(next(look for look in LOOKS if look.words == "report {run_command}"))
+    page_file = hostile.places.run_command / "report.html"
+    assert not page_file.is_symlink()
+    # The second page has what escaping prevents, so that only its policy is left.
+    unescaped = page_file.with_name("unescaped.html")
+    attack = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+    attack += f"<img src='{hostile.recorder.url}/pixel'><iframe src='{hostile.recorder.url}/frame'></iframe>"
+    attack += f"<link rel=stylesheet href='{hostile.recorder.url}/style'><base href='{hostile.recorder.url}'>"
+    attack += "<a id=a href='javascript:document.title=1'>a</a>"
+    unescaped.write_text(page_file.read_text().replace("</body>", f"{attack}</body>"))
+    asked = len(hostile.recorder.requests)
+    with playwright.sync_playwright() as driver:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = driver.chromium.launch(executable_path=chromium, args=options)
+        for path in (page_file, unescaped):
+            page, dialogs = browser.new_page(), []
+            page.on("dialog", lambda dialog, dialogs=dialogs: (dialogs.append(dialog.message), dialog.dismiss()))
+            page.goto(path.as_uri())
+            title = page.title()
+            if path == unescaped:
+                page.evaluate("document.getElementById('a').click()")
+                page.wait_for_timeout(200)
+            assert page.title() == title == "Report: run-command"
+            assert not dialogs
+        browser.close()
+    assert hostile.recorder.requests[asked:] == []
