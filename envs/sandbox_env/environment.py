@@ -12,7 +12,7 @@ from sandbox_env.isolation import Wanted, find_isolation
 from sandbox_env.models import SandboxAction, SandboxObservation, SandboxState
 from sandbox_env.shell import run
 
-_ANSWER = re.compile(r"answer:? +(.*)")
+_ANSWER = re.compile(r"answer:? +(?! )(.*)")
 _FILE_TIME = 1_700_000_000
 """Modification time of every file, seconds since 1970, so that `ls -l` prints the same in every episode."""
 

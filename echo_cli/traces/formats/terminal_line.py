@@ -101,10 +101,12 @@ def typed(raw: str, prompt: str = "", columns: int = 0) -> str:
     start = cell_len(shown(prompt).text)
     line = [" "] * start
     cursor, position = start, 0
+    longest = start + len(raw)  # inserted spaces beyond it cannot be overwritten with text
     while position < len(raw):
         if sequence := _SEQUENCE.match(raw, position):
             if edit := _EDIT.fullmatch(sequence.group()):
                 cursor = _edited(line, cursor, edit[2], edit[1])
+                del line[longest:]
             position = sequence.end()
             continue
         character = raw[position]

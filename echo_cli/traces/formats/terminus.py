@@ -23,7 +23,8 @@ _ERRORS_ALONE = re.compile(r"Previous response had parsing errors:\n.*", re.DOTA
 _WARNINGS_ALONE = re.compile(r"Previous response had warnings:\n.*?(?:\n\n|\Z)", re.DOTALL)
 _TOO_LONG = "ERROR!! NONE of the actions you just requested were performed because you exceeded "
 _TIMEOUT = re.compile(
-    r"Previous command:\n.*?\n\nThe previous command timed out after [^\n]* seconds?\n.*?"
+    # The first such line decides, by a lookahead that is not retried: trying each would take quadratic time.
+    r"Previous command:\n(?=(.*?\n\nThe previous command timed out after [^\n]* seconds?\n))\1.*?"
     r"Here is the current state of the terminal:\n\n",
     re.DOTALL,
 )
@@ -65,10 +66,10 @@ def _head(text: str) -> tuple[int, bool]:
         position = complaint.end()
     state = _STATE.match(text, position)
     position = state.end() if state else position
-    for pattern in (_TIMEOUT, _FIRST):
-        found = pattern.match(text, position)
-        position = found.end() if found else position
-    return position, state is not None
+    timeout = _TIMEOUT.match(text, position)
+    position = timeout.end() if timeout else position
+    headline = _FIRST.match(text, position)
+    return headline.end() if headline else position, state is not None
 
 
 def _notice(text: str) -> TraceSegment:
