@@ -216,6 +216,7 @@ def test_a_person_at_a_terminal_is_asked(
     answer: str, goes_on: bool, with_pools: Path, marker: Path, tmp_path: Path
 ) -> None:
     foreign(with_pools, tmp_path / "run", *provider("evil.py"))
+    (tmp_path / "pydantic.py").write_text(MARKER)  # `python -m` would import it from the current folder
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, "train", "--resume", "--output-dir", str(tmp_path), "--run-name", "run", "--steps", "9"],
