@@ -15,8 +15,6 @@ from echo_cli.text import escape_unprintable
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 """A reference to an environment variable, `${NAME}`."""
 
-_CREDENTIALS = re.compile(r"//[^/?#]*@")
-
 
 @dataclass(frozen=True)
 class Effects:
@@ -71,7 +69,7 @@ def _environment(environment: EnvironmentConfig) -> Effects:
     if environment.client is not None:
         found += Effects(imports=(f"{environment.client}{place}",))
     if environment.url is not None:
-        found += Effects(contacts=(_without_credentials(environment.url),))
+        found += Effects(contacts=(environment.url,))
     return found + Effects(sends=_variables(environment.headers))
 
 
@@ -95,7 +93,7 @@ def _sampler(sampler: SamplerConfig) -> Effects:
     if sampler.url is None:
         return Effects()
     folder = () if sampler.weights is None else (sampler.weights,)
-    return Effects((), (), (_without_credentials(sampler.url),), _variables(sampler.headers), folder)
+    return Effects((), (), (sampler.url,), _variables(sampler.headers), folder)
 
 
 def _variables(templates: dict[str, str]) -> tuple[str, ...]:
@@ -104,7 +102,3 @@ def _variables(templates: dict[str, str]) -> tuple[str, ...]:
 
 def _arguments(options: dict[str, object]) -> str:
     return f" with {json.dumps(options, ensure_ascii=False, default=str)}" if options else ""
-
-
-def _without_credentials(url: str) -> str:
-    return _CREDENTIALS.sub("//…@", url, count=1)
