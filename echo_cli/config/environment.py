@@ -242,7 +242,9 @@ SOURCES = ("toy_terminal", "object", "url", "provider", "none")
 SOURCE_KEYS = {"object_options": ("object",), "client": ("url", "provider"), "headers": ("url", "provider")}
 """Keys that have an effect only with the listed sources."""
 
-_OF_ANY_SOURCE = ("toy_terminal", "sessions", "batch_wait_s", "attempts")
+OF_ANY_SOURCE = ("toy_terminal", "sessions", "batch_wait_s", "attempts")
+"""Keys that have an effect with the toy terminal too."""
+
 PRESETS = ("toy_terminal", "tbench2", "coding", "repl", "textarena", "echo", "agent_world_model", "maze")
 
 
@@ -328,7 +330,7 @@ class EnvironmentConfig(Section):
             turns = type(self).model_fields["max_turns"].default
             return "max_turns" if self.toy_worlds is not None and self.max_turns != turns else None
         for name, field in type(self).model_fields.items():
-            if name not in (("none",) if self.none else _OF_ANY_SOURCE) and getattr(self, name) != field.get_default(
+            if name not in (("none",) if self.none else OF_ANY_SOURCE) and getattr(self, name) != field.get_default(
                 call_default_factory=True
             ):
                 return name

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from echo_cli.config.environment import OF_ANY_SOURCE, SOURCE_KEYS, SOURCES, TASK_SOURCES
 from echo_cli.config.environment import PRESETS as ENVIRONMENT_PRESETS
-from echo_cli.config.environment import SOURCE_KEYS, SOURCES, TASK_SOURCES
 from echo_cli.config.objective import PRESETS, preset_conflicts
 from echo_cli.config.schema import Config, key_paths
 from echo_cli.config.section import is_secret, secret_in
@@ -73,20 +73,17 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[Override]) -> No
     Raises:
         EchoError: a key path continues below a value.
     """
-    given = {override.keys[:2] for override in overrides}
     for override in overrides:
-        _replace_source(values, override, given)
+        _replace_source(values, override, overrides)
         _replace_tasks(values, override)
         _set(values, override)
 
 
-def _replace_source(values: dict[str, Any], override: Override, given: Set[tuple[str, ...]]) -> None:
+def _replace_source(values: dict[str, Any], override: Override, overrides: Sequence[Override]) -> None:
     """Remove the previous source of environments and its keys if the override sets another source.
 
-    The toy terminal's tasks are kept: `environment.url=…` alone plays the same worlds on a server.
-
-    Args:
-        given: the first two keys of every override; keys set by an override are kept.
+    Keys that any of the overrides sets are kept. The toy terminal's tasks are kept: `environment.url=…` alone plays the
+    same worlds on a server.
     """
     environment = values.setdefault("environment", {})
     section, source = (*override.keys, "")[:2]
@@ -94,17 +91,28 @@ def _replace_source(values: dict[str, Any], override: Override, given: Set[tuple
         return
     if override.value is None or environment.get(source) is not None:
         return
-    if source == "none":  # no other key of the section has an effect
-        for key in [key for key in environment if ("environment", key) not in given]:
-            del environment[key]
-        return
-    for key, takers in SOURCE_KEYS.items():
-        if source not in takers and ("environment", key) not in given:
-            environment.pop(key, None)
-    for former in SOURCES:
-        worlds = environment.pop(former, None)
-        if former == "toy_terminal" and source != former and environment.get("tasks") is None:
-            environment["tasks"] = {"toy_terminal": worlds or {}}
+    given = {other.keys[1] for other in overrides if other.keys[0] == "environment" and len(other.keys) > 1}
+    worlds = _toy_worlds(environment, overrides)
+    taken = {"none": set[str](), "toy_terminal": set(OF_ANY_SOURCE)}.get(source)
+    lost = {key for key in SOURCE_KEYS if source not in SOURCE_KEYS[key]} if taken is None else {*environment} - taken
+    for key in [*(lost - given), *SOURCES]:
+        environment.pop(key, None)
+    if worlds is not None and taken is None and environment.get("tasks") is None:
+        environment["tasks"] = {"toy_terminal": worlds}
+
+
+def _toy_worlds(environment: Mapping[str, Any], overrides: Sequence[Override]) -> Any:
+    """Return the toy worlds that the next source of environments plays; None if there are none.
+
+    There are none if the source was another one, or if the command line drops them: it sets `toy_terminal` to null, or
+    names the preset of another environment.
+    """
+    commanded = {override.keys[1:]: override.value for override in overrides if override.keys[0] == "environment"}
+    preset = commanded.get(("preset",)) or "toy_terminal"
+    if commanded.get(("toy_terminal",), {}) is None or preset != "toy_terminal":
+        return None
+    by_default = all(environment.get(source) is None for source in SOURCES)
+    return {} if by_default else environment.get("toy_terminal")
 
 
 def _replace_tasks(values: dict[str, Any], override: Override) -> None:
@@ -147,9 +155,13 @@ def find_config(name_or_file: str) -> Path:
     """Return the path of a config file, given the argument of `--config`: the name of a shipped config, or a path.
 
     Raises:
-        EchoError: the config does not exist; the tip suggests the nearest name or lists the shipped configs.
+        EchoError: the config does not exist, and the tip suggests the nearest name or lists the shipped configs; or it
+            is stdin or a pipe, which can be read only once.
     """
     path = Path(name_or_file)
+    if name_or_file == "-" or (path.exists() and not path.is_file() and not path.is_dir()):
+        what = "stdin" if name_or_file == "-" else f"a pipe, {name_or_file}"
+        raise EchoError(f"cannot read a config from {what}", "save it to a file first: … > my.yaml; --config my.yaml")
     tip = config_tip(name_or_file, shipped_configs(), ENVIRONMENT_PRESETS)
     if path.suffix in (".yaml", ".yml") or "/" in name_or_file:
         if not path.is_file():

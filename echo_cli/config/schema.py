@@ -242,6 +242,8 @@ class Config(Section):
                 raise EchoError(f"environment.{key} has no effect with none", "omit it: there is no environment")
             owners = [f"environment.{source}" for source in SOURCE_KEYS.get(key, ())]
             tip = f"it belongs to {' or '.join(owners)}" if owners else "set the keys of toy worlds under toy_terminal"
+            if key == "preset":
+                tip = "set the source of that environment as well, such as environment.url=…, and environment.tasks"
             raise EchoError(f"environment.{key} has no effect with toy_terminal", tip)
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -253,6 +254,41 @@ def test_what_is_of_one_source_has_no_place_with_another(tmp_path: Path) -> None
     assert "environment.client has no effect with object" in _refused(_file(tmp_path, text), *both).message
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["environment.toy_terminal=null", "environment.url=http://h:1"],
+        ["environment.url=http://h:1", "environment.toy_terminal=null"],
+        ["environment.preset=maze", "environment.url=http://h:1"],
+        ["environment.toy_terminal=null", "environment.preset=maze", "environment.url=http://h:1"],
+    ],
+)
+def test_toy_worlds_that_the_command_line_drops_are_no_tasks_of_its_server(words: list[str], tmp_path: Path) -> None:
+    assert "environment.url has no tasks" in _refused(find_config("toy"), *words).message
+    served = load_config("toy", [*words, "environment.tasks.seeds=9", "rollout.explorers=0"]).environment
+    assert served.url == "http://h:1" and served.tasks is not None and served.tasks.toy_terminal is None
+    from_traces = _file(tmp_path, "environment: {none: true}\ntraces: {path: a}\nrollout: {explorers: 0}")
+    assert "environment.url has no tasks" in _refused(from_traces, "environment.url=http://h:1").message
+
+
+def test_a_server_plays_the_toy_worlds_that_the_command_line_keeps() -> None:
+    for words in ([], ["environment.preset=null"], ["environment.preset=toy_terminal"]):
+        served = load_config("toy", ["environment.toy_terminal.max_turns=7", *words, "environment.url=http://h:1"])
+        assert served.environment.toy_worlds is not None and served.environment.toy_worlds.max_turns == 7
+
+
+def test_the_toy_terminal_takes_no_key_of_the_files_environment(tmp_path: Path) -> None:
+    text = "environment: {url: 'http://h:1', preset: maze, tasks: {seeds: 2}, prompt: '# ', sessions: 3}"
+    toy = load_config(_file(tmp_path, text), ["environment.toy_terminal={}"]).environment
+    assert toy == EnvironmentConfig(toy_terminal=ToyTerminalConfig(), sessions=3)
+    asked = _refused(_file(tmp_path, text), "environment.toy_terminal={}", "environment.preset=maze")
+    assert "environment.preset has no effect with toy_terminal" in asked.message
+    assert "environment.url=" in str(asked.tip)
+    none = ["environment.none=true", "traces.path=a", "objective.use_rl=false"]
+    none += ["rollout.tasks_per_step=0", "rollout.explorers=0"]
+    assert load_config(_file(tmp_path, text), none).environment == EnvironmentConfig(none=True)
+
+
 def test_an_override_below_a_value_is_refused(tmp_path: Path) -> None:
     error = _refused(_file(tmp_path, "environment: 3"), "environment.tasks.seeds=2")
     assert "'environment' is a value, not a section" in error.message
@@ -269,6 +305,15 @@ def test_a_text_is_the_name_of_a_shipped_config_or_the_path_of_a_file(tmp_path: 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(EchoError, match=r"config file .*nothing\.yaml does not exist"):
         find_config(str(tmp_path / "nothing.yaml"))
+
+
+def test_what_can_be_read_only_once_is_no_config(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.yaml"  # as `<(…)` in bash
+    os.mkfifo(pipe)
+    for name, what in (("-", "stdin"), (str(pipe), f"a pipe, {pipe}")):
+        with pytest.raises(EchoError, match=f"^cannot read a config from {what}$") as caught:
+            find_config(name)
+        assert "save it to a file first" in str(caught.value.tip)
 
 
 def test_an_unknown_name_gets_the_nearest_one() -> None:
