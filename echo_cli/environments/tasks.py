@@ -129,28 +129,43 @@ def splits_by_hash(canonicals: Collection[str], validation: float, heldout: floa
     """Return the split of each of N distinct tasks: its hash, scaled to [0, 1), compared with the two fractions.
 
     If a split would have more or fewer tasks than its fraction by more than a twentieth of N, or by more than one task,
-    it is cut at the nearest size within these bounds. Splits do not depend on the order of the tasks.
+    it is cut at the nearest size within these bounds. A split whose fraction is above 0 has a task if N is at least the
+    number of such splits. Splits do not depend on the order of the tasks.
     """
     ranked = sorted(canonicals, key=_hashed)
     below = [sum(_hashed(text) < bound for text in ranked) for bound in (validation, validation + heldout)]
-    first = _near(below[0], validation, len(ranked))
-    second = first + _near(below[1] - below[0], heldout, len(ranked))
+    first, second = _sizes((below[0], below[1] - below[0]), (validation, heldout), len(ranked))
     names: list[tuple[Split, Sequence[str]]] = [
         ("validation", ranked[:first]),
-        ("heldout", ranked[first:second]),
-        ("train", ranked[second:]),
+        ("heldout", ranked[first : first + second]),
+        ("train", ranked[first + second :]),
     ]
     return {text: name for name, of in names for text in of}
 
 
+def _sizes(counts: Sequence[int], fractions: Sequence[float], tasks: int) -> list[int]:
+    """Return the sizes of the splits beside train: `counts`, moved to the nearest that `splits_by_hash` allows."""
+    every = (*fractions, 1 - sum(fractions))
+    asked = [fraction > 1e-9 for fraction in every]
+    least = [int(some and tasks >= sum(asked)) for some in asked]
+    tolerance = max(1.0, tasks / 20)
+    low = [max(math.ceil(of * tasks - tolerance), one) for of, one in zip(every, least, strict=True)]
+    high = [max(math.floor(of * tasks + tolerance), one) for of, one in zip(every, least, strict=True)]
+    sizes = [min(max(count, fewest), most) for count, fewest, most in zip(counts, low, high, strict=False)]
+
+    def excess(split: int) -> float:
+        return sizes[split] - fractions[split] * tasks
+
+    splits = range(len(sizes))
+    while tasks - sum(sizes) < low[-1] and (givers := [split for split in splits if sizes[split] > least[split]]):
+        sizes[max(givers, key=excess)] -= 1
+    while tasks - sum(sizes) > high[-1]:
+        sizes[min((split for split in splits if asked[split]), key=excess)] += 1
+    return sizes
+
+
 def _hashed(canonical: str) -> float:
     return int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:8], "big") / 2**64
-
-
-def _near(count: int, fraction: float, tasks: int) -> int:
-    """Return `count`, moved to within the tolerated distance of `fraction` · `tasks`."""
-    tolerance = max(1.0, tasks / 20)
-    return min(max(count, math.ceil(fraction * tasks - tolerance)), math.floor(fraction * tasks + tolerance))
 
 
 def _entries(config: TasksConfig) -> Iterator[_Entry]:

@@ -55,10 +55,21 @@ def test_the_split_is_the_hash_of_the_arguments_against_the_fractions() -> None:
 @pytest.mark.parametrize("first", [0, 100, 1000])
 def test_shares_are_near_the_fractions_however_few_tasks_there_are(tasks: int, first: int) -> None:
     names = [f'{{"seed":{seed}}}' for seed in range(first, first + tasks)]
-    found = splits_by_hash(names, 0.15, 0.25)
-    assert found == splits_by_hash(names[::-1], 0.15, 0.25) and found.keys() == set(names)
-    for split, fraction in (("validation", 0.15), ("heldout", 0.25)):
-        assert abs(list(found.values()).count(split) - fraction * tasks) <= max(1, tasks / 20) + 1e-9
+    for validation, heldout in ((0.15, 0.25), (0.45, 0.45), (0.0, 0.9), (0.5, 0.0)):
+        found = splits_by_hash(names, validation, heldout)
+        assert found == splits_by_hash(names[::-1], validation, heldout) and found.keys() == set(names)
+        sizes = [list(found.values()).count(split) for split in ("validation", "heldout", "train")]
+        fractions = (validation, heldout, 1 - validation - heldout)
+        for size, fraction in zip(sizes, fractions, strict=True):
+            assert abs(size - fraction * tasks) <= max(1, tasks / 20) + 1e-9
+            assert size > 0 or fraction == 0 or tasks < sum(map(bool, fractions))
+
+
+def test_a_split_that_was_asked_for_has_a_task_even_beside_a_large_one() -> None:
+    names = [f'{{"seed":{seed}}}' for seed in range(20)]
+    for fractions in ((0.9, 0.05), (0.05, 0.9), (0.01, 0.01)):
+        for tasks in (3, 4, 10, 20):
+            assert set(splits_by_hash(names[:tasks], *fractions).values()) == {"train", "validation", "heldout"}
 
 
 def test_a_fraction_of_0_is_no_task() -> None:
