@@ -17,11 +17,6 @@ from echo_cli.environments.protocol import JsonObject
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable, json_problem, suggest
 
-try:
-    from re import _parser as regex_parser  # type: ignore[attr-defined]
-except ImportError:  # Python 3.10
-    import sre_parse as regex_parser
-
 TEMPLATE = "environment.action.template"
 DEPTH = 64
 """Maximum nesting depth of an action, levels; encoding deeper values could exceed Python's recursion limit."""
@@ -109,47 +104,85 @@ def wrap_action(config: ActionConfig, line: str) -> str:
     pattern = re.compile(config.extract)
     if pattern.search(line) is not None or pattern.groups == 0:
         return line
-    parsed = regex_parser.parse(config.extract)
-    wrapped = "".join(_shortest(operation, line) for operation in parsed)
+    wrapped, _ = _Shortest(pattern, line).text()
     found = pattern.search(wrapped)
     return wrapped if found is not None and (found.group(1) or "").strip() == line.strip() else line
 
 
-def _shortest(operation: tuple[Any, Any], line: str) -> str:
-    """Return the shortest text that one operation of a parsed pattern matches, with `line` as its first group."""
-    name, argument = str(operation[0]), operation[1]
-    if name == "LITERAL":
-        return chr(argument)
-    if name == "IN":
-        return _member(argument)
-    if name in ("ANY", "NOT_LITERAL"):
-        return "x" if argument == ord(" ") else " "
-    if name == "SUBPATTERN":
-        return line if argument[0] == 1 else "".join(_shortest(inner, line) for inner in argument[-1])
-    if name == "BRANCH":
-        return max(("".join(_shortest(inner, line) for inner in branch) for branch in argument[1]), key=_holds(line))
-    if name.endswith("REPEAT"):
-        least, _, inner = argument
-        text = "".join(_shortest(each, line) for each in inner)
-        return text * (least or int(bool(line) and line in text))
-    return ""  # positions and assertions match no text
+class _Shortest:
+    """A parser of a regular expression that writes the shortest text it matches, with a line as the first group.
+
+    The text may not match where a part of the pattern depends on the text around it, such as a look-ahead.
+    """
+
+    def __init__(self, pattern: re.Pattern[str], line: str) -> None:
+        self._pattern, self._line = pattern.pattern, line
+        self._ignored = re.compile(r"(?:\s+|#.*)*" if pattern.flags & re.VERBOSE else "")
+        self._at = self._groups = 0
+
+    def text(self) -> tuple[str, bool]:
+        """Return the text of the alternatives up to a closing bracket, and whether the line is part of it."""
+        found = [self._sequence()]
+        while self._take(re.compile(r"\|")):
+            found.append(self._sequence())
+        return next((one for one in found if one[1]), found[0])
+
+    def _sequence(self) -> tuple[str, bool]:
+        text, whole = "", False
+        while self._next() not in ("", "|", ")"):
+            part, holds = self._atom()
+            repeat = self._take(_REPEAT)
+            least = 1 if repeat is None or repeat[0][0] == "+" else int(repeat[1] or 0)
+            text, whole = text + part * (least or int(holds)), whole or holds
+        return text, whole
+
+    def _atom(self) -> tuple[str, bool]:
+        if group := self._take(_GROUP):
+            kind = group[1] or ""
+            captures = kind == "" or kind.startswith("?P<")
+            self._groups += captures
+            first = captures and self._groups == 1
+            if kind.endswith(")"):  # flags, a comment or a reference
+                return "", False
+            inner = self.text()
+            self._at += 1
+            return (self._line, True) if first else ("", False) if kind in _LOOKS else inner
+        if one := self._take(_ESCAPE_OR_CLASS):
+            return _character(one[0]), False
+        self._at += 1
+        character = self._pattern[self._at - 1]
+        return {"^": "", "$": "", ".": " "}.get(character, character), False
+
+    def _next(self) -> str:
+        self._take(self._ignored)
+        return self._pattern[self._at : self._at + 1]
+
+    def _take(self, token: re.Pattern[str]) -> re.Match[str] | None:
+        found = token.match(self._pattern, self._at)
+        self._at = found.end() if found else self._at
+        return found
 
 
-def _holds(line: str) -> Callable[[str], bool]:
-    return lambda text: line in text
+_REPEAT = re.compile(r"(?:[*+?]|\{(?=,?\d)(\d*)(?:,\d*)?\})[?+]?")
+_GROUP = re.compile(r"\((\?(?:P<\w+>|P=\w+\)|<?[=!]|#[^)]*\)|>|[a-zA-Z-]*[:)]))?")
+_LOOKS = ("?=", "?!", "?<=", "?<!")
+_ESCAPE_OR_CLASS = re.compile(
+    r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL
+)
 
 
-def _member(choices: list[tuple[Any, Any]]) -> str:
-    """Return a character of a class."""
-    name, argument = choices[0]
-    if str(name) == "NEGATE":
-        excluded = {chr(code) for kind, code in choices if str(kind) == "LITERAL"}
-        return next(character for character in " x0\n" if character not in excluded)
-    if str(name) == "LITERAL":
-        return chr(argument)
-    if str(name) == "RANGE":
-        return chr(argument[0])
-    return {"CATEGORY_DIGIT": "0", "CATEGORY_WORD": "x"}.get(str(argument), " ")
+def _character(source: str) -> str:
+    """Return a character that an escape or a class of characters matches; none if it matches a position."""
+    listed = source.startswith("[") and not source.startswith("[^")
+    likely = source + _USUAL if listed else _USUAL + source
+    try:
+        one = re.compile(source)
+    except re.error:  # a reference to a group
+        return ""
+    return next((character for character in (*likely, *map(chr, range(0x250))) if one.fullmatch(character)), "")
+
+
+_USUAL = " x0\n"
 
 
 def check_action(config: ActionConfig, schema: JsonObject) -> None:

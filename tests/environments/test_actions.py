@@ -210,6 +210,11 @@ def test_an_action_that_went_wrong_is_told_from_none_at_all(keys: Any, text: str
         (r"[0-9]\) (?:(\w+)|none)[^x\w]\D", "ls", "0) ls  "),
         (r"[^ ](\w+)[^x]", "ls", "xls "),
         (r"\[(\w+ \w+)\]", "ls", "ls"),  # the pattern refuses the line
+        ("(?x) <do>\\ # opening\n (.+) </do>", "ls", "<do> ls</do>"),
+        (r"(?#tag)\x3c(?i:DO){2,3}>((a)|.*?)(?=</)[^\]]", "ls", "ls"),  # what a look-ahead asks for is not written
+        (r"(?:x|\(([^()\]\n]+)\))+?$", "ls", "(ls)"),
+        (r"!{1}\t[\t-]?(\S+)[]x]\b", "ls", "ls"),  # no word begins after the bracket
+        (r"!{1}\t[\t-]?(\S+)[]x]\B", "ls", "!\tls]"),
         ("go .*", "ls", "ls"),  # it has no group
         (r"(?<=x)(.*)", "ls", "ls"),
     ],
