@@ -55,7 +55,7 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(invoke_without_command=True, epilog=examples("train", "eval-heldout outputs/toy-seed0", "train --help"))
 def root(
     context: typer.Context,
     version: Annotated[

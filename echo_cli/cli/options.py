@@ -90,11 +90,15 @@ def examples(*lines: str, configs: bool = False) -> str:
 _COLUMNS = 76
 
 
-def command_group(purpose: str) -> typer.Typer:
-    """Return a command group that, without a command, prints its help on stderr and exits with 2."""
+def command_group(purpose: str, *lines: str) -> typer.Typer:
+    """Return a command group that, without a command, prints its help on stderr and exits with 2.
+
+    Args:
+        lines: examples in its help, without `echo-cli`.
+    """
     group = typer.Typer(help=purpose, rich_markup_mode=None)
 
-    @group.callback(invoke_without_command=True, help=purpose)
+    @group.callback(invoke_without_command=True, help=purpose, epilog=examples(*lines))
     def root(context: typer.Context) -> None:
         if context.invoked_subcommand is None:
             put(*context.get_help().split("\n"), err=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from echo_cli.environments.protocol import TaskSuite
     from echo_cli.training.model_check import ModelReport
 
-env = command_group("Environments: check one before training.")
+env = command_group("Environments: check one before training.", "env check sandbox")
 
 
 @env.command(

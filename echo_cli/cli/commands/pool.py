@@ -41,7 +41,7 @@ from echo_cli.terminal import put
 if TYPE_CHECKING:
     from echo_cli.evaluation.pool_building import CheckpointActor
 
-pool = command_group("Build and show frozen pools.")
+pool = command_group("Build and show frozen pools.", "pool build outputs/pool", "pool show outputs/pool")
 
 _SCRIPTS = ("expert", "explorer")
 

@@ -22,7 +22,11 @@ from echo_cli.errors import EchoError
 from echo_cli.terminal import put
 from echo_cli.traces.importing import FORMATS
 
-traces = command_group("Trajectory files: import traces, export for other tools.")
+traces = command_group(
+    "Trajectory files: import traces, export for other tools.",
+    "traces import openai chats.jsonl -o outputs/traces.jsonl",
+    "traces export outputs/toy-seed0 --to openai -o outputs/messages.jsonl",
+)
 
 Output = Annotated[str, typer.Option("--output", "-o", help="Output file; - is stdout.", metavar="OUT.jsonl")]
 _STDOUT = "-"
