@@ -68,6 +68,11 @@ def suggest(word: str, known: Any, noun: str) -> str:
     return f"did you mean '{nearest[0]}'?" if nearest else f"{noun}: {', '.join(known)}"
 
 
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun, in the plural unless it is 1; for example, `1 rollout` and `0 rollouts`."""
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 CLIP = 200
 """Maximum length of a clipped text, characters."""
 

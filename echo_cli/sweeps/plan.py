@@ -23,10 +23,11 @@ Summary = Mapping[str, Any]
 PROBE_EVERY = 10
 """Number of steps between gradient probes in a sweep, unless the config sets it."""
 
-BROKEN = ("diverged", "collapsed")
+BROKEN = ("diverged", "collapsed", "no_gradient")
 """Statuses of runs whose training broke down. They would end in the same way again, so their cells are done.
 
-A collapsed run is nevertheless resumed if `collapse.action` is changed to a value other than `stop`.
+A run that the collapse detector stopped, collapsed or without any gradient, is nevertheless resumed if
+`collapse.action` is changed to a value other than `stop`.
 """
 
 _SEEDS = "--seeds"
@@ -183,7 +184,7 @@ def ended_summary(cell: Cell) -> Summary | None:
         return None
     summary = open_run(cell.path).read_summary()
     status = None if summary is None else summary.get("status")
-    broken = status == "diverged" or (status == "collapsed" and cell.config.collapse.action == "stop")
+    broken = status in BROKEN and (status == "diverged" or cell.config.collapse.action == "stop")
     return summary if broken or is_finished(summary, cell.config.steps) else None
 
 
@@ -260,7 +261,8 @@ def _check_config(cell: Cell) -> Config:
         if was != now:
             raise EchoError(
                 f"{path} was trained with {key}={was}, not {now}",
-                f"give {key}={was}, train it again with --overwrite, or give the sweep another --run-name",
+                f"give {'--steps ' if key == 'steps' else f'{key}='}{was}, train it again with --overwrite, or give "
+                "the sweep another --run-name",
             )
     check_same_config(run, cell.config)
     trained, wanted = before.collapse, cell.config.collapse

@@ -161,7 +161,8 @@ def _evidence(statuses: Sequence[str], measures: Mapping[str, Measure | None]) -
     before, met = estimate("pass_at_1_before"), measures["env_ce_seen_last"]
     return Evidence(
         finished=statuses.count("finished"),
-        broken=sum(statuses.count(status) for status in BROKEN),
+        broken=statuses.count("diverged") + statuses.count("collapsed"),
+        idle=statuses.count("no_gradient"),
         met=0 if met is None else met.seeds,
         change=estimate("env_ce_change_last"),
         rise=estimate("env_ce_rise"),
@@ -234,7 +235,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 _MEASURES = (*FIGURES, *(f"{name}_difference" for name in DIFFERENCES))
-_ROW = ("lambda", "verdict", "reason", "runs", "finished", "diverged", "collapsed", "failed")
+_ROW = ("lambda", "verdict", "reason", "runs", "finished", *BROKEN, "failed")
 _CELL = ("name", "lambda", "seed", "status", "error")
 _STATISTICS = ("value", "low", "high", "spread", "seeds")
 

@@ -17,7 +17,9 @@ from echo_cli.sweeps.plan import BROKEN, Cell, ended_summary
 from echo_cli.symlinks import make_folder, opener
 from echo_cli.text import escape_unprintable
 
-Status = Literal["waiting", "running", "stopping", "finished", "diverged", "collapsed", "failed", "stopped"]
+Status = Literal[
+    "waiting", "running", "stopping", "finished", "diverged", "collapsed", "no_gradient", "failed", "stopped"
+]
 
 _POLL_SECONDS = 0.2
 _LOG_TAIL = 65536  # bytes; long enough to contain the error line
@@ -29,7 +31,7 @@ class CellStatus:
 
     status: Status
     error: str | None = None
-    """Last error line of a cell that failed, diverged or collapsed."""
+    """Last error line of a cell that failed, or whose training broke down."""
 
 
 def log_path(cell: Cell) -> Path:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from echo_cli.statistics import Estimate
+from echo_cli.text import counted
 
-Name = Literal["flat", "learns", "over-fits", "collapsed", "inconclusive"]
+Name = Literal["flat", "learns", "over-fits", "collapsed", "no gradient", "inconclusive"]
 
 MARGIN = 0.05
 """Smallest relative change of env-CE that counts as a change."""
@@ -18,6 +19,7 @@ LOST = 0.5
 RULE = (
     "The first of these that holds, with 95 % intervals over the finished seeds (Student's t):",
     "collapsed: at least half of the runs ended diverged or collapsed (failed runs do not count)",
+    "no gradient: at least half of the runs were stopped because no token had a gradient",
     f"inconclusive: fewer than {MIN_SEEDS} seeds finished",
     f"collapsed: pass@1 fell, the interval of its change is below 0, and the mean fall is at least {LOST:.0%} of the "
     "start",
@@ -39,6 +41,7 @@ class Evidence:
     Attributes:
         finished: number of runs that trained all steps.
         broken: number of runs that diverged or collapsed.
+        idle: number of runs that were stopped for lack of any gradient.
         met: number of runs that have executed every held-out pair, so that no env-CE of novel pairs is left.
         change: (last - start) / start of held-out env-CE, over the same pairs.
         rise: rise of held-out env-CE from the best step to the last, as a fraction of the start.
@@ -48,6 +51,7 @@ class Evidence:
 
     finished: int
     broken: int
+    idle: int
     met: int
     change: Estimate | None
     rise: Estimate | None
@@ -63,11 +67,13 @@ class Verdict:
 
 def judge(evidence: Evidence) -> Verdict:
     """Return the verdict on a λ by `RULE`."""
-    ended = evidence.finished + evidence.broken
+    ended = evidence.finished + evidence.broken + evidence.idle
     if evidence.broken > 0 and 2 * evidence.broken >= ended:
-        return Verdict("collapsed", f"{evidence.broken} of {ended} runs diverged or collapsed")
+        return Verdict("collapsed", f"{evidence.broken} of {counted(ended, 'run')} diverged or collapsed")
+    if evidence.idle > 0 and 2 * evidence.idle >= ended:
+        return Verdict("no gradient", f"{evidence.idle} of {counted(ended, 'run')} stopped for lack of any gradient")
     if evidence.finished < MIN_SEEDS:
-        return Verdict("inconclusive", f"{evidence.finished} seeds finished, {MIN_SEEDS} are needed")
+        return Verdict("inconclusive", f"{counted(evidence.finished, 'seed')} finished, {MIN_SEEDS} are needed")
     fall, before = evidence.pass_change, evidence.pass_before
     if fall is not None and before is not None and _below(fall, 0) and -fall.value >= LOST * before:
         return Verdict("collapsed", f"pass@1 fell by {-fall.value:.3f} from {before:.3f}")

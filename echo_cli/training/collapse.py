@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 from echo_cli.config.schema import CollapseConfig, RolloutConfig
 from echo_cli.errors import EchoError
 from echo_cli.rollouts.behaviour import find_obstacles
+from echo_cli.text import counted
 
 Row = Mapping[str, Any]
 NO_GRADIENT = "no_gradient"
@@ -56,6 +57,15 @@ _NO_GRADIENT_TIP = "train again after that, or continue from its checkpoint with
 
 class CollapseError(EchoError):
     """An error that ends a collapsed run with `collapse.action: stop`; exit code 3."""
+
+    status = "collapsed"
+    """Status of the run that it ends."""
+
+
+class NoGradientError(CollapseError):
+    """An error that ends a run in which nothing has had a gradient."""
+
+    status = NO_GRADIENT
 
 
 @dataclass(frozen=True)
@@ -114,13 +124,18 @@ def lambda_factor(rows: Sequence[Row], settings: CollapseConfig) -> float:
 
 
 def stop_if_collapsed(rows: Sequence[Row], settings: CollapseConfig) -> None:
-    """Raise a CollapseError with the reasons of the first step with an alarm if `collapse.action` is `stop`."""
+    """Check that no step has an alarm if `collapse.action` is `stop`.
+
+    Raises:
+        CollapseError: a step has one; the message names the reasons of the first such step. It is a NoGradientError if
+            the step's only alarm is `no_gradient`.
+    """
     first = next((row for row in rows if row.get("warnings")), None)
     if first is not None and settings.action == "stop":
         reasons = "; ".join(f"{warning['signal']}: {warning['reason']}" for warning in first["warnings"])
-        idle = all(warning["signal"] == NO_GRADIENT for warning in first["warnings"])
-        tip = _NO_GRADIENT_TIP if idle else _TIP
-        raise CollapseError(f"collapsed at step {first['step']}: {reasons}", tip, exit_code=3)
+        if all(warning["signal"] == NO_GRADIENT for warning in first["warnings"]):
+            raise NoGradientError(f"stopped at step {first['step']}: {reasons}", _NO_GRADIENT_TIP, exit_code=3)
+        raise CollapseError(f"collapsed at step {first['step']}: {reasons}", _TIP, exit_code=3)
 
 
 def no_gradient_line(rows: Sequence[Row], rollout: RolloutConfig) -> str | None:
@@ -150,7 +165,7 @@ def _no_gradient(rows: Sequence[Row], settings: CollapseConfig, rollout: Rollout
     idle = all(not row.get(f"train/{name}") for row in steps for name in ("grad_norm", "env_tokens", "reward"))
     if not idle and (len(last) < settings.window or any(row["train/grad_norm"] for row in last)):
         return None
-    span = "" if idle else f" in {settings.window} steps"
+    span = "" if idle else f" in {counted(settings.window, 'step')}"
     return f"no gradient{span}: {_why_no_gradient(steps[-1], rollout)}"
 
 

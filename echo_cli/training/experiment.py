@@ -132,7 +132,7 @@ def _train(session: Session, trackers: Trackers, hooks: RunHooks) -> dict[str, A
         raise EchoError(error.message, f"{error.tip}{kept}", exit_code=1) from error
     except EchoError as error:
         if error.exit_code == 3:
-            finish("collapsed" if isinstance(error, CollapseError) else "diverged")
+            finish(error.status if isinstance(error, CollapseError) else "diverged")
         raise
     return finish("finished" if run.checkpoints.steps()[-1] == config.steps else "stopped")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,25 @@ def test_the_files_hold_rows_cells_and_the_rule(tmp_path: Path) -> None:
     cells = _table(tmp_path / "cells.csv")
     assert [row["status"] for row in cells] == ["finished"] * 6 + ["failed", "diverged"]
     assert float(cells[3]["gradient_ratio"]) == 2.0
+
+
+def test_cells_without_any_gradient_have_their_own_name_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = with_figures([*CELLS[:3], *(_failed(9.0, seed, "no_gradient", "all is malformed") for seed in range(3))])
+    results = results_of(cells)
+    assert results[1].verdict.name == "no gradient" and "3 of 3" in results[1].verdict.reason
+    sweep = sweep_object(Config(), cells, results)
+    write_tables(tmp_path, sweep)
+    assert [row["status"] for row in _table(tmp_path / "cells.csv")][3:] == ["no_gradient"] * 3
+    assert [(row["collapsed"], row["no_gradient"]) for row in _table(tmp_path / "sweep.csv")] == [
+        ("0", "0"),
+        ("0", "3"),
+    ]
+    print_sweep(sweep_tables(results), NOTES, RULE, "report.html")
+    assert re.search(r"^ 9 +0/3 +no gradient ", capsys.readouterr().out, re.MULTILINE)
+    page = write_report(tmp_path, sweep, results, command="echo-cli sweep-lambda 0 9", pictures=[]).read_text()
+    assert page.count("no_gradient") == 3 and "all is malformed" in page
 
 
 class _Page(HTMLParser):

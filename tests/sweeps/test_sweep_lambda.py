@@ -19,11 +19,13 @@ import pytest
 from rich.console import Console
 from tiny_run import TINY, error_of, rows, start, train
 
+from echo_cli.cli.commands.sweep_lambda import _complain
 from echo_cli.cli.display.progress import Followed, live_table, print_plain
 from echo_cli.cli.main import main
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config
-from echo_cli.runs.directory import create_run
+from echo_cli.errors import EchoError
+from echo_cli.runs.directory import create_run, open_run
 from echo_cli.sweeps.plan import ended_summary, join_seeds, parse_seeds, parse_words, plan_cells, sweep_config
 from echo_cli.sweeps.runner import CellStatus, log_path, run_cells
 
@@ -348,6 +350,12 @@ def test_a_collapsed_cell_is_done_as_long_as_the_config_stops_it(tmp_path: Path)
     )
     assert ended_summary(stopped) is not None
     assert ended_summary(warned) is None
+    open_run(stopped.path).write_summary({"status": "no_gradient", "steps": 1})
+    assert ended_summary(stopped) is not None and ended_summary(warned) is None
+    with pytest.raises(EchoError, match=r"^λ = 1, seed 0 stopped for lack of any gradient$") as idle:
+        _complain([stopped], {stopped.name: CellStatus("no_gradient", "all is malformed")})
+    assert idle.value.exit_code == 3 and "names the cause" in str(idle.value.tip) and "lr" not in str(idle.value.tip)
+    open_run(stopped.path).write_summary({"status": "collapsed", "steps": 5})
     log_path(stopped).parent.mkdir()
     log_path(stopped).write_text("train: step 5\nerror: collapsed at step 5: entropy\n  tip: go on\n")
     found = run_cells([stopped], jobs=1, overwrite=False, should_stop=lambda: False, show=lambda _: None)

@@ -1,4 +1,4 @@
-"""Verdicts on a λ: each of the five verdicts, and the order of the rule."""
+"""Verdicts on a λ: each of the six verdicts, and the order of the rule."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from echo_cli.sweeps.verdict import RULE, Evidence, judge
 STILL = Evidence(
     finished=5,
     broken=0,
+    idle=0,
     met=0,
     change=Estimate(0.0, -0.01, 0.01),
     rise=Estimate(0.0, -0.01, 0.01),
@@ -44,6 +45,10 @@ HALVED = Estimate(-0.2, -0.25, -0.15)
         ({"change": LEARNT, "finished": 3, "broken": 2}, "learns"),
         ({"change": LEARNT, "finished": 3, "broken": 3}, "collapsed"),
         ({"finished": 0, "broken": 1, "change": None, "rise": None, "pass_change": None}, "collapsed"),
+        ({"finished": 0, "idle": 1, "change": None, "rise": None, "pass_change": None}, "no gradient"),
+        ({"finished": 0, "broken": 1, "idle": 1, "change": None, "rise": None, "pass_change": None}, "collapsed"),
+        ({"finished": 1, "broken": 1, "idle": 2}, "no gradient"),
+        ({"change": LEARNT, "finished": 3, "broken": 1, "idle": 1}, "learns"),
         ({"finished": 0, "broken": 0, "change": None, "rise": None, "pass_change": None}, "inconclusive"),
         ({"change": None, "rise": None}, "inconclusive"),
         ({"change": Estimate(-0.3, None, None)}, "inconclusive"),
@@ -58,4 +63,5 @@ def test_the_first_rule_that_holds_gives_the_verdict(changes: dict[str, object],
 
 def test_the_written_rule_names_every_verdict_in_the_order_of_the_cases() -> None:
     names = [line.partition(":")[0] for line in RULE[1:-1]]
-    assert names == ["collapsed", "inconclusive", "collapsed", "over-fits", "learns", "flat", "inconclusive"]
+    outcomes = ["learns", "flat", "inconclusive"]
+    assert names == ["collapsed", "no gradient", "inconclusive", "collapsed", "over-fits", *outcomes]

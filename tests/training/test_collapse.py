@@ -23,6 +23,7 @@ from echo_cli.runs.directory import open_run
 from echo_cli.runs.summary import warnings_of
 from echo_cli.training.collapse import (
     CollapseError,
+    NoGradientError,
     alarms,
     lambda_factor,
     new_alarms,
@@ -268,9 +269,14 @@ def test_a_run_that_learns_nothing_says_so_at_its_first_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("--steps", "2", "--lambda", "0", "rollout.explorers=0", "rollout.max_action_tokens=1")
-    assert train(tmp_path / "run", *words) == 0
+    assert train(tmp_path / "run", *words, "collapse.action=stop") == 3
     said = capsys.readouterr().err
-    assert said.count("no_gradient: no gradient: 100% of actions are malformed") == 1 and "has no gradient" not in said
+    alarm = "no_gradient: no gradient: 100% of actions are malformed"
+    assert said.count(f"train: warning at step 1: {alarm}") == 1 and "has no gradient" not in said
+    assert error_of(said)[0].startswith(f"stopped at step 1: {alarm}")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "no_gradient"
+    assert train(tmp_path / "run", *words, "collapse.action=warn", "--resume") == 0
+    assert alarm not in capsys.readouterr().err  # it was raised at step 1
     assert [warning["step"] for warning in warnings_of(rows(tmp_path / "run"))] == [1]
     # With observations it is no alarm, but still one line.
     assert train(tmp_path / "flat", "--steps", "2", "--lambda", "0", "environment.toy_terminal.max_turns=1") == 0
@@ -338,7 +344,7 @@ def test_only_stop_stops() -> None:
     assert caught.value.exit_code == 3
     assert "--resume and collapse.action=warn" in str(caught.value.tip)
     idle = [{"step": 1, "warnings": [{"signal": "no_gradient", "reason": "all is malformed; raise a cap"}]}]
-    with pytest.raises(CollapseError, match="raise a cap") as caught:
+    with pytest.raises(NoGradientError, match=r"^stopped at step 1: no_gradient: .*raise a cap") as caught:
         stop_if_collapsed(idle, SETTINGS.model_copy(update={"action": "stop"}))
     # Less learning does not help a policy that learns nothing.
     assert "--resume and collapse.action=warn" in str(caught.value.tip) and "lower" not in str(caught.value.tip)

@@ -39,6 +39,7 @@ from echo_cli.config.loader import find_config
 from echo_cli.config.section import hide_secret
 from echo_cli.errors import EchoError
 from echo_cli.terminal import put
+from echo_cli.text import counted
 
 if TYPE_CHECKING:
     from echo_cli.sweeps.plan import Cell
@@ -153,7 +154,7 @@ def _train(
     if missing:
         config = cells[0].config
         put(
-            f"sweep: {len(missing)} of {len(cells)} runs to do, {min(jobs, len(missing))} in parallel, "
+            f"sweep: {len(missing)} of {counted(len(cells), 'run')} to do, {min(jobs, len(missing))} in parallel, "
             f"threads={config.threads} each",
             f"sweep: probe_every={config.probe_every}, "
             f"evaluation.pass_every={config.evaluation.pass_every}; sweep-lambda --help explains both",
@@ -222,7 +223,7 @@ def _complain(cells: Sequence[Cell], outcomes: Mapping[str, CellStatus]) -> None
     """Report cells that did not finish.
 
     Raises:
-        EchoError: a cell failed (exit code 1), or some diverged or collapsed and none failed (exit code 3).
+        EchoError: a cell failed (exit code 1), or the training of some broke down and none failed (exit code 3).
     """
     from echo_cli.sweeps.plan import BROKEN
     from echo_cli.sweeps.runner import log_path
@@ -231,10 +232,15 @@ def _complain(cells: Sequence[Cell], outcomes: Mapping[str, CellStatus]) -> None
     if failed:
         first = failed[0]
         raise EchoError(
-            f"{len(failed)} of {len(cells)} runs failed, the first: {first.title}: {outcomes[first.name].error}",
+            f"{len(failed)} of {counted(len(cells), 'run')} failed, the first: {first.title}: "
+            f"{outcomes[first.name].error}",
             f"see {log_path(first)}, then repeat the command to complete the sweep",
             exit_code=1,
         )
-    broken = [f"{cell.title} {status}" for cell in cells if (status := outcomes[cell.name].status) in BROKEN]
+    broken = [(cell, status) for cell in cells if (status := outcomes[cell.name].status) in BROKEN]
     if broken:
-        raise EchoError("; ".join(broken), "their last checkpoints are intact; try a lower optim.lr", exit_code=3)
+        tip = "their last checkpoints are intact; try a lower optim.lr"
+        if all(status == "no_gradient" for _, status in broken):
+            tip = f"{log_path(broken[0][0])} names the cause and the key to change"
+        ends = {"no_gradient": "stopped for lack of any gradient"}
+        raise EchoError("; ".join(f"{cell.title} {ends.get(end, end)}" for cell, end in broken), tip, exit_code=3)

@@ -21,6 +21,7 @@ from echo_cli.runs.summary import is_met
 from echo_cli.sweeps.plan import Cell, shown_coeff
 from echo_cli.sweeps.runner import CellStatus
 from echo_cli.terminal import guarded_streams, joined, put
+from echo_cli.text import counted
 
 Outcomes = Mapping[str, CellStatus]
 
@@ -130,6 +131,7 @@ _STYLES = {
     "finished": "green",
     "diverged": "yellow",
     "collapsed": "yellow",
+    "no_gradient": "yellow",
     "failed": "red",
     "stopped": "dim",
 }
@@ -210,17 +212,21 @@ def _notices(row: Row, label: str) -> list[str]:
         f"{label}: warning at step {row['step']}: {warning['signal']}: {warning['reason']}"
         for warning in row["warnings"]
     ]
-    faults = [f"{row[f'environment/{key}']} {words}" for key, words in _FAULTS.items() if row.get(f"environment/{key}")]
+    faults = [
+        counted(count, f"{noun}{rest}", f"{noun}s{rest}")
+        for key, (noun, rest) in _FAULTS.items()
+        if (count := row.get(f"environment/{key}"))
+    ]
     return [*lines, f"{label}: environment at step {row['step']}: {', '.join(faults)}"] if faults else lines
 
 
 # Refused and failed actions are the policy's own mistakes, so only the metrics contain them.
 _FAULTS = {
-    "unavailable": "failed attempts, retried",
-    "sessions_lost": "sessions lost",
-    "topped_up": "rollouts repeated",
-    "unrewarded": "rollouts without a reward",
-    "groups_dropped": "groups excluded from the RL term",
+    "unavailable": ("failed attempt", ", retried"),
+    "sessions_lost": ("session", " lost"),
+    "topped_up": ("rollout", " repeated"),
+    "unrewarded": ("rollout", " without a reward"),
+    "groups_dropped": ("group", " excluded from the RL term"),
 }
 
 
