@@ -14,9 +14,9 @@ from echo_cli.evaluation.run_evaluation import (
     cut_notes,
     met_notes,
     novel_pairs,
-    predict_pools,
     report_policy,
     rollouts_and_ks,
+    score_pools,
 )
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.runs.pools import Pair
@@ -51,9 +51,10 @@ def compare_runs(
     policy_b, step_b, executed_b = _checkpoint(second, checkpoint)
     executed = executed_a | executed_b
     tokens = {name: tokens_of(pool, executed, first.initial.tokenizer) for name, pool in first.pools.items()}
-    predictions_a, predictions_b = (predict_pools(first.pools, policy, tokens) for policy in (policy_a, policy_b))
-    played_a, played_b = (first.play(policy, count) for policy in (policy_a, policy_b))
     labels = f"A: {escape_unprintable(first.name)}", f"B: {escape_unprintable(second.name)}"
+    compared = tuple(zip((policy_a, policy_b), labels, strict=True))
+    predictions_a, predictions_b = (score_pools(first, policy, tokens, who) for policy, who in compared)
+    played_a, played_b = (first.play(policy, count, who) for policy, who in compared)
     return Evaluation(
         kind="runs",
         policies=[
@@ -77,7 +78,8 @@ def compare_runs(
 def _checkpoint(run: LoadedRun, which: str | int) -> tuple[TorchPolicy, int, frozenset[Pair]]:
     """Return the policy of a checkpoint, its step, and the pairs that training had executed by that step."""
     folder, step = run.checkpoint(which)
-    return run.policy(folder), step, frozenset(run.observed(step))
+    purpose = f"for step {step} of {escape_unprintable(run.name)}"
+    return run.policy(folder, purpose), step, frozenset(run.observed(step))
 
 
 def _check_same_pools(first: LoadedRun, second: LoadedRun) -> None:

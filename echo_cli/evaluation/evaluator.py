@@ -26,6 +26,7 @@ from echo_cli.rollouts.limits import EpisodeLimits, limits_for
 from echo_cli.rollouts.rollout import play_policy, play_scripts, without_fragments
 from echo_cli.runs.pools import Pair, Pool, pool_of
 from echo_cli.seeds import derive_seed, generator
+from echo_cli.text import counted
 from echo_cli.trajectory import Role, Trajectory
 
 
@@ -129,7 +130,7 @@ def pool_notices(config: Config, worlds: TaskSuite, pools: Mapping[str, Pool]) -
             remedy = "add tasks in environment.tasks, or commands in rollout.explorer_commands"
         else:
             remedy = "neither the initial policy nor a script observed anything; list actions in environment.explorer"
-        size = "is empty" if pairs == 0 else f"rests on {pairs} (command, output) pair{'s' if pairs > 1 else ''}"
+        size = "is empty" if pairs == 0 else f"rests on {counted(pairs, '(command, output) pair')}"
         notices.append(f"warning: the {title} pool {size}: {remedy}")
     return notices
 

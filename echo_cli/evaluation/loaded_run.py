@@ -17,7 +17,7 @@ from echo_cli.environments.worlds import open_worlds
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.evaluator import evaluation_seed, expert_pools, rollout_tasks
 from echo_cli.evaluation.pass_at_k import TaskOutcome, outcomes_of
-from echo_cli.evaluation.records import HELDOUT, OOD
+from echo_cli.evaluation.records import HELDOUT, OOD, pool_title
 from echo_cli.files import read_json
 from echo_cli.models.device import DeviceChoice
 from echo_cli.models.loading import load_renderer, open_policy
@@ -30,7 +30,7 @@ from echo_cli.runs.origin import NO_CONSENT, Consent
 from echo_cli.runs.pool_folder import read_pool
 from echo_cli.runs.pools import Pair, Pool, pool_of
 from echo_cli.terminal import put
-from echo_cli.text import escape_unprintable
+from echo_cli.text import counted, escape_unprintable
 from echo_cli.traces.retokenize import retokenize, truncated
 from echo_cli.traces.training_data import POOL, pool_splits, trace_notices
 from echo_cli.trajectory import read_trajectories
@@ -113,8 +113,11 @@ class LoadedRun:
         """Renderer of the run's model, loaded without the weights."""
         return load_renderer(self.config)
 
-    def policy(self, checkpoint: Path | None = None) -> TorchPolicy:
+    def policy(self, checkpoint: Path | None = None, purpose: str = "") -> TorchPolicy:
         """Load the policy from a checkpoint folder, or the initial policy without one.
+
+        Args:
+            purpose: use of the policy, for the line that announces it, such as "as the initial policy".
 
         Raises:
             EchoError: the device, the model or the endpoint is not available, or the checkpoint has a different
@@ -127,7 +130,7 @@ class LoadedRun:
         elif config.sampler.kind == "openai":
             own = SamplerConfig(refill=config.sampler.refill, prefill_tokens=config.sampler.prefill_tokens)
             config = config.model_copy(update={"sampler": own})
-        self.announce(f"loading {escape_unprintable(config.model.path)}")
+        self.announce(f"loading {escape_unprintable(config.model.path)} {purpose}".rstrip())
         policy, _ = open_policy(config)
         if checkpoint is not None:
             policy.load(checkpoint)
@@ -139,13 +142,13 @@ class LoadedRun:
         Raises:
             EchoError: the checkpoint is damaged or has a different architecture.
         """
-        self.announce(f"step {step}")
+        self.announce(f"loading the checkpoint of step {step}")
         policy.load(self.checkpoint(step)[0])
 
     @cached_property
     def initial(self) -> TorchPolicy:
         """Initial policy. No checkpoint may be loaded into it."""
-        policy = self.policy()
+        policy = self.policy(purpose="as the initial policy")
         check_context(self.config, policy)
         return policy
 
@@ -197,13 +200,14 @@ class LoadedRun:
         """Pool on which the best step was chosen."""
         return self._frozen_pool("validation")
 
-    def play(self, policy: TorchPolicy, rollouts: int) -> dict[str, list[TaskOutcome]]:
+    def play(self, policy: TorchPolicy, rollouts: int, who: str) -> dict[str, list[TaskOutcome]]:
         """Play the held-out tasks and return their outcomes by pool; empty without rollouts.
 
         The sampling seed is the same for every run and checkpoint, so that first rollouts can be paired.
 
         Args:
             rollouts: Number of rollouts per task.
+            who: name of the policy, for the line that announces each pool's tasks.
 
         Raises:
             EchoError: the environment lost the session of a rollout in every attempt (exit code 1).
@@ -216,7 +220,8 @@ class LoadedRun:
         played: dict[str, list[TaskOutcome]] = {}
         for name, suite in suites.items():
             if tasks := suite.tasks.heldout:
-                self.announce(f"playing {len(tasks)} {name} tasks, {rollouts} rollouts each")
+                number = counted(len(tasks), f"{pool_title(name)} task")
+                self.announce(f"{who} plays {number}, {counted(rollouts, 'rollout')} each")
                 seed = evaluation_seed(self.config, name)
                 trajectories = rollout_tasks(policy, suite, tasks, rollouts, self.config, seed)
                 whole = without_fragments(trajectories, rollouts * len(tasks), suite.hosting)

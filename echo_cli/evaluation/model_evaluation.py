@@ -34,7 +34,7 @@ from echo_cli.models.renderer import Renderer
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.runs.pool_folder import read_pool
 from echo_cli.runs.pools import Pair, Pool, pool_of
-from echo_cli.text import escape_unprintable
+from echo_cli.text import counted, escape_unprintable
 from echo_cli.trajectory import Role
 
 _COMPRESSORS = [name + known for name in ("gzip", "zstd") for known in ("", " + observations")]
@@ -210,7 +210,7 @@ def _notes(scored: Sequence[ScoredModel], same: Sequence[bool], seen: frozenset[
         )
     for model in scored:
         if changed := _changed_outputs(model):
-            notes.append(f"{model.contender.label}: the tokenizer changes the text of {changed} outputs")
+            notes.append(f"{model.contender.label}: the tokenizer changes the text of {counted(changed, 'output')}")
         notes += [f"{model.contender.label}: {note}" for note in cut_notes(model.pools, model.context)]
     if seen and (left_out := sum(pair in seen for pool in scored[0].pools.values() for pair in pool.pairs)):
         notes.append(f"pairs omitted from the headline because the baselines are fitted on them: {left_out}")

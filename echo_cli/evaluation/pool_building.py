@@ -26,6 +26,7 @@ from echo_cli.rollouts.rollout import play_policy, play_scripts, without_fragmen
 from echo_cli.runs.pool_folder import Actor, Manifest, Provenance, check_free, write_pool
 from echo_cli.runs.provenance import git_commit
 from echo_cli.seeds import derive_seed, generator
+from echo_cli.text import counted
 from echo_cli.trajectory import Source, Trajectory
 
 
@@ -104,7 +105,9 @@ def build_pool(
         trajectories = [trajectory for trajectory in trajectories if (trajectory.reward or 0.0) >= solved_at]
         if not trajectories:
             tip = "increase --rollouts, or change --checkpoint or --temperature"
-            raise EchoError(f"none of the {recipe.rollouts * len(tasks)} rollouts solved its task", tip, exit_code=1)
+            raise EchoError(
+                f"no task was solved in {counted(recipe.rollouts * len(tasks), 'rollout')}", tip, exit_code=1
+            )
     provenance = Provenance(
         actor=actor,
         split=recipe.split,

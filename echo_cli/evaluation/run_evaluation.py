@@ -113,27 +113,26 @@ def _evaluate(
     run: LoadedRun, checkpoints: Sequence[str | int], rollouts: int, pass_k: Sequence[int], command: str | None
 ) -> Evaluation:
     steps = run.checkpoint_steps(checkpoints)
-    policy = run.policy()
     executed = run.observed(steps[-1])
-    run.load(policy, steps[-1])
-    readout = None
+    output = None
     if run.pools[HELDOUT].trajectories or command is not None:
         output = find_output(run.pools[HELDOUT], command, executed, "held-out", _FILL_POOL)
-        readout = read_out(output, run.initial, policy)
 
-    tokens = {name: tokens_of(pool, set(executed), policy.tokenizer) for name, pool in run.pools.items()}
-    played = run.play(run.initial, rollouts)
-    predictions = predict_pools(run.pools, run.initial, tokens)
+    tokens = {name: tokens_of(pool, set(executed), run.initial.tokenizer) for name, pool in run.pools.items()}
+    who = "the initial policy"
+    played = run.play(run.initial, rollouts, who)
+    predictions = score_pools(run, run.initial, tokens, who)
     policies = [report_policy(run.name, INITIAL, 0, predictions, tokens, played, pass_k)]
-    played_after = played
+    policy, played_after = run.policy(purpose="for the checkpoints"), played
     for step in steps:
         run.load(policy, step)
-        played_after = run.play(policy, rollouts)
-        predictions = predict_pools(run.pools, policy, tokens)
+        played_after = run.play(policy, rollouts, f"step {step}")
+        predictions = score_pools(run, policy, tokens, f"step {step}")
         detailed = step == steps[-1]
         policies.append(
             report_policy(run.name, POLICY, step, predictions, tokens, played_after, pass_k, detailed=detailed)
         )
+    readout = None if output is None else read_out(output, run.initial, policy)
     validation = tokens_of(run.validation, (), policy.tokenizer)
     return Evaluation(
         kind="run",
@@ -157,6 +156,12 @@ def predict_pools(
 ) -> dict[str, Predictions]:
     """Predict every pool's tokens with `policy`."""
     return {name: predict(policy, pools[name], of) for name, of in tokens.items()}
+
+
+def score_pools(run: LoadedRun, policy: TorchPolicy, tokens: Mapping[str, Tokens], who: str) -> dict[str, Predictions]:
+    """Predict the tokens of the run's pools with `policy`; `who` names it in the line that announces this."""
+    run.announce(f"{who} scores {', '.join(map(pool_title, tokens))}")
+    return predict_pools(run.pools, policy, tokens)
 
 
 def cut_notes(pools: Mapping[str, Pool], context: int) -> list[str]:

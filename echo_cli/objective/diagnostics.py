@@ -11,6 +11,7 @@ from torch import Tensor
 from echo_cli.errors import EchoError
 from echo_cli.objective.batch import RolloutCounts
 from echo_cli.objective.loss import StepWeights
+from echo_cli.text import counted
 
 
 def portable_lambda(
@@ -102,7 +103,7 @@ def _why_empty(counts: RolloutCounts) -> str:
     rollouts = len(counts.selected_B)
     observing = int((counts.selected_B > 0).sum())
     if observing:
-        return f"the filters objective.min_*_fraction exclude all {observing} rollouts that observe something"
+        return f"the filters objective.min_*_fraction exclude every rollout that observes something ({observing})"
     if bool(counts.observations_B.any()):
-        return f"the {rollouts} rollouts hold warnings but no env_output"
-    return f"none of the {rollouts} rollouts holds an observation"
+        return f"{counted(rollouts, 'rollout')} with warnings and without env_output"
+    return f"{counted(rollouts, 'rollout')} without an observation"

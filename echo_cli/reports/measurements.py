@@ -23,7 +23,7 @@ from echo_cli.reports.content import Column, ObservationHeat, PageEpisode, PageT
 from echo_cli.rollouts.limits import limits_of
 from echo_cli.runs.pools import Pair, Pool, pool_of
 from echo_cli.statistics import Estimate
-from echo_cli.text import escape_unprintable
+from echo_cli.text import counted, escape_unprintable
 from echo_cli.traces.training_data import POOL
 from echo_cli.trajectory import Role, Trajectory
 
@@ -160,13 +160,14 @@ def _with_policies(
     scored = [number for number, (trajectory, _) in enumerate(played) if _fits(trajectory, policy)]
 
     def look(at: int) -> tuple[dict[str, Estimate], Predictions | None]:
-        run.announce(f"measuring {', '.join(map(pool_title, pools))}" if pools else "no pool to measure")
+        who = f"step {at}" if at else "the initial policy"
+        run.announce(f"{who} scores {', '.join(map(pool_title, pools))}" if pools else "no pool to measure")
         predictions = {name: predict(policy, pool, tokens[name]) for name, pool in pools.items()}
-        played = _task_figures(policy, run) if _plays(run) else {}
+        played = _task_figures(policy, run, who) if _plays(run) else {}
         return {**_figures(tokens, predictions), **played}, predictions.get(HELDOUT)
 
     def heats() -> dict[int, list[TokenLosses]]:
-        run.announce(f"scoring {len(scored)} episodes")
+        run.announce(f"scoring {counted(len(scored), 'episode')} for the heat maps")
         return dict(zip(scored, token_losses(policy, [played[number][0] for number in scored]), strict=True))
 
     figures_before, predicted_before = look(0)
@@ -260,10 +261,11 @@ def _figures(tokens: Mapping[str, Tokens], predictions: Mapping[str, Predictions
     return figures
 
 
-def _task_figures(policy: TorchPolicy, run: LoadedRun) -> dict[str, Estimate]:
+def _task_figures(policy: TorchPolicy, run: LoadedRun, who: str) -> dict[str, Estimate]:
     """Return pass@1 and mean reward with intervals, from a replay of the rollouts of the run's evaluations."""
     suite, config = run.task_suite, run.config
     tasks, rollouts = suite.tasks.heldout, config.evaluation.heldout_rollouts
+    run.announce(f"{who} plays {counted(len(tasks), 'held-out task')}, {counted(rollouts, 'rollout')} each")
     played = rollout_tasks(policy, suite, tasks, rollouts, config, evaluation_seed(config, "heldout"))
     outcomes = outcomes_of(suite, tasks, played, config.evaluation.solved_at)
     found = {"heldout/pass_at_1": pass_at(outcomes, 1), "heldout/mean_reward": reward_estimate(outcomes)}

@@ -11,6 +11,7 @@ from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.environments.protocol import Description, TaskSuite
 from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.watched_episode import Play
+from echo_cli.text import counted
 from echo_cli.trajectory import CUT_OUTPUT, Role, text_of
 
 _TOKENS = re.compile(r"\d+|\w+|\W")
@@ -110,7 +111,7 @@ def _about_the_end(play: Play) -> Iterator[Finding]:
         ending = "the episode ended at the turn cap" if trajectory.stop_reason == "turn_cap" else "the script ended"
         yield Finding(
             "never_done",
-            f"the environment did not report done in {len(play.replies)} actions: {ending}",
+            f"the environment did not report done in {counted(len(play.replies), 'action')}: {ending}",
             "ignore this if some action ends an episode; otherwise environment.max_turns sets the length of episodes",
         )
     if trajectory.reward is None:

@@ -17,6 +17,7 @@ from echo_cli.errors import EchoError
 from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.episode import Episode, Following
 from echo_cli.rollouts.limits import EpisodeLimits
+from echo_cli.text import counted
 from echo_cli.trajectory import Source, Trajectory
 
 
@@ -97,7 +98,8 @@ def play_scripts(
                 return trajectory
             sessions.release()
         raise EchoError(
-            f"the environment lost the session of task {task.task_id} {worlds.hosting.attempts} times: {reason}",
+            f"the environment lost the session of task {task.task_id} {counted(worlds.hosting.attempts, 'time')}: "
+            f"{reason}",
             "check the server's log",
             exit_code=1,
         )
@@ -310,8 +312,8 @@ def without_fragments(played: Sequence[Trajectory], wanted: int, hosting: HostLi
     """
     whole = [trajectory for trajectory in played if trajectory.stop_reason != "aborted"]
     if missing := wanted - len(whole):
-        message = f"the environment lost the session of {missing} of {wanted} rollouts"
-        raise EchoError(f"{message} {hosting.attempts} times", "check the server's log", exit_code=1)
+        message = f"the environment lost the session of {missing} of {counted(wanted, 'rollout')}"
+        raise EchoError(f"{message} {counted(hosting.attempts, 'time')}", "check the server's log", exit_code=1)
     return whole
 
 

@@ -25,7 +25,7 @@ from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.runs.pools import pool_of
 from echo_cli.symlinks import make_folder
-from echo_cli.text import escape_unprintable
+from echo_cli.text import counted, escape_unprintable
 from echo_cli.trajectory import Role, Trajectory, read_trajectories
 
 FORMAT: Literal["echo-cli pool 1"] = "echo-cli pool 1"
@@ -142,7 +142,7 @@ def write_pool(
     contents = contents_of(trajectories)
     if contents.pairs == 0:
         tip = "choose another --split, --actor or environment"
-        raise EchoError(f"nothing to measure: no command in {contents.trajectories} trajectories has output", tip)
+        raise EchoError(f"nothing to measure: no command has output in {_trajectories(contents)}", tip)
     check_free(folder, overwrite)
     final = folder.resolve()
     temporary = unfinished_beside(final)
@@ -245,17 +245,20 @@ def read_pool(folder: Path) -> tuple[Manifest, list[Trajectory]]:
     for number, trajectory in enumerate(trajectories, start=1):
         actions = sum(segment.role is Role.ACTION for segment in trajectory.segments)
         if actions != len(trajectory.turns):
-            problem = f"{actions} actions but {len(trajectory.turns)} turns"
+            problem = f"{counted(actions, 'action')} but {counted(len(trajectory.turns), 'turn')}"
             raise EchoError(f"{escape_unprintable(path)}:{number}: invalid trajectory in a pool: {problem}", _REBUILD)
     contents = contents_of(trajectories)
     if contents.pairs == 0:
         raise EchoError(
-            f"{escape_unprintable(folder)} has nothing to measure: no output in {contents.trajectories} trajectories",
-            _REBUILD,
+            f"{escape_unprintable(folder)} has nothing to measure: no output in {_trajectories(contents)}", _REBUILD
         )
     if contents != manifest.contents:
         raise EchoError(f"{escape_unprintable(folder / MANIFEST)}: its contents do not match {TRAJECTORIES}", _REBUILD)
     return manifest, trajectories
+
+
+def _trajectories(contents: Contents) -> str:
+    return counted(contents.trajectories, "trajectory", "trajectories")
 
 
 def _move(temporary: Path, final: Path) -> None:

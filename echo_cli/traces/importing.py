@@ -205,5 +205,7 @@ def _nothing(files: Sequence[Path], result: ImportResult) -> tuple[str, str]:
     if not result.refused:
         return f"nothing to import: no records in {what}", "name a file with traces"
     reason, count = result.refused.most_common(1)[0]
-    message = f"nothing to import: all {result.refused.total()} records of {what} were refused"
+    records = result.refused.total()
+    all_of_them = "the only record" if records == 1 else f"all {records} records"
+    message = f"nothing to import: {all_of_them} of {what} {'was' if records == 1 else 'were'} refused"
     return message, f"{count}: {reason}, first at {result.first_refused[reason]}"

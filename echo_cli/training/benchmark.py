@@ -36,6 +36,7 @@ from echo_cli.objective.step import weigh_step
 from echo_cli.processes import ChildProcess, say, take_pipes
 from echo_cli.seeds import generator
 from echo_cli.statistics import median
+from echo_cli.text import counted
 from echo_cli.training.step_data import play_explorers, play_tasks
 from echo_cli.trajectory import Role, Trajectory
 
@@ -115,7 +116,9 @@ def variants(config: Config) -> list[Variant]:
         Variant("second_pass", f"λ = {coeff:g}, a second pass for the env term", coeff, second_pass=True),
     ]
     if explorers:
-        found.append(Variant("explorers", f"λ = {coeff:g} and {explorers} explorers", coeff, explorers=explorers))
+        found.append(
+            Variant("explorers", f"λ = {coeff:g} and {counted(explorers, 'explorer')}", coeff, explorers=explorers)
+        )
     return found
 
 

@@ -16,7 +16,7 @@ from echo_cli.objective.schedule import learning_rate_at, world_model_coeff_at
 from echo_cli.runs.directory import RunDirectory
 from echo_cli.runs.origin import write_config
 from echo_cli.runs.summary import best_step
-from echo_cli.text import escape_unprintable
+from echo_cli.text import counted, escape_unprintable
 from echo_cli.traces.corpus import TraceCorpus
 
 
@@ -69,10 +69,10 @@ def _check_steps(run: RunDirectory, before: Config, config: Config) -> None:
     schedule = _bent_schedule(before, config, done)
     if schedule is not None:
         raise EchoError(
-            f"cannot resume {path} with steps={config.steps}: its {schedule} was stretched over {before.steps} steps, "
-            f"{done} of which are trained",
-            f"train {config.steps} steps afresh with --run-name or --overwrite; to train on from its weights, "
-            f"start another run with model.path={_weights_of(run, config, done)}",
+            f"cannot resume {path} with steps={config.steps}: its {schedule} was stretched over "
+            f"{counted(before.steps, 'step')}, of which {done} {'is' if done == 1 else 'are'} trained",
+            f"train {counted(config.steps, 'step')} afresh with --run-name or --overwrite; to train on from its "
+            f"weights, start another run with model.path={_weights_of(run, config, done)}",
         )
 
 
@@ -123,7 +123,7 @@ def keep_threads(run: RunDirectory, config: Config) -> tuple[Config, list[str]]:
 
 
 def _threads(count: int) -> str:
-    return f"{count} CPU thread{'' if count == 1 else 's'}"
+    return counted(count, "CPU thread")
 
 
 def _upwards(key: str) -> list[str]:
@@ -146,7 +146,9 @@ def check_same_traces(run: RunDirectory, corpus: TraceCorpus) -> None:
     if len(before) > len(corpus.paths):
         tip = "list all of them in traces.path, or start another run with --run-name"
         raise EchoError(
-            f"{escape_unprintable(run.path)} was trained on {len(before)} trace files, not {len(corpus.paths)}", tip
+            f"{escape_unprintable(run.path)} was trained on {counted(len(before), 'trace file')}, "
+            f"not {len(corpus.paths)}",
+            tip,
         )
 
 

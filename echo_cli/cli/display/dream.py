@@ -19,7 +19,7 @@ from echo_cli.evaluation.dream.scoring import ALL, AT_LENGTH, COMMAND, MEASURES,
 from echo_cli.evaluation.dream.session import Answer, Event, Notice, Opening
 from echo_cli.statistics import Estimate
 from echo_cli.terminal import joined, put
-from echo_cli.text import LINES, escape_unprintable
+from echo_cli.text import LINES, counted, escape_unprintable
 
 _TITLES = {
     "exact_match": "exact match",
@@ -42,11 +42,11 @@ def print_dreams(found: DreamReport, *, breakdown: bool) -> None:
     scored = sum(question.novel for question in found.questions)
     put(
         f"{found.run}, pool {found.pool}: {scored} of "
-        f"{found.novel_pairs} novel pairs scored, "
+        f"{counted(found.novel_pairs, 'novel pair')} scored, "
         f"order of seed {found.seed}; pairs that training executed: {found.seen_pairs}, see "
         f"{'the last table' if breakdown else '--breakdown'}"
     )
-    put(f"greedy, at most {found.max_tokens} tokens; 95 % intervals over trajectories")
+    put(f"greedy, at most {counted(found.max_tokens, 'token')}; 95 % intervals over trajectories")
     if not scored:
         put("the pool has no novel pair: training executed all its pairs")
     for note in found.notes:
@@ -91,7 +91,8 @@ def lines_beside(predicted: str, actual: str) -> list[tuple[str | None, str | No
 def _print_group(group: DreamGroup, step: int) -> None:
     title = {ALL: "all novel pairs", COMMAND: joined(group.key), SEEN: "pairs that training executed"}[group.group]
     short = title if len(title) <= 32 else f"{title[:31]}…"
-    table = new_table(f"{short}: {group.replies} replies", "initial policy", f"step {step}", "difference")
+    replies = counted(group.replies, "reply", "replies")
+    table = new_table(f"{short}: {replies}", "initial policy", f"step {step}", "difference")
     for name in MEASURES:
         if name == AT_LENGTH[0]:
             table.add_row("of as many tokens as the true reply")

@@ -12,6 +12,7 @@ from echo_cli.environments.protocol import JsonObject
 from echo_cli.rollouts.environment_check import CheckReport
 from echo_cli.rollouts.environment_findings import Finding
 from echo_cli.terminal import put
+from echo_cli.text import counted
 
 if TYPE_CHECKING:
     from echo_cli.training.model_check import ModelReport
@@ -68,7 +69,7 @@ def print_model(report: ModelReport, name: str) -> None:
     put(f"actions: {', '.join(shares)}; {length:.1f} tokens on average, at most {report.most_action_tokens}")
     ends = ", ".join(f"{count} {reason}" for reason, count in report.stops.items())
     put(f"rollouts: {len(report.rollouts)}; {_share(report.signals['capped_fraction'])} end at a cap ({ends})")
-    put(f"observed: {report.observed_tokens} tokens of env_output")
+    put(f"observed: {counted(report.observed_tokens, 'token')} of env_output")
     contrast = report.signals.get("zero_advantage_fraction")
     without = "" if contrast is None else f"; {_share(contrast)} of rollouts without reward contrast"
     put(f"reward: {_reward(report.signals.get('reward'))} on average{without}")

@@ -13,7 +13,7 @@ from echo_cli.cli.display.tables import COLUMNS, TextTable, new_table, number, p
 from echo_cli.evaluation.records import HELDOUT, Evaluation, ModelReport, pool_title
 from echo_cli.statistics import Estimate
 from echo_cli.terminal import joined, put
-from echo_cli.text import without_middle
+from echo_cli.text import counted, without_middle
 
 MEASURE_TITLES = {
     "env_ce": "env-CE, nats/token",
@@ -233,7 +233,8 @@ def _print_readout(readout: Mapping[str, Any]) -> None:
         readings = [(when, readout["tokens"], readout[when]) for when in ("before", "after")]
     texts = {"actual": readout["actual"]}
     for reader, tokens, reading in readings:
-        texts[f"predicted {reader} ({reading['correct']} of {tokens} tokens correct, teacher-forced)"] = reading["text"]
+        correct = f"{reading['correct']} of {counted(tokens, 'token')} correct, teacher-forced"
+        texts[f"predicted {reader} ({correct})"] = reading["text"]
     put("", f"$ {readout['command']}")
     for title, text in texts.items():
         put(f"{title}:", *(f"    {line}" for line in text.expandtabs().removesuffix("\n").split("\n") if text))

@@ -11,7 +11,7 @@ from echo_cli.cli.display.transcript import heading, heat_transcript, transcript
 from echo_cli.evaluation.token_losses import TokenLosses
 from echo_cli.reports.episode_view import EpisodeView, Group
 from echo_cli.terminal import joined, put
-from echo_cli.text import escape_unprintable
+from echo_cli.text import counted, escape_unprintable
 from echo_cli.traces.inspection.account import UNNAMED, Amount, Inspection
 from echo_cli.traces.inspection.boundaries import Straddling
 from echo_cli.traces.inspection.duplicates import Duplicates, Repetition
@@ -36,8 +36,8 @@ def print_inspection(inspection: Inspection, *, place: str, tokens: str, boundar
         boundaries: name of the tokenizer that the boundaries refer to.
     """
     rewards = inspection.rewards
-    count = _count(inspection.trajectories, "trajectory", "trajectories")
-    put(f"{place}: {count}, {_count(inspection.outputs.turns, 'turn')}")
+    count = counted(inspection.trajectories, "trajectory", "trajectories")
+    put(f"{place}: {count}, {counted(inspection.outputs.turns, 'turn')}")
     put(f"sources: {_listed(inspection.sources)}; stop reasons: {_listed(inspection.stop_reasons)}")
     if rewards.scored:
         bounds = f"{rewards.lowest:g} to {rewards.highest:g}"
@@ -55,7 +55,7 @@ def print_inspection(inspection: Inspection, *, place: str, tokens: str, boundar
 def print_episode(view: EpisodeView, *, place: str) -> None:
     """Print the transcript of an episode with its reward and advantage and, with policies, its token losses."""
     at_step = "" if view.step is None else f", step {view.step}"
-    put(f"{place}: episode {view.number}{at_step}, {_count(len(view.trace.turns), 'turn')}")
+    put(f"{place}: episode {view.number}{at_step}, {counted(len(view.trace.turns), 'turn')}")
     _print_group(view.group)
     if view.note:
         put(f"note: {view.note}")
@@ -92,7 +92,7 @@ def _print_account(inspection: Inspection, tokens: str) -> None:
     put(f"tokens: {tokens}")
     put(
         f"plain RL discards {_percent(account.discarded_share)} of the learnable tokens: {account.discarded_tokens} "
-        f"of {account.learnable_tokens} tokens of action, env_output and warning"
+        f"of {counted(account.learnable_tokens, 'token')} of action, env_output and warning"
     )
 
 
@@ -115,7 +115,7 @@ def _print_straddling(found: Straddling, boundaries: str) -> None:
 def _print_outputs(found: OutputSurvey) -> None:
     put(
         "",
-        f"outputs: {found.without_output} of {_count(found.turns, 'turn')} printed nothing "
+        f"outputs: {found.without_output} of {counted(found.turns, 'turn')} printed nothing "
         f"({_percent(found.without_output_share)}), {found.answers_without_output} of them answers; "
         f"{found.blank} printed only white space",
     )
@@ -151,9 +151,9 @@ def _print_duplicates(found: Duplicates) -> None:
     print_table(table)
     other = found.other_outputs
     put(
-        f"different outputs: {other.anywhere} of {_count(other.commands, 'command')}; "
-        f"{_count(other.same_task, '(task, command) pair')}; "
-        f"{_count(other.same_history, '(task, earlier commands, command) triple')}"
+        f"different outputs: {other.anywhere} of {counted(other.commands, 'command')}; "
+        f"{counted(other.same_task, '(task, command) pair')}; "
+        f"{counted(other.same_history, '(task, earlier commands, command) triple')}"
     )
     if other.examples:
         put("most often: " + ", ".join(f"{_quoted(each.command)} {each.count}" for each in other.examples))
@@ -198,7 +198,3 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
-
-
-def _count(count: int, name: str, plural: str | None = None) -> str:
-    return f"{count} {name if count == 1 else plural or f'{name}s'}"

@@ -10,6 +10,7 @@ from echo_cli.cli.display.tables import COLUMNS, new_table, number, print_table
 from echo_cli.runs.pool_folder import Manifest
 from echo_cli.runs.summary import is_met
 from echo_cli.terminal import put
+from echo_cli.text import counted
 
 if TYPE_CHECKING:
     from echo_cli.sweeps.tables import SweepTable
@@ -59,7 +60,7 @@ def _pass_title(summary: Summary) -> str:
     if (summary["heldout"]["last"] or {}).get("pass_at_1") is None:
         return "held-out pass@1"
     rollouts, solved_at = summary.get("heldout_rollouts"), summary.get("solved_at", 1.0)
-    of = [f"{rollouts} rollout{'' if rollouts == 1 else 's'} a task"] if rollouts else []
+    of = [f"{counted(rollouts, 'rollout')} a task"] if rollouts else []
     of += [f"reward ≥ {solved_at:g}"] if solved_at != 1 else []
     return f"held-out pass@1 ({', '.join(of)})" if of else "held-out pass@1"
 
@@ -93,7 +94,7 @@ def print_pool(manifest: Manifest) -> None:
     worlds = f"{', '.join(map(str, made.world_seeds))}{' (out of distribution)' if made.out_of_distribution else ''}"
     rows: dict[str, object] = {
         "pool": manifest.name,
-        "trajectories": f"{contents.trajectories}, with {contents.pairs} (command, output) pairs",
+        "trajectories": f"{contents.trajectories}, with {counted(contents.pairs, '(command, output) pair')}",
         "actor": played,
         "tasks": f"{made.split}, {made.rollouts_per_task} each{', solved ones only' if made.only_solved else ''}",
         "worlds": worlds or "-",
@@ -131,7 +132,8 @@ def print_bench(result: Mapping[str, Any]) -> None:
     for table in (updates, steps):
         table.padding = (0, 0, 0, 1)  # fits 80 columns
         print_table(table)
-    put(f"{result['device']}; CPU threads: {result['threads']}; medians of {result['repeats']} repeats after a warm-up")
+    repeats = counted(result["repeats"], "repeat")
+    put(f"{result['device']}; CPU threads: {result['threads']}; medians of {repeats} after a warm-up")
     put("a step consists of the rollouts and the update; ratios are paired within each repeat, on the same rollouts")
     put(f"memory: {result['memory']}")
     if result["traces_left_out"]:

@@ -30,7 +30,7 @@ from echo_cli.rollouts.episode import Episode
 from echo_cli.rollouts.limits import EpisodeLimits, limits_for
 from echo_cli.runs.origin import NO_CONSENT, Consent
 from echo_cli.seeds import derive_seed
-from echo_cli.text import escape_unprintable
+from echo_cli.text import counted, escape_unprintable
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ class DreamPlay:
                 continue
             self._episode, self._transcript = episode, following.token_ids
             return Opening(self._form.text(self._form.segments(episode.segments)))
-        message = f"the environment lost the session of task {group_id} {self._worlds.hosting.attempts} times: {reason}"
+        times = counted(self._worlds.hosting.attempts, "time")
+        message = f"the environment lost the session of task {group_id} {times}: {reason}"
         raise EchoError(message, "see the server's log", exit_code=1)
 
     def _ask(self, command: str) -> Iterator[Event]:
@@ -141,7 +142,7 @@ class DreamPlay:
         if not episode.has_room(action):
             limits = self._limits
             most = max(limits.action_tokens, limits.episode_tokens - episode.length)
-            yield Notice(f"the command has {len(action)} tokens, the limit here is {most}")
+            yield Notice(f"the command has {counted(len(action), 'token')}, the limit here is {most}")
             return
         frame = renderer.reply(action)
         context = [*self._transcript, *action, *(token for part in frame.before for token in part.token_ids)]
