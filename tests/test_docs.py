@@ -164,8 +164,9 @@ def test_every_page_that_code_and_configs_name_exists() -> None:
 
 
 def _commands(command: Any, name: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield every command and every group of echo-cli with its name; the name of the program itself is empty."""
-    yield " ".join(name), command
+    """Yield every command and every group of echo-cli with its name."""
+    if name:
+        yield " ".join(name), command
     for part, below in getattr(command, "commands", {}).items():
         yield from _commands(below, (*name, part))
 

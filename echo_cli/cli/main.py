@@ -55,7 +55,7 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True, epilog=examples("train", "eval-heldout outputs/toy-seed0", "train --help"))
+@app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
     version: Annotated[

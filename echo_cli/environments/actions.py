@@ -139,14 +139,14 @@ class _Shortest:
     def _atom(self) -> tuple[str, bool]:
         if group := self._take(_GROUP):
             kind = group[1] or ""
-            captures = kind == "" or kind.startswith("?P<")
-            self._groups += captures
+            self._groups += (captures := kind == "" or kind.startswith("?P<"))
             first = captures and self._groups == 1
             if kind.endswith(")"):  # flags, a comment or a reference
                 return "", False
             inner = self.text()
             self._at += 1
-            return (self._line, True) if first else ("", False) if kind in _LOOKS else inner
+            looks = kind.endswith(("=", "!"))
+            return (self._line, True) if first else ("", False) if looks else inner
         if one := self._take(_ESCAPE_OR_CLASS):
             return _character(one[0]), False
         self._at += 1
@@ -165,7 +165,6 @@ class _Shortest:
 
 _REPEAT = re.compile(r"(?:[*+?]|\{(?=,?\d)(\d*)(?:,\d*)?\})[?+]?")
 _GROUP = re.compile(r"\((\?(?:P<\w+>|P=\w+\)|<?[=!]|#[^)]*\)|>|[a-zA-Z-]*[:)]))?")
-_LOOKS = ("?=", "?!", "?<=", "?<!")
 _ESCAPE_OR_CLASS = re.compile(
     r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL
 )
@@ -173,8 +172,7 @@ _ESCAPE_OR_CLASS = re.compile(
 
 def _character(source: str) -> str:
     """Return a character that an escape or a class of characters matches; none if it matches a position."""
-    listed = source.startswith("[") and not source.startswith("[^")
-    likely = source + _USUAL if listed else _USUAL + source
+    likely = source + _USUAL if re.match(r"\[[^^]", source) else _USUAL + source
     try:
         one = re.compile(source)
     except re.error:  # a reference to a group

@@ -70,7 +70,7 @@ def _check_steps(run: RunDirectory, before: Config, config: Config) -> None:
     if schedule is not None:
         raise EchoError(
             f"cannot resume {path} with steps={config.steps}: its {schedule} was stretched over "
-            f"{counted(before.steps, 'step')}, of which {done} {'is' if done == 1 else 'are'} trained",
+            f"{counted(before.steps, 'step')}, {done} of which {'is' if done == 1 else 'are'} trained",
             f"train {counted(config.steps, 'step')} afresh with --run-name or --overwrite; to train on from its "
             f"weights, start another run with model.path={_weights_of(run, config, done)}",
         )
