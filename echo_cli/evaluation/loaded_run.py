@@ -17,7 +17,7 @@ from echo_cli.environments.worlds import open_worlds
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.evaluator import evaluation_seed, expert_pools, rollout_tasks
 from echo_cli.evaluation.pass_at_k import TaskOutcome, outcomes_of
-from echo_cli.evaluation.records import HELDOUT, OOD, pool_title
+from echo_cli.evaluation.records import HELDOUT, OOD, plays_line
 from echo_cli.files import read_json
 from echo_cli.models.device import DeviceChoice
 from echo_cli.models.loading import load_renderer, open_policy
@@ -30,7 +30,7 @@ from echo_cli.runs.origin import NO_CONSENT, Consent
 from echo_cli.runs.pool_folder import read_pool
 from echo_cli.runs.pools import Pair, Pool, pool_of
 from echo_cli.terminal import put
-from echo_cli.text import counted, escape_unprintable
+from echo_cli.text import escape_unprintable
 from echo_cli.traces.retokenize import retokenize, truncated
 from echo_cli.traces.training_data import POOL, pool_splits, trace_notices
 from echo_cli.trajectory import read_trajectories
@@ -114,10 +114,7 @@ class LoadedRun:
         return load_renderer(self.config)
 
     def policy(self, checkpoint: Path | None = None, purpose: str = "") -> TorchPolicy:
-        """Load the policy from a checkpoint folder, or the initial policy without one.
-
-        Args:
-            purpose: use of the policy, for the line that announces it, such as "as the initial policy".
+        """Load the policy from a checkpoint folder, or the initial policy without one; `purpose` is announced with it.
 
         Raises:
             EchoError: the device, the model or the endpoint is not available, or the checkpoint has a different
@@ -175,8 +172,8 @@ class LoadedRun:
         Args:
             policy: any policy of the run; its renderer and context length are used.
         """
-        kept = self.directory.pool_paths.keys() - {POOL}
-        worlds = None if kept or self.config.environment.toy_worlds is None else self.task_suite
+        replays = not self.directory.pool_paths.keys() - {POOL} and self.config.environment.toy_worlds is not None
+        worlds = self.task_suite if replays else None
         return frozen_pools(self.directory, self.config, worlds, policy)
 
     def pool_in(self, folder: Path, policy: TorchPolicy) -> Pool:
@@ -207,7 +204,7 @@ class LoadedRun:
 
         Args:
             rollouts: Number of rollouts per task.
-            who: name of the policy, for the line that announces each pool's tasks.
+            who: name of the policy in the announcement.
 
         Raises:
             EchoError: the environment lost the session of a rollout in every attempt (exit code 1).
@@ -220,8 +217,7 @@ class LoadedRun:
         played: dict[str, list[TaskOutcome]] = {}
         for name, suite in suites.items():
             if tasks := suite.tasks.heldout:
-                number = counted(len(tasks), f"{pool_title(name)} task")
-                self.announce(f"{who} plays {number}, {counted(rollouts, 'rollout')} each")
+                self.announce(plays_line(who, len(tasks), name, rollouts))
                 seed = evaluation_seed(self.config, name)
                 trajectories = rollout_tasks(policy, suite, tasks, rollouts, self.config, seed)
                 whole = without_fragments(trajectories, rollouts * len(tasks), suite.hosting)
@@ -266,21 +262,19 @@ def load_pool(folder: Path, renderer: Renderer, max_tokens: int | None = None, *
     Raises:
         EchoError: as in `read_pool`; a trajectory is longer than `max_tokens`; with `cut`, no output remains.
     """
-    _, played = read_pool(folder)
+    name, (_, played) = escape_unprintable(folder), read_pool(folder)
     trajectories = [retokenize(trajectory, renderer) for trajectory in played]
     pool = pool_of(trajectories)
     longest = max(map(len, pool.trajectories), default=0)
     if max_tokens is None or longest <= max_tokens:
         return pool
     if not cut:
-        message = (
-            f"a trajectory in {escape_unprintable(folder)} has {longest} tokens, the model's context is {max_tokens}"
-        )
+        message = f"a trajectory in {name} has {longest} tokens, the model's context is {max_tokens}"
         raise EchoError(message, "build the pool with a lower rollout.max_episode_tokens")
     fitting = [truncated(trajectory, renderer.tokenizer, max_tokens) for trajectory in trajectories]
     left = pool_of(trajectory for trajectory in fitting if trajectory is not None)
     if not left.trajectories:
-        message = f"{escape_unprintable(folder)} has no output within the model's context of {max_tokens} tokens"
+        message = f"{name} has no output within the model's context of {max_tokens} tokens"
         raise EchoError(message, "use a model with a longer context, or build the pool with shorter episodes")
     return replace(left, cut=sum(len(trajectory) > max_tokens for trajectory in trajectories))
 

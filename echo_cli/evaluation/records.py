@@ -9,7 +9,7 @@ from typing import Any, Literal
 from echo_cli.evaluation.measures import Measures
 from echo_cli.evaluation.pass_at_k import OutcomeComparison
 from echo_cli.statistics import Estimate
-from echo_cli.text import escape_unprintable
+from echo_cli.text import counted, escape_unprintable
 
 HELDOUT, OOD = "heldout", "ood"
 INITIAL, POLICY = "initial", "policy"
@@ -253,6 +253,11 @@ class Evaluation:
             "readout": self.readout,
         }
         return {key: values[key] for key in _JSON_KEYS[self.kind].split()}
+
+
+def plays_line(who: str, tasks: int, pool: str, rollouts: int) -> str:
+    """Return the line that announces that the policy `who` plays a pool's tasks."""
+    return f"{who} plays {counted(tasks, f'{pool_title(pool)} task')}, {counted(rollouts, 'rollout')} each"
 
 
 def pool_title(pool: str) -> str:

@@ -15,7 +15,7 @@ from echo_cli.evaluation.evaluator import evaluation_seed, expert_pool, rollout_
 from echo_cli.evaluation.loaded_run import LoadedRun
 from echo_cli.evaluation.measures import Predictions, Tokens, measure, predict, tokens_of
 from echo_cli.evaluation.pass_at_k import outcomes_of, pass_at, reward_estimate
-from echo_cli.evaluation.records import HELDOUT, OOD, pool_title
+from echo_cli.evaluation.records import HELDOUT, OOD, plays_line, pool_title
 from echo_cli.evaluation.run_evaluation import novel_pairs
 from echo_cli.evaluation.token_losses import TokenLosses, token_losses
 from echo_cli.models.policy import TorchPolicy
@@ -265,7 +265,7 @@ def _task_figures(policy: TorchPolicy, run: LoadedRun, who: str) -> dict[str, Es
     """Return pass@1 and mean reward with intervals, from a replay of the rollouts of the run's evaluations."""
     suite, config = run.task_suite, run.config
     tasks, rollouts = suite.tasks.heldout, config.evaluation.heldout_rollouts
-    run.announce(f"{who} plays {counted(len(tasks), 'held-out task')}, {counted(rollouts, 'rollout')} each")
+    run.announce(plays_line(who, len(tasks), HELDOUT, rollouts))
     played = rollout_tasks(policy, suite, tasks, rollouts, config, evaluation_seed(config, "heldout"))
     outcomes = outcomes_of(suite, tasks, played, config.evaluation.solved_at)
     found = {"heldout/pass_at_1": pass_at(outcomes, 1), "heldout/mean_reward": reward_estimate(outcomes)}

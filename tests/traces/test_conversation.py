@@ -267,6 +267,22 @@ def test_a_placeholder_keeps_the_edges_for_which_templates_test(parts: list[str]
     assert match is not None and edges == match.groups()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_message_of_marks_and_spaces_alone_is_as_the_template_writes_it(
+    models: dict[str, Model], tmp_path: Path, family: str
+) -> None:
+    model, opening, closing = models[family], "<tool_response>", "</tool_response>"
+    marks = (opening, closing, f"{opening}{closing}", f"{opening} \n{closing}", f"{opening}{opening}", " ", "\n\n\n")
+    for text in (f"{before}{core}{after}" for core in marks for before in ("", "\n ") for after in ("", " ", "\n")):
+        for answered in ([], [{"role": "assistant", "content": "x"}]):
+            chat = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "a"}]
+            chat += [{"role": "user", "content": text}, *answered]
+            made = render_trace(imported(chat, tmp_path), model.renderer())
+            # The marks are the user's text, so they are not the tokens of these names.
+            assert "".join(segment.text for segment in made.segments) == model.text(chat)
+            assert {model.theirs.convert_tokens_to_ids(mark) for mark in (opening, closing)}.isdisjoint(made.token_ids)
+
+
 def test_a_long_run_of_spaces_in_an_answer_takes_linear_time(models: dict[str, Model], tmp_path: Path) -> None:
     chat = [
         {"role": "user", "content": "go"},

@@ -14,7 +14,7 @@ from itertools import count, groupby, pairwise
 from typing import Any, Literal
 
 from echo_cli.errors import EchoError, first_line
-from echo_cli.models.chat_renderer import ChatFamily, TextSpan, Thinking
+from echo_cli.models.chat_renderer import ChatFamily, TextSpan, Thinking, stripped
 from echo_cli.text import escape_unprintable
 from echo_cli.trace import END_THINK, THINK, ChatMessage, Conversation, ToolCall, TraceSegment, without_thinking
 from echo_cli.trajectory import SCAFFOLD, Role
@@ -25,6 +25,7 @@ _DATE = "26 Jul 2024"
 _EMPTY_THINKING = re.compile(rf"{THINK}\s*{END_THINK}\s*")
 _THINK_MARKS = re.compile(f"({THINK}|{END_THINK})")
 _ANSWER_MARKS = ("<tool_response>", "</tool_response>")
+_SAMPLE = "text"
 
 _Calls = Literal["text", "object", "words"]
 """Form in which a template gets tool calls: arguments as JSON text or as an object, or calls as part of the words."""
@@ -136,6 +137,17 @@ class ConversationWriter:
                 problems.append(error)
         raise problems[0]
 
+    def strips(self, role: Literal["tool", "user"]) -> bool:
+        """Return whether the template removes white space around a text; not if it changes the text otherwise too.
+
+        Raises:
+            EchoError: the template fails.
+        """
+        spaced = f" \n{_SAMPLE}\n "
+        before = [] if role == "user" else [("user", _SAMPLE), ("assistant", _SAMPLE)]
+        text = self.template.text([*before, (role, spaced)])
+        return spaced not in text and _in_json(spaced) not in text
+
     def _forms(self, conversation: Conversation) -> Iterator[tuple[_Calls, str]]:
         if any(message.calls for message in conversation.messages):
             yield "text", self.answers_as
@@ -227,8 +239,10 @@ def _outlined(
         if not message.text:
             return "", (), []
         before, inner, after = _edges(message.text)
+        if not inner and not after and (opening := before.rstrip()):  # space after a lone mark is the text's edge
+            before, after = opening, before[len(opening) :]
         name = f'{mark}{next(numbers)}"{mark}'  # the quotation mark tells whether it is within a JSON text
-        form = f"{before}{name}{after}" if inner else f"{message.text}{name}"
+        form = f"{before}{name}{after}"
         slot = _Slot(number, form, message.pieces, message.role != "system", answer=message.role == "tool")
         return form, (), [slot]
     words, slots = "", list[_Slot]()
@@ -300,15 +314,8 @@ def _given(role: str, words: str, invoked: Sequence[ToolCall], calls: _Calls) ->
 
 
 def _stripped(pieces: Sequence[TraceSegment]) -> tuple[TraceSegment, ...]:
-    """Strip white space from both ends of the pieces' joined text."""
-    text = "".join(piece.text for piece in pieces)
-    first, last = len(text) - len(text.lstrip()), len(text.rstrip())
-    kept, start = [], 0
-    for piece in pieces:
-        end = start + len(piece.text)
-        kept.append(replace(piece, text=text[max(start, first) : min(end, last)]))
-        start = end
-    return tuple(kept)
+    texts = stripped([piece.text for piece in pieces])
+    return tuple(replace(piece, text=text) for piece, text in zip(pieces, texts, strict=True))
 
 
 def _in_json(text: str) -> str:
