@@ -10,16 +10,16 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from echo_cli.config.environment import OF_ANY_SOURCE, SOURCE_KEYS, SOURCES, TASK_SOURCES
 from echo_cli.config.environment import PRESETS as ENVIRONMENT_PRESETS
+from echo_cli.config.environment import SOURCES
 from echo_cli.config.objective import PRESETS, preset_conflicts
+from echo_cli.config.overrides import Override, apply_overrides
 from echo_cli.config.schema import Config, key_paths
 from echo_cli.config.section import is_secret, secret_in
 from echo_cli.config.tips import config_tip, key_tip, value_tip, word_tip
@@ -32,16 +32,6 @@ _MAY_HOLD_SECRET = (
     ("sampler", "headers"),
 )
 """Key paths of values that may hold a secret, by mistake, where `${NAME}` should stand."""
-
-
-@dataclass(frozen=True)
-class Override:
-    """A value for one key path."""
-
-    keys: tuple[str, ...]
-    value: Any
-    text: str
-    """The override as given, for messages; without its value if the value may be a secret."""
 
 
 def parse_override(word: str) -> Override:
@@ -65,77 +55,6 @@ def parse_override(word: str) -> Override:
 def may_hold_secret(keys: tuple[str, ...]) -> bool:
     """Return whether the value of `keys` may contain a secret, and must not be shown in a message."""
     return any(keys[: len(place)] == place[: len(keys)] for place in _MAY_HOLD_SECRET)
-
-
-def apply_overrides(values: dict[str, Any], overrides: Sequence[Override]) -> None:
-    """Set the overrides in `values`, in order; a new source of environments or tasks replaces the previous one.
-
-    Raises:
-        EchoError: a key path continues below a value.
-    """
-    for override in overrides:
-        _replace_source(values, override, overrides)
-        _replace_tasks(values, override)
-        _set(values, override)
-
-
-def _replace_source(values: dict[str, Any], override: Override, overrides: Sequence[Override]) -> None:
-    """Remove the previous source of environments and its keys if the override sets another source.
-
-    Keys that any of the overrides sets are kept. The toy terminal's tasks are kept: `environment.url=…` alone plays the
-    same worlds on a server.
-    """
-    environment = values.setdefault("environment", {})
-    section, source = (*override.keys, "")[:2]
-    if section != "environment" or source not in SOURCES or not isinstance(environment, dict):
-        return
-    if override.value is None or environment.get(source) is not None:
-        return
-    given = {other.keys[1] for other in overrides if other.keys[0] == "environment" and len(other.keys) > 1}
-    worlds = _toy_worlds(environment, overrides)
-    taken = {"none": set[str](), "toy_terminal": set(OF_ANY_SOURCE)}.get(source)
-    lost = {key for key in SOURCE_KEYS if source not in SOURCE_KEYS[key]} if taken is None else {*environment} - taken
-    for key in [*(lost - given), *SOURCES]:
-        environment.pop(key, None)
-    if worlds is not None and taken is None and environment.get("tasks") is None:
-        environment["tasks"] = {"toy_terminal": worlds}
-
-
-def _toy_worlds(environment: Mapping[str, Any], overrides: Sequence[Override]) -> Any:
-    """Return the toy worlds that the next source of environments plays; None if there are none.
-
-    There are none if the source was another one, or if the command line drops them: it sets `toy_terminal` to null, or
-    names the preset of another environment.
-    """
-    commanded = {override.keys[1:]: override.value for override in overrides if override.keys[0] == "environment"}
-    preset = commanded.get(("preset",)) or "toy_terminal"
-    if commanded.get(("toy_terminal",), {}) is None or preset != "toy_terminal":
-        return None
-    by_default = all(environment.get(source) is None for source in SOURCES)
-    return {} if by_default else environment.get("toy_terminal")
-
-
-def _replace_tasks(values: dict[str, Any], override: Override) -> None:
-    """Remove the previous source of tasks if the override sets another source."""
-    environment = values.get("environment")
-    tasks = environment.get("tasks") if isinstance(environment, dict) else None
-    source = override.keys[2] if override.keys[:2] == ("environment", "tasks") and len(override.keys) > 2 else None
-    if isinstance(tasks, dict) and source in TASK_SOURCES and override.value is not None:
-        for former in set(TASK_SOURCES) - {source}:
-            tasks.pop(former, None)
-
-
-def _set(values: dict[str, Any], override: Override) -> None:
-    *sections, last = override.keys
-    for depth, key in enumerate(sections):
-        inner = values.setdefault(key, {})
-        if inner is None:
-            inner = values[key] = {}
-        if not isinstance(inner, dict):
-            path = ".".join(override.keys[: depth + 1])
-            raise EchoError(f"'{path}' is a value, not a section", "remove the rest of the path")
-        values = inner
-    values[last] = override.value
 
 
 Keys = tuple[str, ...]
