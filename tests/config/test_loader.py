@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from echo_cli.config.model import ConversationConfig, ModelConfig, SamplerConfig
 from echo_cli.config.objective import PRESETS, ObjectiveSettings
 from echo_cli.config.schema import Config, key_paths
 from echo_cli.errors import EchoError
+from echo_cli.runs.provenance import environment_record
 
 SHIPPED = sorted(configs_folder().glob("*.yaml"))
 
@@ -241,6 +243,60 @@ def test_a_header_that_is_a_secret_is_not_repeated(word: str, tmp_path: Path) ->
     file = _file(tmp_path, "environment: {url: 'http://h:1', tasks: {seeds: 2}}")
     for more in ((), ("environment.reward.mode=final", "environment.headers.X=${X}")):
         assert "hunter2" not in str(vars(_refused(file, word, *more)))
+
+
+PROVIDER = "environment: {provider: {kind: process, command: [serve, '{port}']}, tasks: {seeds: 2}, explorer: [a]}"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("environment.provider.env={API_KEY: hunter2}", "environment.provider.env.API_KEY is a secret in plain text"),
+        ("environment.provider.env.DB_PASSWORD=hunter2", "environment.provider.env.DB_PASSWORD is a secret"),
+        ("environment.provider.env.OTHER=hf_hunter2hunter2hunter2", "environment.provider.env.OTHER is a secret"),
+        ("environment.provider.env.URL=https://me:hunter2@host", "environment.provider.env.URL is a secret"),
+        ("environment.provider.env.A='Bearer hunter2hunter2'", "environment.provider.env.A is a secret"),
+        ("environment.provider.env.A_TOKEN={a: hunter2}", "'environment.provider.env.A_TOKEN' is not valid"),
+        ("environment.provider.options={auth: [{token: hunter2}]}", "environment.provider.options.auth.token is a sec"),
+        ("environment.provider.command=[serve, '{port}', --api-key, hunter2]", "environment.provider.command holds a"),
+        ("environment.provider.command=[serve, '{port}', --token=hunter2]", "environment.provider.command holds a se"),
+        (
+            "environment={object: a:B, tasks: {seeds: 2}, object_options: {key: hunter2}}",
+            "object_options.key is a secr",
+        ),
+        ("environment={url: 'http://me:hunter2@h', tasks: {seeds: 2}}", "environment.url contains credentials"),
+        ("environment.url=ftp://me:hunter2@h", "'environment.url' is not valid"),
+        ("environment.provider.env={API_KEY: hunter2: }", "is not valid YAML"),
+    ],
+)
+def test_a_secret_in_a_config_is_refused_and_not_repeated(word: str, message: str, tmp_path: Path) -> None:
+    refused = _refused(_file(tmp_path, PROVIDER), word)
+    assert message in refused.message and "hunter2" not in str(vars(refused))
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        *({"API_KEY": value} for value in ("${API_KEY}", "", "off", "/run/secrets/key", "${A}:${B}")),
+        {"MAX_TOKENS": "4096", "MONKEY": "banana", "TOKENIZERS_PARALLELISM": "false", "PWD": "folder", "MODE": "fast"},
+        {"URL": "postgres://me:${PASSWORD}@host/db", "HOME": "https://host:8000/a@b"},
+    ],
+)
+def test_a_variable_that_is_no_secret_or_refers_to_one_is_taken(env: dict[str, str], tmp_path: Path) -> None:
+    loaded = load_config(_file(tmp_path, PROVIDER), [f"environment.provider.env={json.dumps(env)}"]).environment
+    assert loaded.provider is not None and loaded.provider.env == env
+
+
+def test_a_command_line_is_recorded_without_secrets() -> None:
+    words = [
+        "--token=hunter2",
+        "sampler.headers.Authorization=${A}",
+        "optim.lr=1",
+        "a=hf_hunter2hunter2hunter2",
+        "train",
+    ]
+    recorded = environment_record(0, ["echo-cli", *words], "cpu", 1)["argv"]
+    assert recorded == ["echo-cli", "--token=***", words[1], "optim.lr=1", "a=***", "train"]
 
 
 def test_what_is_of_one_source_has_no_place_with_another(tmp_path: Path) -> None:

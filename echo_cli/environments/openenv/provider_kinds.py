@@ -96,7 +96,7 @@ class ProcessServer(Server):
         port = self._config.port or _free_port()
         words = [word.replace("{port}", str(port)) for word in self._config.command]
         if words[0] in ("python", sys.executable):
-            words = without_current_folder(words)
+            words = without_current_folder([sys.executable, *words[1:]])
         env = inherited(os.environ)
         # echo-cli may run from a virtual environment that nobody has activated.
         env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH") or os.defpath])

@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import ROOT, answers, environment, free_port
+from loopback import ROOT, answers, environment, free_port, normal_users_python
 from tiny_run import error_of
 
 from echo_cli.cli.main import main
@@ -214,6 +215,42 @@ def test_a_server_inherits_an_allow_list_and_its_own_variables(monkeypatch: pyte
         variables = _known(server.url)["env"]
     assert "marker" not in variables.values()
     assert (variables["MODE"], variables["LC_TIME"], variables["HOME"]) == ("fast", "C", os.environ["HOME"])
+
+
+# The pattern keeps the line itself, which is in the list of processes, from being found.
+SPYING = r"echo found $(cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>&- | tr '\0' '\n' | grep -c secret-mark[e]r)"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can hide a process's memory")
+def test_the_sandboxs_shell_finds_no_secret_of_the_run_and_none_of_its_server() -> None:
+    python, variables = normal_users_python()
+    script = "import sys; from echo_cli.__main__ import main; sys.exit(main())"
+    explorer = f"environment.explorer={json.dumps([SPYING])}"
+    own = 'environment.provider.env={OTHER: "${OTHER}", SANDBOX_ISOLATION: none}'
+    with tempfile.TemporaryDirectory() as home:
+        os.chmod(home, 0o777)
+        variables |= {"HF_TOKEN": "secret-marker", "OTHER": "another-secret-marker", "HOME": home}
+        command = [*python, "-c", script, "env", "check", "sandbox", explorer, own]
+        done = subprocess.run(command, env=variables, cwd=home, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| found 0\n" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/fd").exists() or shutil.which("bash") is None, reason="no bash with <(…)")
+def test_a_run_with_a_server_writes_into_the_shells_pipes() -> None:
+    python, variables = normal_users_python()
+    script = "import sys; from echo_cli.__main__ import main; sys.exit(main())"
+    line = '"$@" env check sandbox 2> >(cat > log) > >(cat > out); code=$?; wait; exit $code'
+    with tempfile.TemporaryDirectory() as home:
+        os.chmod(home, 0o777)
+        variables["HOME"] = home
+        command = [*python[:-1], "bash", "-c", line, "bash", python[-1], "-c", script]
+        done = subprocess.run(command, env=variables, cwd=home)
+        _until(lambda: "faults: none" in Path(home, "out").read_text())
+        assert "this starts" in Path(home, "log").read_text()
+    assert done.returncode == 0
 
 
 MINE = """
@@ -429,6 +466,10 @@ def test_what_docker_refuses_is_told_without_its_command(programs: Path) -> None
         server.start()
     assert error.value.message == "docker cannot run image 'missing': Unable to find image 'missing:latest' locally"
     assert error.value.tip == "run docker pull missing, or build it" and error.value.exit_code == 2
+    server.stop()
+    server = make_server(ProviderConfig(kind="docker", image="a", env={"LINES": "a\nb"}))
+    with pytest.raises(EchoError, match=r"environment\.provider\.env\.LINES has a line break"):
+        server.start()
     server.stop()
 
     (programs / "asleep").touch()
