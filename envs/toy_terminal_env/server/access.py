@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,7 +113,8 @@ def url_host(host: str) -> str:
 
 def connection_words(url: str) -> str:
     """Return the overrides with which echo-cli uses a server at `url`."""
-    return f"environment.url={url} environment.headers.Authorization='Bearer ${{{TOKEN_VARIABLE}}}'"
+    address = shlex.quote(f"environment.url={url}")  # the brackets of an IPv6 address are a pattern in zsh
+    return f"{address} environment.headers.Authorization='Bearer ${{{TOKEN_VARIABLE}}}'"
 
 
 def connection_line(url: str, access: Access) -> str:
