@@ -206,6 +206,19 @@ def test_functions_stay_short(folder: str) -> None:
                 assert lines <= MOST_FUNCTION_LINES, f"{path.relative_to(ROOT)}: {node.name} has {lines} lines"
 
 
+STARTERS = {f"subprocess.{name}" for name in ("Popen", "run", "call", "check_call", "check_output")} | {"os.system"}
+"""Functions that start a process."""
+
+
+def test_every_process_is_started_with_chosen_variables_and_by_one_way_to_run_python() -> None:
+    for path in [*MODULES.values(), *(ROOT / "envs").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in STARTERS:
+                place = f"{path.relative_to(ROOT)}:{node.lineno}"
+                assert "env" in {keyword.arg for keyword in node.keywords}, place
+                assert "sys.executable" not in ast.unparse(node), place
+
+
 def _toy_files() -> list[Path]:
     return sorted(TOY_TERMINAL_ENV.rglob("*.py"))
 

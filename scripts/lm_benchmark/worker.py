@@ -102,7 +102,8 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
-            env={**os.environ, "PYTHONPATH": path, **environment},
+            # From Python 3.11 on, -m then imports nothing from the current folder; TRL's Python may be an older one.
+            env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", **environment},
         )
 
     def ask(self, do: str, timeout_s: float = threading.TIMEOUT_MAX, **order: str) -> dict[str, float]:

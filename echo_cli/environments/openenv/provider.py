@@ -23,6 +23,7 @@ from echo_cli.config.environment import ProviderConfig
 from echo_cli.environments.faults import fault_line
 from echo_cli.environments.openenv.address import expand_all
 from echo_cli.environments.openenv.package import missing_module, require_openenv
+from echo_cli.environments.openenv.provider_kinds import docker_variables
 from echo_cli.errors import EchoError
 from echo_cli.processes import ChildProcess
 from echo_cli.text import escape_unprintable, suggest
@@ -197,5 +198,5 @@ def _check_port(port: int) -> None:
 def _host_variables(kind: str, env: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of the host process: where Docker is, or the server's own for a provider class."""
     if kind == "docker":
-        return {name: os.environ[name] for name in os.environ if name.startswith("DOCKER_") or name == "SSH_AUTH_SOCK"}
+        return docker_variables(os.environ)
     return dict(env) if ":" in kind else {}

@@ -155,7 +155,8 @@ class DockerServer(Server):
 
     def log_tail(self) -> None:
         if self._name is not None:
-            subprocess.run(["docker", "logs", "--tail", "20", self._name], check=False)
+            environ = _docker_environment()
+            subprocess.run(["docker", "logs", "--tail", "20", self._name], env=environ, check=False)
 
     def stop(self) -> None:
         if self._name is not None:
@@ -163,9 +164,20 @@ class DockerServer(Server):
             _docker("rm", "--force", self._name)
 
 
+def docker_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of `environ` that say how Docker's client reaches its daemon."""
+    return {name: environ[name] for name in environ if name.startswith("DOCKER_") or name == "SSH_AUTH_SOCK"}
+
+
+def _docker_environment() -> dict[str, str]:
+    return inherited(os.environ) | docker_variables(os.environ)
+
+
 def _docker(*words: str, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
-    command = ["docker", *words]
-    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=timeout_s)
+    command, environ = ["docker", *words], _docker_environment()
+    return subprocess.run(
+        command, env=environ, capture_output=True, text=True, errors="replace", check=False, timeout=timeout_s
+    )
 
 
 @contextmanager
