@@ -79,9 +79,13 @@ def read_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype, *, empt
     """
     config = read_config(folder, trust_remote_code=model.trust_remote_code)
     _check_parameters(folder, config)
-    # Without values first: transformers would allocate a tensor of any size that config.json describes.
+    # Without values first: transformers would allocate tables and tensors of any size that config.json describes.
+    try:
+        with torch.device("meta"):
+            _check_tables(folder, _drawn(config, model))
+    except (ValueError, ImportError, KeyError) as error:
+        raise _refused(folder, model, error) from error
     causal_lm = _assembled(folder, copy.deepcopy(config), model, dtype, empty=True)
-    _check_tables(folder, causal_lm)
     return _prepared(causal_lm if empty else _assembled(folder, config, model, dtype, empty=False))
 
 
@@ -226,21 +230,22 @@ def random_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype, seed:
         EchoError: the architecture is unknown or not a causal LM.
     """
     config = read_config(folder, trust_remote_code=model.trust_remote_code)
-
-    def draw() -> PreTrainedModel:
-        causal_lm: PreTrainedModel = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), attn_implementation=model.attention, trust_remote_code=model.trust_remote_code
-        )
-        return causal_lm
-
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
-                _check_memory(folder, draw())
+                _check_memory(folder, _drawn(config, model))
             torch.manual_seed(seed)
-            return _prepared(draw().to(dtype))
+            return _prepared(_drawn(config, model).to(dtype))
         except (ValueError, ImportError, KeyError) as error:
             raise _refused(folder, model, error) from error
+
+
+def _drawn(config: PreTrainedConfig, model: ModelConfig) -> PreTrainedModel:
+    """Create a model with random weights; within `torch.device("meta")`, without memory."""
+    causal_lm: PreTrainedModel = AutoModelForCausalLM.from_config(
+        copy.deepcopy(config), attn_implementation=model.attention, trust_remote_code=model.trust_remote_code
+    )
+    return causal_lm
 
 
 def save_whole(causal_lm: PreTrainedModel, folder: Path) -> None:
