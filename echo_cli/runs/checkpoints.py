@@ -208,6 +208,21 @@ class Checkpoints:
             write_atomic(self.path / "latest", f"{self._folder(steps[-1]).name}\n".encode())
 
 
+def check_meta(folder: Path, meta: Row) -> None:
+    """Check the meta of a run's checkpoint, whose values resuming and measuring use as numbers.
+
+    Raises:
+        EchoError: a value is missing or has another type.
+    """
+    norms = meta.get("gradient_norms", {})
+    numbers = [meta.get("seconds", 0.0), *(norms.values() if isinstance(norms, dict) else [None])]
+    known = isinstance(norms, dict) and norms.keys() <= {"rl", "env"} and type(meta.get("step")) is int
+    numeric = all(isinstance(number, (int, float)) and abs(number) < 1e18 for number in numbers)
+    if not known or not numeric or not isinstance(meta.get("unrecorded", {}), dict):
+        tip = "restore the folder from its source, or choose another checkpoint"
+        raise EchoError(f"{escape_unprintable(folder / 'meta.json')} is not the record of a run", tip, exit_code=1)
+
+
 def _seal(folder: Path, step: int, meta: Mapping[str, Any]) -> None:
     """Record the size and SHA-256 of every file in meta.json, and fsync everything."""
     entries = sorted(folder.rglob("*"))
@@ -234,6 +249,8 @@ def _verify(folder: Path, step: int) -> tuple[str | None, Row]:
     files, meta = record.get("files"), record.get("meta")
     if record.get("step") != step or not isinstance(files, dict) or not isinstance(meta, dict):
         return "its meta.json does not match this checkpoint", {}
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
+        return "its meta.json lists a file outside the checkpoint", {}
     for name, expected in files.items():
         file = folder / name
         if not file.is_file():

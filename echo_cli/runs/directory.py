@@ -41,7 +41,7 @@ from echo_cli.files import (
     write_atomic,
     write_json,
 )
-from echo_cli.runs.checkpoints import Checkpoints
+from echo_cli.runs.checkpoints import Checkpoints, check_meta
 from echo_cli.runs.origin import CONFIG, MARK, write_config
 from echo_cli.symlinks import make_folder
 from echo_cli.text import escape_unprintable
@@ -203,7 +203,9 @@ class RunDirectory:
 
     def load_checkpoint(self, which: str | int = "latest") -> tuple[Path, Row]:
         """Return the folder and the meta (with `step`) of a verified checkpoint; see `Checkpoints.load`."""
-        return self.checkpoints.load(which)
+        folder, meta = self.checkpoints.load(which)
+        check_meta(folder, meta)
+        return folder, meta
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json.

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -251,3 +252,39 @@ def test_reading_and_writing_runs_imports_no_torch() -> None:
     modules = "echo_cli.runs.directory, echo_cli.reports.run_figure"
     script = f"import sys, {modules}; print([m for m in ('torch', 'matplotlib') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": None},
+        {"step": "2"},
+        {"seconds": "long"},
+        {"seconds": 1e300},
+        {"gradient_norms": [1.0]},
+        {"gradient_norms": {"rl": None, "env": 1.0}},
+        {"gradient_norms": {"other": 1.0}},
+        {"unrecorded": [1]},
+    ],
+)
+def test_the_record_of_a_checkpoint_with_other_types_is_one_line(changes: dict[str, Any], tmp_path: Path) -> None:
+    run = _create(tmp_path / "run")
+    with run.lock():
+        folder = run.save_checkpoint(2, lambda _: None, {"seconds": 1.5, "gradient_norms": {"rl": 1.0, "env": 2.0}})
+    assert run.load_checkpoint(2)[1]["step"] == 2
+    record = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**record, "meta": {**record["meta"], **changes}}))
+    with pytest.raises(EchoError, match="is not the record of a run") as caught:
+        run.load_checkpoint(2)
+    assert caught.value.exit_code == 1 and caught.value.tip
+
+
+@pytest.mark.parametrize("name", ["../metrics.jsonl", "/etc/passwd"])
+def test_a_checkpoint_lists_no_file_outside_its_folder(name: str, tmp_path: Path) -> None:
+    run = _create(tmp_path / "run")
+    with run.lock():
+        folder = run.save_checkpoint(2, lambda _: None, {})
+    record = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**record, "files": {name: {"bytes": 1, "sha256": "0"}}}))
+    with pytest.raises(EchoError, match="lists a file outside the checkpoint"):
+        run.load_checkpoint(2)
