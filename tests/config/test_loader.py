@@ -478,3 +478,14 @@ def test_the_paths_of_a_config_are_absolute_and_names_stay_names(
 
 def test_the_defaults_are_a_config() -> None:
     assert Config().steps == 60
+
+
+@pytest.mark.parametrize("text", ["true", "yes please", "[1]"])
+def test_no_file_runs_or_fetches_a_models_code(text: str, tmp_path: Path) -> None:
+    path = _file(tmp_path, f"model: {{kind: hf, path: a/b, trust_remote_code: {text}, fetch: all}}")
+    model = load_config(path).model
+    assert (model.trust_remote_code, model.fetch) == (False, "never")
+    model = load_config(path, ["model.trust_remote_code=true", "model.fetch=all"]).model
+    assert (model.trust_remote_code, model.fetch) == (True, "all")
+    again = _file(tmp_path, load_config(path, ["model.trust_remote_code=true"]).to_yaml())
+    assert not load_config(again).model.trust_remote_code

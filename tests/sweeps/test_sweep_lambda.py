@@ -27,7 +27,7 @@ from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.runs.directory import create_run, open_run
 from echo_cli.sweeps.plan import ended_summary, join_seeds, parse_seeds, parse_words, plan_cells, sweep_config
-from echo_cli.sweeps.runner import CellStatus, log_path, run_cells
+from echo_cli.sweeps.runner import CellStatus, _start, log_path, run_cells
 
 NAMES = ["lambda-0-seed0", "lambda-0-seed1", "lambda-0.05-seed0", "lambda-0.05-seed1"]
 
@@ -224,6 +224,20 @@ def test_a_cell_takes_classes_from_the_folder_that_the_sweep_was_given(
     assert (tmp_path / "s").stat().st_mode & 0o777 == 0o700
     (log,) = (tmp_path / "s" / "cells").glob("*.log")
     assert log.read_text().startswith(f"train: {line}")
+
+
+def test_a_cell_may_run_and_fetch_on_its_command_line_what_the_sweep_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr("echo_cli.sweeps.runner.ChildProcess", lambda *_, words, **__: started.append(words))
+    options = {"--trust-remote-code", "--fetch-model"}
+    for words in ([], ["model.trust_remote_code=true", "model.fetch=all"]):
+        (cell,) = plan_cells([load_config("hf-smoke", words)], [0], tmp_path / str(len(words)), threads=1)
+        _start(cell, overwrite=False)
+        assert options & set(started[-1]) == (options if words else set())
+        model = load_config(Path(started[-1][2])).model
+        assert (model.trust_remote_code, model.fetch) == (False, "never")
 
 
 @pytest.mark.slow
