@@ -1,9 +1,8 @@
 """Rendering of conversations in the turn format of a chat model, by family of chat templates.
 
 The opening of an episode comes from the model's own template. After it the conversation only grows, turn by turn in the
-family's format, and sampled ids stay as sampled. A recorded conversation is the template's own text as a whole. In
-both, text between two special tokens is encoded as one, as the template's user does it. A token that straddles two
-texts, such as the newline after an output and the template's own, is scaffold: it is never a target.
+family's format: the marks are scaffold, the environment's text between them is encoded on its own, sampled ids stay as
+sampled. A recorded conversation is the template's own text as a whole.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, groupby
 from operator import itemgetter
 from typing import Literal, Protocol
@@ -21,14 +20,14 @@ from echo_cli.models.renderer import Frame, Message
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.text import escape_unprintable
 from echo_cli.trace import END_THINK, THINK, Conversation
-from echo_cli.trajectory import CUT_NOTICE, SCAFFOLD, Role, Segment
+from echo_cli.trajectory import SCAFFOLD, Role, Segment
 
 EMPTY_THINKING = f"{THINK}\n\n{END_THINK}\n\n"
 
 Thinking = Literal["keep", "drop", "forbid"]
 
-_Owned = tuple[int, range, str]
-"""Token id, indices of the spans that the token covers, and the token's text."""
+_Owned = tuple[int, int | None, str]
+"""Token id, index of the span that the token belongs to (None if it straddles two), and the token's text."""
 
 # Marks that an assistant writes as single tokens if the tokenizer has them.
 _MARKS = ("<tool_call>", "</tool_call>", THINK, END_THINK)
@@ -89,9 +88,6 @@ class ConversationTemplate(Protocol):
             EchoError: the template cannot write the conversation.
         """
 
-    def strips(self, role: Literal["tool", "user"]) -> bool:
-        """Return whether the template removes white space around the text of a message of `role`."""
-
 
 class ChatRenderer:
     """A `renderer.Renderer` of one family.
@@ -141,12 +137,11 @@ class ChatRenderer:
             )
         before, after = family.tool if reply_as == "tool" else (family.turn("user"), "")
         prompt = family.turn_end + family.separator + family.turn("assistant") + primer
-        self._opening = Frame(self._scaffold(opening), self._scaffold(prompt), template.strips("user"))
-        strips = template.strips(reply_as)
-        self._reply = Frame(self._scaffold(family.separator + before), self._scaffold(after + prompt), strips)
+        self._opening = Frame(self._scaffold(opening), self._scaffold(prompt))
+        self._reply = Frame(self._scaffold(family.separator + before), self._scaffold(after + prompt))
         # If the action does not end with `turn_end`, the reply's scaffold ends the turn.
         cut = self._scaffold(family.turn_end + family.separator + before)
-        self._reply_to_cut = Frame(cut, self._reply.after, strips)
+        self._reply_to_cut = Frame(cut, self._reply.after)
         self.overhead = sum(
             len(segment.token_ids)
             for frame in (self._opening, self._reply_to_cut)
@@ -165,34 +160,6 @@ class ChatRenderer:
         """Return the scaffold around an answer; it first ends the action's turn if the action did not."""
         ended = bool(action_ids) and action_ids[-1] == self._turn_end_id
         return self._reply if ended else self._reply_to_cut
-
-    def turn(self, frame: Frame, pieces: Sequence[Segment], *, last: bool = False) -> list[Segment]:
-        """Encode a turn as the template's text.
-
-        A token that covers text of a piece and of its neighbours belongs to a segment of scaffold, with `last` too. A
-        turn that was cut at a cap has no more tokens than its pieces alone, on which caps are counted.
-        """
-        alone = [*frame.before, *pieces, *frame.after]
-        texts = [segment.text for segment in alone]
-        if frame.strips:
-            inner = slice(len(frame.before), len(frame.before) + len(pieces))
-            texts[inner] = stripped(texts[inner])
-        spans = [TextSpan(text, of.role, of.channel) for text, of in zip(texts, alone, strict=True)]
-        ids: list[list[int]] = [[] for _ in spans]
-        between: list[list[int]] = [[] for _ in spans]
-        for token_id, covered, _ in self._owned(spans):
-            owner = next((index for index in covered if spans[index].channel == SCAFFOLD), covered[0])
-            straddles = len(covered) > 1 and spans[owner].channel != SCAFFOLD
-            (between if straddles else ids)[owner].append(token_id)
-        cut = any(piece.channel == CUT_NOTICE for piece in pieces)
-        if cut and sum(map(len, (*ids, *between))) > sum(len(segment.token_ids) for segment in alone):
-            ids, between = [list(segment.token_ids) for segment in alone], [[] for _ in alone]
-        made = []
-        for index, segment in enumerate(alone[: len(alone) - len(frame.after)] if last else alone):
-            made.append(replace(segment, token_ids=tuple(ids[index])))
-            if between[index]:
-                made.append(Segment(Role.CONTEXT, "", tuple(between[index]), channel=SCAFFOLD))
-        return made
 
     def message(self, action_ids: Sequence[int]) -> Message:
         """Decode an assistant's turn without its thinking, stripped of surrounding white space.
@@ -224,17 +191,12 @@ class ChatRenderer:
         return [*ids, self._turn_end_id]
 
     def conversation(self, conversation: Conversation) -> tuple[Segment, ...]:
-        """Encode a recorded conversation: the tokens of the template's whole text."""
-        spans = self._template.spans(conversation)
-        segments = []
-        for covered, run in groupby(self._owned(spans), key=itemgetter(1)):
-            ids, _, texts = zip(*run, strict=True)
-            of = spans[covered[0]] if len(covered) == 1 else TextSpan("", Role.CONTEXT, SCAFFOLD)
-            segments.append(Segment(of.role, "".join(texts), ids, channel=of.channel))
-        return tuple(segments)
+        """Encode a recorded conversation: the tokens of the template's whole text.
 
-    def _owned(self, spans: Sequence[TextSpan]) -> list[_Owned]:
-        """Encode the joined texts of spans; text between two special tokens is encoded as one."""
+        Text between two special tokens is encoded as one, as the template's user does it. A token that straddles two
+        spans, such as the newline after an output and the template's own, is scaffold: it is never a target.
+        """
+        spans = self._template.spans(conversation)
         owned: list[_Owned] = []
         stretch: list[tuple[int, str]] = []
         for index, span in enumerate(spans):
@@ -242,9 +204,15 @@ class ChatRenderer:
                 if token_id is None:
                     stretch.append((index, text))
                     continue
-                owned += [*self._encoded(stretch), (token_id, range(index, index + 1), text)]
+                owned += [*self._encoded(stretch), (token_id, index, text)]
                 stretch = []
-        return [*owned, *self._encoded(stretch)]
+        owned += self._encoded(stretch)
+        segments = []
+        for index, run in groupby(owned, key=itemgetter(1)):
+            ids, _, texts = zip(*run, strict=True)
+            of = TextSpan("", Role.CONTEXT, SCAFFOLD) if index is None else spans[index]
+            segments.append(Segment(of.role, "".join(texts), ids, channel=of.channel))
+        return tuple(segments)
 
     def _parts(self, span: TextSpan) -> list[tuple[str, int | None]]:
         """Split a span at its special tokens: the template's own, an action's marks and the end of its turn."""
@@ -264,7 +232,7 @@ class ChatRenderer:
         owned, begin = [], 0
         for token_id, size, piece in zip(ids, self.tokenizer.byte_counts(ids), pieces, strict=True):
             first, last = (bisect_right(starts, at) - 1 for at in (begin, max(begin, begin + size - 1)))
-            owned.append((token_id, range(stretch[first][0], stretch[last][0] + 1), piece))
+            owned.append((token_id, stretch[first][0] if first == last else None, piece))
             begin += size
         return owned
 
@@ -279,14 +247,6 @@ class ChatRenderer:
     def _scaffold(self, text: str) -> tuple[Segment, ...]:
         ids = tuple(self.tokenizer.encode_scaffold(text))
         return (Segment(Role.CONTEXT, text, ids, channel=SCAFFOLD),) if ids else ()
-
-
-def stripped(texts: Sequence[str]) -> list[str]:
-    """Strip white space from both ends of the joined texts."""
-    whole = "".join(texts)
-    first, last = len(whole) - len(whole.lstrip()), len(whole.rstrip())
-    starts = accumulate((len(text) for text in texts), initial=0)
-    return [text[max(first - start, 0) : max(last - start, 0)] for text, start in zip(texts, starts, strict=False)]
 
 
 def family_of(name: str, template: str) -> ChatFamily:

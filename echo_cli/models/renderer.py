@@ -1,7 +1,7 @@
 """Rendering of conversations as tokens: the scaffold around the environment's text, and the end of an action.
 
-A transcript is append-only: sampled ids stay exactly as sampled. Between them are turns: the environment's text, and
-the scaffold around it with role `context`. Text never becomes scaffold, whatever it spells.
+A transcript is append-only: sampled ids stay exactly as sampled, and the environment's text is tokenised on its own,
+between scaffold segments with role `context`. Text never becomes scaffold, whatever it spells.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ class Frame:
     before: tuple[Segment, ...] = ()
     after: tuple[Segment, ...] = ()
     """Scaffold after the text; omitted if no action follows."""
-    strips: bool = False
-    """Whether white space around the text has no tokens."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +57,6 @@ class Renderer(Protocol):
     def reply(self, action_ids: Sequence[int]) -> Frame:
         """Return the scaffold around the environment's answer to the action `action_ids`."""
 
-    def turn(self, frame: Frame, pieces: Sequence[Segment], *, last: bool = False) -> list[Segment]:
-        """Encode the environment's pieces between the scaffold of `frame`, whose text after them `last` omits.
-
-        Args:
-            pieces: segments whose texts are encoded alone; the texts stay.
-        """
-
     def message(self, action_ids: Sequence[int]) -> Message:
         """Decode sampled tokens into the message to the environment."""
 
@@ -96,9 +87,6 @@ class PlainRenderer:
 
     def reply(self, action_ids: Sequence[int]) -> Frame:
         return Frame()
-
-    def turn(self, frame: Frame, pieces: Sequence[Segment], *, last: bool = False) -> list[Segment]:
-        return [*pieces]
 
     def message(self, action_ids: Sequence[int]) -> Message:
         """Return the first sampled line, or the whole text if it has no newline."""

@@ -107,14 +107,12 @@ class Tokenizer:
         return tuple(i for i, text in enumerate(texts) if "\n" in text)
 
     def pieces(self, text: str, token_ids: Sequence[int]) -> list[str]:
-        """Split `text`, which contains the decoded `token_ids`, into one piece per token.
+        """Split `text`, the decoded `token_ids`, into one piece per token.
 
         A character that several tokens share belongs to the token of its last byte. A special token that the text does
-        not spell out, such as BOS, gets an empty piece. Text before the tokens belongs to the first, text after them to
-        the last.
+        not spell out, such as BOS, gets an empty piece.
         """
-        data, begin, pieces = text.encode(), 0, []
-        end = max(data.find(self.decode([*token_ids]).encode()), 0)
+        data, begin, end, pieces = text.encode(), 0, 0, []
         for number, (token_id, size) in enumerate(zip(token_ids, self.byte_counts(token_ids), strict=True), start=1):
             spelled = token_id not in self._added or data.startswith(self._added[token_id].encode(), end)
             end = min(end + size, len(data)) if spelled else end

@@ -154,23 +154,21 @@ class Episode:
 
         An action whose thinking is dropped is replaced in the policy's sequence by the action without thinking.
         """
-        added = _ids(self._add_pieces(reply.pieces, frame, last=reply.done))
+        added = _ids(self._add_pieces(reply.pieces, replace(frame, after=()) if reply.done else frame))
         if reply.done:
             self.stop_reason = ending
         elif self.length + self.limits.action_tokens > self.limits.episode_tokens:
             self.stop_reason = "length_cap"
         return Following([*action_ids[transient:], *added], len(action_ids)) if transient else Following(added)
 
-    def _add_pieces(
-        self, pieces: Sequence[TextPiece], frame: Frame, *, first: bool = False, last: bool = False
-    ) -> list[Segment]:
-        """Add a turn of the environment: its pieces, the long ones truncated with a notice, and the scaffold around it.
+    def _add_pieces(self, pieces: Sequence[TextPiece], frame: Frame, first: bool = False) -> list[Segment]:
+        """Tokenise each piece separately, so that no token straddles two roles; truncate long pieces, with a notice.
 
-        A piece of a reply has at most `output_tokens` tokens, and all pieces together at most twice as many, counted on
-        each piece alone. An opening leaves room for an action. The prompt (a short piece of context at the end) and the
-        scaffold of `frame` are never truncated.
+        A piece of a reply has at most `output_tokens` tokens, and all pieces together at most twice as many. An opening
+        leaves room for an action. The prompt (a short piece of context at the end) and the scaffold of `frame` are
+        never truncated.
         """
-        if not pieces and last:
+        if not pieces and not frame.after:
             return []
         limits, notice = self.limits, tuple(self.tokenizer.encode(CUT_OUTPUT))
         ending = self._prompt_ids(pieces)
@@ -179,7 +177,8 @@ class Episode:
             left = max(limits.episode_tokens - limits.action_tokens - scaffold - len(notice) - len(ending), 1)
         else:
             left = 2 * (limits.output_tokens + len(notice))
-        told: list[Segment] = []
+        start = self.renderer.start_ids if first else ()
+        added = [self._add(segment) for segment in frame.before]
         for piece in pieces[:-1] if ending else pieces:
             if left <= 0:
                 break
@@ -191,16 +190,14 @@ class Episode:
             if cut:
                 ids, text = cut_tokens(self.tokenizer, ids, min(cap, len(ids)))
             left -= len(ids)
-            told.append(Segment(piece.role, text, tuple(ids), channel=piece.channel))
+            added.append(self._add(Segment(piece.role, text, (*start, *ids), channel=piece.channel)))
+            start = ()
             if cut:
                 left -= len(notice)
-                told.append(Segment(Role.WARNING, CUT_OUTPUT, notice, channel=CUT_NOTICE))
+                added.append(self._add(Segment(Role.WARNING, CUT_OUTPUT, notice, channel=CUT_NOTICE)))
         if ending:
-            told.append(Segment(Role.CONTEXT, pieces[-1].text, tuple(ending), channel=pieces[-1].channel))
-        added = self.renderer.turn(frame, told, last=last)
-        if first and self.renderer.start_ids:
-            added[0] = replace(added[0], token_ids=(*self.renderer.start_ids, *added[0].token_ids))
-        return [self._add(segment) for segment in added]
+            added.append(self._add(Segment(Role.CONTEXT, pieces[-1].text, tuple(ending), channel=pieces[-1].channel)))
+        return [*added, *(self._add(segment) for segment in frame.after)]
 
     def _prompt_ids(self, pieces: Sequence[TextPiece]) -> list[int]:
         """Return the tokens of the prompt that ends `pieces`; empty if there is no prompt or no other piece."""

@@ -25,7 +25,7 @@ from echo_cli.trajectory import (
 
 
 def retokenize(trajectory: Trajectory, renderer: Renderer) -> Trajectory:
-    """Re-encode an episode with `renderer`, as in an `Episode`.
+    """Re-encode an episode with `renderer`: each segment's text is encoded alone, as in an `Episode`.
 
     For a scripted episode, the renderer it was played with reproduces its ids. Ids that a policy sampled need not be
     the encoding of their text, so ids of its actions may change. The behaviour logprobs belong to the sampled ids and
@@ -40,8 +40,8 @@ def render_trace(trace: Trace, renderer: Renderer) -> Trajectory:
     """Encode a trace with `renderer`, ignoring any token ids it has; the trajectory is for the env term only.
 
     Messages of a recorded conversation are encoded as the chat template writes them. In a transcript, or with a plain
-    renderer, segments are encoded as in an `Episode`, and an action is its turn's command, as the policy would write
-    it.
+    renderer, each segment's text is encoded alone, as in an `Episode`, and an action is its turn's command, as the
+    policy would write it.
 
     Raises:
         EchoError: the chat template cannot write the conversation.
@@ -82,6 +82,7 @@ def _rendered(played: Sequence[Segment], turns: Sequence[Turn], renderer: Render
             if start:  # the episode begins with an action, so BOS precedes it
                 segments.append(Segment(Role.CONTEXT, "", start))
                 start = ()
+            segments += frame.after
             command = turns[number - 1].command
             # A line without its newline was cut, or ended with a special token, which is not text in another
             # vocabulary. A line that differs from its command is raw terminal text: typing mistakes, escape
@@ -91,13 +92,13 @@ def _rendered(played: Sequence[Segment], turns: Sequence[Turn], renderer: Render
             ids = tokenizer.encode(text) if written else renderer.script(command)
             segments.append(Segment(Role.ACTION, tokenizer.decode(ids), tuple(ids)))
             frame = renderer.reply(ids)
-        last = number + 1 == len(parts)
-        told = [replace(segment, token_ids=tuple(tokenizer.encode(segment.text))) for segment in reply]
-        for segment in renderer.turn(frame, told, last=last) if reply or not last else ():
+        if reply or number + 1 < len(parts):
+            segments += frame.before
+        for segment in reply:
             if start and segment.role is not Role.CONTEXT:  # BOS is context
                 segments.append(Segment(Role.CONTEXT, "", start))
                 start = ()
-            segments.append(replace(segment, token_ids=(*start, *segment.token_ids)))
+            segments.append(replace(segment, token_ids=(*start, *tokenizer.encode(segment.text))))
             start = ()
     if not segments or segments[0].role is not Role.CONTEXT:
         segments.insert(0, Segment(Role.CONTEXT, "", start))

@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_models import CHATML_TEMPLATE, SMOLLM2_TEMPLATE, Canned, make_llama3
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from chat_models import CHATML_TEMPLATE, Canned, make_llama3
 
 import echo_cli
 from echo_cli.config.model import ConversationConfig, ModelConfig
@@ -158,57 +155,6 @@ def test_a_default_system_message_of_the_template_comes_along(qwen3: Path, tmp_p
     assert opening.text == "<|im_start|>system\nMine.<|im_end|>\n<|im_start|>user\n"
 
 
-TEXT = st.lists(
-    st.sampled_from(["a", "ls -la", "日本", " ", "\n", "\n\n", "  b", "{", '"x"', "é", "\r\n", "\t", "."]),
-    max_size=5,
-).map("".join)
-ACTION = st.sampled_from(["ls", "cat a", "answer: 日本"])
-PIECES = st.lists(st.tuples(st.sampled_from([C, E, W]), TEXT), max_size=4)
-
-
-@pytest.mark.parametrize("family", ["qwen3", "llama3", "smollm2", "chatml", "trimming"])
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(opening=TEXT, turns=st.lists(st.tuples(ACTION, PIECES), max_size=3))
-def test_an_episode_has_the_tokens_of_the_template(
-    templates: dict[str, Path], family: str, opening: str, turns: list[tuple[str, list[tuple[Role, str]]]]
-) -> None:
-    renderer, role = load_once(templates[family]), "tool" if family == "qwen3" else "user"
-    answers = [StepResult(tuple(TextPiece(*piece) for piece in pieces), exit_code=0) for _, pieces in turns]
-    episode, sequence, _ = play(renderer, opening, [renderer.script(action) for action, _ in turns], answers)
-    chat = [("user", opening)]
-    for action, pieces in turns:
-        chat += [("assistant", action), (role, "".join(text for _, text in pieces))]
-    assert sequence == template_ids(templates[family], chat, date_string="26 Jul 2024")
-    assert episode.length == len(sequence)
-    # Every piece keeps its text, and no token of a piece has text of the template or of another piece.
-    told = [segment for segment in episode.segments if segment.role is not A and segment.channel != SCAFFOLD]
-    assert [(segment.role, segment.text) for segment in told] == [
-        (C, opening),
-        *(piece for _, pieces in turns for piece in pieces),
-    ]
-    assert all(renderer.tokenizer.decode([*segment.token_ids]) in segment.text for segment in told)
-    assert all("".join(renderer.tokenizer.pieces(s.text, s.token_ids)) in ("", s.text) for s in told)
-    assert retokenize(finish(episode), renderer).token_ids == finish(episode).token_ids
-
-
-@pytest.fixture(scope="module")
-def templates(qwen3: Path, llama3: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return model folders: Qwen 3's tokenizer with templates of several families, and Llama 3's."""
-    sources = {"smollm2": SMOLLM2_TEMPLATE, "chatml": CHATML_TEMPLATE}
-    sources["trimming"] = CHATML_TEMPLATE.replace("message.content", "message.content | trim")
-    folders = {"qwen3": qwen3, "llama3": llama3}
-    for name, source in sources.items():
-        folders[name] = tmp_path_factory.mktemp(name) / "model"
-        shutil.copytree(qwen3, folders[name])
-        (folders[name] / "chat_template.jinja").write_text(source)
-    return folders
-
-
-@cache
-def load_once(folder: Path) -> ChatRenderer:
-    return load(folder)
-
-
 # --- Sampled ids and the world's text --------------------------------------------------------------------------------
 
 
@@ -256,9 +202,7 @@ def test_text_of_the_world_is_never_scaffold(qwen3: Path, llama3: Path, family: 
     trajectory = finish(play(renderer, f"task {text}", [renderer.script("ls")], [*answers])[0])
     names = {tokenizer.token_id(name) for name in tokenizer.added_tokens}
     for segment in trajectory.segments:
-        # White space at the edge may be in a token with the template's, or be removed by the template.
-        said, inner = tokenizer.decode(list(segment.token_ids)), segment.text.strip()
-        assert (said in segment.text and inner in said) or not segment.text or segment.channel == SCAFFOLD
+        assert tokenizer.decode(list(segment.token_ids)) == segment.text
         if segment.channel == SCAFFOLD:
             assert segment.role is C
         elif segment.role is not A:
@@ -277,7 +221,7 @@ def test_an_action_that_ends_otherwise_gets_the_end_of_its_turn(qwen3: Path) -> 
     cut, sequence, environment = play(renderer, "t", [encode("ls")], [])
     assert cut.stop_reason == "length_cap" and environment.asked == []
     assert renderer.tokenizer.decode(sequence).endswith(
-        "ls<|im_end|>\n<|im_start|>user\n<tool_response>\n\n[action cut]"  # then a newline, in a token of the template
+        "ls<|im_end|>\n<|im_start|>user\n<tool_response>\n\n[action cut]\n"
     )
     assert renderer.reply([*encode("ls"), end_of_turn]) != renderer.reply(encode("ls"))
 

@@ -68,8 +68,6 @@ class ReplyForm:
     volatile: tuple[str, ...]
     longest_end: int
     """Approximate maximum length of an exit status and an end, tokens."""
-    strips: bool = False
-    """Whether transcripts omit white space around a reply."""
 
     @property
     def marked(self) -> bool:
@@ -83,7 +81,7 @@ class ReplyForm:
         text = self.tokenizer.decode(ids[:-1] if ended else ids)
         if ended and ids[-1] == self.mark_id:
             text = text.removesuffix(self.closing)
-        prompt = re.escape(self.prompt.strip() if self.strips else self.prompt)
+        prompt = re.escape(self.prompt)
         if self.prompt and self.mark_id is not None:
             text = re.sub(rf"(?:\A|(?<=\n)){prompt}\Z", "", text)
         elif self.prompt and (match := re.search(rf"(?:\A|(?<=\n)){prompt}", text)):
@@ -130,7 +128,6 @@ class ReplyForm:
         return text
 
     def _line_ended(self, text: str) -> str:
-        text = text.strip() if self.strips else text
         return f"{text}\n" if self.prompt and text and not text.endswith("\n") else text
 
 
@@ -157,10 +154,7 @@ def reply_form(renderer: Renderer, settings: EnvironmentConfig) -> ReplyForm:
     status = _status_form(settings)
     longest_line = 0 if status is None else len(tokenizer.encode(status.pattern.pattern))
     longest_end = longest_line + 1 + len(prompt_ids) + len(after)
-    strips = renderer.reply(()).strips
-    return ReplyForm(
-        tokenizer, prompt, mark_id, closing, end_ids, stop_ids, status, settings.volatile, longest_end, strips
-    )
+    return ReplyForm(tokenizer, prompt, mark_id, closing, end_ids, stop_ids, status, settings.volatile, longest_end)
 
 
 def _status_form(settings: EnvironmentConfig) -> StatusForm | None:

@@ -14,7 +14,7 @@ from itertools import count, groupby, pairwise
 from typing import Any, Literal
 
 from echo_cli.errors import EchoError, first_line
-from echo_cli.models.chat_renderer import ChatFamily, TextSpan, Thinking, stripped
+from echo_cli.models.chat_renderer import ChatFamily, TextSpan, Thinking
 from echo_cli.text import escape_unprintable
 from echo_cli.trace import END_THINK, THINK, ChatMessage, Conversation, ToolCall, TraceSegment, without_thinking
 from echo_cli.trajectory import SCAFFOLD, Role
@@ -25,7 +25,6 @@ _DATE = "26 Jul 2024"
 _EMPTY_THINKING = re.compile(rf"{THINK}\s*{END_THINK}\s*")
 _THINK_MARKS = re.compile(f"({THINK}|{END_THINK})")
 _ANSWER_MARKS = ("<tool_response>", "</tool_response>")
-_SAMPLE = "text"
 
 _Calls = Literal["text", "object", "words"]
 """Form in which a template gets tool calls: arguments as JSON text or as an object, or calls as part of the words."""
@@ -136,17 +135,6 @@ class ConversationWriter:
             except EchoError as error:
                 problems.append(error)
         raise problems[0]
-
-    def strips(self, role: Literal["tool", "user"]) -> bool:
-        """Return whether the template removes white space around a text; not if it changes the text otherwise too.
-
-        Raises:
-            EchoError: the template fails.
-        """
-        spaced = f" \n{_SAMPLE}\n "
-        before = [] if role == "user" else [("user", _SAMPLE), ("assistant", _SAMPLE)]
-        text = self.template.text([*before, (role, spaced)])
-        return spaced not in text and _in_json(spaced) not in text
 
     def _forms(self, conversation: Conversation) -> Iterator[tuple[_Calls, str]]:
         if any(message.calls for message in conversation.messages):
@@ -314,8 +302,15 @@ def _given(role: str, words: str, invoked: Sequence[ToolCall], calls: _Calls) ->
 
 
 def _stripped(pieces: Sequence[TraceSegment]) -> tuple[TraceSegment, ...]:
-    texts = stripped([piece.text for piece in pieces])
-    return tuple(replace(piece, text=text) for piece, text in zip(pieces, texts, strict=True))
+    """Strip white space from both ends of the pieces' joined text."""
+    text = "".join(piece.text for piece in pieces)
+    first, last = len(text) - len(text.lstrip()), len(text.rstrip())
+    kept, start = [], 0
+    for piece in pieces:
+        end = start + len(piece.text)
+        kept.append(replace(piece, text=text[max(start, first) : min(end, last)]))
+        start = end
+    return tuple(kept)
 
 
 def _in_json(text: str) -> str:

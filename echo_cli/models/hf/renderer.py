@@ -19,7 +19,6 @@ from echo_cli.models.renderer import PlainRenderer, Renderer
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.text import escape_unprintable
 from echo_cli.trace import THINK
-from echo_cli.trajectory import Role, Segment
 
 _TASK = "List the files of this folder."
 _EXCHANGES = (("ls -la", "total 0"), ("cat notes.txt", "nothing in it"))
@@ -138,8 +137,9 @@ def _written(renderer: ChatRenderer) -> list[int]:
     """Render the probe conversation as an episode would."""
     frame, text, ids = renderer.opening(), _TASK, list[int]()
     for action, answer in (*_EXCHANGES, ("", "")):
-        told = Segment(Role.CONTEXT, text, tuple(renderer.tokenizer.encode(text)))
-        ids += [token for segment in renderer.turn(frame, [told]) for token in segment.token_ids]
+        ids += [token for segment in frame.before for token in segment.token_ids]
+        ids += renderer.tokenizer.encode(text)
+        ids += [token for segment in frame.after for token in segment.token_ids]
         if action:
             action_ids = renderer.script(action)
             ids += action_ids
