@@ -36,7 +36,7 @@ from echo_cli.cli.options import (
     run_path,
 )
 from echo_cli.config.effects import effects_of
-from echo_cli.config.loader import find_config, load_config
+from echo_cli.config.loader import find_config, load_config, parse_override
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.processes import take_pipes
@@ -159,18 +159,23 @@ def _load(name: str | None, words: list[str], resume: bool) -> tuple[Config, Pat
 
     With --config, a resumed run takes that config. The hub model of a config that is not a run's own may be fetched.
     """
-    source = find_config("toy" if name is None else name)
-    config = load_config(source, words)
-    path = run_path(config, f"{source.stem}-seed{config.seed}")
-    if resume:
-        from echo_cli.runs.directory import is_half_made, open_run
+    from echo_cli.runs.directory import is_half_made, open_run
 
-        # A run killed during its creation has no config of its own, so it starts with this one.
-        if not is_half_made(path):
-            own = open_run(path)
-            if name is None:
-                return load_config(own.config_path, words), path, True
-    return fetching_named(config), path, False
+    source = find_config("toy" if name is None else name)
+    continues = resume and name is None
+    # Overrides of the run's own config, such as a key of its kind of model, may have no effect in toy.
+    config = load_config(source, [word for word in words if not continues or parse_override(word).keys in _PLACE])
+    path = run_path(config, f"{source.stem}-seed{config.seed}")
+    # A run killed during its creation has no config of its own, so it starts with this one.
+    if resume and not is_half_made(path):
+        own = open_run(path)
+        if continues:
+            return load_config(own.config_path, words), path, True
+    return fetching_named(load_config(source, words) if continues else config), path, False
+
+
+_PLACE = {("output_dir",), ("run_name",), ("seed",)}
+"""Keys that the path of a run depends on."""
 
 
 def run_cell(
