@@ -85,29 +85,28 @@ LOOKS: tuple[Look, ...] = (
     ),
     Look("train --resume", "run-code", "train --resume --output-dir {runs} --run-name run-code --steps 2", CODE),
     *_each("train --dry-run", "config", f"train --dry-run --config {{config_*}} {_OUT}", _SOURCES),
-    Look("train --dry-run", "config-code", f"train --dry-run --config {{config_code}} {_OUT}"),
+    Look("train --dry-run", "config-code", f"train --dry-run --config {{config_code}} {_OUT}", CODE),
     *_each(
         "train --dry-run", "run", "train --dry-run --resume --output-dir {runs} --run-name run-* --steps 5", _SOURCES
     ),
-    Look("train --dry-run", "run-code", "train --dry-run --resume --output-dir {runs} --run-name run-code --steps 2"),
-    Look("train --dry-run", "model", f"train --dry-run --config hf-smoke model.path={{model}} {_OUT}"),
+    Look(
+        "train --dry-run",
+        "run-code",
+        "train --dry-run --resume --output-dir {runs} --run-name run-code --steps 2",
+        CODE,
+    ),
+    Look("train --dry-run", "model", f"train --dry-run --config hf-smoke model.path={{model}} {_OUT}", CODE),
     Look("train --dry-run", "model", f"train --dry-run --config hf-smoke model.path=someone/model {_OUT}"),
     Look("train --dry-run", "traces", f"train --dry-run {{on_traces}} {_OUT}"),
     Look("train --dry-run", "server", f"train --dry-run --config {{config_server}} {_OUT}"),
     *_each("sweep-lambda", "config", f"sweep-lambda 0 --config {{config_*}} {_OUT}", ("command",)),
     Look("sweep-lambda", "config-code", f"sweep-lambda 0 --config {{config_code}} {_OUT}", CODE),
     *_each("sweep-lambda --dry-run", "config", f"sweep-lambda 0 --dry-run --config {{config_*}} {_OUT}", _SOURCES),
-    Look("sweep-lambda --dry-run", "config-code", f"sweep-lambda 0 --dry-run --config {{config_code}} {_OUT}"),
+    Look("sweep-lambda --dry-run", "config-code", f"sweep-lambda 0 --dry-run --config {{config_code}} {_OUT}", CODE),
     *_each("eval-heldout", "run", "eval-heldout {run_*} -o {out}/", _SOURCES, ENVIRONMENT),
     Look("eval-heldout", "run-code", "eval-heldout {run_code} --rollouts 0 -o {out}/", CODE),
     Look("eval-heldout", "pool", "eval-heldout {finished} --rollouts 0 --pool {pool} -o {out}/"),
     *_each("eval-heldout --rollouts 0", "run", "eval-heldout {run_*} --rollouts 0 -o {out}/", _SOURCES),
-    *_each(
-        "eval-heldout --rollouts 0",
-        "run",
-        "eval-heldout --compare {finished} {run_*} --rollouts 0 -o {out}/",
-        ("command",),
-    ),
     *_each(
         "eval-heldout --model", "config", "eval-heldout --model tiny-base --pool {pool} --config {config_*}", _SOURCES
     ),
@@ -319,14 +318,16 @@ class HostileSet:
         """Run the command of a look once, with its words of consent if `allowed`."""
         if (look, allowed) not in self._looked:
             words = " ".join([look.words, *(look.allow if allowed else ())])
-            self._looked[look, allowed] = self.run(*self.places.fill(words).split(), stdin=look.stdin)
+            filled = self.places.fill(words).split()
+            self._looked[look, allowed] = self.run(*filled, stdin=look.stdin, until_marked=allowed)
         return self._looked[look, allowed]
 
-    def run(self, *words: str, stdin: str = "", limit_s: float = 60.0) -> Marks:
+    def run(self, *words: str, stdin: str = "", limit_s: float = 60.0, until_marked: bool = False) -> Marks:
         """Run a command in the folder with the shadowing modules, and find what it did.
 
         Args:
             words: words of the command line; names in braces are fields of `Places`.
+            until_marked: whether to end the command at its first marker.
         """
         words = tuple(self.places.fill(word) for word in words)
         inputs, out = self.places.inputs, self.places.out
@@ -334,7 +335,8 @@ class HostileSet:
         out.mkdir()
         inputs.found()
         before, asked = snapshot(self.root), len(self.recorder.requests)
-        seen = self.watched.run(*words, cwd=inputs.elsewhere, stdin=stdin, limit_s=limit_s)
+        until = inputs.markers if until_marked else None
+        seen = self.watched.run(*words, cwd=inputs.elsewhere, stdin=stdin, limit_s=limit_s, until=until)
         requests = self.recorder.requests[asked:]
         changed = changed_files(before, self.root)
         written = [path for path in changed if path.parent != inputs.markers and path.is_file()]

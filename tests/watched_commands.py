@@ -39,7 +39,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 90.0
-"""Seconds after which a command is killed; its exit code is then None."""
+"""Seconds after which a command is killed; the exit code of a killed command is None."""
 
 _PROCESS = {"subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.fork", "os.forkpty"}
 _NETWORK = {"socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname"}
@@ -73,23 +73,16 @@ class WatchedCommands:
         self._process = process
         self._folder = folder
 
-    def run(
-        self,
-        *words: str,
-        cwd: Path,
-        stdin: str = "",
-        environment: Mapping[str, str] | None = None,
-        limit_s: float = LIMIT_S,
-    ) -> Seen:
-        """Run `echo-cli WORDS` in the folder `cwd`; its stdin is a file with the given text."""
+    def run(self, *words: str, cwd: Path, stdin: str = "", limit_s: float = LIMIT_S, until: Path | None = None) -> Seen:
+        """Run `echo-cli WORDS` in the folder `cwd`; its stdin is a file with the given text.
+
+        Args:
+            limit_s: seconds after which the command is killed.
+            until: folder; the command is killed once it has a file.
+        """
         assert self._process.stdin is not None and self._process.stdout is not None
-        order = {
-            "words": words,
-            "cwd": str(cwd),
-            "stdin": stdin,
-            "environment": dict(environment or {}),
-            "limit_s": limit_s,
-        }
+        order = {"words": words, "cwd": str(cwd), "stdin": stdin, "limit_s": limit_s}
+        order["until"] = None if until is None else str(until)
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -232,7 +225,7 @@ def _watched(order: Mapping[str, Any]) -> dict[str, Any]:
             os.close(terminal)
             _become(order, (stdin.fileno(), theirs, theirs), events.fileno())
         os.close(theirs)
-        output, status, usage = _drained(terminal, child, order["limit_s"])
+        output, status, usage = _drained(terminal, child, order["limit_s"], order["until"])
         os.close(terminal)
         events.seek(0)
         found = [json.loads(line) for line in events.read().decode(errors="surrogateescape").splitlines()]
@@ -244,8 +237,8 @@ def _watched(order: Mapping[str, Any]) -> dict[str, Any]:
     return {"code": code, "output": output.decode("latin-1"), "peak_mb": usage / 1024, **seen}
 
 
-def _drained(terminal: int, child: int, limit_s: float) -> tuple[bytes, int | None, int]:
-    """Return the output of `child`, its wait status (None if it was killed at the limit) and its peak memory, KB."""
+def _drained(terminal: int, child: int, limit_s: float, until: str | None) -> tuple[bytes, int | None, int]:
+    """Return the output of `child`, its wait status (None if it was killed) and its peak memory, KB."""
     deadline, output, ended = time.monotonic() + limit_s, bytearray(), None
     while ended is None:
         ready, _, _ = select.select([terminal], [], [], 0.02)
@@ -254,7 +247,7 @@ def _drained(terminal: int, child: int, limit_s: float) -> tuple[bytes, int | No
         pid, status, usage = os.wait4(child, os.WNOHANG)
         if pid:
             ended = (status, usage.ru_maxrss)
-        elif time.monotonic() > deadline:
+        elif time.monotonic() > deadline or (until is not None and os.listdir(until)):
             os.killpg(child, signal.SIGKILL)
             _, _, usage = os.wait4(child, 0)
             ended = (None, usage.ru_maxrss)
@@ -279,7 +272,6 @@ def _become(order: Mapping[str, Any], streams: Sequence[int], events: int) -> No
             os.dup2(stream, number)
         os.set_inheritable(events, False)
         os.chdir(order["cwd"])
-        os.environ.update(order["environment"])
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
