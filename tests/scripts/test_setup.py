@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _PYTHON = f"""#!/bin/sh
 case "$*" in
   "-m pip --version") ;;
+  "-m pip install"*"--requirement"*) for last; do :; done; printf '%s\\n' "$*" >> pip.log; cp "$last" required.txt ;;
   "-m pip install"*) printf '%s\\n' "$*" >> pip.log ;;
   *) exec '{sys.executable}' "$@" ;;
 esac
@@ -23,7 +25,7 @@ esac
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     (tmp_path / "scripts").mkdir()
-    for name in ("pyproject.toml", "scripts/setup", "scripts/constraints.txt"):
+    for name in ("pyproject.toml", "scripts/setup", "scripts/requirements.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
@@ -41,15 +43,24 @@ def _setup(checkout: Path, *extras: str) -> list[str]:
     return log.read_text().splitlines() if log.exists() else []
 
 
-def test_extras_are_added_with_the_pins_and_stay(checkout: Path) -> None:
-    assert _setup(checkout)[-1].endswith("--editable .")
+def _required(checkout: Path) -> dict[str, str]:
+    """Return the requirements of the last call of pip by name, each with its lines."""
+    entries = re.split(r"\n(?=\S)", (checkout / "required.txt").read_text())
+    return {re.split("[=<> ]", entry, maxsplit=1)[0]: entry for entry in entries}
+
+
+def test_extras_are_added_with_their_hashes_and_stay(checkout: Path) -> None:
+    assert _setup(checkout)[-1].endswith("--no-build-isolation --editable .")
+    plain = set(_required(checkout))
+    assert {"numpy", "hatchling", "editables"} <= plain and not {"torch", "openenv", "peft", "pytest"} & plain
     assert _setup(checkout) == []
     calls = _setup(checkout, "openenv", "hf")
-    assert calls[-1].endswith("--editable .[hf,openenv]")
-    assert all("-c scripts/constraints.txt" in call for call in calls)
+    assert all("--no-deps" in call for call in calls) and "--require-hashes" in calls[0]
+    assert {"openenv", "peft"} <= set(_required(checkout)) and "zstandard" not in _required(checkout)
+    assert all("--hash=sha256:" in entry for entry in _required(checkout).values())
     assert _setup(checkout, "hf") == _setup(checkout) == []
-    assert _setup(checkout, "zstd")[-1].endswith("--editable .[hf,openenv,zstd]")
-    assert _setup(checkout, "dev")[-1].endswith("--editable .[dev]")
+    assert _setup(checkout, "zstd") and {"zstandard", "openenv", "peft"} <= set(_required(checkout))
+    assert _setup(checkout, "dev") and {"pytest", "wandb"} <= set(_required(checkout))
     assert _setup(checkout, "zstd") == _setup(checkout) == []
 
 
@@ -57,7 +68,26 @@ def test_extras_survive_a_change_of_the_requirements(checkout: Path) -> None:
     _setup(checkout, "hf")
     with (checkout / "pyproject.toml").open("a") as file:
         file.write("# changed\n")
-    assert _setup(checkout)[-1].endswith("--editable .[hf]")
+    assert _setup(checkout) and "peft" in _required(checkout)
+
+
+def test_the_hashes_are_those_of_the_pins() -> None:
+    """A change of pyproject.toml or of the pins needs `scripts/pin`."""
+    text = (ROOT / "scripts" / "requirements.txt").read_text()
+    entries = re.findall(r"^([\w.-]+)==(\S+).*((?:\n    --hash=sha256:[0-9a-f]{64}.*)+)$", text, re.MULTILINE)
+    assert len(entries) == text.count("# for: ") - 1  # one is explained
+    pinned: dict[str, set[str]] = {}
+    for line in (ROOT / "scripts" / "constraints.txt").read_text().splitlines():
+        if found := re.match(r"([\w.-]+)==([^\s;]+)", line):
+            pinned.setdefault(_normal(found[1]), set()).add(found[2])
+    for name, version, _ in entries:
+        assert version in pinned.get(_normal(name), {version}), name
+    wanted = re.findall(r'^    "([\w-]+)[>,]', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert {_normal(name) for name in wanted} <= {_normal(name) for name, _, _ in entries} and "torch" in wanted
+
+
+def _normal(name: str) -> str:
+    return re.sub("[-_.]+", "-", name).lower()
 
 
 def test_an_unknown_extra_installs_nothing_and_lists_the_known_ones(checkout: Path) -> None:
