@@ -40,7 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-SPIN_SETTINGS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "200us"}
+SPIN_SETTINGS = {"GOMP_SPINCOUNT": "1800", "KMP_BLOCKTIME": "200us"}
 """Waiting of OpenMP's threads before they sleep: iterations of libgomp, microseconds of libiomp."""
 
 # typer vendors click; the base class of click's usage errors is reachable only through a public subclass.
