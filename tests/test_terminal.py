@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import ast
+import json
 import logging
+import os
+import pty
 import re
+import shutil
+import subprocess
 import sys
 import traceback
 import unicodedata
 import warnings
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from rich.color import ColorSystem
 from rich.style import Style
 from rich.text import Text
+from tiny_run import TINY
 
 import echo_cli
 from echo_cli.cli.display.tables import new_console, new_table, print_table, styled
+from echo_cli.config.loader import find_config, load_config
 from echo_cli.terminal import guarded_streams, joined, put, show_warning
 
 PACKAGE = Path(echo_cli.__file__).parent
@@ -111,3 +121,98 @@ def test_what_other_code_prints_is_escaped(capsys: pytest.CaptureFixture[str]) -
     assert not _dangerous(shown.out.replace("a\tb", "") + shown.err) and "a\tb" in shown.out
     assert [line for line in shown.err.splitlines() if line.startswith("file.py:3: UserWarning: ") and MARK in line]
     assert "ValueError" in shown.err
+
+
+# --- All commands on a terminal --------------------------------------------------------------------------------------
+
+_RUN_ALL = """
+import json, sys
+from echo_cli.cli.main import main
+for words in json.load(open(sys.argv[1])):
+    code = main(words)
+    sys.stderr.write(f"[{words[0]!a} ended with {code}]\\n")
+"""
+# What rich writes for colours, the cursor and the live display.
+_OURS = re.compile(r"\x1b\[(?:[0-9;]*m|[0-9]*[AK]|2K|\?25[lh])")
+
+
+def _tainted(value: Any, keys: set[str] | None, key: str = "") -> Any:
+    """Return a JSON value with `HOSTILE` at the end of each text, or of those under `keys`."""
+    if isinstance(value, dict):
+        return {name: _tainted(inner, keys, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_tainted(inner, keys, key) for inner in value]
+    return f"{value}{HOSTILE}\ud800" if isinstance(value, str) and (keys is None or key in keys) else value
+
+
+def _taint(folder: Path, keys: set[str] | None) -> None:
+    """Rewrite the JSON files in `folder` with hostile texts."""
+    for path in [*folder.glob("*.json"), *folder.glob("*.jsonl")]:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+        values = [_tainted(json.loads(line), keys) for line in lines]
+        kept = [
+            {**value, "format": json.loads(line)["format"]} if "format" in value else value
+            for value, line in zip(values, lines, strict=True)
+        ]
+        path.write_text("".join(f"{json.dumps(value)}\n" for value in kept))
+
+
+def _commands(finished: Path, folder: Path) -> list[list[str]]:
+    """Return command lines on runs, a pool, traces and configs that are hostile in every text."""
+    free = {"task_id", "command", "output", "text", "stop_reason", "family", "argv", "git_commit", "reason", "group_id"}
+    every, some = folder / f"every{HOSTILE}", folder / f"some{HOSTILE}"
+    for run, keys in ((every, None), (some, free)):
+        shutil.copytree(finished, run)
+        _taint(run, keys)
+    config = folder / "hostile.yaml"
+    values = json.loads(load_config(find_config("toy")).model_dump_json())
+    config.write_text(yaml.safe_dump(_tainted(values, None)))
+    traces = folder / f"traces{HOSTILE}.jsonl"
+    traces.write_text(json.dumps(_tainted({"messages": [{"role": "user", "content": "x"}]}, None)) + "\n")
+    out = str(folder / "out.png")
+    lines = [
+        ["train", "--dry-run", *TINY, "--output-dir", str(folder / HOSTILE), f"model.path=tiny-base{HOSTILE}"],
+        ["train", "--dry-run", *TINY, "--output-dir", str(folder / HOSTILE)],
+        ["train", "--steps", "1", *TINY, "--output-dir", str(folder / HOSTILE), "--run-name", "r"],
+        ["sweep-lambda", "0", "1", "--dry-run", *TINY, "--output-dir", str(folder / HOSTILE)],
+        ["train", "--dry-run", "--config", str(config)],
+        ["train", HOSTILE, f"--{HOSTILE}"],
+        [HOSTILE],
+        ["env", "check", str(config)],
+        ["pool", "show", str(every)],
+        ["traces", "import", "openai", str(traces), "-o", str(folder / "t.jsonl"), "--skip-bad"],
+        ["traces", "import", HOSTILE, str(traces), "-o", "-"],
+        ["shell-hook", HOSTILE],
+    ]
+    for run in map(str, (every, some)):
+        lines += [["inspect", run], ["inspect", run, "--episode", "1"], ["plot", run, "-o", out]]
+        lines += [["export", run, "-o", str(folder / "model"), "--checkpoint", HOSTILE], ["dream", run, "--list-tasks"]]
+        lines += [["report", run, "--episodes", "0", "-o", str(folder / "page.html")]]
+        lines += [["eval-heldout", run, "--rollouts", "0", "--command", HOSTILE]]
+        lines += [["traces", "export", run, "--to", "echo", "-o", "-"]]
+    return lines
+
+
+@pytest.mark.slow
+def test_no_command_writes_a_raw_escape_to_a_terminal(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "commands.json").write_text(json.dumps(_commands(finished, tmp_path)))
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "PYTHONPATH": str(PACKAGE.parent)}
+    environment.pop("NO_COLOR", None)
+    process = subprocess.Popen(
+        [sys.executable, "-c", _RUN_ALL, str(tmp_path / "commands.json")],
+        **{"stdin": subprocess.DEVNULL, "stdout": theirs, "stderr": theirs, "env": environment, "cwd": tmp_path},
+    )
+    os.close(theirs)
+    blocks = []
+    with suppress(OSError):  # Linux's error after the other end is closed
+        while block := os.read(ours, 65536):
+            blocks.append(block)
+    os.close(ours)
+    shown = b"".join(blocks).decode().replace("\r\n", "\n")
+    assert process.wait() == 0, shown[-3000:]
+    assert "Traceback" not in shown and shown.count(MARK) > 30
+    assert "\x1b[5m" not in shown  # blinking is never ours
+    plain = _OURS.sub("", shown).replace("\r", "")
+    assert not _dangerous(plain)
+    assert not re.search(rf"^(error: )?{MARK}", plain, re.MULTILINE)
