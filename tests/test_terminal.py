@@ -142,7 +142,9 @@ def _tainted(value: Any, keys: set[str] | None, key: str = "") -> Any:
         return {name: _tainted(inner, keys, name) for name, inner in value.items()}
     if isinstance(value, list):
         return [_tainted(inner, keys, key) for inner in value]
-    return f"{value}{HOSTILE}\ud800" if isinstance(value, str) and (keys is None or key in keys) else value
+    if not isinstance(value, str) or (keys is not None and key not in keys):
+        return value
+    return value + HOSTILE + ("\ud800" if keys is None else "")  # a trajectory file with a surrogate is refused
 
 
 def _taint(folder: Path, keys: set[str] | None) -> None:
@@ -159,7 +161,7 @@ def _taint(folder: Path, keys: set[str] | None) -> None:
 
 def _commands(finished: Path, folder: Path) -> list[list[str]]:
     """Return command lines on runs, a pool, traces and configs that are hostile in every text."""
-    free = {"task_id", "command", "output", "text", "stop_reason", "family", "argv", "git_commit", "reason", "group_id"}
+    free = {"task_id", "command", "output", "text", "family", "argv", "git_commit", "reason", "group_id", "channel"}
     every, some = folder / f"every{HOSTILE}", folder / f"some{HOSTILE}"
     for run, keys in ((every, None), (some, free)):
         shutil.copytree(finished, run)
@@ -185,7 +187,11 @@ def _commands(finished: Path, folder: Path) -> list[list[str]]:
         ["shell-hook", HOSTILE],
     ]
     for run in map(str, (every, some)):
-        lines += [["inspect", run], ["inspect", run, "--episode", "1"], ["plot", run, "-o", out]]
+        lines += [
+            ["inspect", run, "--training"],
+            ["inspect", run, "--training", "--episode", "1"],
+            ["plot", run, "-o", out],
+        ]
         lines += [["export", run, "-o", str(folder / "model"), "--checkpoint", HOSTILE], ["dream", run, "--list-tasks"]]
         lines += [["report", run, "--episodes", "0", "-o", str(folder / "page.html")]]
         lines += [["eval-heldout", run, "--rollouts", "0", "--command", HOSTILE]]
@@ -212,6 +218,7 @@ def test_no_command_writes_a_raw_escape_to_a_terminal(finished: Path, tmp_path: 
     shown = b"".join(blocks).decode().replace("\r\n", "\n")
     assert process.wait() == 0, shown[-3000:]
     assert "Traceback" not in shown and shown.count(MARK) > 30
+    assert shown.count("['inspect' ended with 0]") >= 2
     assert "\x1b[5m" not in shown  # blinking is never ours
     plain = _OURS.sub("", shown).replace("\r", "")
     assert not _dangerous(plain)
