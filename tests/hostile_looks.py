@@ -291,8 +291,8 @@ class Marks:
     """Names of variables whose values were in a request to the recorder."""
     revealed: tuple[str, ...]
     """Names of variables whose values were found in the output or in a file."""
-    changed: tuple[Path, ...]
-    """Files that are new or changed, without markers."""
+    logs: tuple[str, ...]
+    """Texts of the logs that it wrote, those of a sweep's runs."""
 
     @property
     def acted(self) -> bool:
@@ -341,8 +341,9 @@ class HostileSet:
         changed = changed_files(before, self.root)
         written = [path for path in changed if path.parent != inputs.markers and path.is_file()]
         shown = [seen.output, *(path.read_bytes() for path in written)]
+        logs = tuple(path.read_text() for path in written if path.suffix == ".log")
         sent = _named_in([request.encode() for request in requests])
-        return Marks(seen, tuple(inputs.found()), tuple(requests), sent, _named_in(shown), tuple(written))
+        return Marks(seen, tuple(inputs.found()), tuple(requests), sent, _named_in(shown), logs)
 
     def verdict(self, look: Look) -> Verdict:
         """Return what a command does with a hostile input."""
