@@ -128,9 +128,9 @@ def load_tasks(config: TasksConfig) -> TaskList:
 def splits_by_hash(canonicals: Collection[str], validation: float, heldout: float) -> dict[str, Split]:
     """Return the split of each of N distinct tasks: its hash, scaled to [0, 1), compared with the two fractions.
 
-    If a split would have more or fewer tasks than its fraction by more than a twentieth of N, or by more than one task,
-    it is cut at the nearest size within these bounds. A split whose fraction is above 0 has a task if N is at least the
-    number of such splits. Splits do not depend on the order of the tasks.
+    If validation or heldout would have more or fewer tasks than its fraction by more than a twentieth of N, or by more
+    than one task, it is cut at the nearest size within these bounds; train has no fewer either. A split whose fraction is above 0
+    has a task if N is at least the number of such splits. Splits do not depend on the order of the tasks.
     """
     ranked = sorted(canonicals, key=_hashed)
     below = [sum(_hashed(text) < bound for text in ranked) for bound in (validation, validation + heldout)]
@@ -159,8 +159,6 @@ def _sizes(counts: Sequence[int], fractions: Sequence[float], tasks: int) -> lis
     splits = range(len(sizes))
     while tasks - sum(sizes) < low[-1] and (givers := [split for split in splits if sizes[split] > least[split]]):
         sizes[max(givers, key=excess)] -= 1
-    while tasks - sum(sizes) > high[-1]:
-        sizes[min((split for split in splits if asked[split]), key=excess)] += 1
     return sizes
 
 

@@ -145,7 +145,7 @@ def test_no_solved_rollout_is_a_failure(
 
     monkeypatch.setattr(TextEnvironment, "verify", unsolved)
     words = ["--actor", str(finished), "--only-solved", "--split", "validation", "threads=1"]
-    assert "none of the 26 rollouts" in _fails(capsys, "build", str(tmp_path / "pool"), *words, code=1)[0]
+    assert "no task was solved in 26 rollouts" in _fails(capsys, "build", str(tmp_path / "pool"), *words, code=1)[0]
     assert not (tmp_path / "pool").exists()
 
 

@@ -705,9 +705,9 @@ def test_an_env_term_that_does_nothing_stops_the_first_step(env: float) -> None:
 @pytest.mark.parametrize(
     ("rollouts", "kept", "cause"),
     [
-        ([[C, A], [C]], None, "none of the 2 rollouts holds an observation"),
-        ([[C, A, W], [C, A]], None, "hold warnings but no env_output"),
-        ([[C, A, E], [C, A, E], [C, A]], [2], "min_.*_fraction exclude all 2 rollouts"),
+        ([[C, A], [C]], None, "2 rollouts without an observation"),
+        ([[C, A, W], [C, A]], None, "2 rollouts with warnings and without env_output"),
+        ([[C, A, E], [C, A, E], [C, A]], [2], "min_.*_fraction exclude every rollout that observes something"),
     ],
 )
 def test_a_first_step_without_a_token_for_the_env_term_stops_with_the_cause(

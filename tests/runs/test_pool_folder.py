@@ -253,7 +253,7 @@ def test_trajectories_without_an_output_are_no_pool(tmp_path: Path) -> None:
     (silent,) = play_scripts(PLAIN, CannedWorlds(Printer()), [(TASK, [])], LIMITS, "expert")
     for trajectories in ([], [silent]):
         with pytest.raises(
-            EchoError, match=f"nothing to measure: no command in {len(trajectories)} trajectories has output"
+            EchoError, match=f"nothing to measure: no command has output in {len(trajectories)} trajector"
         ):
             write_pool(tmp_path / "pool", trajectories, TOKENIZER, ORIGIN)
     assert list(tmp_path.iterdir()) == []
