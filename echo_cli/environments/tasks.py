@@ -129,8 +129,8 @@ def splits_by_hash(canonicals: Collection[str], validation: float, heldout: floa
     """Return the split of each of N distinct tasks: its hash, scaled to [0, 1), compared with the two fractions.
 
     If validation or heldout would have more or fewer tasks than its fraction by more than a twentieth of N, or by more
-    than one task, it is cut at the nearest size within these bounds; train has no fewer either. A split whose fraction is above 0
-    has a task if N is at least the number of such splits. Splits do not depend on the order of the tasks.
+    than one task, it is cut at the nearest size within these bounds; train has no fewer either. A split whose fraction
+    is above 0 has a task if N is at least the number of such splits. Splits do not depend on the order of the tasks.
     """
     ranked = sorted(canonicals, key=_hashed)
     below = [sum(_hashed(text) < bound for text in ranked) for bound in (validation, validation + heldout)]
