@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -331,7 +330,8 @@ class HostileSet:
         """
         words = tuple(self.places.fill(word) for word in words)
         inputs, out = self.places.inputs, self.places.out
-        shutil.rmtree(out, ignore_errors=True)
+        if out.exists():  # moved, not deleted: a process of the last command may still write there for a moment
+            out.rename(Path(tempfile.mkdtemp(dir=self.root / "old")) / "out")
         out.mkdir()
         inputs.found()
         before, asked = snapshot(self.root), len(self.recorder.requests)
@@ -375,7 +375,7 @@ def _named_in(texts: Sequence[bytes]) -> tuple[str, ...]:
 def hostile_set(root: Path) -> Iterator[HostileSet]:
     """Make the hostile set below `root`, an empty folder."""
     recorder = Recorder()
-    for name in ("markers", "home", "tmp", "author", "runs"):
+    for name in ("markers", "home", "tmp", "author", "runs", "old"):
         (root / name).mkdir()
     finished = train_run(root / "author" / "finished")
     inputs = HostileInputs(root, finished, recorder.url)
