@@ -300,7 +300,7 @@ def delete(path: Path) -> None:
 
 
 def fsync(path: Path, *, folder: int | None = None) -> None:
-    """Flush a file, or the entries of a folder, to disk; `folder` is what a relative path begins at, a descriptor."""
+    """Flush a file, or the entries of a folder, to disk; a relative path starts at `folder`, a descriptor."""
     descriptor = os.open(path, os.O_RDONLY, dir_fd=folder)
     try:
         os.fsync(descriptor)

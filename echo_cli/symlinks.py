@@ -1,4 +1,4 @@
-"""Opening and making what we write without following a symbolic link of another user.
+"""Files and folders that are opened and made without following a symbolic link of another user.
 
 In a folder that others can write to, another user may plant a link under the name of an output, or swap a folder of
 its path for a link, so that our file lands on a file of ours. Links of this user and of root are followed. The path

@@ -39,7 +39,7 @@ TrustRemoteCode = Annotated[
     ),
 ]
 FetchModel = Annotated[
-    bool, typer.Option("--fetch-model", help="Fetch from the hub the model that a RUN or an adapter names.")
+    bool, typer.Option("--fetch-model", help="Fetch the model from the hub, also one that a run or an adapter names.")
 ]
 OutputDir = Annotated[
     str | None, typer.Option(help="Folder of the run directory. Default: the config's, outputs.", metavar="DIR")
@@ -63,7 +63,7 @@ OutputBesideRuns = Annotated[
 ImportFrom = Annotated[
     Path | None,
     typer.Option(
-        "--import-from", help="Folder of the classes that the config names, if not installed.", metavar="FOLDER"
+        "--import-from", help="Folder of the config's classes, if they are not installed packages.", metavar="FOLDER"
     ),
 ]
 PlainHttp = Annotated[
@@ -72,7 +72,7 @@ PlainHttp = Annotated[
 ]
 AllowEnvironment = Annotated[
     bool,
-    typer.Option("--allow-environment", help="Act on the config of a RUN that was made elsewhere, without asking."),
+    typer.Option("--allow-environment", help="Act on the config of a run that was made elsewhere, without asking."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and the resolved config, then exit.")]
 

@@ -1,24 +1,21 @@
-"""Effects of acting on a config: what it starts, imports, contacts and writes, and which variables it sends."""
+"""Effects of acting on a config: servers, imports, contacts, written folders and sent variables."""
 
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from dataclasses import dataclass, fields
 
 from echo_cli.config.environment import EnvironmentConfig, ProviderConfig
 from echo_cli.config.model import SamplerConfig
 from echo_cli.config.schema import Config
+from echo_cli.config.section import VARIABLE
 from echo_cli.text import escape_unprintable
-
-VARIABLE = re.compile(r"\$\{(\w+)\}")
-"""A reference to an environment variable, `${NAME}`."""
 
 
 @dataclass(frozen=True)
 class Effects:
-    """What happens outside this process's own code and files when a command acts on a config."""
+    """Effects, outside this process's own code and files, of a command that acts on a config."""
 
     starts: tuple[str, ...] = ()
     """Servers, as command lines, images or projects."""
@@ -41,7 +38,7 @@ class Effects:
     def __str__(self) -> str:
         """Return the effects as one printable line, such as `starts python -m server; sends MY_TOKEN`."""
         parts = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return escape_unprintable("; ".join(f"{verb} {', '.join(what)}" for verb, what in parts if what))
+        return escape_unprintable("; ".join(f"{verb} {', '.join(objects)}" for verb, objects in parts if objects))
 
 
 def effects_of(config: Config, *, sampler: bool = True, trackers: bool = False) -> Effects:

@@ -32,7 +32,10 @@ def absolute(path: str) -> str:
 AbsolutePath = Annotated[PathText, AfterValidator(absolute)]
 """Path of a file or folder, given relative to the working directory; a run is resumed and evaluated from any other."""
 
-Headers = dict[str, Annotated[str, Field(pattern=r"\$\{\w+\}")]]
+VARIABLE = re.compile(r"\$\{(\w+)\}")
+"""A reference to an environment variable, `${NAME}`."""
+
+Headers = dict[str, Annotated[str, Field(pattern=VARIABLE.pattern)]]
 """HTTP headers by name. A value refers to an environment variable as `${NAME}`, so that no config holds a secret."""
 
 
@@ -48,7 +51,6 @@ class Grants:
 
 NO_GRANTS = Grants()
 
-_VARIABLE = re.compile(r"\$\{\w+\}")
 _SECRET_NAME = re.compile(
     r"(token|secret|password|passwd|passphrase|api_?key|credentials?|authorization|(^|[_.-])(key|pwd|pass))[0-9]*$",
     re.IGNORECASE,
@@ -67,7 +69,7 @@ _HIDDEN = "***"
 
 def is_secret(name: str, text: str) -> bool:
     """Return whether a text is a secret, judged by its name and its form. `${NAME}`, which stands for one, is not."""
-    literal = _VARIABLE.sub("", text)
+    literal = VARIABLE.sub("", text)
     if _SECRET_VALUE.search(literal):
         return True
     is_named = _SECRET_NAME.search(name) is not None and name.rpartition(".")[2] != "PWD"

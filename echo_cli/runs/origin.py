@@ -88,11 +88,12 @@ class Consent:
         if not effects:
             return
         if run is None or self.allowed or is_made_here(run):
-            self.say(f"this {effects}")
+            self.say(f"this command {effects}")
             return
-        line = f"{escape_unprintable(run)} was not made here by you, or its config was edited; this {effects}"
+        whose = f"{escape_unprintable(run)} was not made by you on this machine, or its config was edited"
+        line = f"{whose}; this command {effects}"
         if not self.ask(line):
-            raise EchoError(line, "if you trust all of that, allow it with --allow-environment")
+            raise EchoError(line, "read its config.yaml; if you trust what it names, add --allow-environment")
 
 
 NO_CONSENT = Consent()

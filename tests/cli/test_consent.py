@@ -113,7 +113,7 @@ def test_a_command_that_looks_starts_nothing_and_needs_no_word(
     assert main(words_of(line, run, tmp_path)) == 0
     captured = capsys.readouterr()
     assert not marker.exists() and SECRET not in captured.out + captured.err
-    assert "this starts" not in captured.err
+    assert "this command starts" not in captured.err
 
 
 @pytest.mark.parametrize("command", ACTING)
@@ -125,14 +125,14 @@ def test_a_command_that_acts_names_what_a_run_from_elsewhere_would_start_and_sta
     assert main(words) == 2
     captured = capsys.readouterr()
     message, tip = error_of(captured.err)
-    assert "run was not made here by you" in message and "; this starts " in message
+    assert "run was not made by you on this machine" in message and "; this command starts " in message
     assert f"{sys.executable} evil.py '\\x1b[2J' '{{port}}' with TOKEN, MARKER set" in message
     assert message.endswith("; sends MY_TOKEN, MARKER")
     assert "--allow-environment" in tip and ESCAPE not in captured.err and SECRET not in captured.err
     assert not marker.exists()
     assert main([*words, "--allow-environment"]) == 1  # the server writes its marker and ends
     said = capsys.readouterr().err
-    assert f": this starts {sys.executable} evil.py" in said and "the server has ended" in error_of(said)[0]
+    assert f": this command starts {sys.executable} evil.py" in said and "the server has ended" in error_of(said)[0]
     assert marker.read_text() == SECRET
 
 
@@ -143,7 +143,10 @@ def test_a_class_is_imported_from_the_current_folder_only_with_a_word_for_the_ru
     words = ["eval-heldout", str(run), "--rollouts", "1"]
     assert main([*words, "--import-from", "."]) == 2
     message, tip = error_of(capsys.readouterr().err)
-    assert f'this imports evil:World with {{"a": 1}} (also from {tmp_path}' in message and "--allow-environment" in tip
+    assert (
+        f'this command imports evil:World with {{"a": 1}} (also from {tmp_path}' in message
+        and "--allow-environment" in tip
+    )
     assert main([*words, "--allow-environment"]) == 2
     message, tip = error_of(capsys.readouterr().err)
     assert "module 'evil' not found" in message and "--import-from ." in tip and not marker.exists()
@@ -191,7 +194,7 @@ def test_the_url_of_a_run_from_elsewhere_receives_no_variable_without_a_word(
     for line in LOOKING[:3]:
         assert main(words_of(line, run, tmp_path)) == 0, line
     assert main(["dream", str(run)]) == 2
-    assert f"this contacts {url}; sends MY_TOKEN" in error_of(capsys.readouterr().err)[0]
+    assert f"this command contacts {url}; sends MY_TOKEN" in error_of(capsys.readouterr().err)[0]
     assert seen == []
     assert main(["dream", str(run), "--allow-environment"]) == 1
     assert seen and {request["Authorization"] for request in seen} == {f"Bearer {SECRET}"}
@@ -206,7 +209,7 @@ def test_variables_go_over_plain_http_to_loopback_only(marker: Path, capsys: pyt
     message, tip = error_of(captured)
     assert "environment.headers would send ${MY_TOKEN} to 192.0.2.1 over plain http" in message
     assert "use https" in tip and "--allow-plain-http" in tip
-    assert captured.startswith("env check: this contacts http://192.0.2.1:8000; sends MY_TOKEN\n")
+    assert captured.startswith("env check: this command contacts http://192.0.2.1:8000; sends MY_TOKEN\n")
     assert main([*words, "--allow-plain-http"]) == 1  # TEST-NET-1: nothing answers there
     assert "plain http" not in error_of(capsys.readouterr().err)[0]
 
@@ -229,7 +232,7 @@ def test_a_person_at_a_terminal_is_asked(
     shown = b""
     while b"[y/N]" not in shown:
         shown += os.read(leader, 4096)
-    assert not marker.exists() and b"this starts " in shown
+    assert not marker.exists() and b"this command starts " in shown
     os.write(leader, f"{answer}\n".encode())
     assert process.wait(60) == (1 if goes_on else 2)
     os.close(leader)
@@ -244,7 +247,7 @@ def test_a_run_that_was_made_here_goes_on_until_its_config_is_edited(
     words = ["train", "--output-dir", str(tmp_path), "--run-name", "run"]
     with loopback_server(Behaviour(capacity=4)) as server:
         assert main([*words, "--config", str(config), f"environment.url={server.url}", "--steps", "1"]) == 0
-        assert f"train: this contacts {server.url}\n" in capsys.readouterr().err
+        assert f"train: this command contacts {server.url}\n" in capsys.readouterr().err
         assert main([*words, "--resume", "--steps", "2"]) == 0
         assert is_made_here(run) and run.stat().st_mode & 0o777 == 0o700
         assert main(["eval-heldout", str(shutil.copytree(run, tmp_path / "copy")), "--rollouts", "1"]) == 0
@@ -266,3 +269,10 @@ def test_the_toy_terminal_needs_no_word_in_a_run_from_elsewhere(
     assert main(["train", "--resume", "--output-dir", str(tmp_path), "--run-name", "run", "--steps", "5"]) == 0
     assert "this " not in capsys.readouterr().err
     assert is_made_here(run)
+
+
+def test_the_word_for_a_run_from_elsewhere_is_refused_where_no_run_is_continued(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["train", "--allow-environment"]) == 2
+    assert "--allow-environment has no effect without --resume" in error_of(capsys.readouterr().err)[0]

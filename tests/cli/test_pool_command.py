@@ -162,6 +162,7 @@ def test_no_solved_rollout_is_a_failure(
         (["--temperature", "0.5"], "--temperature has no effect with --actor expert"),
         (["--actor", "explorer", "--checkpoint", "best"], "--checkpoint has no effect with --actor explorer"),
         (["--only-solved"], "--only-solved has no effect"),
+        (["--allow-environment"], "--allow-environment has no effect with --actor expert"),
         (["--device", "cpu"], "--device has no effect"),
         (["--seed", "1"], "--seed has no effect with --actor expert"),
         (["--rollouts", "2"], "--rollouts has no effect with --actor expert"),

@@ -93,11 +93,11 @@ def test_without_a_word_and_a_terminal_a_run_from_elsewhere_is_refused(run: Path
     (run / "origin").write_text("0" * 64)
     effects = effects_of(load_config("toy", [r'environment.url="http://host:1/\x1b[31m"']))
     said: list[str] = []
-    with pytest.raises(EchoError, match=r"this contacts http://host:1/\\x1b\[31m$") as error:
+    with pytest.raises(EchoError, match=r"this command contacts http://host:1/\\x1b\[31m$") as error:
         Consent().obtain(effects, run)
     assert error.value.exit_code == 2
     Consent(ask=lambda line: not said.append(line)).obtain(effects, run)
-    assert len(said) == 1 and "was not made here by you" in said[0]
+    assert len(said) == 1 and "was not made by you on this machine" in said[0]
     Consent().obtain(effects)  # of a config on the command line
     Consent().obtain(effects_of(load_config("toy")), run)
 

@@ -219,7 +219,7 @@ def test_a_cell_takes_classes_from_the_folder_that_the_sweep_was_given(
     assert main(words) == 1
     said = capsys.readouterr().err
     assert "the provider failed: RuntimeError: mine was started" in error_of(said)[0]
-    line = f"this starts a server of mine:Mine; imports mine:Mine (also from {tmp_path / 'given'})\n"
+    line = f"this command starts a server of mine:Mine; imports mine:Mine (also from {tmp_path / 'given'})\n"
     assert f"sweep: {line}" in said
     assert (tmp_path / "s").stat().st_mode & 0o777 == 0o700
     (log,) = (tmp_path / "s" / "cells").glob("*.log")

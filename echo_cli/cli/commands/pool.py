@@ -84,8 +84,9 @@ def build(
     """
     scripted = actor in _SCRIPTS
     if scripted:
-        of_run = {"--checkpoint": checkpoint, "--temperature": temperature, "--device": device}
-        _refuse_for_script(actor, {**of_run, "--only-solved": only_solved}, rollouts, seed)
+        of_run: dict[str, object] = {"--checkpoint": checkpoint, "--temperature": temperature, "--device": device}
+        of_run |= {"--only-solved": only_solved, "--allow-environment": allow_environment}
+        _refuse_for_script(actor, of_run, rollouts, seed)
     chosen = _split(split)
     words = [*(overrides or []), *as_overrides(overrides or [], seed=seed, device=device)]
     options = model_overrides(trust_remote_code, fetch_model)

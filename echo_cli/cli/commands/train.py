@@ -101,6 +101,8 @@ def train(
     if resume and overwrite:
         tip = "omit --overwrite to continue the run, --resume to replace it"
         raise EchoError("--resume and --overwrite exclude each other", tip)
+    if allow_environment and not resume:
+        raise EchoError("--allow-environment has no effect without --resume", "omit it: a new run acts on your config")
     given = overrides or []
     options = as_overrides(given, steps=steps, seed=seed, device=device, output_dir=output_dir, run_name=run_name)
     options += as_overrides(given, **model_overrides(trust_remote_code, fetch_model))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from echo_cli.config.effects import VARIABLE
+from echo_cli.config.section import VARIABLE
 from echo_cli.environments.faults import fault_line
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable

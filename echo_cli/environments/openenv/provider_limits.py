@@ -116,7 +116,7 @@ def kill_processes_below(root: int) -> None:
 
 
 class BoundedLog:
-    """The output of this process and its children, sent to the file that stderr was, of which only the end is kept."""
+    """Log of this process and its children, in the file that was stderr; only the end of the file is kept."""
 
     def __init__(self) -> None:
         self._file = os.dup(2)

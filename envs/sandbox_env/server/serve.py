@@ -28,7 +28,8 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
         type=_isolation,
         metavar="|".join(CHOICES),
         default=os.environ.get("SANDBOX_ISOLATION", "auto"),
-        help="run commands under bubblewrap where it works, always, or never (SANDBOX_ISOLATION, else auto)",
+        help="run commands under bubblewrap: where it works (auto), or else fail (bubblewrap), or never (none) "
+        "(SANDBOX_ISOLATION, else auto)",
     )
     return parser.parse_args(arguments)
 

@@ -249,7 +249,7 @@ def test_a_run_with_a_server_writes_into_the_shells_pipes() -> None:
         command = [*python[:-1], "bash", "-c", line, "bash", python[-1], "-c", script]
         done = subprocess.run(command, env=variables, cwd=home)
         _until(lambda: "faults: none" in Path(home, "out").read_text())
-        assert "this starts" in Path(home, "log").read_text()
+        assert "this command starts" in Path(home, "log").read_text()
     assert done.returncode == 0
 
 
