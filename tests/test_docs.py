@@ -311,6 +311,10 @@ def test_the_commands_of_the_readme_work_in_its_order_from_a_clean_folder(
     assert servers and {"train", "plot", "sweep-lambda", "eval-heldout", "env"} <= set(ran)
 
 
+def test_a_line_of_the_readme_has_no_comment_which_zsh_would_pass_on_as_words() -> None:
+    assert not [line for line in _command_lines(README) if "#" in line]
+
+
 def test_the_readme_shows_commands_of_every_kind() -> None:
     programs = {shlex.split(line, comments=True)[0] for line in _command_lines(README)}
     assert {"bash", "source", "echo", "echo-cli"} <= programs

@@ -98,11 +98,7 @@ def train(
     """
     from echo_cli.sweeps.plan import parse_coeff
 
-    if resume and overwrite:
-        tip = "omit --overwrite to continue the run, --resume to replace it"
-        raise EchoError("--resume and --overwrite exclude each other", tip)
-    if allow_environment and not resume:
-        raise EchoError("--allow-environment has no effect without --resume", "omit it: a new run acts on your config")
+    _check_options(resume, overwrite, allow_environment)
     given = overrides or []
     options = as_overrides(given, steps=steps, seed=seed, device=device, output_dir=output_dir, run_name=run_name)
     options += as_overrides(given, **model_overrides(trust_remote_code, fetch_model))
@@ -131,6 +127,14 @@ def train(
             group=group,
         )
     _finish(summary, path, loaded, as_json, interrupt.exit_code)
+
+
+def _check_options(resume: bool, overwrite: bool, allow_environment: bool) -> None:
+    if resume and overwrite:
+        tip = "omit --overwrite to continue the run, --resume to replace it"
+        raise EchoError("--resume and --overwrite exclude each other", tip)
+    if allow_environment and not resume:
+        raise EchoError("--allow-environment has no effect without --resume", "omit it: a new run acts on your config")
 
 
 def _finish(summary: dict[str, Any], path: Path, config: Config, as_json: bool, exit_code: int) -> None:
