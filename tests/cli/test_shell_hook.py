@@ -24,6 +24,8 @@ import pytest
 from echo_cli.cli.shell_hook import shell_hook
 from echo_cli.errors import EchoError
 
+ROOT = Path(__file__).resolve().parents[2]
+
 DEADLINE_S = 30.0  # per command; reached only on failure
 ROUTED = 7
 
@@ -354,6 +356,21 @@ def test_shell_options_change_nothing(fresh_prompt: Prompt, options: str) -> Non
     assert fresh_prompt.run("echo Train -x").calls == []
     assert fresh_prompt.run("echo train a.b=t").calls == [["train", "a.b=t"]]
     assert fresh_prompt.run("echo train").calls == [["train"]]
+
+
+@pytest.mark.parametrize("fresh_prompt", list(SHELLS), indirect=True)
+def test_sourcing_activate_sets_up_the_checkout_around_it_and_asks_for_the_hook(fresh_prompt: Prompt) -> None:
+    shell, checkout = fresh_prompt.shell, fresh_prompt.folder / "a check out"
+    scripts, programs = checkout / "scripts", checkout / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    name = "activate.fish" if shell == "fish" else "activate"
+    scripts.mkdir()
+    shutil.copy(ROOT / "scripts" / name, scripts)
+    (scripts / "setup").write_text('touch -- "$(dirname -- "$0")/was-set-up"\n')
+    (programs / name).write_text("true\n")
+    outcome = fresh_prompt.run(f"source 'a check out/scripts/{name}'")
+    assert (outcome.calls, outcome.status) == ([["shell-hook", shell]], ROUTED), outcome.text
+    assert (scripts / "was-set-up").exists()
 
 
 @pytest.mark.parametrize("fresh_prompt", ["bash", "zsh"], indirect=True)
