@@ -81,29 +81,30 @@ class ObservationMapping:
                 latest[rule.path] = texts
                 texts = _new(texts, self._seen.get(rule.path, []))
             if rule.on in now:
-                kept = (text for value, text in zip(values, texts, strict=True) if not _omits(rule, value))
-                self._show(
-                    rule, [text for text in (_without(rule.drop, text) for text in kept) if text], action, pieces
-                )
+                kept = [text for value, text in zip(values, texts, strict=True) if text and not _omits(rule, value)]
+                self._show(rule, kept, action, pieces)
         self._seen.update(latest)
         return merge(pieces)
 
     def _show(self, rule: ObservationRule, texts: Sequence[str], action: str | None, pieces: list[TextPiece]) -> None:
-        """Append the texts of one rule, cut to `max_observation_chars` characters in total."""
+        """Append the texts of one rule, cut to `max_observation_chars` characters in total before any pattern runs."""
         harness = Role.CONTEXT if action is None else Role.WARNING
         before, _, after = rule.label.partition("{text}")
         left, last = self._chars, -1
         for text in texts:
             # `safe` merges at most two characters into one, so this slice shows whether the limit is exceeded.
             whole = safe(text[: 2 * left + 2])
-            if left:
+            if shown := _without(rule.drop, whole[:left]):
                 _add(pieces, TextPiece(harness, line_end(pieces) + before, rule.channel))
                 first = len(pieces)
-                pieces.extend(self._spans(rule, whole[:left], action))
+                pieces.extend(self._spans(rule, shown, action))
                 of_world = [at for at in range(first, len(pieces)) if pieces[at].role is not Role.WARNING]
                 last = max(of_world, default=len(pieces) - 1 if last < 0 else last)
                 _add(pieces, TextPiece(harness, after, rule.channel))
             if len(whole) > left:
+                if last < 0:  # everything before the cut was dropped
+                    last = len(pieces)
+                    pieces.append(TextPiece(harness, line_end(pieces) or "\n", rule.channel))
                 pieces[last] = replace(pieces[last], cut=True)
                 return
             left -= len(whole)
@@ -172,10 +173,14 @@ def exit_code_of(payload: Payload, path: str | None) -> int | None:
     return values[0] if len(values) == 1 and type(values[0]) is int else None
 
 
-def is_invalid(payload: Payload, invalid: InvalidConfig) -> bool:
-    """Return whether a text at the path of `invalid` matches its pattern, that is, the line was not an action."""
+def is_invalid(payload: Payload, invalid: InvalidConfig, most_chars: int | None = None) -> bool:
+    """Return whether a text at the path of `invalid` matches its pattern, that is, the line was not an action.
+
+    Args:
+        most_chars: number of characters of each text that the pattern sees; None for all.
+    """
     values = values_at(payload.root, invalid.path)
-    return any(re.search(invalid.pattern, _text(value, invalid.path)) for value in values)
+    return any(re.search(invalid.pattern, _text(value, invalid.path)[:most_chars]) for value in values)
 
 
 def safe(text: str) -> str:

@@ -85,7 +85,8 @@ class TextEnvironment:
             pieces if done else self._prompted(pieces),
             done,
             exit_code,
-            valid_action=bool(action.strip()) and not (settings.invalid and is_invalid(payload, settings.invalid)),
+            valid_action=bool(action.strip())
+            and not (settings.invalid and is_invalid(payload, settings.invalid, settings.max_observation_chars)),
             capped=capped,
             reward=payload.reward,
         )

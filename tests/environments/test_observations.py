@@ -254,11 +254,10 @@ def test_an_echo_without_what_the_environment_omits() -> None:
     assert reply(made, "b", x="a\nyes\n") == [(E, "a\nyes\n", None)]
 
 
-def test_what_is_dropped_is_shown_to_nobody_and_takes_no_room() -> None:
+def test_what_is_dropped_is_shown_to_nobody() -> None:
     made = mapping(
         {"path": "x", "channel": "out", "drop": ("<[^>]*>", r"(?m)^ at .*\n"), "label": "x: "},
         {"path": "n"},
-        max_observation_chars=8,
     )
     assert reply(made, x="a<0123456789>b\r\n at line 1\n at line 2\nc", n="<1>") == [
         (W, "x: ", "out"),
@@ -355,6 +354,16 @@ def test_the_cap_is_each_rule_s_and_of_its_texts_together() -> None:
 def test_nothing_is_added_between_a_cut_and_what_follows() -> None:
     made = mapping({"path": "a"}, {"path": "b"}, max_observation_chars=2)
     assert reply(made, a="abc", b="d") == [(E, "ab", None, True), (E, "d", None)]
+
+
+def test_patterns_see_a_text_only_up_to_the_cap() -> None:
+    seen = {"drop": ("a(?=.*secret)", "-"), "drop_echo": "a(?=.*secret)", "split": ("a(?=.*secret)",)}
+    made = mapping({"path": "x", **seen}, volatile=("a(?=.*secret)",), max_observation_chars=8)
+    assert reply(made, x="aaa-secret") == [(E, "aaasecr", None, True)]
+    assert reply(made, x="--------secret") == [(W, "\n", None, True)]  # all of it is dropped, and more was there
+    assert reply(made, x="--") == []
+    invalid = InvalidConfig(path="x", pattern="secret")
+    assert [is_invalid(payload(x="aaa-secret"), invalid, chars) for chars in (8, 10)] == [False, True]
 
 
 def test_delta_comes_before_the_cap() -> None:
