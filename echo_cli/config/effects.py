@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os.path
 import shlex
 from dataclasses import dataclass, fields
 
 from echo_cli.config.environment import EnvironmentConfig, ProviderConfig
-from echo_cli.config.model import SamplerConfig
+from echo_cli.config.model import RANDOM_QWEN3, ModelConfig, SamplerConfig
 from echo_cli.config.schema import Config
 from echo_cli.config.section import VARIABLE
 from echo_cli.text import escape_unprintable
@@ -27,6 +28,8 @@ class Effects:
     """Names of the environment variables whose values are passed on."""
     writes: tuple[str, ...] = ()
     """Folders outside the run directory."""
+    may_fetch: tuple[str, ...] = ()
+    """Models of a hub that are fetched unless this machine has them."""
 
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) for field in fields(self))
@@ -38,7 +41,9 @@ class Effects:
     def __str__(self) -> str:
         """Return the effects as one printable line, such as `starts python -m server; sends MY_TOKEN`."""
         parts = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return escape_unprintable("; ".join(f"{verb} {', '.join(objects)}" for verb, objects in parts if objects))
+        return escape_unprintable(
+            "; ".join(f"{verb.replace('_', ' ')} {', '.join(objects)}" for verb, objects in parts if objects)
+        )
 
 
 def effects_of(config: Config, *, sampler: bool = True, trackers: bool = False) -> Effects:
@@ -48,7 +53,7 @@ def effects_of(config: Config, *, sampler: bool = True, trackers: bool = False) 
         sampler: whether the policy's actions are sampled as in training.
         trackers: whether the run is tracked.
     """
-    found = _environment(config.environment)
+    found = _environment(config.environment) + _model(config.model)
     if sampler:
         found += _sampler(config.sampler)
     if trackers and "wandb" in (config.track or ()):
@@ -84,6 +89,13 @@ def _provider(provider: ProviderConfig, place: str) -> Effects:
     values = {**provider.env, "options": json.dumps(provider.options)}
     variables = f" with {', '.join(provider.env)} set" if provider.env else ""
     return Effects((f"{server}{_arguments(provider.options)}{variables}",), imports, sends=_variables(values))
+
+
+def _model(model: ModelConfig) -> Effects:
+    local = model.path == RANDOM_QWEN3 or os.path.isdir(os.path.expanduser(model.path))
+    if model.kind != "hf" or model.fetch == "never" or local:
+        return Effects()
+    return Effects(may_fetch=(f"{model.path}{f' at {model.revision}' if model.revision else ''} from the hub",))
 
 
 def _sampler(sampler: SamplerConfig) -> Effects:

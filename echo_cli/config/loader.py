@@ -93,19 +93,20 @@ def find_config(name_or_file: str) -> Path:
     return configs_folder() / f"{name_or_file}.yaml"
 
 
-def load_config(source: Path | str, overrides: Sequence[str] = ()) -> Config:
+def load_config(source: Path | str, overrides: Sequence[str] = (), *, text: str | None = None) -> Config:
     """Load a config from a YAML file and apply overrides to it.
 
     Args:
         source: path of the file, or name of a shipped config, such as "toy".
         overrides: words as on the command line, `key.path=value`, such as "optim.lr=1e-3".
+        text: content of the file, if it was read before.
 
     Raises:
         EchoError: the file cannot be read or is not a mapping; a key is unknown or duplicate; a value has the wrong
             type or is out of range. The message is one line with the key, and the file and line or "command line".
     """
     path = find_config(source) if isinstance(source, str) else source
-    in_file, lines = _read_config(path)
+    in_file, lines = _read_config(path, text)
     given = [parse_override(word) for word in overrides]
     _check_file_preset(in_file, given, lines.get(("preset",), str(path)))
     commanded: dict[Keys, str] = {}
@@ -184,9 +185,9 @@ def _caps(name: Any) -> dict[str, Any]:
     return {"rollout": keys["rollout"]} if "rollout" in keys else {}
 
 
-def _read_config(path: Path) -> tuple[dict[str, Any], dict[Keys, str]]:
+def _read_config(path: Path, text: str | None = None) -> tuple[dict[str, Any], dict[Keys, str]]:
     """Return the values of a file, and the location `file:line` of each key path."""
-    node, values = read_yaml(path, "config", "pass a YAML file to --config")
+    node, values = read_yaml(path, "config", "pass a YAML file to --config", text)
     if node is None:
         raise EchoError(f"config {path} is empty", f"start from a shipped config: {configs_folder() / 'toy.yaml'}")
     if not isinstance(node, yaml.MappingNode):

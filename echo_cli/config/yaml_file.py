@@ -59,17 +59,18 @@ def parse_yaml(text: str) -> tuple[yaml.Node | None, Any]:
         raise yaml.YAMLError(str(error)) from error
 
 
-def read_yaml(path: Path, noun: str, tip: str) -> tuple[yaml.Node | None, Any]:
+def read_yaml(path: Path, noun: str, tip: str, text: str | None = None) -> tuple[yaml.Node | None, Any]:
     """Read a YAML file; see `parse_yaml` for the result.
 
     Args:
         noun: kind of file, for the error message.
         tip: tip if the file cannot be read.
+        text: content of the file, if it was read before.
 
     Raises:
         EchoError: the file cannot be read or is not YAML. The message has the file and, if known, the line.
     """
-    text = read_text(path, noun, tip)
+    text = read_text(path, noun, tip) if text is None else text
     try:
         return parse_yaml(text)
     except yaml.MarkedYAMLError as error:

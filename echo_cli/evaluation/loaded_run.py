@@ -26,7 +26,7 @@ from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.limits import limits_of
 from echo_cli.rollouts.rollout import without_fragments
 from echo_cli.runs.directory import RunDirectory, open_run
-from echo_cli.runs.origin import NO_CONSENT, Consent
+from echo_cli.runs.origin import NO_CONSENT, Consent, config_text
 from echo_cli.runs.pool_folder import read_pool
 from echo_cli.runs.pools import Pair, Pool, pool_of
 from echo_cli.terminal import put
@@ -248,8 +248,9 @@ def load_run(
     Raises:
         EchoError: there is no run at `path`.
     """
-    directory = open_run(path)
-    return LoadedRun(directory, directory.read_config(overrides).granted(consent.grants), pool_folders, consent)
+    directory, text = open_run(path), config_text(path)
+    config = directory.read_config(overrides, text).granted(consent.grants)
+    return LoadedRun(directory, config, pool_folders, replace(consent, text=text))
 
 
 def load_pool(folder: Path, renderer: Renderer, max_tokens: int | None = None, *, cut: bool = False) -> Pool:

@@ -94,9 +94,9 @@ class RunDirectory:
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.path / "checkpoints")
 
-    def read_config(self, overrides: Sequence[str] = ()) -> Config:
-        """Return the run's config with `KEY.PATH=VALUE` overrides applied. Errors as in `load_config`."""
-        return load_config(self.config_path, overrides)
+    def read_config(self, overrides: Sequence[str] = (), text: str | None = None) -> Config:
+        """Return the run's config, or `text` in its place, with overrides applied. Errors as in `load_config`."""
+        return load_config(self.config_path, overrides, text=text)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tiny_run import train
 from echo_cli.config.effects import effects_of
 from echo_cli.config.loader import load_config
 from echo_cli.errors import EchoError
-from echo_cli.runs.origin import Consent, is_made_here, unmarked_line, write_config
+from echo_cli.runs.origin import Consent, config_text, is_made_here, unmarked_line, write_config
 
 
 @pytest.fixture
@@ -47,7 +48,29 @@ def test_a_mark_holds_for_the_config_as_it_is_wherever_the_run_lies(run: Path, t
     assert not is_made_here(moved)
 
 
-@pytest.mark.parametrize("state", ["other", "short", "shared", "gone", "link"])
+def test_a_mark_holds_for_the_config_that_was_read_not_for_one_put_in_its_place(run: Path) -> None:
+    effects = effects_of(load_config("toy", ["environment.url=http://host:1"]))
+    assert config_text(run) == "seed: 0\n" and is_made_here(run, config_text(run))
+    Consent(text="seed: 0\n").obtain(effects, run)
+    assert not is_made_here(run, "seed: 1\n")
+    with pytest.raises(EchoError, match="its config was edited"):
+        Consent(text="seed: 1\n").obtain(effects, run)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("mark", ["endless", "pipe", "link", "long"])
+def test_a_mark_is_a_short_file(run: Path, mark: str) -> None:
+    own = (run / "origin").rename(run / "kept")
+    if mark == "pipe":
+        os.mkfifo(run / "origin")
+    elif mark == "long":
+        (run / "origin").write_bytes(own.read_bytes() + b"0")
+    else:
+        (run / "origin").symlink_to("/dev/zero" if mark == "endless" else own)
+    assert not is_made_here(run)
+
+
+@pytest.mark.parametrize("state", ["other", "short", "shared", "gone", "link", "pipe"])
 def test_with_another_key_or_an_unsafe_one_nothing_was_made_here(run: Path, key: Path, state: str) -> None:
     own = key.read_bytes()
     if state == "shared":
@@ -57,10 +80,15 @@ def test_with_another_key_or_an_unsafe_one_nothing_was_made_here(run: Path, key:
         key.symlink_to("elsewhere")
     else:
         key.unlink()
+    if state == "pipe":
+        os.mkfifo(key, 0o600)
     if state in ("other", "short"):
         key.touch(mode=0o600)
         key.write_bytes(bytes(32) if state == "other" else own[:8])
     assert not is_made_here(run)
+    with pytest.raises(EchoError) as refused:
+        Consent().obtain(effects_of(load_config("toy", ["environment.url=http://host:1"])), run)
+    assert (str(key) in refused.value.message) == (state not in ("other", "gone"))
     write_config(run, "seed: 2\n")
     assert is_made_here(run) == (state in ("other", "gone"))
     line = unmarked_line(run)
@@ -100,6 +128,30 @@ def test_without_a_word_and_a_terminal_a_run_from_elsewhere_is_refused(run: Path
     assert len(said) == 1 and "was not made by you on this machine" in said[0]
     Consent().obtain(effects)  # of a config on the command line
     Consent().obtain(effects_of(load_config("toy")), run)
+
+
+def test_only_fetching_needs_no_second_word_and_is_announced(run: Path) -> None:
+    (run / "origin").unlink()
+    said: list[str] = []
+    words = ["model.kind=hf", "model.path=nobody/nothing", "model.revision=main", "model.fetch=all"]
+    Consent(say=said.append).obtain(effects_of(load_config("toy", words)), run)
+    assert said == ["this command may fetch nobody/nothing at main from the hub"]
+    with pytest.raises(EchoError, match="contacts http://h:1; may fetch nobody/nothing at main from the hub"):
+        Consent().obtain(effects_of(load_config("toy", [*words, "environment.url=http://h:1"])), run)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a link away")
+def test_a_key_behind_a_link_of_another_user_is_not_used(run: Path, key: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.rename(tmp_path / "theirs")
+    state.symlink_to(tmp_path / "theirs")
+    assert is_made_here(run)
+    os.chown(state, 65534, 65534, follow_symlinks=False)
+    assert not is_made_here(run)
+    assert "symbolic link of another user" in str(unmarked_line(run))
+    (tmp_path / "theirs" / "echo-cli" / "key").unlink()
+    write_config(run, "seed: 0\n")
+    assert not is_made_here(run) and not key.exists()
 
 
 @pytest.mark.parametrize(

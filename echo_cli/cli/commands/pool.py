@@ -94,8 +94,9 @@ def build(
     played = actor if scripted else replace(_checkpoint_actor(actor, checkpoint, temperature), overrides=of_model)
     run = None if scripted or config is not None else Path(actor)
     consent = consent_of("pool", grants_of(import_from, plain_http), allowed=allow_environment)
-    loaded = _config(config, [*words, *of_model] if scripted else words, run).granted(consent.grants)
-    consent.obtain(effects_of(loaded, sampler=not scripted), run)
+    text = None if run is None else _config_text(run)
+    loaded = _config(config, [*words, *of_model] if scripted else words, run, text).granted(consent.grants)
+    replace(consent, text=text).obtain(effects_of(loaded, sampler=not scripted), run)
 
     from echo_cli.evaluation.pool_building import Recipe, build_pool
 
@@ -168,10 +169,17 @@ def _checkpoint_actor(actor: str, checkpoint: str | None, temperature: float | N
     return CheckpointActor(path, chosen, temperature)
 
 
-def _config(name: str | None, words: list[str], run: Path | None) -> Config:
-    """Load the config of `run`, else the config `name`, else `toy`."""
-    if run is not None:
-        from echo_cli.runs.directory import open_run
+def _config_text(run: Path) -> str:
+    from echo_cli.runs.directory import open_run
+    from echo_cli.runs.origin import config_text
 
-        return open_run(run).read_config(words)
+    return config_text(open_run(run).path)
+
+
+def _config(name: str | None, words: list[str], run: Path | None, text: str | None) -> Config:
+    """Load the config of `run`, whose text was read, else the config `name`, else `toy`."""
+    if run is not None:
+        from echo_cli.runs.directory import RunDirectory
+
+        return RunDirectory(run).read_config(words, text)
     return fetching_named(load_config(find_config("toy" if name is None else name), words))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,7 +106,7 @@ def train(
     if coeff is not None:
         options += as_overrides(given, objective__world_model_coeff=repr(parse_coeff(coeff)))
     consent = consent_of("train", grants_of(import_from, plain_http), allowed=allow_environment)
-    loaded, path, own = _load(config, [*given, *options], resume)
+    loaded, path, own_text = _load(config, [*given, *options], resume)
     if coeff is not None and loaded.objective.schedule == "step":
         raise EchoError("--lambda has no effect with objective.schedule: step", "set objective.schedule_values")
     if dry_run:
@@ -114,7 +115,8 @@ def train(
     from echo_cli.cli.interrupt import interruptible
 
     loaded = loaded.granted(consent.grants)
-    consent.obtain(effects_of(loaded, trackers=True), path if own else None)
+    consent = replace(consent, text=own_text)
+    consent.obtain(effects_of(loaded, trackers=True), None if own_text is None else path)
     with interruptible() as interrupt:
         summary = run_cell(
             loaded,
@@ -160,12 +162,13 @@ def _show(summary: dict[str, Any], path: Path, config: Config, as_json: bool) ->
         put(f"stopped and saved; to continue: {shlex.join(again)}", err=True)
 
 
-def _load(name: str | None, words: list[str], resume: bool) -> tuple[Config, Path, bool]:
-    """Return the config and the directory of a run, and whether the config is the run's own, as in a resumed run.
+def _load(name: str | None, words: list[str], resume: bool) -> tuple[Config, Path, str | None]:
+    """Return the config and the directory of a run, and the text of the run's own config if that is resumed, else None.
 
     With --config, a resumed run takes that config. The hub model of a config that is not a run's own may be fetched.
     """
     from echo_cli.runs.directory import is_half_made, open_run
+    from echo_cli.runs.origin import config_text
 
     source = find_config("toy" if name is None else name)
     continues = resume and name is None
@@ -176,8 +179,9 @@ def _load(name: str | None, words: list[str], resume: bool) -> tuple[Config, Pat
     if resume and not is_half_made(path):
         own = open_run(path)
         if continues:
-            return load_config(own.config_path, words), path, True
-    return fetching_named(load_config(source, words) if continues else config), path, False
+            text = config_text(path)
+            return load_config(own.config_path, words, text=text), path, text
+    return fetching_named(load_config(source, words) if continues else config), path, None
 
 
 _PLACE = {("output_dir",), ("run_name",), ("seed",)}
