@@ -111,8 +111,12 @@ def _runs(pid: int) -> bool:
 
 def test_children_inherit_places_and_settings_but_no_secret_proxy_or_empty_entry_of_a_search_path() -> None:
     kept = {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": "1",
+        "HF_HOME": "/models",
         "HOME": "/home/a",
         "LC_ALL": "C",
+        "NCCL_SOCKET_IFNAME": "eth0",
         "OMP_NUM_THREADS": "2",
         "SSL_CERT_FILE": "/etc/ssl/cert.pem",
         "TMPDIR": "/tmp",
@@ -120,7 +124,8 @@ def test_children_inherit_places_and_settings_but_no_secret_proxy_or_empty_entry
         "VIRTUAL_ENV": "/venv",
     }
     names = (
-        "HF_TOKEN WANDB_API_KEY AWS_SECRET_ACCESS_KEY ECHO_SERVER_TOKEN HTTPS_PROXY SSH_AUTH_SOCK PYTHONSTARTUP MINE"
+        "HF_TOKEN WANDB_API_KEY AWS_SECRET_ACCESS_KEY NVIDIA_API_KEY ECHO_SERVER_TOKEN HTTPS_PROXY SSH_AUTH_SOCK "
+        "PYTHONSTARTUP MINE"
     )
     searched = {"PATH": ":/bin::/usr/bin:", "PYTHONPATH": "", "LD_LIBRARY_PATH": ":/opt/lib"}
     assert inherited(kept | dict.fromkeys(names.split(), "marker") | searched) == kept | {
