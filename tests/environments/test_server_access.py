@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import http.client
 import shlex
@@ -22,6 +23,7 @@ from tiny_run import error_of
 from echo_cli.cli.main import main
 from echo_cli.config.environment import EnvironmentConfig, ProviderConfig, TasksConfig, ToyTerminalConfig
 from echo_cli.environments.worlds import open_source
+from toy_terminal_env.server import process
 from toy_terminal_env.server.access import Access, Guard, allowed_host, new_access
 
 TOKEN = "a-token"
@@ -292,6 +294,28 @@ def test_the_printed_line_connects(
         "sandbox_env": "real bash; commands run with the",
     }
     assert f"env check: the environment is {about[server.name]}" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("host", "names", "url"),
+    [
+        ("127.0.0.1", ["box"], "http://127.0.0.1:"),
+        ("0.0.0.0", [], "http://127.0.0.1:"),
+        ("0.0.0.0", ["box"], "http://box:"),
+    ],
+)
+def test_the_line_for_clients_elsewhere_says_what_they_need(
+    host: str, names: list[str], url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openenv")
+    monkeypatch.setattr(process, "_run", lambda app, listener, on_ready: on_ready())
+    chosen = argparse.Namespace(host=host, port=0, allow_host=names)
+    assert process.serve("toy", lambda access: Any, chosen) == 0
+    printed, said = capsys.readouterr()
+    words = shlex.split(printed.splitlines()[1].partition("; ")[2])
+    assert words[:2] == ["echo-cli", "train"] and words[-2].startswith(f"environment.url={url}")
+    remote = "box" in url
+    assert ("--allow-plain-http" in words) == ("anyone on the way can read" in said) == ("ssh -L" in said) == remote
 
 
 def test_the_trainer_passes_a_token_to_the_server_that_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ class Refusal:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-_WEB_PAGE = Refusal(403, "a web page may not use this server")
+_WEB_PAGE = Refusal(403, "a web page may not use this server, and a browser cannot be told from one")
 _HOST_NAME = Refusal(403, "the Host header must name this machine's loopback, or a host of --allow-host")
 _TOKEN = Refusal(401, f"the Authorization header must be 'Bearer' and the server's {TOKEN_VARIABLE}", _BEARER)
 
@@ -111,16 +111,17 @@ def url_host(host: str) -> str:
     return f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host
 
 
-def connection_words(url: str) -> str:
-    """Return the overrides with which echo-cli uses a server at `url`."""
-    address = shlex.quote(f"environment.url={url}")  # the brackets of an IPv6 address are a pattern in zsh
-    return f"{address} environment.headers.Authorization='Bearer ${{{TOKEN_VARIABLE}}}'"
+def connection_line(url: str, access: Access, *, remote: bool = False) -> str:
+    """Return how to connect to a server that was started by hand. A token that the user exported is not repeated.
 
-
-def connection_line(url: str, access: Access) -> str:
-    """Return how to connect to a server that was started by hand. A token that the user exported is not repeated."""
+    Args:
+        remote: whether `url` leads over a network, where echo-cli sends the token over plain http only if told to.
+    """
     export = "" if os.environ.get(TOKEN_VARIABLE) else f"export {TOKEN_VARIABLE}={access.token}; "
-    return f"connect: {export}echo-cli train {connection_words(url)}"
+    allow = "--allow-plain-http " if remote else ""
+    address = shlex.quote(f"environment.url={url}")  # the brackets of an IPv6 address are a pattern in zsh
+    header = f"environment.headers.Authorization='Bearer ${{{TOKEN_VARIABLE}}}'"
+    return f"connect: {export}echo-cli train {allow}{address} {header}"
 
 
 def host_name(header: str) -> str | None:

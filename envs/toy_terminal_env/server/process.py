@@ -14,10 +14,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from toy_terminal_env.server.access import Access, Guard, allowed_host, connection_line, new_access, url_host
+from toy_terminal_env.server.access import (
+    Access,
+    Guard,
+    allowed_host,
+    connection_line,
+    is_loopback,
+    new_access,
+    url_host,
+)
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+_PLAIN = "the token goes over plain http, which anyone on the way can read"
+_EVERY_ADDRESS = ("0.0.0.0", "::")
 
 STOP_AFTER_S = 2
 """Time for sessions to end after the server is told to stop, seconds; the trainer kills it after 5."""
@@ -55,6 +66,7 @@ def application_access() -> Access:
     """Return the access of an application that uvicorn imports, and print how to connect to stderr."""
     access = _access_or_exit(())
     print(connection_line("http://HOST:PORT", access), file=sys.stderr)
+    print(f"for a HOST on another machine: a tunnel, or --allow-plain-http, because {_PLAIN}", file=sys.stderr)
     return access
 
 
@@ -84,7 +96,12 @@ def serve(name: str, make_app: Callable[[Access], FastAPI], chosen: argparse.Nam
             print(notice, file=sys.stderr, flush=True)
         host, port = listener.getsockname()[:2]
         ready = f"{name} on http://{url_host(host)}:{port}"
-        connect = connection_line(f"http://{url_host(reached_as)}:{port}", access)
+        remote = not is_loopback(allowed_host(reached_as))
+        if remote:
+            inside = "127.0.0.1" if chosen.host in _EVERY_ADDRESS else url_host(host)
+            tunnel = f"ssh -L {port}:{inside}:{port} {reached_as}"
+            print(f"{name}: {_PLAIN}; a tunnel avoids it: {tunnel}, and http://127.0.0.1:{port}", file=sys.stderr)
+        connect = connection_line(f"http://{url_host(reached_as)}:{port}", access, remote=remote)
         try:
             _run(make_app(access), listener, lambda: print(f"{ready}\n{connect}", flush=True))
         except KeyboardInterrupt:  # raised again by uvicorn after an orderly stop
@@ -102,7 +119,7 @@ def _access_or_exit(hosts: Sequence[str]) -> Access:
 
 def _host_of_clients(chosen: argparse.Namespace) -> str:
     """Return the host name in the URL of clients: the address listened on or, if that is every address, a named one."""
-    if chosen.host not in ("0.0.0.0", "::"):
+    if chosen.host not in _EVERY_ADDRESS:
         return str(chosen.host)
     return str(chosen.allow_host[0]) if chosen.allow_host else "127.0.0.1"
 
