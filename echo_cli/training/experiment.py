@@ -36,7 +36,8 @@ class RunHooks:
     on_start: Callable[[str], object] = _ignore
     """Callback at the start, with the reason for the choice of device."""
     on_notice: Callable[[str], None] = _ignore
-    """Callback for each line about the run's traces, memory and pools, after `on_start`, and per failed tracker."""
+    """Callback for each line: about the environment before `on_start`, about the run's traces, memory and pools after
+    it, and per failed tracker."""
     on_row: Callable[[Row], object] = _ignore
     """Callback after each step, with the step's metrics."""
     on_summary: Callable[[], object] = _ignore
@@ -76,7 +77,7 @@ def run_experiment(
         if summary is not None and is_finished(summary, config.steps):
             return summary
     check_trackers(config.track)
-    with open_session(path, config, resume=resume, overwrite=overwrite, argv=argv) as session:
+    with open_session(path, config, resume=resume, overwrite=overwrite, argv=argv, announce=hooks.on_notice) as session:
         hooks.on_start(session.device.reason)
         for line in _notices(session):
             hooks.on_notice(line)
@@ -95,8 +96,7 @@ def run_experiment(
 def _notices(session: Session) -> list[str]:
     """Return the lines about traces, memory, splits and pools and, for a new run, about state between episodes."""
     config, worlds, policy = session.config, session.worlds, session.policy
-    about = [f"the environment is {worlds.description.about}"] if worlds.description.about else []
-    lines = [*about, *session.notices, *run_notices(session.run, config), *memory_notice(config, session.device)]
+    lines = [*session.notices, *run_notices(session.run, config), *memory_notice(config, session.device)]
     lines += [*policy.renderer.notices, *split_notices(worlds)]
     lines += pool_notices(config, worlds, session.evaluator.pools)
     is_checked = worlds.replayable or session.start_step > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,9 +65,17 @@ class Session:
 
 @contextmanager
 def open_session(
-    path: Path, config: Config, *, resume: bool, overwrite: bool, argv: Sequence[str]
+    path: Path,
+    config: Config,
+    *,
+    resume: bool,
+    overwrite: bool,
+    argv: Sequence[str],
+    announce: Callable[[str], object] = lambda _: None,
 ) -> Iterator[Session]:
     """Create the run directory at `path`, or resume the run in it; the directory is locked until the block ends.
+
+    A line about the environment is announced before anything is played in it.
 
     Raises:
         EchoError: the directory is not empty (without `resume`), is not a run or has a different config (with
@@ -87,6 +95,8 @@ def open_session(
     policy, device = build_policy(config)
     traces = _training_traces(config, corpus, policy)
     with open_worlds(config) as worlds:
+        if worlds.description.about:
+            announce(f"the environment is {worlds.description.about}")
         if resume:
             check_same_environment(open_run(path), worlds)
         else:

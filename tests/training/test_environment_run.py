@@ -13,6 +13,7 @@ from loopback_server import CONNECT, Behaviour, Counting, Incident, LoopbackServ
 from tiny_run import error_of, observations, rows, start, weights
 
 from echo_cli.cli.main import main
+from echo_cli.errors import EchoError
 from echo_cli.runs.directory import open_run
 from echo_cli.training.rows import dropped_groups_line
 from echo_cli.trajectory import read_trajectories
@@ -76,6 +77,21 @@ def test_a_run_on_a_server_learns_from_its_observations(config: Path, tmp_path: 
     (heldout,) = (tmp_path / "run").glob("pool_heldout.jsonl")
     shown = [s.text for t in read_trajectories(heldout) for s in t.segments if s.role.name == "ENV_OUTPUT"]
     assert shown and all(text.startswith(("1: ", "2: ")) for text in shown)
+
+
+def test_the_environment_is_described_before_anything_is_played_in_it(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metadata = json.dumps({"name": "Counting", "description": "real bash"})
+    with loopback_server(Behaviour(http={"/metadata": (200, metadata)})) as server:
+
+        def play(*_: object) -> None:
+            assert not server.events("reset")
+            raise EchoError("stopped before the pools", "")
+
+        monkeypatch.setattr("echo_cli.training.session.play_pools", play)
+        assert train(config, tmp_path / "run", server) == 2
+    assert "train: the environment is real bash\nerror: stopped before the pools" in capsys.readouterr().err
 
 
 def test_two_runs_are_the_same_and_so_is_a_resumed_one(config: Path, tmp_path: Path) -> None:
