@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from echo_cli.config.loader import parse_override
 from echo_cli.config.schema import flat_config
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.loaded_run import LoadedRun
@@ -19,12 +21,27 @@ from echo_cli.evaluation.run_evaluation import (
     score_pools,
 )
 from echo_cli.models.policy import TorchPolicy
+from echo_cli.runs.directory import open_run
 from echo_cli.runs.pools import Pair
 from echo_cli.text import escape_unprintable
 from echo_cli.traces.training_data import POOL
 
 # Config keys that determine the built-in pools, their tasks, and how a task is played and counted as solved.
 _POOL_KEYS = ("environment.", "rollout.temperature", "rollout.max_", "evaluation.solved_at")
+
+
+def overrides_of(runs: Sequence[Path], overrides: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of each run's config.
+
+    Those of Hugging Face models, such as --trust-remote-code, hold for the runs that have one; if none has, for all, so
+    that the config says that they have no effect.
+
+    Raises:
+        EchoError: a path is not a run, or its config cannot be read.
+    """
+    kinds = [open_run(run).read_config().model.kind for run in runs]
+    of_model = [word for word in overrides if parse_override(word).keys[0] == "model"] if "hf" in kinds else []
+    return [[word for word in overrides if kind == "hf" or word not in of_model] for kind in kinds]
 
 
 def compare_runs(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.errors import EchoError
+from echo_cli.evaluation.comparison import overrides_of
 from echo_cli.files import check_writable, os_errors, write_atomic
 from echo_cli.reports.charts import METRICS
 from echo_cli.reports.content import Report, RunReport
@@ -17,7 +18,6 @@ from echo_cli.reports.page import Page, page
 from echo_cli.reports.run_content import read_run
 from echo_cli.reports.run_figure import run_names
 from echo_cli.runs.curves import read_curve
-from echo_cli.runs.directory import open_run
 from echo_cli.symlinks import make_folder
 from echo_cli.text import escape_unprintable
 
@@ -53,7 +53,8 @@ def write_report(
     Args:
         output: a file name with the extension .html or .htm, or a folder. Default: the run's folder; for several runs,
             their common parent folder.
-        checkpoint, most_episodes, overrides: as in `read_run`.
+        checkpoint, most_episodes: as in `read_run`.
+        overrides: as in `overrides_of`.
         announce: called with a line before each run is read, and before each part of its measurement.
 
     Raises:
@@ -65,14 +66,13 @@ def write_report(
         raise EchoError("no run to report on", "name one or more run directories")
     if output is None and len({path.parent for path in paths}) > 1:
         raise EchoError("the runs are in different folders", "name the report's file or folder with --output")
-    for run in runs:
-        open_run(run)
+    fitting = overrides_of(paths, overrides)
     names = run_names(paths)
     curves = [read_curve(path, name, METRICS) for path, name in zip(paths, names, strict=True)]
     file = _file(output or (runs[0] if len(paths) == 1 else paths[0].parent))
     check_writable(file.parent)
     found = []
-    for path, name in zip(paths, names, strict=True):
+    for path, name, words in zip(paths, names, fitting, strict=True):
         announce(name)
         found.append(
             read_run(
@@ -80,7 +80,7 @@ def write_report(
                 name,
                 checkpoint=checkpoint,
                 most_episodes=most_episodes,
-                overrides=overrides,
+                overrides=words,
                 announce=_of_run(name, announce),
             )
         )

@@ -364,6 +364,8 @@ def test_a_group_of_training_rollouts_has_the_size_of_training(
         (["RUN", "threads=1"], "'threads=1' has no effect alone"),
         (["RUN", "--model", "nowhere/at/all"], "no model nowhere/at/all"),
         (["FILE", "--episode", "1", "--checkpoint", "best"], "is not a run"),
+        (["FILE", "--trust-remote-code"], "--trust-remote-code has no effect: "),
+        (["RUN", "--trust-remote-code"], "model.trust_remote_code has no effect with model.kind: tiny"),
         (["FILE", "--step", "3"], "no trajectories of step 3"),
         (["EMPTY"], "contains no traces"),
         (["FOLDER"], "neither a run nor a pool"),

@@ -12,6 +12,7 @@ from others_models import HUB_NAME, change_json, name_model, stand_in_hub, write
 from tiny_run import error_of
 
 from echo_cli.cli.main import main
+from echo_cli.evaluation.comparison import overrides_of
 
 
 @pytest.fixture
@@ -93,6 +94,29 @@ def test_no_run_or_config_asks_the_hub(
     elif command not in WITHOUT_ITS_MODEL:
         message, tip = error_of(said)
         assert code == 2 and f"{HUB_NAME} is not on this machine" in message and f"hf download {HUB_NAME}" in tip
+
+
+def test_a_sweep_refuses_the_code_of_a_model_before_its_first_run(
+    run: Path, coded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name_model(run, str(coded))
+    assert main(["sweep-lambda", "0", "--config", str(run / "config.yaml"), "--output-dir", str(tmp_path / "out")]) == 2
+    message, tip = error_of(capsys.readouterr().err)
+    assert "contains Python code" in message and "--trust-remote-code" in tip
+    assert not (coded.parent / "marker").exists()
+    assert not list((tmp_path / "out").rglob("*.log"))
+
+
+def test_the_word_for_code_holds_for_the_runs_whose_models_have_some(
+    run: Path, played: Path, tmp_path: Path, coded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["device=cpu", "model.trust_remote_code=true"]
+    assert overrides_of([played, run], words) == [words, words]
+    name_model(run, str(coded))
+    assert overrides_of([played, run], words) == [["device=cpu"], words]
+    page = tmp_path / "page.html"
+    assert main(["report", str(played), str(played), "--trust-remote-code", "-o", str(page)]) == 2
+    assert "model.trust_remote_code has no effect" in capsys.readouterr().err
 
 
 def test_inspect_reads_a_run_whose_tokenizer_is_missing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

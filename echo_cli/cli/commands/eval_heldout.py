@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -175,9 +175,10 @@ def _compare_runs(runs: tuple[Path, Path], chosen: _Chosen, output: Path | None)
     if chosen.command is not None:
         raise EchoError("--command and --compare exclude each other", "omit either --compare or --command")
     stem = _stem(output, _shared_folder(runs, output), "heldout_comparison")
-    from echo_cli.evaluation.comparison import compare_runs
+    from echo_cli.evaluation.comparison import compare_runs, overrides_of
 
-    with chosen.open(runs[0]) as first, chosen.open(runs[1]) as second:
+    of_first, of_second = (replace(chosen, overrides=words) for words in overrides_of(runs, chosen.overrides))
+    with of_first.open(runs[0]) as first, of_second.open(runs[1]) as second:
         found = compare_runs(
             (first, second), checkpoint=chosen.checkpoints[0], rollouts=chosen.rollouts, pass_k=chosen.pass_k
         )

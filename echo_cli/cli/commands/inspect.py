@@ -78,11 +78,8 @@ def inspect(
     from echo_cli.runs.recordings import open_recording
 
     recording = open_recording(place, step, options if model is None else [], training=training)
-    if checkpoint is not None and recording.run is None:
-        raise EchoError(
-            f"{place} is not a run, so it has no checkpoints",
-            "score the episodes of a file with --model NAME",
-        )
+    if recording.run is None:
+        _refuse_for_file(place, checkpoint, trust_remote_code and model is None)
     wanted = _checkpoints({"--checkpoint": checkpoint, "--against": against})
     chosen = None if model is None else _model(model, config, [*(overrides or []), *options])
 
@@ -122,6 +119,15 @@ def _inspect_all(
 def _checkpoints(given: Mapping[str, str | None]) -> list[str | int]:
     """Return the checkpoints that the options name."""
     return [checkpoint_named(name, _NAMES, option) for option, name in given.items() if name is not None]
+
+
+def _refuse_for_file(place: Path, checkpoint: str | None, trust_remote_code: bool) -> None:
+    if checkpoint is not None:
+        raise EchoError(
+            f"{place} is not a run, so it has no checkpoints", "score the episodes of a file with --model NAME"
+        )
+    if trust_remote_code:
+        raise EchoError(f"--trust-remote-code has no effect: {place} has no model", "combine it with --model")
 
 
 def _refuse_unused(

@@ -161,6 +161,10 @@ def _train(
             err=True,
         )
         consent_of("sweep", config.environment.grants).obtain(effects_of(config, trackers=True))
+        if config.model.kind == "hf":  # its errors hold for every run: the first need not start to report them
+            from echo_cli.models.loading import check_model
+
+            check_model(config)
     with lock_folder(folder), interruptible() as interrupt, sweep_progress(cells) as show:
         outcomes = run_cells(cells, jobs=jobs, overwrite=overwrite, should_stop=interrupt, show=show)
     if any(outcome.status in ("waiting", "stopped") for outcome in outcomes.values()):
