@@ -96,7 +96,7 @@ def open_session(
     traces = _training_traces(config, corpus, policy)
     with open_worlds(config) as worlds:
         if worlds.description.about:
-            announce(f"the environment is {worlds.description.about}")
+            announce(f"the environment's description: {worlds.description.about}")
         if resume:
             check_same_environment(open_run(path), worlds)
         else:

@@ -293,7 +293,7 @@ def test_the_printed_line_connects(
         "toy_terminal_env": "A deterministic, read-only terminal",
         "sandbox_env": "real bash; commands run with the",
     }
-    assert f"env check: the environment is {about[server.name]}" in captured.err
+    assert f"env check: the environment's description: {about[server.name]}" in captured.err
 
 
 @pytest.mark.parametrize(

@@ -382,7 +382,7 @@ def test_a_run_over_the_socket_is_the_run_in_process(
     there = [f"environment.url={url}", "environment.headers.Authorization=Bearer ${ECHO_SERVER_TOKEN}"]
     capsys.readouterr()
     assert train(tmp_path / "there", *words, *there) == 0
-    assert "train: the environment is A deterministic, read-only terminal" in capsys.readouterr().err
+    assert "train: the environment's description: A deterministic, read-only terminal" in capsys.readouterr().err
     assert rows(tmp_path / "here") == rows(tmp_path / "there")
     assert weights(tmp_path / "here", 2) == weights(tmp_path / "there", 2)
     for log in ("trajectories.jsonl", "observations.jsonl"):

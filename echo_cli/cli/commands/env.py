@@ -76,7 +76,7 @@ def check(
     renderer, architecture = load_renderer(loaded), architecture_of(loaded.model)
     with open_worlds(loaded) as worlds:
         if worlds.description.about:
-            put(f"env check: the environment is {worlds.description.about}", err=True)
+            put(f"env check: the environment's description: {worlds.description.about}", err=True)
         report = check_environment(
             worlds,
             renderer,

@@ -28,7 +28,7 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
         type=_isolation,
         metavar="|".join(CHOICES),
         default=os.environ.get("SANDBOX_ISOLATION", "auto"),
-        help="run commands under bubblewrap: where it works (auto), or else fail (bubblewrap), or never (none) "
+        help="auto: run commands under bubblewrap where it works; bubblewrap: fail where it does not; none: without it "
         "(SANDBOX_ISOLATION, else auto)",
     )
     return parser.parse_args(arguments)
