@@ -91,7 +91,7 @@ def test_the_environment_is_described_before_anything_is_played_in_it(
 
         monkeypatch.setattr("echo_cli.training.session.play_pools", play)
         assert train(config, tmp_path / "run", server) == 2
-    assert "train: the environment is real bash\nerror: stopped before the pools" in capsys.readouterr().err
+    assert "train: the environment's description: real bash\nerror: stopped before the pools" in capsys.readouterr().err
 
 
 def test_two_runs_are_the_same_and_so_is_a_resumed_one(config: Path, tmp_path: Path) -> None:
