@@ -10,8 +10,9 @@ import pytest
 from loopback import OpenEnvServer
 from tiny_run import train
 
-# A shell ignores SIGINT in background jobs, and the processes started by the tests would inherit that.
+# A shell ignores SIGINT in background jobs, nohup ignores SIGHUP, and processes started by the tests would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -163,13 +163,14 @@ class Tokenizer:
         check_text_files(path.parent, [path.name])
         try:
             backend = Backend.from_str(path.read_text(encoding="utf-8"))
-            check_vocabulary(backend, where)
-            return _built_in(backend)
-        except EchoError:
-            raise
         except Exception as error:  # the Rust library raises bare Exception
             said = escape_unprintable(first_line(error))
             raise EchoError(f"{where} is not a tokenizer: {said}", "restore the file from its source") from error
+        check_vocabulary(backend, where)
+        try:
+            return _built_in(backend)
+        except EchoError as error:
+            raise EchoError(f"{where}: {error.message}", error.tip) from None
 
     @staticmethod
     def train(texts: list[str], vocab_size: int) -> Tokenizer:
