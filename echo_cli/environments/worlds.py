@@ -150,6 +150,7 @@ def _server(
         ended=started.ended if started else lambda: None,
         plain_http=environment.grants.plain_http,
         token=started.token if started else "",
+        known=started.secrets if started else {},
     )
     if environment.client is None:
         return wire

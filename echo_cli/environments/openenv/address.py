@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -31,15 +32,21 @@ class WireAddress:
     """Whether the server is on this machine, so that no proxy is used."""
     headers: Mapping[str, str] = field(repr=False)
     secrets: Mapping[str, str] = field(repr=False)
-    """Environment variables' values in the headers, mapped to the `${NAME}` that messages show instead."""
+    """Environment variables' values that the server knows, mapped to the `${NAME}` that messages show instead."""
 
     def line(self, text: str) -> str:
-        """Return a server's text as one short line without control characters or the headers' secrets."""
+        """Return a server's text as one short line without control characters or secrets."""
         return fault_line(text, self.secrets)
 
 
 def wire_address(
-    url: str, headers: Mapping[str, str], section: str = "environment", *, plain_http: bool = False, token: str = ""
+    url: str,
+    headers: Mapping[str, str],
+    section: str = "environment",
+    *,
+    plain_http: bool = False,
+    token: str = "",
+    known: Mapping[str, str] = MappingProxyType({}),
 ) -> WireAddress:
     """Return the address of a base `url` (http, https, ws, wss); fill `${NAME}` in `headers` from the environment.
 
@@ -47,6 +54,7 @@ def wire_address(
         section: config section that the messages name.
         plain_http: whether values of variables may go to another machine without TLS.
         token: secret of a server that this run started; sent unless `headers` contain an Authorization.
+        known: secrets that the server was started with, mapped to their replacements.
 
     Raises:
         EchoError: the URL is invalid or contains credentials or a query; a variable is not set; a header cannot be
@@ -74,7 +82,7 @@ def wire_address(
         host=host,
         loopback=_is_loopback(host),
         headers=sent,
-        secrets=secrets,
+        secrets={**known, **secrets},
     )
 
 

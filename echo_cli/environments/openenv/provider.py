@@ -25,7 +25,7 @@ from echo_cli.environments.openenv.address import expand_all
 from echo_cli.environments.openenv.package import missing_module, require_openenv
 from echo_cli.environments.openenv.provider_kinds import docker_variables
 from echo_cli.errors import EchoError
-from echo_cli.processes import ChildProcess
+from echo_cli.processes import ChildProcess, inherited
 from echo_cli.text import escape_unprintable, suggest
 from toy_terminal_env.server.access import TOKEN_VARIABLE
 
@@ -54,7 +54,8 @@ class Provided:
         self._log = log
         self.token = token
         """Secret that the server expects from its clients, if it is one of ours; it is new at each start."""
-        self._secrets = secrets
+        self.secrets = secrets
+        """Values of variables that the server was given, mapped to the `${NAME}` that is shown instead."""
         self._is_our_python = is_our_python
         self._lock = threading.Lock()
         self._end: str | None = None
@@ -80,7 +81,7 @@ class Provided:
         if "url" in message:
             self.url = message["url"]
         elif "error" in message:
-            text = fault_line(message["error"], self._secrets)
+            text = fault_line(message["error"], self.secrets)
             tail = self._tail() if message["exit_code"] == 1 else ""
             raise EchoError(f"{text}{tail}", message["tip"], exit_code=message["exit_code"])
         else:
@@ -115,7 +116,7 @@ class Provided:
         size = os.fstat(self._log.fileno()).st_size
         # Not `seek`, which would move the server's write position.
         tail = os.pread(self._log.fileno(), _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode(errors="replace")
-        lines = [fault_line(line, self._secrets) for line in tail.splitlines() if line.strip()]
+        lines = [fault_line(line, self.secrets) for line in tail.splitlines() if line.strip()]
         return f"; its last output: {' | '.join(lines[-_TAIL_LINES:])}" if lines else ""
 
 
@@ -137,7 +138,8 @@ def running_server(config: ProviderConfig, import_from: str | None = None) -> It
     env, secrets = expand_all({**config.env, TOKEN_VARIABLE: token}, "environment.provider.env", empty=True)
     options, more = expand_all(config.options, "environment.provider.options", empty=True)
     secrets |= more | {env[TOKEN_VARIABLE]: f"${{{TOKEN_VARIABLE}}}"}
-    secrets = {value: name for value, name in secrets.items() if len(value) >= _SECRET_CHARS}
+    public = {f"${{{name}}}" for name in inherited(os.environ)}  # a home folder is a part of many paths
+    secrets = {value: name for value, name in secrets.items() if len(value) >= _SECRET_CHARS and name not in public}
     with tempfile.TemporaryFile("a+b") as log:
         host = ChildProcess(
             "echo_cli.environments.openenv.provider_host", _host_variables(config.kind, env), stderr=log

@@ -13,6 +13,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection
@@ -157,8 +158,7 @@ class WireSource:
         sessions_wanted: if the server does not publish its capacity, `describe` opens up to this number of sessions to
             measure it; 0 disables this.
         ended: returns why the server has ended; None if it runs, or is not watched.
-        plain_http: as in `wire_address`.
-        token: secret of a server that this run started; empty if it started none.
+        plain_http, token, known: as in `wire_address`.
 
     Raises:
         EchoError: as in `wire_address`.
@@ -174,8 +174,9 @@ class WireSource:
         ended: Callable[[], str | None] = lambda: None,
         plain_http: bool = False,
         token: str = "",
+        known: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.address = wire_address(url, headers, plain_http=plain_http, token=token)
+        self.address = wire_address(url, headers, plain_http=plain_http, token=token, known=known)
         self._limits = limits
         self._sessions_wanted = sessions_wanted
         self._ended = ended

@@ -199,7 +199,8 @@ def test_a_server_that_is_not_ready_in_time() -> None:
 
 def test_variables_reach_the_server_and_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", "s3cret")
-    with running_server(_process(env={"TOKEN": "Bearer ${MY_TOKEN}", "MODE": "fast"})) as server:
+    with running_server(_process(env={"TOKEN": "Bearer ${MY_TOKEN}", "MODE": "fast", "AT": "${HOME}"})) as server:
+        assert server.secrets == {"s3cret": "${MY_TOKEN}", server.token: "${ECHO_SERVER_TOKEN}"}  # a home is no secret
         known = _known(server.url)
         assert (known["env"]["TOKEN"], known["env"]["MODE"]) == ("Bearer s3cret", "fast")
         os.kill(known["pid"], signal.SIGKILL)

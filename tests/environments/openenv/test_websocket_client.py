@@ -482,7 +482,10 @@ class Repeating:
         return observation("stage", 0.1, True)
 
 
-def test_a_server_that_repeats_its_headers_puts_no_secret_into_an_observation(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("started", [False, True])
+def test_a_server_that_repeats_what_it_was_given_puts_no_secret_into_an_observation(
+    started: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TOKEN", SECRET)
     monkeypatch.setenv("STAGE", "stage")  # too short to be told from a word
 
@@ -494,7 +497,8 @@ def test_a_server_that_repeats_its_headers_puts_no_secret_into_an_observation(mo
 
     schemas = {"action": {"title": SECRET}, "observation": {}, "state": {}}
     with loopback_server(Behaviour(world=Repeating, http={"/schema": (200, json.dumps(schemas))})) as server:
-        wire = source(server, headers={"Authorization": "Bearer ${TOKEN}", "X-Stage": "${STAGE}"})
+        headers = {"X-Stage": "${STAGE}"} if started else {"Authorization": "Bearer ${TOKEN}", "X-Stage": "${STAGE}"}
+        wire = source(server, headers=headers, known={SECRET: "${TOKEN}"} if started else {})
         assert wire.describe().action_schema == {"title": "${TOKEN}"}
         first, second = run(play(wire))
     assert first.observation == {"output": "${TOKEN}${TOKEN}"} and first.metadata == {
