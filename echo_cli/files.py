@@ -79,7 +79,7 @@ def truncate_jsonl(path: Path, after_step: int, step_of: Callable[[Row], int]) -
     for number, row, line in _lines(path):
         try:
             step = step_of(row)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise EchoError(f"{escape_unprintable(path)}:{number}: the row has no step", "remove that line") from error
         if step <= after_step:
             kept.append(line)

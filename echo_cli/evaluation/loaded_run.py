@@ -18,7 +18,6 @@ from echo_cli.errors import EchoError
 from echo_cli.evaluation.evaluator import evaluation_seed, expert_pools, rollout_tasks
 from echo_cli.evaluation.pass_at_k import TaskOutcome, outcomes_of
 from echo_cli.evaluation.records import HELDOUT, OOD, plays_line
-from echo_cli.files import read_json
 from echo_cli.models.device import DeviceChoice
 from echo_cli.models.loading import load_renderer, open_policy
 from echo_cli.models.policy import TorchPolicy
@@ -29,6 +28,7 @@ from echo_cli.runs.directory import RunDirectory, open_run
 from echo_cli.runs.origin import NO_CONSENT, Consent, config_text
 from echo_cli.runs.pool_folder import read_pool
 from echo_cli.runs.pools import Pair, Pool, pool_of
+from echo_cli.runs.provenance import read_record
 from echo_cli.terminal import put
 from echo_cli.text import escape_unprintable
 from echo_cli.traces.retokenize import retokenize, truncated
@@ -363,8 +363,9 @@ def frozen_pools(run: RunDirectory, config: Config, worlds: TaskSuite | None, po
 
 
 def run_notices(run: RunDirectory, config: Config) -> list[str]:
-    """Return notes on a run's traces: their number, their overlap, and how many are truncated."""
-    if config.traces is None:
-        return []
-    record = read_json(run.path / "environment.json")["traces"]
-    return trace_notices(record, pool_splits(alone=bool(config.environment.none)))
+    """Return notices on a run's traces: their number, their overlap, and how many are truncated."""
+    splits = pool_splits(alone=bool(config.environment.none))
+    try:
+        return [] if config.traces is None else trace_notices(read_record(run.path)["traces"], splits)
+    except (KeyError, TypeError, ValueError) as error:
+        raise EchoError(f"{escape_unprintable(run.path)} has no record of its traces", "train it again") from error

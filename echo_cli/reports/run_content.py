@@ -15,11 +15,12 @@ from echo_cli.config.loader import configs_folder, find_config, load_config
 from echo_cli.config.schema import Config, flat_config
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.loaded_run import load_run
-from echo_cli.files import Row, read_json
+from echo_cli.files import Row
 from echo_cli.objective.advantages import advantages
 from echo_cli.reports.content import RunReport, plain_columns
 from echo_cli.reports.measurements import KeptRollout, measured
 from echo_cli.runs.directory import RunDirectory
+from echo_cli.runs.provenance import read_record
 from echo_cli.runs.recordings import step_of
 from echo_cli.runs.summary import summarize_run, warnings_of
 from echo_cli.text import escape_unprintable
@@ -68,7 +69,7 @@ def read_run(
         directory, config = run.directory, run.config
         rows = directory.read_metrics()
         summary = directory.read_summary() or _so_far(rows, config)
-        record = read_json(path / "environment.json") if (path / "environment.json").is_file() else {}
+        record = read_record(path)
         kept = _kept(directory, config, most_episodes)
         found = measured(run, kept.rollouts, checkpoint, most_episodes)
     notes = list(found.notes)

@@ -208,8 +208,8 @@ class Checkpoints:
             write_atomic(self.path / "latest", f"{self._folder(steps[-1]).name}\n".encode())
 
 
-def check_meta(folder: Path, meta: Row) -> None:
-    """Check the meta of a run's checkpoint, whose values resuming and measuring use as numbers.
+def check_meta(folder: Path, meta: Row) -> Row:
+    """Return the meta of a run's checkpoint, whose values resuming and measuring use as numbers.
 
     Raises:
         EchoError: a value is missing or has another type.
@@ -221,6 +221,7 @@ def check_meta(folder: Path, meta: Row) -> None:
     if not known or not numeric or not isinstance(meta.get("unrecorded", {}), dict):
         tip = "restore the folder from its source, or choose another checkpoint"
         raise EchoError(f"{escape_unprintable(folder / 'meta.json')} is not the record of a run", tip, exit_code=1)
+    return meta
 
 
 def _seal(folder: Path, step: int, meta: Mapping[str, Any]) -> None:

@@ -66,8 +66,8 @@ def read_curve(path: Path, name: str, metrics: Sequence[str]) -> Curve:
     rows = run.read_metrics()
     if not rows:
         raise EchoError(f"{escape_unprintable(run.metrics_path)} is empty", "wait for the first step of the run")
-    validation = _points(run, rows, "validation/env_ce")
-    coefficients = _points(run, rows, "train/lambda")
+    validation = _points(rows, "validation/env_ce")
+    coefficients = _points(rows, "train/lambda")
     best = min(validation, key=lambda point: point[1])[0] if validation else None
     coefficient = coefficients[-1][1] if coefficients else None
     summary = run.read_summary() or {}
@@ -75,7 +75,7 @@ def read_curve(path: Path, name: str, metrics: Sequence[str]) -> Curve:
     return Curve(
         name,
         coefficient if said_coefficient is None else said_coefficient,
-        {metric: _points(run, rows, metric) for metric in metrics},
+        {metric: _points(rows, metric) for metric in metrics},
         best if said_best is None else int(said_best),
         _SELECTED_BY.get(summary.get("selected_by", ""), "validation env-CE"),
     )
@@ -96,24 +96,14 @@ def band(curves: Sequence[Curve], metric: str) -> Band:
     )
 
 
-def _points(run: RunDirectory, rows: Sequence[Row], metric: str) -> Points:
+def _points(rows: Sequence[Row], metric: str) -> Points:
     points = []
     pool, _, name = metric.partition("/")
     for row in rows:
         if name == "env_ce_seen" and not is_met(row, pool):
             continue
-        step, value = row.get("step"), row.get(metric)
-        if not isinstance(step, int):
-            raise EchoError(
-                f"{escape_unprintable(run.metrics_path)}: a row has no step", "check that it is a run's metrics file"
-            )
-        if value is not None and not isinstance(value, (int, float)):
-            raise EchoError(
-                f"{escape_unprintable(run.metrics_path)}: {metric} of step {step} is not a number",
-                "check that it is a run's metrics file",
-            )
-        if value is not None:
-            points.append((step, float(value)))
+        if (value := row.get(metric)) is not None:
+            points.append((row["step"], float(value)))
     return points
 
 

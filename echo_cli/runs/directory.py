@@ -43,6 +43,7 @@ from echo_cli.files import (
 )
 from echo_cli.runs.checkpoints import Checkpoints, check_meta
 from echo_cli.runs.origin import CONFIG, MARK, write_config
+from echo_cli.runs.summary import checked_rows, checked_summary
 from echo_cli.symlinks import make_folder
 from echo_cli.text import escape_unprintable
 
@@ -163,11 +164,11 @@ class RunDirectory:
         """Return the rows of metrics.jsonl, oldest first, without an incomplete last line, which a kill may leave.
 
         Raises:
-            EchoError: the file does not exist, or another line is not a JSON object; the message has file and line.
+            EchoError: the file does not exist, another line is not a JSON object, or as in `checked_rows`.
         """
         if not self.metrics_path.is_file():
             raise _no_run(self.path, _RUN_TIP)
-        return list(read_jsonl(self.metrics_path))
+        return checked_rows(read_jsonl(self.metrics_path), self.metrics_path)
 
     def rewind(self, step: int) -> None:
         """Restore the run's files to their state after `step`, so that a resumed run equals an uninterrupted one.
@@ -204,8 +205,7 @@ class RunDirectory:
     def load_checkpoint(self, which: str | int = "latest") -> tuple[Path, Row]:
         """Return the folder and the meta (with `step`) of a verified checkpoint; see `Checkpoints.load`."""
         folder, meta = self.checkpoints.load(which)
-        check_meta(folder, meta)
-        return folder, meta
+        return folder, check_meta(folder, meta)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json.
@@ -219,9 +219,10 @@ class RunDirectory:
         """Return the summary, or None if the run has none.
 
         Raises:
-            EchoError: the file is not a JSON object.
+            EchoError: the file is not a JSON object, or as in `checked_summary`.
         """
-        return read_json(self.summary_path) if self.summary_path.is_file() else None
+        path = self.summary_path
+        return checked_summary(read_json(path), path) if path.is_file() else None
 
 
 def check_writable(path: Path, *, resume: bool, overwrite: bool) -> None:

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from echo_cli.config.section import hide_secret
+from echo_cli.errors import EchoError
 from echo_cli.files import Row, read_json
 from echo_cli.processes import inherited
+from echo_cli.text import escape_unprintable
 
 _VERSIONED = ("torch", "numpy", "tokenizers", "safetensors", "transformers", "peft", "pydantic", "echo-cli")
 
@@ -34,14 +36,28 @@ def environment_record(seed: int, argv: Sequence[str], device: str, threads: int
     }
 
 
+def read_record(run: Path) -> Row:
+    """Read the environment.json of a run; empty if it has none.
+
+    Raises:
+        EchoError: the file is not a JSON object, or its versions or command line have another type.
+    """
+    path = run / "environment.json"
+    record = read_json(path) if path.is_file() else {}
+    argv, versions = record.get("argv", []), record.get("versions", {})
+    if not isinstance(versions, dict) or not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
+        tip = "the file was changed or damaged after it was written"
+        raise EchoError(f"{escape_unprintable(path)} is not the record of a run", tip)
+    return record
+
+
 def again_tip(run: Path, undone: str) -> str:
     """Return how to get what the directory of a run lacks: train again, elsewhere if the run had finished.
 
     Args:
         undone: what a run without a summary has not done yet.
     """
-    record = run / "environment.json"
-    argv = read_json(record).get("argv", ()) if record.is_file() else ()
+    argv = read_record(run).get("argv")
     if (run / "summary.json").is_file() and argv:
         return f"it was copied without some of its files; this trains it again: {shlex.join(argv)}"
     return f"it has not {undone} yet; if it was stopped, start again with --overwrite or another --run-name"

@@ -2,16 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from echo_cli.config.schema import EvaluationConfig
+from echo_cli.errors import EchoError
+from echo_cli.text import escape_unprintable
 
 Row = Mapping[str, Any]
 SelectBy = Literal["env_ce", "pass_at_1", "mean_reward"]
 
 _EVALUATED = ("env_ce", "env_ce_seen", "pass_at_1", "mean_reward")
 """Held-out measures, one of which a row of an evaluated step has."""
+_POOLS = ("validation", "heldout", "ood", "traces")
+_NUMBERS = ("steps", "seconds", "lambda", "portable_lambda", "heldout_rollouts", "solved_at")
+_LARGEST = 1e100
+"""Largest number that is taken for a metric: figures and statistics of such numbers are finite."""
+
+
+def checked_rows(rows: Iterable[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """Return the rows of the metrics file `path`, whose metrics are numbers or None.
+
+    Raises:
+        EchoError: a row has no step or no readable warnings, or a metric is not a number.
+    """
+    found = list(rows)
+    for row in found:
+        step = row.get("step")
+        if type(step) is not int or abs(step) > 2**53:
+            raise _damaged(path, "a row has no step")
+        for key, value in row.items():
+            if "/" in key and not _is_number(value):
+                raise _damaged(path, f"{escape_unprintable(key)} of step {step} is not a number")
+        if not _are_warnings(row.get("warnings", [])):
+            raise _damaged(path, f"the warnings of step {step} cannot be read")
+    return found
+
+
+def checked_summary(summary: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the object of the file `path`, if its values have the types of `summarize_run`; any may be missing.
+
+    Raises:
+        EchoError: a value has another type.
+    """
+    pools = [summary.get(name, {}) for name in _POOLS]
+    parts = [part for pool in pools if isinstance(pool, dict) for part in pool.values() if part is not None]
+    numbers = [*(summary.get(name) for name in _NUMBERS), *_values_of(parts)]
+    if not all(isinstance(part, dict) for part in (*pools, *parts)) or not all(map(_is_number, numbers)):
+        raise _damaged(path, "a measure is not a number")
+    if not all(isinstance(summary.get(name, ""), str) for name in ("status", "selected_by")):
+        raise _damaged(path, "its status cannot be read")
+    if not _are_warnings(summary.get("warnings", [])):
+        raise _damaged(path, "its warnings cannot be read")
+    return summary
+
+
+def _values_of(parts: Iterable[Any]) -> Iterator[Any]:
+    return (value for part in parts if isinstance(part, dict) for value in part.values())
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and abs(value) <= _LARGEST)
+
+
+def _are_warnings(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(value, dict) and isinstance(value.get("signal"), str) and isinstance(value.get("reason"), str)
+        for value in values
+    )
+
+
+def _damaged(path: Path, why: str) -> EchoError:
+    return EchoError(f"{escape_unprintable(path)}: {why}", "the file was changed or damaged after it was written")
+
+
+def measures_at(summary: Row, pool: str, when: str) -> Row:
+    """Return the measures of a pool in a summary: "before" training, at the "best" or the "last" step; may be empty."""
+    return (summary.get(pool) or {}).get(when) or {}
 
 
 def best_step(rows: Sequence[Row], select_by: SelectBy = "env_ce") -> int | None:
@@ -70,7 +138,7 @@ def summarize_run(
         "seconds": round(seconds, 1),
         "seed": seed,
         "lambda": coeff,
-        "portable_lambda": _mean([row["train/portable_lambda"] for row in rows]),
+        "portable_lambda": _mean([row.get("train/portable_lambda") for row in rows]),
         "selected_by": f"validation/{evaluation.select_by}",
         "heldout_rollouts": evaluation.heldout_rollouts,
         "solved_at": evaluation.solved_at,

@@ -13,7 +13,7 @@ from typing import Any
 from echo_cli.config.schema import Config
 from echo_cli.files import Row, write_csv, write_json
 from echo_cli.runs.directory import is_run, open_run
-from echo_cli.runs.summary import is_met
+from echo_cli.runs.summary import is_met, measures_at
 from echo_cli.statistics import Estimate, mean_height, mean_over_seeds, spread
 from echo_cli.sweeps.plan import BROKEN, Cell, Summary
 from echo_cli.sweeps.runner import CellStatus
@@ -172,10 +172,9 @@ def _evidence(statuses: Sequence[str], measures: Mapping[str, Measure | None]) -
 
 
 def _summary_figures(summary: Summary, rows: Sequence[Row]) -> dict[str, float | None]:
-    held, ood = summary["heldout"], summary["ood"]
-    best, last, before = held["best"] or {}, held["last"] or {}, held["before"] or {}
-    ood_last = ood["last"] or {}
-    passes = pass_curve(rows)
+    before, best, last = (measures_at(summary, "heldout", when) for when in ("before", "best", "last"))
+    ood_last = measures_at(summary, "ood", "last")
+    passes, seconds = pass_curve(rows), summary.get("seconds")
     change_best = _change(best.get("env_ce"), best.get("env_ce_start"))
     change_last = _change(last.get("env_ce"), last.get("env_ce_start"))
     probed = [row for row in rows if row.get("train/probe_ratio") is not None and row.get("train/lambda") is not None]
@@ -199,11 +198,11 @@ def _summary_figures(summary: Summary, rows: Sequence[Row]) -> dict[str, float |
         "pass_at_1_mean": mean_height(passes) if len(passes) > 1 else None,
         "mean_reward_before": before.get("mean_reward"),
         "mean_reward_last": last.get("mean_reward"),
-        "portable_lambda": summary["portable_lambda"],
+        "portable_lambda": summary.get("portable_lambda"),
         "gradient_ratio": _mean([row["train/probe_ratio"] * row["train/lambda"] for row in probed]),
         "gradient_cosine": _mean(_present(row.get("train/probe_cosine") for row in rows)),
-        "seconds": summary["seconds"],
-        "probe_share_of_seconds": sum(probing) / summary["seconds"] if probing and summary["seconds"] else None,
+        "seconds": seconds,
+        "probe_share_of_seconds": sum(probing) / seconds if probing and seconds else None,
     }
 
 

@@ -12,9 +12,10 @@ from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.evaluator import leak_notices, pool_notices, split_notices
 from echo_cli.evaluation.loaded_run import run_notices
-from echo_cli.files import Row, read_json
+from echo_cli.files import Row
 from echo_cli.models.device import OutOfMemory
 from echo_cli.runs.directory import RunDirectory, is_half_made, open_run
+from echo_cli.runs.provenance import read_record
 from echo_cli.runs.summary import is_finished, summarize_run
 from echo_cli.training.collapse import CollapseError, no_gradient_line
 from echo_cli.training.loop import train
@@ -147,7 +148,7 @@ def _finish(run: RunDirectory, config: Config, status: str, seconds: float, hook
         seed=config.seed,
         coeff=config.objective.base_coeff,
         evaluation=config.evaluation,
-        versions=read_json(run.path / "environment.json")["versions"],
+        versions=read_record(run.path).get("versions"),
     )
     best = run.checkpoints.best_step()
     summary["checkpoint"] = f"checkpoints/step_{best:06d}" if best is not None else None

@@ -10,11 +10,11 @@ from echo_cli.config.loader import load_config
 from echo_cli.config.schema import Config, flat_config, free_keys
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.errors import EchoError
-from echo_cli.files import read_json
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.objective.schedule import learning_rate_at, world_model_coeff_at
 from echo_cli.runs.directory import RunDirectory
 from echo_cli.runs.origin import write_config
+from echo_cli.runs.provenance import read_record
 from echo_cli.runs.summary import best_step
 from echo_cli.text import counted, escape_unprintable
 from echo_cli.traces.corpus import TraceCorpus
@@ -108,7 +108,7 @@ def keep_threads(run: RunDirectory, config: Config) -> tuple[Config, list[str]]:
     Returns:
         The config, and a line for the user if the number differs from the run's first one or from this process's own.
     """
-    began = read_json(run.path / "environment.json").get("threads")
+    began = read_record(run.path).get("threads")
     if not isinstance(began, int):
         return config, []
     threads, own = config.threads or began, torch.get_num_threads()
@@ -134,8 +134,9 @@ def _upwards(key: str) -> list[str]:
 
 def check_same_traces(run: RunDirectory, corpus: TraceCorpus) -> None:
     """Reject trace files whose bytes differ from the files that the run was trained on; their paths may differ."""
-    record = read_json(run.path / "environment.json").get("traces")
-    before = [file.get("sha256") for file in record["files"]] if isinstance(record, dict) else []
+    record = read_record(run.path).get("traces")
+    files = record.get("files") if isinstance(record, dict) else None
+    before = [file.get("sha256") if isinstance(file, dict) else None for file in files or ()]
     for number, (path, now) in enumerate(zip(corpus.paths, corpus.sha256, strict=True)):
         if number >= len(before) or now != before[number]:
             raise EchoError(
@@ -154,8 +155,9 @@ def check_same_traces(run: RunDirectory, corpus: TraceCorpus) -> None:
 
 def check_same_environment(run: RunDirectory, worlds: TaskSuite) -> None:
     """Reject an environment whose reported name differs from the name that the run recorded."""
-    record = read_json(run.path / "environment.json").get("environment")  # None in runs of earlier versions
-    before = record.get("name") if isinstance(record, dict) else None
+    record = read_record(run.path).get("environment")  # None in runs of earlier versions
+    name = record.get("name") if isinstance(record, dict) else None
+    before = name if isinstance(name, str) else None
     now = worlds.description.name
     if before is not None and before != now:
         raise EchoError(

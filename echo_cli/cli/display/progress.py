@@ -17,7 +17,7 @@ from rich.text import Text
 from echo_cli.cli.display.tables import TextTable, new_console
 from echo_cli.errors import EchoError
 from echo_cli.files import Row, read_jsonl
-from echo_cli.runs.summary import is_met
+from echo_cli.runs.summary import checked_rows, is_met
 from echo_cli.sweeps.plan import Cell, shown_coeff
 from echo_cli.sweeps.runner import CellStatus
 from echo_cli.terminal import guarded_streams, joined, put
@@ -69,7 +69,7 @@ class Followed:
             return []
         self._stamp = stat.st_mtime_ns, stat.st_size
         try:
-            rows = list(read_jsonl(self._path))
+            rows = checked_rows(read_jsonl(self._path), self._path)
         except EchoError:  # a damaged file: the cell's own process reports it, or --overwrite replaces it
             return []
         last = rows[-1]["step"] if rows else _NO_ROW

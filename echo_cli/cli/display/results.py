@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from echo_cli.cli.display.tables import COLUMNS, new_table, number, print_table
 from echo_cli.runs.pool_folder import Manifest
-from echo_cli.runs.summary import is_met
+from echo_cli.runs.summary import is_met, measures_at
 from echo_cli.terminal import put
 from echo_cli.text import counted
 
@@ -20,11 +20,14 @@ Summary = Mapping[str, Any]
 
 def print_run(summary: Summary, folder: str) -> None:
     """Print the result table of `train`, and the paths of its files."""
-    held, ood = summary["heldout"], summary["ood"]
+    held, ood, traces = (
+        {when: measures_at(summary, pool, when) for when in ("before", "best", "last")}
+        for pool in ("heldout", "ood", "traces")
+    )
     best = held["best"]
-    table = new_table("", "before", f"best (step {best['step']})" if best else "best", "last")
-    pools = {"held-out": held, "out-of-distribution": ood, "held-out traces'": summary.get("traces") or {}}
-    met = {title: of for title, of in pools.items() if any(is_met(of.get(when) or {}) for when in ("best", "last"))}
+    table = new_table("", "before", f"best (step {best.get('step')})" if best else "best", "last")
+    pools = {"held-out": held, "out-of-distribution": ood, "held-out traces'": traces}
+    met = {title: of for title, of in pools.items() if any(is_met(of[when]) for when in ("best", "last"))}
     for label, source, name in (
         ("held-out env-CE, nats/token", held, "env_ce"),
         ("  the same pairs before training", held, "env_ce_start"),
@@ -34,21 +37,23 @@ def print_run(summary: Summary, folder: str) -> None:
         (_pass_title(summary), held, "pass_at_1"),
         ("held-out mean reward", held, "mean_reward"),
         ("out-of-distribution env-CE", ood, "env_ce"),
-        *([("held-out traces, env-CE", summary["traces"], "env_ce")] if "traces" in summary else []),
+        *([("held-out traces, env-CE", traces, "env_ce")] if "traces" in summary else []),
     ):
-        table.add_row(label, *(number((source[when] or {}).get(name)) for when in ("before", "best", "last")))
+        table.add_row(label, *(number(source[when].get(name)) for when in ("before", "best", "last")))
     table.add_row(
-        "novel held-out pairs", *(_count((held[when] or {}).get("novel_pairs")) for when in ("before", "best", "last"))
+        "novel held-out pairs", *(_count(held[when].get("novel_pairs")) for when in ("before", "best", "last"))
     )
     print_table(table)
-    if best is None and held["last"] is not None:
+    if not best and held["last"]:
         reason = _NO_BEST.get(summary.get("selected_by", ""), "no validation task was played")
         put(f"no best step: {reason}; commands use the latest checkpoint")
     for title in met:
         put(f"training has executed every {title} pair: no pair is novel, and env-CE is over seen pairs alone")
     for warning in summary.get("warnings", ()):  # summaries of earlier versions have none
-        put(f"warning at step {warning['step']}: {warning['signal']}: {warning['reason']}")
-    put(f"{summary['status']} at step {summary['steps']}, λ = {summary['lambda']:g}, {summary['seconds']} s")
+        put(f"warning at step {warning.get('step')}: {warning['signal']}: {warning['reason']}")
+    coeff = summary.get("lambda")
+    shown = "-" if coeff is None else f"{coeff:g}"
+    put(f"{summary.get('status')} at step {summary.get('steps')}, λ = {shown}, {summary.get('seconds', '-')} s")
     put(f"curve: {folder}/heldout_env_ce.png   run: {folder}")
 
 
@@ -57,11 +62,11 @@ _NO_BEST = {"validation/env_ce": "the validation pool has no (command, output) p
 
 def _pass_title(summary: Summary) -> str:
     """Return the title of pass@1, with what it is measured over."""
-    if (summary["heldout"]["last"] or {}).get("pass_at_1") is None:
+    if measures_at(summary, "heldout", "last").get("pass_at_1") is None:
         return "held-out pass@1"
-    rollouts, solved_at = summary.get("heldout_rollouts"), summary.get("solved_at", 1.0)
+    rollouts, solved_at = summary.get("heldout_rollouts"), summary.get("solved_at")
     of = [f"{counted(rollouts, 'rollout')} a task"] if rollouts else []
-    of += [f"reward ≥ {solved_at:g}"] if solved_at != 1 else []
+    of += [f"reward ≥ {solved_at:g}"] if solved_at not in (None, 1) else []
     return f"held-out pass@1 ({', '.join(of)})" if of else "held-out pass@1"
 
 
