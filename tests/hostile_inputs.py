@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hostile_texts import ESCAPES, HTML
 from pool_samples import ORIGIN, TOKENIZER, printed
 from tiny_run import train
 from trace_files import episode, trace_file
@@ -34,14 +35,6 @@ SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "aws-canary-e3f960",
 }
 """Environment variables of the person who runs the commands."""
-
-TITLE = "\x1b]0;owned\x07"
-"""Escape sequence that sets a terminal's title; echo-cli itself never prints one."""
-ESCAPES = f"{TITLE}\x9b2J\u202egnp.exe"
-"""Text that would set a terminal's title, clear its screen and reverse its letters."""
-UNPRINTABLE = ("\x1b]", "\x07", "\x9b", "\u202e")
-"""Characters of ESCAPES that must not reach a terminal."""
-HTML = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
 SHADOWED = ("pydantic", "yaml", "torch", "numpy", "uvicorn", "marker_environment", "marker_provider", "sitecustomize")
 """Modules in the folder in which the commands run."""
@@ -132,18 +125,28 @@ class HostileInputs:
         return path
 
     def config_of_server(self, name: str, url: str) -> Path:
-        """Return a config file for a short run in the environment of a server, to which headers carry two secrets."""
-        headers = {"Authorization": "Bearer ${MY_TOKEN}", "X-Other": "${AWS_SECRET_ACCESS_KEY}"}
-        return self.config(name, {"url": url, "headers": headers})
+        """Return a config file for a short run in the environment of a server."""
+        return self.config(name, self.server_at(url))
 
-    def run(self, name: str, environment: str | None = None, **sections: Mapping[str, Any]) -> Path:
+    def server_at(self, url: str) -> dict[str, Any]:
+        """Return the source of an environment at `url`, to which headers carry two secrets."""
+        headers = {"Authorization": "Bearer ${MY_TOKEN}", "X-Other": "${AWS_SECRET_ACCESS_KEY}"}
+        return {"url": url, "headers": headers}
+
+    def config_of_own_server(self, name: str, mode: str) -> Path:
+        """Return a config file whose environment is the hostile server as a process that gets a secret."""
+        script = str(Path(__file__).with_name("hostile_server.py"))
+        provider = {"kind": "process", "command": ["python", script, "{port}", mode], "env": {"TAKEN": "${MY_TOKEN}"}}
+        return self.config(name, {"provider": provider})
+
+    def run(self, name: str, environment: Mapping[str, Any] | None = None, **sections: Mapping[str, Any]) -> Path:
         """Return a copy of the finished run, with hostile text in its files and a config that names an environment."""
         folder = self.root / "runs" / name
         shutil.copytree(self.finished, folder)
         config = yaml.safe_load((folder / "config.yaml").read_text())
         changes: dict[str, Any] = {**sections}
         if environment is not None:
-            config["environment"] = {**self.environments[environment], **_REST}
+            config["environment"] = {**environment, **_REST}
             self._keep_pools(folder)
         changes["output_dir"] = f"{folder.parent}/{ESCAPES}"
         (folder / "config.yaml").write_text(yaml.safe_dump(_merged(config, changes), allow_unicode=False))

@@ -16,8 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from hostile_inputs import SECRETS, UNPRINTABLE, HostileInputs, train_run
+from hostile_inputs import SECRETS, HostileInputs, train_run
 from hostile_server import HostileServer
+from hostile_texts import UNPRINTABLE
 from watched_commands import ROOT, Recorder, Seen, WatchedCommands, changed_files, snapshot, watched_commands
 
 SECURITY = ROOT / "SECURITY.md"
@@ -40,6 +41,7 @@ _STRENGTH: tuple[Verdict, ...] = ("reads", "refuses", "asks", "acts")
 
 ENVIRONMENT = ("--allow-environment",)
 CODE = ("--trust-remote-code",)
+FETCH = ("--fetch-model",)
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,14 @@ LOOKS: tuple[Look, ...] = (
     Look("train", "config-code", f"train --config {{config_code}} {_OUT}", CODE),
     Look("train", "model", f"train --config hf-smoke model.path={{model}} --steps 1 {_OUT}", CODE),
     Look("train", "model", f"train --config hf-smoke model.path={{pickled_model}} --steps 1 {_OUT}"),
+    Look("train", "model", f"train --config hf-smoke model.path={{adapter_of_hub}} --steps 1 {_OUT}", FETCH),
     Look("train", "traces", f"train {{on_traces}} {_OUT}"),
     Look("train", "server", f"train --config {{config_server}} {_OUT}"),
     *_each(
         "train --resume", "run", "train --resume --output-dir {runs} --run-name run-* --steps 5", _SOURCES, ENVIRONMENT
     ),
     Look("train --resume", "run-code", "train --resume --output-dir {runs} --run-name run-code --steps 2", CODE),
+    Look("train --resume", "run-code", "train --resume --output-dir {runs} --run-name run-hub --steps 2", FETCH),
     *_each("train --dry-run", "config", f"train --dry-run --config {{config_*}} {_OUT}", _SOURCES),
     Look("train --dry-run", "config-code", f"train --dry-run --config {{config_code}} {_OUT}", CODE),
     *_each(
@@ -104,8 +108,21 @@ LOOKS: tuple[Look, ...] = (
     Look("sweep-lambda --dry-run", "config-code", f"sweep-lambda 0 --dry-run --config {{config_code}} {_OUT}", CODE),
     *_each("eval-heldout", "run", "eval-heldout {run_*} -o {out}/", _SOURCES, ENVIRONMENT),
     Look("eval-heldout", "run-code", "eval-heldout {run_code} --rollouts 0 -o {out}/", CODE),
+    Look("eval-heldout", "run-code", "eval-heldout {run_hub} --rollouts 0 -o {out}/", FETCH),
     Look("eval-heldout", "pool", "eval-heldout {finished} --rollouts 0 --pool {pool} -o {out}/"),
     *_each("eval-heldout --rollouts 0", "run", "eval-heldout {run_*} --rollouts 0 -o {out}/", _SOURCES),
+    Look("eval-heldout --compare", "run", "eval-heldout --compare {run_url} {run_url} -o {out}/", ENVIRONMENT),
+    Look(
+        "eval-heldout --compare",
+        "run-code",
+        "eval-heldout --compare {of_model} {run_code} --rollouts 0 -o {out}/",
+        CODE,
+    ),
+    Look(
+        "eval-heldout --compare",
+        "pool",
+        "eval-heldout --compare {finished} {finished} --rollouts 0 --pool {pool} -o {out}/",
+    ),
     *_each(
         "eval-heldout --model", "config", "eval-heldout --model tiny-base --pool {pool} --config {config_*}", _SOURCES
     ),
@@ -116,6 +133,7 @@ LOOKS: tuple[Look, ...] = (
     Look("eval-heldout --model", "model", "eval-heldout --model {model} --pool {pool}", CODE),
     Look("eval-heldout --model", "model", "eval-heldout --model {pickled_model} --pool {pool}"),
     Look("eval-heldout --model", "model", "eval-heldout --model {templated_model} --pool {pool}"),
+    Look("eval-heldout --model", "model", "eval-heldout --model {adapter_of_hub} --pool {pool}", FETCH),
     *_each("dream", "run", "dream {run_*}", _SOURCES, ENVIRONMENT, _TALK),
     Look("dream", "run-code", "dream {run_code}", CODE, _TALK),
     *_each("dream --list-tasks", "run", "dream {run_*} --list-tasks", _SOURCES, ENVIRONMENT),
@@ -132,6 +150,7 @@ LOOKS: tuple[Look, ...] = (
     Look("inspect", "model", "inspect {traces} --model {model}", CODE),
     Look("inspect", "model", "inspect {traces} --episode 1 --model {pickled_model}"),
     Look("inspect", "model", "inspect {traces} --model {templated_model}"),
+    Look("inspect", "model", "inspect {traces} --model {adapter_of_hub}"),
     Look("inspect", "traces", "inspect {traces}"),
     Look("inspect", "traces", "inspect {traces} --episode 1"),
     *_each("report", "run", "report {run_*}", _SOURCES),
@@ -150,7 +169,12 @@ LOOKS: tuple[Look, ...] = (
     *_each("env check", "config", "env check {config_*}", _SOURCES),
     Look("env check", "config-code", "env check {config_code}", CODE),
     Look("env check", "model", "env check hf-smoke model.path={model}", CODE),
+    Look("env check", "model", "env check hf-smoke model.path={adapter_of_hub}", FETCH),
     Look("env check", "server", "env check {config_server}"),
+    *_each("env check --model", "config", "env check {config_*} --model", _SOURCES),
+    Look("env check --model", "config-code", "env check {config_code} --model", CODE),
+    Look("env check --model", "model", "env check hf-smoke model.path={model} --model", CODE),
+    Look("env check --model", "server", "env check {config_server} --model"),
     Look("traces import", "traces", "traces import openai {chats} --skip-bad -o {out}/imported.jsonl"),
     Look("traces export", "run", "traces export {run_command} --to openai -o {out}/run.jsonl"),
     Look("traces export", "run-code", "traces export {run_code} --to echo -o {out}/run-code.jsonl"),
@@ -195,7 +219,7 @@ class Places:
     @property
     def runs(self) -> Path:
         """Folder of the runs, all of which exist afterwards."""
-        _ = [getattr(self, f"run_{name}") for name in (*_SOURCES, "code")]
+        _ = [getattr(self, f"run_{name}") for name in (*_SOURCES, "code", "hub")]
         return self.inputs.root / "runs"
 
     @cached_property
@@ -211,7 +235,14 @@ class Places:
         return self._run("url")
 
     def _run(self, environment: str) -> Path:
-        return self.inputs.run(f"run-{environment}", environment, evaluation={"heldout_rollouts": 1})
+        source = self.inputs.environments[environment]
+        return self.inputs.run(f"run-{environment}", source, evaluation={"heldout_rollouts": 1})
+
+    def run_of_server(self, mode: str) -> Path:
+        """Return a run whose environment is the hostile server; it is made at the first call."""
+        source, name = self.inputs.server_at(self.server.url(mode)), f"run-server-{mode}"
+        folder = self.inputs.root / "runs" / name
+        return folder if folder.exists() else self.inputs.run(name, source, evaluation={"heldout_rollouts": 1})
 
     @cached_property
     def run_code(self) -> Path:
@@ -265,6 +296,10 @@ class Places:
         return self.inputs.templated_model
 
     @property
+    def adapter_of_hub(self) -> Path:
+        return self.inputs.adapter_of_hub
+
+    @property
     def pool(self) -> Path:
         return self.inputs.pool
 
@@ -290,6 +325,8 @@ class Marks:
     """Names of variables whose values were in a request to the recorder."""
     revealed: tuple[str, ...]
     """Names of variables whose values were found in the output or in a file."""
+    written: tuple[Path, ...]
+    """Files and folders that it wrote, or tried to, outside its output folder, the temporary one and the home."""
     logs: tuple[str, ...]
     """Texts of the logs that it wrote, those of a sweep's runs."""
 
@@ -330,20 +367,28 @@ class HostileSet:
         """
         words = tuple(self.places.fill(word) for word in words)
         inputs, out = self.places.inputs, self.places.out
+        folder = inputs.elsewhere
         if out.exists():  # moved, not deleted: a process of the last command may still write there for a moment
             out.rename(Path(tempfile.mkdtemp(dir=self.root / "old")) / "out")
         out.mkdir()
         inputs.found()
         before, asked = snapshot(self.root), len(self.recorder.requests)
         until = inputs.markers if until_marked else None
-        seen = self.watched.run(*words, cwd=inputs.elsewhere, stdin=stdin, limit_s=limit_s, until=until)
+        seen = self.watched.run(*words, cwd=folder, stdin=stdin, limit_s=limit_s, until=until)
         requests = self.recorder.requests[asked:]
         changed = changed_files(before, self.root)
         written = [path for path in changed if path.parent != inputs.markers and path.is_file()]
         shown = [seen.output, *(path.read_bytes() for path in written)]
         logs = tuple(path.read_text() for path in written if path.suffix == ".log")
         sent = _named_in([request.encode() for request in requests])
-        return Marks(seen, tuple(inputs.found()), tuple(requests), sent, _named_in(shown), logs)
+        astray = self._astray([*changed, *(Path(name) for name in seen.written if name.startswith("/"))])
+        return Marks(seen, tuple(inputs.found()), tuple(requests), sent, _named_in(shown), astray, logs)
+
+    def _astray(self, paths: Sequence[Path]) -> tuple[Path, ...]:
+        """Return the paths that are not where every command may write."""
+        here = [self.places.out, *(self.root / name for name in ("tmp", "home", "markers", "watched.log"))]
+        here += [Path("/dev"), Path("/proc/self")]
+        return tuple(path for path in paths if not any(path.is_relative_to(folder) for folder in here))
 
     def verdict(self, look: Look) -> Verdict:
         """Return what a command does with a hostile input."""

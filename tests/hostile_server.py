@@ -1,4 +1,7 @@
-"""An OpenEnv server on loopback that attacks its clients: each path of `MODES` is the base URL of another attack."""
+"""An OpenEnv server on loopback that attacks its clients: each path of `MODES` is the base URL of another attack.
+
+`hostile_server.py PORT MODE` serves one attack in a process of its own, at the base URL without a path.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ import contextlib
 import gzip
 import http
 import json
+import os
+import sys
 import threading
 from typing import Any
 
-from hostile_inputs import ESCAPES, HTML
+from hostile_texts import ESCAPES, HTML
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
@@ -34,7 +39,7 @@ MODES = {
     "bomb": "a compressed body that inflates to 1 GiB",
     "bomb-websocket": "a compressed message although compression was not agreed on",
     "types": "fields of other types",
-    "echo": "returns the headers and variables that it was sent, in every text",
+    "echo": "returns the headers and variables that it was sent, and escapes, in every text",
     "errors": "errors whose texts are hostile",
     "close": "closes with a hostile reason",
 }
@@ -44,14 +49,21 @@ _DEEP = 200_000
 
 
 class HostileServer:
-    """The server, in a thread of this process; `elsewhere` is the URL to which it tries to lead its clients."""
+    """The server, in a thread of this process.
 
-    def __init__(self, elsewhere: str) -> None:
+    Args:
+        elsewhere: URL to which it tries to lead its clients.
+        port: port; 0 for a free one.
+        mode: the only attack, at every path; by default, the first part of a path names the attack.
+    """
+
+    def __init__(self, elsewhere: str, port: int = 0, mode: str | None = None) -> None:
         self._elsewhere = elsewhere
+        self._mode = mode
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
         self._stop = asyncio.Event()
-        self.port = 0
+        self.port = port
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
         self._thread.start()
         self._started.wait(10)
@@ -60,20 +72,24 @@ class HostileServer:
         assert mode in MODES
         return f"http://127.0.0.1:{self.port}/{mode}"
 
+    def join(self) -> None:
+        """Wait for the end of the server, which only `stop` brings."""
+        self._thread.join()
+
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
 
     async def _serve(self) -> None:
         options: dict[str, Any] = {"compression": None, "ping_interval": None, "max_size": None, "close_timeout": 0.1}
-        server = await serve(self._websocket, "127.0.0.1", 0, process_request=self._request, **options)
+        server = await serve(self._websocket, "127.0.0.1", self.port, process_request=self._request, **options)
         self.port = next(iter(server.sockets)).getsockname()[1]
         self._started.set()
         await self._stop.wait()
         server.close()  # without waiting for connections that never end
 
     async def _request(self, connection: ServerConnection, request: Request) -> Response | None:
-        _, mode, path = request.path.split("/", 2)
+        mode, _, path = self._path(request).partition("/")
         if mode == "silent":
             await connection.wait_closed()
         if mode == "redirect" or (mode == "redirect-websocket" and path == "ws"):
@@ -89,6 +105,10 @@ class HostileServer:
         if mode == "bomb":
             return _response(200, gzip.compress(b"[" * 2**24) * 64, **{"Content-Encoding": "gzip"})
         return _response(200, json.dumps(self._description(mode, path, request)).encode())
+
+    def _path(self, request: Request) -> str:
+        """Return the mode of a request, a slash and the rest of its path."""
+        return request.path[1:] if self._mode is None else f"{self._mode}{request.path}"
 
     def _description(self, mode: str, path: str, request: Request) -> dict[str, Any]:
         text = self._text(mode, request)
@@ -106,12 +126,13 @@ class HostileServer:
 
     def _text(self, mode: str, request: Request | None) -> str:
         if mode == "echo" and request is not None:
-            return " ".join(f"{name}={value}" for name, value in request.headers.raw_items())
+            given = [*([*os.environ.items()][::-1] if self._mode else ()), *request.headers.raw_items()]
+            return " ".join([*(f"{name}={value}" for name, value in given), HTML, ESCAPES])
         return f"{HTML}{ESCAPES}" if mode != "elsewhere" else f"connect to {self._elsewhere}"
 
     async def _websocket(self, connection: ServerConnection) -> None:
         assert connection.request is not None
-        mode = connection.request.path.split("/")[1]
+        mode = self._path(connection.request).partition("/")[0]
         with contextlib.suppress(ConnectionClosed, ConnectionError):
             if mode == "close":
                 await connection.close(1011, ESCAPES[:20])
@@ -183,3 +204,7 @@ def _response(status: int, body: bytes, **headers: str) -> Response:
         {"Content-Length": str(len(body)), "Content-Type": "application/json", "Connection": "close", **headers}
     )
     return Response(status, http.HTTPStatus(status).phrase, found, body)
+
+
+if __name__ == "__main__":
+    HostileServer("http://127.0.0.1:1", int(sys.argv[1]), sys.argv[2]).join()

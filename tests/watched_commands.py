@@ -6,7 +6,8 @@
         seen.started             # command lines of started processes
         seen.connected           # addresses of connections and look-ups
         seen.imported            # modules that were imported, and files whose code was executed
-        seen.written             # files that were opened for writing, renamed or removed
+        seen.written             # files that were opened for writing, made, renamed or removed; of a file that was
+                                 # opened from its folder's descriptor, the name alone
 
 The record comes from an audit hook (`sys.addaudithook`), which Python code can neither avoid nor remove. Rust and C++
 raise no audit events; their work is seen by `changed_files`, and by the `Recorder` to which the proxy variables send
@@ -43,7 +44,11 @@ LIMIT_S = 90.0
 
 _PROCESS = {"subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.fork", "os.forkpty"}
 _NETWORK = {"socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname"}
-_CHANGE = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
+_CHANGE = {
+    **{"os.rename": ((0, 2), (1, 3)), "os.link": ((1, 3),), "os.symlink": ((1, 2),), "os.truncate": ((0, None),)},
+    **{"os.remove": ((0, 1),), "os.rmdir": ((0, 1),), "os.mkdir": ((0, 2),), "os.chmod": ((0, 2),)},
+}
+"""Events that change files, with the indices of each changed path and of the descriptor of the folder it begins at."""
 _CODE = {"pickle.find_class", "ctypes.dlopen"}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -301,8 +306,9 @@ def _hook(events: int) -> Any:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             path, mode, flags = arguments
-            if (isinstance(mode, str) and set(mode) & set("wax+")) or (isinstance(flags, int) and flags & _WRITES):
-                record("written", os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else path)
+            writes = (isinstance(mode, str) and set(mode) & set("wax+")) or (isinstance(flags, int) and flags & _WRITES)
+            if writes and not isinstance(path, int):  # a descriptor was opened by another event
+                record("written", os.fsdecode(path))
         elif event == "exec":
             file = getattr(arguments[0], "co_filename", "")
             if not file.startswith(ours) and not file.startswith("<"):
@@ -315,11 +321,20 @@ def _hook(events: int) -> Any:
             if not isinstance(arguments[-1], str | bytes):  # a path is a socket of this machine's file system
                 record("connected", f"{event} {arguments[1:] if event.startswith('socket.c') else arguments}")
         elif event in _CHANGE:
-            record("written", " ".join(str(argument) for argument in arguments[:2]))
+            for path, folder in _CHANGE[event]:
+                record("written", _whole(arguments[path], None if folder is None else arguments[folder]))
         elif event in _CODE:
             record("imported", f"{event} {arguments}")
 
     return hook
+
+
+def _whole(path: Any, folder: int | None) -> str:
+    """Return the absolute form of a path that begins at a folder's descriptor, or at the working directory."""
+    if isinstance(path, int):
+        return os.readlink(f"/proc/self/fd/{path}")
+    begins = os.getcwd() if folder is None or folder < 0 else os.readlink(f"/proc/self/fd/{folder}")
+    return os.path.join(begins, os.fsdecode(path))
 
 
 def _package_folders() -> list[str]:
