@@ -332,10 +332,8 @@ def _read_kept_pool(path: Path) -> Pool:
     try:
         return pool_of(read_trajectories(path))
     except ValueError as error:
-        raise EchoError(
-            f"{escape_unprintable(path)} is damaged: {escape_unprintable(str(error))}",
-            "restore the file, or train the run again with --overwrite",
-        ) from error
+        message = f"{escape_unprintable(path)} is damaged: {escape_unprintable(str(error))}"
+        raise EchoError(message, "restore the file, or train the run again with --overwrite") from error
 
 
 def frozen_pools(run: RunDirectory, config: Config, worlds: TaskSuite | None, policy: TorchPolicy) -> dict[str, Pool]:
