@@ -164,7 +164,7 @@ class LoadedRun:
     def kept_pool(self, name: str) -> Pool | None:
         """Return a frozen pool from the run directory's file; None if there is none."""
         path = self.directory.pool_paths.get(name)
-        return None if path is None else _read_kept_pool(path)
+        return None if path is None else _read_kept_pool(path, self.renderer)
 
     def frozen_pools(self, policy: TorchPolicy) -> dict[str, Pool]:
         """Return the run's frozen pools by name; the environment is opened only if they have to be replayed.
@@ -323,14 +323,13 @@ def check_context(config: Config, policy: TorchPolicy, *, quiet: bool = False) -
         put(f"warning: {line}", err=True)
 
 
-def _read_kept_pool(path: Path) -> Pool:
-    """Read a frozen pool that a run has kept.
-
-    Raises:
-        EchoError: a line is not a trajectory, or has more actions than turns.
-    """
+def _read_kept_pool(path: Path, renderer: Renderer) -> Pool:
+    """Read a frozen pool that a run has kept; raise an EchoError if it is damaged or of another tokenizer."""
     try:
-        return pool_of(read_trajectories(path))
+        trajectories, tokens = list(read_trajectories(path)), range(renderer.tokenizer.vocab_size)
+        if any(token not in tokens for one in trajectories for segment in one.segments for token in segment.token_ids):
+            raise ValueError("it has tokens of another tokenizer")
+        return pool_of(trajectories)
     except ValueError as error:
         message = f"{escape_unprintable(path)} is damaged: {escape_unprintable(str(error))}"
         raise EchoError(message, "restore the file, or train the run again with --overwrite") from error
@@ -350,14 +349,14 @@ def frozen_pools(run: RunDirectory, config: Config, worlds: TaskSuite | None, po
     if not paths and worlds is not None and config.environment.toy_worlds is not None:
         pools = expert_pools(config, worlds, policy)
     else:
-        pools = {name: _read_kept_pool(path) for name, path in paths.items()}
+        pools = {name: _read_kept_pool(path, policy.renderer) for name, path in paths.items()}
     if config.traces is None or config.environment.none:
         return pools
     if traces is None:
         raise EchoError(
             f"{escape_unprintable(run.path)} lacks its pool of held-out traces", "repeat the training with --overwrite"
         )
-    return {**pools, POOL: _read_kept_pool(traces)}
+    return {**pools, POOL: _read_kept_pool(traces, policy.renderer)}
 
 
 def run_notices(run: RunDirectory, config: Config) -> list[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -127,14 +128,27 @@ def test_a_run_that_has_lost_a_pool_says_so(name: str, elsewhere: Path, capsys: 
     assert message.endswith(f"lacks its {name} pool") and "--overwrite" in tip
 
 
-def test_a_kept_pool_with_more_actions_than_turns_is_damaged(
-    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda record: record.update(turns=[]), "actions and 0 turns"),
+        *(
+            (
+                lambda record, token=token: record["segments"][0]["token_ids"].append(token),
+                "tokens of another tokenizer",
+            )
+            for token in (-1, 10**6, 10**30)
+        ),
+    ],
+)
+def test_a_kept_pool_of_other_actions_or_tokens_is_damaged(
+    change: Callable[[Any], None], said: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pool = elsewhere / "pool_heldout.jsonl"
     records = [json.loads(line) for line in pool.read_text().splitlines()]
-    records[0]["turns"] = []
+    change(records[0])
     pool.write_text("".join(json.dumps(record) + "\n" for record in records))
     capsys.readouterr()
     assert main(["eval-heldout", str(elsewhere), "--rollouts", "0"]) == 2
     message, tip = error_of(capsys.readouterr().err)
-    assert "pool_heldout.jsonl is damaged" in message and "actions and 0 turns" in message and "--overwrite" in tip
+    assert "pool_heldout.jsonl is damaged" in message and said in message and "--overwrite" in tip
