@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os.path
 import shlex
 from dataclasses import dataclass, fields
 
 from echo_cli.config.environment import EnvironmentConfig, ProviderConfig
-from echo_cli.config.model import RANDOM_QWEN3, ModelConfig, SamplerConfig
+from echo_cli.config.model import ModelConfig, SamplerConfig, is_hub_id
 from echo_cli.config.schema import Config
 from echo_cli.config.section import VARIABLE
 from echo_cli.text import escape_unprintable
@@ -92,8 +91,7 @@ def _provider(provider: ProviderConfig, place: str) -> Effects:
 
 
 def _model(model: ModelConfig) -> Effects:
-    local = model.path == RANDOM_QWEN3 or os.path.isdir(os.path.expanduser(model.path))
-    if model.kind != "hf" or model.fetch == "never" or local:
+    if model.kind != "hf" or model.fetch == "never" or not is_hub_id(model.path):
         return Effects()
     return Effects(may_fetch=(f"{model.path}{f' at {model.revision}' if model.revision else ''} from the hub",))
 

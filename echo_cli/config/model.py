@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os.path
+import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, model_validator
@@ -27,6 +29,16 @@ TINY_BASE = "tiny-base"
 """A `model.path`: the built-in model that the package contains."""
 RANDOM_QWEN3 = "random-qwen3"
 """A `model.path`: a small Qwen3 with random weights and its own tokenizer, created on demand."""
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def is_hub_id(path: str) -> bool:
+    """Return whether `path` can only be a hub id: it has the form of one, and is no path that exists in part."""
+    local = Path(path).expanduser()
+    is_local = path in (TINY_BASE, RANDOM_QWEN3) or local.exists() or (len(local.parts) > 1 and local.parent.is_dir())
+    return not is_local and _HUB_ID.fullmatch(path) is not None
 
 
 def _name_or_folder(path: str) -> str:

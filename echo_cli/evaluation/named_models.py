@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from echo_cli.config.loader import find_config, load_config, parse_override
-from echo_cli.config.model import RANDOM_QWEN3, TINY_BASE, ConversationConfig, ModelConfig, SamplerConfig
+from echo_cli.config.model import RANDOM_QWEN3, TINY_BASE, ConversationConfig, ModelConfig, SamplerConfig, is_hub_id
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.files import read_json
 from echo_cli.runs.checkpoints import Checkpoints
 from echo_cli.text import escape_unprintable
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _ANY_KIND = ("device", "threads", "optim.token_budget")
 _HF_MODEL = ("revision", "trust_remote_code", "fetch", "dtype", "attention", "compile", "chat_template")
 _NAMES = f"{TINY_BASE}, a folder with config.json and weights, or a hub id such as Qwen/Qwen3-0.6B"
@@ -69,7 +67,7 @@ def kind_of(path: str) -> Literal["tiny", "hf"]:
         return "tiny" if path == TINY_BASE else "hf"
     folder = Path(path)
     if not folder.is_dir():
-        if _HUB_ID.fullmatch(path) and not folder.exists() and not Path(path.split("/")[0]).exists():
+        if is_hub_id(path):
             return "hf"
         raise EchoError(
             f"no model {escape_unprintable(path)}: {'not a folder' if folder.exists() else 'it does not exist'}",

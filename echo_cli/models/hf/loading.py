@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from echo_cli.config.model import RANDOM_QWEN3, ModelConfig
+from echo_cli.config.model import RANDOM_QWEN3, ModelConfig, is_hub_id
 from echo_cli.errors import EchoError, first_line, missing_package
 from echo_cli.files import os_errors
 from echo_cli.models.architecture import hub_folder
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 TOKENIZER_CONFIG_FILE, GGUF = "tokenizer_config.json", ".gguf"
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _TEXT_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 
@@ -73,7 +71,7 @@ def hf_folder(model: ModelConfig, seed: int, *, weights: bool = True) -> Iterato
         raise EchoError(message, "set model.path to the original model: a folder with config.json or a hub id")
     if path.is_dir():
         yield _announced(path, model)
-    elif not _HUB_ID.fullmatch(model.path) or path.exists() or (len(path.parts) > 1 and path.parent.is_dir()):
+    elif not is_hub_id(model.path):
         raise EchoError(
             f"no model folder at {escape_unprintable(path)}", "set model.path to a folder with config.json or a hub id"
         )
