@@ -164,9 +164,9 @@ class _Shortest:
 
 
 _REPEAT = re.compile(r"(?:[*+?]|\{(?=,?\d)(\d*)(?:,\d*)?\})[?+]?")
-_GROUP = re.compile(r"\((\?(?:P<\w+>|P=\w+\)|<?[=!]|#[^)]*\)|>|[a-zA-Z-]*[:)]))?")
+_GROUP = re.compile(r"\((\?(?:P<\w+>|P=\w+\)|<?[=!]|#[^)]*\)?|>|[a-zA-Z-]*[:)]))?")
 _ESCAPE_OR_CLASS = re.compile(
-    r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL
+    r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)|\[\^?\]?(?:\\.|[^\]\\])*\]?", re.DOTALL
 )
 
 

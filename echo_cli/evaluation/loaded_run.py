@@ -161,10 +161,10 @@ class LoadedRun:
         self.obtain_consent()
         return self._opened.enter_context(open_worlds(self.config))
 
-    def kept_pool(self, name: str) -> Pool | None:
-        """Return a frozen pool from the run directory's file; None if there is none."""
+    def kept_pool(self, name: str, renderer: Renderer | None = None) -> Pool | None:
+        """Return a frozen pool from the run's file, in the tokens of a given `renderer`; None if there is no file."""
         path = self.directory.pool_paths.get(name)
-        return None if path is None else _read_kept_pool(path, self.renderer)
+        return None if path is None else _read_kept_pool(path, renderer)
 
     def frozen_pools(self, policy: TorchPolicy) -> dict[str, Pool]:
         """Return the run's frozen pools by name; the environment is opened only if they have to be replayed.
@@ -323,11 +323,12 @@ def check_context(config: Config, policy: TorchPolicy, *, quiet: bool = False) -
         put(f"warning: {line}", err=True)
 
 
-def _read_kept_pool(path: Path, renderer: Renderer) -> Pool:
-    """Read a frozen pool that a run has kept; raise an EchoError if it is damaged or of another tokenizer."""
+def _read_kept_pool(path: Path, renderer: Renderer | None) -> Pool:
+    """Read a frozen pool that a run has kept; raise an EchoError if it is damaged, or not in the renderer's tokens."""
     try:
-        trajectories, tokens = list(read_trajectories(path)), range(renderer.tokenizer.vocab_size)
-        if any(token not in tokens for one in trajectories for segment in one.segments for token in segment.token_ids):
+        trajectories = list(read_trajectories(path))
+        ids = {token for one in trajectories for segment in one.segments for token in segment.token_ids}
+        if renderer is not None and not ids <= set(range(renderer.tokenizer.vocab_size)):
             raise ValueError("it has tokens of another tokenizer")
         return pool_of(trajectories)
     except ValueError as error:

@@ -204,7 +204,7 @@ def _pools(run: LoadedRun, policy: TorchPolicy) -> dict[str, Pool]:
     names = (HELDOUT, OOD, POOL)
     in_this_process = run.config.environment.toy_terminal is not None
     pools: Mapping[str, Pool | None] = (
-        run.frozen_pools(policy) if in_this_process else {name: run.kept_pool(name) for name in names}
+        run.frozen_pools(policy) if in_this_process else {name: run.kept_pool(name, policy.renderer) for name in names}
     )
     return {name: pool for name in names if (pool := pools.get(name)) is not None and pool.trajectories}
 

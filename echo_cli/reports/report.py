@@ -61,12 +61,13 @@ def write_report(
         EchoError: as in `read_run`; the runs are in different folders and `output` is None; or the report cannot be
             written.
     """
-    paths = list(dict.fromkeys(Path(os.path.abspath(run)) for run in runs))
+    typed = {Path(os.path.abspath(run)): run for run in runs}
+    paths = list(typed)
     if not paths:
         raise EchoError("no run to report on", "name one or more run directories")
     if output is None and len({path.parent for path in paths}) > 1:
         raise EchoError("the runs are in different folders", "name the report's file or folder with --output")
-    fitting = overrides_of(paths, overrides)
+    fitting = overrides_of(list(typed.values()), overrides)
     names = run_names(paths)
     curves = [read_curve(path, name, METRICS) for path, name in zip(paths, names, strict=True)]
     file = _file(output or (runs[0] if len(paths) == 1 else paths[0].parent))

@@ -227,7 +227,7 @@ def edit_similarity(first: str, second: str) -> float:
 
 
 def _heldout_pool(run: LoadedRun, policy: TorchPolicy) -> Pool:
-    pool = run.kept_pool(HELDOUT) or run.frozen_pools(policy).get(HELDOUT)
+    pool = run.kept_pool(HELDOUT, policy.renderer) or run.frozen_pools(policy).get(HELDOUT)
     if pool is None:
         message = f"{run.directory.path.name} has no held-out pool"
         raise EchoError(message, "name a pool with --pool DIR; `echo-cli pool build DIR` builds one")
