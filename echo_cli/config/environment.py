@@ -20,14 +20,12 @@ from echo_cli.config.section import (
     PositiveFloat,
     Seconds,
     Section,
-    Seed,
     refuse_credentials,
     refuse_secret_words,
     refuse_secrets,
 )
+from echo_cli.config.toy_terminal import ToyTerminalConfig
 from echo_cli.errors import EchoError
-from echo_cli.text import suggest
-from toy_terminal_env.tasks import FAMILIES
 
 
 def _compiles(pattern: str) -> str:
@@ -49,36 +47,6 @@ def _is_import_path(text: str) -> str:
 
 Pattern = Annotated[str, AfterValidator(_compiles)]
 ImportPath = Annotated[str, AfterValidator(_is_import_path)]
-
-
-class ToyTerminalConfig(Section):
-    """Toy worlds for training (`world_seeds`) and for the out-of-distribution pool alone (`ood_world_seeds`).
-
-    `families` restricts the tasks of every split to the named task families; empty means all families.
-    """
-
-    world_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
-    ood_world_seeds: tuple[Seed, ...] = (101, 102)
-    max_turns: Positive = 5
-    families: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _known_families(self) -> ToyTerminalConfig:
-        for family in self.families:
-            if family not in FAMILIES:
-                raise EchoError(f"unknown task family '{family}'", suggest(family, FAMILIES, "families"))
-        return self
-
-    @model_validator(mode="after")
-    def _disjoint(self) -> ToyTerminalConfig:
-        seeds = (*self.world_seeds, *self.ood_world_seeds)
-        if len(set(seeds)) < len(seeds):
-            raise EchoError(
-                f"duplicate seed in world_seeds {list(self.world_seeds)} and ood_world_seeds "
-                f"{list(self.ood_world_seeds)}",
-                "list each seed once, in one of the two",
-            )
-        return self
 
 
 class ProviderLimits(Section):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from echo_cli.config.environment import SOURCE_KEYS, EnvironmentConfig, ToyTerminalConfig
+from echo_cli.config.environment import SOURCE_KEYS, EnvironmentConfig
 from echo_cli.config.model import ConversationConfig, ModelConfig, SamplerConfig
 from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.config.section import (
@@ -27,6 +27,7 @@ from echo_cli.config.section import (
     Seed,
     is_free,
 )
+from echo_cli.config.toy_terminal import ToyTerminalConfig
 from echo_cli.errors import EchoError
 from echo_cli.text import suggest
 

@@ -19,13 +19,15 @@ from toy_terminal_env.environment import ToyTerminalEnvironment, world_and_tasks
 from toy_terminal_env.models import ToyTerminalAction, ToyTerminalObservation
 from toy_terminal_env.scripted import expert_actions, explorer_actions, explorer_commands, solving_commands
 from toy_terminal_env.tasks import ToyTask
+from toy_terminal_env.world import Kind
 
 
 class ToyWorlds:
     """Tasks and scripted actors of one or more toy worlds.
 
     Args:
-        families: kinds of tasks; empty means all. The explorers' commands do not depend on them.
+        families: task families; empty means all. The explorers' commands do not depend on them.
+        kind: kind of every world.
         factory: creates the terminals; by default in this process.
         replayable: whether the terminals are in this process, so that a pool can be replayed at no cost.
 
@@ -41,6 +43,7 @@ class ToyWorlds:
         families: Sequence[str] = (),
         factory: EnvironmentFactory | None = None,
         *,
+        kind: Kind = "files",
         replayable: bool = True,
     ) -> None:
         self.replayable = replayable
@@ -48,6 +51,7 @@ class ToyWorlds:
         self._ood_world_seeds = tuple(ood_world_seeds)
         self._max_turns = max_turns
         self._families = tuple(families)
+        self._kind = kind
         self._factory = factory or toy_factory(max_turns, HostLimits())
         self.hosting = self._factory.hosting
         self.description = self._factory.description
@@ -55,12 +59,12 @@ class ToyWorlds:
         splits: dict[Split, list[Task]] = {"train": [], "validation": [], "heldout": []}
         self._explorer_kinds = {}
         for seed in self._world_seeds:
-            world, tasks = world_and_tasks(seed)
+            world, tasks = world_and_tasks(seed, kind)
             self._toy_tasks |= tasks
             for task in tasks.values():
                 if families and task.family not in families:
                     continue
-                arguments = {"seed": seed, "task_id": task.task_id, "max_turns": max_turns}
+                arguments = {"seed": seed, "task_id": task.task_id, "max_turns": max_turns, **self._kind_argument()}
                 splits[task.split].append(Task(task.task_id, task.split, task.family, arguments))
             forbidden = solving_commands(task for task in tasks.values() if task.split != "train")
             self._explorer_kinds[seed] = explorer_commands(world, forbidden)
@@ -76,7 +80,7 @@ class ToyWorlds:
         settings = factory.settings.model_copy(update={"max_turns": self._max_turns})
         factory = replace(factory, settings=settings)
         seeds = self._world_seeds, self._ood_world_seeds
-        return ToyWorlds(*seeds, self._max_turns, self._families, factory, replayable=False)
+        return ToyWorlds(*seeds, self._max_turns, self._families, factory, kind=self._kind, replayable=False)
 
     def environment(self) -> Environment:
         return self._factory.environment()
@@ -88,8 +92,12 @@ class ToyWorlds:
         return explorer_actions(self._explorer_kinds[task.reset_arguments["seed"]], count, rng)
 
     def out_of_distribution(self) -> ToyWorlds:
-        seeds, replayable = self._ood_world_seeds, self.replayable
-        return ToyWorlds(seeds, (), self._max_turns, self._families, self._factory, replayable=replayable)
+        shared: dict[str, Any] = {"kind": self._kind, "replayable": self.replayable}
+        return ToyWorlds(self._ood_world_seeds, (), self._max_turns, self._families, self._factory, **shared)
+
+    def _kind_argument(self) -> JsonObject:
+        """Return the reset argument that names the kind; the default is left to the terminal."""
+        return {} if self._kind == "files" else {"kind": self._kind}
 
 
 def toy_factory(max_turns: int, hosting: HostLimits) -> EnvironmentFactory:

@@ -33,7 +33,7 @@ def list_tasks(config: Config) -> tuple[TaskSplits, TaskSplits]:
     """
     environment, toy = config.environment, config.environment.toy_worlds
     if toy is not None:
-        worlds = ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns, toy.families)
+        worlds = ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns, toy.families, kind=toy.kind)
         return worlds.tasks, worlds.out_of_distribution().tasks
     if environment.tasks is None:
         return _NO_TASKS, _NO_TASKS
@@ -56,7 +56,7 @@ def open_worlds(config: Config) -> Iterator[TaskSuite]:
         return
     if toy is not None:
         here = toy_factory(toy.max_turns, _hosting(environment, environment.sessions))
-        worlds = ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns, toy.families, here)
+        worlds = ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns, toy.families, here, kind=toy.kind)
         if environment.toy_terminal is not None:
             yield worlds
             return

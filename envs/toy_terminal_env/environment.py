@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from toy_terminal_env.machine import generate_machine
 from toy_terminal_env.models import ToyTerminalAction, ToyTerminalObservation, ToyTerminalState
 from toy_terminal_env.shell import run
 from toy_terminal_env.tasks import ToyTask, generate_tasks
-from toy_terminal_env.world import World, generate_world
+from toy_terminal_env.world import Kind, World, generate_world
 
 ANSWER = "answer:"
 
 
 @lru_cache(maxsize=64)
-def world_and_tasks(world_seed: int) -> tuple[World, dict[str, ToyTask]]:
-    """Return the world of a seed and its tasks by id; both are immutable, so one copy serves every episode."""
-    world = generate_world(world_seed)
+def world_and_tasks(world_seed: int, kind: Kind = "files") -> tuple[World, dict[str, ToyTask]]:
+    """Return the world of a seed and its tasks by id; both are immutable, so one copy serves every episode.
+
+    Raises:
+        ValueError: no world of this kind has the seed.
+    """
+    world = generate_machine(world_seed) if kind == "machine" else generate_world(world_seed)
     return world, {task.task_id: task for task in generate_tasks(world)}
 
 
@@ -41,14 +46,16 @@ class ToyTerminalEnvironment:
         *,
         task_id: str | None = None,
         max_turns: int | None = None,
+        kind: Kind = "files",
     ) -> ToyTerminalObservation:
         """Start an episode in the world of `seed`, on the task `task_id` or else the world's first training task.
 
         Raises:
-            ValueError: the world has no such task, or `max_turns` is below 1; the previous episode continues.
+            ValueError: no world of this kind has the seed, the world has no such task, or `max_turns` is below 1; the
+                previous episode continues.
         """
         episode_turns = _at_least_one(self.max_turns if max_turns is None else max_turns)
-        world, tasks = world_and_tasks(seed)
+        world, tasks = world_and_tasks(seed, kind)
         if task_id is None:
             task_id = next(task.task_id for task in tasks.values() if task.split == "train")
         if task_id not in tasks:

@@ -15,7 +15,14 @@ def expert_actions(task: ToyTask) -> list[str]:
 
 
 def searching_actions(world: World, task: ToyTask, rng: random.Random) -> list[str]:
-    """Return a solution by a newcomer to `world`: if the question names no file, list the folder and try each file."""
+    """Return a solution by a newcomer to `world`: if the question names no file, list the folder and try each file.
+
+    On a machine, find the service by its name, in the files or in the registry.
+    """
+    if world.kind == "machine":
+        service = world.service_of[task.solution[0].rpartition(" ")[2]]
+        search = f"grep -rl {service} /etc" if rng.random() < 2 / 3 else f"grep {service} {REGISTRY}"
+        return [search, *expert_actions(task)]
     if task.family not in ("key", "cell"):
         return expert_actions(task)
     (lookup,) = task.solution
@@ -25,6 +32,12 @@ def searching_actions(world: World, task: ToyTask, rng: random.Random) -> list[s
     rng.shuffle(candidates)
     tried = candidates[: candidates.index(path) + 1]
     return [f"ls {folder}", *(f"grep {pattern} {candidate}" for candidate in tried), f"answer: {task.answer}"]
+
+
+def wandering_actions(commands: Mapping[str, Sequence[str]], world: World, rng: random.Random) -> list[str]:
+    """Return one to four commands of an explorer, 15 % of them mistaken."""
+    typed = explorer_actions(commands, rng.randrange(1, 5), rng)
+    return [mistaken_action(world, rng) if rng.random() < 0.15 else command for command in typed]
 
 
 def solving_commands(tasks: Iterable[ToyTask]) -> frozenset[str]:
@@ -38,13 +51,17 @@ def explorer_commands(world: World, forbidden: frozenset[str]) -> dict[str, list
     A forbidden `grep PATTERN FILE` is omitted with every option (`-n`, `-i`, ...), so that its lines appear only in
     outputs of commands that print other lines as well, or that search for something else.
     """
+    kinds = _machine_commands(world) if world.kind == "machine" else _file_commands(world, forbidden)
+    return {kind: [command for command in found if command not in forbidden] for kind, found in kinds.items()}
+
+
+def _file_commands(world: World, forbidden: frozenset[str]) -> dict[str, list[str]]:
     greps = {command for command in forbidden if command.startswith("grep ") and not command.startswith("grep -")}
     kinds: dict[str, list[str]] = {kind: [] for kind in EXPLORER_WEIGHTS}
     for path in world.files:
         kinds["cat"].append(f"cat {path}")
         kinds["wc"] += [f"wc {path}", f"wc -l {path}", f"wc -c {path}", f"wc -w {path}"]
-        for number in range(1, len(world.lines(path)) + 1):
-            kinds["window"] += [f"head -n {number} {path}", f"tail -n {number} {path}"]
+        kinds["window"] += _windows(path, len(world.lines(path)))
         words = [word for word in _words(world, path) if f"grep {word} {path}" not in greps]
         kinds["grep"] += [f"grep {word} {path}" for word in words]
         kinds["grep -n"] += [f"grep -n {word} {path}" for word in words]
@@ -54,8 +71,39 @@ def explorer_commands(world: World, forbidden: frozenset[str]) -> dict[str, list
     folders = ["/", "/etc", "/srv", "/var", "/var/log"]
     kinds["ls"] += [f"ls {folder}" for folder in folders] + [f"ls -l {folder}" for folder in folders]
     kinds["ls"] += [f"ls {first} {second}" for first in folders for second in folders if first != second]
-    return {kind: [command for command in found if command not in forbidden] for kind, found in kinds.items()}
+    return kinds
 
+
+def _machine_commands(world: World) -> dict[str, list[str]]:
+    services, rows = world.service_of.values(), len(world.lines(REGISTRY))
+    kinds: dict[str, list[str]] = {kind: [] for kind in MACHINE_WEIGHTS}
+    kinds["grep -rl"] = [f"grep -rl {service} /etc" for service in services]
+    kinds["grep -r"] = [f"grep -r {service} /etc" for service in services]
+    kinds["registry"] = [f"grep {service} {REGISTRY}" for service in services]
+    kinds["registry window"] = _windows(REGISTRY, rows)
+    for path in world.service_of:
+        lines = world.lines(path)
+        kinds["window"] += _windows(path, len(lines))
+        kinds["grep"] += [f"grep {line.partition(': ')[0]} {path}" for line in lines[1:]]
+    kinds["ls"] = ["ls /etc", "ls -l /etc", "ls /", "ls /srv"]
+    return kinds
+
+
+def _windows(path: str, lines: int) -> list[str]:
+    """Return the commands that print the first or last 1 to `lines` lines of a file."""
+    return [f"{command} -n {number} {path}" for number in range(1, lines + 1) for command in ("head", "tail")]
+
+
+MACHINE_WEIGHTS: Mapping[str, int] = {
+    "grep -rl": 5,
+    "grep -r": 2,
+    "registry": 3,
+    "registry window": 3,
+    "window": 5,
+    "grep": 4,
+    "ls": 1,
+}
+"""Relative frequency of each kind of an explorer's commands on a machine. Several kinds show where a service lies."""
 
 EXPLORER_WEIGHTS: Mapping[str, int] = {
     "cat": 1,
@@ -72,7 +120,8 @@ EXPLORER_WEIGHTS: Mapping[str, int] = {
 
 def explorer_actions(kinds: Mapping[str, Sequence[str]], count: int, rng: random.Random) -> list[str]:
     """Draw `count` commands of `explorer_commands`, each by drawing its kind first."""
-    chosen = rng.choices(list(EXPLORER_WEIGHTS), list(EXPLORER_WEIGHTS.values()), k=count)
+    weights = EXPLORER_WEIGHTS if "cat" in kinds else MACHINE_WEIGHTS
+    chosen = rng.choices(list(weights), list(weights.values()), k=count)
     return [rng.choice(kinds[kind]) for kind in chosen]
 
 

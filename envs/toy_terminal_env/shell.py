@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 MAX_COMMAND_CHARS = 1000
 _OPERATORS = frozenset("|&;<>()")
+_SPECIAL = frozenset("^$.[]*\\")
+"""Characters that have a meaning in a basic regular expression."""
 
 Files = Mapping[str, str]
 
@@ -297,7 +299,7 @@ def _matcher(pattern: str, *, fixed: bool, ignore_case: bool) -> Callable[[str],
     def fold(line: str) -> str:
         return line.lower() if ignore_case else line
 
-    if fixed:
+    if fixed or not _SPECIAL & set(pattern):
         return lambda line: pattern in fold(line)
     anchored_start, anchored_end, atoms = _compile(pattern)
     last = len(atoms)

@@ -7,19 +7,25 @@ question and no solving command of `validation` or `heldout` occurs in `train`.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from toy_terminal_env.shell import run
-from toy_terminal_env.world import LEVELS, REGISTRY, World
+from toy_terminal_env.world import LEVELS, REGISTRY, Kind, World
 
 Split = Literal["train", "validation", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "heldout")
-FAMILIES = (
-    *("key", "key_named", "two_step", "cell", "cell_named", "count", "match_time"),
-    *("line_count", "line_from_end", "nth_line", "next_line", "file_count"),
-)
+FAMILIES_OF: Mapping[Kind, tuple[str, ...]] = {
+    "files": (
+        *("key", "key_named", "two_step", "cell", "cell_named", "count", "match_time"),
+        *("line_count", "line_from_end", "nth_line", "next_line", "file_count"),
+    ),
+    "machine": ("setting", "setting_elsewhere"),
+}
+FAMILIES = tuple(family for families in FAMILIES_OF.values() for family in families)
+ELSEWHERE: Mapping[Split, int] = {"validation": 2, "heldout": 6}
+"""Services of a machine that no training task asks about."""
 HELDOUT_SHARE, VALIDATION_SHARE = 0.34, 0.16
 
 
@@ -53,10 +59,19 @@ def _assign(rng: random.Random, facts: Sequence[Fact]) -> list[tuple[Fact, Split
 
 def generate_tasks(world: World) -> tuple[ToyTask, ...]:
     """Return every task of `world`, in a fixed order. Two calls return equal tasks."""
-    rng = random.Random(f"toy-terminal-tasks-{world.seed}")
-    drafts = [*_config_tasks(world, rng), *_table_tasks(world, rng), *_log_tasks(world, rng), *_file_tasks(world, rng)]
+    if world.kind == "machine":
+        letter, drafts = "m", list(_setting_tasks(world, random.Random(f"toy-terminal-settings-{world.seed}")))
+    else:
+        rng = random.Random(f"toy-terminal-tasks-{world.seed}")
+        drafts = [
+            *_config_tasks(world, rng),
+            *_table_tasks(world, rng),
+            *_log_tasks(world, rng),
+            *_file_tasks(world, rng),
+        ]
+        letter = "w"
     return tuple(
-        ToyTask(f"w{world.seed}-{number:03d}-{family}", family, split, question, answer, solution)
+        ToyTask(f"{letter}{world.seed}-{number:03d}-{family}", family, split, question, answer, solution)
         for number, (family, split, question, answer, solution) in enumerate(drafts)
     )
 
@@ -75,6 +90,24 @@ def _config_tasks(world: World, rng: random.Random) -> Iterator[Draft]:
         if split == service_split[path]:
             question = f"what is the {key} of {service}? its config is listed in {REGISTRY}"
             yield "two_step", split, question, value, (f"grep {service} {REGISTRY}", lookup)
+
+
+def _setting_tasks(world: World, rng: random.Random) -> Iterator[Draft]:
+    """Yield questions about settings: a split by setting of half of the services, and whole services in one split."""
+
+    def draft(family: str, split: Split, path: str, line: str) -> Draft:
+        key, value = line.split(": ")
+        return family, split, f"what is the {key} of {world.service_of[path]}?", value, (f"grep {key} {path}",)
+
+    paths = rng.sample(list(world.service_of), len(world.service_of))
+    elsewhere = [split for split, count in ELSEWHERE.items() for _ in range(count)]
+    asked = paths[len(elsewhere) :]
+    settings = [(path, line) for path in sorted(asked) for line in world.lines(path)[1:]]
+    for (path, line), split in _assign(rng, settings):
+        yield draft("setting", split, path, line)
+    for path, split in zip(paths, elsewhere, strict=False):
+        for line in world.lines(path)[1:]:
+            yield draft("setting_elsewhere", split, path, line)
 
 
 def _tables(world: World) -> list[str]:

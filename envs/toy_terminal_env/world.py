@@ -10,6 +10,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 WORDS = (
     "acorn amber anchor aspen badger basil beacon birch bison cactus canyon cedar cinder clover cobalt comet "
@@ -48,6 +49,8 @@ CONFIGS, LOGS, TABLES = 4, 3, 3
 KEYS_PER_CONFIG, LINES_PER_LOG, ROWS_PER_TABLE = (8, 10), (10, 12), (7, 9)
 REGISTRY = "/srv/registry.csv"
 
+Kind = Literal["files", "machine"]
+
 
 @dataclass(frozen=True)
 class World:
@@ -57,6 +60,7 @@ class World:
     files: Mapping[str, str]
     service_of: Mapping[str, str]
     """Service that each config file configures, by path."""
+    kind: Kind = "files"
 
     def lines(self, path: str) -> list[str]:
         return self.files[path].splitlines()
@@ -81,14 +85,14 @@ def generate_world(seed: int) -> World:
     return World(seed, MappingProxyType(dict(sorted(files.items()))), MappingProxyType(configs))
 
 
-def _number(rng: random.Random) -> int:
+def random_number(rng: random.Random) -> int:
     return rng.randrange(10, 10 ** rng.choice((2, 3, 3, 4)))
 
 
 def _config(rng: random.Random, service: str) -> str:
     keys = rng.sample(NUMBER_KEYS, 6) + rng.sample(WORD_KEYS, rng.randint(*KEYS_PER_CONFIG) - 6)
     rng.shuffle(keys)
-    values = [str(_number(rng)) if key in NUMBER_KEYS else rng.choice(WORDS) for key in keys]
+    values = [str(random_number(rng)) if key in NUMBER_KEYS else rng.choice(WORDS) for key in keys]
     return f"service: {service}\n" + "".join(f"{key}: {value}\n" for key, value in zip(keys, values, strict=True))
 
 
@@ -111,4 +115,4 @@ def _table(rng: random.Random, hosts: list[str]) -> str:
 
 
 def _cell(rng: random.Random, column: str) -> str:
-    return str(_number(rng)) if column in NUMBER_COLUMNS else rng.choice(WORDS)
+    return str(random_number(rng)) if column in NUMBER_COLUMNS else rng.choice(WORDS)

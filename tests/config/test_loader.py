@@ -12,11 +12,12 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from echo_cli.config.environment import EnvironmentConfig, Section, ToyTerminalConfig
+from echo_cli.config.environment import EnvironmentConfig, Section
 from echo_cli.config.loader import configs_folder, find_config, load_config, parse_override
 from echo_cli.config.model import ConversationConfig, ModelConfig, SamplerConfig
 from echo_cli.config.objective import PRESETS, ObjectiveSettings
 from echo_cli.config.schema import Config, key_paths
+from echo_cli.config.toy_terminal import ToyTerminalConfig
 from echo_cli.errors import EchoError
 from echo_cli.runs.provenance import environment_record
 
@@ -219,7 +220,7 @@ def test_a_wrong_file_is_refused_with_the_place(text: str | bytes, message: str,
         ("optim.lr=\udcff", "is not valid YAML"),
         ("optim.lr.x=1", "'optim.lr' is a value, not a section"),
         ("optim.lr=", "'optim.lr' is null"),
-        ("environment.toy_terminal.families=[kye]", "unknown task family 'kye'"),
+        ("environment.toy_terminal.families=[kye]", "no task family 'kye' of kind files"),
         ("objective.world_model_coeff=-0.1", "negative (command line: objective.world_model_coeff=-0.1"),
     ],
 )

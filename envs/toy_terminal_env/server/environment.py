@@ -13,6 +13,7 @@ import toy_terminal_env
 from toy_terminal_env.environment import EpisodeError, ToyTerminalEnvironment
 from toy_terminal_env.models import ToyTerminalAction
 from toy_terminal_env.wire import ToyTerminalWireAction, ToyTerminalWireObservation, ToyTerminalWireState
+from toy_terminal_env.world import Kind
 
 README = Path(toy_terminal_env.__file__).parent / "README.md"
 
@@ -38,14 +39,16 @@ class OpenEnvToyTerminal(Environment[ToyTerminalWireAction, ToyTerminalWireObser
         *,
         task_id: str | None = None,
         max_turns: int | None = None,
+        kind: Kind = "files",
     ) -> ToyTerminalWireObservation:
         """Start an episode as `ToyTerminalEnvironment.reset` does; the default seed is 0.
 
         Raises:
-            ValueError: the world has no such task, or `max_turns` is below 1; the previous episode continues.
+            ValueError: no world of this kind has the seed, the world has no such task, or `max_turns` is below 1; the
+                previous episode continues.
             ValidationError: an argument has the wrong type.
         """
-        observation = self._terminal.reset(seed or 0, episode_id, task_id=task_id, max_turns=max_turns)
+        observation = self._terminal.reset(seed or 0, episode_id, task_id=task_id, max_turns=max_turns, kind=kind)
         return ToyTerminalWireObservation(**vars(observation))
 
     def step(
@@ -61,9 +64,10 @@ class OpenEnvToyTerminal(Environment[ToyTerminalWireAction, ToyTerminalWireObser
         *,
         task_id: str | None = None,
         max_turns: int | None = None,
+        kind: Kind = "files",
     ) -> ToyTerminalWireObservation:
         """Call `reset`. OpenEnv passes only parameters in the signature, so they are spelled out."""
-        return self.reset(seed, episode_id, task_id=task_id, max_turns=max_turns)
+        return self.reset(seed, episode_id, task_id=task_id, max_turns=max_turns, kind=kind)
 
     async def step_async(
         self, action: ToyTerminalWireAction, timeout_s: float | None = None, **_: Any

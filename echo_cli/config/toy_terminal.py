@@ -1,0 +1,60 @@
+"""The `toy_terminal` section of a config: the toy worlds of a run, and their task families."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from echo_cli.config.section import Positive, Section, Seed
+from echo_cli.errors import EchoError
+from echo_cli.text import suggest
+from toy_terminal_env.machine import SEEDS
+from toy_terminal_env.tasks import FAMILIES_OF
+from toy_terminal_env.world import Kind
+
+
+class ToyTerminalConfig(Section):
+    """Toy worlds for training (`world_seeds`) and for the out-of-distribution pool alone (`ood_world_seeds`).
+
+    `kind` is the kind of the worlds: `files`, with configs, logs and tables, or `machine`, with services whose config
+    files have equal names everywhere. `families` restricts the tasks of every split to the named task families of that
+    kind; empty means all families.
+    """
+
+    kind: Kind = "files"
+    world_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    ood_world_seeds: tuple[Seed, ...] = (101, 102)
+    max_turns: Positive = 5
+    families: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _known_families(self) -> ToyTerminalConfig:
+        known = FAMILIES_OF[self.kind]
+        for family in self.families:
+            if family not in known:
+                raise EchoError(f"no task family '{family}' of kind {self.kind}", suggest(family, known, "families"))
+        return self
+
+    @model_validator(mode="after")
+    def _evaluation_machines(self) -> ToyTerminalConfig:
+        if self.kind == "machine":
+            allowed = SEEDS["evaluation"]
+            for seed in (*self.world_seeds, *self.ood_world_seeds):
+                if seed not in allowed:
+                    raise EchoError(
+                        f"no machine to train on or evaluate has the seed {seed}",
+                        f"seeds of kind machine are {allowed[0]} to {allowed[-1]}; others are of pretraining",
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> ToyTerminalConfig:
+        seeds = (*self.world_seeds, *self.ood_world_seeds)
+        if len(set(seeds)) < len(seeds):
+            raise EchoError(
+                f"duplicate seed in world_seeds {list(self.world_seeds)} and ood_world_seeds "
+                f"{list(self.ood_world_seeds)}",
+                "list each seed once, in one of the two",
+            )
+        return self
