@@ -27,6 +27,9 @@ class CannedWorlds:
     def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
         raise AssertionError("nothing here explores")
 
+    def reserved(self, tasks: Sequence[Task]) -> list[tuple[Task, list[str]]]:
+        return []
+
     def out_of_distribution(self) -> TaskSuite:
         return self
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -144,6 +144,12 @@ class TaskSuite(Protocol):
         """Return `count` exploring actions for the world of `task`, or none if no actions are known.
 
         No action solves a validation or held-out task.
+        """
+
+    def reserved(self, tasks: Sequence[Task]) -> list[tuple[Task, list[str]]]:
+        """Return scripts of commands that explorers never type, for the pool of `tasks`, which are of one split.
+
+        They solve nothing: a pool that has them is larger than its tasks. Most environments have none.
         """
 
     def out_of_distribution(self) -> TaskSuite:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
+from itertools import cycle
 from typing import Any
 
 from echo_cli.config.environment import EnvironmentConfig
@@ -17,9 +18,19 @@ from echo_cli.environments.text_environment import EnvironmentFactory
 from echo_cli.errors import EchoError
 from toy_terminal_env.environment import ToyTerminalEnvironment, world_and_tasks
 from toy_terminal_env.models import ToyTerminalAction, ToyTerminalObservation
-from toy_terminal_env.scripted import expert_actions, explorer_actions, explorer_commands, solving_commands
+from toy_terminal_env.scripted import (
+    Reserved,
+    expert_actions,
+    explorer_actions,
+    explorer_commands,
+    reserved_commands,
+    solving_commands,
+)
 from toy_terminal_env.tasks import ToyTask
 from toy_terminal_env.world import Kind
+
+COMMANDS_PER_EPISODE = 2
+"""Maximum number of reserved commands that one episode of a pool plays."""
 
 
 class ToyWorlds:
@@ -57,7 +68,8 @@ class ToyWorlds:
         self.description = self._factory.description
         self._toy_tasks: dict[str, ToyTask] = {}
         splits: dict[Split, list[Task]] = {"train": [], "validation": [], "heldout": []}
-        self._explorer_kinds = {}
+        self._explorer_kinds: dict[int, Mapping[str, Sequence[str]]] = {}
+        self._reserved: dict[int, Reserved] = {}
         for seed in self._world_seeds:
             world, tasks = world_and_tasks(seed, kind)
             self._toy_tasks |= tasks
@@ -67,7 +79,8 @@ class ToyWorlds:
                 arguments = {"seed": seed, "task_id": task.task_id, "max_turns": max_turns, **self._kind_argument()}
                 splits[task.split].append(Task(task.task_id, task.split, task.family, arguments))
             forbidden = solving_commands(task for task in tasks.values() if task.split != "train")
-            self._explorer_kinds[seed] = explorer_commands(world, forbidden)
+            self._reserved[seed] = reserved_commands(world, tasks.values())
+            self._explorer_kinds[seed] = explorer_commands(world, forbidden | self._reserved[seed].commands)
         if world_seeds and not splits["train"]:
             raise EchoError(
                 f"no training task of the families {list(families)} in worlds {list(self._world_seeds)}",
@@ -90,6 +103,16 @@ class ToyWorlds:
 
     def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
         return explorer_actions(self._explorer_kinds[task.reset_arguments["seed"]], count, rng)
+
+    def reserved(self, tasks: Sequence[Task]) -> list[tuple[Task, list[str]]]:
+        scripts: list[tuple[Task, list[str]]] = []
+        for seed, reserved in self._reserved.items():
+            asked = [task for task in tasks if task.reset_arguments["seed"] == seed]
+            commands = reserved.pools.get(asked[0].split, ()) if asked else ()
+            size = min(self._max_turns, COMMANDS_PER_EPISODE)
+            typed = [list(commands[first : first + size]) for first in range(0, len(commands), size)]
+            scripts += zip(cycle(asked), typed, strict=False)
+        return scripts
 
     def out_of_distribution(self) -> ToyWorlds:
         shared: dict[str, Any] = {"kind": self._kind, "replayable": self.replayable}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from typing import TYPE_CHECKING
@@ -190,6 +190,9 @@ class TaskWorlds:
     def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
         return rng.choices(self._explorer_lines, k=count) if self._explorer_lines else []
 
+    def reserved(self, tasks: Sequence[Task]) -> list[tuple[Task, list[str]]]:
+        return []
+
     def out_of_distribution(self) -> TaskWorlds:
         elsewhere = TaskList(TaskSplits((), (), self._list.ood), self._list.actions, ())
         return TaskWorlds(elsewhere, self._factory)
@@ -227,6 +230,9 @@ class NoWorlds:
         return None
 
     def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
+        return []
+
+    def reserved(self, tasks: Sequence[Task]) -> list[tuple[Task, list[str]]]:
         return []
 
     def out_of_distribution(self) -> NoWorlds:

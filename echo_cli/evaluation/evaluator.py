@@ -79,7 +79,7 @@ def play_pools(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict[s
     """
     limits, played = limits_for(config, policy), {}
     for name, (of, tasks) in pool_tasks(worlds).items():
-        expert = play_scripts(policy.renderer, of, expert_scripts(of, tasks), limits, "expert")
+        expert = _play_known(of, tasks, policy.renderer, limits)
         wanted = [(task, task.task_id) for task in tasks if of.expert(task) is None]
         sampler = policy.sampler(config.rollout.temperature, derive_seed(config.seed, f"pool/{name}"))
         rollouts = play_policy(sampler, policy.renderer, of, wanted, limits, verify=False)
@@ -232,8 +232,15 @@ class Evaluator:
 
 
 def expert_pool(worlds: TaskSuite, tasks: Sequence[Task], renderer: Renderer, limits: EpisodeLimits) -> Pool:
-    """Play the expert on each of `tasks` with a known solution."""
-    return pool_of(play_scripts(renderer, worlds, expert_scripts(worlds, tasks), limits, "expert"))
+    """Play the expert on each of `tasks` with a known solution, and the commands reserved for their pool."""
+    return pool_of(_play_known(worlds, tasks, renderer, limits))
+
+
+def _play_known(
+    worlds: TaskSuite, tasks: Sequence[Task], renderer: Renderer, limits: EpisodeLimits
+) -> list[Trajectory]:
+    solved = play_scripts(renderer, worlds, expert_scripts(worlds, tasks), limits, "expert")
+    return solved + play_scripts(renderer, worlds, worlds.reserved(tasks), limits, "explorer")
 
 
 def expert_scripts(worlds: TaskSuite, tasks: Sequence[Task]) -> list[tuple[Task, list[str]]]:

@@ -58,7 +58,7 @@ class _WatchedWorlds:
         self.tasks, self.hosting, self.description = worlds.tasks, worlds.hosting, worlds.description
         self.replayable = worlds.replayable
         self.expert, self.explorer = worlds.expert, worlds.explorer
-        self.out_of_distribution = worlds.out_of_distribution
+        self.reserved, self.out_of_distribution = worlds.reserved, worlds.out_of_distribution
         self._worlds, self._task = worlds, task
 
     def environment(self) -> Environment:

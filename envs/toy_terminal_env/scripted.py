@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from toy_terminal_env.tasks import ToyTask
+from toy_terminal_env.tasks import Split, ToyTask
 from toy_terminal_env.world import LEVELS, REGISTRY, World
 
 
@@ -43,6 +44,69 @@ def wandering_actions(commands: Mapping[str, Sequence[str]], world: World, rng: 
 def solving_commands(tasks: Iterable[ToyTask]) -> frozenset[str]:
     """Return the commands that the expert runs on `tasks`."""
     return frozenset(command for task in tasks for command in task.solution)
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """Commands of a machine that explorers never type, so that its pools hold more than the solutions of tasks."""
+
+    pools: Mapping[Split, tuple[str, ...]] = field(default_factory=dict)
+    """Commands to play for the pool of a split. Explorers see most of their lines under other commands."""
+    hiding: frozenset[str] = frozenset()
+    """Commands that print a hidden line: nothing that an explorer types prints it."""
+
+    @property
+    def commands(self) -> frozenset[str]:
+        return self.hiding.union(*self.pools.values())
+
+
+def reserved_commands(world: World, tasks: Iterable[ToyTask]) -> Reserved:
+    """Reserve a share of each kind of an explorer's commands on a machine; of other worlds, none.
+
+    At most one of the three kinds of `grep` that show where a service lies is reserved for each service. The last line
+    of half of the config files is hidden; no training task asks for it.
+    """
+    if world.kind != "machine":
+        return Reserved()
+    rng = random.Random(f"toy-terminal-reserved-{world.seed}")
+    pools: dict[Split, list[str]] = {split: [] for split in HIDDEN}
+    hiding, kept = set[str](), set[str]()
+    for split, paths in _hidden_ends(world, tasks, rng).items():
+        for path in paths:
+            rows = len(world.lines(path))
+            showing = [*(f"tail -n {number} {path}" for number in range(1, rows + 1)), f"head -n {rows} {path}"]
+            hiding |= set(showing)
+            kept.add(f"head -n {rows - 1} {path}")  # nothing else shows the last line but one
+            pools[split] += showing[:HIDDEN_WINDOWS]
+    kinds = _machine_commands(world)
+    services = rng.sample(range(len(world.service_of)), len(world.service_of))
+    for kind in ("grep -rl", "grep -r", "registry", "registry window", "window"):
+        usable = [command for command in kinds[kind] if command not in hiding | kept]
+        count = round(RESERVED_SHARE * len(usable))
+        if "window" in kind:
+            chosen = rng.sample(usable, count)
+        else:
+            chosen = [usable[service] for service in services[:count]]
+            del services[:count]
+        validation = round(len(chosen) / 3)
+        pools["validation"] += chosen[:validation]
+        pools["heldout"] += chosen[validation:]
+    # Shuffled, so that commands which follow each other in an episode seldom print the same lines.
+    shuffled = {split: tuple(rng.sample(commands, len(commands))) for split, commands in pools.items()}
+    return Reserved(shuffled, frozenset(hiding))
+
+
+def _hidden_ends(world: World, tasks: Iterable[ToyTask], rng: random.Random) -> dict[Split, list[str]]:
+    """Draw the config files whose last line is hidden, by the split of the task that asks for this line."""
+    split_of = {command: task.split for task in tasks for command in task.solution}
+    found: dict[Split, list[str]] = {split: [] for split in HIDDEN}
+    settings = [line for path in world.service_of for line in world.lines(path)]
+    for path in world.service_of:
+        last = world.lines(path)[-1]
+        split = split_of[f"grep {last.partition(': ')[0]} {path}"]
+        if split in found and settings.count(last) == 1:  # an equal line of another file would show it
+            found[split].append(path)
+    return {split: rng.sample(paths, min(HIDDEN[split], len(paths))) for split, paths in found.items()}
 
 
 def explorer_commands(world: World, forbidden: frozenset[str]) -> dict[str, list[str]]:
@@ -93,6 +157,13 @@ def _windows(path: str, lines: int) -> list[str]:
     """Return the commands that print the first or last 1 to `lines` lines of a file."""
     return [f"{command} -n {number} {path}" for number in range(1, lines + 1) for command in ("head", "tail")]
 
+
+RESERVED_SHARE = 0.2
+"""Share of each kind of an explorer's commands on a machine that is reserved for pools, a third for validation."""
+HIDDEN: Mapping[Split, int] = {"validation": 2, "heldout": 6}
+"""Maximum number of config files of a machine whose last line is hidden, by the split that asks for it."""
+HIDDEN_WINDOWS = 3
+"""Number of windows that print a hidden line, shortest first, in its pool."""
 
 MACHINE_WEIGHTS: Mapping[str, int] = {
     "grep -rl": 5,

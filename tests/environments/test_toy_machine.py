@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Iterable
 
 import pytest
+from pool_samples import TOKENIZER
 
 from echo_cli.config.toy_terminal import ToyTerminalConfig
-from echo_cli.environments.tasks import Task
+from echo_cli.environments.tasks import Split, Task
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.errors import EchoError
+from echo_cli.evaluation.evaluator import expert_pool, pool_tasks
+from echo_cli.models.renderer import PlainRenderer
+from echo_cli.rollouts.limits import EpisodeLimits
 from toy_terminal_env.environment import ToyTerminalEnvironment, world_and_tasks
 from toy_terminal_env.machine import SEEDS, STEMS, generate_machine, service_names, use_of
 from toy_terminal_env.models import ToyTerminalAction
 from toy_terminal_env.scripted import (
+    HIDDEN,
     MACHINE_WEIGHTS,
     expert_actions,
     explorer_actions,
     explorer_commands,
+    reserved_commands,
     solving_commands,
 )
 from toy_terminal_env.shell import run
@@ -107,19 +114,68 @@ def test_no_setting_is_in_two_splits_and_whole_services_are_never_asked_about_in
 
 
 @pytest.mark.parametrize("seed", MACHINES)
-def test_explorers_never_type_a_held_out_solution_and_show_every_place_in_several_forms(seed: int) -> None:
+def test_explorers_type_no_solution_or_reserved_command_and_show_every_place_in_several_forms(seed: int) -> None:
     worlds = ToyWorlds([seed], (), 2, kind="machine")
     world, tasks = world_and_tasks(seed, "machine")
-    forbidden = solving_commands(task for task in tasks.values() if task.split != "train")
+    reserved = reserved_commands(world, tasks.values())
+    forbidden = solving_commands(task for task in tasks.values() if task.split != "train") | reserved.commands
     kinds = explorer_commands(world, forbidden)
     assert set(kinds) == set(MACHINE_WEIGHTS) and all(kinds.values())
     typed = set(explorer_actions(kinds, 4_000, random.Random(0)))
     typed |= set(worlds.explorer(worlds.tasks.train[0], 1_000, random.Random(1)))
     assert not typed & forbidden
     for path, service in world.service_of.items():
-        for command in (f"grep -rl {service} /etc", f"grep -r {service} /etc", f"grep {service} {REGISTRY}"):
-            assert command in typed
-            assert path in run(world.files, command).stdout
+        forms = (f"grep -rl {service} /etc", f"grep -r {service} /etc", f"grep {service} {REGISTRY}")
+        assert sum(form in typed for form in forms) >= 2
+        assert all(path in run(world.files, form).stdout for form in forms)
+        assert any(command in typed for command in kinds["window"] if command.startswith("head") and path in command)
+
+
+@pytest.mark.parametrize("seed", (*MACHINES, 3, 46, 61))
+def test_pools_reserve_disjoint_commands_of_lines_shown_and_of_lines_hidden(seed: int) -> None:
+    world, tasks = world_and_tasks(seed, "machine")
+    reserved = reserved_commands(world, tasks.values())
+    assert reserved == reserved_commands(world, tasks.values()) and set(reserved.pools) == {"validation", "heldout"}
+    validation, heldout = map(set, reserved.pools.values())
+    assert len(validation) + len(heldout) == sum(map(len, reserved.pools.values())), "no command twice"
+    assert not validation & heldout
+    asked = {split: solving_commands(task for task in tasks.values() if task.split == split) for split in SPLITS}
+    assert not (validation | heldout) & set().union(*asked.values())
+
+    def printed(commands: Iterable[str]) -> set[str]:
+        results = [run(world.files, command) for command in commands]
+        assert all(result.stdout and not result.exit_code for result in results), "no error and no empty output"
+        return {line for result in results for line in result.stdout.splitlines()}
+
+    kinds = explorer_commands(world, reserved.commands.union(asked["validation"], asked["heldout"]))
+    shown = printed(command for commands in kinds.values() for command in commands)
+    for split in ("validation", "heldout"):
+        hidden = printed(asked[split] | set(reserved.pools[split])) - shown
+        settings = {line for line in hidden if not line.startswith("/etc")}  # `grep -r` prints the path before the line
+        assert 1 <= len(settings) <= HIDDEN[split]
+        assert settings <= printed(asked[split]), "a task of the split asks for each"
+        assert not hidden & printed(asked["train"])
+        surprising = [command for command in reserved.pools[split] if printed([command]) & hidden]
+        assert len(surprising) < len(reserved.pools[split]) / 2, "explorers see most lines under other commands"
+    words = {tuple(command.split()[:2]) for command in heldout}
+    assert words >= {("grep", "-rl"), ("grep", "-r"), ("head", "-n"), ("tail", "-n")}
+    assert any(command.endswith(REGISTRY) and command.startswith("grep") for command in heldout)
+    assert any(command.endswith(REGISTRY) and not command.startswith("grep") for command in heldout)
+
+
+def test_the_frozen_pools_of_a_machine_hold_the_reserved_commands() -> None:
+    worlds, limits = ToyWorlds([0], [1], 2, kind="machine"), EpisodeLimits(16, 256, 512)
+    renderer = PlainRenderer(TOKENIZER)
+    pools = {name: expert_pool(of, tasks, renderer, limits).pairs for name, (of, tasks) in pool_tasks(worlds).items()}
+    for name, seed in (("validation", 0), ("heldout", 0), ("ood", 1)):
+        world, tasks = world_and_tasks(seed, "machine")
+        split: Split = "validation" if name == "validation" else "heldout"
+        solutions = solving_commands(task for task in tasks.values() if task.split == split)
+        commands = solutions.union(reserved_commands(world, tasks.values()).pools[split])
+        assert {command for command, _ in pools[name]} == commands
+        assert len(pools[name]) == len(commands)
+    assert len(pools["heldout"]) >= 90 and sum(len(output) for _, output in pools["heldout"]) >= 2_500
+    assert not worlds.reserved(worlds.tasks.train) and not ToyWorlds([0], (), 5).reserved(worlds.tasks.heldout)
 
 
 def test_a_suite_of_machines_plays_its_kind() -> None:

@@ -43,6 +43,9 @@ class _Suite:
     def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
         raise AssertionError("outcomes need no explorer")
 
+    def reserved(self, tasks: Sequence[Task]) -> list[tuple[Task, list[str]]]:
+        return []
+
     def out_of_distribution(self) -> TaskSuite:
         return self
 

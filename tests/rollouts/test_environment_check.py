@@ -114,6 +114,9 @@ class _FakeWorlds:
     def explorer(self, task: Task, count: int, rng: random.Random) -> list[str]:
         return rng.choices(SETTINGS.explorer, k=count)
 
+    def reserved(self, tasks: Sequence[Task]) -> list[tuple[Task, list[str]]]:
+        return []
+
     def out_of_distribution(self) -> _FakeWorlds:
         raise AssertionError("no check plays there")
 
