@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-TOTALS = frozenset({"loss", "rl_loss", "env_loss", "action_tokens", "env_tokens", "imitation_tokens"})
+TOTALS = frozenset({"loss", "rl_loss", "env_loss", "action_tokens", "env_tokens", "end_tokens", "imitation_tokens"})
 """Names of the metrics that are totals of the step; all others are means, total / count."""
 
 

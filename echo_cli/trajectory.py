@@ -23,30 +23,31 @@ from echo_cli.text import escape_unprintable
 
 
 class Role(IntEnum):
-    """Role of a token. PAD exists only in tensors."""
+    """Role of a token. PAD exists only in tensors, END only in trajectories to be scored (`renderer.mark_ends`)."""
 
     PAD = 0
     CONTEXT = 1
     ACTION = 2
     ENV_OUTPUT = 3
     WARNING = 4
+    END = 5
 
 
-_ROLES: dict[str, Role] = {role.name.lower(): role for role in Role if role is not Role.PAD}
-_NAMES: dict[Role, str] = {role: name for name, role in _ROLES.items()}
+NAMED_ROLES: dict[str, Role] = {role.name.lower(): role for role in Role if role not in (Role.PAD, Role.END)}
+"""Roles of recorded text, by name."""
 
 
 def _role(name: Any) -> Role:
-    if not isinstance(name, str) or name not in _ROLES:
-        raise ValueError(f"a role is one of {', '.join(_ROLES)}")
-    return _ROLES[name]
+    if not isinstance(name, str) or name not in NAMED_ROLES:
+        raise ValueError(f"a role is one of {', '.join(NAMED_ROLES)}")
+    return NAMED_ROLES[name]
 
 
 NamedRole = Annotated[
     Role,
     BeforeValidator(_role),
-    PlainSerializer(_NAMES.__getitem__, return_type=str),
-    WithJsonSchema({"enum": list(_ROLES), "type": "string"}),
+    PlainSerializer(lambda role: role.name.lower(), return_type=str),
+    WithJsonSchema({"enum": list(NAMED_ROLES), "type": "string"}),
 ]
 """A role that is written to JSON as its name."""
 
@@ -357,9 +358,8 @@ def _visible(segment: Segment) -> Segment:
     return replace(segment, token_ids=segment.token_ids[first:], logprobs=logprobs, transient=0)
 
 
-SCAFFOLD = "scaffold"
-"""Channel of the segments that a renderer adds; rendering again drops them."""
-
+SCAFFOLD, VOLATILE = "scaffold", "volatile"
+"""Channels of the segments that a renderer adds, which rendering again drops, and of volatile text in an output."""
 CUT_ACTION = "\n[action cut]\n"
 CUT_OUTPUT = "[output cut]\n"
 CUT_NOTICE = "notice"

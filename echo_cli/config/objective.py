@@ -74,6 +74,8 @@ class ObjectiveSettings:
     env_normalization: EnvNormalization = "observation_tokens"
     world_loss_target: WorldLossTarget = "env_output"
     """Target tokens of the env term: `env_output` alone, or with harness warnings (`all`)."""
+    end_of_output: bool = False
+    """Whether the tokens that end an output (role END, see renderer.mark_ends) are targets of the env term."""
     max_length: int | None = None
     """Denominator of both `fixed_length` normalisations, tokens."""
 
@@ -99,10 +101,10 @@ class ObjectiveSettings:
 
     @property
     def selected_roles(self) -> frozenset[Role]:
-        """Roles whose tokens the env term sums over (O'); O is always env_output and warning."""
-        if self.world_loss_target == "all":
-            return frozenset({Role.ENV_OUTPUT, Role.WARNING})
-        return frozenset({Role.ENV_OUTPUT})
+        """Roles whose tokens the env term sums over (O'); O is always env_output, warning and any marked ends."""
+        warnings = {Role.WARNING} if self.world_loss_target == "all" else set()
+        ends = {Role.END} if self.end_of_output else set()
+        return frozenset({Role.ENV_OUTPUT} | warnings | ends)
 
     @property
     def target_roles(self) -> frozenset[Role]:

@@ -17,7 +17,7 @@ from echo_cli.config.environment import EnvironmentConfig, InvalidConfig, Observ
 from echo_cli.environments.faults import SessionLost
 from echo_cli.environments.protocol import Payload, TextPiece
 from echo_cli.errors import EchoError
-from echo_cli.trajectory import Role
+from echo_cli.trajectory import VOLATILE, Role
 
 _STEP = re.compile(r"(?:^|(?<=.)\.)([^.\[\]]+)|\[([0-9]{1,9}|\*)\]", re.DOTALL)
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -122,7 +122,7 @@ class ObservationMapping:
         if own is Role.ENV_OUTPUT:
             _paint(kinds, text, self._volatile, _VOLATILE)
         _paint(kinds, text, rule.split, _BOILERPLATE)
-        styles = ((own, rule.channel), (Role.CONTEXT, "volatile"), (Role.WARNING, "boilerplate"))
+        styles = ((own, rule.channel), (Role.CONTEXT, VOLATILE), (Role.WARNING, "boilerplate"))
         for run in _RUN.finditer(kinds):
             role, channel = styles[kinds[run.start()]]
             yield TextPiece(role, text[run.start() : run.end()], channel)

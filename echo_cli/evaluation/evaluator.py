@@ -9,7 +9,7 @@ which the best step is chosen, is scored over all its pairs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -171,6 +171,7 @@ class Evaluator:
         self.pools = pools
         self._pairs = frozenset(pair for pool in pools.values() for pair in pool.pairs)
         self.seen: set[Pair] = set()
+        self._scored = dict(pools)  # with the ends of outputs marked, if they are learned
         self._tokens: dict[str, Tokens] = {}
         self._start: Mapping[str, Predictions] = {}
 
@@ -208,9 +209,15 @@ class Evaluator:
 
     def _predict(self, policy: TorchPolicy) -> dict[str, Predictions]:
         if not self._tokens:
-            outputs = (Role.ENV_OUTPUT,)
-            self._tokens = {name: tokens_of(of, (), policy.tokenizer, outputs) for name, of in self.pools.items()}
-        return {name: predict(policy, pool, self._tokens[name]) for name, pool in self.pools.items()}
+            roles = [Role.ENV_OUTPUT]
+            if self._config.objective.end_of_output:
+                roles.append(Role.END)
+                self._scored = {
+                    name: replace(pool, trajectories=tuple(map(policy.mark_ends, pool.trajectories)))
+                    for name, pool in self.pools.items()
+                }
+            self._tokens = {name: tokens_of(of, (), policy.tokenizer, roles) for name, of in self._scored.items()}
+        return {name: predict(policy, pool, self._tokens[name]) for name, pool in self._scored.items()}
 
     def _measure(self, name: str, predictions: Predictions) -> dict[str, float | None]:
         """Measure the headline of a pool, the same pairs at the start of training, and the seen pairs."""
@@ -220,7 +227,10 @@ class Evaluator:
         # The best step is chosen on validation over all its pairs, because steps are comparable only over the same
         # pairs. In the other pools the number of novel pairs falls as the policy explores; `env_ce_start` is the
         # initial policy's env-CE over the pairs that remain.
-        headline = np.ones_like(seen) if name == "validation" else ~seen
+        measured = np.ones_like(seen) if name == "validation" else ~seen
+        output, end = tokens.role == "env_output", tokens.role == "end"
+        headline, seen = measured & output, seen & output
+        end_ce = {"end_ce": values_of(tokens, predictions, measured & end).get("env_ce")}
         values: dict[str, float | None] = dict.fromkeys(("env_ce", "env_bits_per_byte", "token_accuracy"))
         return {
             **values,
@@ -228,6 +238,7 @@ class Evaluator:
             "novel_pairs": seen_spans.count(False),
             "env_ce_start": None if start is None else values_of(tokens, start, headline).get("env_ce"),
             "env_ce_seen": values_of(tokens, predictions, seen).get("env_ce"),
+            **(end_ce if self._config.objective.end_of_output else {}),
         }
 
 

@@ -54,7 +54,7 @@ class Tokens:
     byte_count: Ints
     """Number of text bytes that the token represents; over a span they sum to its `output_bytes`."""
     role: Texts
-    """env_output or warning."""
+    """env_output or warning; or end, if the pool's ends are marked and asked for."""
     channel: Texts
     command: Texts
     """First word of the command."""
@@ -283,15 +283,15 @@ def _segments(
 ) -> Iterator[dict[str, Any]]:
     """Yield the columns of each measured segment; a scalar holds for all tokens of the segment."""
     index = outputs = begin = 0
-    turn = -1
+    turn, latest = -1, (-1, 0)
     for segment in trajectory.segments:
         count = len(segment.token_ids)
         if segment.role is Role.ACTION:
             turn, begin = turn + 1, index
-        span, position = -1, 0
+        span, position = latest if segment.role is Role.END else (-1, 0)
         if segment.role is Role.ENV_OUTPUT:
             inside = [(key, outputs - of.start) for key, of in spans.items() if 0 <= outputs - of.start < of.count]
-            span, position = inside[0] if inside else (-1, 0)
+            span, position = latest = inside[0] if inside else (-1, 0)
             outputs += count
         if segment.role in roles and (span >= 0 or segment.role is Role.WARNING):
             yield {

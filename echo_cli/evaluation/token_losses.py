@@ -79,7 +79,7 @@ def _outputs(trajectory: Trajectory) -> list[Output]:
     ]
 
 
-_SCORED = (Role.ACTION, Role.ENV_OUTPUT, Role.WARNING)
+_SCORED = (Role.ACTION, Role.ENV_OUTPUT, Role.WARNING, Role.END)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def token_losses(policy: TorchPolicy, trajectories: Sequence[Trajectory]) -> lis
     """Return the token losses of each trajectory, one entry per segment in order.
 
     Args:
-        trajectories: trajectories in the tokens of `policy`.
+        trajectories: trajectories in the tokens of `policy`, with their ends marked where these are to be scored.
     """
     found = []
     for trajectory, scores in zip(trajectories, policy.score(trajectories, _SCORED), strict=True):

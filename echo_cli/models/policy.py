@@ -25,7 +25,7 @@ from echo_cli.models.endpoint.sampler import EndpointSampler
 from echo_cli.models.endpoint.served_policy import ServedPolicy
 from echo_cli.models.language_model import LanguageModel
 from echo_cli.models.memory import chunk_rows
-from echo_cli.models.renderer import Renderer
+from echo_cli.models.renderer import Renderer, mark_ends
 from echo_cli.models.sampler import CachedSampler
 from echo_cli.objective.batch import Targets, bucket, collate, targets
 from echo_cli.objective.diagnostics import GradientComparison, gradient_comparison
@@ -137,6 +137,10 @@ class TorchPolicy:
         """
         cells = self._prefill_tokens
         return CachedSampler(self.model, range(batch), temperature, stop_ids, seed, prefill_cells=cells)
+
+    def mark_ends(self, trajectory: Trajectory) -> Trajectory:
+        """Return `trajectory`, which is in this policy's tokens, with the ends of its outputs marked."""
+        return mark_ends(trajectory, self.tokenizer)
 
     @naming_memory("update")
     def forward_backward(self, step: WeighedStep) -> Metrics:

@@ -6,13 +6,14 @@ between scaffold segments with role `context`. Text never becomes scaffold, what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Protocol
 
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.trace import Conversation
-from echo_cli.trajectory import Segment
+from echo_cli.trajectory import SCAFFOLD, VOLATILE, Role, Segment, Trajectory
 
 
 @dataclass(frozen=True)
@@ -103,3 +104,66 @@ class PlainRenderer:
 
     def conversation(self, conversation: Conversation) -> None:
         return None
+
+
+def mark_ends(trajectory: Trajectory, tokenizer: Tokenizer) -> Trajectory:
+    """Return `trajectory` with the role END for the tokens that end its outputs; its token ids do not change.
+
+    An output ends with the context after it, after its warnings and volatile text if it has any:
+
+    - With a chat template's scaffold: the scaffold up to and including its first token that no text contains. A single
+      leading newline would be ambiguous, as an output may contain it.
+    - Without such a token: the first token of the context that is not white space, and the white space before it. If
+      the environment's prompt precedes a chat template's scaffold, the prompt's token and the scaffold's are marked.
+
+    An output without context after it has no end: the last output of an episode that is over.
+    """
+    segments: list[Segment] = []
+    ends = False
+    for is_context, group in groupby(trajectory.segments, key=_is_context):
+        run = list(group)
+        if is_context:
+            counts = _end_counts(run, tokenizer) if ends else [0] * len(run)
+            run = [part for segment, n in zip(run, counts, strict=True) for part in _split(segment, n, tokenizer)]
+        else:
+            roles = [segment.role for segment in run if segment.token_ids]
+            ends = [role for role in roles if role not in (Role.WARNING, Role.CONTEXT)][-1:] == [Role.ENV_OUTPUT]
+        segments += run
+    return replace(trajectory, segments=tuple(segments))
+
+
+def _is_context(segment: Segment) -> bool:
+    return segment.role is Role.CONTEXT and segment.channel != VOLATILE
+
+
+def _end_counts(run: Sequence[Segment], tokenizer: Tokenizer) -> list[int]:
+    """Return, for each segment of the context after an output, how many of its first tokens end the output."""
+    counts = [0] * len(run)
+    scaffold = [
+        (place, number, token)
+        for place, segment in enumerate(run)
+        if segment.channel == SCAFFOLD
+        for number, token in enumerate(segment.token_ids, start=1)
+    ]
+    marks = [index for index, (_, _, token) in enumerate(scaffold) if token in tokenizer.added_ids]
+    for place, number, _ in scaffold[: marks[0] + 1] if marks else ():
+        counts[place] = number
+    first = next((place for place, segment in enumerate(run) if segment.token_ids), 0)
+    if not counts[first]:
+        counts[first] = end_count(tokenizer.pieces(run[first].text, run[first].token_ids))
+    return counts
+
+
+def end_count(pieces: Sequence[str]) -> int:
+    """Return how many of the tokens of a prompt, given as `pieces` of its text, end the output before it."""
+    return next((count for count, piece in enumerate(pieces, start=1) if piece.strip()), len(pieces))
+
+
+def _split(segment: Segment, count: int, tokenizer: Tokenizer) -> Iterator[Segment]:
+    """Yield the first `count` tokens of a segment with the role END, then the rest; either only if it has tokens."""
+    if count:
+        text = "".join(tokenizer.pieces(segment.text, segment.token_ids)[:count])
+        yield replace(segment, role=Role.END, text=text, token_ids=segment.token_ids[:count])
+        segment = replace(segment, text=segment.text[len(text) :], token_ids=segment.token_ids[count:])
+    if not count or segment.token_ids:
+        yield segment

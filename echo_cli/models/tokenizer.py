@@ -101,6 +101,11 @@ class Tokenizer:
         return tuple(name for name in self._added.values() if not _is_space(name))
 
     @cached_property
+    def added_ids(self) -> frozenset[int]:
+        """Ids of `added_tokens`: no text is encoded as one of them."""
+        return frozenset(token_id for token_id, name in self._added.items() if not _is_space(name))
+
+    @cached_property
     def newline_ids(self) -> tuple[int, ...]:
         """Ids of the tokens that contain a newline."""
         texts = self._scaffold.decode_batch([[i] for i in range(self.vocab_size)], skip_special_tokens=False)

@@ -33,9 +33,11 @@ class RolloutCounts:
     actions_B: Tensor
     """Number of action targets |A_i|, int64."""
     observations_B: Tensor
-    """Number of env_output and warning targets |O_i|, int64."""
+    """Number of env_output, warning and end targets |O_i|, int64."""
     selected_B: Tensor
     """Number of targets of the env term |O'_i|, int64."""
+    ends_B: Tensor
+    """Number of end targets, int64; 0 unless the outputs' ends are marked (`objective.end_of_output`)."""
     in_rl_B: Tensor
     """Whether the rollout has an RL term, bool."""
     in_env_B: Tensor
@@ -77,8 +79,9 @@ def count_rollouts(
 
     return RolloutCounts(
         actions_B=count([Role.ACTION]),
-        observations_B=count([Role.ENV_OUTPUT, Role.WARNING]),
+        observations_B=count([Role.ENV_OUTPUT, Role.WARNING, Role.END]),
         selected_B=count(selected_roles),
+        ends_B=count([Role.END]),
         in_rl_B=torch.tensor([use_rl and not t.world_model_only for t in trajectories], dtype=torch.bool),
         in_env_B=among(range(len(trajectories)) if kept is None else kept),
         in_imitation_B=among(imitated),

@@ -63,16 +63,20 @@ def gradient_comparison(rl_grads: Iterable[Tensor | None], env_grads: Iterable[T
     )
 
 
-def check_first_step(step: int, coeff: float, counts: RolloutCounts, env_loss: float) -> None:
+def check_first_step(
+    step: int, coeff: float, counts: RolloutCounts, env_loss: float, *, end_of_output: bool = False
+) -> None:
     """Raise an error if the env term is enabled but has no effect, before the run wastes hours.
 
     Args:
         step: 0-based index of the step, for the message.
         coeff: λ at the step.
         env_loss: the metric of that name at the step.
+        end_of_output: whether the ends of outputs are targets.
 
     Raises:
-        EchoError: λ > 0, and no rollout has a token in the env term, or their loss is not finite or not positive.
+        EchoError: λ > 0, and no rollout has a token in the env term, or their loss is not finite or not positive, or
+            no output has an end although `end_of_output`.
     """
     if coeff == 0:
         return
@@ -94,6 +98,13 @@ def check_first_step(step: int, coeff: float, counts: RolloutCounts, env_loss: f
         raise EchoError(
             f"the env term is {env_loss} at step {step}, with λ = {coeff:g} and {env_tokens} observation tokens",
             "a cross-entropy is positive unless every token is certain: check that targets are shifted by one position",
+            exit_code=1,
+        )
+    if end_of_output and int(counts.ends_B[counts.in_env_B].sum()) == 0:
+        raise EchoError(
+            f"objective.end_of_output is true, but no output of step {step} is followed by a prompt or scaffold",
+            "set environment.prompt or use a chat template; the last output of an episode has no end in a chat "
+            "template: raise rollout.explorer_commands; objective.end_of_output=false trains without ends",
             exit_code=1,
         )
 

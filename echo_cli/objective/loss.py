@@ -274,11 +274,13 @@ def loss_metrics(
     weights: StepWeights,
     settings: ObjectiveSettings,
 ) -> Metrics:
-    """Return the metrics of a micro-batch; the keys are always the same.
+    """Return the metrics of a micro-batch; the keys depend on the settings alone.
 
     - `loss`, `rl_loss`, `env_loss`: totals; `env_loss` is before λ.
     - `env_ce`: mean cross-entropy of all env_output targets, including filtered rollouts, nats per token.
-    - `action_tokens`, `env_tokens`: number of targets in the RL term and in the env term.
+    - `end_ce`: the same of all end targets; `end_tokens`: number of end targets in the env term. Only with
+      `end_of_output`.
+    - `action_tokens`, `env_tokens`: number of targets in the RL term and in the env term, ends included.
     - `ratio`, `clip_fraction`: mean ρ, and fraction of clipped tokens, over RL action tokens; a token is clipped if the
       clip removes its gradient.
     - `zero_advantage_fraction`: fraction of the rollouts with RL action tokens whose advantage is 0.
@@ -296,15 +298,20 @@ def loss_metrics(
         present_B[targets.rollout_N[n].cpu()] = True
         zero_advantages = (advantages_B.cpu()[present_B] == 0).sum()
         ce_n = -logprobs_N[targets.roles_N == Role.ENV_OUTPUT]
+        env_roles_n = targets.roles_N[_env_targets(targets, weights)]
         sums: dict[str, tuple[Tensor | float, float]] = {
             "loss": (loss.detach(), 1),
             "rl_loss": (rl.detach(), 1),
             "env_loss": (env.detach(), 1),
             "env_ce": (ce_n.sum(), len(ce_n)),
             "action_tokens": (len(n), 1),
-            "env_tokens": (len(_env_targets(targets, weights)), 1),
+            "env_tokens": (len(env_roles_n), 1),
             "ratio": (ratio_n.sum(), len(n)),
             "clip_fraction": (clipped, len(n)),
             "zero_advantage_fraction": (zero_advantages, float(present_B.sum())),
         }
+        if settings.end_of_output:
+            end_ce_n = -logprobs_N[targets.roles_N == Role.END]
+            sums["end_ce"] = (end_ce_n.sum(), len(end_ce_n))
+            sums["end_tokens"] = ((env_roles_n == Role.END).sum(), 1)
         return {name: Metric(float(total), count) for name, (total, count) in sums.items()}

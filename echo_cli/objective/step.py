@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -49,17 +49,23 @@ def weigh_step(
     *,
     imitated: Collection[int] = (),
     imitation_coeff: float | None = None,
+    mark_ends: Callable[[Trajectory], Trajectory] | None = None,
 ) -> WeighedStep:
     """Compute advantages within groups, filters of the env term, and weights from denominators over the step.
 
     Args:
         coeff: λ.
         imitated: indices of the rollouts whose actions are imitated if `imitation_coeff` is above 0.
+        mark_ends: marks the ends of a rollout's outputs, if `settings.end_of_output` (`TorchPolicy.mark_ends`).
 
     Raises:
         EchoError: a rollout lacks a reward or turns that the objective needs.
-        ValueError: an imitated rollout has an RL term.
+        ValueError: an imitated rollout has an RL term, or `mark_ends` is missing.
     """
+    if settings.end_of_output:
+        if mark_ends is None:
+            raise ValueError("end_of_output needs mark_ends, such as TorchPolicy.mark_ends")
+        trajectories = [mark_ends(trajectory) for trajectory in trajectories]
     advantages_B = step_advantages(trajectories, settings.advantage) if settings.use_rl else None
     filtered = filter_env_rollouts(trajectories, settings)
     counts = count_rollouts(

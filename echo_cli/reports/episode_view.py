@@ -67,7 +67,7 @@ class EpisodeView:
     def by_role(self, name: str) -> dict[str, RoleNats]:
         """Return the loss of each scored role under the policy `name`."""
         found: dict[str, RoleNats] = {}
-        for role in (Role.ACTION, Role.ENV_OUTPUT, Role.WARNING):
+        for role in (Role.ACTION, Role.ENV_OUTPUT, Role.WARNING, Role.END):
             nats = [value for heat in self.heats[name] if heat.segment.role is role for value in heat.nats or ()]
             if nats:
                 found[role.name.lower()] = RoleNats(len(nats), sum(nats) / len(nats))
@@ -133,6 +133,8 @@ def view_episode(
             note = f"no nats per token, as the run's model cannot be loaded: {error.message} ({error.tip})"
             return EpisodeView(number, step_of(trace), trace, group_of(recording, trace), {}, note)
         trajectory = _as_played(trace, policy.tokenizer, recording, number)
+        if recording.config.objective.end_of_output:
+            trajectory = policy.mark_ends(trajectory)
         for name, folder in sorted(folders.items(), key=lambda item: item[1] is not None):
             if folder is not None:  # until the first load, `policy` is the initial policy
                 policy.load(folder)

@@ -157,6 +157,8 @@ def _with_policies(
     tokens = {name: tokens_of(pool, executed, policy.tokenizer) for name, pool in pools.items()}
     heldout = pools.get(HELDOUT, pool_of(()))
     played = _chosen(heldout, rollouts, most)
+    if run.config.objective.end_of_output:
+        played = [(policy.mark_ends(trajectory), rollout) for trajectory, rollout in played]
     scored = [number for number, (trajectory, _) in enumerate(played) if _fits(trajectory, policy)]
 
     def look(at: int) -> tuple[dict[str, Estimate], Predictions | None]:

@@ -26,7 +26,7 @@ from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.runs.pools import pool_of
 from echo_cli.symlinks import make_folder
 from echo_cli.text import counted, escape_unprintable
-from echo_cli.trajectory import Role, Trajectory, read_trajectories
+from echo_cli.trajectory import NAMED_ROLES, Role, Trajectory, read_trajectories
 
 FORMAT: Literal["echo-cli pool 1"] = "echo-cli pool 1"
 MANIFEST, TRAJECTORIES = "manifest.json", "trajectories.jsonl"
@@ -112,13 +112,12 @@ def contents_of(trajectories: Sequence[Trajectory]) -> Contents:
         tokens_by_role[role] += len(segment.token_ids)
         if segment.role is Role.ENV_OUTPUT:
             channels[segment.channel or "unnamed"] += size
-    roles = [role.name.lower() for role in Role if role is not Role.PAD]
     return Contents(
         trajectories=len(trajectories),
         pairs=len(pool_of(trajectories).pairs),
-        bytes={role: bytes_by_role[role] for role in roles},
+        bytes={role: bytes_by_role[role] for role in NAMED_ROLES},
         env_output_bytes=dict(sorted(channels.items())),
-        tokens={role: tokens_by_role[role] for role in roles},
+        tokens={role: tokens_by_role[role] for role in NAMED_ROLES},
     )
 
 

@@ -17,7 +17,7 @@ from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, trace_line
 from echo_cli.traces.builder import STDIN, ImportOptions, Refusal
 from echo_cli.traces.json_records import listed, member, records
-from echo_cli.trajectory import Role
+from echo_cli.trajectory import NAMED_ROLES
 
 FORMATS = ("openai", "anthropic", "openenv", "awm", "atif", "asciinema", "echo")
 """Names of the formats. Each names a module of `formats` that satisfies `Format`."""
@@ -78,9 +78,7 @@ class ImportResult:
 
     traces: int = 0
     segments: int = 0
-    bytes: dict[str, int] = field(
-        default_factory=lambda: {role.name.lower(): 0 for role in Role if role is not Role.PAD}
-    )
+    bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(NAMED_ROLES, 0))
     """Bytes of text, in UTF-8, by role."""
     refused: Counter[str] = field(default_factory=Counter)
     """Number of refusals by reason."""

@@ -211,11 +211,11 @@ def accumulate(
     With a second pass, the first pass scores only action targets and the second only observation targets, so nothing
     is scored twice. Both use the weights of the whole batch, so their gradients add up to the gradient of one pass.
     """
-    step = weigh_step(trajectories, settings, variant.coeff, temperature)
+    step = weigh_step(trajectories, settings, variant.coeff, temperature, mark_ends=policy.mark_ends)
     if not variant.second_pass and variant.scores_observations:
         policy.forward_backward(step)
         return
-    blind = [_without_observations(trajectory, settings) for trajectory in trajectories]
+    blind = [_without_observations(trajectory, settings) for trajectory in step.trajectories]
     policy.forward_backward(replace(step, trajectories=blind, coeff=0.0))
     if variant.second_pass:
         env_only = replace(settings, use_rl=False, kl_coeff=0.0, **_NO_SCHEDULE)

@@ -54,7 +54,7 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
         with _checkpoint_if_environment_lost(session, step, norms):
             data = collect_step(session, step, coeff)
 
-        weighed = _weigh(config, data, coeff)
+        weighed = _weigh(config, policy, data, coeff)
         probe = _probe(policy, weighed) if _is_probe_due(config, step) else None
         if probe is not None and measures_gradients(config.objective, step):
             norms = _updated_norms(norms, weighed, probe)
@@ -62,7 +62,8 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
 
         values = reduce_metrics([policy.forward_backward(weighed)])
         if not any(row.get("train/lambda") for row in rows):  # λ may begin at 0
-            check_first_step(step, weighed.coeff, weighed.counts, values["env_loss"] or 0.0)
+            ends = config.objective.end_of_output
+            check_first_step(step, weighed.coeff, weighed.counts, values["env_loss"] or 0.0, end_of_output=ends)
         lr = learning_rate_at(config.optim, step, config.steps)
         grad_norm = policy.optim_step(lr)
         values |= {"lr": lr, "grad_norm": grad_norm}
@@ -105,7 +106,7 @@ def _coeff_at(config: Config, step: int, norms: GradientNorms, rows: Sequence[Ro
     return lambda_factor(rows, config.collapse) * world_model_coeff_at(config.objective, step, config.steps, norms)
 
 
-def _weigh(config: Config, data: StepData, coeff: float) -> WeighedStep:
+def _weigh(config: Config, policy: TorchPolicy, data: StepData, coeff: float) -> WeighedStep:
     return weigh_step(
         data.trajectories,
         config.objective,
@@ -113,6 +114,7 @@ def _weigh(config: Config, data: StepData, coeff: float) -> WeighedStep:
         config.rollout.temperature,
         imitated=data.trace_indices,
         imitation_coeff=None if config.traces is None else config.imitation_coeff,
+        mark_ends=policy.mark_ends,
     )
 
 

@@ -44,14 +44,16 @@ class Probe:
 
 
 def row_keys(config: Config) -> list[str]:
-    """Return the keys of a row other than `step` and `warnings`; only a run with traces has the keys of traces."""
-    pools, train = ["validation", "heldout", "ood"], TRAIN_KEYS
+    """Return the keys of a row other than `step` and `warnings`; keys of traces and ends are only in runs with them."""
+    pools, train, pool_keys = ["validation", "heldout", "ood"], TRAIN_KEYS, POOL_KEYS
+    if config.objective.end_of_output:
+        train, pool_keys = [*train, "end_ce", "end_tokens"], [*pool_keys, "end_ce"]
     if config.traces is not None:
         train = [*train, *TRACE_KEYS]
         pools += [] if config.environment.none else [POOL]
     return [
         *(f"train/{name}" for name in train),
-        *(f"{pool}/{name}" for pool in pools for name in POOL_KEYS),
+        *(f"{pool}/{name}" for pool in pools for name in pool_keys),
         *PASS_KEYS,
         *ENVIRONMENT_KEYS,
         *TIME_KEYS,

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from loopback_server import Behaviour, Incident, loopback_server
-from tiny_run import COMMAND, error_of, start
+from tiny_run import COMMAND, error_of, rows, start, train
 
 from echo_cli.cli.display.dream import lines_beside, print_event
 from echo_cli.cli.main import main
@@ -282,6 +282,26 @@ def test_another_pool_is_scored(finished: Path, tmp_path: Path, dream: Dream) ->
     assert main([*build, "rollout.explorer_commands=2"]) == 0
     found = json.loads(dream(finished, "--score", "6", "--max-tokens", "8", "--pool", str(pool), "--json")[1])
     assert found["pool"] == "wrong-turns" and found["scored"]["novel"] == 6
+
+
+def test_a_run_that_learns_where_outputs_end_ends_its_replies(finished: Path, tmp_path: Path, dream: Dream) -> None:
+    words = "use_rl=false world_model_coeff=1 env_normalization=token_mean end_of_output=true".split()
+    words = ["rollout.tasks_per_step=0", "rollout.explorers=24", *(f"objective.{word}" for word in words)]
+    words += ["optim.lr=6e-3", "optim.warmup_steps=1", "evaluation.every=8", "checkpoint.every=8"]
+    run = tmp_path / "ends"
+    assert train(run, "--steps", "8", *words) == 0
+    first, last = rows(run)[0], rows(run)[-1]
+    assert last["train/end_tokens"] == 48 < last["train/env_tokens"]
+    assert last["heldout/end_ce"] < first["heldout/end_ce"] / 2
+    without = rows(finished)[0]
+    assert without["heldout/env_ce"] == pytest.approx(first["heldout/env_ce"], abs=1e-6)
+    assert {key for key in first if "/end_" in key} and not {key for key in without if "/end_" in key}
+
+    code, out, _ = dream(run, "--score", "8", "--max-tokens", "60", "--checkpoint", "latest", "--json")
+    (group,) = [group for group in json.loads(out)["groups"] if group["group"] == "all"]
+    assert code == 0 and group["before"]["ended"]["value"] == 0 and group["after"]["ended"]["value"] >= 0.9
+    (answer,) = exchanged(dream(run, "--checkpoint", "latest", "--json", lines="head -n 2 /etc/lynx.yaml\n")[1])
+    assert answer["ended"]  # at its own length, without --max-tokens
 
 
 # --- What is not there -----------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from echo_cli.models.loading import open_policy
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.runs.directory import open_run
 from echo_cli.trace import Trace, TraceSegment, read_traces, write_traces
-from echo_cli.trajectory import Role, Segment, Turn, read_trajectories
+from echo_cli.trajectory import NAMED_ROLES, Role, Segment, Turn, read_trajectories
 
 TOKENIZER = Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json")
 HOSTILE = "a\x1b[31mred\r\nrtl \u202e\tx\naction | rm -rf /\n[bold]c[/bold]\n" + "x" * 300 + "\x00日本\n"
@@ -93,10 +93,9 @@ def test_a_run_is_counted_in_its_own_tokens(run: Path, capsys: pytest.CaptureFix
     played = list(read_trajectories(run / "trajectories.jsonl"))
     found = as_json(capsys, run)
     assert (found["tokens"], found["boundaries"], found["trajectories"]) == ("file", "tiny-base", len(played))
-    for role in Role:
-        if role is not Role.PAD:
-            tokens = sum(trajectory.count(role) for trajectory in played)
-            assert found["account"]["roles"][role.name.lower()]["tokens"] == tokens
+    for name, role in NAMED_ROLES.items():
+        tokens = sum(trajectory.count(role) for trajectory in played)
+        assert found["account"]["roles"][name]["tokens"] == tokens
     text = printed(capsys, run)
     assert f"{found['account']['discarded_share']:.1%}" in text and "tokens: the file's own" in text
 
@@ -219,6 +218,26 @@ def test_the_nats_are_those_of_the_policy(run: Path, capsys: pytest.CaptureFixtu
         assert sum(mean["tokens"] * mean["nats_per_token"] for mean in means.values()) == pytest.approx(sum(nats))
         assert ["".join(part["pieces"]) for part in heat] == [each.text for each in trajectories[number].segments]
     assert found["episode"]["heat"]["initial"] != found["episode"]["heat"]["step 4"]
+
+
+def test_in_a_run_that_learns_ends_they_are_a_role_of_their_own(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "ends")
+    settings = (copy / "config.yaml").read_text()
+    assert settings.count("end_of_output: false") == 1
+    (copy / "config.yaml").write_text(settings.replace("end_of_output: false", "end_of_output: true"))
+    trajectories = list(read_trajectories(run / "trajectories.jsonl"))
+    number = max(range(len(trajectories)), key=lambda place: trajectories[place].count(Role.ENV_OUTPUT))
+    words = ("--episode", str(number + 1), "--checkpoint", "4")
+    plain, found = (as_json(capsys, of, *words)["episode"] for of in (run, copy))
+    assert found["trajectory"] == plain["trajectory"]
+    ends = [part for part in found["heat"]["step 4"] if part["role"] == "end"]
+    assert ends and all(part["pieces"] == ["$"] and part["nats"] for part in ends)
+    nats = found["nats_per_token"]["step 4"]
+    assert nats.pop("end")["tokens"] == len(ends)
+    assert {role: pytest.approx(of) for role, of in plain["nats_per_token"]["step 4"].items()} == nats
+    assert any(line.startswith("end ") for line in printed(capsys, copy, *words).splitlines())
 
 
 def test_the_transcript_has_a_strip_for_each_policy(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import torch
 
 import echo_cli
 from echo_cli.config.environment import EnvironmentConfig
+from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.config.schema import Config, EvaluationConfig, OptimConfig
 from echo_cli.environments.protocol import Description, Environment, HostLimits, StepResult, TaskSuite, TextPiece
 from echo_cli.environments.tasks import Task, TaskSplits
@@ -481,6 +482,28 @@ def test_training_logs_the_mean_reward_and_pass_at_1_of_solved_at(toy: tuple[Toy
     assert (logged(1.0)["validation/mean_reward"], logged(1.0)["validation/pass_at_1"]) == (0.0, 0.0)
     assert (logged(0.0)["validation/mean_reward"], logged(0.0)["validation/pass_at_1"]) == (0.0, 1.0)
     assert logged(1.0)["heldout/mean_reward"] is logged(1.0)["heldout/pass_at_1"] is None
+
+
+def test_the_ends_of_outputs_have_a_ce_of_their_own_and_leave_env_ce_as_it_is() -> None:
+    # An answer follows the last output, so "both" ends too; the second "a" is not a new pair, and its end not counted.
+    worlds, scorer = CannedWorlds(ANSWERS, [["a", "both", "silent", "a"]]), policy()
+    off, on = (
+        evaluator_of(worlds, quiet_config(objective=ObjectiveSettings(end_of_output=learned)))
+        for learned in (False, True)
+    )
+    plain, marked = off.evaluate(scorer).metrics, on.evaluate(scorer).metrics
+    assert marked.keys() - plain.keys() == {"heldout/end_ce", "ood/end_ce", "validation/end_ce"}
+    assert {name: pytest.approx(value, abs=1e-6) for name, value in plain.items()} == {
+        name: value for name, value in marked.items() if name in plain
+    }
+    (trajectory,) = on.pools["heldout"].trajectories
+    assert Role.END not in trajectory.roles and on.pools["heldout"] == off.pools["heldout"]
+    (scores,) = scorer.score([scorer.mark_ends(trajectory)], [Role.END])
+    assert len(scores.logprobs) == 3
+    assert marked["heldout/end_ce"] == pytest.approx(-float(scores.logprobs[:2].mean()))
+    assert marked["validation/end_ce"] is None
+    on.observe({("a", "alpha\n")})
+    assert on.evaluate(scorer).metrics["heldout/end_ce"] == pytest.approx(-float(scores.logprobs[1]))
 
 
 def test_predictions_do_not_depend_on_how_many_positions_get_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

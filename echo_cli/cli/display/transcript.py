@@ -19,7 +19,10 @@ from echo_cli.text import LINES, escape_unprintable
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.trajectory import Role, Segment, Trajectory
 
-_COLOURS = {Role.CONTEXT: "blue", Role.ACTION: "green", Role.ENV_OUTPUT: "yellow", Role.WARNING: "red"}
+_COLOURS = {
+    **{Role.CONTEXT: "blue", Role.ACTION: "green"},
+    **{Role.ENV_OUTPUT: "yellow", Role.WARNING: "red", Role.END: "magenta"},
+}
 _LEAST_WIDTH = 16
 """Minimum width of the text, columns, however narrow the terminal."""
 _FIGURE = 8

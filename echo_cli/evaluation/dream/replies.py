@@ -6,8 +6,9 @@ generated text has no roles, so a generated reply ends at the text that follows 
 - With scaffold (chat models): at the first scaffold token that tokenized text never contains. This token is
   `</tool_response>` if the vocabulary has it, else the end of the turn. Scaffold text before that token and the
   environment's prompt are stripped.
-- Without scaffold: at a line that begins with the environment's prompt. A line of output that begins like the prompt
-  also ends a generated reply, because a plain transcript does not distinguish the two.
+- Without scaffold: at a line that begins with the environment's prompt or, if the policy learns the ends of outputs
+  (`objective.end_of_output`), with the first token of the prompt, the only one that it learns. A line of output that
+  begins alike also ends a generated reply, because a plain transcript does not distinguish the two.
 - Without scaffold and prompt: nothing marks the end (see `ReplyForm.marked`), and a reply ends only at a cap or at the
   end-of-text token.
 
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from echo_cli.config.environment import EnvironmentConfig
-from echo_cli.models.renderer import Renderer
+from echo_cli.models.renderer import Renderer, end_count
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.trajectory import SCAFFOLD, Role, Segment
 
@@ -56,6 +57,10 @@ class ReplyForm:
 
     tokenizer: Tokenizer
     prompt: str
+    end: str
+    """Text at the start of a line that ends a reply: the prompt, or its learned beginning."""
+    learned: bool
+    """Whether the policy learns the ends of outputs, so that a reply needs no length."""
     mark_id: int | None
     """Id of the scaffold token that ends a reply."""
     closing: str
@@ -81,10 +86,9 @@ class ReplyForm:
         text = self.tokenizer.decode(ids[:-1] if ended else ids)
         if ended and ids[-1] == self.mark_id:
             text = text.removesuffix(self.closing)
-        prompt = re.escape(self.prompt)
         if self.prompt and self.mark_id is not None:
-            text = re.sub(rf"(?:\A|(?<=\n)){prompt}\Z", "", text)
-        elif self.prompt and (match := re.search(rf"(?:\A|(?<=\n)){prompt}", text)):
+            text = re.sub(rf"(?:\A|(?<=\n)){re.escape(self.prompt)}\Z", "", text)
+        elif self.prompt and (match := re.search(rf"(?:\A|(?<=\n)){re.escape(self.end)}", text)):
             text, ended = text[: match.start()], True
         return Generated(self._line_ended(text) if ended else text, tuple(ids), ended)
 
@@ -131,17 +135,19 @@ class ReplyForm:
         return f"{text}\n" if self.prompt and text and not text.endswith("\n") else text
 
 
-def reply_form(renderer: Renderer, settings: EnvironmentConfig) -> ReplyForm:
+def reply_form(renderer: Renderer, settings: EnvironmentConfig, *, learned: bool = False) -> ReplyForm:
     """Return the form of an environment's replies in the transcripts of `renderer`.
 
     Args:
         settings: settings of the environment's text, as returned by `worlds.text_settings`.
+        learned: whether the policy learns the ends of outputs, `objective.end_of_output`.
     """
     tokenizer, prompt = renderer.tokenizer, settings.prompt
     after = [token for segment in renderer.reply(()).after for token in segment.token_ids]
-    never_text = {tokenizer.token_id(name) for name in tokenizer.added_tokens}
-    place = next((place for place, token in enumerate(after) if token in never_text), None)
+    place = next((place for place, token in enumerate(after) if token in tokenizer.added_ids), None)
     prompt_ids = tokenizer.encode(prompt)
+    pieces = tokenizer.pieces(prompt, prompt_ids)
+    ending = end_count(pieces) if learned else len(pieces)
     if place is not None:
         mark_id, closing = after[place], tokenizer.decode(after[:place])
         end_ids = frozenset((mark_id, *renderer.stop_ids))
@@ -150,11 +156,14 @@ def reply_form(renderer: Renderer, settings: EnvironmentConfig) -> ReplyForm:
         mark_id, closing = None, ""
         end_ids = frozenset(tokenizer.eos_ids)
         # Check after each line, and where the prompt may be complete.
-        stop_ids = tuple(sorted({*end_ids, *(tokenizer.newline_ids if prompt else ()), *prompt_ids[-1:]}))
+        stop_ids = tuple(sorted({*end_ids, *(tokenizer.newline_ids if prompt else ()), *prompt_ids[:ending][-1:]}))
     status = _status_form(settings)
     longest_line = 0 if status is None else len(tokenizer.encode(status.pattern.pattern))
     longest_end = longest_line + 1 + len(prompt_ids) + len(after)
-    return ReplyForm(tokenizer, prompt, mark_id, closing, end_ids, stop_ids, status, settings.volatile, longest_end)
+    end, volatile = "".join(pieces[:ending]), settings.volatile
+    return ReplyForm(
+        tokenizer, prompt, end, learned, mark_id, closing, end_ids, stop_ids, status, volatile, longest_end
+    )
 
 
 def _status_form(settings: EnvironmentConfig) -> StatusForm | None:

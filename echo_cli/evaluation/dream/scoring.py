@@ -9,8 +9,8 @@ declares volatile counts as equal.
 - exit status: the generated reply states the true exit status. Only a reply that ended can state it by omission.
 - ended: the reply ended (see replies.py) before the cap.
 - exact match, edit similarity and exit status at the true length: the generated reply is truncated to as many tokens as
-  the true reply has. The env term trains the content of outputs and not their end, so without ended replies these
-  measures show the effect of training.
+  the true reply has. Unless `objective.end_of_output` is set, the env term trains the content of outputs and not their
+  end, so without ended replies these measures show the effect of training.
 
 Each measure is a mean over replies with an interval from a bootstrap over trajectories, because replies of one
 transcript are not independent.
@@ -167,7 +167,8 @@ def score_dreams(
         policy = run.policy()
         pool = _heldout_pool(run, policy) if pool_folder is None else run.pool_in(pool_folder, policy)
     config = run.config
-    form = reply_form(policy.renderer, text_settings(config.environment))
+    settings = text_settings(config.environment)
+    form = reply_form(policy.renderer, settings, learned=config.objective.end_of_output)
     usable = _questions(pool, policy, form, executed)
     if not usable:
         raise EchoError("the pool has no (command, output) pair", "add held-out tasks to the environment")

@@ -4,7 +4,8 @@ The environment answers first. The policy does not see this answer and writes it
 including the command. The transcript has the environment's replies; in a closed loop it has the policy's replies, and
 the environment answers the same commands for comparison only.
 
-A generated reply that does not end by itself (see replies.py) is truncated to the length of the real one.
+A generated reply that does not end by itself (see replies.py) is truncated: at a cap if the policy learns the ends of
+outputs (`objective.end_of_output`), which is then a safety, otherwise at the length of the real reply.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class DreamSettings:
     """Settings for predicting replies."""
 
     max_tokens: int | None = None
-    """Cap of a predicted reply, tokens; None for the length of the real reply and its end."""
+    """Cap of a predicted reply, tokens; None for the output cap, or for the length of the real reply and its end if the
+    policy does not learn where outputs end."""
     temperature: float = 0.0
     """Sampling temperature; 0 is greedy."""
     seed: int = 0
@@ -159,12 +161,13 @@ class DreamPlay:
             return
         said = form.segments(episode.segments[before:])
         size = sum(len(segment.token_ids) for segment in said)
-        most = size + form.longest_end if settings.max_tokens is None else settings.max_tokens
+        measured = settings.max_tokens is None and not form.learned
+        most = settings.max_tokens or (size if measured else self._limits.output_tokens) + form.longest_end
         seed = derive_seed(settings.seed, "dream/reply", self._asked)
         self._asked += 1
         (reply,) = dream(self._policy, form, [context], [most], temperature=settings.temperature, seed=seed)
         ended = reply.ended
-        if not ended and settings.max_tokens is None:
+        if not ended and measured:
             reply = form.cut(reply, max(size, 1))  # for an empty real reply, show the first token
         actual = form.text(said)
         turn = episode.turns[-1]
@@ -258,7 +261,8 @@ def open_dream(
         folder, step = run.checkpoint(checkpoint)
         worlds, task = _task(run.task_suite, task_id)
         policy = run.policy(folder)
-        form = reply_form(policy.renderer, text_settings(run.config.environment))
+        text, learned = text_settings(run.config.environment), run.config.objective.end_of_output
+        form = reply_form(policy.renderer, text, learned=learned)
         with EventLoop() as loop:
             play = DreamPlay(policy, worlds, task, limits_for(run.config, policy), form, loop, settings)
             yield OpenDream(run.name, step, task.task_id, form.prompt or "> ", play)

@@ -17,7 +17,7 @@ from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, tool_call
 from echo_cli.traces.conversation import CONTEXT_ROLES
 from echo_cli.traces.json_records import arguments_of, at, first_id, member, parse_json, read_json, reward_of
-from echo_cli.trajectory import TOOL_ERROR, TOOL_RESULT, Role
+from echo_cli.trajectory import NAMED_ROLES, TOOL_ERROR, TOOL_RESULT, Role
 
 ROLES = """\
 input       an episode record of OpenEnv's collector, an array of them, or JSONL: messages and tool_trace; or segments,
@@ -35,7 +35,6 @@ omitted     artifacts; names and ids
 refused     messages without a tool_trace; an answer that the tool_trace lacks or contradicts; a result in the
             tool_trace that no message shows; other roles; content that is not text"""
 
-_SEGMENT_ROLES = {role.name.lower(): role for role in Role if role is not Role.PAD}
 _KEPT = ("episode_id", "done", "metrics", "verify_metrics")
 """Fields of a record that are copied to the trace's meta."""
 
@@ -121,9 +120,9 @@ def _add_tagged(segments: Any, builder: TraceBuilder) -> None:
     for number, segment in enumerate(segments):
         with at(f"segments[{number}]"):
             text, channel = _required(segment, "text"), segment.get("channel")
-            role = _SEGMENT_ROLES.get(_required(segment, "role"))
+            role = NAMED_ROLES.get(_required(segment, "role"))
             if role is None:
-                raise UnplacedError(f"a segment's role must be one of {', '.join(_SEGMENT_ROLES)}")
+                raise UnplacedError(f"a segment's role must be one of {', '.join(NAMED_ROLES)}")
             if channel is not None and not isinstance(channel, str):
                 raise UnplacedError("a segment's channel must be text")
             if role is Role.ACTION:

@@ -13,7 +13,7 @@ from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.inspection.boundaries import Straddling, StraddlingCount
 from echo_cli.traces.inspection.duplicates import DuplicateCount, Duplicates
 from echo_cli.traces.inspection.outputs import OutputCount, OutputSurvey, turn_outputs
-from echo_cli.trajectory import SCAFFOLD, Role
+from echo_cli.trajectory import NAMED_ROLES, SCAFFOLD, Role
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,6 @@ def token_count(segment: TraceSegment, tokenizer: Tokenizer, *, own_ids: bool) -
 UNNAMED = "unnamed"
 """Channel name under which segments without a channel are listed."""
 
-_ROLES = tuple(role for role in Role if role is not Role.PAD)
 _LEARNABLE = (Role.ACTION, Role.ENV_OUTPUT, Role.WARNING)
 
 
@@ -158,7 +157,7 @@ class RoleCount:
     def result(self) -> RoleAccount:
         """Return the account, which lists every role, with or without segments."""
         roles: dict[str, RoleAmount] = {}
-        for role in _ROLES:
+        for role in NAMED_ROLES.values():
             keys = sorted((key for key in self._segments if key[0] is role), key=lambda key: (-self._bytes[key], key))
             channels = {channel: self._amount([(role, channel)]) for _, channel in keys}
             roles[role.name.lower()] = RoleAmount(**vars(self._amount(keys)), channels=channels)

@@ -124,6 +124,45 @@ def test_what_a_reply_gets_wrong_is_told_apart(played: list[Trajectory]) -> None
     assert scored(said, cap=40)[2:] == (False, False)
 
 
+def test_a_policy_that_learns_ends_ends_a_reply_with_the_token_that_it_learns(
+    all_renderers: dict[str, Renderer],
+) -> None:
+    whole, learned = (reply_form(RENDERER, SETTINGS, learned=learned) for learned in (False, True))
+    dollar, space = TOKENIZER.encode("$ ")
+    assert dollar in learned.stop_ids and space not in learned.stop_ids and dollar not in whole.stop_ids
+    for text, wanted in (("a\n$", "a\n"), ("$", ""), ("costs 3$ \nb\n$", "costs 3$ \nb\n"), ("a\n$HOME", "a\n")):
+        found = learned.read(TOKENIZER.encode(text))
+        assert (found.text, found.ended) == (wanted, True)
+        assert not whole.read(TOKENIZER.encode(text)).ended
+    assert not learned.read(TOKENIZER.encode("costs 3$ \nb")).ended
+    blank = SETTINGS.model_copy(update={"prompt": "\n> "})  # a blank line alone is ambiguous
+    form = reply_form(RENDERER, blank, learned=True)
+    assert [form.read(TOKENIZER.encode(text)).ended for text in ("a\n\n", "a\n\n>", "a>")] == [False, True, False]
+    for renderer in (all_renderers["tool"], all_renderers["llama3"]):  # the mark of a template is the learned end
+        marks = [reply_form(renderer, SETTINGS, learned=known).mark_id for known in (False, True)]
+        assert marks[0] is not None and marks[0] == marks[1]
+
+
+def test_a_policy_that_learns_ends_needs_no_length(played: list[Trajectory]) -> None:
+    worlds, task = ToyWorlds([0], [], 9), ToyWorlds([0], [], 9).tasks.train[0]
+    form = reply_form(RENDERER, SETTINGS, learned=True)
+    true = next(true for true in asked(played[:1], RENDERER, form) if true.turn.command == "ls /")
+    longer = "etc\nsrv\nvar\n" + "tmp\n" * 20
+    limits = EpisodeLimits(action_tokens=64, output_tokens=60, episode_tokens=1500)
+
+    def predicted(said: str) -> Answer:
+        policy = memory(RENDERER, [[*true.context, *TOKENIZER.encode(said)]])
+        with EventLoop() as loop:
+            play = DreamPlay(policy, worlds, task, limits, form, loop, DreamSettings())
+            return next(event for event in play.converse(iter(["ls /"])) if isinstance(event, Answer))
+
+    ended = predicted(f"{longer}$")
+    assert (ended.predicted, ended.ended, ended.actual) == (longer, True, true.text)
+    endless = predicted(longer)  # goes on with x up to the cap: the output's cap and room for its end
+    assert not endless.ended and endless.predicted.startswith(f"{longer}x")
+    assert len(TOKENIZER.encode(longer)) + endless.predicted.count("x") == 60 + form.longest_end
+
+
 def test_at_the_true_length_a_reply_need_not_end(played: list[Trajectory]) -> None:
     form = reply_form(RENDERER, SETTINGS)
     true = next(true for true in asked(played, RENDERER, form) if true.turn.command == "ls /")
