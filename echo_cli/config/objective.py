@@ -18,14 +18,16 @@ Surrogate = Literal["clipped", "reinforce"]
 RlNormalization = Literal["token_mean", "sequence_mean", "fixed_length"]
 EnvNormalization = Literal["observation_tokens", "selected_tokens", "token_mean", "fixed_length"]
 WorldLossTarget = Literal["env_output", "all"]
+EnvTargets = Literal[True, "other_world", "shuffled", "random"]
 Schedule = Literal["constant", "linear", "step", "gradient_ratio"]
 
-CHOICES: Mapping[str, tuple[str, ...]] = {
+CHOICES: Mapping[str, tuple[Any, ...]] = {
     "advantage": get_args(AdvantageKind),
     "surrogate": get_args(Surrogate),
     "rl_normalization": get_args(RlNormalization),
     "env_normalization": get_args(EnvNormalization),
     "world_loss_target": get_args(WorldLossTarget),
+    "env_targets": get_args(EnvTargets),
     "schedule": get_args(Schedule),
 }
 
@@ -76,6 +78,13 @@ class ObjectiveSettings:
     """Target tokens of the env term: `env_output` alone, or with harness warnings (`all`)."""
     end_of_output: bool = False
     """Whether the tokens that end an output (role END, see renderer.mark_ends) are targets of the env term."""
+    env_targets: EnvTargets = True
+    """Target tokens of the env term: the environment's own (true), or those of a placebo.
+
+    - `other_world`: explorers play a world that no task asks about, and the policy's rollouts have no env term.
+    - `shuffled`, `random`: the inputs stay true, and each target is a token of another place; see
+      `objective.step.misplaced_targets`.
+    """
     max_length: int | None = None
     """Denominator of both `fixed_length` normalisations, tokens."""
 
@@ -88,9 +97,17 @@ class ObjectiveSettings:
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise EchoError(f"unknown {name} {getattr(self, name)!r}", f"choose one of: {', '.join(choices)}")
+                raise EchoError(
+                    f"unknown {name} {getattr(self, name)!r}",
+                    f"choose one of: {', '.join(str(choice).lower() for choice in choices)}",
+                )
         _check_numbers(self)
         _check_schedule(self)
+        if self.env_targets is not True and self.highest_coeff == 0:
+            raise EchoError(
+                f"env_targets {self.env_targets} has no effect, because λ is 0 at every step",
+                "set world_model_coeff above 0, or env_targets: true",
+            )
 
     @property
     def base_coeff(self) -> float:
@@ -98,6 +115,14 @@ class ObjectiveSettings:
         if self.world_model_coeff is not None:
             return self.world_model_coeff
         return 0.05 if self.use_rl else 1.0
+
+    @property
+    def highest_coeff(self) -> float:
+        """Upper bound of λ over the steps."""
+        if self.schedule == "step":
+            return max(self.schedule_values)
+        bound = self.gradient_ratio_bounds[1] if self.schedule == "gradient_ratio" else 0.0
+        return max(self.base_coeff, self.world_model_coeff_end or 0.0, bound)
 
     @property
     def selected_roles(self) -> frozenset[Role]:

@@ -272,6 +272,43 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _has_placebo(self) -> Config:
+        """Check that `objective.env_targets` has the rollouts that it needs, and its own keys an effect."""
+        targets, rollout, toy = self.objective.env_targets, self.rollout, self.environment.toy_worlds
+        if toy is not None and toy.other_world_seeds and targets != "other_world":
+            raise EchoError(
+                f"toy_terminal.other_world_seeds has no effect with objective.env_targets: {str(targets).lower()}",
+                "set objective.env_targets=other_world, or omit the seeds",
+            )
+        if targets == "other_world":
+            if self.environment.none:
+                raise EchoError(
+                    "objective.env_targets is other_world and environment.none is true: there is no other world",
+                    "set env_targets to shuffled or random",
+                )
+            if self.traces is not None:
+                raise EchoError(
+                    "objective.env_targets is other_world and traces are of the run's own world", "set traces=null"
+                )
+            if rollout.explorers == 0:
+                raise EchoError(
+                    "objective.env_targets is other_world and rollout.explorers is 0: nothing plays the other world",
+                    "set rollout.explorers above 0, or env_targets to shuffled or random",
+                )
+            if toy is not None and len(toy.placebo_seeds) < len(toy.world_seeds):
+                raise EchoError(
+                    "no machine is left for objective.env_targets: other_world",
+                    "list fewer world_seeds, or name one in toy_terminal.other_world_seeds",
+                )
+        traces = 0 if self.traces is None else self.traces.per_step
+        if targets == "shuffled" and rollout.tasks_per_step * rollout.group_size + rollout.explorers + traces == 1:
+            raise EchoError(
+                "objective.env_targets is shuffled and a step has one rollout: there is none to exchange targets with",
+                "set rollout.group_size above 1, or env_targets: random",
+            )
+        return self
+
     def granted(self, grants: Grants) -> Config:
         """Return the config with permissions of this command line, which `to_yaml` and `model_dump` omit."""
         sections = {"environment": self.environment.granted(grants), "sampler": self.sampler.granted(grants)}

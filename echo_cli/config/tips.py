@@ -118,7 +118,8 @@ def value_tip(name: str, details: Mapping[str, Any], known: Sequence[str]) -> st
     """
     got, kind = details["input"], details["type"]
     if kind == "literal_error":
-        return _choice_tip(got, re.findall(r"'([^']*)'", details["ctx"]["expected"]))
+        choices = re.findall(r"'([^']*)'|\b(True|False)\b", details["ctx"]["expected"])
+        return _choice_tip(got, [text or constant.lower() for text, constant in choices])
     if isinstance(got, str) and kind in ("float_type", "int_type"):
         if _is_number(got):
             return "write the number without quotes"

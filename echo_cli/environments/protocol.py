@@ -155,6 +155,9 @@ class TaskSuite(Protocol):
     def out_of_distribution(self) -> TaskSuite:
         """Return the suite of the out-of-distribution tasks, which training never sees."""
 
+    def other_world(self) -> TaskSuite | None:
+        """Return a suite whose explorers play worlds that no task of the run asks about; None if there is none."""
+
 
 @dataclass(frozen=True)
 class Payload:

@@ -20,8 +20,8 @@ from echo_cli.files import read_text
 from echo_cli.text import escape_unprintable, suggest
 
 Split = Literal["train", "validation", "heldout"]
-OOD = "ood"
-_SPLITS = (*get_args(Split), OOD)
+OOD, OTHER_WORLD = "ood", "other_world"
+_SPLITS = (*get_args(Split), OOD, OTHER_WORLD)
 _KEYS = ("reset", "id", "split", "family", "actions")
 _LONGEST_ID = 64  # characters
 _WORD = re.compile(r"(?!(?:true|false|null)$)[A-Za-z_][\w./-]*", re.ASCII)
@@ -72,6 +72,8 @@ class TaskList:
     """Lines that solve a task, per task id."""
     ood: tuple[Task, ...]
     """Out-of-distribution tasks; their `Task.split` is heldout."""
+    other_world: tuple[Task, ...] = ()
+    """Tasks of other worlds, which only the explorers of a placebo play; their `Task.split` is train."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,9 @@ def load_tasks(config: TasksConfig) -> TaskList:
                 f"the same reset arguments are in {before} ({first.place}) and in {name} ({entry.place})",
                 "assign every task to one split: a training task cannot be held out",
             )
-        split: Split = next((known for known in get_args(Split) if known == name), "heldout")
+        split: Split = next(
+            (known for known in get_args(Split) if known == name), "train" if name == OTHER_WORLD else "heldout"
+        )
         found[name].append(Task(entry.task_id, split, entry.family, entry.arguments))
     if not found["train"]:
         counts = ", ".join(f"{len(found[name])} {name}" for name in _SPLITS if found[name])
@@ -122,7 +126,8 @@ def load_tasks(config: TasksConfig) -> TaskList:
             "list more tasks, lower environment.tasks.validation and heldout, or set the split of some entries",
         )
     splits = TaskSplits(*(tuple(found[name]) for name in get_args(Split)))
-    return TaskList(splits, {entry.task_id: entry.actions for entry in entries if entry.actions}, tuple(found[OOD]))
+    actions = {entry.task_id: entry.actions for entry in entries if entry.actions}
+    return TaskList(splits, actions, tuple(found[OOD]), tuple(found[OTHER_WORLD]))
 
 
 def splits_by_hash(canonicals: Collection[str], validation: float, heldout: float) -> dict[str, Split]:

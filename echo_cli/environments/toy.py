@@ -39,6 +39,7 @@ class ToyWorlds:
     Args:
         families: task families; empty means all. The explorers' commands do not depend on them.
         kind: kind of every world.
+        other_world_seeds: worlds of `other_world`.
         factory: creates the terminals; by default in this process.
         replayable: whether the terminals are in this process, so that a pool can be replayed at no cost.
 
@@ -55,11 +56,13 @@ class ToyWorlds:
         factory: EnvironmentFactory | None = None,
         *,
         kind: Kind = "files",
+        other_world_seeds: Sequence[int] = (),
         replayable: bool = True,
     ) -> None:
         self.replayable = replayable
         self._world_seeds = tuple(world_seeds)
         self._ood_world_seeds = tuple(ood_world_seeds)
+        self._other_world_seeds = tuple(other_world_seeds)
         self._max_turns = max_turns
         self._families = tuple(families)
         self._kind = kind
@@ -92,8 +95,9 @@ class ToyWorlds:
         """Return the same worlds with terminals of a server, from `factory`, and the turn cap of these worlds."""
         settings = factory.settings.model_copy(update={"max_turns": self._max_turns})
         factory = replace(factory, settings=settings)
-        seeds = self._world_seeds, self._ood_world_seeds
-        return ToyWorlds(*seeds, self._max_turns, self._families, factory, kind=self._kind, replayable=False)
+        seeds, other = (self._world_seeds, self._ood_world_seeds), self._other_world_seeds
+        shared: dict[str, Any] = {"kind": self._kind, "other_world_seeds": other, "replayable": False}
+        return ToyWorlds(*seeds, self._max_turns, self._families, factory, **shared)
 
     def environment(self) -> Environment:
         return self._factory.environment()
@@ -115,8 +119,14 @@ class ToyWorlds:
         return scripts
 
     def out_of_distribution(self) -> ToyWorlds:
+        return self._elsewhere(self._ood_world_seeds)
+
+    def other_world(self) -> ToyWorlds | None:
+        return self._elsewhere(self._other_world_seeds) if self._other_world_seeds else None
+
+    def _elsewhere(self, seeds: Sequence[int]) -> ToyWorlds:
         shared: dict[str, Any] = {"kind": self._kind, "replayable": self.replayable}
-        return ToyWorlds(self._ood_world_seeds, (), self._max_turns, self._families, self._factory, **shared)
+        return ToyWorlds(seeds, (), self._max_turns, self._families, self._factory, **shared)
 
     def _kind_argument(self) -> JsonObject:
         """Return the reset argument that names the kind; the default is left to the terminal."""

@@ -13,7 +13,7 @@ from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.config.schema import Config
 from echo_cli.environments.actions import check_action, check_payload, wrap_action
 from echo_cli.environments.protocol import Description, Environment, EnvironmentSource, HostLimits, TaskSuite
-from echo_cli.environments.tasks import Task, TaskList, TaskSplits, load_tasks
+from echo_cli.environments.tasks import OTHER_WORLD, Task, TaskList, TaskSplits, load_tasks
 from echo_cli.environments.text_environment import EnvironmentFactory
 from echo_cli.environments.toy import ToyWorlds, toy_factory, toy_settings
 from echo_cli.errors import EchoError
@@ -56,7 +56,15 @@ def open_worlds(config: Config) -> Iterator[TaskSuite]:
         return
     if toy is not None:
         here = toy_factory(toy.max_turns, _hosting(environment, environment.sessions))
-        worlds = ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns, toy.families, here, kind=toy.kind)
+        worlds = ToyWorlds(
+            toy.world_seeds,
+            toy.ood_world_seeds,
+            toy.max_turns,
+            toy.families,
+            here,
+            kind=toy.kind,
+            other_world_seeds=toy.placebo_seeds,
+        )
         if environment.toy_terminal is not None:
             yield worlds
             return
@@ -64,6 +72,7 @@ def open_worlds(config: Config) -> Iterator[TaskSuite]:
     else:
         assert environment.tasks is not None
         tasks = load_tasks(environment.tasks)
+        _check_other_world(config, tasks)
         splits, worlds_of = tasks.splits, partial(TaskWorlds, tasks)
     with open_source(environment, rollouts_at_once(config, splits)) as source:
         description = source.describe()
@@ -81,6 +90,14 @@ def _check_explorers(config: Config, suite: TaskSuite) -> None:
         raise EchoError(
             "every line of environment.explorer solves a validation or held-out task, so explorers may not type it",
             "list other lines in environment.explorer, or set rollout.explorers=0",
+        )
+
+
+def _check_other_world(config: Config, tasks: TaskList) -> None:
+    if config.objective.env_targets == "other_world" and not tasks.other_world:
+        raise EchoError(
+            "objective.env_targets is other_world and environment.tasks has no task of another world",
+            f"list tasks with 'split: {OTHER_WORLD}', or set env_targets to shuffled or random",
         )
 
 
@@ -197,6 +214,13 @@ class TaskWorlds:
         elsewhere = TaskList(TaskSplits((), (), self._list.ood), self._list.actions, ())
         return TaskWorlds(elsewhere, self._factory)
 
+    def other_world(self) -> TaskWorlds | None:
+        if not self._list.other_world:
+            return None
+        elsewhere = TaskWorlds(TaskList(TaskSplits(self._list.other_world, (), ()), {}, ()), self._factory)
+        elsewhere._explorer_lines = self._explorer_lines  # a placebo's explorers type the same lines
+        return elsewhere
+
     def _wrapped(self, line: str) -> str:
         return wrap_action(self._factory.settings.action, line)
 
@@ -237,3 +261,6 @@ class NoWorlds:
 
     def out_of_distribution(self) -> NoWorlds:
         return self
+
+    def other_world(self) -> None:
+        return None

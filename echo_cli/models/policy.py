@@ -333,7 +333,7 @@ class TorchPolicy:
         temperature = step.temperature
         if imitating:
             roles, temperature = roles | {Role.ACTION}, 1.0
-        wanted = targets(micro, roles).of_rollouts(views.owners)
+        wanted = targets(micro, roles).of_rollouts(views.owners).replaced(step.misplaced)
         hidden_NH = wanted.gather(self.model(micro.token_ids_RT))
         scores = target_logprobs(
             hidden_NH,

@@ -15,7 +15,7 @@ Shape suffixes:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
@@ -132,6 +132,29 @@ class Targets:
         """Return the targets with `rollout_N` converted from view v to the rollout `owners[v]` of the step."""
         owner_V = torch.tensor(owners, dtype=torch.int64, device=self.rollout_N.device)
         return replace(self, rollout_N=owner_V[self.rollout_N])
+
+    def replaced(self, observations: Mapping[int, Sequence[int]]) -> Targets:
+        """Return the targets with other token ids for the observations of some rollouts, the keys of `observations`.
+
+        The inputs, from which the targets are predicted, do not change.
+
+        Args:
+            observations: token ids of all observation targets of a rollout, in order (`WeighedStep.misplaced`).
+
+        Raises:
+            ValueError: a rollout has another number of observation targets.
+        """
+        if not observations:
+            return self
+        token_ids_N = self.token_ids_N.clone()
+        for rollout in sorted(set(self.rollout_N[self.action_count :].tolist())):
+            if rollout in observations:
+                mine_N = (self.rollout_N == rollout) & (self.roles_N != Role.ACTION)
+                ids = torch.tensor(observations[rollout], dtype=torch.int64, device=token_ids_N.device)
+                if len(ids) != int(mine_N.sum()):
+                    raise ValueError(f"{len(ids)} token ids for {int(mine_N.sum())} targets of rollout {rollout}")
+                token_ids_N[mine_N] = ids
+        return replace(self, token_ids_N=token_ids_N)
 
 
 def bucket(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 
+import numpy as np
 from torch import Tensor
 
 from echo_cli.config.objective import ObjectiveSettings
@@ -12,7 +14,8 @@ from echo_cli.objective.advantages import step_advantages
 from echo_cli.objective.batch import RolloutCounts, count_rollouts
 from echo_cli.objective.filters import filter_env_rollouts
 from echo_cli.objective.loss import StepWeights, step_totals, step_weights
-from echo_cli.trajectory import Trajectory
+from echo_cli.seeds import uniforms
+from echo_cli.trajectory import Role, Trajectory
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,22 @@ class WeighedStep:
     """Number of rollouts that each filter dropped from the env term."""
     imitation_coeff: float | None = None
     """Weight of the imitation term; None omits its metrics as well."""
+    misplaced: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    """Token ids that replace the observation targets of each rollout in the env term (`Targets.replaced`); empty unless
+    `env_targets` is shuffled or random."""
+
+    @property
+    def misplaced_fraction(self) -> float | None:
+        """Fraction of the env term's targets whose token is not the environment's; None without targets."""
+        pairs = [
+            (token, wanted)
+            for index, wanted_tokens in self.misplaced.items()
+            for token, wanted in zip(
+                observation_tokens(self.trajectories[index], self.settings.selected_roles), wanted_tokens, strict=True
+            )
+        ]
+        total = int(self.counts.selected_B[self.counts.in_env_B].sum())
+        return sum(token != wanted for token, wanted in pairs) / total if total else None
 
     @property
     def has_contrast(self) -> bool:
@@ -50,6 +69,7 @@ def weigh_step(
     imitated: Collection[int] = (),
     imitation_coeff: float | None = None,
     mark_ends: Callable[[Trajectory], Trajectory] | None = None,
+    seed: int = 0,
 ) -> WeighedStep:
     """Compute advantages within groups, filters of the env term, and weights from denominators over the step.
 
@@ -57,6 +77,7 @@ def weigh_step(
         coeff: λ.
         imitated: indices of the rollouts whose actions are imitated if `imitation_coeff` is above 0.
         mark_ends: marks the ends of a rollout's outputs, if `settings.end_of_output` (`TorchPolicy.mark_ends`).
+        seed: seed of the step's draws of targets (`env_targets`: shuffled, random).
 
     Raises:
         EchoError: a rollout lacks a reward or turns that the objective needs.
@@ -68,11 +89,12 @@ def weigh_step(
         trajectories = [mark_ends(trajectory) for trajectory in trajectories]
     advantages_B = step_advantages(trajectories, settings.advantage) if settings.use_rl else None
     filtered = filter_env_rollouts(trajectories, settings)
+    kept = [index for index in filtered.kept if _observes(trajectories[index], settings)]
     counts = count_rollouts(
         trajectories,
         settings.selected_roles,
         use_rl=settings.use_rl,
-        kept=filtered.kept,
+        kept=kept,
         imitated=imitated if imitation_coeff else (),
     )
     return WeighedStep(
@@ -85,4 +107,58 @@ def weigh_step(
         weights=step_weights(counts, step_totals(counts), settings),
         dropped=filtered.dropped,
         imitation_coeff=imitation_coeff,
+        misplaced=misplaced_targets(trajectories, kept, settings, seed),
     )
+
+
+def _observes(trajectory: Trajectory, settings: ObjectiveSettings) -> bool:
+    """Return whether `env_targets` leaves a rollout in the env term: of a placebo of another world, only explorers."""
+    return settings.env_targets != "other_world" or trajectory.world_model_only
+
+
+def observation_tokens(trajectory: Trajectory, selected_roles: Collection[Role]) -> list[int]:
+    """Return the tokens of a trajectory that are targets of the env term, in order."""
+    segments = (segment for segment in trajectory.segments if segment.role in selected_roles)
+    return [token for segment in segments for token in segment.token_ids]
+
+
+def misplaced_targets(
+    trajectories: Sequence[Trajectory], kept: Collection[int], settings: ObjectiveSettings, seed: int
+) -> dict[int, list[int]]:
+    """Return the wrong targets of the placebos `shuffled` and `random`, by rollout; no entry otherwise.
+
+    Both deal the step's own observation tokens out again, each once, so that every rollout keeps its number of targets
+    and the step its counts of tokens:
+
+    - `shuffled`: the rollouts' observations follow each other in random order, the longest first, and all targets move
+      ahead by its length. The text stays whole, and no rollout has a target of its own unless it has more than half.
+    - `random`: the tokens in random order, of which the frequencies are all that is left to learn.
+
+    Args:
+        kept: indices of the rollouts in the env term.
+        seed: seed of the draws, of the run and the step.
+    """
+    if settings.env_targets not in ("shuffled", "random"):
+        return {}
+    tokens = {index: observation_tokens(trajectories[index], settings.selected_roles) for index in kept}
+    tokens = {index: found for index, found in tokens.items() if found}
+    if not tokens:
+        return {}
+    if settings.env_targets == "random":
+        order, pool = list(tokens), list(chain.from_iterable(tokens.values()))
+        dealt = [pool[place] for place in _permutation(len(pool), seed)]
+    else:
+        drawn = [list(tokens)[place] for place in _permutation(len(tokens), seed)]
+        order = sorted(drawn, key=lambda index: len(tokens[index]), reverse=True)[:1]
+        order += [index for index in drawn if index != order[0]]
+        pool = [token for index in order for token in tokens[index]]
+        ahead = len(tokens[order[0]])
+        dealt = [*pool[ahead:], *pool[:ahead]]
+    cards = iter(dealt)
+    return {index: [next(cards) for _ in tokens[index]] for index in order}
+
+
+def _permutation(count: int, seed: int) -> list[int]:
+    """Return the numbers below `count` in an order that depends on `count` and `seed` alone."""
+    order: list[int] = np.argsort(uniforms(seed, 0, 0, count), kind="stable").tolist()
+    return order

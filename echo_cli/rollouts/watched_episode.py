@@ -65,6 +65,9 @@ class _WatchedWorlds:
         self.last = Play(self._worlds.environment(), self._task)
         return self.last
 
+    def other_world(self) -> TaskSuite | None:
+        return self._worlds.other_world()
+
 
 def play_watched(
     worlds: TaskSuite, renderer: Renderer, limits: EpisodeLimits, task: Task, actions: Sequence[str], source: Source

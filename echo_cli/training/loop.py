@@ -18,6 +18,7 @@ from echo_cli.objective.schedule import GradientNorms, learning_rate_at, measure
 from echo_cli.objective.step import WeighedStep, weigh_step
 from echo_cli.runs.pools import pairs_of
 from echo_cli.runs.summary import best_step, warnings_of
+from echo_cli.seeds import derive_seed
 from echo_cli.training.collapse import lambda_factor, new_alarms, stop_if_collapsed
 from echo_cli.training.rows import Probe, full_row, step_row
 from echo_cli.training.session import Session
@@ -54,7 +55,7 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
         with _checkpoint_if_environment_lost(session, step, norms):
             data = collect_step(session, step, coeff)
 
-        weighed = _weigh(config, policy, data, coeff)
+        weighed = _weigh(config, policy, data, step, coeff)
         probe = _probe(policy, weighed) if _is_probe_due(config, step) else None
         if probe is not None and measures_gradients(config.objective, step):
             norms = _updated_norms(norms, weighed, probe)
@@ -106,7 +107,7 @@ def _coeff_at(config: Config, step: int, norms: GradientNorms, rows: Sequence[Ro
     return lambda_factor(rows, config.collapse) * world_model_coeff_at(config.objective, step, config.steps, norms)
 
 
-def _weigh(config: Config, policy: TorchPolicy, data: StepData, coeff: float) -> WeighedStep:
+def _weigh(config: Config, policy: TorchPolicy, data: StepData, step: int, coeff: float) -> WeighedStep:
     return weigh_step(
         data.trajectories,
         config.objective,
@@ -115,6 +116,7 @@ def _weigh(config: Config, policy: TorchPolicy, data: StepData, coeff: float) ->
         imitated=data.trace_indices,
         imitation_coeff=None if config.traces is None else config.imitation_coeff,
         mark_ends=policy.mark_ends,
+        seed=derive_seed(config.seed, "env_targets", step),
     )
 
 

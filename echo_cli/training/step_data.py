@@ -70,7 +70,14 @@ def play_tasks(config: Config, policy: TorchPolicy, worlds: TaskSuite, step: int
 def play_explorers(
     config: Config, policy: TorchPolicy, worlds: TaskSuite, step: int, explorers: int
 ) -> list[Trajectory]:
-    """Play the scripted rollouts of the 0-based `step`, which contribute to the env term only."""
+    """Play the scripted rollouts of the 0-based `step`, which contribute to the env term only.
+
+    With `objective.env_targets: other_world`, they play another world than the tasks of the run.
+    """
+    if config.objective.env_targets == "other_world":
+        other = worlds.other_world()
+        assert other is not None, "open_worlds has refused worlds without another"
+        worlds = other
     rng = generator(config.seed, "explorer", step)
     scripts = []
     for _ in range(explorers):

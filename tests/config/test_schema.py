@@ -1,8 +1,14 @@
-"""The config keys that may change when a run is resumed: exactly these."""
+"""The config keys that may change when a run is resumed: exactly these; and the keys of placebos."""
 
 from __future__ import annotations
 
+import pytest
+
+from echo_cli.config.loader import load_config
 from echo_cli.config.schema import free_keys, key_paths
+from echo_cli.config.toy_terminal import ToyTerminalConfig
+from echo_cli.errors import EchoError
+from toy_terminal_env.machine import SEEDS
 
 RUN = "steps device threads output_dir run_name track checkpoint checkpoint.every checkpoint.keep traces.path"
 MEMORY = "optim.token_budget model.gradient_checkpointing sampler.prefill_tokens"
@@ -31,3 +37,63 @@ def test_these_keys_and_no_others_may_change_on_resume() -> None:
     expected |= _below("sampler", ENDPOINT) | _below("environment.provider.limits", LIMITS)
     assert free_keys() == expected
     assert free_keys() < set(key_paths())
+
+
+OTHER, SHUFFLED = "objective.env_targets=other_world", "objective.env_targets=shuffled"
+NO_LAMBDA = "objective.world_model_coeff=0"
+ALONE = ("rollout.tasks_per_step=1", "rollout.group_size=1", "rollout.explorers=0")
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "tip"),
+    [
+        (["objective.env_targets=shuffle"], "'objective.env_targets' is \"shuffle\"", "did you mean 'shuffled'?"),
+        (
+            ["objective.env_targets=false"],
+            "'objective.env_targets' is false",
+            "one of: true, other_world, shuffled, random",
+        ),
+        (["objective.env_targets='true'"], "'objective.env_targets' is \"true\"", "did you mean 'true'?"),
+        ([SHUFFLED, NO_LAMBDA], "shuffled has no effect, because λ is 0", "world_model_coeff above 0"),
+        ([OTHER, NO_LAMBDA], "other_world has no effect, because λ is 0", "world_model_coeff above 0"),
+        ([OTHER, "rollout.explorers=0"], "nothing plays the other world", "rollout.explorers above 0"),
+        ([OTHER, "traces.path=a.jsonl"], "traces are of the run's own world", "traces=null"),
+        ([SHUFFLED, *ALONE], "a step has one rollout", "rollout.group_size"),
+        (
+            ["environment.toy_terminal.other_world_seeds=[9]"],
+            "no effect with objective.env_targets: true",
+            "other_world",
+        ),
+        ([OTHER, "environment.toy_terminal.other_world_seeds=[0]"], "duplicate seed", "one of the three"),
+    ],
+    ids=str,
+)
+def test_a_placebo_without_effect_or_without_a_source_is_refused(words: list[str], message: str, tip: str) -> None:
+    with pytest.raises(EchoError) as caught:
+        load_config("toy", words)
+    assert message in caught.value.message and tip in caught.value.tip and caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("word", ["true", "other_world", "shuffled", "random"])
+def test_true_and_the_three_placebos_are_read_and_written(word: str) -> None:
+    config = load_config("toy", [f"objective.env_targets={word}"])
+    assert config.objective.env_targets == (True if word == "true" else word)
+    assert f"env_targets: {word}\n" in config.to_yaml()
+    rising = ["objective.schedule=linear", "objective.world_model_coeff_end=0.5", NO_LAMBDA]
+    assert load_config("toy", [f"objective.env_targets={word}", *rising]).objective.highest_coeff == 0.5
+
+
+def test_the_placebos_worlds_are_neither_trained_on_nor_measured_nor_of_pretraining() -> None:
+    for kind in ("files", "machine"):
+        toy = (
+            ToyTerminalConfig(kind=kind, world_seeds=(0, 149, 200), ood_world_seeds=(148,))
+            if kind == "files"
+            else (ToyTerminalConfig(kind=kind, world_seeds=(0, 149, 7), ood_world_seeds=(148,)))
+        )
+        seeds = toy.placebo_seeds
+        assert len(set(seeds)) == 3 and not {*toy.world_seeds, *toy.ood_world_seeds} & {*seeds}
+        assert seeds == ((147, 146, 145) if kind == "machine" else (201, 202, 203))
+        assert kind == "files" or set(seeds) <= set(SEEDS["evaluation"])
+    with pytest.raises(EchoError, match="no machine is left"):
+        every = ["environment.toy_terminal.kind=machine", f"environment.toy_terminal.world_seeds={[*range(100)]}"]
+        load_config("toy", [OTHER, *every])

@@ -116,6 +116,38 @@ def test_explorers_play_only_where_the_env_term_has_a_weight(tmp_path: Path, mon
     assert sources == [["policy"] * 2, [*["policy"] * 2, *["explorer"] * 2]]
 
 
+def test_a_placebos_explorers_play_another_world_and_wrong_targets_are_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worlds = []
+
+    def recorded(session: Session, step: int, coeff: float) -> StepData:
+        data = collect_step(session, step, coeff)
+        worlds.append([(rollout.source, rollout.task_id.partition("-")[0]) for rollout in data.rollouts])
+        return data
+
+    monkeypatch.setattr("echo_cli.training.loop.collect_step", recorded)
+    placebos = {kind: f"objective.env_targets={kind}" for kind in ("true", "other_world", "shuffled", "random")}
+    for kind, word in placebos.items():
+        assert train(tmp_path / kind, word, "--steps", "1", "evaluation.every=1") == 0
+    found = {kind: rows(tmp_path / kind) for kind in placebos}
+    sources = [source for source, _ in worlds[0]]
+    assert all([source for source, _ in each] == sources for each in worlds)
+    assert len({world for source, world in worlds[0]}) == 1
+    assert {world for source, world in worlds[1] if source == "explorer"}.isdisjoint(world for _, world in worlds[0])
+    assert worlds[2] == worlds[3] == worlds[0], "the rollouts are those of the true targets"
+    start = {kind: each[0]["heldout/env_ce"] for kind, each in found.items()}
+    assert len(set(start.values())) == 1, "held-out env-CE is over the true targets"
+    assert len({weights(tmp_path / kind, 1) for kind in placebos}) == len(placebos)
+    first = {kind: each[1] for kind, each in found.items()}
+    assert first["true"]["train/misplaced_fraction"] == first["other_world"]["train/misplaced_fraction"] == 0
+    for kind in ("shuffled", "random"):
+        assert first[kind]["train/misplaced_fraction"] > 0.7
+        assert first[kind]["train/env_tokens"] == first["true"]["train/env_tokens"]
+        assert first[kind]["train/env_ce"] > first["true"]["train/env_ce"]
+    assert 0 < first["other_world"]["train/env_tokens"] < first["true"]["train/env_tokens"]
+
+
 def test_a_step_without_reward_contrast_leaves_the_gradient_ratios_lambda_as_it_is(tmp_path: Path) -> None:
     # Groups of one have no contrast. From step 2 on, the RL term's gradient is that of the KL penalty alone.
     words = ["rollout.group_size=1", "objective.schedule=gradient_ratio", "objective.gradient_ratio_every=1"]
