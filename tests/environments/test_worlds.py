@@ -61,7 +61,7 @@ def test_tasks_of_another_world_are_played_by_a_placebos_explorers_alone() -> No
 def test_a_placebo_of_a_users_environment_needs_tasks_of_another_world() -> None:
     words = ["objective.env_targets=other_world", "environment.provider.command=[missing]"]
     with (
-        pytest.raises(EchoError, match="environment.tasks has no task of another world") as caught,
+        pytest.raises(EchoError, match=r"environment\.tasks has no task of another world") as caught,
         open_worlds(load_config("sandbox", words)),
     ):
         pytest.fail("the server was started")
