@@ -6,9 +6,10 @@ generated text has no roles, so a generated reply ends at the text that follows 
 - With scaffold (chat models): at the first scaffold token that tokenized text never contains. This token is
   `</tool_response>` if the vocabulary has it, else the end of the turn. Scaffold text before that token and the
   environment's prompt are stripped.
-- Without scaffold: at a line that begins with the environment's prompt or, if the policy learns the ends of outputs
-  (`objective.end_of_output`), with the first token of the prompt, the only one that it learns. A line of output that
-  begins alike also ends a generated reply, because a plain transcript does not distinguish the two.
+- Without scaffold: at a line that begins with the environment's prompt. A line of output that begins like the prompt
+  also ends a generated reply, because a plain transcript does not distinguish the two.
+- If the policy learns the ends of outputs (`objective.end_of_output`) and there is a prompt, with or without scaffold:
+  at a line that begins with the first token of the prompt, the only one that the policy learns.
 - Without scaffold and prompt: nothing marks the end (see `ReplyForm.marked`), and a reply ends only at a cap or at the
   end-of-text token.
 
@@ -58,7 +59,7 @@ class ReplyForm:
     tokenizer: Tokenizer
     prompt: str
     end: str
-    """Text at the start of a line that ends a reply: the prompt, or its learned beginning."""
+    """Text at the start of a line that ends a reply: the prompt, or its learned beginning; "" if only tokens end it."""
     learned: bool
     """Whether the policy learns the ends of outputs, so that a reply needs no length."""
     mark_id: int | None
@@ -88,7 +89,7 @@ class ReplyForm:
             text = text.removesuffix(self.closing)
         if self.prompt and self.mark_id is not None:
             text = re.sub(rf"(?:\A|(?<=\n)){re.escape(self.prompt)}\Z", "", text)
-        elif self.prompt and (match := re.search(rf"(?:\A|(?<=\n)){re.escape(self.end)}", text)):
+        if self.end and (match := re.search(rf"(?:\A|(?<=\n)){re.escape(self.end)}", text)):
             text, ended = text[: match.start()], True
         return Generated(self._line_ended(text) if ended else text, tuple(ids), ended)
 
@@ -146,21 +147,20 @@ def reply_form(renderer: Renderer, settings: EnvironmentConfig, *, learned: bool
     after = [token for segment in renderer.reply(()).after for token in segment.token_ids]
     place = next((place for place, token in enumerate(after) if token in tokenizer.added_ids), None)
     prompt_ids = tokenizer.encode(prompt)
-    pieces = tokenizer.pieces(prompt, prompt_ids)
-    ending = end_count(pieces) if learned else len(pieces)
+    ending = end_count(tokenizer.pieces(prompt, prompt_ids)) if learned else len(prompt_ids)
+    end = tokenizer.decode(prompt_ids[:ending]) if learned or place is None else ""
     if place is not None:
         mark_id, closing = after[place], tokenizer.decode(after[:place])
         end_ids = frozenset((mark_id, *renderer.stop_ids))
-        stop_ids = tuple(sorted(end_ids))
     else:
         mark_id, closing = None, ""
         end_ids = frozenset(tokenizer.eos_ids)
-        # Check after each line, and where the prompt may be complete.
-        stop_ids = tuple(sorted({*end_ids, *(tokenizer.newline_ids if prompt else ()), *prompt_ids[:ending][-1:]}))
+    # Check after each line, and where the prompt may be complete.
+    stop_ids = tuple(sorted({*end_ids, *((*tokenizer.newline_ids, prompt_ids[ending - 1]) if end else ())}))
     status = _status_form(settings)
     longest_line = 0 if status is None else len(tokenizer.encode(status.pattern.pattern))
     longest_end = longest_line + 1 + len(prompt_ids) + len(after)
-    end, volatile = "".join(pieces[:ending]), settings.volatile
+    volatile = settings.volatile
     return ReplyForm(
         tokenizer, prompt, end, learned, mark_id, closing, end_ids, stop_ids, status, volatile, longest_end
     )

@@ -141,6 +141,10 @@ def test_a_policy_that_learns_ends_ends_a_reply_with_the_token_that_it_learns(
     for renderer in (all_renderers["tool"], all_renderers["llama3"]):  # the mark of a template is the learned end
         marks = [reply_form(renderer, SETTINGS, learned=known).mark_id for known in (False, True)]
         assert marks[0] is not None and marks[0] == marks[1]
+        # The rest of a prompt before a template's scaffold is not learned, so its first token ends a reply too.
+        text = renderer.tokenizer.encode("a\n$")
+        ended = [reply_form(renderer, SETTINGS, learned=known).read(text).ended for known in (False, True)]
+        assert ended == [False, True]
 
 
 def test_a_policy_that_learns_ends_needs_no_length(played: list[Trajectory]) -> None:
