@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import integrate, stats
 
 Floats = NDArray[np.float64]
 
@@ -105,7 +105,7 @@ def mean_over_seeds(values: Sequence[float]) -> Estimate:
     if len(values) < 2:
         return Estimate(mean, None, None)
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
+    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
     return Estimate(mean, mean - half, mean + half)
 
 
@@ -138,12 +138,12 @@ def mean_height(curve: Sequence[tuple[float, float]]) -> float:
     x, y = np.asarray(curve, dtype=np.float64).reshape(-1, 2).T
     if len(x) < 2 or not (np.diff(x) > 0).all():
         raise ValueError(f"no area under {curve}")
-    return float(integrate.trapezoid(y, x) / (x[-1] - x[0]))
+    return float(scipy.integrate.trapezoid(y, x) / (x[-1] - x[0]))
 
 
 def sign_test(wins: int, losses: int) -> float:
     """Return the exact two-sided p-value of `wins` and `losses` where both are equally likely; ties do not count."""
-    return 1.0 if wins + losses == 0 else float(stats.binomtest(wins, wins + losses, 0.5).pvalue)
+    return 1.0 if wins + losses == 0 else float(scipy.stats.binomtest(wins, wins + losses, 0.5).pvalue)
 
 
 def spread(values: Sequence[float]) -> float | None:
@@ -194,7 +194,7 @@ def _bootstrap(statistic: Callable[..., Floats], *samples: Floats) -> Estimate:
     value = float(statistic(*samples, axis=0))
     if len(samples[0]) < 2:
         return Estimate(value, None, None)
-    found = stats.bootstrap(
+    found = scipy.stats.bootstrap(
         samples,
         statistic,
         paired=True,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from inspect import unwrap
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -78,6 +79,15 @@ def _dense_shape(value: Any) -> torch.Size | None:
     return value.shape if dense else None
 
 
+class _AdamW(torch.optim.AdamW):
+    """AdamW that does not import torch.compile, over a second: torch's methods do so to exclude themselves from it."""
+
+    add_param_group = unwrap(torch.optim.AdamW.add_param_group)
+    load_state_dict, state_dict = unwrap(torch.optim.AdamW.load_state_dict), unwrap(torch.optim.AdamW.state_dict)
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
+    zero_grad = unwrap(torch.optim.AdamW.zero_grad)
+
+
 class TorchPolicy:
     """A model with AdamW in one process; with `sampling.kind` openai, an endpoint samples its actions.
 
@@ -100,14 +110,7 @@ class TorchPolicy:
         self._refill = 1.0 if sampling is None else sampling.refill
         self._prefill_tokens = None if sampling is None else sampling.prefill_tokens
         self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.AdamW(
-            self._parameters,
-            lr=optim.lr,
-            betas=optim.betas,
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-            fused=True,
-        )
+        self._optimizer = _AdamW(self._parameters, optim.lr, optim.betas, optim.eps, optim.weight_decay, fused=True)
         self._reference: LanguageModel | None = None
         self._updates = 0  # number of weight changes
         self._served: ServedPolicy | None = None
@@ -197,9 +200,8 @@ class TorchPolicy:
             )
             env = env_loss(scores.logprobs_N, wanted, step.weights)
             for grads, term, keep in ((rl_grads, rl, True), (env_grads, env, False)):
-                for total, grad in zip(
-                    grads, torch.autograd.grad(term, self._parameters, retain_graph=keep), strict=True
-                ):
+                found = torch.autograd.grad(term, self._parameters, retain_graph=keep)
+                for total, grad in zip(grads, found, strict=True):
                     total += grad
         return gradient_comparison(rl_grads, env_grads)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,3 +104,39 @@ def test_a_hostile_or_torn_state_is_one_line(
         _policy().load(tmp_path)
     assert caught.value.message.isprintable() and len(caught.value.message) < 600 and caught.value.tip
     assert not (tmp_path / "marker").exists()
+
+
+def test_training_imports_neither_torchs_compiler_nor_scipys_statistics(tmp_path: Path) -> None:
+    """Take a step, save and load in a new process: each of the two libraries takes about a second to import."""
+    code = """
+import sys, torch
+from pathlib import Path
+from echo_cli.config.loader import load_config
+from echo_cli.models.loading import load_policy
+from echo_cli.training.experiment import run_experiment
+policy = load_policy(load_config("toy"), torch.device("cpu"))
+for parameter in policy.model.parameters():
+    parameter.grad = torch.ones_like(parameter)
+policy.optim_step(1e-3)
+policy.save(Path(sys.argv[1]))
+policy.load(Path(sys.argv[1]))
+assert all(parameter.grad is None for parameter in policy.model.parameters())
+sys.exit(bool({"torch._dynamo", "scipy.stats"} & set(sys.modules)))
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+def test_its_optimizer_is_adamw() -> None:
+    """Compare three steps with torch's own class, bit by bit."""
+    policy = _policy()
+    optim = load_config("toy").optim
+    reference = [parameter.detach().clone().requires_grad_() for parameter in policy.model.parameters()]
+    names = {"betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
+    theirs = torch.optim.AdamW(reference, lr=1e-3, fused=True, **names)
+    for step in range(3):
+        for own, other in zip(policy.model.parameters(), reference, strict=True):
+            own.grad = torch.full_like(own, 1e-5 * (step + 1))  # too small to be clipped
+            other.grad = own.grad.clone()
+        policy.optim_step(1e-3)
+        theirs.step()
+    assert all(map(torch.equal, policy.model.parameters(), reference))
