@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from echo_cli.evaluation.measures import Bools, Ints, Measures, Predictions, Tokens
+from echo_cli.evaluation.measures import Bools, Ints, Measures, Predictions, Tokens, pairs_in
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.runs.pools import Pair
 from echo_cli.statistics import Floats, ratio
@@ -188,7 +188,9 @@ def compress(size: Callable[[bytes], int], tokens: Tokens, chosen: Bools, tokeni
     estimate = ratio([8 * size(text) for text in texts], [len(text) for text in texts])
     if estimate is None:
         return None
-    return Measures({"env_bits_per_byte": estimate}, int(chosen.sum()), sum(map(len, texts)), len(texts))
+    return Measures(
+        {"env_bits_per_byte": estimate}, int(chosen.sum()), sum(map(len, texts)), len(texts), pairs_in(tokens, chosen)
+    )
 
 
 def _without_framing(size: Callable[[bytes], int]) -> Callable[[bytes], int]:

@@ -2,13 +2,14 @@
 
 A pool holds trajectories on tasks that training never sees, played by the expert or, for a task without an expert, by
 the initial policy or, if it observes nothing, by a script. Its headline is over *novel* pairs: the (command, output)
-pairs that no training rollout has executed so far. Executed pairs are measured separately. The validation pool, on
-which the best step is chosen, is scored over all its pairs.
+pairs that no training rollout has executed so far. It is also measured in two parts: pairs whose lines training has
+all observed under other commands, and pairs with a line that nothing showed. Executed pairs are measured separately.
+The validation pool, on which the best step is chosen, is scored over all its pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.tasks import Task
-from echo_cli.evaluation.measures import Predictions, Tokens, predict, tokens_of, values_of
+from echo_cli.evaluation.measures import Bools, Predictions, Tokens, pairs_in, predict, tokens_of, values_of
 from echo_cli.evaluation.pass_at_k import mean_reward, outcomes_of, pass_share
 from echo_cli.evaluation.records import OOD, pool_title
 from echo_cli.models.policy import TorchPolicy
@@ -24,7 +25,7 @@ from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.environment_check import find_leak
 from echo_cli.rollouts.limits import EpisodeLimits, limits_for
 from echo_cli.rollouts.rollout import play_policy, play_scripts, without_fragments
-from echo_cli.runs.pools import Pair, Pool, pool_of
+from echo_cli.runs.pools import Pair, Pool, lines_of, pool_of
 from echo_cli.seeds import derive_seed, generator
 from echo_cli.text import counted
 from echo_cli.trajectory import Role, Trajectory
@@ -170,7 +171,10 @@ class Evaluator:
         self._worlds = worlds
         self.pools = pools
         self._pairs = frozenset(pair for pool in pools.values() for pair in pool.pairs)
+        self._lines = lines_of(self._pairs)
         self.seen: set[Pair] = set()
+        self.shown: set[str] = set()
+        """Lines of the pools' outputs that training has observed, under any command."""
         self._scored = dict(pools)  # with the ends of outputs marked, if they are learned
         self._tokens: dict[str, Tokens] = {}
         self._start: Mapping[str, Predictions] = {}
@@ -179,9 +183,10 @@ class Evaluator:
         """Score the pools with the initial policy, as the reference for later steps over the same pairs."""
         self._start = self._predict(policy)
 
-    def observe(self, pairs: Iterable[Pair]) -> None:
-        """Mark the pool pairs among the executed `pairs` as seen."""
+    def observe(self, pairs: Collection[Pair]) -> None:
+        """Mark the pool pairs among the executed `pairs` as seen, and the pools' lines in their outputs as shown."""
         self.seen |= self._pairs.intersection(pairs)
+        self.shown |= self._lines & lines_of(pairs)
 
     def evaluate(self, policy: TorchPolicy, *, play: bool = True) -> StepEvaluation:
         """Score the pools and, with `play`, play the validation and held-out tasks.
@@ -220,7 +225,7 @@ class Evaluator:
         return {name: predict(policy, pool, self._tokens[name]) for name, pool in self._scored.items()}
 
     def _measure(self, name: str, predictions: Predictions) -> dict[str, float | None]:
-        """Measure the headline of a pool, the same pairs at the start of training, and the seen pairs."""
+        """Measure the headline of a pool, the same pairs at the start of training, its parts, and the seen pairs."""
         tokens, start = self._tokens[name], self._start.get(name)
         seen_spans = [span.pair in self.seen for spans in self.pools[name].spans for span in spans]
         seen = np.array(seen_spans, dtype=np.bool_)[tokens.span]
@@ -238,8 +243,20 @@ class Evaluator:
             "novel_pairs": seen_spans.count(False),
             "env_ce_start": None if start is None else values_of(tokens, start, headline).get("env_ce"),
             "env_ce_seen": values_of(tokens, predictions, seen).get("env_ce"),
+            **self._measure_by_lines(name, predictions, output & ~seen),
             **(end_ce if self._config.objective.end_of_output else {}),
         }
+
+    def _measure_by_lines(self, name: str, predictions: Predictions, novel: Bools) -> dict[str, float | None]:
+        """Measure the novel pairs whose lines training has all observed under other commands, and the other ones."""
+        tokens, values = self._tokens[name], dict[str, float | None]()
+        lines = [lines_of([span.pair]) <= self.shown for spans in self.pools[name].spans for span in spans]
+        shown = np.array(lines, dtype=np.bool_)[tokens.span]
+        for key, chosen in (("shown", novel & shown), ("unshown", novel & ~shown)):
+            values[f"env_ce_{key}"] = values_of(tokens, predictions, chosen).get("env_ce")
+            values[f"pairs_{key}"] = pairs_in(tokens, chosen)
+            values[f"bytes_{key}"] = int(tokens.byte_count[chosen].sum())
+        return values
 
 
 def expert_pool(worlds: TaskSuite, tasks: Sequence[Task], renderer: Renderer, limits: EpisodeLimits) -> Pool:

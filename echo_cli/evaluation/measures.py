@@ -8,7 +8,6 @@ resampling whole trajectories.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.tokenizer import Tokenizer
-from echo_cli.runs.pools import Pair, Pool, Span, pair_of
+from echo_cli.runs.pools import Pair, Pool, Span, lines_of, pair_of
 from echo_cli.statistics import Estimate, Floats, absolute_ratio, ratio, ratio_difference
 from echo_cli.trajectory import Role, Segment, Trajectory
 
@@ -31,8 +30,6 @@ Texts = NDArray[np.object_]
 MIN_MATCH = 2
 """Minimum match length for a copyable continuation, tokens; a single newline would match nearly everywhere."""
 CALIBRATION_BINS = 15
-POSITIONS = (("0", 0), ("1-3", 1), ("4-15", 4), ("16-63", 16), ("64+", 64))
-"""Buckets of the position in an output: title and lowest position."""
 
 # Data types of the columns of `Tokens`, by annotation.
 _DTYPES = {"Ints": np.int64, "Bools": np.bool_, "Texts": np.object_}
@@ -61,6 +58,8 @@ class Tokens:
     exit_status: Texts
     novel: Bools
     """Whether training has not executed the (command, output) pair; for a warning, the pair of its turn."""
+    shown: Bools
+    """Whether training has observed every line of the pair's output, under any command."""
     span: Ints
     """Index among the pool's spans, 0-based; -1 for warnings."""
     position: Ints
@@ -73,6 +72,11 @@ class Tokens:
     def headline(self) -> Bools:
         """Mask of the headline's tokens: env_output tokens of novel pairs."""
         return np.asarray((self.role == "env_output") & self.novel)
+
+    @property
+    def by_lines(self) -> dict[str, Bools]:
+        """Masks of the headline's tokens: `shown`, of pairs whose lines training has all observed, and `unshown`."""
+        return {"shown": self.headline & self.shown, "unshown": self.headline & ~self.shown}
 
     @property
     def seen(self) -> Bools:
@@ -130,6 +134,8 @@ class Measures:
     tokens: int
     bytes: int
     trajectories: int
+    pairs: int
+    """Number of (command, output) pairs; warnings belong to none."""
 
 
 def tokens_of(
@@ -141,9 +147,10 @@ def tokens_of(
         seen: pairs that training has executed.
     """
     segments: list[dict[str, Any]] = []
+    known = _Known(seen, lines_of(seen))
     first_span = 0
     for number, (trajectory, spans) in enumerate(zip(pool.trajectories, pool.spans, strict=True)):
-        segments += _segments(number, trajectory, dict(enumerate(spans, first_span)), seen, tokenizer, roles)
+        segments += _segments(number, trajectory, dict(enumerate(spans, first_span)), known, tokenizer, roles)
         first_span += len(spans)
 
     def column(name: str, dtype: type[np.generic]) -> NDArray[Any]:
@@ -208,7 +215,13 @@ def measure(tokens: Tokens, predictions: Predictions, chosen: Bools) -> Measures
         int(count.sum()),
         int(size.sum()),
         int((count > 0).sum()),
+        pairs_in(tokens, chosen),
     )
+
+
+def pairs_in(tokens: Tokens, chosen: Bools) -> int:
+    """Return the number of pairs among the `chosen` tokens."""
+    return len(set(tokens.span[chosen].tolist()) - {-1})
 
 
 def env_ce_difference(tokens: Tokens, first: Predictions, second: Predictions, chosen: Bools) -> Estimate | None:
@@ -247,37 +260,19 @@ def reliability(predictions: Predictions, chosen: Bools) -> list[tuple[float, fl
     return found
 
 
-def groups(tokens: Tokens) -> Iterator[tuple[str, str, Bools]]:
-    """Yield the groups of tokens by which measures are broken down, as (group, key, mask of the tokens).
+@dataclass(frozen=True)
+class _Known:
+    """Pairs that training has executed, and the lines of their outputs."""
 
-    All groups cover the headline's tokens only, except that `role` adds the warnings and `pair` the seen pairs.
-    """
-    headline, warning = tokens.headline, tokens.role == "warning"
-    measured = headline | warning
-    for role, channel in sorted(Counter(zip(tokens.role[measured], tokens.channel[measured], strict=True))):
-        name = f"{role} {channel}".strip()
-        yield "role", name, measured & (tokens.role == role) & (tokens.channel == channel)
-    for command, _ in Counter(tokens.command[headline]).most_common():
-        yield "command", command, headline & (tokens.command == command)
-    for status in sorted(set(tokens.exit_status[headline]), key=lambda text: (not text.isdigit(), len(text), text)):
-        yield "exit_status", status, headline & (tokens.exit_status == status)
-    for key, chosen in (("novel", headline), ("seen", tokens.seen)):
-        if chosen.any():
-            yield "pair", key, chosen
-    bucket = np.searchsorted([first for _, first in POSITIONS], tokens.position, side="right") - 1
-    for number, (name, _) in enumerate(POSITIONS):
-        if (chosen := headline & (bucket == number)).any():
-            yield "position", name, chosen
-    for key, mask in (("copyable", tokens.copyable), ("not copyable", ~tokens.copyable)):
-        if (chosen := headline & mask).any():
-            yield "copyable", key, chosen
+    pairs: Collection[Pair]
+    lines: set[str]
 
 
 def _segments(
     number: int,
     trajectory: Trajectory,
     spans: Mapping[int, Span],
-    seen: Collection[Pair],
+    known: _Known,
     tokenizer: Tokenizer,
     roles: Collection[Role],
 ) -> Iterator[dict[str, Any]]:
@@ -302,22 +297,24 @@ def _segments(
                 "byte_count": _sizes(segment, tokenizer),
                 "role": segment.role.name.lower(),
                 "channel": segment.channel or "",
-                **_turn_columns(trajectory, turn, seen),
+                **_turn_columns(trajectory, turn, known),
                 "span": span,
                 "position": np.arange(position, position + count),
             }
         index += count
 
 
-def _turn_columns(trajectory: Trajectory, turn: int, seen: Collection[Pair]) -> dict[str, Any]:
+def _turn_columns(trajectory: Trajectory, turn: int, known: _Known) -> dict[str, Any]:
     """Return command word, exit status and novelty; a notice before the first action has no command."""
     if turn < 0:
-        return {"command": "", "exit_status": "none", "novel": False}
+        return {"command": "", "exit_status": "none", "novel": False, "shown": False}
     exchange = trajectory.turns[turn]
+    pair = pair_of(exchange)
     return {
         "command": next(iter(exchange.command.split(maxsplit=1)), ""),
         "exit_status": "none" if exchange.exit_code is None else str(exchange.exit_code),
-        "novel": pair_of(exchange) not in seen,
+        "novel": pair not in known.pairs,
+        "shown": lines_of([pair]) <= known.lines,
     }
 
 

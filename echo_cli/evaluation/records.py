@@ -13,7 +13,7 @@ from echo_cli.text import counted, escape_unprintable
 
 HELDOUT, OOD = "heldout", "ood"
 INITIAL, POLICY = "initial", "policy"
-HEADLINE = "headline"
+HEADLINE, LINES = "headline", "lines"
 MEASURES = ("env_ce", "env_bits_per_byte", "token_accuracy", "calibration_error")
 CSV_COLUMNS = ("run", "step", "pool", "model", "group", "key", "measure", "value", "low", "high", "tokens")
 
@@ -126,9 +126,19 @@ class ModelReport:
             values |= {f"{pool}/{name}": headline.estimates[name].value if headline else None for name in MEASURES}
             values[f"{pool}/env_ce_seen"] = seen.estimates["env_ce"].value if seen else None
             values[f"{pool}/novel_pairs"] = pairs
+            values |= self._by_lines(pool)
             values |= {f"{pool}/pass_at_{entry.k}": entry.estimate.value for entry in self.passed if entry.pool == pool}
             if pool in self.rewards:
                 values[f"{pool}/mean_reward"] = self.rewards[pool].value
+        return values
+
+    def _by_lines(self, pool: str) -> dict[str, float | None]:
+        """Return env-CE and sizes of the headline's two parts, under the run's metric names."""
+        values: dict[str, float | None] = {}
+        for key in ("shown", "unshown"):
+            part = self.group(pool, LINES).get(key)
+            values[f"{pool}/env_ce_{key}"] = part.estimates["env_ce"].value if part else None
+            values[f"{pool}/pairs_{key}"], values[f"{pool}/bytes_{key}"] = (part.pairs, part.bytes) if part else (0, 0)
         return values
 
 
@@ -298,5 +308,6 @@ def _measured_json(model: ModelReport, entry: Measured) -> dict[str, Any]:
     return {
         **{**model.at(entry.pool), "group": entry.group, "key": entry.key},
         **{"tokens": measures.tokens, "bytes": measures.bytes, "trajectories": measures.trajectories},
+        "pairs": measures.pairs,
         **{name: estimate.to_json() for name, estimate in measures.estimates.items()},
     }

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from echo_cli.errors import install_command
 from echo_cli.evaluation.baselines import (
@@ -20,10 +24,11 @@ from echo_cli.evaluation.baselines import (
 from echo_cli.evaluation.loaded_run import LoadedRun, load_run
 from echo_cli.evaluation.measures import (
     Bools,
+    Measures,
     Predictions,
     Tokens,
-    groups,
     measure,
+    pairs_in,
     predict,
     reliability,
     tokens_of,
@@ -33,6 +38,7 @@ from echo_cli.evaluation.records import (
     HEADLINE,
     HELDOUT,
     INITIAL,
+    LINES,
     POLICY,
     Evaluation,
     Measured,
@@ -45,6 +51,9 @@ from echo_cli.evaluation.token_losses import find_output, read_out
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.runs.pools import Pair, Pool
+
+POSITIONS = (("0", 0), ("1-3", 1), ("4-15", 4), ("16-63", 16), ("64+", 64))
+"""Buckets of the position in an output: title and lowest position."""
 
 _FILL_POOL = "list actions in environment.explorer, or `actions` of tasks, and train again"
 
@@ -184,7 +193,42 @@ def met_notes(tokens: Mapping[str, Tokens]) -> list[str]:
 
 def novel_pairs(tokens: Tokens) -> int:
     """Return the number of pairs in the headline."""
-    return len(set(tokens.span[tokens.headline].tolist()))
+    return pairs_in(tokens, tokens.headline)
+
+
+def groups(tokens: Tokens) -> Iterator[tuple[str, str, Bools]]:
+    """Yield the groups of tokens by which measures are broken down, as (group, key, mask of the tokens).
+
+    All groups cover the headline's tokens only, except that `role` adds the warnings and `pair` the seen pairs.
+    Pairs of the group `lines` are novel, and training has observed all their lines under other commands, or not.
+    """
+    headline, warning = tokens.headline, tokens.role == "warning"
+    measured = headline | warning
+    for role, channel in sorted(Counter(zip(tokens.role[measured], tokens.channel[measured], strict=True))):
+        name = f"{role} {channel}".strip()
+        yield "role", name, measured & (tokens.role == role) & (tokens.channel == channel)
+    for command, _ in Counter(tokens.command[headline]).most_common():
+        yield "command", command, headline & (tokens.command == command)
+    for status in sorted(set(tokens.exit_status[headline]), key=lambda text: (not text.isdigit(), len(text), text)):
+        yield "exit_status", status, headline & (tokens.exit_status == status)
+    for key, chosen in (("novel", headline), ("seen", tokens.seen)):
+        if chosen.any():
+            yield "pair", key, chosen
+    yield from line_groups(tokens)
+    bucket = np.searchsorted([first for _, first in POSITIONS], tokens.position, side="right") - 1
+    for number, (name, _) in enumerate(POSITIONS):
+        if (chosen := headline & (bucket == number)).any():
+            yield "position", name, chosen
+    for key, mask in (("copyable", tokens.copyable), ("not copyable", ~tokens.copyable)):
+        if (chosen := headline & mask).any():
+            yield "copyable", key, chosen
+
+
+def line_groups(tokens: Tokens) -> Iterator[tuple[str, str, Bools]]:
+    """Yield the group `lines` of `groups`."""
+    for key, chosen in tokens.by_lines.items():
+        if chosen.any():
+            yield LINES, key, chosen
 
 
 def report_policy(
@@ -236,7 +280,7 @@ def measure_baselines(
     observed: Sequence[Pair] | None,
     validation: Tokens,
 ) -> list[ModelReport]:
-    """Measure the headlines of every baseline.
+    """Measure the headline of every baseline, and its two parts by lines.
 
     Args:
         tokens: tokens of the pools under `tokenizer`.
@@ -249,23 +293,32 @@ def measure_baselines(
     *_, unigram = ngrams.values()
     mass = fit_copying(validation)
     transcript = None if observed is None else "".join(f"{command}\n{output}" for command, output in observed).encode()
-    pools = tokens.values()
-    measured = {
-        **{
-            label: [measure(of, ngram_predictions(model, of), of.headline) for of in pools]
-            for label, model in ngrams.items()
-        },
-        "copying": [measure(of, copy_predictions(mass, unigram, of), of.headline) for of in pools],
-        **{
-            label: [compress(size, of, of.headline, tokenizer) for of in pools]
-            for label, size in compressors(transcript).items()
-        },
+
+    def predicting(predict: Callable[[Tokens], Predictions]) -> Measuring:
+        predictions = {pool: predict(of) for pool, of in tokens.items()}
+        return lambda pool, chosen: measure(tokens[pool], predictions[pool], chosen)
+
+    def compressing(size: Callable[[bytes], int]) -> Measuring:
+        return lambda pool, chosen: compress(size, tokens[pool], chosen, tokenizer)
+
+    measuring = {
+        **{label: predicting(partial(ngram_predictions, model)) for label, model in ngrams.items()},
+        "copying": predicting(partial(copy_predictions, mass, unigram)),
+        **{label: compressing(size) for label, size in compressors(transcript).items()},
     }
-    headlines = {
-        label: [Measured(pool, HEADLINE, "", each) for pool, each in zip(tokens, found, strict=True) if each]
-        for label, found in measured.items()
-    }
-    return [ModelReport(run, None, label, found) for label, found in headlines.items()]
+    return [ModelReport(run, None, label, list(_headlines(tokens, each))) for label, each in measuring.items()]
+
+
+Measuring = Callable[[str, Bools], Measures | None]
+"""Measures of a model over the masked tokens of the named pool."""
+
+
+def _headlines(tokens: Mapping[str, Tokens], measuring: Measuring) -> Iterator[Measured]:
+    """Yield a model's headline of each pool, and its two parts by lines."""
+    for pool, of in tokens.items():
+        for group, key, chosen in ((HEADLINE, "", of.headline), *line_groups(of)):
+            if (found := measuring(pool, chosen)) is not None:
+                yield Measured(pool, group, key, found)
 
 
 def missing_baselines() -> list[str]:

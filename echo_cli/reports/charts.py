@@ -128,7 +128,13 @@ _CHARTS = (
     _ChartOf(
         "Held-out env-CE",
         "nats/token",
-        {"heldout/env_ce": "held-out", "heldout/env_ce_start": _SAME_PAIRS, "heldout/env_ce_seen": _SEEN_PAIRS},
+        {
+            "heldout/env_ce": "held-out",
+            "heldout/env_ce_start": _SAME_PAIRS,
+            "heldout/env_ce_shown": "pairs whose lines were all shown",
+            "heldout/env_ce_unshown": "pairs with a line never shown",
+            "heldout/env_ce_seen": _SEEN_PAIRS,
+        },
     ),
     _ChartOf(
         "OOD env-CE",

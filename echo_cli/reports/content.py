@@ -20,6 +20,8 @@ from echo_cli.traces.inspection.account import RoleAccount
 MEASURES: Mapping[str, str] = {
     "heldout/env_ce": "held-out env-CE, nats/token",
     "heldout/env_ce_start": "  the same pairs before training",
+    "heldout/env_ce_shown": "  of pairs whose lines were all shown in training",
+    "heldout/env_ce_unshown": "  of pairs with a line never shown",
     "heldout/env_ce_seen": "held-out env-CE of seen pairs, as none is novel",
     "heldout/env_bits_per_byte": "held-out bits per byte",
     "heldout/token_accuracy": "held-out token accuracy",

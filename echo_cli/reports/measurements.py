@@ -258,6 +258,8 @@ def _figures(tokens: Mapping[str, Tokens], predictions: Mapping[str, Predictions
     for pool, of in tokens.items():
         if (found := measure(of, predictions[pool], of.headline)) is not None:
             figures |= {f"{pool}/{name}": estimate for name, estimate in found.estimates.items()}
+            parts = {key: measure(of, predictions[pool], mask) for key, mask in of.by_lines.items()}
+            figures |= {f"{pool}/env_ce_{key}": part.estimates["env_ce"] for key, part in parts.items() if part}
         elif (met := measure(of, predictions[pool], of.seen)) is not None:
             figures[f"{pool}/env_ce_seen"] = met.estimates["env_ce"]
     return figures

@@ -91,6 +91,8 @@ _PANELS = (
         sweep_unit="env-CE, nats/token",
         held_out=_Series("heldout/env_ce", "held-out", {**_THICK, "zorder": 4}, marked=True),
         around=(
+            _Series("heldout/env_ce_shown", "all lines shown in training", {**_DOTTED, "zorder": 3}, marked=True),
+            _Series("heldout/env_ce_unshown", "a line never shown", {**_DASHED, "markersize": 4}, marked=True),
             _Series("ood/env_ce", "OOD worlds", {**_DASHED, "zorder": 3}),
             _Series("train/env_ce", "train", {**_THIN, "zorder": 2}),
         ),

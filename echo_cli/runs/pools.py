@@ -112,6 +112,11 @@ class ObservationLog:
         return [{"step": step, **vars(seen)} for seen in new]
 
 
+def lines_of(pairs: Iterable[Pair]) -> set[str]:
+    """Return the distinct lines of the outputs of `pairs`."""
+    return {line for _, output in pairs for line in output.splitlines()}
+
+
 def pairs_of(rows: Iterable[Row]) -> set[Pair]:
     """Return the (command, output) pairs of rows of observations.jsonl."""
     return {(row["command"], row["output"]) for row in rows}

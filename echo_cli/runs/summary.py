@@ -15,6 +15,8 @@ SelectBy = Literal["env_ce", "pass_at_1", "mean_reward"]
 
 _EVALUATED = ("env_ce", "env_ce_seen", "pass_at_1", "mean_reward")
 """Held-out measures, one of which a row of an evaluated step has."""
+LINE_TITLES = {"shown": "all lines shown in training", "unshown": "a line never shown"}
+"""Titles of the two parts of a pool's novel pairs, whose metrics end in `_shown` and `_unshown`."""
 _POOLS = ("validation", "heldout", "ood", "traces")
 _NUMBERS = ("steps", "seconds", "lambda", "portable_lambda", "heldout_rollouts", "solved_at")
 _LARGEST = 1e100

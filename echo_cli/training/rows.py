@@ -27,7 +27,10 @@ TRAIN_KEYS = [
     *BEHAVIOUR_KEYS,
 ]
 TRACE_KEYS = "traces traces_cut imitation_loss imitation_tokens".split()
-POOL_KEYS = "env_ce env_bits_per_byte token_accuracy novel_pairs env_ce_start env_ce_seen".split()
+POOL_KEYS = (
+    "env_ce env_bits_per_byte token_accuracy novel_pairs env_ce_start env_ce_seen "
+    "env_ce_shown pairs_shown bytes_shown env_ce_unshown pairs_unshown bytes_unshown"
+).split()
 PASS_KEYS = [f"{split}/{name}" for split in ("validation", "heldout") for name in ("pass_at_1", "mean_reward")]
 ENVIRONMENT_KEYS = [f"environment/{name}" for name in FAULT_KEYS]
 _DROPPED_SHARE = 10

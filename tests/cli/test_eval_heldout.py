@@ -63,6 +63,17 @@ def test_it_measures_what_training_measured(evaluate: Evaluate, finished: Path) 
     latest = evaluate(finished, "--checkpoint", "latest")
     assert latest["step"] == 4
     assert latest["after"]["heldout/env_ce"] == pytest.approx(rows(finished)[4]["heldout/env_ce"], abs=1e-6)
+    for key in [f"{name}_{part}" for part in ("shown", "unshown") for name in ("env_ce", "pairs", "bytes")]:
+        assert latest["after"][f"heldout/{key}"] == pytest.approx(rows(finished)[4][f"heldout/{key}"], abs=1e-6)
+    sizes = {
+        model: {
+            entry["key"]: (entry["pairs"], entry["tokens"])
+            for entry in latest["measurements"]
+            if entry["model"] == model and (entry["pool"], entry["group"]) == ("heldout", "lines")
+        }
+        for model in ("initial", "policy", "5-gram")
+    }
+    assert sizes["5-gram"] and sizes["initial"] == sizes["policy"] == sizes["5-gram"], "over the same novel pairs"
     assert evaluate(finished)["step"] == best
     start = evaluate(finished, "--step", "0")
     assert start["step"] == 0
@@ -103,6 +114,7 @@ def test_the_table_and_the_readout_are_printed(finished: Path, capsys: pytest.Ca
     captured = capsys.readouterr()
     for text in (
         *("env-CE, nats/token", "bits per byte", "5-gram", "copying", "gzip + observations", "pass@1", "novel pairs"),
+        *("env-CE, a line never shown", "lines of the novel pair"),
         *("next token is", "not copyable", "w0-000-key", "\n$ grep ", "actual:", "predicted after ("),
         f"figure: {finished / 'heldout_evaluation.png'}",
     ):
@@ -340,7 +352,7 @@ HOSTILE = "a\x1b[2J\x1b]0;title\x07\r\u202eb\x9b31m[bold]$\\frac{1}{0}$c[/bold]\
 def _hostile(novel: bool) -> Evaluation:
     """Return an evaluation whose texts all come from an environment, with or without a novel pair."""
     estimate = Estimate(0.5, None, None)
-    measures = Measures(dict.fromkeys(MEASURES, estimate), 2, 3, 1)
+    measures = Measures(dict.fromkeys(MEASURES, estimate), 2, 3, 1, 1)
 
     def report(model: str, step: int) -> ModelReport:
         measured = [

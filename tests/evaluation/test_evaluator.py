@@ -355,7 +355,9 @@ def test_executed_pairs_are_no_longer_novel(toy: tuple[ToyWorlds, Config]) -> No
     assert before["heldout/novel_pairs"] == len(pool.pairs)
     assert before["heldout/env_ce_seen"] is None
     executed = pool.trajectories[:3]
-    evaluator.observe(executed_pairs([*executed, *executed]))
+    others = [output for spans in pool.spans[3:6] for (_, output) in (span.pair for span in spans)]
+    observed = executed_pairs([*executed, *executed]) | {("cat /srv/copy", "".join(others))}
+    evaluator.observe(observed)
     assert evaluator.seen == executed_pairs(executed) & pool.pairs
     after = evaluator.evaluate(scorer).metrics
     # Summed per output first, as in the metrics of runs.
@@ -366,6 +368,13 @@ def test_executed_pairs_are_no_longer_novel(toy: tuple[ToyWorlds, Config]) -> No
             nats[span.pair in evaluator.seen].append((-float(logprobs.sum()), span.count))
     assert nats[True] and len(nats[False]) + len(nats[True]) == len(pool.pairs)
     assert after["heldout/novel_pairs"] == len(nats[False])
+    assert (before["heldout/pairs_shown"], before["heldout/env_ce_shown"]) == (0, None)
+    assert before["heldout/pairs_unshown"] == len(pool.pairs)
+    assert after["heldout/pairs_shown"] + after["heldout/pairs_unshown"] == len(nats[False])
+    lines = {line for _, output in observed for line in output.splitlines()}
+    told = [out for _, out in pool.pairs - evaluator.seen if lines.issuperset(out.splitlines())]
+    assert len(others) <= len(told) == after["heldout/pairs_shown"] < len(nats[False])
+    assert after["heldout/bytes_shown"] == sum(len(output.encode()) for output in told)
     for name, seen in (("env_ce", False), ("env_ce_seen", True)):
         assert after[f"heldout/{name}"] == sum(n for n, _ in nats[seen]) / sum(tokens for _, tokens in nats[seen])
     assert after["ood/env_ce"] == before["ood/env_ce"]
@@ -380,6 +389,13 @@ def test_training_and_eval_heldout_have_one_scorer(toy: tuple[ToyWorlds, Config]
     evaluator.observe(executed_pairs(trained))
     metrics = evaluator.evaluate(scorer).metrics
     for name, pool in evaluator.pools.items():
+        parts = tokens_of(pool, executed_pairs(trained), TOKENIZER)
+        for key, chosen in parts.by_lines.items():
+            part = measure(parts, predict(scorer, pool, parts), chosen)
+            assert metrics[f"{name}/pairs_{key}"] == (part.pairs if part else 0)
+            assert metrics[f"{name}/bytes_{key}"] == (part.bytes if part else 0)
+            expected = part.estimates["env_ce"].value if part else None
+            assert metrics[f"{name}/env_ce_{key}"] == (None if expected is None else pytest.approx(expected, rel=1e-6))
         seen = set() if name == "validation" else evaluator.seen
         tokens = tokens_of(pool, seen, TOKENIZER)
         found = measure(tokens, predict(scorer, pool, tokens), tokens.headline)

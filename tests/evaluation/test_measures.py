@@ -15,19 +15,19 @@ import echo_cli
 from echo_cli.config.schema import OptimConfig
 from echo_cli.evaluation.baselines import predictions_from
 from echo_cli.evaluation.measures import (
-    POSITIONS,
     Predictions,
     Tokens,
     bits_per_byte_difference,
     env_ce_difference,
-    groups,
     longest_suffix_matches,
     measure,
+    pairs_in,
     predict,
     reliability,
     tokens_of,
     values_of,
 )
+from echo_cli.evaluation.run_evaluation import POSITIONS, groups, line_groups
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tiny import TinyConfig, TinyModel
@@ -104,6 +104,7 @@ def plain(trajectories: list[int], byte_counts: list[int]) -> Tokens:
         command=texts,
         exit_status=texts,
         novel=np.ones(count, dtype=np.bool_),
+        shown=np.zeros(count, dtype=np.bool_),
         span=zeros,
         position=zeros,
     )
@@ -152,7 +153,22 @@ def test_executed_pairs_are_seen_and_leave_the_headline() -> None:
     assert ("role", "warning exit_status") in found
 
 
-@pytest.mark.parametrize("group", ["command", "exit_status", "position", "copyable"])
+def test_novel_pairs_are_parted_by_whether_training_observed_all_their_lines() -> None:
+    # Both lines of `cat a` were observed under other commands, and one of them with another line; `x: 7` and the error
+    # were not: equal lines count, not parts of lines.
+    seen = [("tail -n 1 a", "日本\n"), ("head -n 1 a", "alpha: 12\nbeta\n"), ("cat c", "x: 71\ncat: b: no such\n")]
+    tokens = columns(POOL, *seen)
+    shown, unshown = tokens.by_lines.values()
+    assert set(tokens.span[shown].tolist()) == {0} and set(tokens.span[unshown].tolist()) == {1, 2}
+    assert [(key, pairs_in(tokens, mask)) for _, key, mask in line_groups(tokens)] == [("shown", 1), ("unshown", 2)]
+    spans = [span for spans in POOL.spans for span in spans]
+    assert int(tokens.byte_count[unshown].sum()) == sum(span.output_bytes for span in spans[1:])
+    # A pair that was executed is in neither part, and without observations every pair has a line that nothing showed.
+    assert set(columns(POOL, *seen, spans[0].pair).by_lines["shown"].tolist()) == {False}
+    assert (columns().by_lines["unshown"] == columns().headline).all() and not columns().by_lines["shown"].any()
+
+
+@pytest.mark.parametrize("group", ["command", "exit_status", "position", "copyable", "lines"])
 def test_groups_part_the_headline(group: str) -> None:
     tokens = columns()
     masks = [mask for name, _, mask in groups(tokens) if name == group]
@@ -174,6 +190,7 @@ def test_groups_by_hand() -> None:
         command=texts("cat ls cat cat ls rm cat ls"),
         exit_status=texts("10 2 none 0 2 3 1 1"),
         novel=np.array([True] * 5 + [False, True, False]),
+        shown=np.array([True] + [False] * 4 + [True] * 3),
         position=np.array([0, 1, 3, 4, 16, 64, 0, 0]),
     )
     assert [(group, key, np.flatnonzero(mask).tolist()) for group, key, mask in groups(tokens)] == [
@@ -188,6 +205,8 @@ def test_groups_by_hand() -> None:
         ("exit_status", "none", [2]),
         ("pair", "novel", [0, 1, 2, 3, 4]),
         ("pair", "seen", [5]),
+        ("lines", "shown", [0]),
+        ("lines", "unshown", [1, 2, 3, 4]),
         ("position", "0", [0]),
         ("position", "1-3", [1, 2]),
         ("position", "4-15", [3]),

@@ -38,7 +38,7 @@ DIFFERENCES = {
 
 
 def report(model: str, step: int | None, value: float, *pools: str, same_tokens: bool | None = None) -> ModelReport:
-    measures = Measures(dict.fromkeys(MEASURES, Estimate(value, None, None)), 2, 3, 1)
+    measures = Measures(dict.fromkeys(MEASURES, Estimate(value, None, None)), 2, 3, 1, 1)
     return ModelReport(
         run="r",
         step=step,
@@ -81,7 +81,7 @@ def test_each_kind_has_its_json_object(kind: Kind, keys: str) -> None:
     place = {"run": "r", "step": AT[kind][1][1], "pool": "heldout", "model": AT[kind][1][0]}
     measured = found["measurements"][2]
     assert measured == {
-        **{**place, "group": "headline", "key": "", "tokens": 2, "bytes": 3, "trajectories": 1},
+        **{**place, "group": "headline", "key": "", "tokens": 2, "bytes": 3, "trajectories": 1, "pairs": 1},
         **{name: {"value": 1.0, "low": None, "high": None} for name in MEASURES},
     }
     assert found["reliability"][1] == {**place, "bins": [[0.5, 0.5, 2]]}

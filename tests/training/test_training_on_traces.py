@@ -239,6 +239,7 @@ def test_beside_an_environment_its_pools_stay_the_headline(mixed: Path, finished
     assert len({tuple(row) for row in metrics}) == 1
     own = set(metrics[0]) - set(without[0])
     measures = "env_ce env_bits_per_byte token_accuracy novel_pairs env_ce_start env_ce_seen".split()
+    measures += [f"{name}_{part}" for part in ("shown", "unshown") for name in ("env_ce", "pairs", "bytes")]
     assert own == {f"traces/{name}" for name in measures} | {
         f"train/{name}" for name in ("traces", "traces_cut", "imitation_loss", "imitation_tokens")
     }

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from echo_cli.cli.display.tables import COLUMNS, TextTable, new_table, number, print_table
-from echo_cli.evaluation.records import HELDOUT, Evaluation, ModelReport, pool_title
+from echo_cli.evaluation.records import HELDOUT, LINES, Evaluation, ModelReport, pool_title
+from echo_cli.runs.summary import LINE_TITLES
 from echo_cli.statistics import Estimate
 from echo_cli.terminal import joined, put
 from echo_cli.text import counted, without_middle
@@ -26,6 +27,7 @@ GROUP_TITLES = {
     "command": "command",
     "exit_status": "exit status",
     "pair": "pair",
+    "lines": "lines of the novel pair",
     "position": "position in the output",
     "copyable": "next token is",
 }
@@ -74,6 +76,7 @@ def _add_measures(table: TextTable, found: Evaluation, pools: Sequence[str]) -> 
                 table.add_row(f"  {_short(model.title)}{star}", *map(_interval, estimates))
         if name == "env_ce":
             _add_seen(table, found, pools)
+            _add_lines(table, found, pools)
 
 
 def _add_seen(table: TextTable, found: Evaluation, pools: Sequence[str]) -> None:
@@ -83,6 +86,23 @@ def _add_seen(table: TextTable, found: Evaluation, pools: Sequence[str]) -> None
         table.add_row("env-CE of seen pairs, as none is novel")
         for policy, estimates in seen:
             table.add_row(f"  {_short(policy.title)}", *map(_interval, estimates))
+
+
+def _add_lines(table: TextTable, found: Evaluation, pools: Sequence[str]) -> None:
+    """Add env-CE over the two parts of the novel pairs, of the policies and of the first baseline."""
+    if found.kind == "models" and found.fit_pool is None:
+        return  # nothing was observed
+    for key, title in LINE_TITLES.items():
+        models = (*found.shown, *found.baselines[:1])
+        parts = [(model, [model.group(pool, LINES).get(key) for pool in pools]) for model in models]
+        if any(any(measured) for _, measured in parts):
+            table.add_row(f"env-CE, {title}")
+        for model, measured in parts:
+            if any(measured):
+                table.add_row(
+                    f"  {_short(model.title)}",
+                    *(_interval(each.estimates["env_ce"] if each else None) for each in measured),
+                )
 
 
 def _add_passes(table: TextTable, found: Evaluation, pools: Sequence[str]) -> None:
@@ -133,7 +153,7 @@ def _add_sizes(table: TextTable, found: Evaluation, pools: Sequence[str]) -> Non
         others = [policy for policy in others if not policy.same_tokens]
         sizes = [*sizes[1:], *sizes[:1], *(("tokens", f" of {_short(policy.model)}", policy) for policy in others)]
     if found.kind != "models" or found.fit_pool is not None:
-        table.add_row("novel pairs", *map(str, found.novel_pairs.values()))
+        _add_pairs(table, found, pools)
     for name, of, policy in sizes:
         headlines = [policy.headline(pool) for pool in pools]
         table.add_row(f"{name}{of}", *(str(getattr(each, name)) if each else "0" for each in headlines))
@@ -158,7 +178,15 @@ def _add_runs(table: TextTable, found: Evaluation, pools: Sequence[str]) -> None
         table.add_row("  exact McNemar p", *(number(each.p_value if each else None) for each in tasks))
     _add_rewards(table, found, pools)
     _add_played(table, found, pools)
+    _add_pairs(table, found, pools)
+
+
+def _add_pairs(table: TextTable, found: Evaluation, pools: Sequence[str]) -> None:
+    """Add the numbers of novel pairs, and of their two parts."""
     table.add_row("novel pairs", *map(str, found.novel_pairs.values()))
+    for key, title in LINE_TITLES.items():
+        parts = [found.policies[0].group(pool, LINES).get(key) for pool in pools]
+        table.add_row(f"  {title}", *(f"{part.pairs} ({part.bytes} bytes)" if part else "0" for part in parts))
 
 
 def _caption(found: Evaluation) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from echo_cli.cli.display.tables import COLUMNS, new_table, number, print_table
 from echo_cli.runs.pool_folder import Manifest
-from echo_cli.runs.summary import is_met, measures_at
+from echo_cli.runs.summary import LINE_TITLES, is_met, measures_at
 from echo_cli.terminal import put
 from echo_cli.text import counted
 
@@ -24,13 +24,14 @@ def print_run(summary: Summary, folder: str) -> None:
         {when: measures_at(summary, pool, when) for when in ("before", "best", "last")}
         for pool in ("heldout", "ood", "traces")
     )
-    best = held["best"]
+    best, last = held["best"], held["last"]
     table = new_table("", "before", f"best (step {best.get('step')})" if best else "best", "last")
     pools = {"held-out": held, "out-of-distribution": ood, "held-out traces'": traces}
     met = {title: of for title, of in pools.items() if any(is_met(of[when]) for when in ("best", "last"))}
     for label, source, name in (
         ("held-out env-CE, nats/token", held, "env_ce"),
         ("  the same pairs before training", held, "env_ce_start"),
+        *((f"  {title}", held, f"env_ce_{key}") for key, title in LINE_TITLES.items() if f"pairs_{key}" in last),
         *((f"{title} env-CE of seen pairs", of, "env_ce_seen") for title, of in met.items()),
         ("held-out bits per byte", held, "env_bits_per_byte"),
         ("held-out token accuracy", held, "token_accuracy"),
@@ -40,9 +41,11 @@ def print_run(summary: Summary, folder: str) -> None:
         *([("held-out traces, env-CE", traces, "env_ce")] if "traces" in summary else []),
     ):
         table.add_row(label, *(number(source[when].get(name)) for when in ("before", "best", "last")))
-    table.add_row(
-        "novel held-out pairs", *(_count(held[when].get("novel_pairs")) for when in ("before", "best", "last"))
-    )
+    for label, name in (
+        ("novel held-out pairs", "novel_pairs"),
+        *((f"  {title}", f"pairs_{key}") for key, title in LINE_TITLES.items() if f"pairs_{key}" in last),
+    ):
+        table.add_row(label, *(_count(held[when].get(name)) for when in ("before", "best", "last")))
     print_table(table)
     if not best and held["last"]:
         reason = _NO_BEST.get(summary.get("selected_by", ""), "no validation task was played")
