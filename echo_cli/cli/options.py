@@ -266,7 +266,7 @@ def print_plans(runs: Sequence[tuple[Config, Path]], as_json: bool, *, sweep: bo
 
     for config, _ in runs:
         check_trackers(config.track)
-    # The runs of a sweep differ in λ and seed, not in their model.
+    # Most runs of a sweep share their model.
     for config in {(config.model, config.conversation): config for config, _ in runs}.values():
         check_model(config)
     # Each trace file is indexed once, however many runs use it.

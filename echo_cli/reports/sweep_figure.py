@@ -1,7 +1,8 @@
-"""Figure of a sweep along its λ axis: final held-out env-CE and pass@1 over the seeds, as PNG, SVG and CSV."""
+"""Figure of a sweep along its arms: final held-out env-CE and pass@1 over the seeds, as PNG, SVG and CSV."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,8 @@ from echo_cli.reports.figure import (
     write_in_the_middle,
     write_picture,
 )
-from echo_cli.sweeps.plan import shown_coeff
-from echo_cli.sweeps.results import CellResult, Figures, LambdaResult, Measure
+from echo_cli.sweeps.arms import column_of, row_label
+from echo_cli.sweeps.results import ArmResult, CellResult, Figures, Measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,18 +33,21 @@ _PANELS = (
 _WIDTH, _BESIDE, _ACROSS = 0.2, 0.14, 0.32
 # With more than `_SOME` λ, tick labels are small; with more than `_MANY`, they have no room for the verdicts.
 _SOME, _MANY = 4, 6
+_TICK = 12
+"""Length of a line of an arm's name, characters."""
 
 
-def plot_lambda_axis(results: Sequence[LambdaResult], cells: Sequence[CellResult], folder: Path) -> Plotted:
-    """Draw lambda_axis.*: per λ, its seeds as dots, their mean with interval, and the mean before training.
+def plot_lambda_axis(results: Sequence[ArmResult], cells: Sequence[CellResult], folder: Path) -> Plotted:
+    """Draw lambda_axis.*: per arm, its seeds as dots, their mean with interval, and the mean before training.
 
-    The λ are evenly spaced in ascending order, not to scale: 0 and 1e-3 are as far apart as 1 and 10.
+    The λ are evenly spaced in ascending order, not to scale: 0 and 1e-3 are as far apart as 1 and 10. Named arms follow
+    in their order.
 
     Raises:
         EchoError: the folder is not writable.
     """
-    ordered = sorted(results, key=lambda result: result.coeff)
-    dots = [[cell.figures for cell in cells if cell.coeff == result.coeff] for result in ordered]
+    ordered = sorted(results, key=lambda result: (result.arm.named, 0 if result.arm.named else result.coeff))
+    dots = [[cell.figures for cell in cells if cell.arm == result.arm] for result in ordered]
     draw = partial(_draw, ordered, dots)
     return write_picture(folder / "lambda_axis", draw, POINT_COLUMNS, _points(cells), height=PAIR_HEIGHT)
 
@@ -57,7 +61,8 @@ def _points(cells: Sequence[CellResult]) -> Iterator[tuple[str, int, str, float]
                     yield cell.name, step, name, value
 
 
-def _draw(results: Sequence[LambdaResult], dots: Sequence[Sequence[Figures]], figure: Figure) -> None:
+def _draw(results: Sequence[ArmResult], dots: Sequence[Sequence[Figures]], figure: Figure) -> None:
+    column = column_of(result.arm for result in results)
     panels: Sequence[Axes] = list(figure.subplots(1, len(_PANELS)))
     for axes, colour, (title, unit, last, before) in zip(panels, COLOURS, _PANELS, strict=False):
         for position, (result, seeds) in enumerate(zip(results, dots, strict=True)):
@@ -65,8 +70,8 @@ def _draw(results: Sequence[LambdaResult], dots: Sequence[Sequence[Figures]], fi
             _draw_lambda(axes, position, values, result.measures[last], result.measures[before], colour)
         axes.set_title(title)
         axes.set_ylabel(unit)
-        axes.set_xlabel("λ (not to scale)")
-        ticks = [_tick(result, judged=len(results) <= _MANY) for result in results]
+        axes.set_xlabel("λ (not to scale)" if column == "λ" else column)
+        ticks = [_tick(result, column, judged=len(results) <= _MANY) for result in results]
         axes.set_xticks(range(len(results)), ticks, fontsize=11 if len(results) <= _SOME else 8)
         axes.set_xlim(-0.5, len(results) - 0.5)
         axes.grid(visible=False, axis="x")
@@ -109,6 +114,7 @@ def _draw_lambda(
         axes.errorbar([position + _BESIDE], [value], yerr=errors, **mean, label="mean, 95 % interval")
 
 
-def _tick(result: LambdaResult, *, judged: bool) -> str:
+def _tick(result: ArmResult, column: str, *, judged: bool) -> str:
     finished = f"{result.statuses.count('finished')}/{len(result.statuses)} runs"
-    return "\n".join([shown_coeff(result.coeff), *([result.verdict.name] if judged else []), finished])
+    label = textwrap.wrap(row_label(result.arm, column), _TICK)
+    return "\n".join([*label, *([result.verdict.name] if judged else []), finished])

@@ -11,15 +11,13 @@ import yaml
 
 from echo_cli.files import write_atomic
 from echo_cli.reports.html import templates
-from echo_cli.sweeps.plan import shown_coeff
-from echo_cli.sweeps.results import LambdaResult
-from echo_cli.sweeps.tables import NOTES, sweep_tables
+from echo_cli.sweeps.tables import NOTES, SweepTable
 
 
 def write_report(
     folder: Path,
     sweep: Mapping[str, Any],
-    results: Sequence[LambdaResult],
+    tables: Sequence[SweepTable],
     *,
     command: str,
     pictures: Sequence[tuple[str, Path]],
@@ -28,15 +26,17 @@ def write_report(
 
     Args:
         sweep: the content of sweep.json.
+        tables: its tables, `sweep_tables`.
         command: the command line as typed.
         pictures: (caption, PNG file) pairs; the images are embedded in the page.
 
     Raises:
         EchoError: the disk is full (exit code 1) or the folder is not writable.
     """
-    cells, tables = sweep["cells"], sweep_tables(results)
+    cells, column = sweep["cells"], tables[0].columns[0]
+    label_of = {row["arm"]: shown[0] for row, shown in zip(sweep["rows"], tables[0].rows, strict=True)}
     unfinished = [
-        (shown_coeff(cell["lambda"]), [str(cell["seed"]), cell["status"], cell["error"] or ""])
+        (label_of[cell["arm"]], [str(cell["seed"]), cell["status"], cell["error"] or ""])
         for cell in cells
         if cell["status"] != "finished"
     ]
@@ -51,11 +51,12 @@ def write_report(
         templates()
         .get_template("sweep.html")
         .render(
-            title=f"λ sweep: {folder.name}",
+            title=f"{column} sweep: {folder.name}",
+            column=column,
             contents=contents,
             seeds=list(dict.fromkeys(cell["seed"] for cell in cells)),
             cells=len(cells),
-            verdicts=[(shown_coeff(row["lambda"]), [row["verdict"], row["reason"]]) for row in sweep["rows"]],
+            verdicts=[(label_of[row["arm"]], [row["verdict"], row["reason"]]) for row in sweep["rows"]],
             rule=sweep["rule"],
             pictures=[(caption, base64.b64encode(path.read_bytes()).decode()) for caption, path in pictures],
             tables=[(table.title, table.columns, [(row[0], row[1:]) for row in table.rows]) for table in tables],

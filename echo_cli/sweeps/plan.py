@@ -1,21 +1,23 @@
-"""Plan of a sweep over λ: values, seeds, configs and folders of its cells, and which cells are done."""
+"""Plan of a sweep: arms, seeds, configs and folders of its cells, and which cells are done."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from echo_cli.config.loader import load_config, shipped_configs
-from echo_cli.config.schema import Config
+from echo_cli.config.loader import load_config
+from echo_cli.config.schema import Config, TracesConfig
 from echo_cli.errors import EchoError
 from echo_cli.files import os_errors
+from echo_cli.objective.schedule import world_model_coeff_at
 from echo_cli.runs.directory import is_run, open_run
 from echo_cli.runs.summary import is_finished
+from echo_cli.sweeps.arms import Arm, lambda_arm, read_arms
 from echo_cli.text import escape_unprintable
 
 Summary = Mapping[str, Any]
@@ -38,9 +40,14 @@ _SEEDS_TIP = "give integers from 0: --seeds 0 1 2, or --seeds=0,1,2; put the λ 
 class Cell:
     """One run of a sweep."""
 
-    coeff: float
+    arm: Arm
     config: Config
     path: Path
+
+    @property
+    def coeff(self) -> float:
+        """λ at the first step."""
+        return world_model_coeff_at(self.config.objective, 0, self.config.steps)
 
     @property
     def seed(self) -> int:
@@ -51,57 +58,8 @@ class Cell:
         return self.path.name
 
     @property
-    def group(self) -> str:
-        """λ of the cell, as shown in tables and figures."""
-        return f"λ = {shown_coeff(self.coeff)}"
-
-    @property
     def title(self) -> str:
-        return f"{self.group}, seed {self.seed}"
-
-
-def parse_words(words: Sequence[str]) -> tuple[list[float], list[str]]:
-    """Return the λ values and the `key.path=value` overrides; overrides contain `=`.
-
-    Raises:
-        EchoError: there is no value, a word is neither, λ is overridden, or two values are equal or would share a
-            folder.
-    """
-    overrides = [word for word in words if "=" in word]
-    if any(word.partition("=")[0] == "objective.world_model_coeff" for word in overrides):
-        raise EchoError("a sweep sets objective.world_model_coeff itself", "give λ values as words: 0 0.005 0.05")
-    coeffs = [parse_coeff(word) for word in words if "=" not in word]
-    if not coeffs:
-        raise EchoError("no λ values", "give at least one: echo-cli sweep-lambda 0 0.005 0.05")
-    for first, second in itertools.pairwise(sorted(coeffs)):
-        if first == second:
-            raise EchoError(f"λ {shown_coeff(first)} is given twice", "give every value once")
-        if shown_coeff(first) == shown_coeff(second):
-            raise EchoError(f"λ {first!r} and {second!r} are the same to 12 digits", "give one of them")
-    return coeffs, overrides
-
-
-def parse_coeff(word: str) -> float:
-    """Parse a λ value from the command line.
-
-    Raises:
-        EchoError: the value is not a number, not finite or negative.
-    """
-    try:
-        coeff = float(word)
-    except ValueError:
-        raise EchoError(f"'{word}' is not a λ value", _coeff_tip(word)) from None
-    if not 0 <= coeff < float("inf"):
-        raise EchoError(f"λ is {word}", "set λ to a finite number, 0 or more; 0 is plain GRPO")
-    return coeff + 0.0  # turns -0.0 into 0.0
-
-
-def _coeff_tip(word: str) -> str:
-    values = word.split(",")
-    if len(values) > 1 and all(values):
-        point = f"; a decimal point is a point: {'.'.join(values)}" if re.fullmatch(r"\d+,\d+", word) else ""
-        return f"separate values with spaces: echo-cli sweep-lambda {' '.join(values)}{point}"
-    return f"did you mean --config {word}?" if word in shipped_configs() else "give a number, such as 0.05"
+        return f"{self.arm.title}, seed {self.seed}"
 
 
 def join_seeds(words: Sequence[str]) -> list[str]:
@@ -162,20 +120,27 @@ def threads_of_cells() -> int:
     return 1 if first is None else int(first[1])
 
 
-def plan_cells(configs: Sequence[Config], seeds: Sequence[int], folder: Path, *, threads: int) -> list[Cell]:
-    """Return the cells of a sweep: every seed of every config (one config per λ), each with a folder in `folder`.
+def plan_cells(configs: Mapping[Arm, Config], seeds: Sequence[int], folder: Path, *, threads: int) -> list[Cell]:
+    """Return the cells of a sweep: every seed of every arm, each with a folder in `folder`.
 
     Args:
         threads: number of CPU threads of each cell if the config leaves it open.
+
+    Raises:
+        EchoError: two arms have the same config.
     """
-    cells = []
-    for config in configs:
-        coeff = config.objective.base_coeff
-        for seed in seeds:
-            name = f"lambda-{shown_coeff(coeff)}-seed{seed}"
-            own = config.model_copy(update={"seed": seed, "threads": config.threads or threads})
-            cells.append(Cell(coeff, own, folder / name))
-    return cells
+    for (arm, config), (other, same) in itertools.combinations(configs.items(), 2):
+        if config == same:
+            raise EchoError(
+                f"{arm.title} and {other.title} have the same config, so their runs would be the same",
+                "omit one of them, or change an override of one",
+            )
+    return [_cell(arm, config, seed, folder, threads) for arm, config in configs.items() for seed in seeds]
+
+
+def _cell(arm: Arm, config: Config, seed: int, folder: Path, threads: int) -> Cell:
+    own = config.model_copy(update={"seed": seed, "threads": config.threads or threads})
+    return Cell(arm, own, folder / f"{arm.stem}-seed{seed}")
 
 
 def ended_summary(cell: Cell) -> Summary | None:
@@ -213,36 +178,56 @@ def check_cells(cells: Sequence[Cell]) -> None:
     """
     found = [cell for cell in cells if is_run(cell.path)]
     if found:
-        from echo_cli.traces.corpus import index_traces
+        from echo_cli.traces.corpus import TraceCorpus, index_traces
         from echo_cli.training.resume import check_same_traces  # loads torch
 
-        unfinished, corpus = any(ended_summary(cell) is None for cell in cells), None
+        unfinished = any(ended_summary(cell) is None for cell in cells)
+        read: dict[TracesConfig, TraceCorpus] = {}  # one for all cells, unless arms set other files
         for cell in found:
             before, traces = _check_config(cell), cell.config.traces
             if traces is not None and (unfinished or traces != before.traces):
-                corpus = corpus or index_traces(traces)  # all cells use the same files
-                check_same_traces(open_run(cell.path), corpus)
+                read[traces] = read.get(traces) or index_traces(traces)
+                check_same_traces(open_run(cell.path), read[traces])
 
 
-def other_cells(folder: Path, cells: Sequence[Cell]) -> list[Cell]:
+def other_cells(folder: Path, cells: Sequence[Cell], config_of: Callable[[Sequence[str]], Config]) -> list[Cell]:
     """Return the cells in `folder` that an earlier sweep has trained and that are not among `cells`.
 
     Tables and figures cover them too, so that a narrower sweep does not erase the results of a wider one.
 
+    Args:
+        config_of: function that returns the sweep's config with the overrides of an arm.
+
     Raises:
-        EchoError: such a run has another config than `cells`, apart from λ and the seed.
+        EchoError: such a run has another config than `cells`, apart from its arm and the seed.
     """
     planned, others = {cell.path for cell in cells}, []
-    for path in sorted(folder.glob("lambda-*-seed*")):
+    recorded = {arm.stem: arm for arm in read_arms(folder).values()} | {cell.arm.stem: cell.arm for cell in cells}
+    paths = (path for start in ("lambda", "arm") for path in sorted(folder.glob(f"{start}-*-seed*")))
+    for path in paths:
         if path in planned or not is_run(path):
             continue
-        own, ours = load_config(open_run(path).config_path), cells[0].config
-        objective = replace(ours.objective, world_model_coeff=own.objective.world_model_coeff)
-        cell = Cell(own.objective.base_coeff, ours.model_copy(update={"seed": own.seed, "objective": objective}), path)
+        own, arm = load_config(open_run(path).config_path), recorded.get(path.name.rpartition("-seed")[0])
+        if path.name.startswith("lambda-"):
+            arm = lambda_arm(own.objective.base_coeff)
+        if arm is None:
+            raise EchoError(
+                f"{escape_unprintable(path)} is of an arm that is not recorded in {escape_unprintable(folder)}",
+                "name this arm again with its overrides, or give the sweep another --run-name",
+            )
+        cell = Cell(arm, _cell(arm, config_of(arm.words), own.seed, folder, threads_of_cells()).config, path)
         _check_config(cell)
         if ended_summary(cell) is not None:
             others.append(cell)
     return others
+
+
+def in_order(cells: Sequence[Cell]) -> list[Cell]:
+    """Return cells by ascending λ, then the named arms in order of first occurrence, and by seed."""
+    order = {arm: number for number, arm in enumerate(dict.fromkeys(cell.arm for cell in cells))}
+    return sorted(
+        cells, key=lambda cell: (cell.arm.named, order[cell.arm] if cell.arm.named else cell.coeff, cell.seed)
+    )
 
 
 def _check_config(cell: Cell) -> Config:
@@ -274,7 +259,3 @@ def _check_config(cell: Cell) -> Config:
             "train it again with --overwrite, or revert the change",
         )
     return before
-
-
-def shown_coeff(coeff: float) -> str:
-    return f"{coeff:.12g}"

@@ -1,23 +1,20 @@
-"""Results of a sweep and their files: figures per cell; per λ their means, differences to λ = 0, and a verdict.
-
-The files are sweep.json, sweep.csv with a row per λ, and cells.csv with a row per run.
-"""
+"""Results of a sweep: figures per cell; per arm their means, paired differences to other arms, and a verdict."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from echo_cli.config.schema import Config
-from echo_cli.files import Row, write_csv, write_json
+from echo_cli.files import Row
 from echo_cli.runs.directory import is_run, open_run
 from echo_cli.runs.summary import is_met, measures_at
 from echo_cli.statistics import Estimate, mean_height, mean_over_seeds, spread
+from echo_cli.sweeps.arms import Arm, baseline_of
 from echo_cli.sweeps.plan import BROKEN, Cell, Summary
 from echo_cli.sweeps.runner import CellStatus
-from echo_cli.sweeps.verdict import RULE, Evidence, Verdict, judge
+from echo_cli.sweeps.verdict import Evidence, Verdict, judge
 
 Figures = Mapping[str, float | None]
 """Figures of a cell, by the names in `FIGURES`."""
@@ -51,13 +48,16 @@ FIGURES: Mapping[str, str] = {
 }
 
 DIFFERENCES: Mapping[str, str] = {
-    "env_ce_last": "held-out env-CE at the last step, nats/token; the novel pairs may differ with λ",
+    "env_ce_last": "held-out env-CE at the last step, nats/token; the novel pairs may differ between arms",
     "env_ce_change_last": "relative change of held-out env-CE, over each run's own pairs",
     "pass_at_1_last": "held-out pass@1 at the last step",
     "pass_at_1_mean": "held-out pass@1, mean over the steps",
     "mean_reward_last": "held-out mean reward at the last step",
 }
-"""Figures with a paired difference to λ = 0 at the same seeds, reported as `<name>_difference`."""
+"""Figures with a paired difference to another arm at the same seeds, reported as `<name>_difference`.
+
+The other arm is that of `baseline_of`; `pairs_of` compares every two arms.
+"""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ class CellResult:
     """A cell with its outcome, the summary and rows of its run, and its figures, empty until computed."""
 
     name: str
+    arm: Arm
     coeff: float
+    """λ at the first step."""
     seed: int
     outcome: CellStatus
     summary: Summary | None
@@ -90,9 +92,10 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class LambdaResult:
-    """The result for one λ: a row of a sweep's table."""
+class ArmResult:
+    """The result for one λ or named arm: a row of a sweep's table."""
 
+    arm: Arm
     coeff: float
     statuses: Sequence[str]
     """Statuses of the cells, one per seed."""
@@ -103,6 +106,7 @@ class LambdaResult:
     def to_json(self) -> dict[str, Any]:
         counts = {status: self.statuses.count(status) for status in ("finished", *BROKEN, "failed")}
         return {
+            "arm": self.arm.label,
             "lambda": self.coeff,
             "verdict": self.verdict.name,
             "reason": self.verdict.reason,
@@ -121,7 +125,7 @@ def read_cell(cell: Cell, outcome: CellStatus) -> CellResult:
     run = open_run(cell.path) if is_run(cell.path) else None
     summary = None if run is None else run.read_summary()
     rows = run.read_metrics() if run is not None and outcome.status == "finished" else []
-    return CellResult(cell.name, cell.coeff, cell.seed, outcome, summary, rows)
+    return CellResult(cell.name, cell.arm, cell.coeff, cell.seed, outcome, summary, rows)
 
 
 def with_figures(cells: Sequence[CellResult]) -> list[CellResult]:
@@ -137,20 +141,49 @@ def with_figures(cells: Sequence[CellResult]) -> list[CellResult]:
     ]
 
 
-def results_of(cells: Sequence[CellResult]) -> list[LambdaResult]:
-    """Return a result per λ, in order of first occurrence, from cells with figures."""
-    baseline = {cell.seed: cell.figures for cell in cells if cell.coeff == 0 and cell.finished}
+def results_of(cells: Sequence[CellResult]) -> list[ArmResult]:
+    """Return a result per arm, in order of first occurrence, from cells with figures."""
+    of_arm = {arm: [cell for cell in cells if cell.arm == arm] for arm in dict.fromkeys(cell.arm for cell in cells)}
+    baseline = baseline_of(list(of_arm))
     results = []
-    for coeff in dict.fromkeys(cell.coeff for cell in cells):
-        ours = {cell.seed: cell.figures for cell in cells if cell.coeff == coeff and cell.finished}
-        measures = {name: _measure([values[name] for values in ours.values()]) for name in FIGURES}
-        for name in DIFFERENCES:
-            both = [] if coeff == 0 else sorted(ours.keys() & baseline.keys())
-            differences = [_minus(ours[seed][name], baseline[seed][name]) for seed in both]
-            measures[f"{name}_difference"] = _measure(differences)
-        statuses = [cell.outcome.status for cell in cells if cell.coeff == coeff]
-        results.append(LambdaResult(coeff, statuses, measures, judge(_evidence(statuses, measures))))
+    for arm, ours in of_arm.items():
+        finished = [cell.figures for cell in ours if cell.finished]
+        measures = {name: _measure([values[name] for values in finished]) for name in FIGURES}
+        others = [] if baseline is None or arm == baseline else of_arm[baseline]
+        measures |= {f"{name}_difference": found for name, found in _differences(ours, others).items()}
+        statuses = [cell.outcome.status for cell in ours]
+        verdict = judge(_evidence(statuses, measures))
+        results.append(ArmResult(arm, ours[0].coeff, statuses, measures, verdict))
     return results
+
+
+@dataclass(frozen=True)
+class ArmPair:
+    """Two arms with the mean differences `arm` - `other` over the seeds that both finished, by `DIFFERENCES`."""
+
+    arm: Arm
+    other: Arm
+    differences: Mapping[str, Measure | None]
+
+    def to_json(self) -> dict[str, Any]:
+        measures = {name: None if found is None else found.to_json() for name, found in self.differences.items()}
+        return {"arm": self.arm.label, "minus": self.other.label, **measures}
+
+
+def pairs_of(cells: Sequence[CellResult]) -> list[ArmPair]:
+    """Return every two arms of cells with figures, each arm with those before it."""
+    arms = list(dict.fromkeys(cell.arm for cell in cells))
+    return [
+        ArmPair(arm, other, _differences(*([cell for cell in cells if cell.arm == one] for one in (arm, other))))
+        for other, arm in itertools.combinations(arms, 2)
+    ]
+
+
+def _differences(ours: Sequence[CellResult], others: Sequence[CellResult]) -> dict[str, Measure | None]:
+    """Return the mean differences of `DIFFERENCES` between two arms, paired by seed."""
+    mine, theirs = ({cell.seed: cell.figures for cell in cells if cell.finished} for cells in (ours, others))
+    both = sorted(mine.keys() & theirs.keys())
+    return {name: _measure([_minus(mine[seed][name], theirs[seed][name]) for seed in both]) for name in DIFFERENCES}
 
 
 def _evidence(statuses: Sequence[str], measures: Mapping[str, Measure | None]) -> Evidence:
@@ -231,60 +264,3 @@ def _present(values: Iterable[float | None]) -> list[float]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-_MEASURES = (*FIGURES, *(f"{name}_difference" for name in DIFFERENCES))
-_ROW = ("lambda", "verdict", "reason", "runs", "finished", *BROKEN, "failed")
-_CELL = ("name", "lambda", "seed", "status", "error")
-_STATISTICS = ("value", "low", "high", "spread", "seeds")
-
-
-def sweep_object(config: Config, cells: Sequence[CellResult], results: Sequence[LambdaResult]) -> dict[str, Any]:
-    """Return the object of sweep.json: settings, a row per λ, every cell, the verdict rule, figure descriptions.
-
-    Args:
-        config: config of any cell; its location, λ and seed are omitted.
-    """
-    settings = config.model_dump(mode="json", exclude={"output_dir", "run_name", "seed"})
-    del settings["objective"]["world_model_coeff"]
-    return {
-        "rows": [result.to_json() for result in results],
-        "cells": [
-            {
-                "name": cell.name,
-                "lambda": cell.coeff,
-                "seed": cell.seed,
-                "status": cell.outcome.status,
-                "error": cell.outcome.error,
-                "figures": dict(cell.figures),
-                "summary": cell.summary,
-            }
-            for cell in cells
-        ],
-        "rule": list(RULE),
-        "figures": {**FIGURES, **{f"{name}_difference": f"to λ = 0: {text}" for name, text in DIFFERENCES.items()}},
-        "config": settings,
-    }
-
-
-def write_tables(folder: Path, sweep: Mapping[str, Any]) -> None:
-    """Write sweep.json, sweep.csv and cells.csv.
-
-    Raises:
-        EchoError: the disk is full (exit code 1) or the folder is not writable.
-    """
-    write_json(folder / "sweep.json", sweep)
-    statistics = [(measure, statistic) for measure in _MEASURES for statistic in _STATISTICS]
-    write_csv(
-        folder / "sweep.csv",
-        (*_ROW, *(name if statistic == "value" else f"{name}_{statistic}" for name, statistic in statistics)),
-        [
-            [*(row[name] for name in _ROW), *((row[name] or {}).get(statistic) for name, statistic in statistics)]
-            for row in sweep["rows"]
-        ],
-    )
-    write_csv(
-        folder / "cells.csv",
-        (*_CELL, *FIGURES),
-        [[*(cell[name] for name in _CELL), *(cell["figures"][name] for name in FIGURES)] for cell in sweep["cells"]],
-    )

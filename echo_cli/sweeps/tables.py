@@ -1,14 +1,14 @@
-"""Tables of a sweep as text, for the terminal and for the report: one row per λ, intervals in brackets."""
+"""Tables of a sweep as text, for the terminal and for the report: one row per arm, intervals in brackets."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from echo_cli.sweeps.plan import shown_coeff
-from echo_cli.sweeps.results import LambdaResult
+from echo_cli.sweeps.arms import baseline_of, column_of, row_label
+from echo_cli.sweeps.results import ArmPair, ArmResult, Measure
 
-Text = Callable[[LambdaResult], str]
+Text = Callable[[ArmResult], str]
 
 
 @dataclass(frozen=True)
@@ -24,28 +24,51 @@ NOTES = (
     "In brackets: 95 % intervals over the seeds (Student's t). env-CE is measured on novel pairs, which the run has "
     "not executed in training; 'before' and 'change' use the pairs of 'last'. 'best' is selected on validation. "
     "'seen': the run has executed every held-out pair, and env-CE is over these pairs.",
-    "vs λ = 0: mean difference at the same seeds. 'mean' averages pass@1 over the steps (area under its curve): of two "
-    "runs that end alike, the faster learner's is higher.",
+    "vs: mean difference at the same seeds, to λ = 0 or, without it, to the first arm. 'mean' averages pass@1 over the "
+    "steps (area under its curve): of two runs that end alike, the faster learner's is higher.",
     "portable λ: env weight per observation token / (RL weight per action token · mean |advantage|). "
     "λ·env/RL and cosine: norm ratio and cosine of the two terms' gradients, λ included, at the probed steps.",
 )
 
 
-def sweep_tables(results: Sequence[LambdaResult]) -> list[SweepTable]:
-    """Return three tables: env-CE, tasks, and portable λ with the time."""
-    return [
+def sweep_tables(results: Sequence[ArmResult], pairs: Sequence[ArmPair] = ()) -> list[SweepTable]:
+    """Return tables: env-CE, tasks, portable λ with the time and, if an arm has a name, the differences of `pairs`."""
+    tables = [
         _table("held-out env-CE, nats/token", _CE_COLUMNS, results),
         _table("held-out tasks", _TASK_COLUMNS, results),
         _table("portable λ, gradients and time", _UNIT_COLUMNS, results),
     ]
+    named = [pair for pair in pairs if pair.arm.named or pair.other.named]
+    return [*tables, _pair_table(named)] if named else tables
 
 
-def _table(title: str, columns: Sequence[tuple[str, Text]], results: Sequence[LambdaResult]) -> SweepTable:
-    return SweepTable(title, [name for name, _ in columns], [[text(row) for _, text in columns] for row in results])
+def _table(title: str, columns: Sequence[tuple[str, Text]], results: Sequence[ArmResult]) -> SweepTable:
+    arms = [result.arm for result in results]
+    baseline = baseline_of(arms)
+    to = "λ = 0" if baseline is None else baseline.title
+    column = column_of(arms)
+    names = [column, *(name.format(to=to) for name, _ in columns)]
+    return SweepTable(
+        title, names, [[row_label(row.arm, column), *(text(row) for _, text in columns)] for row in results]
+    )
+
+
+def _pair_table(pairs: Sequence[ArmPair]) -> SweepTable:
+    rows = [
+        [
+            f"{pair.arm.title} - {pair.other.title}",
+            *(_bracketed(pair.differences[name], "+.2f") for name in _PAIR_COLUMNS),
+        ]
+        for pair in pairs
+    ]
+    return SweepTable("differences between arms, at the same seeds", ["arms", *_PAIR_COLUMNS.values()], rows)
+
+
+_PAIR_COLUMNS = {"pass_at_1_last": "pass@1 last", "pass_at_1_mean": "pass@1 mean", "env_ce_last": "env-CE last"}
 
 
 def _value(name: str, form: str = ".3f") -> Text:
-    def text(result: LambdaResult) -> str:
+    def text(result: ArmResult) -> str:
         found = result.measures[name]
         return "-" if found is None else format(found.estimate.value, form)
 
@@ -53,20 +76,18 @@ def _value(name: str, form: str = ".3f") -> Text:
 
 
 def _interval(name: str, form: str, *, scale: float = 1.0) -> Text:
-    def text(result: LambdaResult) -> str:
-        found = result.measures[name]
-        if found is None:
-            return "-"
-        estimate = found.estimate
-        value, *ends = (
-            format(scale * of, form) for of in (estimate.value, estimate.low, estimate.high) if of is not None
-        )
-        return f"{value} [{', '.join(ends)}]" if ends else value
-
-    return text
+    return lambda result: _bracketed(result.measures[name], form, scale=scale)
 
 
-def _last_env_ce(result: LambdaResult) -> str:
+def _bracketed(found: Measure | None, form: str, *, scale: float = 1.0) -> str:
+    if found is None:
+        return "-"
+    estimate = found.estimate
+    value, *ends = (format(scale * of, form) for of in (estimate.value, estimate.low, estimate.high) if of is not None)
+    return f"{value} [{', '.join(ends)}]" if ends else value
+
+
+def _last_env_ce(result: ArmResult) -> str:
     """Return env-CE of novel pairs and, of runs without novel pairs, of seen pairs, each with its number of runs."""
     finished = result.statuses.count("finished")
     texts = []
@@ -77,34 +98,31 @@ def _last_env_ce(result: LambdaResult) -> str:
     return ", ".join(texts) or "-"
 
 
-def _runs(result: LambdaResult) -> str:
+def _runs(result: ArmResult) -> str:
     return f"{result.statuses.count('finished')}/{len(result.statuses)}"
 
 
 _CE_COLUMNS: Sequence[tuple[str, Text]] = (
-    ("λ", lambda result: shown_coeff(result.coeff)),
     ("runs", _runs),
     ("verdict", lambda result: result.verdict.name),
     ("before", _value("env_ce_start_last")),
     ("best", _value("env_ce_best")),
     ("last", _last_env_ce),
     ("change, %", _interval("env_ce_change_last", "+.0f", scale=100)),
-    ("last vs λ = 0", _interval("env_ce_last_difference", "+.2f")),
+    ("last vs {to}", _interval("env_ce_last_difference", "+.2f")),
     ("OOD\nlast", _value("ood_env_ce_last")),
 )
 
 _TASK_COLUMNS: Sequence[tuple[str, Text]] = (
-    ("λ", lambda result: shown_coeff(result.coeff)),
     ("pass@1\nbefore", _value("pass_at_1_before")),
     ("pass@1\nlast", _value("pass_at_1_last")),
-    ("last vs λ = 0", _interval("pass_at_1_last_difference", "+.2f")),
+    ("last vs {to}", _interval("pass_at_1_last_difference", "+.2f")),
     ("pass@1\nmean", _value("pass_at_1_mean")),
-    ("mean vs λ = 0", _interval("pass_at_1_mean_difference", "+.2f")),
+    ("mean vs {to}", _interval("pass_at_1_mean_difference", "+.2f")),
     ("reward\nlast", _value("mean_reward_last")),
 )
 
 _UNIT_COLUMNS: Sequence[tuple[str, Text]] = (
-    ("λ", lambda result: shown_coeff(result.coeff)),
     ("portable\nλ", _value("portable_lambda")),
     ("λ·env\n/RL", _value("gradient_ratio", ".2f")),
     ("cosine", _value("gradient_cosine", "+.2f")),

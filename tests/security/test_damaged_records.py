@@ -20,6 +20,7 @@ from echo_cli.runs.curves import read_curve
 from echo_cli.runs.directory import RunDirectory
 from echo_cli.runs.provenance import again_tip, read_record
 from echo_cli.runs.summary import summarize_run
+from echo_cli.sweeps.arms import lambda_arm
 from echo_cli.sweeps.results import CellResult, results_of, with_figures
 from echo_cli.sweeps.runner import CellStatus
 from echo_cli.training.resume import keep_threads
@@ -73,7 +74,8 @@ def _read(run: Path) -> None:
     _base(record)
     again_tip(run, "trained")
     keep_threads(directory, config)
-    cells = [CellResult("c", coeff, 0, CellStatus("finished"), summary, rows) for coeff in (0.0, 1.0)]
+    ended = CellStatus("finished")
+    cells = [CellResult("c", lambda_arm(coeff), coeff, 0, ended, summary, rows) for coeff in (0.0, 1.0)]
     results_of(with_figures(cells))
     print_run(summary, "run")
 

@@ -17,8 +17,11 @@ from echo_cli.cli.main import app
 from echo_cli.config.schema import Config
 from echo_cli.files import sha256_of
 from echo_cli.reports.sweep_page import write_report
-from echo_cli.sweeps.results import CellResult, results_of, sweep_object, with_figures
+from echo_cli.sweeps.arms import lambda_arm
+from echo_cli.sweeps.files import sweep_object
+from echo_cli.sweeps.results import CellResult, results_of, with_figures
 from echo_cli.sweeps.runner import CellStatus
+from echo_cli.sweeps.tables import sweep_tables
 
 pytestmark = pytest.mark.slow
 
@@ -194,11 +197,10 @@ def _report_of_a_hostile_sweep(folder: Path) -> Path:
     """Write the page of a sweep whose config, command line and failed cells have hostile text."""
     folder.mkdir()
     text = f"{HTML}{ESCAPES}</style></script>\"'>"
-    cells = with_figures([CellResult(text, 0.0, 0, CellStatus("failed", text), None, [])])
-    sweep = sweep_object(Config(), cells, results_of(cells))
-    return write_report(
-        folder, {**sweep, "rule": [text] * 3, "config": {text: text}}, results_of(cells), command=text, pictures=[]
-    )
+    cells = with_figures([CellResult(text, lambda_arm(0.0), 0.0, 0, CellStatus("failed", text), None, [])])
+    results = results_of(cells)
+    sweep = {**sweep_object([Config()], cells, results), "rule": [text] * 3, "config": {text: text}}
+    return write_report(folder, sweep, sweep_tables(results), command=text, pictures=[])
 
 
 def test_the_report_of_a_hostile_run_or_sweep_executes_nothing_in_a_browser(hostile: HostileSet) -> None:

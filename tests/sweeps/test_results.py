@@ -15,7 +15,9 @@ from echo_cli.cli.display.results import print_sweep
 from echo_cli.config.schema import Config
 from echo_cli.reports.sweep_figure import plot_lambda_axis
 from echo_cli.reports.sweep_page import write_report
-from echo_cli.sweeps.results import CellResult, results_of, sweep_object, with_figures, write_tables
+from echo_cli.sweeps.arms import Arm, lambda_arm
+from echo_cli.sweeps.files import sweep_object, write_tables
+from echo_cli.sweeps.results import CellResult, pairs_of, results_of, with_figures
 from echo_cli.sweeps.runner import CellStatus
 from echo_cli.sweeps.tables import NOTES, sweep_tables
 from echo_cli.sweeps.verdict import RULE
@@ -49,6 +51,7 @@ def _cell(coeff: float, seed: int, passes: list[float], last: float = 1.0, **cha
     }
     whole = {
         "name": f"lambda-{coeff:g}-seed{seed}",
+        "arm": lambda_arm(coeff),
         "outcome": CellStatus("finished"),
         "summary": summary,
         "rows": rows,
@@ -160,7 +163,7 @@ def _table(path: Path) -> list[dict[str, str]]:
 
 
 def test_the_files_hold_rows_cells_and_the_rule(tmp_path: Path) -> None:
-    write_tables(tmp_path, sweep_object(Config(), CELLS, RESULTS))
+    write_tables(tmp_path, sweep_object([Config()], CELLS, RESULTS))
     sweep = json.loads((tmp_path / "sweep.json").read_text())
     assert [row["lambda"] for row in sweep["rows"]] == [0.0, 0.5, 9.0]
     assert sweep["rows"][1]["env_ce_last"].keys() == {"value", "low", "high", "spread", "seeds"}
@@ -181,7 +184,7 @@ def test_cells_without_any_gradient_have_their_own_name_everywhere(
     cells = with_figures([*CELLS[:3], *(_failed(9.0, seed, "no_gradient", "all is malformed") for seed in range(3))])
     results = results_of(cells)
     assert results[1].verdict.name == "no gradient" and "3 of 3" in results[1].verdict.reason
-    sweep = sweep_object(Config(), cells, results)
+    sweep = sweep_object([Config()], cells, results)
     write_tables(tmp_path, sweep)
     assert [row["status"] for row in _table(tmp_path / "cells.csv")][3:] == ["no_gradient"] * 3
     assert [(row["collapsed"], row["no_gradient"]) for row in _table(tmp_path / "sweep.csv")] == [
@@ -190,7 +193,9 @@ def test_cells_without_any_gradient_have_their_own_name_everywhere(
     ]
     print_sweep(sweep_tables(results), NOTES, RULE, "report.html")
     assert re.search(r"^ 9 +0/3 +no gradient ", capsys.readouterr().out, re.MULTILINE)
-    page = write_report(tmp_path, sweep, results, command="echo-cli sweep-lambda 0 9", pictures=[]).read_text()
+    page = write_report(
+        tmp_path, sweep, sweep_tables(results), command="echo-cli sweep-lambda 0 9", pictures=[]
+    ).read_text()
     assert page.count("no_gradient") == 3 and "all is malformed" in page
 
 
@@ -213,8 +218,10 @@ def test_the_report_is_one_page_that_loads_nothing_and_escapes_text(tmp_path: Pa
     cells = with_figures([*CELLS, _failed(0.5, 4, error="<script>alert(1)</script>\x1b[31m")])
     results = results_of(cells)
     picture = plot_lambda_axis(results, cells, tmp_path).png
-    sweep = sweep_object(Config(), cells, results)
-    report = write_report(tmp_path, sweep, results, command="echo-cli sweep-lambda <0>", pictures=[("A & B", picture)])
+    sweep = sweep_object([Config()], cells, results)
+    report = write_report(
+        tmp_path, sweep, sweep_tables(results), command="echo-cli sweep-lambda <0>", pictures=[("A & B", picture)]
+    )
     text = report.read_text()
     page = _Page()
     page.feed(text)
@@ -249,3 +256,66 @@ def test_runs_without_novel_pairs_show_env_ce_of_seen_pairs() -> None:
     assert [row[last] for row in table.rows] == ["1.000 (1/3), 0.200 seen (2/3)", "0.200 seen"]
     assert some[0].verdict.name == "inconclusive"
     assert "2 of 3 runs have executed every held-out pair" in some[0].verdict.reason
+
+
+def _named(name: str, coeff: float, passes: list[list[float]], last: float) -> list[CellResult]:
+    arm = Arm(name, (f"objective.world_model_coeff={coeff}", "optim.lr=0.1"), named=True)
+    return [_cell(coeff, seed, of, last, arm=arm, name=f"{arm.stem}-seed{seed}") for seed, of in enumerate(passes)]
+
+
+ARMS = with_figures(
+    [
+        *_named("grpo", 0.0, [[0.2, 0.3], [0.2, 0.5]], 2.0),
+        *_named("own", 0.3, [[0.2, 0.6], [0.2, 0.6]], 1.5),
+        *_named("explorers-of-this-machine", 0.3, [[0.2, 0.9], [0.2, 0.7]], 1.0),  # the λ of another arm
+    ]
+)
+
+
+def test_arms_are_paired_by_seed_with_the_first_arm_and_with_each_other() -> None:
+    results, pairs = results_of(ARMS), pairs_of(ARMS)
+    assert [result.arm.label for result in results] == ["grpo", "own", "explorers-of-this-machine"]
+    differences = [result.measures["pass_at_1_last_difference"] for result in results]
+    assert differences[0] is None
+    for found, value in zip(differences[1:], (0.2, 0.4), strict=True):
+        assert found is not None and found.seeds == 2 and found.estimate.value == pytest.approx(value)
+    assert [(pair.arm.label, pair.other.label) for pair in pairs] == [
+        ("own", "grpo"),
+        ("explorers-of-this-machine", "grpo"),
+        ("explorers-of-this-machine", "own"),
+    ]
+    last = pairs[2].differences["pass_at_1_last"]
+    assert last is not None and last.seeds == 2 and last.estimate.value == pytest.approx((0.3 + 0.1) / 2)
+    assert last.spread == pytest.approx(0.1 * 2**0.5)
+    with_zero = results_of([*with_figures([_cell(0.0, 1, [0.2, 0.1])]), *ARMS])
+    found = with_zero[1].measures["pass_at_1_last_difference"]
+    assert found is not None and found.seeds == 1 and found.estimate.value == pytest.approx(0.5 - 0.1)
+
+
+def test_arms_have_rows_in_every_table_file_figure_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [*CELLS[3:6], *ARMS]
+    results, pairs = results_of(cells), pairs_of(cells)
+    tables = sweep_tables(results, pairs)
+    assert [table.columns[0] for table in tables] == ["arm", "arm", "arm", "arms"]
+    assert [row[0] for row in tables[0].rows] == ["λ = 0.5", "grpo", "own", "explorers-of-this-machine"]
+    assert [row[0] for row in tables[3].rows][:2] == ["grpo - λ = 0.5", "own - λ = 0.5"]
+    assert "last vs grpo" in tables[1].columns
+    print_sweep(tables, NOTES, RULE, "report.html")
+    assert max(len(line.rstrip()) for line in capsys.readouterr().out.splitlines()) <= 80
+    configs = [Config(seed=1), Config(seed=2, steps=9)]
+    sweep = sweep_object(configs, cells, results)
+    assert "steps" not in sweep["config"] and sweep["config"]["model"] == Config().model_dump(mode="json")["model"]
+    assert [row["arm"] for row in sweep["rows"]] == ["0.5", "grpo", "own", "explorers-of-this-machine"]
+    assert sweep["arms"]["own"] == ["objective.world_model_coeff=0.3", "optim.lr=0.1"]
+    assert sweep["baseline"] == "grpo" and len(sweep["pairs"]) == 6
+    assert sweep["figures"]["pass_at_1_last_difference"].startswith("to grpo: ")
+    write_tables(tmp_path, sweep)
+    assert [(row["arm"], row["lambda"]) for row in _table(tmp_path / "sweep.csv")][1:3] == [
+        ("grpo", "0.0"),
+        ("own", "0.3"),
+    ]
+    plotted = plot_lambda_axis(results, cells, tmp_path)
+    drawn = re.sub(r"<!--|-->", "", plotted.svg.read_text())
+    assert "explorers-" in drawn and "machine" in drawn
+    page = write_report(tmp_path, sweep, tables, command="echo-cli sweep-lambda", pictures=[]).read_text()
+    assert "4 arms × 3 seeds" in page and "explorers-of-this-machine - own" in page

@@ -26,7 +26,8 @@ from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.runs.directory import create_run, open_run
-from echo_cli.sweeps.plan import ended_summary, join_seeds, parse_seeds, parse_words, plan_cells, sweep_config
+from echo_cli.sweeps.arms import Arm, join_arms, lambda_arm, parse_arms, parse_words
+from echo_cli.sweeps.plan import ended_summary, join_seeds, parse_seeds, plan_cells, sweep_config
 from echo_cli.sweeps.runner import CellStatus, _start, log_path, run_cells
 
 NAMES = ["lambda-0-seed0", "lambda-0-seed1", "lambda-0.05-seed0", "lambda-0.05-seed1"]
@@ -146,6 +147,38 @@ def test_a_narrower_sweep_keeps_the_results_of_the_wider_one(
     assert (again / "cells.csv").read_bytes() == (swept / "cells.csv").read_bytes()
 
 
+def test_a_named_arm_is_trained_beside_the_lambdas_and_known_by_its_overrides(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = _copy(swept, tmp_path)
+    same = ("checkpoint.keep=8", "--seeds", "1", "--json")
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = main(_words(tmp_path, *same, *words))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    arm = ("--arm", "slow", "objective.world_model_coeff=0.05", "optim.lr=1e-9")
+    code, out, err = run("0.05", *arm)
+    assert code == 0 and "slow, seed 1: finished" in err and "λ = 0.05, seed 1" not in err
+    sweep = json.loads(out)
+    assert [row["arm"] for row in sweep["rows"]] == ["0", "0.05", "slow"]
+    assert sweep["rows"][2]["lambda"] == 0.05 and sweep["rows"][2]["env_ce_last_difference"]["seeds"] == 1
+    assert sweep["arms"] == {"slow": list(arm[2:])} and "lr" not in sweep["config"]["optim"]
+    assert load_config(again / "arm-slow-seed1" / "config.yaml").optim.lr == 1e-9
+    for words in (("0.05",), arm, ("--arm", "slow", *reversed(arm[2:]))):  # λ alone, the arm alone, other order
+        code, out, err = run(*words)
+        assert (code, err) == (0, "") and {row["arm"] for row in json.loads(out)["rows"]} == {"0", "0.05", "slow"}
+    before = {path: path.read_bytes() for path in again.rglob("*") if path.is_file()}
+    code, _, err = run("--arm", "slow", "objective.world_model_coeff=0.05", "optim.lr=1e-8")
+    assert code == 2 and "optim.lr was 1e-09, now 1e-08" in error_of(err)[0]
+    (again / "cells" / "arms.json").rename(tmp_path / "arms.json")
+    code, _, err = run("0.05")
+    assert code == 2 and "arm-slow-seed1 is of an arm that is not recorded" in error_of(err)[0]
+    (tmp_path / "arms.json").rename(again / "cells" / "arms.json")
+    assert {path: path.read_bytes() for path in again.rglob("*") if path.is_file()} == before
+
+
 def test_a_sweep_keeps_out_of_a_run_and_of_other_folders(
     swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,7 +266,9 @@ def test_a_cell_may_run_and_fetch_on_its_command_line_what_the_sweep_may(
     monkeypatch.setattr("echo_cli.sweeps.runner.ChildProcess", lambda *_, words, **__: started.append(words))
     options = {"--trust-remote-code", "--fetch-model"}
     for words in ([], ["model.trust_remote_code=true", "model.fetch=all"]):
-        (cell,) = plan_cells([load_config("hf-smoke", words)], [0], tmp_path / str(len(words)), threads=1)
+        (cell,) = plan_cells(
+            {lambda_arm(1.0): load_config("hf-smoke", words)}, [0], tmp_path / str(len(words)), threads=1
+        )
         _start(cell, overwrite=False)
         assert options & set(started[-1]) == (options if words else set())
         model = load_config(Path(started[-1][2])).model
@@ -357,8 +392,8 @@ def test_a_diverged_cell_does_not_cost_the_others_and_is_not_run_again(
 
 def test_a_collapsed_cell_is_done_as_long_as_the_config_stops_it(tmp_path: Path) -> None:
     stopping, warning = (load_config(find_config("toy"), [f"collapse.action={action}"]) for action in ("stop", "warn"))
-    (stopped,) = plan_cells([stopping], [0], tmp_path, threads=1)
-    (warned,) = plan_cells([warning], [0], tmp_path, threads=1)
+    (stopped,) = plan_cells({lambda_arm(1.0): stopping}, [0], tmp_path, threads=1)
+    (warned,) = plan_cells({lambda_arm(1.0): warning}, [0], tmp_path, threads=1)
     create_run(stopped.path, config_yaml=stopping.to_yaml(), environment={}).write_summary(
         {"status": "collapsed", "steps": 5}
     )
@@ -378,7 +413,7 @@ def test_a_collapsed_cell_is_done_as_long_as_the_config_stops_it(tmp_path: Path)
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (45, 12), (100, 40)])
 def test_the_live_table_fits_its_terminal_and_shows_the_cells_that_run(width: int, height: int, tmp_path: Path) -> None:
-    cells = plan_cells([_of(0.0), _of(0.005), _of(0.05), _of(1.0)], range(8), tmp_path, threads=1)
+    cells = plan_cells(_of(0.0, 0.005, 0.05, 1.0), range(8), tmp_path, threads=1)
     outcomes = {cell.name: CellStatus("finished") for cell in cells} | {
         cell.name: CellStatus("running") for cell in cells[30:]
     }
@@ -472,6 +507,17 @@ def test_a_probe_in_the_config_file_stays(tmp_path: Path) -> None:
         (["0", "--jobs", "0"], "Invalid value for '--jobs'"),
         (["0", "--jobs", "many"], "Invalid value for '--jobs'"),
         (["0", "objective.use_rl=false"], "the loss is always 0"),
+        (["0", "--arm"], "--arm has no name"),
+        (["0", "--arm", "--json"], "--arm has no name"),
+        (["--arm", "optim.lr=1e-3"], "'optim.lr=1e-3' is not the name of an arm"),
+        (["--arm", "../x"], "'../x' is not the name of an arm"),
+        (["--arm", "0.05", "optim.lr=1e-3"], "'0.05' is not the name of an arm"),
+        (["--arm", "a", "--arm", "A", "optim.lr=1e-3"], "arm A is given twice"),
+        (["--arm", "a", "seed=1"], "arm a sets seed"),
+        (["--arm", "a", "run_name=x"], "arm a sets run_name"),
+        (["--arm", "a", "optim.lrr=1"], "unknown key 'optim.lrr'"),
+        (["--arm", "a", "--arm", "b"], "a and b have the same config"),
+        (["1", "--arm", "a"], "λ = 1 and a have the same config"),
         (["0", "objective.schedule=step", "objective.schedule_values=[0.1]"], "no effect with objective.schedule"),
         (["0.1", "objective.schedule=gradient_ratio"], "no effect with objective.schedule: gradient_ratio"),
     ],
@@ -529,14 +575,32 @@ def test_words_are_values_or_overrides() -> None:
     assert parse_words(["-0", "a.b=1", "5e-3"]) == ([0.0, 0.005], ["a.b=1"])
 
 
+def test_the_overrides_after_the_name_of_an_arm_are_its_own() -> None:
+    words = ["a.b=1", "--arm", "x", "c=[1, 2]", "d=e f", "0.05", "--seeds", "1", "--arm=y", 'g="h"', "-j", "2"]
+    joined = join_arms(words)
+    assert [word for word in joined if not word.startswith("--arm=")] == ["a.b=1", "0.05", "--seeds", "1", "-j", "2"]
+    arms = parse_arms([word.removeprefix("--arm=") for word in joined if word.startswith("--arm=")])
+    assert [(arm.label, arm.words) for arm in arms] == [("x", ("c=[1, 2]", "d=e f")), ("y", ('g="h"',))]
+    assert join_arms(["--", "0"]) == ["--", "0"]
+
+
+def test_arms_share_the_seeds_and_the_overrides_before_them(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["steps=3", "--arm", "grpo", "objective.world_model_coeff=0", "--arm", "long", "steps=5"]
+    assert main(["sweep-lambda", "--dry-run", "--json", "--seeds", "3", "1", *words]) == 0
+    configs = [run["config"] for run in json.loads(capsys.readouterr().out)["runs"]]
+    shown = [(of["objective"]["world_model_coeff"], of["steps"], of["seed"]) for of in configs]
+    assert shown == [(0.0, 3, 3), (0.0, 3, 1), (1.0, 5, 3), (1.0, 5, 1)]
+    assert _planned(capsys, "0.5", "--arm", "grpo", "objective.world_model_coeff=0") == [(0.5, 0), (0.0, 0)]
+
+
 def test_seeds_end_at_an_option_or_an_override() -> None:
     assert join_seeds(["0", "--seeds", "1", "2", "a=b", "3", "-h"]) == ["0", "--seeds=1,2", "a=b", "3", "-h"]
     assert join_seeds(["--seeds", "1", "--seeds", "--jobs", "2"]) == ["--seeds=1", "--seeds=", "--jobs", "2"]
     assert parse_seeds(["2,0", "1"]) == [2, 0, 1]
 
 
-def _of(coeff: float) -> Config:
-    return load_config(find_config("toy"), [f"objective.world_model_coeff={coeff!r}"])
+def _of(*coeffs: float) -> dict[Arm, Config]:
+    return {arm: load_config(find_config("toy"), arm.words) for arm in map(lambda_arm, coeffs)}
 
 
 @pytest.mark.parametrize(
@@ -561,5 +625,5 @@ def test_the_threads_of_a_cell_depend_on_neither_jobs_nor_the_machine(
 
 
 def test_close_values_have_folders_of_their_own(tmp_path: Path) -> None:
-    planned = plan_cells([_of(0.1234567), _of(0.1234568)], [0], tmp_path, threads=1)
+    planned = plan_cells(_of(0.1234567, 0.1234568), [0], tmp_path, threads=1)
     assert len({cell.path for cell in planned}) == len({cell.title for cell in planned}) == 2

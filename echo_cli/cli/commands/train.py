@@ -97,7 +97,7 @@ def train(
 
     L = L_GRPO(action tokens) + λ · CE(environment tokens)
     """
-    from echo_cli.sweeps.plan import parse_coeff
+    from echo_cli.sweeps.arms import parse_coeff
 
     _check_options(resume, overwrite, allow_environment)
     given = overrides or []

@@ -18,14 +18,15 @@ from echo_cli.cli.display.tables import TextTable, new_console
 from echo_cli.errors import EchoError
 from echo_cli.files import Row, read_jsonl
 from echo_cli.runs.summary import checked_rows, is_met
-from echo_cli.sweeps.plan import Cell, shown_coeff
+from echo_cli.sweeps.arms import column_of, row_label
+from echo_cli.sweeps.plan import Cell
 from echo_cli.sweeps.runner import CellStatus
 from echo_cli.terminal import guarded_streams, joined, put
 from echo_cli.text import counted
 
 Outcomes = Mapping[str, CellStatus]
 
-_COLUMNS = ("λ", "seed", "status", "step", "held-out env-CE", "reward")
+_COLUMNS = ("seed", "status", "step", "held-out env-CE", "reward")
 _SHOWN_KEYS = ("heldout/env_ce", "train/reward")
 _NO_ROW = -1
 _ACTIVE = {"running", "stopping"}
@@ -100,13 +101,14 @@ def live_table(console: Console, followed: Sequence[Followed], outcomes: Outcome
         one.read()
     shown = _fitting(followed, outcomes, console.height - _FRAME)
     table = TextTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, column in enumerate(_COLUMNS):
-        table.add_column(column, justify="left" if number == 2 else "right", no_wrap=True)
+    arms = column_of(one.cell.arm for one in followed)
+    for column in (arms, *_COLUMNS):
+        table.add_column(column, justify="left" if column == "status" else "right", no_wrap=True)
     for one in shown:
         cell, status = one.cell, outcomes[one.cell.name].status
         step = "" if one.step == _NO_ROW else f"{one.step}/{cell.config.steps}"
         values = (f"{one.latest[key]:.3f}" if key in one.latest else "" for key in _SHOWN_KEYS)
-        table.add_row(shown_coeff(cell.coeff), str(cell.seed), Text(status, _STYLES[status]), step, *values)
+        table.add_row(row_label(cell.arm, arms), str(cell.seed), Text(status, _STYLES[status]), step, *values)
     hidden = Counter(outcomes[one.cell.name].status for one in followed if one not in shown)
     if hidden:
         table.caption = "and " + ", ".join(f"{count} {status}" for status, count in hidden.items())

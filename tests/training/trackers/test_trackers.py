@@ -34,6 +34,7 @@ from echo_cli.errors import EchoError, install_command
 from echo_cli.files import append_jsonl, read_json, read_jsonl
 from echo_cli.runs.directory import create_run
 from echo_cli.sweeps import runner as cell_runner
+from echo_cli.sweeps.arms import lambda_arm
 from echo_cli.sweeps.plan import plan_cells
 from echo_cli.training.plan import plan
 from echo_cli.training.trackers import tracking as tracker
@@ -529,7 +530,7 @@ def test_wandb_is_online_only_with_a_key_for_its_server(
 def test_a_cell_is_shown_with_its_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
     monkeypatch.setattr(cell_runner, "ChildProcess", lambda module, variables, words, **_: started.append(words))
-    [cell] = plan_cells([Config(track=("wandb",))], [0], tmp_path / "my-sweep", threads=1)
+    [cell] = plan_cells({lambda_arm(0.05): Config(track=("wandb",))}, [0], tmp_path / "my-sweep", threads=1)
     cell_runner._start(cell, overwrite=False)
     assert started[0][started[0].index("--group") + 1] == "my-sweep"
     assert load_config(tmp_path / "my-sweep" / "cells" / f"{cell.name}.yaml").track == ("wandb",)
