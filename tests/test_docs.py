@@ -268,16 +268,19 @@ SMALL_RUN = (
     "evaluation.heldout_rollouts=0 threads=1"
 ).split()
 """Options and overrides that make the README's runs small."""
+FEW_TASKS = "environment.toy_terminal.families=[key]"
+"""Override that leaves few tasks to the run that `eval-heldout` plays again."""
 
 
 def _walk_line(words: Sequence[str]) -> list[str]:
     """Return the arguments of `echo-cli` for a line of the README, with its runs made small."""
     if list(words) == ["bash", "scripts/demo"]:
         script = (ROOT / "scripts" / "demo").read_text(encoding="utf-8").splitlines()[-1]
-        words = ["echo-cli", *shlex.split(script.partition("echo-cli ")[2].replace('"$@"', ""))]
+        words = ["echo-cli", *shlex.split(script.partition("echo-cli ")[2].replace('"$@"', "")), FEW_TASKS]
     if words[0] not in ("echo", "echo-cli"):
         return []
-    small = shlex.join(words[1:]).replace("--seeds 0 1 2", "--seeds 0").replace("--rollouts 4", "--rollouts 1")
+    small = shlex.join(words[1:]).replace("--rollouts 4", "--rollouts 1")
+    small = small.replace("0 0.005 0.05 --seeds 0 1 2", "0 0.05 --seeds 0")
     return [*shlex.split(small), *(SMALL_RUN if words[1] in DRY_RUNS else [])]
 
 

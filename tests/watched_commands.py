@@ -17,7 +17,6 @@ every request. The libraries are imported once, before the forks, so a command t
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import pty
@@ -32,7 +31,7 @@ import termios
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -133,13 +132,14 @@ def changed_files(before: Mapping[Path, str], folder: Path) -> list[Path]:
 
 
 def snapshot(folder: Path) -> dict[Path, str]:
-    """Return the SHA-256 of every file below `folder`; of a link, the place it names."""
+    """Return what changes whenever a file is written, for every file below `folder`: inode, size and time of change."""
     found = {}
     for directory, _, names in os.walk(folder):
         for name in names:
             path = Path(directory, name)
-            content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes() if path.is_file() else b""
-            found[path] = hashlib.sha256(content).hexdigest()
+            with suppress(FileNotFoundError):  # a process of the last command may still remove some
+                status = path.lstat()
+                found[path] = f"{status.st_ino} {status.st_size} {status.st_ctime_ns}"
     return found
 
 
@@ -210,6 +210,8 @@ def _import_everything() -> None:
         "rich.console",
         "rich.table",
         "matplotlib.backends.backend_agg",
+        "matplotlib.figure",
+        "scipy.stats",
     ):
         importlib.import_module(name)
     for module in pkgutil.walk_packages(echo_cli.__path__, "echo_cli."):

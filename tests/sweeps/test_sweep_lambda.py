@@ -435,7 +435,7 @@ def test_a_line_of_progress_never_ends_in_nothing(step: int, capsys: pytest.Capt
 
 @pytest.mark.slow
 def test_probes_and_played_tasks_change_nothing_in_the_training(tmp_path: Path) -> None:
-    words = ("evaluation.every=1", "evaluation.validation_rollouts=1")
+    words = ("evaluation.every=1", "evaluation.validation_rollouts=1", "environment.toy_terminal.families=[key]")
     assert train(tmp_path / "plain", *words, "evaluation.pass_every=2") == 0
     assert train(tmp_path / "probed", *words, "evaluation.pass_every=1", "probe_every=1") == 0
     plain, probed = rows(tmp_path / "plain"), rows(tmp_path / "probed")

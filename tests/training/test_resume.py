@@ -140,15 +140,23 @@ def _kill_while_made(path: Path, at: str, monkeypatch: pytest.MonkeyPatch) -> No
         create_run(path, config_yaml="seed: 0\n", environment={"seed": 0})
 
 
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one step."""
+    run = tmp_path_factory.mktemp("outputs") / "short"
+    assert train(run, "--steps", "1") == 0
+    return run
+
+
 @pytest.mark.parametrize("at", ["environment.json", "observations.jsonl", "metrics.jsonl", "origin", "config.yaml"])
 @pytest.mark.parametrize("words", [[], ["--resume"]], ids=["train", "resume"])
 def test_a_run_killed_while_it_was_made_starts(
-    at: str, words: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: str, words: list[str], short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     _kill_while_made(run, at, monkeypatch)
-    assert train(run, "--steps", "4", *words) == 0
-    assert rows(run) == rows(finished)
+    assert train(run, "--steps", "1", *words) == 0
+    assert rows(run) == rows(short)
     assert not list(run.glob(f"{TEMPORARY}*"))
 
 
