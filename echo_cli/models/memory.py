@@ -22,11 +22,11 @@ MLP and vocabulary; n tokens of a micro-batch; R concurrent rollouts of T tokens
 | merged adapter   | 0                              | 4 · adapted layers, in float32     | rollout |
 
 Compute copies are the bfloat16 casts that autocast makes of the trained float32 weights. A probe of the two gradients
-holds three sets of gradients. c V H is the head's gradient: the sum over chunks in the row gradients, one chunk's in
-the row logits. Logits and a layer's working memory never coincide: the larger counts. Activations are the tensors that
-autograd saves, counted with `saved_tensors_hooks` on transformers' Qwen3 with fused attention. With gradient
-checkpointing a layer saves its input, and its other activations only while it is recomputed. Other Llama-style models
-save slightly less.
+holds three sets of gradients; with `probe_every`, a scratch step adds copies of weights and moments. c V H is the
+head's gradient: the sum over chunks in the row gradients, one chunk's in the row logits. Logits and a layer's working
+memory never coincide: the larger counts. Activations are the tensors that autograd saves, counted with
+`saved_tensors_hooks` on transformers' Qwen3 with fused attention. With gradient checkpointing a layer saves its input,
+and its other activations only while it is recomputed. Other Llama-style models save slightly less.
 
 The prediction for an update is 1.0 to 1.25 times the bytes alive at its peak on a CPU (tests/models/test_memory.py).
 scripts/benchmark-memory compares the prediction for a run with the peak of its process. A checkpoint is written from
@@ -164,7 +164,8 @@ def _standing(shape: Architecture, config: Config, dtype: Dtype, device: str) ->
 
 def _update(shape: Architecture, config: Config, dtype: Dtype, device: str) -> dict[str, int]:
     c, trained = _bytes(dtype), trained_parameters(shape, config)
-    probing = config.probe_every > 0 or config.objective.schedule == "gradient_ratio"
+    # Weights, gradient and both moments of the step that a probe undoes; or three sets of gradients.
+    sets = 4 if config.probe_every > 0 else 3 if config.objective.schedule == "gradient_ratio" else 1
     whole = config.model.lora is None
     in_flight = c * shape.embedding_parameters if whole else 0
     tokens = max(longest_update(shape, config), config.optim.token_budget)
@@ -176,7 +177,7 @@ def _update(shape: Architecture, config: Config, dtype: Dtype, device: str) -> d
     logits = 20 * shape.vocab * min(chunk_rows(shape.vocab, device), tokens) + in_flight
     layer = tokens * working
     return {
-        "gradients": 4 * trained * (3 if probing else 1) + in_flight,
+        "gradients": 4 * trained * sets + in_flight,
         # 16 H: the last norm and the gathered states.
         "activations": tokens * (shape.layers * saved + 16 * shape.hidden),
         **({"logits": logits} if logits > layer else {"layer": layer}),

@@ -10,33 +10,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from inspect import unwrap
 from pathlib import Path
-from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
 
 from echo_cli.config.model import SamplerConfig
 from echo_cli.config.schema import OptimConfig
-from echo_cli.errors import EchoError, first_line
 from echo_cli.metrics import Metric, Metrics, merge_metrics
 from echo_cli.models.device import naming_memory
 from echo_cli.models.endpoint.sampler import EndpointSampler
 from echo_cli.models.endpoint.served_policy import ServedPolicy
 from echo_cli.models.language_model import LanguageModel
 from echo_cli.models.memory import chunk_rows
+from echo_cli.models.optimizer_state import AdamW, load_optimizer, save_optimizer, scratch_step
 from echo_cli.models.renderer import Renderer, mark_ends
 from echo_cli.models.sampler import CachedSampler
 from echo_cli.objective.batch import Targets, bucket, collate, targets
-from echo_cli.objective.diagnostics import GradientComparison, gradient_comparison
+from echo_cli.objective.diagnostics import (
+    GradientComparison,
+    Interference,
+    gradient_comparison,
+    measure_interference,
+)
 from echo_cli.objective.logprobs import Scores, selected_logprobs, target_logprobs
 from echo_cli.objective.loss import echo_loss, env_loss, rl_loss
 from echo_cli.objective.step import WeighedStep
-from echo_cli.text import escape_unprintable
 from echo_cli.trajectory import ContextViews, Role, Trajectory, context_views, expand_context_views, visible
 
-TRAINER_FILE = "trainer.pt"
+Term = Callable[[Tensor, Targets, Tensor | None], Tensor]
+"""A term of the loss: of the logprobs of a micro-batch's targets and, if there is a KL term, the reference's."""
 
 
 @dataclass(frozen=True)
@@ -49,43 +52,6 @@ class TokenScores:
     """Whether the token is the most probable one, bool."""
     confidence: Tensor
     """Probability of the most probable token, float32."""
-
-
-class _Writer:
-    """A file for `torch.save`, which would report a failed write without its errno.
-
-    Serializing into memory first would add twice the size of the trained weights to the peak.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        if self.error is None:
-            try:
-                self._file.write(data)
-            except OSError as error:
-                self.error = error
-        return len(data)
-
-    def flush(self) -> None:
-        pass
-
-
-def _dense_shape(value: Any) -> torch.Size | None:
-    """Return the shape of a dense float32 tensor; None for anything else."""
-    dense = isinstance(value, Tensor) and value.layout is torch.strided and value.dtype is torch.float32
-    return value.shape if dense else None
-
-
-class _AdamW(torch.optim.AdamW):
-    """AdamW that does not import torch.compile, over a second: torch's methods do so to exclude themselves from it."""
-
-    add_param_group = unwrap(torch.optim.AdamW.add_param_group)
-    load_state_dict, state_dict = unwrap(torch.optim.AdamW.load_state_dict), unwrap(torch.optim.AdamW.state_dict)
-    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
-    zero_grad = unwrap(torch.optim.AdamW.zero_grad)
 
 
 class TorchPolicy:
@@ -110,7 +76,7 @@ class TorchPolicy:
         self._refill = 1.0 if sampling is None else sampling.refill
         self._prefill_tokens = None if sampling is None else sampling.prefill_tokens
         self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self._optimizer = _AdamW(self._parameters, optim.lr, optim.betas, optim.eps, optim.weight_decay, fused=True)
+        self._optimizer = AdamW(self._parameters, optim.lr, optim.betas, optim.eps, optim.weight_decay, fused=True)
         self._reference: LanguageModel | None = None
         self._updates = 0  # number of weight changes
         self._served: ServedPolicy | None = None
@@ -190,20 +156,26 @@ class TorchPolicy:
 
         The accumulated gradient does not change.
         """
-        rl_grads = [torch.zeros_like(parameter) for parameter in self._parameters]
-        env_grads = [torch.zeros_like(parameter) for parameter in self._parameters]
-        views = expand_context_views(step.trajectories, use_rl=step.settings.use_rl)
-        for indices in self._micro_batches(views.trajectories, [False] * len(views.owners)):
-            wanted, scores, reference_logprobs_N = self._forward(step, views, indices)
-            rl = rl_loss(
-                scores.logprobs_N, wanted, step.advantages_B, step.weights, step.settings, reference_logprobs_N
-            )
-            env = env_loss(scores.logprobs_N, wanted, step.weights)
-            for grads, term, keep in ((rl_grads, rl, True), (env_grads, env, False)):
-                found = torch.autograd.grad(term, self._parameters, retain_graph=keep)
-                for total, grad in zip(grads, found, strict=True):
-                    total += grad
-        return gradient_comparison(rl_grads, env_grads)
+
+        def rl(logprobs_N: Tensor, wanted: Targets, reference_logprobs_N: Tensor | None) -> Tensor:
+            return rl_loss(logprobs_N, wanted, step.advantages_B, step.weights, step.settings, reference_logprobs_N)
+
+        return gradient_comparison(*self._gradients(step, rl, _env_term(step)))
+
+    @naming_memory("update")
+    def interference(self, step: WeighedStep, lr: float) -> Interference | None:
+        """Measure how far the env term alone would move the logprobs of the step's actions.
+
+        One optimizer step on λ · env term is taken with learning rate `lr` and undone (`scratch_step`). The result is
+        None at λ = 0 and without actions of the policy.
+        """
+        if step.coeff == 0:
+            return None
+        before_n = self._action_logprobs(step)
+        gradients = [step.coeff * gradient for gradient in self._gradients(step, _env_term(step))[0]]
+        with scratch_step(self._optimizer, gradients, self._optim.grad_clip, lr):
+            after_n = self._action_logprobs(step)
+        return measure_interference(before_n, after_n)
 
     @naming_memory("update")
     def optim_step(self, lr: float) -> float:
@@ -255,11 +227,7 @@ class TorchPolicy:
         """Write weights, architecture, tokenizer and optimizer state into `folder`."""
         self.model.save(folder)
         self.tokenizer.save(folder)
-        with (folder / TRAINER_FILE).open("wb") as file:
-            writer = _Writer(file)
-            torch.save(self._optimizer.state_dict(), cast(IO[bytes], writer))
-        if writer.error is not None:
-            raise writer.error
+        save_optimizer(self._optimizer, folder)
 
     def load(self, folder: Path) -> None:
         """Load weights and optimizer state from a folder that `save` wrote.
@@ -269,34 +237,7 @@ class TorchPolicy:
         """
         self.model.load(folder)
         self._updates += 1
-        path = folder / TRAINER_FILE
-        try:
-            # Mapped, so that what does not fit is refused before it is read.
-            saved = torch.load(path, map_location=self.device, weights_only=True, mmap=True)
-            self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": self._moments_in(saved)})
-        except Exception as error:  # the file may hold anything, and torch raises a dozen types
-            raise EchoError(
-                f"{escape_unprintable(path)} is not a trainer state of this run: "
-                f"{escape_unprintable(first_line(error))[:200]}",
-                "resume from another checkpoint",
-            ) from error
-
-    def _moments_in(self, saved: Any) -> dict[int, dict[str, Tensor]]:
-        """Return the optimizer's moments, by index of the parameter, of a saved state.
-
-        Raises:
-            ValueError: they are not those of this policy's parameters.
-        """
-        moments = saved.get("state") if isinstance(saved, dict) else None
-        if not isinstance(moments, dict) or not moments.keys() <= set(range(len(self._parameters))):
-            raise ValueError("it has other parameters")
-        for index, state in moments.items():
-            shape = self._parameters[index].shape
-            wanted = {"step": torch.Size(), "exp_avg": shape, "exp_avg_sq": shape}
-            there = isinstance(state, dict) and {name: _dense_shape(value) for name, value in state.items()}
-            if there != wanted:
-                raise ValueError(f"its moments of parameter {index} do not fit the model")
-        return {index: {name: value.clone() for name, value in state.items()} for index, state in moments.items()}
+        load_optimizer(self._optimizer, folder, self.device)
 
     def _micro_batches(self, trajectories: Sequence[Trajectory], imitated: Sequence[bool]) -> list[list[int]]:
         """Bucket the trajectories by how they learn from their actions (RL, not at all, imitation), then by length.
@@ -365,6 +306,41 @@ class TorchPolicy:
             )
         return wanted, scores, torch.cat([reference_scores.logprobs_N, scores.logprobs_N[actions:].detach()])
 
+    def _gradients(self, step: WeighedStep, *terms: Term) -> list[list[Tensor]]:
+        """Return the gradient of each of some terms of the step's loss, a tensor per parameter."""
+        totals = [[torch.zeros_like(parameter) for parameter in self._parameters] for _ in terms]
+        views = expand_context_views(step.trajectories, use_rl=step.settings.use_rl)
+        for indices in self._micro_batches(views.trajectories, [False] * len(views.owners)):
+            wanted, scores, reference_logprobs_N = self._forward(step, views, indices)
+            for place, term in enumerate(terms, start=1):
+                loss = term(scores.logprobs_N, wanted, reference_logprobs_N)
+                grads = torch.autograd.grad(loss, self._parameters, retain_graph=place < len(terms))
+                for total, grad in zip(totals[place - 1], grads, strict=True):
+                    total += grad
+        return totals
+
+    @torch.no_grad()
+    def _action_logprobs(self, step: WeighedStep) -> Tensor:
+        """Return the logprobs of the actions of the policy's own rollouts, at the sampling temperature, on the CPU."""
+        own = [trajectory for trajectory in step.trajectories if not trajectory.world_model_only]
+        views, found = expand_context_views(own, use_rl=True).trajectories, [torch.zeros(0)]
+        for indices in bucket(views, self._optim.token_budget):
+            micro = collate(views, indices, self.tokenizer.pad_id).to(self.device)
+            wanted = targets(micro, {Role.ACTION})
+            hidden_NH = wanted.gather(self.model(micro.token_ids_RT))
+            scores = target_logprobs(
+                hidden_NH, self.model.head, wanted, step.temperature, correct=False, chunk_rows=self._chunk_rows
+            )
+            found.append(scores.logprobs_N.cpu())
+        return torch.cat(found)
+
     @property
     def _chunk_rows(self) -> int:
         return chunk_rows(self.model.vocab_size, self.device.type)
+
+
+def _env_term(step: WeighedStep) -> Term:
+    def env(logprobs_N: Tensor, wanted: Targets, _: Tensor | None) -> Tensor:
+        return env_loss(logprobs_N, wanted, step.weights)
+
+    return env

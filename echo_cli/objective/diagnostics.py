@@ -63,6 +63,33 @@ def gradient_comparison(rl_grads: Iterable[Tensor | None], env_grads: Iterable[T
     )
 
 
+@dataclass(frozen=True)
+class Interference:
+    """Movement of the step's action tokens by an optimizer step on the env term alone, at the sampling temperature."""
+
+    shift: float
+    """Mean change of the logprob, nats per action token; below 0, the env term makes the step's own actions rarer."""
+    distance: float
+    """Mean absolute change of the logprob, nats per action token."""
+    kl: float
+    """Estimate of KL(before ‖ after), nats per action token: the mean of exp(d) - d - 1 over the changes d.
+
+    It is unbiased, because the policy before has sampled the tokens, and never negative.
+    """
+
+
+def measure_interference(before_n: Tensor, after_n: Tensor) -> Interference | None:
+    """Compare the logprobs of the same action tokens before and after a step; None without tokens."""
+    if len(before_n) == 0:
+        return None
+    change_n = after_n.double() - before_n.double()
+    return Interference(
+        shift=float(change_n.mean()),
+        distance=float(change_n.abs().mean()),
+        kl=float((change_n.exp() - change_n - 1).mean()),
+    )
+
+
 def check_first_step(
     step: int, coeff: float, counts: RolloutCounts, env_loss: float, *, end_of_output: bool = False
 ) -> None:

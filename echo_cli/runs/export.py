@@ -14,7 +14,7 @@ from echo_cli.config.model import RANDOM_QWEN3
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.files import delete, left_beside, os_errors, unfinished_beside
-from echo_cli.models.policy import TRAINER_FILE
+from echo_cli.models.optimizer_state import TRAINER_FILE
 from echo_cli.models.weight_files import ADAPTER_FILE
 from echo_cli.runs.directory import open_run
 from echo_cli.symlinks import make_folder

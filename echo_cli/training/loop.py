@@ -56,16 +56,18 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
             data = collect_step(session, step, coeff)
 
         weighed = _weigh(config, policy, data, step, coeff)
+        lr = learning_rate_at(config.optim, step, config.steps)
         probe = _probe(policy, weighed) if _is_probe_due(config, step) else None
         if probe is not None and measures_gradients(config.objective, step):
             norms = _updated_norms(norms, weighed, probe)
             weighed = replace(weighed, coeff=_coeff_at(config, step, norms, rows))
+        if probe is not None and _is_interference_due(config, step):
+            probe = _with_interference(policy, weighed, probe, lr)
 
         values = reduce_metrics([policy.forward_backward(weighed)])
         if not any(row.get("train/lambda") for row in rows):  # λ may begin at 0
             ends = config.objective.end_of_output
             check_first_step(step, weighed.coeff, weighed.counts, values["env_loss"] or 0.0, end_of_output=ends)
-        lr = learning_rate_at(config.optim, step, config.steps)
         grad_norm = policy.optim_step(lr)
         values |= {"lr": lr, "grad_norm": grad_norm}
         _check_finite(done, values)
@@ -121,13 +123,23 @@ def _weigh(config: Config, policy: TorchPolicy, data: StepData, step: int, coeff
 
 
 def _is_probe_due(config: Config, step: int) -> bool:
-    return measures_gradients(config.objective, step) or bool(config.probe_every and step % config.probe_every == 0)
+    return measures_gradients(config.objective, step) or _is_interference_due(config, step)
+
+
+def _is_interference_due(config: Config, step: int) -> bool:
+    return bool(config.probe_every and step % config.probe_every == 0)
 
 
 def _probe(policy: TorchPolicy, weighed: WeighedStep) -> Probe:
     started = time.perf_counter()
     gradients = policy.probe(weighed)
     return Probe(gradients, time.perf_counter() - started)
+
+
+def _with_interference(policy: TorchPolicy, weighed: WeighedStep, probe: Probe, lr: float) -> Probe:
+    started = time.perf_counter()
+    found = policy.interference(weighed, lr)
+    return replace(probe, interference=found, seconds=probe.seconds + time.perf_counter() - started)
 
 
 def _updated_norms(norms: GradientNorms, weighed: WeighedStep, probe: Probe) -> GradientNorms:

@@ -10,7 +10,7 @@ from typing import Any
 from echo_cli.config.schema import Config
 from echo_cli.environments.faults import FAULT_KEYS, FaultCounts
 from echo_cli.files import Row
-from echo_cli.objective.diagnostics import GradientComparison, portable_lambda
+from echo_cli.objective.diagnostics import GradientComparison, Interference, portable_lambda
 from echo_cli.objective.step import WeighedStep
 from echo_cli.rollouts.behaviour import BEHAVIOUR_KEYS, behaviour_metrics
 from echo_cli.rollouts.episode import cut_pieces
@@ -36,15 +36,18 @@ ENVIRONMENT_KEYS = [f"environment/{name}" for name in FAULT_KEYS]
 _DROPPED_SHARE = 10
 """Number of groups per dropped group below which a run says that groups are dropped."""
 _LOST_ROLLOUTS = ("lost a rollout with its session", "check the server's log")
+INTERFERENCE_KEYS = ("probe/action_shift", "probe/action_distance", "probe/action_kl")
 TIME_KEYS = ("time/rollout_s", "time/probe_s", "time/update_s", "time/eval_s")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Gradients of the two terms at a step, and the wall-clock time of their computation, seconds."""
+    """Gradients of the two terms at a step, what the env term alone does to its actions, and the time of both."""
 
     gradients: GradientComparison
     seconds: float
+    """Wall-clock time of the probe, seconds."""
+    interference: Interference | None = None
 
 
 def row_keys(config: Config) -> list[str]:
@@ -60,6 +63,7 @@ def row_keys(config: Config) -> list[str]:
         *(f"{pool}/{name}" for pool in pools for name in pool_keys),
         *PASS_KEYS,
         *ENVIRONMENT_KEYS,
+        *INTERFERENCE_KEYS,
         *TIME_KEYS,
     ]
 
@@ -99,6 +103,7 @@ def step_row(
         "step": step,
         **{f"train/{name}": value for name, value in train.items()},
         **_fault_columns(faults),
+        **_interference_columns(probe),
         "time/rollout_s": data.seconds,
         "time/probe_s": probe_s,
         "time/update_s": time.perf_counter() - started - data.seconds - (probe_s or 0.0),
@@ -152,6 +157,12 @@ def _probe_columns(probe: Probe | None) -> Row:
         "probe_ratio": found and found.ratio,
         "probe_cosine": found and found.cosine,
     }
+
+
+def _interference_columns(probe: Probe | None) -> Row:
+    found = None if probe is None else probe.interference
+    values = (None, None, None) if found is None else (found.shift, found.distance, found.kl)
+    return dict(zip(INTERFERENCE_KEYS, values, strict=True))
 
 
 def _fault_columns(faults: FaultCounts) -> Row:

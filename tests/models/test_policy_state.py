@@ -17,7 +17,8 @@ import torch
 from echo_cli.config.loader import load_config
 from echo_cli.errors import EchoError
 from echo_cli.models.loading import load_policy
-from echo_cli.models.policy import TRAINER_FILE, TorchPolicy
+from echo_cli.models.optimizer_state import TRAINER_FILE
+from echo_cli.models.policy import TorchPolicy
 
 torch.set_num_threads(1)
 

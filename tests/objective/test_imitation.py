@@ -151,6 +151,70 @@ def test_the_probe_has_traces_in_the_env_term_and_imitation_in_neither() -> None
     assert (env.env_rollouts, env.rl_rollouts, env.imitation_tokens) == (8, 2, 0)
 
 
+def _state(policy: TorchPolicy) -> list[Tensor]:
+    parameters = list(policy.model.parameters())
+    moments = [value for parameter in parameters for value in policy._optimizer.state[parameter].values()]
+    return [value.detach().clone() for value in (*parameters, *moments)]
+
+
+def test_interference_is_the_env_terms_own_first_step_by_hand() -> None:
+    lr, policy, moved = 1e-3, double(make_policy()), double(make_policy())
+    both, _, _ = gradient(None, coeff=COEFF)
+    rl, _, _ = gradient(None, coeff=0.0)
+    env = both - rl
+    env = env * min(1.0, policy._optim.grad_clip / float(env.norm()))
+    with torch.no_grad():
+        at = 0
+        for parameter in moved.model.parameters():
+            part = env[at : at + parameter.numel()].view_as(parameter)
+            parameter -= lr * part / (part.abs() + policy._optim.eps)  # AdamW's first step
+            at += parameter.numel()
+
+    def logprobs(of: TorchPolicy) -> Tensor:
+        found = []
+        for rollout in STEP[:2]:
+            ids = torch.tensor([rollout.token_ids])
+            logprobs_TV = torch.log_softmax(of.model.head(of.model(ids)[0]).detach() / TEMPERATURE, dim=-1)
+            places = [place for place, role in enumerate(rollout.roles) if role is Role.ACTION]
+            found += [logprobs_TV[place - 1, ids[0, place]] for place in places]
+        return torch.stack(found)
+
+    change = logprobs(moved) - logprobs(policy)
+    found = policy.interference(weigh(IMITATION), lr)
+    assert found is not None
+    assert found.shift == pytest.approx(float(change.mean()), rel=1e-4)
+    assert found.distance == pytest.approx(float(change.abs().mean()), rel=1e-4)
+    assert found.kl == pytest.approx(float((change.exp() - change - 1).mean()), rel=1e-3) and found.kl > 0
+    assert found.distance > 0.001, "the step moves the policy"
+
+
+def test_interference_is_undone_bitwise() -> None:
+    probed, plain = make_policy(), make_policy()
+    for policy in (probed, plain):
+        policy.forward_backward(weigh(None, imitated=()))
+        policy.optim_step(1e-3)
+    before = _state(probed)
+    probed.forward_backward(weigh(None, imitated=()))
+    accumulated = [parameter.grad.clone() for parameter in probed.model.parameters() if parameter.grad is not None]
+    first = probed.interference(weigh(None, imitated=()), 1e-3)
+    assert first == probed.interference(weigh(None, imitated=()), 1e-3), "nothing of the first one is left"
+    assert all(map(torch.equal, _state(probed), before))
+    kept = [parameter.grad for parameter in probed.model.parameters() if parameter.grad is not None]
+    assert len(kept) == len(accumulated) > 0 and all(map(torch.equal, kept, accumulated))
+    plain.forward_backward(weigh(None, imitated=()))
+    assert probed.optim_step(1e-3) == plain.optim_step(1e-3)
+    assert all(map(torch.equal, _state(probed), _state(plain)))
+
+
+def test_interference_needs_a_weight_of_the_env_term_and_actions_of_the_policy() -> None:
+    policy = make_policy()
+    assert policy.interference(weigh(None, imitated=(), coeff=0.0), 1e-3) is None
+    explorers = [replace(rollout, world_model_only=True) for rollout in STEP]
+    assert policy.interference(weigh_step(explorers, SETTINGS, COEFF, TEMPERATURE), 1e-3) is None
+    verifier_free = replace(SETTINGS, use_rl=False)
+    assert policy.interference(weigh(None, imitated=(), settings=verifier_free), 1e-3) is not None
+
+
 def test_totals_of_ranks_add_up() -> None:
     assert StepTotals(1, 2, 3, 4, 5) + StepTotals(10, 20, 30, 40, 50) == StepTotals(11, 22, 33, 44, 55)
 

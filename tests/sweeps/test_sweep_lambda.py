@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tiny_run import TINY, error_of, rows, start, train
+from tiny_run import TINY, error_of, rows, start, train, weights
 
 from echo_cli.cli.commands.sweep_lambda import _complain
 from echo_cli.cli.display.progress import Followed, live_table, print_plain
@@ -442,6 +442,9 @@ def test_probes_and_played_tasks_change_nothing_in_the_training(tmp_path: Path) 
     assert [row["validation/pass_at_1"] is None for row in plain] == [False, True, False]
     assert [row["validation/pass_at_1"] is None for row in probed] == [False, False, False]
     ours = {"train/probe_rl_grad_norm", "train/probe_env_grad_norm", "train/probe_ratio", "train/probe_cosine"}
+    ours |= {f"probe/action_{name}" for name in ("shift", "distance", "kl")}
+    assert all(row["probe/action_kl"] > 0 for row in probed[1:]) and plain[1]["probe/action_kl"] is None
+    assert weights(tmp_path / "probed", 2) == weights(tmp_path / "plain", 2)
     for a, b in zip(plain, probed, strict=True):
         extra = (
             ours if a["validation/pass_at_1"] is not None else ours | {"validation/pass_at_1", "validation/mean_reward"}
