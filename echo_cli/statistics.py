@@ -138,7 +138,7 @@ def mean_height(curve: Sequence[tuple[float, float]]) -> float:
     x, y = np.asarray(curve, dtype=np.float64).reshape(-1, 2).T
     if len(x) < 2 or not (np.diff(x) > 0).all():
         raise ValueError(f"no area under {curve}")
-    return float(scipy.integrate.trapezoid(y, x) / (x[-1] - x[0]))
+    return float((np.diff(x) * (y[1:] + y[:-1])).sum() / 2 / (x[-1] - x[0]))  # scipy.integrate takes long to import
 
 
 def sign_test(wins: int, losses: int) -> float:

@@ -100,6 +100,45 @@ def pass_share(outcomes: Sequence[TaskOutcome]) -> float | None:
     return _mean([outcome.solved / outcome.rollouts for outcome in outcomes if outcome.rollouts])
 
 
+def ks_up_to(rollouts: int) -> list[int]:
+    """Return the k of pass@k that a run records with `rollouts` rollouts per task: 1, 2, 4, 8, … and `rollouts`."""
+    doubled = [2**power for power in range(rollouts.bit_length())]
+    return sorted({*doubled, rollouts}) if rollouts else []
+
+
+def pass_shares(outcomes: Sequence[TaskOutcome], rollouts: int) -> dict[str, float | None]:
+    """Return pass@k without intervals, as `pass_at_<k>`, for every k of `ks_up_to(rollouts)` and for k = 1.
+
+    pass@k is the mean over the tasks with at least k rewards; None without such a task.
+    """
+    found: dict[str, float | None] = {"pass_at_1": pass_share(outcomes)}
+    for k in ks_up_to(rollouts)[1:]:
+        enough = [outcome for outcome in outcomes if outcome.rollouts >= k]
+        found[f"pass_at_{k}"] = _mean([pass_at_k(outcome.rollouts, outcome.solved, k) for outcome in enough])
+    return found
+
+
+def group_shares(trajectories: Sequence[Trajectory], solved_at: float) -> dict[str, float | None]:
+    """Return the fractions of a step's groups that solve their task in no rollout and in every rollout.
+
+    Neither group has a gradient of the RL term if rewards are 0 or 1. Groups count if all their rewards are known; the
+    fractions are None without such a group.
+    """
+    groups: dict[str, list[float | None]] = {}
+    for trajectory in trajectories:
+        if not trajectory.world_model_only:
+            groups.setdefault(trajectory.group_id, []).append(trajectory.reward)
+    solved = [
+        [reward >= solved_at for reward in group if reward is not None]
+        for group in groups.values()
+        if None not in group
+    ]
+    return {
+        "groups_all_failed": _mean([float(not any(group)) for group in solved]),
+        "groups_all_solved": _mean([float(all(group)) for group in solved]),
+    }
+
+
 def mean_reward(outcomes: Sequence[TaskOutcome]) -> float | None:
     """Return the mean reward without an interval; None if no reward is known."""
     return _mean([math.fsum(outcome.known) / outcome.rollouts for outcome in outcomes if outcome.rollouts])

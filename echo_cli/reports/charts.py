@@ -149,6 +149,19 @@ _CHARTS = (
     ),
     _ChartOf("pass@1", "tasks solved", {"heldout/pass_at_1": "held-out", "validation/pass_at_1": "validation"}),
     _ChartOf(
+        "Groups without contrast",
+        "share of the step's groups",
+        {"train/groups_all_failed": "all rollouts fail", "train/groups_all_solved": "all rollouts solve the task"},
+        missed=False,
+    ),
+    _ChartOf("Actions refused", "share of turns", {"heldout/refused_fraction": "held-out tasks"}, missed=False),
+    _ChartOf(
+        "Own actions moved by the env term alone",
+        "nats/token",
+        {"probe/action_distance": "mean |change| of the logprob", "probe/action_kl": "KL"},
+        missed=False,
+    ),
+    _ChartOf(
         "Mean reward",
         "reward",
         {"heldout/mean_reward": "held-out", "validation/mean_reward": "validation"},

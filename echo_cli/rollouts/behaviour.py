@@ -57,6 +57,12 @@ def behaviour_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float | N
     }
 
 
+def refused_fraction(trajectories: Sequence[Trajectory]) -> float | None:
+    """Return the fraction of turns whose action the environment could not run; None without turns."""
+    turns = [turn for rollout in trajectories for turn in rollout.turns]
+    return sum(not turn.valid_action for turn in turns) / len(turns) if turns else None
+
+
 _MOST = 0.5
 """Share of actions or rollouts from which on a flaw is an obstacle."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ _EVALUATED = ("env_ce", "env_ce_seen", "pass_at_1", "mean_reward")
 LINE_TITLES = {"shown": "all lines shown in training", "unshown": "a line never shown"}
 """Titles of the two parts of a pool's novel pairs, whose metrics end in `_shown` and `_unshown`."""
 _POOLS = ("validation", "heldout", "ood", "traces")
-_NUMBERS = ("steps", "seconds", "lambda", "portable_lambda", "heldout_rollouts", "solved_at")
+_NUMBERS = ("steps", "seconds", "lambda", "portable_lambda", "heldout_rollouts", "solved_at", "pass_at_1_mean")
 _LARGEST = 1e100
 """Largest number that is taken for a metric: figures and statistics of such numbers are finite."""
 
@@ -148,10 +149,26 @@ def summarize_run(
             pool: {name: _measures(row, pool) for name, row in chosen.items()}
             for pool in ("validation", "heldout", "ood", *(["traces"] if rows and "traces/env_ce" in rows[-1] else []))
         },
+        "pass_at_1_mean": _pass_at_1_mean(rows),
         "train": {"reward_first": _first(rows, "train/reward"), "reward_last": _last(rows, "train/reward")},
         "warnings": list(warnings_of(rows)),
         "versions": versions,
     }
+
+
+def pass_curve(rows: Iterable[Row]) -> list[tuple[int, float]]:
+    """Return (step, held-out pass@1) of each evaluation that measured it."""
+    key = "heldout/pass_at_1"
+    return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+
+
+def _pass_at_1_mean(rows: Sequence[Row]) -> float | None:
+    """Return the area under the curve of held-out pass@1, per step; None with fewer than two points in order."""
+    from echo_cli.statistics import mean_height  # loads numpy
+
+    curve = pass_curve(rows)
+    in_order = all(step < later for (step, _), (later, _) in pairwise(curve))
+    return mean_height(curve) if len(curve) > 1 and in_order else None
 
 
 def _measures(row: Row | None, pool: str) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from echo_cli.files import Row
 from echo_cli.runs.directory import is_run, open_run
-from echo_cli.runs.summary import is_met, measures_at
+from echo_cli.runs.summary import is_met, measures_at, pass_curve
 from echo_cli.statistics import Estimate, mean_height, mean_over_seeds, spread
 from echo_cli.sweeps.arms import Arm, baseline_of
 from echo_cli.sweeps.plan import BROKEN, Cell, Summary
@@ -237,12 +237,6 @@ def _summary_figures(summary: Summary, rows: Sequence[Row]) -> dict[str, float |
         "seconds": seconds,
         "probe_share_of_seconds": sum(probing) / seconds if probing and seconds else None,
     }
-
-
-def pass_curve(rows: Sequence[Row]) -> list[tuple[int, float]]:
-    """Return (step, held-out pass@1) of each evaluation that measured it."""
-    key = "heldout/pass_at_1"
-    return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
 
 
 def _measure(values: Sequence[float | None]) -> Measure | None:

@@ -73,7 +73,7 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
         _check_finite(done, values)
         _observe(session, data, done)
 
-        row = step_row(done, data, weighed, probe, values, faults, started)
+        row = step_row(done, config, data, weighed, probe, values, faults, started)
         evaluating = done == config.steps or done % config.evaluation.every == 0
         with _checkpoint_if_environment_lost(session, done, norms, row):
             row = _record(session, rows, row, evaluate=evaluating)

@@ -9,6 +9,7 @@ from typing import Any
 
 from echo_cli.config.schema import Config
 from echo_cli.environments.faults import FAULT_KEYS, FaultCounts
+from echo_cli.evaluation.pass_at_k import group_shares, ks_up_to
 from echo_cli.files import Row
 from echo_cli.objective.diagnostics import GradientComparison, Interference, portable_lambda
 from echo_cli.objective.step import WeighedStep
@@ -20,9 +21,9 @@ from echo_cli.training.step_data import StepData
 TRAIN_KEYS = [
     *(
         "loss rl_loss env_loss env_ce policy_env_ce misplaced_fraction reward grad_norm action_tokens env_tokens "
-        "zero_advantage_fraction clip_fraction ratio entropy lambda portable_lambda lr padding_fraction cut_pieces "
-        "env_dropped_valid_action env_dropped_clean_parse env_dropped_correct probe_rl_grad_norm probe_env_grad_norm "
-        "probe_ratio probe_cosine"
+        "zero_advantage_fraction groups_all_failed groups_all_solved clip_fraction ratio entropy lambda "
+        "portable_lambda lr padding_fraction cut_pieces env_dropped_valid_action env_dropped_clean_parse "
+        "env_dropped_correct probe_rl_grad_norm probe_env_grad_norm probe_ratio probe_cosine"
     ).split(),
     *BEHAVIOUR_KEYS,
 ]
@@ -62,6 +63,8 @@ def row_keys(config: Config) -> list[str]:
         *(f"train/{name}" for name in train),
         *(f"{pool}/{name}" for pool in pools for name in pool_keys),
         *PASS_KEYS,
+        *(f"heldout/pass_at_{k}" for k in ks_up_to(config.evaluation.heldout_rollouts)[1:]),
+        "heldout/refused_fraction",
         *ENVIRONMENT_KEYS,
         *INTERFERENCE_KEYS,
         *TIME_KEYS,
@@ -70,6 +73,7 @@ def row_keys(config: Config) -> list[str]:
 
 def step_row(
     step: int,
+    config: Config,
     data: StepData,
     weighed: WeighedStep,
     probe: Probe | None,
@@ -88,6 +92,7 @@ def step_row(
     train: Row = {
         **values,
         **behaviour_metrics(data.rollouts),
+        **group_shares(data.rollouts, config.evaluation.solved_at),
         **_probe_columns(probe),
         "reward": _mean([rollout.reward for rollout in data.rollouts if rollout.reward is not None]),
         "cut_pieces": cut_pieces(data.rollouts),

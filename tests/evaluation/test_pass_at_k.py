@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -13,10 +14,13 @@ from echo_cli.evaluation.pass_at_k import (
     TaskOutcome,
     clusters_of,
     compare_outcomes,
+    group_shares,
+    ks_up_to,
     mean_reward,
     outcomes_of,
     pass_at,
     pass_share,
+    pass_shares,
     reward_estimate,
 )
 from echo_cli.statistics import mcnemar
@@ -65,6 +69,43 @@ def test_mean_reward_and_pass_at_1_are_two_measures() -> None:
     assert pass_share(found) == (0.5 + 0.0 + 0.5 + 0.0) / 4
     negative = outcomes({name: [-3.0] for name in "abcd"})
     assert (mean_reward(negative), pass_share(negative)) == (-3.0, 0.0)
+
+
+def test_pass_at_k_by_hand_for_k_up_to_the_rollouts() -> None:
+    assert [ks_up_to(rollouts) for rollouts in (0, 1, 2, 3, 4, 6, 8)] == [
+        [],
+        [1],
+        [1, 2],
+        [1, 2, 3],
+        [1, 2, 4],
+        [1, 2, 4, 6],
+        [1, 2, 4, 8],
+    ]
+    found = outcomes(
+        {"a": [1.0, 0.0, 0.0, 0.0], "b": [1.0, 1.0, 0.0, 0.0], "c": [0.0] * 4, "d": [1.0, None, None, None]}
+    )
+    shares = pass_shares(found, 4)
+    # Of two of four rollouts: 1 - 3/6 with one solved, 1 - 1/6 with two. Task d has too few rewards for k above 1.
+    assert shares == {
+        "pass_at_1": pytest.approx((0.25 + 0.5 + 0 + 1) / 4),
+        "pass_at_2": pytest.approx((1 / 2 + 5 / 6 + 0) / 3),
+        "pass_at_4": pytest.approx((1 + 1 + 0) / 3),
+    }
+    assert shares["pass_at_1"] == pass_share(found)
+    assert pass_shares([], 4) == {"pass_at_1": None, "pass_at_2": None, "pass_at_4": None}
+
+
+def test_groups_that_all_fail_and_all_succeed_by_hand() -> None:
+    rewards = {"a": [0.0, 0.5], "b": [1.0, 1.0], "c": [0.0, 1.0], "d": [0.0, 0.0], "e": [0.0, None], "f": [2.0]}
+    played = [
+        Trajectory(name, name, (Segment(Role.CONTEXT, "task", (1,)),), (), reward, "answered", "policy")
+        for name, of in rewards.items()
+        for reward in of
+    ]
+    scripted = replace(played[0], group_id="x", world_model_only=True, source="explorer")
+    assert group_shares([*played, scripted], 1.0) == {"groups_all_failed": 2 / 5, "groups_all_solved": 2 / 5}
+    assert group_shares(played, 0.5) == {"groups_all_failed": 1 / 5, "groups_all_solved": 2 / 5}
+    assert group_shares([scripted], 1.0) == {"groups_all_failed": None, "groups_all_solved": None}
 
 
 @pytest.mark.parametrize(("solved_at", "share"), [(0.5, 0.75), (0.6, 0.5), (1.0, 0.25), (-1.0, 1.0)])

@@ -8,7 +8,7 @@ import pytest
 from played_policy import play
 
 from echo_cli.config.schema import RolloutConfig
-from echo_cli.rollouts.behaviour import BEHAVIOUR_KEYS, behaviour_metrics, find_obstacles
+from echo_cli.rollouts.behaviour import BEHAVIOUR_KEYS, behaviour_metrics, find_obstacles, refused_fraction
 from echo_cli.trajectory import Role, Segment, Trajectory, Turn
 
 
@@ -159,3 +159,13 @@ def _rollout(
         segments.append(Segment(Role.CONTEXT, "$ ", (1,)))
     played = tuple(Turn(action, output, 0, valid, clean_parse=not cut) for action, output, valid in turns)
     return Trajectory("t", group, tuple(segments), played, 0.0, stop_reason, source)  # type: ignore[arg-type]
+
+
+def test_the_refused_fraction_is_of_turns_that_the_environment_could_not_run() -> None:
+    expert, empty = play("expert"), play("empty")
+    assert (refused_fraction(expert), refused_fraction(empty), refused_fraction([])) == (0, 1, None)
+    turns = sum(len(rollout.turns) for rollout in (*expert, *empty))
+    both = refused_fraction([*expert, *empty])
+    assert both == pytest.approx(sum(len(rollout.turns) for rollout in empty) / turns)
+    valid = behaviour_metrics([*expert, *empty])["valid_action_fraction"]
+    assert valid is not None and both == pytest.approx(1 - valid)

@@ -38,6 +38,18 @@ def test_the_best_step_is_that_of_validation_and_not_of_heldout() -> None:
     assert (heldout["before"]["step"], heldout["last"]["step"]) == (0, 4)
 
 
+def test_pass_at_1_over_the_steps_is_the_area_under_its_curve() -> None:
+    def of(*points: tuple[int, float | None]) -> Any:
+        return _summary([_row(step, None, None, **{"heldout/pass_at_1": value}) for step, value in points])[
+            "pass_at_1_mean"
+        ]
+
+    # (0.2 + 0.6) / 2 over two steps, (0.6 + 0.4) / 2 over two more.
+    assert of((0, 0.2), (1, None), (2, 0.6), (4, 0.4)) == (0.4 * 2 + 0.5 * 2) / 4
+    assert of((0, 0.2)) is None and of((0, None)) is None
+    assert of((2, 0.2), (2, 0.4)) is None, "a damaged file"
+
+
 def test_the_first_of_equals_is_the_best() -> None:
     assert best_step([_row(0, 1.0, 1.0), _row(2, 1.0, 0.5)]) == 0
 

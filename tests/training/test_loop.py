@@ -51,6 +51,24 @@ def test_every_row_has_the_same_keys_in_strict_json(finished: Path) -> None:
     assert evaluated == [0, 2, 4]
 
 
+def test_rows_and_summary_have_more_than_pass_at_1(played: Path) -> None:
+    metrics, summary = rows(played), json.loads((played / "summary.json").read_text())
+    assert len({tuple(row) for row in metrics}) == 1
+    for row in metrics:
+        values = [row[f"heldout/{name}"] for name in ("pass_at_1", "pass_at_2", "refused_fraction")]
+        if row["step"] in (0, 4):
+            assert 0 <= values[0] <= values[1] <= 1 and 0 <= values[2] <= 1
+        else:
+            assert values == [None] * 3
+        if row["step"]:
+            shares = row["train/groups_all_failed"], row["train/groups_all_solved"]
+            assert all(share in (0, 0.5, 1) for share in shares), "two tasks per step"
+            assert sum(shares) == row["train/zero_advantage_fraction"]
+    first, last = metrics[0]["heldout/pass_at_1"], metrics[-1]["heldout/pass_at_1"]
+    assert summary["pass_at_1_mean"] == pytest.approx((first + last) / 2)
+    assert summary["heldout"]["last"]["pass_at_2"] == metrics[-1]["heldout/pass_at_2"]
+
+
 def test_what_training_observed_is_logged_once_where_it_first_came_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ def print_run(summary: Summary, folder: str) -> None:
     best, last = held["best"], held["last"]
     table = new_table("", "before", f"best (step {best.get('step')})" if best else "best", "last")
     pools = {"held-out": held, "out-of-distribution": ood, "held-out traces'": traces}
+    most = summary.get("heldout_rollouts") or 1
     met = {title: of for title, of in pools.items() if any(is_met(of[when]) for when in ("best", "last"))}
     for label, source, name in (
         ("held-out env-CE, nats/token", held, "env_ce"),
@@ -36,7 +37,9 @@ def print_run(summary: Summary, folder: str) -> None:
         ("held-out bits per byte", held, "env_bits_per_byte"),
         ("held-out token accuracy", held, "token_accuracy"),
         (_pass_title(summary), held, "pass_at_1"),
+        *([(f"held-out pass@{most}", held, f"pass_at_{most}")] if most > 1 else []),
         ("held-out mean reward", held, "mean_reward"),
+        ("held-out actions refused", held, "refused_fraction"),
         ("out-of-distribution env-CE", ood, "env_ce"),
         *([("held-out traces, env-CE", traces, "env_ce")] if "traces" in summary else []),
     ):
@@ -54,6 +57,8 @@ def print_run(summary: Summary, folder: str) -> None:
         put(f"training has executed every {title} pair: no pair is novel, and env-CE is over seen pairs alone")
     for warning in summary.get("warnings", ()):  # summaries of earlier versions have none
         put(f"warning at step {warning.get('step')}: {warning['signal']}: {warning['reason']}")
+    if (mean := summary.get("pass_at_1_mean")) is not None:
+        put(f"held-out pass@1, mean over the steps (area under its curve): {mean:.3f}")
     coeff = summary.get("lambda")
     shown = "-" if coeff is None else f"{coeff:g}"
     put(f"{summary.get('status')} at step {summary.get('steps')}, λ = {shown}, {summary.get('seconds', '-')} s")
