@@ -31,13 +31,14 @@ from echo_cli.evaluation import loaded_run
 from toy_terminal_env.environment import ToyTerminalEnvironment, world_and_tasks
 from toy_terminal_env.models import ToyTerminalAction, ToyTerminalObservation, ToyTerminalState
 from toy_terminal_env.scripted import expert_actions, mistaken_action, searching_actions
-from toy_terminal_env.tasks import FAMILIES
+from toy_terminal_env.tasks import FAMILIES_OF
+from toy_terminal_env.world import Kind
 
 SESSIONS, TURNS = 8, 3
 COMMAND = [sys.executable, "-m", "toy_terminal_env.server"]
 TOKEN = "test-token"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
-WORLD, TASKS = world_and_tasks(0)
+_, TASKS = world_and_tasks(0)
 
 
 def started(stderr: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
@@ -117,25 +118,24 @@ def request(url: str, data: dict[str, Any] | None = None) -> tuple[int, dict[str
 # --- Episodes --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_episodes_over_the_socket_are_those_in_process(url: str, family: str) -> None:
-    rng = random.Random(family)
-    task = next(task for task in TASKS.values() if task.family == family)
-    mistakes = [mistaken_action(WORLD, rng) for _ in range(8)]
+@pytest.mark.parametrize(("kind", "family"), [(kind, family) for kind, of in FAMILIES_OF.items() for family in of])
+def test_episodes_over_the_socket_are_those_in_process(url: str, kind: Kind, family: str) -> None:
+    rng, (world, tasks) = random.Random(family), world_and_tasks(0, kind)
+    task = next(task for task in tasks.values() if task.family == family)
+    mistakes = [mistaken_action(world, rng) for _ in range(8)]
     scripts = [
         expert_actions(task),
-        searching_actions(WORLD, task, rng),
+        searching_actions(world, task, rng),
         [*mistakes, "", "cat '", "echo é ∀ \x1b[31m \x00", "ls " + "x" * 2000, "answer: ∀"],
-        ["cat " + " ".join(WORLD.files)] * 4,  # reaches the turn cap
+        ["cat " + " ".join(world.files)] * 4,  # reaches the turn cap
     ]
     environment = ToyTerminalEnvironment()
     with opened(url) as session:
         for script in scripts:
             turns = max(4, len(script))
-            expected = environment.reset(0, "e", task_id=task.task_id, max_turns=turns)
-            assert reset(session, seed=0, episode_id="e", task_id=task.task_id, max_turns=turns) == on_the_wire(
-                expected
-            )
+            chosen: dict[str, Any] = {"task_id": task.task_id, "max_turns": turns, "kind": kind}
+            expected = environment.reset(0, "e", **chosen)
+            assert reset(session, seed=0, episode_id="e", **chosen) == on_the_wire(expected)
             for command in script:
                 expected = environment.step(ToyTerminalAction(command))
                 assert step(session, command) == on_the_wire(expected)
@@ -176,6 +176,8 @@ def test_what_the_environment_refuses_is_an_execution_error_and_the_session_live
         reset(session, seed=0, max_turns=2)
         assert not step(session, "ls /")["data"]["done"]
         assert error(reset(session, seed=0, task_id="nope")) == ("EXECUTION_ERROR", "world 0 has no task 'nope'")
+        code, message = error(reset(session, seed=500, kind="machine"))
+        assert code == "EXECUTION_ERROR" and message.startswith("no machine has the seed 500")
         assert error(reset(session, max_turns=0)) == ("EXECUTION_ERROR", "max_turns must be at least 1, not 0")
         assert step(session, "ls /")["data"]["done"]
         assert error(step(session, "ls /")) == ("EXECUTION_ERROR", "the episode is over: call reset() first")
@@ -184,7 +186,14 @@ def test_what_the_environment_refuses_is_an_execution_error_and_the_session_live
 
 def test_what_has_another_type_is_a_validation_error_and_the_session_lives_on(url: str) -> None:
     with opened(url) as session:
-        for arguments in ({"seed": "0"}, {"seed": 1.5}, {"seed": True}, {"task_id": 1}, {"max_turns": [1]}):
+        for arguments in (
+            {"seed": "0"},
+            {"seed": 1.5},
+            {"seed": True},
+            {"task_id": 1},
+            {"max_turns": [1]},
+            {"kind": "ship"},
+        ):
             assert error(reset(session, **arguments))[0] == "VALIDATION_ERROR"
         reset(session)
         for action in ({}, {"command": 1}, {"command": "ls", "more": 1}):
@@ -377,6 +386,8 @@ def test_a_run_over_the_socket_is_the_run_in_process(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = "evaluation.heldout_rollouts=1 environment.sessions=3 environment.batch_wait_s=60".split()
+    # A machine's pools also hold commands that are reserved for them.
+    words += ["environment.toy_terminal.kind=machine", "environment.toy_terminal.max_turns=2"]
     assert train(tmp_path / "here", *words) == 0
     monkeypatch.setenv("ECHO_SERVER_TOKEN", TOKEN)
     there = [f"environment.url={url}", "environment.headers.Authorization=Bearer ${ECHO_SERVER_TOKEN}"]
