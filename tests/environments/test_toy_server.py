@@ -386,8 +386,6 @@ def test_a_run_over_the_socket_is_the_run_in_process(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = "evaluation.heldout_rollouts=1 environment.sessions=3 environment.batch_wait_s=60".split()
-    # A machine's pools also hold commands that are reserved for them.
-    words += ["environment.toy_terminal.kind=machine", "environment.toy_terminal.max_turns=2"]
     assert train(tmp_path / "here", *words) == 0
     monkeypatch.setenv("ECHO_SERVER_TOKEN", TOKEN)
     there = [f"environment.url={url}", "environment.headers.Authorization=Bearer ${ECHO_SERVER_TOKEN}"]
