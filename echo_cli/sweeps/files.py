@@ -14,7 +14,7 @@ from echo_cli.sweeps.results import DIFFERENCES, FIGURES, ArmResult, CellResult,
 from echo_cli.sweeps.verdict import RULE
 
 _MEASURES = (*FIGURES, *(f"{name}_difference" for name in DIFFERENCES))
-_ROW = ("arm", "lambda", "verdict", "reason", "runs", "finished", *BROKEN, "failed")
+_ROW = ("arm", "lambda", "verdict", "reason", "tasks", "tasks_reason", "runs", "finished", *BROKEN, "failed")
 _CELL = ("name", "arm", "lambda", "seed", "status", "error")
 _STATISTICS = ("value", "low", "high", "spread", "seeds")
 

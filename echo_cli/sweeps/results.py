@@ -14,7 +14,7 @@ from echo_cli.statistics import Estimate, mean_height, mean_over_seeds, spread
 from echo_cli.sweeps.arms import Arm, baseline_of
 from echo_cli.sweeps.plan import BROKEN, Cell, Summary
 from echo_cli.sweeps.runner import CellStatus
-from echo_cli.sweeps.verdict import Evidence, Verdict, judge
+from echo_cli.sweeps.verdict import Evidence, Verdict, judge, judge_tasks
 
 Figures = Mapping[str, float | None]
 """Figures of a cell, by the names in `FIGURES`."""
@@ -38,11 +38,17 @@ FIGURES: Mapping[str, str] = {
     "pass_at_1_last": "held-out pass@1 at the last step",
     "pass_at_1_change": "last - before of held-out pass@1",
     "pass_at_1_mean": "held-out pass@1, mean over the steps: area under its curve / number of steps",
+    "pass_at_k_last": "held-out pass@k at the last step, k = rollouts per task",
+    "refused_last": "fraction of actions on held-out tasks that the environment could not run, at the last step",
+    "groups_all_failed": "fraction of training groups in which every rollout fails, mean over the steps",
+    "groups_all_solved": "fraction of training groups in which every rollout solves the task, mean over the steps",
     "mean_reward_before": "held-out mean reward before training",
     "mean_reward_last": "held-out mean reward at the last step",
     "portable_lambda": "env weight per observation token / (RL weight per action token · mean |advantage|)",
     "gradient_ratio": "λ · norm of the env term's gradient / norm of the RL term's gradient, mean over probed steps",
     "gradient_cosine": "cosine between the gradients of the two terms, mean over probed steps",
+    "action_kl": "KL by which a step on the env term alone moves the step's own actions, nats per action token, mean "
+    "over probed steps",
     "seconds": "wall-clock time of the run, seconds",
     "probe_share_of_seconds": "fraction of the wall-clock time spent on gradient probes",
 }
@@ -52,6 +58,7 @@ DIFFERENCES: Mapping[str, str] = {
     "env_ce_change_last": "relative change of held-out env-CE, over each run's own pairs",
     "pass_at_1_last": "held-out pass@1 at the last step",
     "pass_at_1_mean": "held-out pass@1, mean over the steps",
+    "pass_at_k_last": "held-out pass@k at the last step, k = rollouts per task",
     "mean_reward_last": "held-out mean reward at the last step",
 }
 """Figures with a paired difference to another arm at the same seeds, reported as `<name>_difference`.
@@ -102,6 +109,8 @@ class ArmResult:
     measures: Mapping[str, Measure | None]
     """Measures by the names in `FIGURES`, then as `<name>_difference` by the names in `DIFFERENCES`."""
     verdict: Verdict
+    tasks: Verdict
+    """Verdict on the tasks solved, against the arm of `baseline_of`."""
 
     def to_json(self) -> dict[str, Any]:
         counts = {status: self.statuses.count(status) for status in ("finished", *BROKEN, "failed")}
@@ -110,6 +119,8 @@ class ArmResult:
             "lambda": self.coeff,
             "verdict": self.verdict.name,
             "reason": self.verdict.reason,
+            "tasks": self.tasks.name,
+            "tasks_reason": self.tasks.reason,
             "runs": len(self.statuses),
             **counts,
             **{name: None if found is None else found.to_json() for name, found in self.measures.items()},
@@ -153,7 +164,7 @@ def results_of(cells: Sequence[CellResult]) -> list[ArmResult]:
         measures |= {f"{name}_difference": found for name, found in _differences(ours, others).items()}
         statuses = [cell.outcome.status for cell in ours]
         verdict = judge(_evidence(statuses, measures))
-        results.append(ArmResult(arm, ours[0].coeff, statuses, measures, verdict))
+        results.append(ArmResult(arm, ours[0].coeff, statuses, measures, verdict, _tasks(measures)))
     return results
 
 
@@ -184,6 +195,12 @@ def _differences(ours: Sequence[CellResult], others: Sequence[CellResult]) -> di
     mine, theirs = ({cell.seed: cell.figures for cell in cells if cell.finished} for cells in (ours, others))
     both = sorted(mine.keys() & theirs.keys())
     return {name: _measure([_minus(mine[seed][name], theirs[seed][name]) for seed in both]) for name in DIFFERENCES}
+
+
+def _tasks(measures: Mapping[str, Measure | None]) -> Verdict:
+    """Return the verdict on tasks, by the difference of pass@1 over the steps."""
+    found = measures["pass_at_1_mean_difference"]
+    return judge_tasks(None if found is None else found.estimate, 0 if found is None else found.seeds)
 
 
 def _evidence(statuses: Sequence[str], measures: Mapping[str, Measure | None]) -> Evidence:
@@ -229,11 +246,16 @@ def _summary_figures(summary: Summary, rows: Sequence[Row]) -> dict[str, float |
         "pass_at_1_last": last.get("pass_at_1"),
         "pass_at_1_change": _minus(last.get("pass_at_1"), before.get("pass_at_1")),
         "pass_at_1_mean": mean_height(passes) if len(passes) > 1 else None,
+        "pass_at_k_last": last.get(f"pass_at_{summary.get('heldout_rollouts')}"),
+        "refused_last": last.get("refused_fraction"),
+        "groups_all_failed": _mean(_present(row.get("train/groups_all_failed") for row in rows)),
+        "groups_all_solved": _mean(_present(row.get("train/groups_all_solved") for row in rows)),
         "mean_reward_before": before.get("mean_reward"),
         "mean_reward_last": last.get("mean_reward"),
         "portable_lambda": summary.get("portable_lambda"),
         "gradient_ratio": _mean([row["train/probe_ratio"] * row["train/lambda"] for row in probed]),
         "gradient_cosine": _mean(_present(row.get("train/probe_cosine") for row in rows)),
+        "action_kl": _mean(_present(row.get("probe/action_kl") for row in rows)),
         "seconds": seconds,
         "probe_share_of_seconds": sum(probing) / seconds if probing and seconds else None,
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from echo_cli.sweeps.arms import baseline_of, column_of, row_label
 from echo_cli.sweeps.results import ArmPair, ArmResult, Measure
+from echo_cli.sweeps.verdict import TASK_RULE
 
 Text = Callable[[ArmResult], str]
 
@@ -28,14 +29,22 @@ NOTES = (
     "steps (area under its curve): of two runs that end alike, the faster learner's is higher.",
     "portable λ: env weight per observation token / (RL weight per action token · mean |advantage|). "
     "λ·env/RL and cosine: norm ratio and cosine of the two terms' gradients, λ included, at the probed steps.",
+    TASK_RULE,
+    "pass@k: k = rollouts per held-out task. refused: actions on held-out tasks that the environment could not run. "
+    "groups: of the training rollouts, mean over the steps. action KL: nats per action token by which a step on the "
+    "env term alone moves the step's own actions, at the probed steps.",
 )
 
 
 def sweep_tables(results: Sequence[ArmResult], pairs: Sequence[ArmPair] = ()) -> list[SweepTable]:
-    """Return tables: env-CE, tasks, portable λ with the time and, if an arm has a name, the differences of `pairs`."""
+    """Return tables: env-CE, tasks, portable λ with the time and, if an arm has a name, the differences of `pairs`.
+
+    The tasks have two tables: pass@1, and what is measured beside it.
+    """
     tables = [
         _table("held-out env-CE, nats/token", _CE_COLUMNS, results),
         _table("held-out tasks", _TASK_COLUMNS, results),
+        _table("beside pass@1", _OUTCOME_COLUMNS, results),
         _table("portable λ, gradients and time", _UNIT_COLUMNS, results),
     ]
     named = [pair for pair in pairs if pair.arm.named or pair.other.named]
@@ -120,6 +129,16 @@ _TASK_COLUMNS: Sequence[tuple[str, Text]] = (
     ("pass@1\nmean", _value("pass_at_1_mean")),
     ("mean vs {to}", _interval("pass_at_1_mean_difference", "+.2f")),
     ("reward\nlast", _value("mean_reward_last")),
+)
+
+_OUTCOME_COLUMNS: Sequence[tuple[str, Text]] = (
+    ("tasks", lambda result: result.tasks.name),
+    ("pass@k\nlast", _value("pass_at_k_last")),
+    ("last vs {to}", _interval("pass_at_k_last_difference", "+.2f")),
+    ("refused\nlast", _value("refused_last", ".1%")),
+    ("groups\nall fail", _value("groups_all_failed", ".1%")),
+    ("all\nsolve", _value("groups_all_solved", ".1%")),
+    ("action\nKL", _value("action_kl", ".4f")),
 )
 
 _UNIT_COLUMNS: Sequence[tuple[str, Text]] = (

@@ -8,7 +8,7 @@ from typing import Literal
 from echo_cli.statistics import Estimate
 from echo_cli.text import counted
 
-Name = Literal["flat", "learns", "over-fits", "collapsed", "no gradient", "inconclusive"]
+Name = Literal["flat", "learns", "over-fits", "collapsed", "no gradient", "inconclusive", "solves more", "solves fewer"]
 
 MARGIN = 0.05
 """Smallest relative change of env-CE that counts as a change."""
@@ -32,6 +32,12 @@ RULE = (
     "held-out pairs.",
 )
 """Rule of `judge`, one verdict per line, as printed with every table of verdicts."""
+
+TASK_RULE = (
+    "tasks: 'solves more' ('solves fewer') if the 95 % interval of the difference of held-out pass@1, mean over the "
+    f"steps, to the arm of the comparison is above (below) 0 over at least {MIN_SEEDS} seeds; else 'inconclusive'."
+)
+"""Rule of `judge_tasks`."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,22 @@ def judge(evidence: Evidence) -> Verdict:
     if change.low >= -MARGIN and change.high <= MARGIN:
         return Verdict("flat", f"env-CE changed by {_percent(change)}")
     return Verdict("inconclusive", f"env-CE changed by {_percent(change)}")
+
+
+def judge_tasks(difference: Estimate | None, seeds: int) -> Verdict:
+    """Return the verdict by `TASK_RULE`.
+
+    Args:
+        difference: held-out pass@1, mean over the steps, minus that of the arm of the comparison; None without one.
+        seeds: number of seeds that both arms finished.
+    """
+    if difference is None:
+        return Verdict("inconclusive", "no other arm to compare pass@1 with at the same seeds")
+    if seeds < MIN_SEEDS or difference.low is None or difference.high is None:
+        return Verdict("inconclusive", f"{counted(seeds, 'seed')} in both arms, {MIN_SEEDS} are needed")
+    name: Name = "solves more" if difference.low > 0 else "solves fewer" if difference.high < 0 else "inconclusive"
+    shown = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+    return Verdict(name, f"pass@1 over the steps {shown}")
 
 
 def _below(estimate: Estimate, bound: float) -> bool:

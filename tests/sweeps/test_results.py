@@ -30,6 +30,9 @@ def _cell(coeff: float, seed: int, passes: list[float], last: float = 1.0, **cha
         {
             "step": step,
             "heldout/pass_at_1": value,
+            "train/groups_all_failed": step / 100 if step else None,
+            "train/groups_all_solved": 0.5 if step else None,
+            "probe/action_kl": 0.02 if step == 10 else None,
             "train/probe_ratio": 4.0 if step else None,
             "train/probe_cosine": 0.5 if step == 10 else None,
             "train/lambda": coeff if step else None,
@@ -106,6 +109,25 @@ def test_pass_at_1_averaged_over_the_steps_prefers_the_faster_of_two_runs_that_e
     assert difference is not None and difference.seeds == 3
     assert difference.estimate.value == pytest.approx((0.325 + 0.35 + 0.375 - 0.325 - 0.275 - 0.35) / 3)
     assert sweep_tables(RESULTS)[1].rows[1][4] == "0.350"
+
+
+def test_outcomes_beside_pass_at_1_and_the_verdict_on_tasks() -> None:
+    wide = [_cell(coeff, seed, [0.2, 0.2, 0.2 + coeff + seed / 100]) for coeff in (0.0, 0.5) for seed in range(3)]
+    for cell in wide:
+        assert cell.summary is not None
+        cell.summary["heldout_rollouts"] = 4
+        cell.summary["heldout"]["last"] |= {"pass_at_4": 0.4 + cell.coeff, "refused_fraction": 0.25}
+    found = with_figures(wide)
+    names = ("pass_at_k_last", "refused_last", "groups_all_failed", "groups_all_solved", "action_kl")
+    assert [found[3].figures[name] for name in names] == pytest.approx([0.9, 0.25, 0.15, 0.5, 0.02])
+    first, second = results_of(found)
+    assert (first.tasks.name, second.tasks.name) == ("inconclusive", "solves more")
+    # (0 + 0 + 0.5 / 2) / 2 at every seed: the interval has no width.
+    assert second.tasks.reason == "pass@1 over the steps +0.125 [+0.125, +0.125]"
+    assert second.to_json()["tasks"] == "solves more"
+    table = sweep_tables([first, second])[2]
+    assert table.rows[1][1:4] == ["solves more", "0.900", "+0.50 [+0.50, +0.50]"]
+    assert list(table.rows[1][4:]) == ["25.0%", "15.0%", "50.0%", "0.0200"]
 
 
 def test_one_evaluation_of_the_tasks_is_no_curve() -> None:
@@ -227,7 +249,7 @@ def test_the_report_is_one_page_that_loads_nothing_and_escapes_text(tmp_path: Pa
     page.feed(text)
     assert "script" not in page.tags and "link" not in page.tags
     assert "default-src 'none'" in page.policy and "unsafe" not in page.policy and "script-src" not in page.policy
-    assert page.tags.count("table") == page.tags.count("caption") == 5
+    assert page.tags.count("table") == page.tags.count("caption") == 6
     assert all(source.startswith("data:image/png;base64,") for source in page.sources) and len(page.sources) == 1
     assert "&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[31m" in text
     assert "sweep-lambda &lt;0&gt;" in text
@@ -296,9 +318,9 @@ def test_arms_have_rows_in_every_table_file_figure_and_page(tmp_path: Path, caps
     cells = [*CELLS[3:6], *ARMS]
     results, pairs = results_of(cells), pairs_of(cells)
     tables = sweep_tables(results, pairs)
-    assert [table.columns[0] for table in tables] == ["arm", "arm", "arm", "arms"]
+    assert [table.columns[0] for table in tables] == ["arm", "arm", "arm", "arm", "arms"]
     assert [row[0] for row in tables[0].rows] == ["λ = 0.5", "grpo", "own", "explorers-of-this-machine"]
-    assert [row[0] for row in tables[3].rows][:2] == ["grpo - λ = 0.5", "own - λ = 0.5"]
+    assert [row[0] for row in tables[4].rows][:2] == ["grpo - λ = 0.5", "own - λ = 0.5"]
     assert "last vs grpo" in tables[1].columns
     print_sweep(tables, NOTES, RULE, "report.html")
     assert max(len(line.rstrip()) for line in capsys.readouterr().out.splitlines()) <= 80

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from echo_cli.statistics import Estimate
-from echo_cli.sweeps.verdict import RULE, Evidence, judge
+from echo_cli.sweeps.verdict import RULE, Evidence, judge, judge_tasks
 
 STILL = Evidence(
     finished=5,
@@ -65,3 +65,22 @@ def test_the_written_rule_names_every_verdict_in_the_order_of_the_cases() -> Non
     names = [line.partition(":")[0] for line in RULE[1:-1]]
     outcomes = ["learns", "flat", "inconclusive"]
     assert names == ["collapsed", "no gradient", "inconclusive", "collapsed", "over-fits", *outcomes]
+
+
+@pytest.mark.parametrize(
+    ("difference", "seeds", "name"),
+    [
+        (Estimate(0.1, 0.01, 0.19), 3, "solves more"),
+        (Estimate(-0.1, -0.19, -0.01), 3, "solves fewer"),
+        (Estimate(0.1, -0.01, 0.21), 3, "inconclusive"),
+        (Estimate(0.1, 0.01, 0.19), 2, "inconclusive"),
+        (Estimate(0.1, None, None), 3, "inconclusive"),
+        (None, 0, "inconclusive"),
+    ],
+    ids=str,
+)
+def test_more_tasks_are_solved_if_the_interval_over_the_seeds_says_so(
+    difference: Estimate | None, seeds: int, name: str
+) -> None:
+    verdict = judge_tasks(difference, seeds)
+    assert verdict.name == name and verdict.reason
