@@ -5,6 +5,7 @@ This module imports no torch, so that reading a config stays fast.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
@@ -19,7 +20,7 @@ RlNormalization = Literal["token_mean", "sequence_mean", "fixed_length"]
 EnvNormalization = Literal["observation_tokens", "selected_tokens", "token_mean", "fixed_length"]
 WorldLossTarget = Literal["env_output", "all"]
 EnvTargets = Literal[True, "other_world", "shuffled", "random"]
-Schedule = Literal["constant", "linear", "step", "gradient_ratio"]
+Schedule = Literal["constant", "linear", "cosine", "step", "gradient_ratio"]
 
 CHOICES: Mapping[str, tuple[Any, ...]] = {
     "advantage": get_args(AdvantageKind),
@@ -49,12 +50,14 @@ class ObjectiveSettings:
     world_model_coeff: float | None = None
     """λ. None means 0.05 with the RL term and 1 without it. The `step` schedule reads `schedule_values` instead."""
     world_model_coeff_end: float | None = None
-    """λ at the last step of the `linear` schedule."""
+    """λ at the last step of the `linear` and `cosine` schedules."""
     schedule: Schedule = "constant"
     schedule_steps: tuple[int, ...] = ()
     """Optimizer steps, 0-based and increasing, at which the `step` schedule moves to its next value."""
     schedule_values: tuple[float, ...] = ()
     """Values of λ, one more than `schedule_steps`; the first applies before the first of these steps."""
+    env_every: int = 1
+    """Number of steps between steps with an env term; λ is 0 at the steps (0-based) that it does not divide."""
     gradient_ratio_target: float = 0.5
     """Target of λ · ‖env gradient‖ / ‖RL gradient‖ (`gradient_ratio` schedule). λ starts at `world_model_coeff`."""
     gradient_ratio_bounds: tuple[float, float] = (1e-3, 10.0)
@@ -85,6 +88,10 @@ class ObjectiveSettings:
     - `shuffled`, `random`: the inputs stay true, and each target is a token of another place; see
       `objective.step.misplaced_targets`.
     """
+    env_loss_clip: float | None = None
+    """Largest cross-entropy of a token in the env term, nats; a token above it counts as this, without a gradient."""
+    env_stop_at: float | None = None
+    """Probability above which a token of the env term has no gradient; its cross-entropy counts as -log of this."""
     max_length: int | None = None
     """Denominator of both `fixed_length` normalisations, tokens."""
 
@@ -103,11 +110,7 @@ class ObjectiveSettings:
                 )
         _check_numbers(self)
         _check_schedule(self)
-        if self.env_targets is not True and self.highest_coeff == 0:
-            raise EchoError(
-                f"env_targets {self.env_targets} has no effect, because λ is 0 at every step",
-                "set world_model_coeff above 0, or env_targets: true",
-            )
+        _check_env_term(self)
 
     @property
     def base_coeff(self) -> float:
@@ -150,11 +153,48 @@ def _check_numbers(settings: ObjectiveSettings) -> None:
         raise EchoError("fixed_length requires max_length", "set max_length to a number of tokens above 0")
 
 
+def _check_env_term(settings: ObjectiveSettings) -> None:
+    """Reject settings of the env term that are out of range or have no effect."""
+    unset: Mapping[str, Any] = {"env_targets": True, "env_every": 1, "env_loss_clip": None, "env_stop_at": None}
+    for name, default in unset.items():
+        value = getattr(settings, name)
+        if value != default and settings.highest_coeff == 0:
+            shown = "null" if default is None else str(default).lower()
+            raise EchoError(
+                f"{name} {value} has no effect, because λ is 0 at every step",
+                f"set world_model_coeff above 0, or {name}: {shown}",
+            )
+    if settings.env_every < 1:
+        raise EchoError(
+            f"env_every is {settings.env_every}", "set it to 1 step or more; 1 is an env term at every step"
+        )
+    if settings.env_every > 1 and not settings.use_rl:
+        raise EchoError(
+            "env_every leaves steps without any loss, because use_rl is false", "set use_rl: true, or env_every: 1"
+        )
+    if settings.env_every > 1 and settings.schedule == "gradient_ratio":
+        raise EchoError(
+            "schedule 'gradient_ratio' measures an env gradient at steps where env_every leaves none",
+            "set env_every: 1, or another schedule",
+        )
+    clip, stop = settings.env_loss_clip, settings.env_stop_at
+    if (clip is not None and clip <= 0) or (stop is not None and not 0 < stop < 1):
+        raise EchoError(
+            f"env_loss_clip {clip} or env_stop_at {stop} is out of range",
+            "set env_loss_clip above 0 nats, and env_stop_at to a probability between 0 and 1",
+        )
+    if clip is not None and stop is not None and clip <= -math.log(stop):
+        raise EchoError(
+            f"env_loss_clip {clip} and env_stop_at {stop} leave no token a gradient",
+            f"set env_loss_clip above -log(env_stop_at), {-math.log(stop):.3g} nats",
+        )
+
+
 def _check_schedule(settings: ObjectiveSettings) -> None:
-    if (settings.schedule == "linear") != (settings.world_model_coeff_end is not None):
+    if (settings.schedule in ("linear", "cosine")) != (settings.world_model_coeff_end is not None):
         raise EchoError(
             f"schedule {settings.schedule!r} with world_model_coeff_end {settings.world_model_coeff_end}",
-            "set world_model_coeff_end if and only if schedule is linear",
+            "set world_model_coeff_end if and only if schedule is linear or cosine",
         )
     steps, values = settings.schedule_steps, settings.schedule_values
     unused = [name for name in ("schedule_steps", "schedule_values") if getattr(settings, name)]

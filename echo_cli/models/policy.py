@@ -341,6 +341,6 @@ class TorchPolicy:
 
 def _env_term(step: WeighedStep) -> Term:
     def env(logprobs_N: Tensor, wanted: Targets, _: Tensor | None) -> Tensor:
-        return env_loss(logprobs_N, wanted, step.weights)
+        return env_loss(logprobs_N, wanted, step.weights, step.settings)
 
     return env

@@ -31,6 +31,7 @@ Shape suffixes: B rollouts of the step (on this rank), N targets of the micro-ba
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -189,8 +190,11 @@ def rl_loss(
     return (_per_target(weights.rl_weight_B, targets, n, like=logprobs_n) * losses_n).sum()
 
 
-def env_loss(logprobs_N: Tensor, targets: Targets, weights: StepWeights) -> Tensor:
+def env_loss(logprobs_N: Tensor, targets: Targets, weights: StepWeights, settings: ObjectiveSettings) -> Tensor:
     """Return the env term of a micro-batch, before λ: the weighted cross-entropy of selected observation targets.
+
+    With `env_loss_clip` c and `env_stop_at` p, a token's cross-entropy is limited to [-log p, c]; beyond the limits it
+    has no gradient. The denominators count all selected tokens nevertheless.
 
     Args:
         logprobs_N: at temperature 1 for observations.
@@ -199,7 +203,12 @@ def env_loss(logprobs_N: Tensor, targets: Targets, weights: StepWeights) -> Tens
         A scalar, nats; 0 if the term has no target.
     """
     n = _env_targets(targets, weights)
-    return -(_per_target(weights.env_weight_B, targets, n, like=logprobs_N) * logprobs_N[n]).sum()
+    logprobs_n = logprobs_N[n]
+    if settings.env_loss_clip is not None:
+        logprobs_n = logprobs_n.clamp(min=-settings.env_loss_clip)
+    if settings.env_stop_at is not None:
+        logprobs_n = logprobs_n.clamp(max=math.log(settings.env_stop_at))
+    return -(_per_target(weights.env_weight_B, targets, n, like=logprobs_N) * logprobs_n).sum()
 
 
 def imitation_loss(logprobs_N: Tensor, targets: Targets, weights: StepWeights) -> Tensor:
@@ -232,7 +241,7 @@ def echo_loss(
     metrics include `imitation_loss` (token mean before the coefficient, nats) and `imitation_tokens`.
     """
     rl = rl_loss(logprobs_N, targets, advantages_B, weights, settings, reference_logprobs_N)
-    env = env_loss(logprobs_N, targets, weights)
+    env = env_loss(logprobs_N, targets, weights, settings)
     loss = rl + coeff * env if coeff > 0 else rl
     if imitation_coeff:
         loss = loss + imitation_coeff * imitation_loss(logprobs_N, targets, weights)

@@ -43,18 +43,24 @@ def world_model_coeff_at(
 ) -> float:
     """Return λ at the 0-based optimizer `step` of a run of `total_steps`.
 
-    `linear` reaches `world_model_coeff_end` at the last step, `total_steps - 1`, and is constant afterwards.
+    λ is 0 at steps that `env_every` does not divide, and not rescaled at the others: its mean over the steps is λ /
+    `env_every`. `linear` and `cosine` (half a cosine) reach `world_model_coeff_end` at the last
+    step, `total_steps - 1`, and are constant afterwards.
     `gradient_ratio` is the λ at which λ · env norm / RL norm equals `gradient_ratio_target`, clamped to its bounds;
     before the first measurement in `norms` it is `base_coeff`.
     """
+    if step % settings.env_every:
+        return 0.0
     if settings.schedule == "gradient_ratio" and norms is not None and norms.env > 0:
         low, high = settings.gradient_ratio_bounds
         return min(max(settings.gradient_ratio_target * norms.rl / norms.env, low), high)
     if settings.schedule == "step":
         return settings.schedule_values[bisect_right(settings.schedule_steps, step)]
-    if settings.schedule == "linear" and settings.world_model_coeff_end is not None:
+    if settings.world_model_coeff_end is not None:
         # A convex combination instead of start + share · (end - start), so that both ends are exact.
         share = min(step / (total_steps - 1), 1.0) if total_steps > 1 else 1.0
+        if settings.schedule == "cosine":
+            share = 0.5 * (1 - math.cos(math.pi * share))
         return (1 - share) * settings.base_coeff + share * settings.world_model_coeff_end
     return settings.base_coeff
 

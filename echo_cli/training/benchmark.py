@@ -51,7 +51,7 @@ _SOME_COEFF = 0.05
 _NO_SCHEDULE: Mapping[str, Any] = {
     field.name: field.default
     for field in fields(ObjectiveSettings)
-    if field.name.startswith(("schedule", "gradient_ratio_", "world_model_coeff_end"))
+    if field.name.startswith(("schedule", "gradient_ratio_", "world_model_coeff_end", "env_every"))
 }
 
 _CUDA_MEMORY = "peak of torch's CUDA allocator during the update, the largest of all repeats"

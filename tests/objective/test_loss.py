@@ -65,7 +65,7 @@ def unit_terms(settings: ObjectiveSettings, kept: list[int] | None = None) -> tu
     reinforce = replace(settings, surrogate="reinforce")
     ones_B = torch.ones(4, dtype=torch.float64)
     rl = rl_loss(minus_ones_N, wanted, ones_B, weights, reinforce)
-    return float(rl), float(env_loss(minus_ones_N, wanted, weights))
+    return float(rl), float(env_loss(minus_ones_N, wanted, weights, settings))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,27 @@ def test_one_token_denominators_differ_where_cross_entropies_differ() -> None:
     }
     for env, value in expected.items():
         _, weights = plan_step(trajectories, normalized(env=env))
-        assert float(env_loss(logprobs_N, wanted, weights)) == pytest.approx(value)
+        assert float(env_loss(logprobs_N, wanted, weights, normalized(env=env))) == pytest.approx(value)
+
+
+def test_bounded_cross_entropies_by_hand_have_no_gradient_beyond_their_bounds() -> None:
+    trajectories = [episode([C, A, E, E, E, E])]
+    wanted = targets(one_batch(trajectories)[0], {A, E})
+    ce = [math.log(8), 3.0, 0.5, 0.1, 1.0]  # nats of the action, then of the observations
+    for bounds, expected, moved in (
+        ({}, 3.0 + 0.5 + 0.1 + 1.0, [1, 1, 1, 1]),
+        ({"env_loss_clip": 2.0}, 2.0 + 0.5 + 0.1 + 1.0, [0, 1, 1, 1]),
+        ({"env_stop_at": 0.5}, 3.0 + 2 * math.log(2) + 1.0, [1, 0, 0, 1]),
+        ({"env_stop_at": 0.5, "env_loss_clip": 0.8}, 0.8 + 2 * math.log(2) + 0.8, [0, 0, 0, 0]),
+    ):
+        settings = normalized(env="token_mean", **bounds)
+        logprobs_N = torch.tensor([-value for value in ce], dtype=torch.float64, requires_grad=True)
+        _, weights = plan_step(trajectories, settings)
+        loss = env_loss(logprobs_N, wanted, weights, settings)
+        loss.backward()
+        assert float(loss) == pytest.approx(expected / 4)  # all tokens count in the denominator
+        assert logprobs_N.grad is not None
+        assert logprobs_N.grad.tolist() == pytest.approx([0.0, *(-one / 4 for one in moved)])
 
 
 # --- The eight-token episode -----------------------------------------------------------------------------------------
@@ -199,7 +219,7 @@ def test_the_loss_has_the_dtype_of_the_logprobs(dtype: torch.dtype) -> None:
     assert advantages_B is not None and advantages_B.dtype == weights.env_weight_B.dtype == torch.float64
     logprobs_N = torch.tensor([-1.0, -2.0], dtype=dtype)
     assert rl_loss(logprobs_N, wanted, advantages_B, weights, normalized()).dtype == dtype
-    assert env_loss(logprobs_N, wanted, weights).dtype == dtype
+    assert env_loss(logprobs_N, wanted, weights, normalized()).dtype == dtype
 
 
 def test_reinforce_ignores_ratio_and_clip() -> None:
@@ -451,7 +471,9 @@ def rearranged(trajectories: list[Trajectory], draw: random.Random) -> tuple[lis
 @hypothesis_settings(max_examples=12, deadline=None)
 def test_loss_and_gradient_do_not_depend_on_the_arrangement(rl: str, env: str, seed: int) -> None:
     draw = random.Random(seed)
-    settings = normalized(rl, env, kl_coeff=0.1, world_loss_target=draw.choice(["env_output", "all"]))
+    bounds = {"env_loss_clip": draw.choice([None, 2.5]), "env_stop_at": draw.choice([None, 0.12])}
+    targeted = draw.choice(["env_output", "all"])
+    settings = normalized(rl, env, kl_coeff=0.1, world_loss_target=targeted, **bounds)
     trajectories, model = random_episodes(seed), TinyLM()
     advantages_B, weights = plan_step(trajectories, settings)
     loss, gradient, parts = run_step(model, one_batch(trajectories), advantages_B, weights, settings, 0.5)
@@ -468,8 +490,9 @@ def test_loss_and_gradient_do_not_depend_on_the_arrangement(rl: str, env: str, s
 
 
 @pytest.mark.parametrize(("rl", "env"), NORMALIZATIONS)
-def test_shards_with_summed_totals_add_up_to_the_whole(rl: str, env: str) -> None:
-    settings, model = normalized(rl, env), TinyLM()
+@pytest.mark.parametrize("bounds", [{}, {"env_loss_clip": 2.5, "env_stop_at": 0.12}], ids=["unbounded", "bounded"])
+def test_shards_with_summed_totals_add_up_to_the_whole(rl: str, env: str, bounds: dict[str, float]) -> None:
+    settings, model = normalized(rl, env, **bounds), TinyLM()
     shards = [[episode([C, A, E, E], reward=1.0, group_id="g"), episode([C, A, A], group_id="g")]]
     shards.append([episode([C, A, E, W], reward=1.0, group_id="h", seed=5), episode([C, E, A, A], group_id="h")])
     totals = [step_totals(count_rollouts(shard, {E})) for shard in shards]
@@ -682,7 +705,7 @@ def test_the_terms_alone_give_the_gradients_of_the_whole() -> None:
     parameters = list(model.parameters())
     rl_term = rl_loss(logprobs_N, wanted, advantages_B, weights, settings)
     rl = torch.autograd.grad(rl_term, parameters, retain_graph=True)
-    env = torch.autograd.grad(env_loss(logprobs_N, wanted, weights), parameters)
+    env = torch.autograd.grad(env_loss(logprobs_N, wanted, weights, settings), parameters)
     _, whole, _ = run_step(model, [micro], advantages_B, weights, settings, 0.3)
     assert_close(torch.cat([(r + 0.3 * e).flatten() for r, e in zip(rl, env, strict=True)]), whole)
 
@@ -777,6 +800,16 @@ def test_world_model_only_rollouts_stay_out_of_their_groups_statistics() -> None
         {"env_normalization": "fixed_length"},
         {"rl_normalization": "fixed_length", "max_length": 0},
         {"schedule": "linear"},
+        {"schedule": "cosine"},
+        {"env_every": 0},
+        {"env_every": 2, "use_rl": False},
+        {"env_every": 2, "world_model_coeff": 0.0},
+        {"env_every": 2, "schedule": "gradient_ratio"},
+        {"env_loss_clip": 0.0},
+        {"env_loss_clip": 1.0, "world_model_coeff": 0.0},
+        {"env_stop_at": 1.0},
+        {"env_stop_at": 0.9, "world_model_coeff": 0.0},
+        {"env_stop_at": 0.5, "env_loss_clip": 0.6},
         {"world_model_coeff_end": 0.1},
         {"schedule_steps": (1,), "schedule_values": (0.1, 0.2)},
         {"schedule": "step", "schedule_steps": (1,), "schedule_values": (0.1,)},

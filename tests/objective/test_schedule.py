@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,6 +57,25 @@ def test_schedule_golden_values() -> None:
     assert world_model_coeff_at(linear, 0, 1) == 0.0
     stepped = ObjectiveSettings(schedule="step", schedule_steps=(2, 4), schedule_values=(0.3, 0.2, 0.0))
     assert [world_model_coeff_at(stepped, step, 6) for step in range(6)] == [0.3, 0.3, 0.2, 0.2, 0.0, 0.0]
+
+
+def test_lambda_decays_along_half_a_cosine() -> None:
+    cosine = ObjectiveSettings(world_model_coeff=1.0, world_model_coeff_end=0.0, schedule="cosine")
+    found = [world_model_coeff_at(cosine, step, 5) for step in range(6)]
+    assert found == pytest.approx([1.0, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0.0, 0.0])
+    assert (found[0], found[4]) == (1.0, 0.0)
+    assert world_model_coeff_at(cosine, 0, 1) == 0.0
+    rising = replace(cosine, world_model_coeff=0.1, world_model_coeff_end=0.7)
+    assert [world_model_coeff_at(rising, step, 3) for step in range(3)] == pytest.approx([0.1, 0.4, 0.7])
+
+
+def test_the_env_term_has_lambda_at_every_kth_step_and_zero_between() -> None:
+    constant = ObjectiveSettings(world_model_coeff=0.3, env_every=3)
+    assert [world_model_coeff_at(constant, step, 7) for step in range(7)] == [0.3, 0, 0, 0.3, 0, 0, 0.3]
+    linear = ObjectiveSettings(world_model_coeff=1.0, world_model_coeff_end=0.0, schedule="linear", env_every=2)
+    assert [world_model_coeff_at(linear, step, 5) for step in range(5)] == [1.0, 0, 0.5, 0, 0]
+    stepped = ObjectiveSettings(schedule="step", schedule_steps=(2,), schedule_values=(0.3, 0.2), env_every=2)
+    assert [world_model_coeff_at(stepped, step, 5) for step in range(5)] == [0.3, 0, 0.2, 0, 0.2]
 
 
 def test_lambda_of_a_gradient_ratio_is_the_target_over_the_measured_ratio_within_its_bounds() -> None:
