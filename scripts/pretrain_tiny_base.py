@@ -15,7 +15,7 @@ import json
 import random
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -89,14 +89,20 @@ def train_tokenizer() -> Tokenizer:
     return Tokenizer.train(texts, VOCAB_SIZE)
 
 
-def batch_loss(model: TinyModel, trajectories: list[Trajectory], pad_id: int) -> torch.Tensor:
-    """Return the cross-entropy summed over non-context targets, nats, computed as one right-padded batch."""
+def batch_loss(
+    model: TinyModel, trajectories: Sequence[Trajectory], learned: Sequence[Collection[Role]], pad_id: int
+) -> torch.Tensor:
+    """Return the cross-entropy summed over the targets, nats, computed as one right-padded batch.
+
+    Args:
+        learned: roles of each trajectory's targets.
+    """
     length = max(len(trajectory) for trajectory in trajectories)
     ids_BT = torch.full((len(trajectories), length), pad_id)
     learned_BT = torch.zeros(len(trajectories), length, dtype=torch.bool)
     for row, trajectory in enumerate(trajectories):
         ids_BT[row, : len(trajectory)] = torch.tensor(trajectory.token_ids)
-        learned_BT[row, : len(trajectory)] = torch.tensor([role in LEARNED for role in trajectory.roles])
+        learned_BT[row, : len(trajectory)] = torch.tensor([role in learned[row] for role in trajectory.roles])
     hidden_BTH = model(ids_BT[:, :-1])
     chosen = learned_BT[:, 1:]
     return F.cross_entropy(hidden_BTH[chosen] @ model.lm_head_VH.T, ids_BT[:, 1:][chosen], reduction="sum")
@@ -200,7 +206,8 @@ def pretrain(model: TinyModel, tokenizer: Tokenizer, args: argparse.Namespace) -
             targets = sum(demo.count(role) for demo in demos for role in LEARNED)
             total = 0.0
             for i in range(0, len(demos), 16):
-                loss = batch_loss(model, demos[i : i + 16], tokenizer.pad_id) / targets
+                batch = demos[i : i + 16]
+                loss = batch_loss(model, batch, [LEARNED] * len(batch), tokenizer.pad_id) / targets
                 loss.backward()
                 total += loss.item()
             for optimizer in optimizers:

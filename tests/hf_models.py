@@ -10,11 +10,10 @@ from peft import PeftModel
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from echo_cli.config.model import LoraConfig, ModelConfig
-from echo_cli.models.architecture import Architecture
+from echo_cli.models.architecture import Architecture, model_folder
 from echo_cli.models.hf.loading import load_hf_model
 from echo_cli.models.hf.model import HfModel
 from echo_cli.models.renderer import PlainRenderer
-from echo_cli.models.tiny import model_folder
 from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
 
 TOKENIZER = Tokenizer.load(model_folder("tiny-base") / TOKENIZER_FILE)

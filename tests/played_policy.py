@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from echo_cli.environments.tasks import Task
 from echo_cli.environments.toy import ToyWorlds
+from echo_cli.models.architecture import model_folder
 from echo_cli.models.renderer import PlainRenderer
-from echo_cli.models.tiny import model_folder
 from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
 from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.rollout import play_policy

@@ -186,9 +186,9 @@ def test_every_command_s_help_has_an_example_that_is_one_of_its_command_lines(na
         (["train"], ["qwen3-0.6b, qwen3-8b-lora", "objective.world_model_coeff", "(toy: 1)", "Continue the run"]),
         (
             ["sweep-lambda"],
-            ["toy-sparse, toy-world-model", "No result depends on it", "With more --steps, runs continue"],
+            ["toy-own, toy-world-model", "No result depends on it", "With more --steps, runs continue"],
         ),
-        (["env", "check"], ["toy-sparse, toy-world-model"]),
+        (["env", "check"], ["toy-own, toy-world-model"]),
         (["traces", "import"], ["openai, anthropic, openenv, awm, atif, asciinema, echo"]),
         (["plot"], ["heldout_env_ce.png", "Default: the run directory"]),
     ],

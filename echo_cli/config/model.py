@@ -25,8 +25,8 @@ from echo_cli.config.section import (
 )
 from echo_cli.errors import EchoError
 
-TINY_BASE = "tiny-base"
-"""A `model.path`: the built-in model that the package contains."""
+TINY_BASE, TINY_MACHINE = BUILT_IN = ("tiny-base", "tiny-machine")
+"""A `model.path`: the models that the package contains, for toy worlds of files and for machines."""
 RANDOM_QWEN3 = "random-qwen3"
 """A `model.path`: a small Qwen3 with random weights and its own tokenizer, created on demand."""
 
@@ -37,13 +37,13 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 def is_hub_id(path: str) -> bool:
     """Return whether `path` can only be a hub id: it has the form of one, and is no path that exists in part."""
     local = Path(path).expanduser()
-    is_local = path in (TINY_BASE, RANDOM_QWEN3) or local.exists() or (len(local.parts) > 1 and local.parent.is_dir())
+    is_local = path in (*BUILT_IN, RANDOM_QWEN3) or local.exists() or (len(local.parts) > 1 and local.parent.is_dir())
     return not is_local and _HUB_ID.fullmatch(path) is not None
 
 
 def _name_or_folder(path: str) -> str:
     """Return the path of an existing folder as an absolute path, and any other text, such as a hub id, as it is."""
-    named = path in (TINY_BASE, RANDOM_QWEN3) or not os.path.isdir(os.path.expanduser(path))
+    named = path in (*BUILT_IN, RANDOM_QWEN3) or not os.path.isdir(os.path.expanduser(path))
     return path if named else absolute(path)
 
 
@@ -65,7 +65,7 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     """The policy's model.
 
-    `kind: tiny` is the built-in model; `path` is `tiny-base` or a folder in the same format.
+    `kind: tiny` is the built-in model; `path` is `tiny-base`, `tiny-machine` or a folder in the same format.
     `kind: hf` is a Hugging Face causal LM; `path` is a folder, a hub id or `random-qwen3`. All keys other than `kind`,
     `path` and `init` apply only to `hf`.
     `init: scratch` uses the architecture and the tokenizer of `path` with random weights.
@@ -96,8 +96,8 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> ModelConfig:
-        if self.kind == "hf" and self.path == TINY_BASE:
-            raise EchoError("model.kind is hf and model.path is tiny-base", "set model.path to a folder or a hub id")
+        if self.kind == "hf" and self.path in BUILT_IN:
+            raise EchoError(f"model.kind is hf and model.path is {self.path}", "set model.path to a folder or a hub id")
         if self.kind == "tiny" and self.path == RANDOM_QWEN3:
             raise EchoError(f"model.path is {RANDOM_QWEN3} and model.kind is tiny", "set model.kind=hf")
         if self.kind == "tiny":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from echo_cli.config.loader import find_config, load_config, parse_override
-from echo_cli.config.model import RANDOM_QWEN3, TINY_BASE, ConversationConfig, ModelConfig, SamplerConfig, is_hub_id
+from echo_cli.config.model import BUILT_IN, RANDOM_QWEN3, ConversationConfig, ModelConfig, SamplerConfig, is_hub_id
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.files import read_json
@@ -19,7 +19,7 @@ from echo_cli.text import escape_unprintable
 
 _ANY_KIND = ("device", "threads", "optim.token_budget")
 _HF_MODEL = ("revision", "trust_remote_code", "fetch", "dtype", "attention", "compile", "chat_template")
-_NAMES = f"{TINY_BASE}, a folder with config.json and weights, or a hub id such as Qwen/Qwen3-0.6B"
+_NAMES = f"{', '.join(BUILT_IN)}, a folder with config.json and weights, or a hub id such as Qwen/Qwen3-0.6B"
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def kind_of(path: str) -> Literal["tiny", "hf"]:
     Raises:
         EchoError: `path` is not a model of either kind.
     """
-    if path in (TINY_BASE, RANDOM_QWEN3):
-        return "tiny" if path == TINY_BASE else "hf"
+    if path in (*BUILT_IN, RANDOM_QWEN3):
+        return "tiny" if path in BUILT_IN else "hf"
     folder = Path(path)
     if not folder.is_dir():
         if is_hub_id(path):
@@ -110,7 +110,7 @@ def loading_config(name: str | None, overrides: Sequence[str], chosen: Sequence[
 
 
 def _parts(path: str) -> tuple[str, ...]:
-    return Path(os.path.abspath(path)).parts if Path(path).is_dir() and path != TINY_BASE else tuple(path.split("/"))
+    return Path(os.path.abspath(path)).parts if Path(path).is_dir() and path not in BUILT_IN else tuple(path.split("/"))
 
 
 def _label(place: Sequence[str], others: Sequence[Sequence[str]], taken: Collection[str]) -> str:

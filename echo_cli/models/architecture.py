@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from echo_cli.config.model import RANDOM_QWEN3, TINY_BASE, ModelConfig
+from echo_cli.config.model import BUILT_IN, RANDOM_QWEN3, ModelConfig
 
 Form = Literal["llama", "qwen2", "qwen3", "tiny"]
 
@@ -112,6 +112,11 @@ _FORMS: Mapping[str, Form] = {"llama": "llama", "mistral": "llama", "qwen2": "qw
 """Form by the `model_type` in config.json."""
 
 
+def model_folder(path: str) -> Path:
+    """Return the folder of a built-in model: `path` is its name, or the folder itself."""
+    return Path(__file__).parent / path.replace("-", "_") if path in BUILT_IN else Path(path)
+
+
 def architecture_of(model: ModelConfig) -> Architecture | None:
     """Return the dimensions of the config's model from its folder, the local hub cache, or `NAMED`.
 
@@ -119,8 +124,7 @@ def architecture_of(model: ModelConfig) -> Architecture | None:
     also gives None; loading the model reports the error.
     """
     if model.kind == "tiny":
-        folder = Path(__file__).parent / "tiny_base" if model.path == TINY_BASE else Path(model.path)
-        return _read(folder / "config.json", _tiny_shape)
+        return _read(model_folder(model.path) / "config.json", _tiny_shape)
     folder = Path(model.path).expanduser()
     if model.path == RANDOM_QWEN3 or not folder.is_dir():
         cached = hub_folder(model.path, model.revision or "main")

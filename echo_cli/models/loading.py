@@ -8,10 +8,11 @@ import torch
 
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
+from echo_cli.models.architecture import model_folder
 from echo_cli.models.device import DeviceChoice, choose_device, naming_memory
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import PlainRenderer, Renderer
-from echo_cli.models.tiny import load_model, model_folder
+from echo_cli.models.tiny import load_model
 from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from echo_cli.config.model import TINY_BASE
+from echo_cli.config.model import BUILT_IN
 from echo_cli.errors import EchoError, first_line
 from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
 from echo_cli.models.weight_files import WEIGHTS, Shapes, check_shapes, check_text_files
@@ -262,11 +262,6 @@ def _rotate(x_BTMD: Tensor, rotations: Tensor) -> Tensor:
     return torch.view_as_real(pairs * rotations).flatten(-2)
 
 
-def model_folder(path: str) -> Path:
-    """Return the folder of `model.path`."""
-    return Path(__file__).parent / "tiny_base" if path == TINY_BASE else Path(path)
-
-
 def load_model(folder: Path) -> tuple[TinyModel, Tokenizer]:
     """Load the model and tokenizer of a folder.
 
@@ -274,7 +269,7 @@ def load_model(folder: Path) -> tuple[TinyModel, Tokenizer]:
         EchoError: the folder is missing, or a file in it is missing or invalid.
     """
     if not folder.is_dir():
-        tip = "set model.path to 'tiny-base' or to a folder with model.safetensors"
+        tip = f"set model.path to {' or '.join(BUILT_IN)}, or to a folder with model.safetensors"
         raise EchoError(f"no model folder at {escape_unprintable(folder)}", tip)
     tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
     path = folder / CONFIG_FILE

@@ -26,7 +26,8 @@ from echo_cli.reports.figure import (
     write_in_the_middle,
     write_picture,
 )
-from echo_cli.runs.curves import Band, Curve, band, read_curve
+from echo_cli.reports.reference import METRIC, reference_of
+from echo_cli.runs.curves import Band, Curve, Points, band, read_curve
 from echo_cli.runs.directory import open_run
 from echo_cli.text import escape_unprintable, without_middle
 
@@ -74,6 +75,7 @@ _THICK: dict[str, Any] = {"linewidth": 2.2, "markersize": 6, "markeredgecolor": 
 _THIN: dict[str, Any] = {"linewidth": 1.0, "alpha": 0.55}
 _DASHED: dict[str, Any] = {"linewidth": 1.5, "linestyle": (0, (4, 2))}
 _DOTTED: dict[str, Any] = {"linewidth": 1.6, "linestyle": (0, (1, 2)), "markersize": 4}
+_REFERENCE: dict[str, Any] = {"linewidth": 1.0, "color": INK, "alpha": 0.8, "zorder": 1}
 _STAR: dict[str, Any] = {
     "marker": "*",
     "markersize": 16,
@@ -117,6 +119,7 @@ _PANELS = (
 _LEGEND_ROW = 0.24  # inches
 _NAME_LENGTH = 40
 _BEST = "best step"
+_GRPO = "held-out pass@1 of GRPO, measured before"
 
 
 def plot_run(runs: Sequence[Path], output: Path | None = None) -> Plotted:
@@ -150,7 +153,8 @@ def plot_run(runs: Sequence[Path], output: Path | None = None) -> Plotted:
         for metric in metrics
         for step, value in curve.series[metric]
     )
-    return write_picture(stem, partial(_draw_runs, curves), POINT_COLUMNS, points, height=PAIR_HEIGHT)
+    reference = reference_of(open_run(runs[0])) if len(curves) == 1 else []
+    return write_picture(stem, partial(_draw_runs, curves, reference), POINT_COLUMNS, points, height=PAIR_HEIGHT)
 
 
 def plot_sweep(groups: Sequence[tuple[str, Sequence[Path]]], output: Path) -> Plotted:
@@ -186,7 +190,7 @@ def plot_sweep(groups: Sequence[tuple[str, Sequence[Path]]], output: Path) -> Pl
     return write_picture(picture_stem(output, output, "comparison"), draw, POINT_COLUMNS, points, height=PAIR_HEIGHT)
 
 
-def _draw_runs(curves: Sequence[Curve], figure: Figure) -> None:
+def _draw_runs(curves: Sequence[Curve], reference: Points, figure: Figure) -> None:
     alone = len(curves) == 1
     measures = {curve.selected_by for curve in curves}
     chosen = f"{_BEST} by {measures.pop()}" if len(measures) == 1 else f"{_BEST}, chosen on validation"
@@ -198,6 +202,8 @@ def _draw_runs(curves: Sequence[Curve], figure: Figure) -> None:
                 if points and (series is panel.held_out or points != curve.series[panel.held_out.metric]):
                     look = _look(index, marked=series.marked or len(points) == 1)
                     axes.plot(*zip(*points, strict=True), **look, **series.style, label=series.label)
+            if reference and panel.held_out.metric == METRIC:
+                axes.plot(*zip(*reference, strict=True), **_REFERENCE, label=_GRPO)
             if star := _best_point(curve, panel.held_out.metric):
                 # The star's value is in the legend, where it hides no point.
                 best = f"{_BEST} {star[0]},\nby {curve.selected_by}:\n{panel.name} {star[1]:.3f}" if alone else chosen
@@ -206,7 +212,7 @@ def _draw_runs(curves: Sequence[Curve], figure: Figure) -> None:
         handles, labels = axes.get_legend_handles_labels()
         drawn = dict(zip(labels, handles, strict=True))
         # The best point comes last, after the series in the panel's order.
-        order = [series.label for series in panel.series if series.label in drawn]
+        order = [label for label in (*(series.label for series in panel.series), _GRPO) if label in drawn]
         order += [label for label in drawn if label.startswith(_BEST)]
         # The legend is below the panel, where it hides no points.
         axes.legend(

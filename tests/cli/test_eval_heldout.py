@@ -25,8 +25,9 @@ from echo_cli.environments.toy import ToyWorlds
 from echo_cli.evaluation.evaluator import expert_pool
 from echo_cli.evaluation.measures import Measures
 from echo_cli.evaluation.records import CSV_COLUMNS, MEASURES, Evaluation, Measured, ModelReport, TaskRow
+from echo_cli.models.architecture import model_folder
 from echo_cli.models.renderer import PlainRenderer
-from echo_cli.models.tiny import load_model, model_folder
+from echo_cli.models.tiny import load_model
 from echo_cli.reports.evaluation_figure import plot_evaluation
 from echo_cli.rollouts.limits import limits_of
 from echo_cli.runs.directory import open_run

@@ -50,7 +50,7 @@ def test_the_shipped_configs_are_what_their_names_say() -> None:
     assert objective["toy"].use_rl and objective["toy"].base_coeff > 0
     assert objective["toy-grpo"].use_rl and objective["toy-grpo"].base_coeff == 0
     assert not objective["toy-world-model"].use_rl
-    assert objective["toy-sparse"].use_rl and objective["toy-sparse"].base_coeff > 0
+    assert objective["toy-own"].use_rl and objective["toy-own"].base_coeff > 0
 
 
 def test_the_paper_config_is_the_papers_recipe() -> None:
@@ -84,7 +84,7 @@ def _sections(model: type[Section]) -> Iterator[type[Section]]:
                 yield from _sections(kind)
 
 
-@pytest.mark.parametrize("name", ["toy", "toy-grpo", "toy-world-model", "toy-sparse"])
+@pytest.mark.parametrize("name", ["toy", "toy-own", "toy-grpo", "toy-files", "toy-world-model"])
 def test_a_toy_config_has_every_key_that_matters_to_the_toy_terminal(name: str) -> None:
     foreign = {f"model.{key}" for key in ModelConfig.model_fields} - {"model.path", "model.init"}
     known = {key for key in key_paths() if not key.startswith("environment.")} - foreign
@@ -389,7 +389,7 @@ def test_the_last_of_two_overrides_counts_and_values_are_yaml(tmp_path: Path) ->
 def test_a_file_that_contradicts_its_preset_is_refused(tmp_path: Path) -> None:
     text = find_config("toy").read_text().replace("preset: null", "preset: paper")
     error = _refused(_file(tmp_path, text))
-    for key in ("objective.kl_coeff", "objective.env_normalization", "objective.world_model_coeff", "optim.betas"):
+    for key in ("objective.env_normalization", "objective.world_model_coeff", "optim.betas"):
         assert key in error.message
     assert "optim.lr" not in error.message and "clip_low" not in error.message  # not the preset's, and the same
     assert re.search(r"preset 'paper' .*my\.yaml:\d+\)$", error.message)

@@ -21,8 +21,8 @@ from echo_cli.environments.faults import SessionLost
 from echo_cli.environments.protocol import Description, Environment, HostLimits, StepResult, TextPiece
 from echo_cli.environments.tasks import Task, TaskSplits
 from echo_cli.errors import EchoError
+from echo_cli.models.architecture import model_folder
 from echo_cli.models.renderer import PlainRenderer
-from echo_cli.models.tiny import model_folder
 from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
 from echo_cli.rollouts.environment_check import CheckReport, check_environment
 from echo_cli.rollouts.environment_findings import hides_too_much, volatile_patterns

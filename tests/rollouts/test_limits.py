@@ -20,8 +20,9 @@ from echo_cli.config.schema import Config
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.loaded_run import build_policy, load_pool
+from echo_cli.models.architecture import model_folder
 from echo_cli.models.policy import TorchPolicy
-from echo_cli.models.tiny import TinyConfig, TinyModel, load_model, model_folder
+from echo_cli.models.tiny import TinyConfig, TinyModel, load_model
 from echo_cli.rollouts.episode import cut_pieces
 from echo_cli.rollouts.limits import limits_for, limits_of
 from echo_cli.runs.pool_folder import read_pool, write_pool

@@ -2,83 +2,100 @@
 
 from __future__ import annotations
 
-import sys
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
-from math import inf
+import json
+import math
 from pathlib import Path
-from typing import Any
 
 import pytest
+from claims import runs
+from claims.arms import ARMS, BY_NAME
+from claims.comparison import Curve, difference, null_rejections, speed, step_at
+from claims.page import PAIRS, PICTURES, verdict
+from claims.runs import Measured, Place, Study, cell_of, chosen_rate
 
-from echo_cli.config.loader import load_config
 from echo_cli.statistics import Estimate
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "reproduce-claims"
-
-
-def _load() -> Any:
-    loader = SourceFileLoader("reproduce_claims", str(SCRIPT))
-    spec = spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    sys.modules[loader.name] = module  # dataclasses look their module up
-    loader.exec_module(module)
-    return module
+from echo_cli.sweeps.results import CellResult
+from echo_cli.sweeps.runner import CellStatus
 
 
-CLAIMS = _load()
+def _curve(*passes: float) -> Curve:
+    return [(10 * number, value) for number, value in enumerate(passes)]
 
 
-def _curve(*passes: float) -> list[tuple[float, float]]:
-    return [(15 * number, value) for number, value in enumerate(passes)]
+def test_the_value_before_training_is_no_training_and_a_level_may_never_be_reached() -> None:
+    assert step_at(_curve(0.9, 0.2, 0.4), 0.3) == 20
+    assert step_at(_curve(0.9, 0.2, 0.2), 0.3) == math.inf
 
 
-def test_a_run_that_ends_below_the_level_is_slower_than_any_that_reaches_it() -> None:
-    pairs = [
-        (_curve(0.2, 0.2, 0.3, 0.2), _curve(0.2, 0.4, 0.4, 0.4)),
-        (_curve(0.2, 0.2, 0.2, 0.3), _curve(0.2, 0.2, 0.4, 0.3)),
-        (_curve(0.9, 0.2, 0.2, 0.2), _curve(0.9, 0.1, 0.1, 0.4)),  # the value before training is no training
-        (_curve(0.2, 0.2, 0.2, 0.2), _curve(0.2, 0.2, 0.2, 0.2)),
-    ]
-    found = CLAIMS.speed(pairs)
-    assert found.level == pytest.approx((0.2 + 0.4 + 0.3 + 0.3 + 0.2 + 0.4 + 0.2 + 0.2) / 8)
-    assert found.steps == [(30, 15), (45, 30), (inf, 45), (inf, inf)]
-    assert found.sign_p == pytest.approx(2 / 8)  # three wins; two runs that never reach the level are a tie
+def test_the_ratio_of_steps_is_a_geometric_mean_over_machines_in_which_a_late_run_counts_as_one_evaluation_more() -> (
+    None
+):
+    slow, fast, never = _curve(0.0, 0.1, 0.3, 0.4), _curve(0.0, 0.3, 0.4, 0.4), _curve(0.0, 0.1, 0.1, 0.1)
+    found = speed([[(slow, fast), (never, fast)], [(slow, slow), (slow, slow)]], level=0.3)
+    first = (math.log(10 / 20) + math.log(10 / 40)) / 2  # never: 30, the last step, and one evaluation more
+    assert found.ratio.value == pytest.approx(math.exp(first / 2))
+    assert (found.reached, found.runs) == ((3, 4), 4)
+    assert found.sign_p == 1.0  # one machine faster, one without a difference
+
+    back = speed([[(fast, slow), (fast, never)], [(slow, slow), (slow, slow)]], level=0.3)
+    assert back.ratio.value == pytest.approx(1 / found.ratio.value)
 
 
-def test_exchanging_the_arms_of_one_seed_leaves_the_level_as_it_is() -> None:
-    a, b, c, d = (_curve(0.2, 0.1 * number, 0.2 + 0.07 * number) for number in range(4))
-    assert CLAIMS.common_level([(a, b), (c, d)]) == pytest.approx(CLAIMS.common_level([(b, a), (c, d)]))
-    forth, back = CLAIMS.speed([(a, b), (c, d)]), CLAIMS.speed([(b, a), (d, c)])
-    assert forth.area.value == pytest.approx(-back.area.value)
-    assert forth.sign_p == back.sign_p
-
-
-@pytest.mark.parametrize("seeds", [5, 10])
-def test_equal_arms_differ_in_one_case_of_twenty(seeds: int) -> None:
-    repeats = 1000
-    area, signs = CLAIMS.null_rejections(seeds, repeats=repeats)
+def test_equal_arms_differ_in_one_case_of_twenty() -> None:
+    repeats = 600
     error = 3 * (0.05 * 0.95 / repeats) ** 0.5
-    assert 0.05 - error <= area <= 0.05 + error
-    assert signs <= 0.05 + error
-    if seeds == 5:
-        assert signs == 0  # five signs alike have p = 1/16: no run of five seeds can show it
+    for test, share in null_rejections(10, repeats=repeats).items():
+        assert share <= 0.05 + error, test
+        if test != "sign":  # exact, and below its level where few signs are possible
+            assert share >= 0.05 - error, test
+
+
+def _result(arm: str, place: Place, value: float) -> CellResult:
+    name = f"{arm}-{place.machine}-{place.seed}"
+    cell = cell_of(BY_NAME[arm], place, 1e-3, Study(Path("unused"), 1))
+    figures = {"pass_at_1_last": value}
+    return CellResult(name, cell.arm, cell.coeff, place.seed, CellStatus("finished"), None, (), figures)
+
+
+def _measured(arm: str, values: dict[Place, float]) -> Measured:
+    return Measured(BY_NAME[arm], {place: _result(arm, place, value) for place, value in values.items()}, {})
+
+
+def test_a_difference_is_paired_by_seed_and_its_interval_is_over_machines() -> None:
+    grpo = _measured("grpo", {Place(1, 0): 0.1, Place(1, 1): 0.3, Place(2, 0): 0.5, Place(2, 1): 0.9})
+    echo = _measured("echo", {Place(1, 0): 0.5, Place(1, 1): 0.5, Place(2, 0): 0.7})
+    found = difference(grpo, echo, "pass_at_1_last")
+    assert found is not None
+    assert found.value == pytest.approx(((0.4 + 0.2) / 2 + 0.2) / 2)
+    # t of one degree of freedom at 97.5 %, and the standard error of .3 and .2
+    assert found.high == pytest.approx(found.value + 12.7062 * 0.05, rel=1e-4)
+
+
+def test_the_rate_of_an_arm_is_the_best_on_the_machines_of_the_tuning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = {"grpo": [{"lr": 1e-4, "pass_at_1": 0.2}, {"lr": 5e-4, "pass_at_1": 0.4}, {"lr": 1e-3, "pass_at_1": 0.3}]}
+    (tmp_path / "rates.json").write_text(json.dumps(tuned))
+    monkeypatch.setattr(runs, "RATES_PATH", tmp_path / "rates.json")
+    assert chosen_rate(BY_NAME["grpo"]) == 5e-4
+    with pytest.raises(SystemExit, match="no learning rate was chosen for echo"):
+        chosen_rate(BY_NAME["echo"])
 
 
 def test_a_claim_holds_only_where_the_interval_leaves_out_zero() -> None:
-    assert CLAIMS.verdict(Estimate(0.1, 0.05, 0.15), wanted=1) == "holds"
-    assert CLAIMS.verdict(Estimate(0.1, 0.05, 0.15), wanted=-1) == "the opposite holds"
-    assert CLAIMS.verdict(Estimate(0.1, -0.05, 0.25), wanted=1) == "no difference seen"
-    assert CLAIMS.verdict(Estimate(0.1, None, None), wanted=1) == "no difference seen"
+    assert verdict(Estimate(0.1, 0.05, 0.15), wanted=1) == "holds"
+    assert verdict(Estimate(0.1, 0.05, 0.15), wanted=-1) == "the opposite holds"
+    assert verdict(Estimate(0.1, -0.05, 0.25), wanted=1) == "no difference seen"
+    assert verdict(Estimate(0.1, None, None), wanted=1) == "no difference seen"
 
 
-def test_every_arm_is_a_config_in_the_untouched_world_and_every_comparison_has_its_arms() -> None:
-    names = {arm.name for arm in CLAIMS.ARMS}
-    assert {name for pair in CLAIMS.PAIRS for name in pair} <= names
-    assert {name for arms in CLAIMS.PICTURES.values() for name in arms} <= names
-    for arm in CLAIMS.ARMS:
-        assert arm.continues in {None, *names}
-        words = [*CLAIMS.MEASURED, *arm.overrides]
-        config = load_config(SCRIPT.parents[1] / "configs" / f"{arm.config}.yaml", words)
-        assert config.environment.toy_terminal.world_seeds == (CLAIMS.WORLD,)
+def test_every_arm_is_a_config_on_its_machine_and_every_comparison_has_its_arms() -> None:
+    assert {name for pair in PAIRS for name in pair} <= set(BY_NAME)
+    assert {name for arms in PICTURES.values() for name in arms} <= set(BY_NAME)
+    for arm in ARMS:
+        assert bool(arm.rates) != bool(arm.rate_of), "a learning rate of its own, or another arm's"
+        assert arm.continues in {None, *BY_NAME} and arm.rate_of in {None, *BY_NAME}
+        if arm.continues is None:
+            config = cell_of(arm, Place(25, 1), 1e-3, Study(Path("unused"), 1, homeless_base=Path("base"))).config
+            assert config.environment.toy_terminal is not None
+            assert config.environment.toy_terminal.world_seeds == (25,) and config.seed == 1

@@ -17,7 +17,7 @@ from tiny_run import error_of, rows, train, train_words, weights
 from echo_cli.cli.main import main
 from echo_cli.config.loader import load_config
 from echo_cli.environments.text_environment import TextEnvironment
-from echo_cli.models.tiny import model_folder
+from echo_cli.models.architecture import model_folder
 from echo_cli.runs.directory import open_run
 from echo_cli.training.session import Session
 from echo_cli.training.step_data import StepData, collect_step

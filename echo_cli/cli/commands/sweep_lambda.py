@@ -105,7 +105,7 @@ def sweep_lambda(
     fetch_model: FetchModel = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train once per λ, or named arm, and seed, and compare the runs.
+    """Train once per λ or arm, and seed, and compare the runs.
 
     Each run has its own process and folder. Repeat the command to complete a sweep: finished runs are kept, stopped
     runs resume, and a failed run does not affect the others. Tables cover all runs of the sweep's folder, which have

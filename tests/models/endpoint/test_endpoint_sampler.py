@@ -21,11 +21,12 @@ from echo_cli.config.schema import Config, OptimConfig
 from echo_cli.config.section import Grants
 from echo_cli.environments.toy import ToyWorlds
 from echo_cli.errors import EchoError, install_command
+from echo_cli.models.architecture import model_folder
 from echo_cli.models.endpoint.client import Endpoint
 from echo_cli.models.endpoint.served_policy import ServedPolicy
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import PlainRenderer
-from echo_cli.models.tiny import TinyModel, load_model, model_folder
+from echo_cli.models.tiny import TinyModel, load_model
 from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.rollout import play_policy
 from echo_cli.trajectory import Role, Trajectory

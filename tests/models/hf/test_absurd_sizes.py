@@ -16,8 +16,8 @@ import torch
 from hf_models import SIZES, make_qwen3
 from others_models import change_json
 
+from echo_cli.models.architecture import model_folder
 from echo_cli.models.hf.random_qwen3 import make_random_qwen3
-from echo_cli.models.tiny import model_folder
 
 MIB = 512
 HUGE = 10**7

@@ -1,0 +1,1 @@
+"""What `scripts/reproduce-claims` is made of: arms, their runs, how two arms are compared, and the page of figures."""

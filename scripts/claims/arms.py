@@ -1,0 +1,98 @@
+"""The arms that the claims compare: configs with overrides, and the learning rates among which each is tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
+GRPO_RATES = (1e-4, *RATES)
+FEW_RATES = (2.5e-4, 5e-4)
+"""Learning rates of which an arm gets the one that is best on the machines that arms are tuned on."""
+
+ALONE = "rollout.explorers=0"
+NEUTRAL = "objective.env_targets=other_world"
+ENV_ONLY = ("objective.use_rl=false", "objective.world_model_coeff=1")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train, on every machine and seed."""
+
+    name: str
+    label: str
+    config: str
+    overrides: tuple[str, ...] = ()
+    rates: tuple[float, ...] = ()
+    rate_of: str | None = None
+    """Arm whose learning rate it has, so that the two differ in nothing but what their overrides say."""
+    continues: str | None = None
+    """Arm from whose last checkpoint of the same machine and seed it starts."""
+    seeds: int = 2
+    """Number of the given seeds that it is trained with on each machine."""
+    homeless: bool = False
+    """Whether it starts from a base that never met a home machine."""
+
+
+GRPO = Arm("grpo", "GRPO", "toy-grpo", rates=GRPO_RATES)
+OWN = Arm("own", "ECHO, own rollouts, λ 0.3", "toy-own", rates=RATES)
+ECHO = Arm("echo", "ECHO, explorers, λ 1", "toy", rates=RATES)
+
+
+def _like(arm: Arm, name: str, change: str, *overrides: str, seeds: int = 1, homeless: bool = False) -> Arm:
+    """Return `arm` with other overrides, at the learning rate of `arm`."""
+    return replace(
+        arm,
+        name=name,
+        label=f"{arm.label}, {change}",
+        overrides=(*arm.overrides, *overrides),
+        rates=(),
+        rate_of=arm.name,
+        seeds=seeds,
+        homeless=homeless,
+    )
+
+
+def _false_targets(arm: Arm) -> tuple[Arm, ...]:
+    """Return the arms that learn false targets: exchanged between the rollouts of a step, or drawn at random."""
+    return tuple(
+        _like(arm, f"{arm.name}-{targets}", f"targets {targets}", f"objective.env_targets={targets}")
+        for targets in ("shuffled", "random")
+    )
+
+
+ARMS = (
+    GRPO,
+    Arm("grpo-kl", "GRPO, KL 0.05", "toy-grpo", ("objective.kl_coeff=0.05",), FEW_RATES),
+    Arm("grpo-hot", "GRPO, temperature 1", "toy-grpo", ("rollout.temperature=1.0",), FEW_RATES),
+    Arm("grpo-steps", "GRPO, as many environment steps as ECHO", "toy-grpo", ("rollout.tasks_per_step=19",), FEW_RATES),
+    Arm("grpo-tokens", "GRPO, as many trained tokens as ECHO", "toy-grpo", ("rollout.tasks_per_step=36",), FEW_RATES),
+    OWN,
+    ECHO,
+    Arm(
+        "own-placebo",
+        "placebo: 13 explorers elsewhere, λ 0.3",
+        "toy-own",
+        (NEUTRAL, "rollout.explorers=13"),
+        RATES,
+    ),
+    Arm("echo-placebo", "placebo: 26 explorers elsewhere, λ 1", "toy", (NEUTRAL,), RATES),
+    *_false_targets(OWN),
+    *_false_targets(ECHO),
+    replace(_like(ECHO, "env-only", "env-CE alone", *ENV_ONLY, seeds=2), label="env-CE alone, explorers"),
+    replace(
+        _like(ECHO, "env-after", "", *ENV_ONLY, seeds=2),
+        label="env-CE alone, explorers, after GRPO",
+        continues="grpo",
+    ),
+    replace(
+        _like(OWN, "own-after", "", *ENV_ONLY, seeds=2),
+        label="env-CE alone, own rollouts, after GRPO",
+        continues="grpo",
+    ),
+    replace(_like(OWN, "own-1", "", "objective.world_model_coeff=1"), label="ECHO, own rollouts, λ 1"),
+    replace(_like(ECHO, "echo-3", "", "objective.world_model_coeff=3"), label="ECHO, explorers, λ 3"),
+    replace(_like(ECHO, "echo-30", "", "objective.world_model_coeff=30"), label="ECHO, explorers, λ 30"),
+    *(_like(arm, f"homeless-{arm.name}", "base without home machines", homeless=True) for arm in (GRPO, OWN, ECHO)),
+)
+BY_NAME: Mapping[str, Arm] = {arm.name: arm for arm in ARMS}
