@@ -21,9 +21,13 @@ COMMAND = (sys.executable, "-m", "echo_cli")
 
 
 def train_words(run: Path, *words: str) -> list[str]:
-    """Return the command line that trains `run`, by default for two steps."""
+    """Return the command line that trains `run`, by default for two steps in a world of files.
+
+    A resumed run keeps its own config, which `--config` would replace.
+    """
+    config = () if {"--config", "--resume"} & {*words} else ("--config", "toy-files")
     steps = () if "--steps" in words else ("--steps", "2")
-    return ["train", "--output-dir", str(run.parent), "--run-name", run.name, *steps, *TINY, *words]
+    return ["train", "--output-dir", str(run.parent), "--run-name", run.name, *config, *steps, *TINY, *words]
 
 
 def train(run: Path, *words: str) -> int:
