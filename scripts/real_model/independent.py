@@ -1,8 +1,8 @@
 """The ECHO loss of recorded rollouts, computed from their JSON with torch and transformers alone.
 
 Nothing of echo_cli is imported, and rollouts are neither batched nor padded. The settings are those of the shipped
-`toy` config: group-normalised advantages, the clipped surrogate, a KL penalty, and token means over the step for both
-terms.
+`toy-files` config: group-normalised advantages, the clipped surrogate, a KL penalty, and token means over the step for
+both terms.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/real_model/measure_bfloat16.py "$(bash scripts/real_model/prepare)"
 
-The tokens are the outputs and actions of the first 16 held-out expert episodes of `toy`.
+The tokens are the outputs and actions of the first 16 held-out expert episodes of `toy-files`.
 """
 
 import sys
@@ -22,7 +22,7 @@ _EPISODES = 16
 def losses(folder: str, dtype: str) -> NDArray[np.float64]:
     """Return the loss of every scored token, nats."""
     words = ["model.kind=hf", f"model.path={folder}", f"model.dtype={dtype}", "device=cpu", "objective.kl_coeff=0"]
-    config = load_config("toy", words)
+    config = load_config("toy-files", words)
     policy, _ = open_policy(config)
     with open_worlds(config) as worlds:
         played = expert_pools(config, worlds, policy)["heldout"].trajectories[:_EPISODES]

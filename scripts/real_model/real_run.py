@@ -37,7 +37,7 @@ BFLOAT16 = ("model.dtype=bfloat16", "optim.lr=1e-3")
 
 def train(run: Path, *words: str) -> int:
     place = ("--output-dir", str(run.parent), "--run-name", run.name)
-    return main(["train", "--config", "toy", "--steps", "3", *place, *WORDS, *words])
+    return main(["train", "--config", "toy-files", "--steps", "3", *place, *WORDS, *words])
 
 
 def rows(run: Path) -> list[dict[str, Any]]:

@@ -102,7 +102,7 @@ def test_a_finished_run_is_measured_as_in_training(run: Path, capsys: pytest.Cap
 @pytest.fixture(scope="module")
 def exact() -> tuple[Config, TorchPolicy]:
     """The policy in float32, with an adapter that is not 0."""
-    config = load_config(find_config("toy"), [*WORDS, "model.dtype=float32"])
+    config = load_config(find_config("toy-files"), [*WORDS, "model.dtype=float32"])
     policy, _ = build_policy(config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
