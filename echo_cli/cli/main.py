@@ -83,7 +83,7 @@ app.command(
     epilog=examples(
         "eval-heldout outputs/toy-seed0",
         "eval-heldout --compare outputs/toy-seed0 outputs/toy-grpo-seed0",
-        "eval-heldout --model tiny-base --pool outputs/pool",
+        "eval-heldout --model tiny-machine --pool outputs/pool",
         configs=True,
     ),
 )(eval_heldout)

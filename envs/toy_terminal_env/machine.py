@@ -4,7 +4,7 @@ Which service is configured in which file is the machine's secret. A policy that
 command; one that does not has to search, and a cap on the lines of an episode may not leave the turns for that.
 
 Machines have three disjoint uses, each with its own seeds and service names: `evaluation` machines are trained and
-measured on, `home` machines recur in the pretraining of `tiny-base`, and `fresh` ones occur there once. No two
+measured on, `home` machines recur in the pretraining of `tiny-machine`, and `fresh` ones occur there once. No two
 evaluation or home machines have a service name in common.
 """
 
