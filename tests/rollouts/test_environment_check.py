@@ -477,7 +477,7 @@ def test_the_check_of_the_toy_terminal_prints_or_gives_json(capsys: pytest.Captu
     assert printed.err == ""
     assert "no problems found" in printed.out
     assert re.search(r"^action +\| answer: ", printed.out, re.MULTILINE)
-    assert main(["env", "check", "toy", "--json", "environment.toy_terminal.families=[key]"]) == 0
+    assert main(["env", "check", "toy", "--json", "environment.toy_terminal.families=[setting]"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["warnings"] == [] and report["reward"] == 1.0
     assert {entry["role"] for entry in report["tokens"]} >= {"context", "action", "env_output"}

@@ -108,7 +108,7 @@ def shortened(context: int) -> TorchPolicy:
 
 def config(kind: str, *words: str) -> Config:
     of_kind = ["model.kind=hf", "model.path=random-qwen3"] if kind == "hf" else []
-    return load_config(find_config("toy"), [*TINY, *of_kind, *words])
+    return load_config(find_config("toy-files"), [*TINY, *of_kind, *words])
 
 
 @pytest.fixture
