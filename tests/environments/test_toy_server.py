@@ -385,7 +385,10 @@ def test_sigterm_ends_the_server_and_its_sessions_in_order(tmp_path: Path) -> No
 def test_a_run_over_the_socket_is_the_run_in_process(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = "evaluation.heldout_rollouts=1 environment.sessions=3 environment.batch_wait_s=60".split()
+    words = "--config toy evaluation.heldout_rollouts=1 environment.sessions=3 environment.batch_wait_s=60".split()
+    words += [
+        "environment.toy_terminal.families=[setting]"
+    ]  # one of the default's two: held-out tasks are played twice
     assert train(tmp_path / "here", *words) == 0
     monkeypatch.setenv("ECHO_SERVER_TOKEN", TOKEN)
     there = [f"environment.url={url}", "environment.headers.Authorization=Bearer ${ECHO_SERVER_TOKEN}"]
