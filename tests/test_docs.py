@@ -183,7 +183,7 @@ def test_every_command_s_help_has_an_example_that_is_one_of_its_command_lines(na
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train"], ["qwen3-0.6b, qwen3-8b-lora", "objective.world_model_coeff", "(toy: 1)", "Continue the run"]),
+        (["train"], ["qwen3-0.6b, qwen3-8b-lora", "objective.world_model_coeff", "(toy: 3)", "Continue the run"]),
         (
             ["sweep-lambda"],
             ["toy-own, toy-world-model", "No result depends on it", "With more --steps, runs continue"],

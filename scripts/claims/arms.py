@@ -36,7 +36,7 @@ class Arm:
 
 GRPO = Arm("grpo", "GRPO", "toy-grpo", rates=GRPO_RATES)
 OWN = Arm("own", "ECHO, own rollouts, λ 0.3", "toy-own", rates=RATES)
-ECHO = Arm("echo", "ECHO, explorers, λ 1", "toy", rates=RATES)
+ECHO = Arm("echo", "ECHO, explorers, λ 3", "toy", rates=RATES)
 
 
 def _like(arm: Arm, name: str, change: str, *overrides: str, seeds: int = 1, homeless: bool = False) -> Arm:
@@ -65,8 +65,8 @@ ARMS = (
     GRPO,
     Arm("grpo-kl", "GRPO, KL 0.05", "toy-grpo", ("objective.kl_coeff=0.05",), FEW_RATES),
     Arm("grpo-hot", "GRPO, temperature 1", "toy-grpo", ("rollout.temperature=1.0",), FEW_RATES),
-    Arm("grpo-steps", "GRPO, as many environment steps as ECHO", "toy-grpo", ("rollout.tasks_per_step=19",), FEW_RATES),
-    Arm("grpo-tokens", "GRPO, as many trained tokens as ECHO", "toy-grpo", ("rollout.tasks_per_step=36",), FEW_RATES),
+    Arm("grpo-steps", "GRPO, as many environment steps as ECHO", "toy-grpo", ("rollout.tasks_per_step=25",), FEW_RATES),
+    Arm("grpo-tokens", "GRPO, as many trained tokens as ECHO", "toy-grpo", ("rollout.tasks_per_step=48",), FEW_RATES),
     OWN,
     ECHO,
     Arm(
@@ -76,7 +76,7 @@ ARMS = (
         (NEUTRAL, "rollout.explorers=13"),
         RATES,
     ),
-    Arm("echo-placebo", "placebo: 26 explorers elsewhere, λ 1", "toy", (NEUTRAL,), RATES),
+    Arm("echo-placebo", "placebo: 52 explorers elsewhere, λ 3", "toy", (NEUTRAL,), RATES),
     *_false_targets(OWN),
     *_false_targets(ECHO),
     replace(_like(ECHO, "env-only", "env-CE alone", *ENV_ONLY, seeds=2), label="env-CE alone, explorers"),
@@ -91,8 +91,8 @@ ARMS = (
         continues="grpo",
     ),
     replace(_like(OWN, "own-1", "", "objective.world_model_coeff=1"), label="ECHO, own rollouts, λ 1"),
-    replace(_like(ECHO, "echo-3", "", "objective.world_model_coeff=3"), label="ECHO, explorers, λ 3"),
     replace(_like(ECHO, "echo-30", "", "objective.world_model_coeff=30"), label="ECHO, explorers, λ 30"),
+    replace(_like(ECHO, "echo-300", "", "objective.world_model_coeff=300"), label="ECHO, explorers, λ 300"),
     *(_like(arm, f"homeless-{arm.name}", "base without home machines", homeless=True) for arm in (GRPO, OWN, ECHO)),
 )
 BY_NAME: Mapping[str, Arm] = {arm.name: arm for arm in ARMS}

@@ -40,7 +40,7 @@ PICTURES: Mapping[str, tuple[str, ...]] = {
     "false-targets": ("own", "own-shuffled", "own-random", "echo-shuffled", "echo-random"),
     "grpo": GRPO_ARMS,
     "verifier-off": ("env-only", "env-after", "own-after"),
-    "lambda": ("own", "own-1", "echo", "echo-3", "echo-30"),
+    "lambda": ("own", "own-1", "echo", "echo-30", "echo-300"),
     "base": ("homeless-grpo", "homeless-own", "homeless-echo"),
 }
 
@@ -159,7 +159,7 @@ def _verifier_off(arms: Arms) -> list[str]:
 
 def _large_lambda(arms: Arms) -> list[str]:
     lines = ["### 5. Too large a λ collapses", ""]
-    for name in ("own", "own-1", "echo", "echo-3", "echo-30"):
+    for name in ("own", "own-1", "echo", "echo-30", "echo-300"):
         if name in arms:
             of = arms[name]
             warned = sum(

@@ -47,7 +47,7 @@ Coeff = Annotated[
     str | None,
     typer.Option(
         "--lambda",
-        help="Weight λ of the env term, objective.world_model_coeff. Default: the config's (toy: 1).",
+        help="Weight λ of the env term, objective.world_model_coeff. Default: the config's (toy: 3).",
         metavar="X",
     ),
 ]
