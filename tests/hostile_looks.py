@@ -358,7 +358,7 @@ class HostileSet:
             self._looked[look, allowed] = self.run(*filled, stdin=look.stdin, until_marked=allowed)
         return self._looked[look, allowed]
 
-    def run(self, *words: str, stdin: str = "", limit_s: float = 60.0, until_marked: bool = False) -> Marks:
+    def run(self, *words: str, stdin: str = "", until_marked: bool = False) -> Marks:
         """Run a command in the folder with the shadowing modules, and find what it did.
 
         Args:
@@ -374,7 +374,7 @@ class HostileSet:
         inputs.found()
         before, asked = snapshot(self.root), len(self.recorder.requests)
         until = inputs.markers if until_marked else None
-        seen = self.watched.run(*words, cwd=folder, stdin=stdin, limit_s=limit_s, until=until)
+        seen = self.watched.run(*words, cwd=folder, stdin=stdin, until=until)
         requests = self.recorder.requests[asked:]
         changed = changed_files(before, self.root)
         written = [path for path in changed if path.parent != inputs.markers and path.is_file()]
