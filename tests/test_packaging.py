@@ -72,13 +72,15 @@ def test_the_wheel_ships_the_templates_the_style_and_the_script_of_reports(wheel
     assert {f"echo_cli/reports/{path.relative_to(reports)}" for path in files} <= wheel_names
 
 
-def test_the_wheel_ships_configs_and_the_tiny_base_model_inside_the_package(wheel_names: set[str]) -> None:
+def test_the_wheel_ships_configs_and_the_models_inside_the_package(wheel_names: set[str]) -> None:
     configs = {f"echo_cli/configs/{path.relative_to(ROOT / 'configs')}" for path in (ROOT / "configs").rglob("*.yaml")}
     weights = {
-        f"echo_cli/models/tiny_base/{path.name}"
-        for path in (ROOT / "echo_cli" / "models" / "tiny_base").glob("*")
+        f"echo_cli/models/{folder}/{path.name}"
+        for folder in ("tiny_base", "tiny_machine")
+        for path in (ROOT / "echo_cli" / "models" / folder).glob("*")
         if path.suffix in {".safetensors", ".json", ".md"}
     }
+    assert len(weights) == 10
     assert configs | weights <= wheel_names
 
 
