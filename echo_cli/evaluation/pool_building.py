@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,10 +96,12 @@ def build_pool(
             actor, temperature = Actor(kind="expert" if recipe.actor == "expert" else "explorer"), None
             scripts = _scripts(worlds, tasks, recipe)
             on_start()
-            source: Source = "expert" if recipe.actor == "expert" else "explorer"
-            trajectories = play_scripts(
-                renderer, worlds, scripts, limits, source, world_model_only=source == "explorer"
-            )
+            explored = recipe.actor == "explorer"
+            trajectories = [
+                trajectory
+                for source, of_source in scripts.items()
+                for trajectory in play_scripts(renderer, worlds, of_source, limits, source, world_model_only=explored)
+            ]
     solved_at = config.evaluation.solved_at
     if recipe.only_solved:
         trajectories = [trajectory for trajectory in trajectories if (trajectory.reward or 0.0) >= solved_at]
@@ -191,8 +193,10 @@ def _sample(
     return sorted(whole, key=lambda trajectory: order[trajectory.task_id])
 
 
-def _scripts(worlds: TaskSuite, tasks: Sequence[Task], recipe: Recipe) -> Sequence[tuple[Task, Sequence[str]]]:
-    """Return the scripts of the rollouts, in task order; explorers draw from a generator used only for pools.
+def _scripts(worlds: TaskSuite, tasks: Sequence[Task], recipe: Recipe) -> Mapping[Source, list[tuple[Task, list[str]]]]:
+    """Return the scripts of the rollouts by their source; explorers draw from a generator used only for pools.
+
+    The expert's pool has the commands reserved for it, as the pool of a run on these tasks has (`expert_pool`).
 
     Raises:
         EchoError: no task has a known solution, or explorers have no actions to draw from.
@@ -201,10 +205,10 @@ def _scripts(worlds: TaskSuite, tasks: Sequence[Task], recipe: Recipe) -> Sequen
         solved = expert_scripts(worlds, tasks)
         if not solved:
             raise EchoError("no task has a known solution", "list solutions under `actions` in environment.tasks")
-        return solved
+        return {"expert": solved, "explorer": worlds.reserved(tasks)}
     count, rng = recipe.config.rollout.explorer_commands, generator(recipe.config.seed, "pool/explorer")
     scripts = [(task, worlds.explorer(task, count, rng)) for task in tasks for _ in range(recipe.rollouts)]
     if not any(lines for _, lines in scripts):
         tip = "list actions in environment.explorer that solve no validation or held-out task"
         raise EchoError("explorers have no actions to draw from", tip)
-    return scripts
+    return {"explorer": scripts}

@@ -278,8 +278,8 @@ def test_the_table_of_a_score(explored: Path, dream: Dream) -> None:
 
 def test_another_pool_is_scored(finished: Path, tmp_path: Path, dream: Dream) -> None:
     pool = tmp_path / "wrong-turns"
-    build = ["pool", "build", str(pool), "--actor", "explorer", "environment.toy_terminal.world_seeds=[7]"]
-    assert main([*build, "rollout.explorer_commands=2"]) == 0
+    build = ["pool", "build", str(pool), "--config", "toy-files", "--actor", "explorer"]
+    assert main([*build, "environment.toy_terminal.world_seeds=[7]", "rollout.explorer_commands=2"]) == 0
     found = json.loads(dream(finished, "--score", "6", "--max-tokens", "8", "--pool", str(pool), "--json")[1])
     assert found["pool"] == "wrong-turns" and found["scored"]["novel"] == 6
 

@@ -249,7 +249,7 @@ def test_a_pool_from_a_folder_is_one_more_column(
     evaluate: Evaluate, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pool = tmp_path / "mine"
-    assert main(["pool", "build", str(pool), "--split", "validation", "threads=1"]) == 0
+    assert main(["pool", "build", str(pool), "--config", "toy-files", "--split", "validation", "threads=1"]) == 0
     result = evaluate(finished, "--pool", str(pool))
     assert result["after"]["mine/env_ce"] != result["after"]["heldout/env_ce"]
     capsys.readouterr()

@@ -136,7 +136,7 @@ def test_one_evaluation_of_a_run_can_be_looked_at(run: Path, capsys: pytest.Capt
 
 def test_a_pool_is_verified_and_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pool = tmp_path / "pool"
-    assert main(["pool", "build", str(pool), "--split", "validation", "--json"]) == 0
+    assert main(["pool", "build", str(pool), "--config", "toy-files", "--split", "validation", "--json"]) == 0
     contents = json.loads(capsys.readouterr().out)["manifest"]["contents"]
     found = as_json(capsys, pool)
     assert found["trajectories"] == contents["trajectories"]

@@ -174,7 +174,7 @@ def test_the_hub_is_asked_on_request_and_a_line_says_so(
     name_model(run, HUB_NAME)
     pool = run.parent / "pool"
     if "{pool}" in command:
-        assert main(["pool", "build", str(pool), "environment.toy_terminal.families=[key]"]) == 0
+        assert main(["pool", "build", str(pool), "environment.toy_terminal.families=[setting]"]) == 0
         capsys.readouterr()
     assert main(_words(command.replace("{pool}", str(pool)), run)) == 2
     assert any(HUB_NAME in path for path in hub)

@@ -26,6 +26,7 @@ from echo_cli.runs.directory import open_run
 from echo_cli.runs.pool_folder import read_pool, write_pool
 from echo_cli.trajectory import Role, Segment, Trajectory, Turn
 
+FILES = ("--config", "toy-files")
 HOSTILE = "a\x1b[2J\r\u202eb\x9b31m[bold]c[/bold]\x00\naction | rm\n"
 
 
@@ -47,23 +48,30 @@ def _fails(capsys: pytest.CaptureFixture[str], *words: str, code: int = 2) -> tu
     return error_of(captured.err)
 
 
-@pytest.fixture(scope="module")
-def policy() -> TorchPolicy:
-    return build_policy(load_config(find_config("toy"), ["threads=1", "device=cpu"]))[0]
+def _policy(config: str) -> TorchPolicy:
+    return build_policy(load_config(find_config(config), ["threads=1", "device=cpu"]))[0]
 
 
 # --- Scripts ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("words", "name"), [([], "heldout"), (["--split", "validation"], "validation"), (["--ood"], "ood")]
+    ("config_name", "words", "name"),
+    [
+        ("toy", [], "heldout"),  # the default config
+        ("toy-files", [*FILES], "heldout"),
+        ("toy-files", [*FILES, "--split", "validation"], "validation"),
+        ("toy-files", [*FILES, "--ood"], "ood"),
+    ],
 )
 def test_an_expert_pool_is_the_pool_that_a_run_is_measured_on(
-    words: list[str], name: str, policy: TorchPolicy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config_name: str, words: list[str], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = _build(capsys, tmp_path / "pool", *words)
-    config = load_config(find_config("toy"))
-    in_run = expert_pools(config, ToyWorlds((0,), (101, 102), 5), policy)[name]
+    config, policy = load_config(find_config(config_name)), _policy(config_name)
+    kind, turns = ("machine", 2) if config_name == "toy" else ("files", 5)
+    worlds = ToyWorlds((0,), (101, 102), turns, kind=kind)
+    in_run = expert_pools(config, worlds, policy)[name]
     loaded = load_pool(tmp_path / "pool", policy.renderer)
     assert loaded.spans == in_run.spans
     found = [predict(policy, pool, tokens_of(pool, (), policy.tokenizer)) for pool in (loaded, in_run)]
@@ -76,12 +84,12 @@ def test_an_expert_pool_is_the_pool_that_a_run_is_measured_on(
 
 
 def test_explorers_draw_from_the_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--actor", "explorer", "--rollouts", "2", "--split", "validation"]
+    words = [*FILES, "--actor", "explorer", "--rollouts", "2", "--split", "validation"]
     one, again = (_build(capsys, tmp_path / name, *words) for name in ("one", "again"))
     other = _build(capsys, tmp_path / "other", *words, "--seed", "1")
     assert one["sha256"] == again["sha256"] != other["sha256"]
     assert (one["provenance"]["seed"], other["provenance"]["seed"]) == (0, 1)
-    config = load_config(find_config("toy"))
+    config = load_config(find_config("toy-files"))
     tasks = ToyWorlds((0,), (), 5).tasks.validation
     _, played = read_pool(tmp_path / "one")
     assert [trajectory.task_id for trajectory in played] == [task.task_id for task in tasks for _ in range(2)]
@@ -111,8 +119,9 @@ def test_a_checkpoint_plays_the_same_pool_again(
     assert more["provenance"]["actor"] == actor
     assert (more["provenance"]["temperature"], more["provenance"]["rollouts_per_task"]) == (0.6, 2)
     # The run's own config is used, not the default one.
+    assert more["provenance"]["environment"]["toy_terminal"]["kind"] == "files"
     assert more["provenance"]["environment"]["toy_terminal"]["ood_world_seeds"] == []
-    tokenizer = build_policy(load_config(find_config("toy")))[0].tokenizer
+    tokenizer = build_policy(load_config(find_config("toy-files")))[0].tokenizer
     assert load_pool(tmp_path / "more", PlainRenderer(tokenizer)).trajectories[0].segments[1].logprobs is None
     for manifest in (one, more):
         assert "/" not in json.dumps(manifest) and str(tmp_path) not in json.dumps(manifest)
@@ -121,7 +130,7 @@ def test_a_checkpoint_plays_the_same_pool_again(
 def test_only_solved_rollouts_are_kept_and_other_worlds_can_be_played(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--config", "toy", "--ood", "--actor", str(finished), "environment.toy_terminal.ood_world_seeds=[7]"]
+    words = [*FILES, "--ood", "--actor", str(finished), "environment.toy_terminal.ood_world_seeds=[7]"]
     manifest = _build(capsys, tmp_path / "solved", *words, "--checkpoint", "latest", "--only-solved")
     _, played = read_pool(tmp_path / "solved")
     assert {trajectory.reward for trajectory in played} == {1.0}
@@ -216,7 +225,7 @@ def test_no_command_prints_the_help_and_fails(capsys: pytest.CaptureFixture[str]
 
 def _hostile_pool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     """Write a pool with hostile text in outputs, channels and task id."""
-    _build(capsys, tmp_path / "plain")
+    _build(capsys, tmp_path / "plain", *FILES)
     manifest, _ = read_pool(tmp_path / "plain")
     segments = (
         Segment(Role.CONTEXT, "task: x\n$ ", (1, 2)),
@@ -226,7 +235,7 @@ def _hostile_pool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     )
     turn = Turn("cat a", HOSTILE, 0, valid_action=True, clean_parse=True)
     played = Trajectory("\x1b]0;t\x07\nt", "g", segments, (turn,), None, "script_end", "expert")
-    config = load_config(find_config("toy"))
+    config = load_config(find_config("toy-files"))
     tokenizer = build_policy(config)[0].tokenizer
     write_pool(tmp_path / "hostile", [played], tokenizer, manifest.provenance)
     return tmp_path / "hostile"
@@ -234,7 +243,7 @@ def _hostile_pool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 
 def test_show_prints_the_manifest_and_an_episode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pool = tmp_path / "heldout-expert"
-    manifest = _build(capsys, pool)
+    manifest = _build(capsys, pool, *FILES)
     assert main(["pool", "show", str(pool), "--episode", "1"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
@@ -243,7 +252,7 @@ def test_show_prints_the_manifest_and_an_episode(tmp_path: Path, capsys: pytest.
     for text in ("heldout-expert", manifest["sha256"], f"{share:.1%}", f"{contents['pairs']} (command, output) pairs"):
         assert text in captured.out
     _, transcript = captured.out.split("\n\nw0-")
-    config = load_config(find_config("toy"))
+    config = load_config(find_config("toy-files"))
     worlds = ToyWorlds((0,), (), 5)
     task = worlds.tasks.heldout[0]
     tokenizer = build_policy(config)[0].tokenizer
@@ -274,7 +283,7 @@ def test_hostile_text_is_shown_and_does_nothing(tmp_path: Path, capsys: pytest.C
 
 def test_show_refuses_what_is_not_there_or_was_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pool = tmp_path / "pool"
-    _build(capsys, pool)
+    _build(capsys, pool, *FILES)
     message, tip = _fails(capsys, "show", str(pool), "--episode", "52")
     assert "has no trajectory 52" in message and tip == "choose one from 1 to 51"
     assert "does not exist" in _fails(capsys, "show", str(tmp_path / "nowhere"))[0]

@@ -60,9 +60,9 @@ Arms = Annotated[
     list[str] | None,
     typer.Option(
         "--arm",
-        help="Named arm, trained with every seed as each λ is: a name and its config overrides. Repeatable. Overrides "
-        "before the first --arm are of every run.",
-        metavar="NAME KEY=VALUE ...",
+        help="Named arm, trained with every seed as each λ is: a name and config overrides, KEY=VALUE. Repeatable. "
+        "Overrides before the first --arm are of every run.",
+        metavar="NAME OVERRIDES",
     ),
 ]
 Jobs = Annotated[
