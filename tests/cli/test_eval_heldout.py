@@ -212,8 +212,11 @@ def test_every_value_has_its_interval_and_stands_beside_the_baselines(evaluate: 
     assert "env_ce" not in headlines["gzip"]
     assert len({entry["tokens"] for entry in headlines.values()}) == 1
     assert {entry["group"] for entry in result["measurements"]} == {
-        *("headline", "role", "command", "exit_status", "pair", "position", "copyable")
+        *("headline", "lines", "role", "command", "exit_status", "pair", "position", "copyable")
     }
+    parts = [entry for entry in result["measurements"] if (entry["group"], entry["model"]) == ("lines", "policy")]
+    assert {entry["key"] for entry in parts} == {"shown", "unshown"}
+    assert sum(entry["tokens"] for entry in parts) == headlines["policy"]["tokens"]
 
 
 def test_a_run_at_its_start_has_uniform_baselines_and_says_so(evaluate: Evaluate, finished: Path) -> None:
