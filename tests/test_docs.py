@@ -107,10 +107,19 @@ def _check_ours(words: Sequence[str]) -> None:
     _, context = _parsed(words)
     arguments = [word for value in context.params.values() if isinstance(value, list | tuple) for word in value]
     assert not [word for word in arguments if str(word).startswith("--")], "unknown options"  # a sweep accepts them
-    config = configs_folder() / f"{context.params.get('config') or 'toy'}.yaml"
+    named = str(context.params.get("config") or "toy")
+    config = configs_folder() / f"{named}.yaml"
+    assert config.is_file() or named.endswith(".yaml"), f"no shipped config is called {named}"
     overrides = [word for word in arguments if OVERRIDE.match(str(word))]
     if overrides and config.is_file() and not context.params.get("model"):
         load_config(config, overrides)
+
+
+def _trainings(page: Path) -> list[list[str]]:
+    """Return the command lines of a page that train, except those with a config or traces of the reader's own."""
+    lines = [words for line in _command_lines(page) for words in _ours(line) if words and words[0] in DRY_RUNS]
+    own = re.compile(r"mine\.yaml|traces\.path=|--dry-run|outputs/")
+    return [words for words in lines if not own.search(shlex.join(words))]
 
 
 def _check_python(words: Sequence[str]) -> None:
@@ -223,6 +232,15 @@ def test_every_command_of_ours_in_a_page_has_its_options(page: Path) -> None:
     for line in _command_lines(page):
         for words in _ours(line):
             _check_ours(words)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != README and _trainings(page)], ids=_named)
+def test_the_plan_of_every_training_in_a_page_can_be_made(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in _trainings(page):
+        assert main([*words, "--dry-run", "--json"]) == 0, f"{shlex.join(words)}\n{capsys.readouterr().err}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_named)
