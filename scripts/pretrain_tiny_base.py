@@ -126,7 +126,7 @@ CARD = """# tiny-base
 
 A decoder-only transformer of {parameters:,} parameters ({hidden} wide, {layers} layers, {heads} heads; RoPE, LayerNorm,
 QK-norm, ReLU, width-3 causal convolution) with a byte-level BPE of {vocab_size} entries. It serves as the pretrained
-model of echo-cli's toy runs: it can act in a toy terminal, but does not know the world of the run.
+model of echo-cli's runs in toy worlds of kind `files`: it can act there, but does not know the world of the run.
 
 - **Data**: scripted episodes in random toy worlds with seeds from {first_world_seed:,} up, {demonstrations_per_step}
   per step. In {explorer_share:.0%} of them the actor explores without a goal; in half of the others it searches for the
