@@ -385,7 +385,7 @@ def test_without_httpx_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
 def run_words(server: StandInEndpoint, weights: Path, *words: str) -> list[str]:
     sampler = {"kind": "openai", "url": server.url, "model": "policy", "sync": "sglang", "weights": str(weights)}
     return [
-        *("model.kind=hf", "model.path=tiny-for-the-test", "sampler.timeout_s=0.5", "rollout.temperature=0.8"),
+        *("model.kind=hf", "model.path=tiny-for-the-test", "sampler.timeout_s=4", "rollout.temperature=0.8"),
         *(f"sampler.{key}={value}" for key, value in sampler.items()),
         *words,
     ]
