@@ -42,6 +42,7 @@ FOLDERS = (ROOT, ROOT / "echo_cli", ROOT / "echo_cli" / "training" / "trackers",
 """Folders that paths of source files in the documentation may be relative to, besides the page's own folder."""
 OUR_FOLDERS = {"configs", "docs", "envs", "scripts", "tests"}
 TEXTS = {"", ".json", ".py", ".yaml"}
+TOY_LAMBDA = f"(toy: {load_config('toy').objective.world_model_coeff:g})"
 
 
 def _named(path: Path) -> str:
@@ -192,7 +193,7 @@ def test_every_command_s_help_has_an_example_that_is_one_of_its_command_lines(na
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train"], ["qwen3-0.6b, qwen3-8b-lora", "objective.world_model_coeff", "(toy: 3)", "Continue the run"]),
+        (["train"], ["qwen3-0.6b, qwen3-8b-lora", "objective.world_model_coeff", TOY_LAMBDA, "Continue the run"]),
         (
             ["sweep-lambda"],
             ["toy-own, toy-world-model", "No result depends on it", "With more --steps, runs continue"],
