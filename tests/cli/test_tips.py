@@ -50,7 +50,7 @@ MISTAKES = {
     # values of the config
     "train preset=papr": "did you mean 'paper'?",
     "train objective.advantage=grpo": "did you mean 'group_norm'?",
-    "train objective.schedule=sine": "did you mean 'linear'?",
+    "train objective.schedule=sine": "did you mean 'cosine'?",
     "train --device gpu": "did you mean 'cuda'?",
     "train --device cuda:0": "did you mean 'cuda'?",
     "train track=tensorbord": "did you mean 'tensorboard'?",
