@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from pool_samples import AWKWARD, ORIGIN, OTHER, PLAIN, PLAIN_OTHER, TOKENIZER, printed
-from tiny_run import error_of, rows
+from tiny_run import error_of, rows, train
 
 from echo_cli.cli.main import main
 from echo_cli.config.loader import find_config, load_config
@@ -171,21 +171,23 @@ def test_a_model_does_not_differ_from_a_copy_of_it(evaluate: Evaluate, place: Pa
 
 
 def test_the_start_of_a_run_and_its_checkpoint_are_measured_as_the_run_measures_them(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["pool", "build", str(tmp_path / "expert"), "threads=1"]) == 0
-    checkpoint = finished / "checkpoints" / "step_000004"
+    run, files = tmp_path / "run", ["--config", "toy-files"]  # of a machine, a run's pool has reserved commands too
+    assert train(run, "--steps", "1", *files) == 0
+    assert main(["pool", "build", str(tmp_path / "expert"), "threads=1", *files]) == 0
+    checkpoint = run / "checkpoints" / "step_000001"
     capsys.readouterr()
     words = ["--model", "tiny-base", "--model", str(checkpoint), "--pool", str(tmp_path / "expert"), "threads=1"]
     assert main(["eval-heldout", *words, "--json"]) == 0
     captured = capsys.readouterr()
     before, after = json.loads(captured.out)["models"]
-    start = rows(finished)[0]
+    start = rows(run)[0]
     for name in ("env_ce", "env_bits_per_byte", "token_accuracy"):
         assert before[f"expert/{name}"] == pytest.approx(start[f"heldout/{name}"], abs=1e-6)
-    assert (before["model"], after["model"]) == ("tiny-base", "step_000004")
+    assert (before["model"], after["model"]) == ("tiny-base", "step_000001")
     assert after["expert/env_ce"] != before["expert/env_ce"]
-    assert [line.split(":")[0] for line in captured.err.splitlines()] == ["model tiny-base", "model step_000004"]
+    assert [line.split(":")[0] for line in captured.err.splitlines()] == ["model tiny-base", "model step_000001"]
 
 
 # --- The same text ---------------------------------------------------------------------------------------------------
@@ -362,7 +364,7 @@ def test_a_hostile_name_is_shown_and_does_nothing(
         (["--pool", "expert", "--model", "one/step_000002"], "--model one/step_000002 is given twice", "once"),
         (["--pool", "expert", "--model", "./one/step_000002/"], "is given twice", "once"),
         (["--pool", "expert", "--model", "one"], "one is not a model: it has no config.json", "a hub id such as"),
-        (["--pool", "expert", "--model", "one/step_3"], "no model one/step_3: it does not exist", "tiny-base"),
+        (["--pool", "expert", "--model", "one/step_3"], "no model one/step_3: it does not exist", "tiny-machine"),
         (["--pool", "expert", "--model", "expert/manifest.json"], "manifest.json: not a folder", "tiny-base"),
         (["--pool", "expert", "--model", "/nowhere/x"], "no model /nowhere/x: it does not exist", "tiny-base"),
         (["--pool", "expert", "rollout.temperature=1"], "rollout.temperature has no effect with", "model.dtype"),
@@ -416,7 +418,7 @@ def test_the_kind_is_told_from_the_folder(place: Path, tmp_path: Path, monkeypat
         (tmp_path / name / file).write_text(text)
     assert [kind_of(path) for path in ("qwen", str(tmp_path / "adapter"))] == ["hf", "hf"]
     assert [kind_of(path) for path in ("gpt2", "Qwen/Qwen3-0.6B", RANDOM_QWEN3)] == ["hf", "hf", "hf"]
-    assert [kind_of(path) for path in ("tiny-base", str(place / "other"))] == ["tiny", "tiny"]
+    assert [kind_of(path) for path in ("tiny-base", "tiny-machine", str(place / "other"))] == ["tiny"] * 3
     with pytest.raises(EchoError, match=r"broken/config.json: not JSON"):
         kind_of("broken")
     # A hub id whose first part is a local folder is a mistyped path.

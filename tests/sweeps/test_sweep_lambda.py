@@ -48,6 +48,12 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "s"
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write no pictures, which take most of the time of a command that trains nothing."""
+    monkeypatch.setattr("echo_cli.reports.figure.drawn_or_reported", lambda *_: None)
+
+
 def _without_clock(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_clock(entry) for key, entry in value.items() if "seconds" not in key}
@@ -98,6 +104,7 @@ def test_a_finished_sweep_is_only_read(swept: Path, capsys: pytest.CaptureFixtur
     assert {path: path.stat().st_mtime_ns for path in swept.glob("lambda-*/**/*")} == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_unfinished_cell_is_resumed_and_its_neighbours_left(swept: Path, tmp_path: Path) -> None:
     again = _copy(swept, tmp_path)
     cut, whole = again / NAMES[3], again / NAMES[0]
@@ -136,6 +143,7 @@ def test_what_changes_the_figures_of_finished_cells_is_refused_and_they_stay_fin
     assert {path: path.read_bytes() for path in swept.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_narrower_sweep_keeps_the_results_of_the_wider_one(
     swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,7 +156,7 @@ def test_a_narrower_sweep_keeps_the_results_of_the_wider_one(
 
 
 def test_a_named_arm_is_trained_beside_the_lambdas_and_known_by_its_overrides(
-    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     again = _copy(swept, tmp_path)
     same = ("checkpoint.keep=8", "--seeds", "1", "--json")
@@ -160,12 +168,13 @@ def test_a_named_arm_is_trained_beside_the_lambdas_and_known_by_its_overrides(
 
     arm = ("--arm", "slow", "objective.world_model_coeff=0.05", "optim.lr=1e-9")
     code, out, err = run("0.05", *arm)
-    assert code == 0 and "slow, seed 1: finished" in err and "λ = 0.05, seed 1" not in err
+    assert code == 0 and "slow, seed 1: finished" in err and "λ = 0.05, seed 1" not in err and "no picture" not in err
     sweep = json.loads(out)
     assert [row["arm"] for row in sweep["rows"]] == ["0", "0.05", "slow"]
     assert sweep["rows"][2]["lambda"] == 0.05 and sweep["rows"][2]["env_ce_last_difference"]["seeds"] == 1
     assert sweep["arms"] == {"slow": list(arm[2:])} and "lr" not in sweep["config"]["optim"]
     assert load_config(again / "arm-slow-seed1" / "config.yaml").optim.lr == 1e-9
+    request.getfixturevalue("undrawn")  # the first command drew the same pictures
     for words in (("0.05",), arm, ("--arm", "slow", *reversed(arm[2:]))):  # λ alone, the arm alone, other order
         code, out, err = run(*words)
         assert (code, err) == (0, "") and {row["arm"] for row in json.loads(out)["rows"]} == {"0", "0.05", "slow"}
@@ -191,6 +200,7 @@ def test_a_sweep_keeps_out_of_a_run_and_of_other_folders(
         assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_finished_cell_is_not_passed_off_as_one_with_a_lowered_lambda(
     swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -459,18 +469,20 @@ def _differences(a: Any, b: Any, prefix: str = "") -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("words", "changed", "probe", "played"),
+    ("name", "words", "changed", "probe", "played"),
     [
-        ((), {".probe_every", ".evaluation.pass_every"}, 10, 10),
-        (("evaluation.every=3",), {".probe_every", ".evaluation.pass_every"}, 10, 3),
-        (("probe_every=0", "evaluation.pass_every=20"), set(), 0, 20),
-        (("probe_every=7",), {".evaluation.pass_every"}, 7, 10),
+        ("toy-files", (), {".probe_every", ".evaluation.pass_every"}, 10, 10),
+        ("toy-files", ("evaluation.every=3",), {".probe_every", ".evaluation.pass_every"}, 10, 3),
+        ("toy-files", ("probe_every=0", "evaluation.pass_every=20"), set(), 0, 20),
+        ("toy-files", ("probe_every=7",), {".evaluation.pass_every"}, 7, 10),
+        ("toy", ("evaluation.every=10", "evaluation.pass_every=10"), {".probe_every"}, 10, 10),
+        ("toy", ("evaluation.every=3",), {".probe_every", ".evaluation.pass_every"}, 10, 3),
     ],
 )
 def test_a_cell_is_its_config_with_probes_and_more_plays(
-    words: tuple[str, ...], changed: set[str], probe: int, played: int
+    name: str, words: tuple[str, ...], changed: set[str], probe: int, played: int
 ) -> None:
-    source = find_config("toy")
+    source = find_config(name)
     plain, config = load_config(source, words), sweep_config(source, words)
     assert _differences(plain.model_dump(mode="json"), config.model_dump(mode="json")) == changed
     assert (config.probe_every, config.evaluation.pass_every) == (probe, played)
@@ -592,7 +604,8 @@ def test_arms_share_the_seeds_and_the_overrides_before_them(capsys: pytest.Captu
     assert main(["sweep-lambda", "--dry-run", "--json", "--seeds", "3", "1", *words]) == 0
     configs = [run["config"] for run in json.loads(capsys.readouterr().out)["runs"]]
     shown = [(of["objective"]["world_model_coeff"], of["steps"], of["seed"]) for of in configs]
-    assert shown == [(0.0, 3, 3), (0.0, 3, 1), (1.0, 5, 3), (1.0, 5, 1)]
+    coeff = load_config("toy").objective.base_coeff
+    assert shown == [(0.0, 3, 3), (0.0, 3, 1), (coeff, 5, 3), (coeff, 5, 1)]
     assert _planned(capsys, "0.5", "--arm", "grpo", "objective.world_model_coeff=0") == [(0.5, 0), (0.0, 0)]
 
 
