@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 240.0
 """Seconds after which a command is killed; the exit code of a killed command is None.
 
-A command takes a few seconds, and many times that on a busy machine. pytest ends a test after 300 s.
+A command takes a few seconds, and many times that on a busy machine. A test's own limit is higher.
 """
 
 _PROCESS = {"subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.fork", "os.forkpty"}
@@ -79,6 +79,7 @@ class WatchedCommands:
     def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
         self._process = process
         self._folder = folder
+        self._orders = 0
 
     def run(self, *words: str, cwd: Path, stdin: str = "", until: Path | None = None) -> Seen:
         """Run `echo-cli WORDS` in the folder `cwd`; its stdin is a file with the given text.
@@ -87,13 +88,16 @@ class WatchedCommands:
             until: folder; the command is killed once it has a file.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
-        order = {"words": words, "cwd": str(cwd), "stdin": stdin}
+        self._orders += 1
+        order = {"number": self._orders, "words": words, "cwd": str(cwd), "stdin": stdin}
         order["until"] = None if until is None else str(until)
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        assert line, f"the process that forks commands has ended: {(self._folder / 'watched.log').read_text()}"
-        answer = json.loads(line)
+        answer: dict[str, Any] = {"number": 0}
+        while answer.pop("number") != self._orders:  # the test of an earlier command may have ended before its answer
+            line = self._process.stdout.readline()
+            assert line, f"the process that forks commands has ended: {(self._folder / 'watched.log').read_text()}"
+            answer = json.loads(line)
         return Seen(
             **{name: tuple(answer.pop(name)) for name in ("started", "connected", "imported", "written")},
             output=answer.pop("output").encode("latin-1"),
@@ -193,7 +197,8 @@ def _main() -> None:
     os.dup2(2, 1)
     _import_everything()
     for line in orders:
-        answers.write(json.dumps(_watched(json.loads(line))) + "\n")
+        order = json.loads(line)
+        answers.write(json.dumps({"number": order["number"], **_watched(order)}) + "\n")
         answers.flush()
 
 

@@ -23,7 +23,7 @@ from echo_cli.sweeps.results import CellResult, results_of, with_figures
 from echo_cli.sweeps.runner import CellStatus
 from echo_cli.sweeps.tables import sweep_tables
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first test makes the inputs, with two short trainings
 
 LOOKING = {"train --dry-run", "sweep-lambda --dry-run", "inspect", "report", "plot", "export", "pool show"}
 LOOKING |= {"traces import", "traces export", "dream --list-tasks", "dream --score", "eval-heldout --rollouts 0"}
