@@ -93,8 +93,8 @@ _PANELS = (
         sweep_unit="env-CE, nats/token",
         held_out=_Series("heldout/env_ce", "held-out", {**_THICK, "zorder": 4}, marked=True),
         around=(
-            _Series("heldout/env_ce_shown", "all lines shown in training", {**_DOTTED, "zorder": 3}, marked=True),
-            _Series("heldout/env_ce_unshown", "a line never shown", {**_DASHED, "markersize": 4}, marked=True),
+            _Series("heldout/env_ce_shown", "  lines shown", {**_DOTTED, "zorder": 3}, marked=True),
+            _Series("heldout/env_ce_unshown", "  a line unshown", {**_DASHED, "markersize": 4}, marked=True),
             _Series("ood/env_ce", "OOD worlds", {**_DASHED, "zorder": 3}),
             _Series("train/env_ce", "train", {**_THIN, "zorder": 2}),
         ),
@@ -119,7 +119,7 @@ _PANELS = (
 _LEGEND_ROW = 0.24  # inches
 _NAME_LENGTH = 40
 _BEST = "best step"
-_GRPO = "held-out pass@1 of GRPO, measured before"
+_GRPO = "GRPO, λ = 0"
 
 
 def plot_run(runs: Sequence[Path], output: Path | None = None) -> Plotted:

@@ -29,18 +29,18 @@ def test_the_curve_was_measured_with_the_shipped_configs() -> None:
 def test_the_curve_is_drawn_beside_a_run_of_the_default_settings(tmp_path: Path) -> None:
     run = _run(tmp_path / "run", "threads=1", "run_name=mine", "checkpoint.every=7")
     assert reference_of(run) == [tuple(point) for point in read_json(REFERENCE_PATH)["points"]]
-    assert "of GRPO" in plot_run([run.path]).svg.read_text()
+    assert "GRPO, λ = 0" in plot_run([run.path]).svg.read_text()
 
 
 @pytest.mark.parametrize("override", ["seed=1", "steps=30", "optim.lr=2e-3", "objective.world_model_coeff=0.5"])
 def test_a_run_of_other_settings_has_no_curve(tmp_path: Path, override: str) -> None:
     run = _run(tmp_path / "run", override)
     assert reference_of(run) == []
-    assert "of GRPO" not in plot_run([run.path]).svg.read_text()
+    assert "GRPO, λ = 0" not in plot_run([run.path]).svg.read_text()
 
 
 def test_runs_that_are_compared_and_a_run_without_a_readable_config_have_no_curve(tmp_path: Path) -> None:
     run, other = _run(tmp_path / "run"), _run(tmp_path / "other")
-    assert "of GRPO" not in plot_run([run.path, other.path]).svg.read_text()
+    assert "GRPO, λ = 0" not in plot_run([run.path, other.path]).svg.read_text()
     run.config_path.write_text("steps: many")
     assert reference_of(run) == []
