@@ -53,7 +53,7 @@ model of echo-cli's runs on machines: it can act there, but does not know the ma
   home machines or with machines met once.
 - **Training**: {steps} steps; Muon for matrices (learning rate 0.02), AdamW for the rest (3e-3); weight decay 0.1; a
   constant rate, then linear decay over {decay_steps} steps once the probe of machines only read is at {enough:.0%};
-  {seconds} s on one core with torch {torch}. Rebuild with `python scripts/pretrain_tiny_machine.py`.
+  {seconds} s with one thread beside other work, torch {torch}. Rebuild with `python scripts/pretrain_tiny_machine.py`.
 - **Probe**: share of questions after which the right file is the most probable of the 16, by what the base knows of the
   machine. Loss in nats per learned token. `pretraining.json` has every row.
 
