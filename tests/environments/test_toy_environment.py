@@ -19,7 +19,7 @@ from echo_cli.environments.toy import ToyWorlds
 from echo_cli.trajectory import Role
 from toy_terminal_env.environment import ToyTerminalEnvironment, world_and_tasks
 from toy_terminal_env.models import ToyTerminalAction, ToyTerminalObservation, ToyTerminalState
-from toy_terminal_env.tasks import FAMILIES
+from toy_terminal_env.tasks import FAMILIES_OF
 
 WORLD, TASKS = world_and_tasks(0)
 TASK = next(task for task in TASKS.values() if task.family == "key" and task.split == "train")
@@ -290,8 +290,9 @@ def test_families_choose_the_tasks_of_every_split_here_and_out_of_distribution()
     for worlds in (chosen, chosen.out_of_distribution()):
         for tasks in (worlds.tasks.train, worlds.tasks.validation, worlds.tasks.heldout):
             assert {task.family for task in tasks} == {"key", "cell"}
-    everything = ToyWorlds((0,), (), 3)
-    assert {task.family for task in everything.tasks.train} == set(FAMILIES)
+    everything, machine = ToyWorlds((0,), (), 3), ToyWorlds((0,), (), 3, kind="machine")
+    assert {task.family for task in everything.tasks.train} == set(FAMILIES_OF["files"])
+    assert {task.family for task in machine.tasks.heldout} == set(FAMILIES_OF["machine"])
     assert [t for t in everything.tasks.heldout if t.family in ("key", "cell")] == list(chosen.tasks.heldout)
 
 
