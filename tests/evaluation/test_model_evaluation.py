@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from pool_samples import AWKWARD, ORIGIN, OTHER, PLAIN, PLAIN_OTHER, TOKENIZER, printed
-from tiny_run import error_of, rows, train
+from tiny_run import error_of, rows
 
 from echo_cli.cli.main import main
 from echo_cli.config.loader import find_config, load_config
@@ -171,23 +171,22 @@ def test_a_model_does_not_differ_from_a_copy_of_it(evaluate: Evaluate, place: Pa
 
 
 def test_the_start_of_a_run_and_its_checkpoint_are_measured_as_the_run_measures_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, files = tmp_path / "run", ["--config", "toy-files"]  # of a machine, a run's pool has reserved commands too
-    assert train(run, "--steps", "1", *files) == 0
-    assert main(["pool", "build", str(tmp_path / "expert"), "threads=1", *files]) == 0
-    checkpoint = run / "checkpoints" / "step_000001"
+    # Of files: on a machine, a run's pool has reserved commands too.
+    assert main(["pool", "build", str(tmp_path / "expert"), "--config", "toy-files", "threads=1"]) == 0
+    checkpoint = finished / "checkpoints" / "step_000004"
     capsys.readouterr()
     words = ["--model", "tiny-base", "--model", str(checkpoint), "--pool", str(tmp_path / "expert"), "threads=1"]
     assert main(["eval-heldout", *words, "--json"]) == 0
     captured = capsys.readouterr()
     before, after = json.loads(captured.out)["models"]
-    start = rows(run)[0]
+    start = rows(finished)[0]
     for name in ("env_ce", "env_bits_per_byte", "token_accuracy"):
         assert before[f"expert/{name}"] == pytest.approx(start[f"heldout/{name}"], abs=1e-6)
-    assert (before["model"], after["model"]) == ("tiny-base", "step_000001")
+    assert (before["model"], after["model"]) == ("tiny-base", "step_000004")
     assert after["expert/env_ce"] != before["expert/env_ce"]
-    assert [line.split(":")[0] for line in captured.err.splitlines()] == ["model tiny-base", "model step_000001"]
+    assert [line.split(":")[0] for line in captured.err.splitlines()] == ["model tiny-base", "model step_000004"]
 
 
 # --- The same text ---------------------------------------------------------------------------------------------------
