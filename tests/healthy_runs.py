@@ -1,11 +1,14 @@
-"""Recorded signals of healthy runs of the shipped defaults: `data/healthy_runs.json`.
+"""Recorded signals of healthy runs in a world of files, combined and of GRPO alone: `data/healthy_runs.json`.
 
 To record them again, from the root of the checkout:
 
+    grpo="objective.world_model_coeff=0 objective.kl_coeff=0 rollout.group_size=8"
+    grpo="$grpo optim.lr=5e-4 optim.lr_schedule=constant optim.warmup_steps=0"
     for seed in 0 1 2 3 4; do
-      for config in toy toy-grpo; do echo-cli train --config $config --seed $seed threads=1; done
+      echo-cli train --config toy-files --run-name toy-files-seed$seed --seed $seed threads=1
+      echo-cli train --config toy-files --run-name toy-files-grpo-seed$seed --seed $seed threads=1 $grpo
     done
-    python tests/healthy_runs.py outputs/toy-seed? outputs/toy-grpo-seed?
+    python tests/healthy_runs.py outputs/toy-files-seed? outputs/toy-files-grpo-seed?
 """
 
 from __future__ import annotations

@@ -295,7 +295,7 @@ COLLAPSED = {
 
 @pytest.mark.parametrize("habit", COLLAPSED)
 def test_a_policy_that_collapses_after_a_healthy_run(habit: str) -> None:
-    run = healthy_runs()["toy-seed0"]
+    run = healthy_runs()["toy-files-seed0"]
     played = {f"train/{name}": value for name, value in behaviour_metrics(play(habit)).items()}
     after = [{**run[-1], **played, "step": len(run) + number} for number in range(10)]
     found = alarms([*run, *after], SETTINGS, ROLLOUT)
@@ -306,14 +306,14 @@ def test_a_policy_that_collapses_after_a_healthy_run(habit: str) -> None:
 RUNS = healthy_runs()
 
 
-def test_the_recorded_runs_are_the_shipped_defaults_over_five_seeds() -> None:
-    assert set(RUNS) == {f"{config}-seed{seed}" for config in ("toy", "toy-grpo") for seed in range(5)}
+def test_the_recorded_runs_are_combined_and_grpo_over_five_seeds() -> None:
+    assert set(RUNS) == {f"{config}-seed{seed}" for config in ("toy-files", "toy-files-grpo") for seed in range(5)}
     assert all([row["step"] for row in run] == list(range(61)) for run in RUNS.values())
     assert FILE.stat().st_size < 60_000
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_healthy_default_run_is_silent_by_a_clear_margin(name: str) -> None:
+def test_a_healthy_run_is_silent_by_a_clear_margin(name: str) -> None:
     rollout = RolloutConfig(group_size=8 if "grpo" in name else 4, max_action_tokens=16)
     assert alarms(RUNS[name], SETTINGS, rollout) == []
     # Every bound is tightened by half, and so is the factor of change.
