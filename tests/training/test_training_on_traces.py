@@ -32,7 +32,7 @@ from echo_cli.trajectory import Role, Turn, read_trajectories
 def alone(run: Path, traces: Path, *words: str) -> int:
     steps = () if "--steps" in words else ("--steps", "4")
     place = ["--output-dir", str(run.parent), "--run-name", run.name]
-    return main(["train", *place, *steps, *ALONE, f"traces.path={traces}", *words])
+    return main(["train", "--config", "toy-files", *place, *steps, *ALONE, f"traces.path={traces}", *words])
 
 
 def beside(run: Path, traces: Path, *words: str) -> int:
@@ -261,7 +261,8 @@ def test_the_policys_rollouts_are_the_same_with_traces_and_without(mixed: Path, 
 
 
 def test_what_traces_showed_is_novel_no_more(finished: Path, tmp_path: Path) -> None:
-    assert main(["pool", "build", str(tmp_path / "pool"), "environment.toy_terminal.ood_world_seeds=[]"]) == 0
+    words = ["--config", "toy-files", "environment.toy_terminal.ood_world_seeds=[]"]
+    assert main(["pool", "build", str(tmp_path / "pool"), *words]) == 0
     file = tmp_path / "pool" / "trajectories.jsonl"
     assert beside(tmp_path / "run", file, "traces.per_step=40", "rollout.explorers=0") == 0
     found, without = rows(tmp_path / "run")[2], rows(finished)[2]
@@ -361,7 +362,11 @@ def test_a_plan_counts_traces_among_the_rollouts(traces: Path) -> None:
     ("words", "message", "tip"),
     [
         (["environment.none=true"], "environment.none is true and traces is null", "set traces.path"),
-        (["environment.none=true", "traces.path=a"], "rollout.tasks_per_step is 8", "objective.use_rl=false"),
+        (
+            ["environment.none=true", "traces.path=a", "rollout.tasks_per_step=8"],
+            "rollout.tasks_per_step is 8",
+            "objective.use_rl=false",
+        ),
         ([*ALONE, "traces.path=a", "rollout.explorers=3"], "rollout.explorers is 3", "rollout.explorers=0"),
         ([*ALONE, "traces.path=a", "objective.use_rl=true"], "objective.use_rl is true", "use_rl: false"),
         ([*ALONE, "traces.path=a", "objective.world_model_coeff=0"], "the loss is always 0", "imitation_coeff"),
@@ -435,6 +440,7 @@ def test_a_sweep_does_not_pass_off_runs_as_trained_on_other_traces(
 
     def sweep(path: Path) -> int:
         words = ["1", "--seeds", "0", "--steps", "4", "--output-dir", str(tmp_path), "--run-name", "sweep"]
+        words += ["--config", "toy-files"]
         words += ["probe_every=0", "evaluation.pass_every=60"]
         return main(["sweep-lambda", *words, *ALONE, f"traces.path={path}", "traces.imitation_coeff=0.5"])
 
