@@ -287,7 +287,7 @@ SMALL_RUN = (
     "evaluation.heldout_rollouts=0 threads=1"
 ).split()
 """Options and overrides that make the README's runs small."""
-FEW_TASKS = "environment.toy_terminal.families=[key]"
+FEW_TASKS = "environment.toy_terminal.families=[setting]"
 """Override that leaves few tasks to the run that `eval-heldout` plays again."""
 
 

@@ -532,7 +532,7 @@ def test_a_probe_in_the_config_file_stays(tmp_path: Path) -> None:
         (["--arm", "a", "run_name=x"], "arm a sets run_name"),
         (["--arm", "a", "optim.lrr=1"], "unknown key 'optim.lrr'"),
         (["--arm", "a", "--arm", "b"], "a and b have the same config"),
-        (["1", "--arm", "a"], "λ = 1 and a have the same config"),
+        (["3", "--arm", "a"], "λ = 3 and a have the same config"),
         (["0", "objective.schedule=step", "objective.schedule_values=[0.1]"], "no effect with objective.schedule"),
         (["0.1", "objective.schedule=gradient_ratio"], "no effect with objective.schedule: gradient_ratio"),
     ],

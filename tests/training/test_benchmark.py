@@ -152,10 +152,10 @@ def test_json_holds_every_variant_and_how_it_was_measured(capsys: pytest.Capture
         "sentence",
     }
     assert result["traces_left_out"] is False
-    assert (result["threads"], result["repeats"], result["lambda"], result["lambda_from_config"]) == (1, 2, 1.0, True)
+    assert (result["threads"], result["repeats"], result["lambda"], result["lambda_from_config"]) == (1, 2, 3.0, True)
     rows = {row["name"]: row for row in result["variants"]}
     assert list(rows) == ["actions_only", "lambda_zero", "one_pass", "second_pass", "explorers"]
-    assert [row["lambda"] for row in rows.values()] == [0.0, 0.0, 1.0, 1.0, 1.0]
+    assert [row["lambda"] for row in rows.values()] == [0.0, 0.0, 3.0, 3.0, 3.0]
     assert [row["rollouts"] for row in rows.values()] == [2, 2, 2, 2, 4]
     assert rows["explorers"]["tokens"] > rows["one_pass"]["tokens"] == rows["lambda_zero"]["tokens"] > 0
     for row in rows.values():

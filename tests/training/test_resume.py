@@ -155,7 +155,7 @@ def test_a_run_killed_while_it_was_made_starts(
 ) -> None:
     run = tmp_path / "run"
     _kill_while_made(run, at, monkeypatch)
-    assert train(run, "--steps", "1", *words) == 0
+    assert train(run, "--config", "toy-files", "--steps", "1", *words) == 0
     assert rows(run) == rows(short)
     assert not list(run.glob(f"{TEMPORARY}*"))
 
