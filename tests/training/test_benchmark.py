@@ -163,7 +163,7 @@ def test_json_holds_every_variant_and_how_it_was_measured(capsys: pytest.Capture
         assert set(row["update_ratio"]) == {"median", "low", "high", "min", "max"}
         assert row["step_seconds"]["median"] > row["update_seconds"]["min"] > 0
         assert row["peak_memory_bytes"] == 123_000_000
-    assert result["sentence"].startswith("λ = 1 costs ")
+    assert result["sentence"].startswith("λ = 3 costs ")
     assert "bench: repeat 2/2" in captured.err
 
 
