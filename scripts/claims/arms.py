@@ -10,7 +10,6 @@ GRPO_RATES = (1e-4, *RATES)
 FEW_RATES = (2.5e-4, 5e-4)
 """Learning rates of which an arm gets the one that is best on the machines that arms are tuned on."""
 
-ALONE = "rollout.explorers=0"
 NEUTRAL = "objective.env_targets=other_world"
 ENV_ONLY = ("objective.use_rl=false", "objective.world_model_coeff=1")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 
-from claims.runs import Measured
+from claims.runs import Measured, Place
 from echo_cli.statistics import CONFIDENCE, Estimate, mean_height, mean_over_seeds, sign_test
 from echo_cli.sweeps.results import pass_curve
 
@@ -50,7 +50,7 @@ def difference(first: Measured, second: Measured, figure: str) -> Estimate | Non
     )
 
 
-def _over_machines(values: dict) -> Estimate | None:
+def _over_machines(values: Mapping[Place, float]) -> Estimate | None:
     machines = sorted({place.machine for place in values})
     means = [fmean(value for place, value in values.items() if place.machine == machine) for machine in machines]
     return mean_over_seeds(means) if means else None

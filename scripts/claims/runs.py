@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from claims.arms import BY_NAME, Arm
 from echo_cli.cli.display.progress import sweep_progress
 from echo_cli.cli.interrupt import interruptible
 from echo_cli.config.loader import configs_folder, load_config
 from echo_cli.environments.worlds import list_tasks
-from echo_cli.files import Row, read_json, read_jsonl, write_json
+from echo_cli.files import read_json, read_jsonl, write_json
 from echo_cli.runs.directory import RunDirectory, open_run
 from echo_cli.sweeps import arms as sweep_arms
 from echo_cli.sweeps.plan import Cell
@@ -56,10 +57,14 @@ def chosen_rate(arm: Arm) -> float:
         SystemExit: the arms have not been tuned.
     """
     name = arm.rate_of or arm.name
-    tuned = read_json(RATES_PATH) if RATES_PATH.exists() else {}
+    tuned = _tuned()
     if name not in tuned:
         sys.exit(f"error: no learning rate was chosen for {name}\n  tip: run scripts/reproduce-claims --tune first")
     return max(tuned[name], key=lambda row: row["pass_at_1"])["lr"]
+
+
+def _tuned() -> Mapping[str, Any]:
+    return read_json(RATES_PATH) if RATES_PATH.exists() else {}
 
 
 def cell_of(arm: Arm, place: Place, rate: float, study: Study, name: str | None = None) -> Cell:
@@ -104,6 +109,8 @@ def train(cells: Sequence[Cell], jobs: int) -> None:
 def tune(arms: Sequence[Arm], machines: Sequence[int], study: Study) -> None:
     """Train each arm at each of its learning rates and write the held-out pass@1 at the last step to `RATES_PATH`.
 
+    The rates of arms that are not among `arms` stay there.
+
     The machines are used for nothing else, so that their held-out tasks serve as validation.
     """
     cells = {
@@ -123,7 +130,7 @@ def tune(arms: Sequence[Arm], machines: Sequence[int], study: Study) -> None:
         for arm in arms
         if arm.rates
     }
-    write_json(RATES_PATH, found)
+    write_json(RATES_PATH, {**_tuned(), **found})
 
 
 def _last_pass(cell: Cell) -> float:
@@ -172,9 +179,6 @@ class Measured:
     @property
     def machines(self) -> list[int]:
         return sorted({place.machine for place in self.results})
-
-    def rows(self) -> list[Sequence[Row]]:
-        return [result.rows for result in self.results.values()]
 
 
 def measure(arm: Arm, machines: Sequence[int], seeds: Sequence[int], study: Study) -> Measured:
