@@ -18,8 +18,8 @@ from pydantic import ValidationError
 
 from echo_cli.config.environment import PRESETS as ENVIRONMENT_PRESETS
 from echo_cli.config.environment import SOURCES
-from echo_cli.config.objective import PRESETS, preset_conflicts
 from echo_cli.config.overrides import Override, apply_overrides
+from echo_cli.config.presets import PRESETS, preset_conflicts
 from echo_cli.config.schema import Config, key_paths
 from echo_cli.config.section import is_secret, secret_in
 from echo_cli.config.tips import config_tip, key_tip, value_tip, word_tip

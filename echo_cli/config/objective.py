@@ -1,4 +1,4 @@
-"""The objective's settings and named presets: the paper, its released code, prime-rl, OpenEnv's example.
+"""The objective's settings: their values, defaults and bounds.
 
 This module imports no torch, so that reading a config stays fast.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, get_args
 
@@ -230,90 +230,3 @@ def _check_gradient_ratio(settings: ObjectiveSettings) -> None:
             "gradient_ratio_smoothing or gradient_ratio_every is out of range",
             "set smoothing in [0, 1), where 0 uses the latest measurement alone; set every to 1 step or more",
         )
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Settings that a source states: fields of ObjectiveSettings, and of `optim` (AdamW and gradient clipping)."""
-
-    objective: Mapping[str, Any]
-    optim: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def sections(self) -> dict[str, dict[str, Any]]:
-        """The preset's keys by the section of the config that holds them."""
-        return {"objective": dict(self.objective), "optim": dict(self.optim)}
-
-
-_COMMON: Mapping[str, Any] = {
-    "use_rl": True,
-    "schedule": "constant",
-    "kl_coeff": 0.0,
-    "world_loss_target": "env_output",
-}
-"""What all sources agree on: an RL term without a KL penalty, a constant λ, no loss on harness warnings."""
-
-PRESETS: Mapping[str, Preset] = {
-    # arXiv 2605.24517, text and Eq. 3.
-    "paper": Preset(
-        objective={
-            **_COMMON,
-            "world_model_coeff": 0.05,
-            "advantage": "group_norm",
-            "surrogate": "clipped",
-            "clip_low": 0.2,
-            "clip_high": 0.28,
-            "rl_normalization": "token_mean",
-            "env_normalization": "observation_tokens",
-        },
-        optim={"betas": [0.9, 0.95], "grad_clip": 0.2},
-    ),
-    # The paper's released configuration, which departs from the text: qwen3_8b_rl_wm05.yaml of its example in SkyRL.
-    "released": Preset(
-        objective={
-            **_COMMON,
-            "world_model_coeff": 0.05,
-            "advantage": "group_norm",
-            "surrogate": "clipped",
-            "clip_low": 0.2,
-            "clip_high": 0.2,
-            "rl_normalization": "sequence_mean",
-            "env_normalization": "observation_tokens",
-        },
-        optim={"betas": [0.9, 0.999], "grad_clip": 0.2, "weight_decay": 0.01},
-    ),
-    # "True Agents Model the World", as close as the clipped surrogate allows; the clip range is ours.
-    "prime": Preset(
-        objective={
-            **_COMMON,
-            "world_model_coeff": 0.1,
-            "advantage": "group_mean",
-            "surrogate": "clipped",
-            "clip_low": 0.2,
-            "clip_high": 0.28,
-            "rl_normalization": "token_mean",
-            "env_normalization": "token_mean",
-        },
-    ),
-    # OpenEnv's RFC 010 example (echo_loss in examples/echo_world_model), with its default λ and GRPO's advantages.
-    "openenv-example": Preset(
-        objective={
-            **_COMMON,
-            "world_model_coeff": 0.05,
-            "advantage": "group_norm",
-            "surrogate": "reinforce",
-            "rl_normalization": "token_mean",
-            "env_normalization": "token_mean",
-        },
-    ),
-}
-
-
-def preset_conflicts(name: str, values: Mapping[str, Any]) -> list[str]:
-    """Return the key paths among a config's `values` that differ from the preset `name`."""
-    conflicts = []
-    for section, settings in PRESETS[name].sections.items():
-        given = values.get(section)
-        if isinstance(given, Mapping):
-            conflicts += [f"{section}.{key}" for key, value in settings.items() if given.get(key, value) != value]
-    return conflicts

@@ -37,15 +37,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from echo_cli.config.objective import PRESETS, ObjectiveSettings, Preset
+from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.metrics import Metric, Metrics
 from echo_cli.objective.batch import RolloutCounts, Targets
 from echo_cli.trajectory import Role
 
 __all__ = [
-    "PRESETS",
     "ObjectiveSettings",
-    "Preset",
     "StepTotals",
     "StepWeights",
     "echo_loss",

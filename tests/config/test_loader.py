@@ -15,7 +15,8 @@ import yaml
 from echo_cli.config.environment import EnvironmentConfig, Section
 from echo_cli.config.loader import configs_folder, find_config, load_config, parse_override
 from echo_cli.config.model import ConversationConfig, ModelConfig, SamplerConfig
-from echo_cli.config.objective import PRESETS, ObjectiveSettings
+from echo_cli.config.objective import ObjectiveSettings
+from echo_cli.config.presets import PRESETS
 from echo_cli.config.schema import Config, key_paths
 from echo_cli.config.toy_terminal import ToyTerminalConfig
 from echo_cli.errors import EchoError

@@ -11,7 +11,8 @@ import torch
 from mock_lm import PAD_ID, A, C, E, W, episode
 
 from echo_cli.config.loader import load_config
-from echo_cli.config.objective import PRESETS, ObjectiveSettings
+from echo_cli.config.objective import ObjectiveSettings
+from echo_cli.config.presets import PRESETS
 from echo_cli.config.schema import Config, flat_config
 from echo_cli.objective.advantages import step_advantages
 from echo_cli.objective.batch import collate, count_rollouts, targets
