@@ -6,7 +6,7 @@ Shape suffixes: R rows, T tokens of a row, H hidden, N targets, B rollouts.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from echo_cli.objective.advantages import step_advantages
 from echo_cli.objective.batch import MicroBatch, count_rollouts, targets
 from echo_cli.objective.logprobs import Scores, target_logprobs
 from echo_cli.objective.loss import StepTotals, StepWeights, echo_loss, step_totals, step_weights
+from echo_cli.objective.selection import target_factors
 from echo_cli.trajectory import Role, Segment, Trajectory, Turn
 
 VOCABULARY = 11
@@ -86,7 +87,8 @@ def plan_step(
     trajectories: Sequence[Trajectory], settings: ObjectiveSettings, other_ranks: StepTotals | None = None
 ) -> tuple[Tensor | None, StepWeights]:
     """Return the advantages and weights of a step, which a trainer computes once."""
-    counts = count_rollouts(trajectories, settings.selected_roles, use_rl=settings.use_rl)
+    factors = target_factors(trajectories, settings)
+    counts = count_rollouts(trajectories, settings.selected_roles, use_rl=settings.use_rl, factors=factors)
     totals = step_totals(counts)
     if other_ranks is not None:
         totals = totals + other_ranks
@@ -108,6 +110,7 @@ def run_step(
     settings: ObjectiveSettings,
     coeff: float,
     temperature: float = 1.0,
+    factors: Mapping[int, Sequence[float]] | None = None,
 ) -> tuple[float, Tensor, list[Metrics]]:
     """Return the loss, the gradient as one flat vector, and the metrics of each micro-batch of a step."""
     model.zero_grad(set_to_none=False)
@@ -116,7 +119,7 @@ def run_step(
     total, parts = 0.0, []
     for micro in micros:
         logprobs_N = score(model, micro, settings, coeff, temperature).logprobs_N
-        wanted = targets(micro, settings.target_roles)
+        wanted = targets(micro, settings.target_roles).weighted(factors or {})
         reference_N = logprobs_N.detach() - 0.3 if settings.kl_coeff > 0 else None
         loss, metrics = echo_loss(logprobs_N, wanted, advantages_B, weights, settings, coeff, reference_N)
         loss.backward()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, get_args
 
@@ -92,14 +92,27 @@ class ObjectiveSettings:
     """Largest cross-entropy of a token in the env term, nats; a token above it counts as this, without a gradient."""
     env_stop_at: float | None = None
     """Probability above which a token of the env term has no gradient; its cross-entropy counts as -log of this."""
+    env_min_action_entropy: float | None = None
+    """Lowest entropy of a sampled action, nats per token, after which observations are targets of the env term.
+
+    Observations after a scripted action, and before the first action, are targets at any value. See
+    objective/selection.py.
+    """
+    env_weights: Mapping[str, float] = field(default_factory=dict)
+    """Factor on the cross-entropy of an observation token, by its channel or else its role; 1 for other names.
+
+    A token with the factor 0 is no target of the env term.
+    """
     max_length: int | None = None
     """Denominator of both `fixed_length` normalisations, tokens."""
 
     min_valid_action_fraction: float | None = None
     min_clean_parse_fraction: float | None = None
     min_correct_fraction: float | None = None
-    """Minimum reward of a rollout, 0 to 1. The three filters exclude rollouts from the env term (see
-    objective/filters.py); only this filter uses the verifier's reward."""
+    """Minimum reward of a rollout, 0 to 1. The filters exclude rollouts from the env term (see objective/filters.py);
+    only this filter and the next use the verifier's reward."""
+    max_correct_fraction: float | None = None
+    """Maximum reward of a rollout; below the reward of a solved task, only failed rollouts have an env term."""
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -111,6 +124,7 @@ class ObjectiveSettings:
         _check_numbers(self)
         _check_schedule(self)
         _check_env_term(self)
+        _check_selection(self)
 
     @property
     def base_coeff(self) -> float:
@@ -155,7 +169,8 @@ def _check_numbers(settings: ObjectiveSettings) -> None:
 
 def _check_env_term(settings: ObjectiveSettings) -> None:
     """Reject settings of the env term that are out of range or have no effect."""
-    unset: Mapping[str, Any] = {"env_targets": True, "env_every": 1, "env_loss_clip": None, "env_stop_at": None}
+    optional = ("env_loss_clip", "env_stop_at", "env_min_action_entropy", "max_correct_fraction")
+    unset: Mapping[str, Any] = {"env_targets": True, "env_every": 1, **dict.fromkeys(optional), "env_weights": {}}
     for name, default in unset.items():
         value = getattr(settings, name)
         if value != default and settings.highest_coeff == 0:
@@ -188,6 +203,70 @@ def _check_env_term(settings: ObjectiveSettings) -> None:
             f"env_loss_clip {clip} and env_stop_at {stop} leave no token a gradient",
             f"set env_loss_clip above -log(env_stop_at), {-math.log(stop):.3g} nats",
         )
+
+
+def _check_selection(settings: ObjectiveSettings) -> None:
+    """Reject a selection of the env term's targets that is out of range, has no effect or leaves no target."""
+    low, high, entropy = settings.min_correct_fraction, settings.max_correct_fraction, settings.env_min_action_entropy
+    if low is not None and high is not None and low > high:
+        raise EchoError(
+            f"min_correct_fraction {low} is above max_correct_fraction {high}: no reward is within them",
+            "lower the minimum, or set one of them to null",
+        )
+    if entropy is not None and entropy <= 0:
+        raise EchoError(
+            f"env_min_action_entropy is {entropy}: every action has as much", "set it above 0 nats per token, or null"
+        )
+    for name, value in (("env_min_action_entropy", entropy), ("max_correct_fraction", high)):
+        if value is not None and settings.env_targets == "other_world":
+            raise EchoError(
+                f"{name} has no effect with env_targets: other_world, which leaves only explorers in the env term",
+                f"set env_targets: true, or {name}: null",
+            )
+    weights, selected = settings.env_weights, {role.name.lower() for role in settings.selected_roles}
+    for name, weight in weights.items():
+        if not 0 <= weight < math.inf:
+            raise EchoError(f"env_weights.{name} is {weight}", "set a factor of 0 or more; 0 leaves the tokens out")
+        if name in _ROLES and name not in selected:
+            raise EchoError(
+                f"env_weights.{name} has no effect: the env term has no token of this role",
+                _TARGETED_BY.get(name, f"name one of the roles {', '.join(sorted(selected))}, or a channel"),
+            )
+    if all(weights.get(name) == 0 for name in selected) and not any(weights.values()):
+        raise EchoError("env_weights leave the env term no token", "set a role or a channel above 0")
+
+
+def check_selection_data(settings: ObjectiveSettings, *, sampled: bool, traced: bool) -> None:
+    """Reject a selection of the env term's targets by actions or rewards that the run's rollouts do not have.
+
+    Args:
+        sampled: whether the policy plays rollouts.
+        traced: whether the run trains on traces, which may have rewards.
+    """
+    if settings.env_min_action_entropy is not None and not sampled:
+        raise EchoError(
+            "objective.env_min_action_entropy has no effect: the policy plays no rollout, so no action has an entropy",
+            "set rollout.tasks_per_step above 0, or env_min_action_entropy: null",
+        )
+    for name in ("min_correct_fraction", "max_correct_fraction"):
+        if getattr(settings, name) is not None and sampled and not settings.use_rl:
+            raise EchoError(
+                f"objective.{name} needs rewards, and use_rl: false never calls the verifier",
+                f"set use_rl: true, or {name}: null",
+            )
+    if settings.max_correct_fraction is not None and not sampled and not traced:
+        raise EchoError(
+            "objective.max_correct_fraction has no effect: explorers have no reward and pass it",
+            "set rollout.tasks_per_step above 0, or max_correct_fraction: null",
+        )
+
+
+_ROLES = {role.name.lower() for role in Role}
+_TARGETED_BY = {
+    "warning": "set world_loss_target: all, or omit it",
+    "end": "set end_of_output: true, or omit it",
+}
+"""Tip for a role that is in the env term only with another setting."""
 
 
 def _check_schedule(settings: ObjectiveSettings) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from echo_cli.config.environment import SOURCE_KEYS, EnvironmentConfig
 from echo_cli.config.model import ConversationConfig, ModelConfig, SamplerConfig
-from echo_cli.config.objective import ObjectiveSettings
+from echo_cli.config.objective import ObjectiveSettings, check_selection_data
 from echo_cli.config.section import (
     AbsolutePath,
     Fraction,
@@ -270,6 +270,12 @@ class Config(Section):
                 f"rollout.explorers is {self.rollout.explorers} and environment.explorer is empty",
                 "list actions in environment.explorer, or set rollout.explorers=0",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_data_to_select_by(self) -> Config:
+        sampled = self.rollout.tasks_per_step > 0
+        check_selection_data(self.objective, sampled=sampled, traced=self.traces is not None)
         return self
 
     @model_validator(mode="after")

@@ -276,7 +276,7 @@ class TorchPolicy:
         temperature = step.temperature
         if imitating:
             roles, temperature = roles | {Role.ACTION}, 1.0
-        wanted = targets(micro, roles).of_rollouts(views.owners).replaced(step.misplaced)
+        wanted = targets(micro, roles).of_rollouts(views.owners).replaced(step.misplaced).weighted(step.factors)
         hidden_NH = wanted.gather(self.model(micro.token_ids_RT))
         scores = target_logprobs(
             hidden_NH,

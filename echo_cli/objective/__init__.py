@@ -15,6 +15,7 @@ __all__ = [
     "step_advantages",
     "step_totals",
     "step_weights",
+    "target_factors",
     "target_logprobs",
     "targets",
     "weigh_step",
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from echo_cli.objective.batch import bucket, collate, count_rollouts, targets
     from echo_cli.objective.logprobs import target_logprobs
     from echo_cli.objective.loss import echo_loss, step_totals, step_weights
+    from echo_cli.objective.selection import target_factors
     from echo_cli.objective.step import WeighedStep, weigh_step
 else:
     # The same imports as a table. Hidden from type checkers: with __getattr__, they would accept every name.
@@ -39,6 +41,7 @@ else:
         "step_advantages": "objective.advantages",
         "step_totals": "objective.loss",
         "step_weights": "objective.loss",
+        "target_factors": "objective.selection",
         "target_logprobs": "objective.logprobs",
         "targets": "objective.batch",
         "weigh_step": "objective.step",

@@ -15,15 +15,18 @@ Shape suffixes:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from echo_cli.trajectory import Role, Trajectory
+
+Value = TypeVar("Value", int, float)
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,12 @@ class RolloutCounts:
     """Number of action targets |A_i|, int64."""
     observations_B: Tensor
     """Number of env_output, warning and end targets |O_i|, int64."""
+    candidates_B: Tensor
+    """Number of tokens of the env term's roles, int64: |O'_i| before the selection of selection.py."""
     selected_B: Tensor
     """Number of targets of the env term |O'_i|, int64."""
+    factors_B: Tensor
+    """Sum of the targets' factors in the env term, float64; equal to |O'_i| without `env_weights`."""
     ends_B: Tensor
     """Number of end targets, int64; 0 unless the outputs' ends are marked (`objective.end_of_output`)."""
     in_rl_B: Tensor
@@ -53,6 +60,7 @@ def count_rollouts(
     use_rl: bool = True,
     kept: Collection[int] | None = None,
     imitated: Collection[int] = (),
+    factors: Mapping[int, Sequence[float]] = MappingProxyType({}),
 ) -> RolloutCounts:
     """Count the targets of each rollout.
 
@@ -61,6 +69,7 @@ def count_rollouts(
         use_rl: whether rollouts have an RL term; `world_model_only` rollouts never have one.
         kept: indices of the rollouts in the env term, `FilterResult.kept`; None means all.
         imitated: indices of the rollouts in the imitation term; these must not have an RL term.
+        factors: factors of the observation tokens by rollout, `selection.target_factors`; 1 for other rollouts.
 
     Raises:
         ValueError: a rollout is in the RL term and in the imitation term, which score its actions at different
@@ -77,10 +86,17 @@ def count_rollouts(
         chosen = set(indices)
         return torch.tensor([index in chosen for index in range(len(trajectories))], dtype=torch.bool)
 
+    candidates_B = count(selected_roles)
+    selected_B, factors_B = candidates_B.clone(), candidates_B.double()
+    for index, of_tokens in factors.items():
+        selected_B[index] = sum(factor > 0 for factor in of_tokens)
+        factors_B[index] = sum(of_tokens)
     return RolloutCounts(
         actions_B=count([Role.ACTION]),
         observations_B=count([Role.ENV_OUTPUT, Role.WARNING, Role.END]),
-        selected_B=count(selected_roles),
+        candidates_B=candidates_B,
+        selected_B=selected_B,
+        factors_B=factors_B,
         ends_B=count([Role.END]),
         in_rl_B=torch.tensor([use_rl and not t.world_model_only for t in trajectories], dtype=torch.bool),
         in_env_B=among(range(len(trajectories)) if kept is None else kept),
@@ -123,6 +139,8 @@ class Targets:
     behaviour_logprobs_N: Tensor
     action_count: int
     """Number of action targets, which are the first of the N targets."""
+    factors_N: Tensor | None = None
+    """Factor of each observation target in the env term, float32, and 1 for actions; None if all are 1."""
 
     def gather(self, hidden_RTH: Tensor) -> Tensor:
         """Return hidden_NH, the hidden states that predict the targets."""
@@ -147,14 +165,35 @@ class Targets:
         if not observations:
             return self
         token_ids_N = self.token_ids_N.clone()
-        for rollout in sorted(set(self.rollout_N[self.action_count :].tolist())):
-            if rollout in observations:
-                mine_N = (self.rollout_N == rollout) & (self.roles_N != Role.ACTION)
-                ids = torch.tensor(observations[rollout], dtype=torch.int64, device=token_ids_N.device)
-                if len(ids) != int(mine_N.sum()):
-                    raise ValueError(f"{len(ids)} token ids for {int(mine_N.sum())} targets of rollout {rollout}")
-                token_ids_N[mine_N] = ids
+        for mine_N, ids in self._observations(observations, "token ids"):
+            token_ids_N[mine_N] = torch.tensor(ids, dtype=torch.int64, device=token_ids_N.device)
         return replace(self, token_ids_N=token_ids_N)
+
+    def weighted(self, factors: Mapping[int, Sequence[float]]) -> Targets:
+        """Return the targets with the factors of the observations of some rollouts, the keys of `factors`.
+
+        Args:
+            factors: factors of all observation targets of a rollout, in order (`WeighedStep.factors`).
+
+        Raises:
+            ValueError: a rollout has another number of observation targets.
+        """
+        if not factors:
+            return self
+        factors_N = torch.ones_like(self.behaviour_logprobs_N)
+        for mine_N, of_tokens in self._observations(factors, "factors"):
+            factors_N[mine_N] = torch.tensor(of_tokens, dtype=factors_N.dtype, device=factors_N.device)
+        return replace(self, factors_N=factors_N)
+
+    def _observations(
+        self, values: Mapping[int, Sequence[Value]], noun: str
+    ) -> Iterator[tuple[Tensor, Sequence[Value]]]:
+        """Yield the mask of a rollout's observation targets and its `values`, for each rollout that has both."""
+        for rollout in sorted(set(self.rollout_N[self.action_count :].tolist()) & values.keys()):
+            mine_N = (self.rollout_N == rollout) & (self.roles_N != Role.ACTION)
+            if len(values[rollout]) != int(mine_N.sum()):
+                raise ValueError(f"{len(values[rollout])} {noun} for {int(mine_N.sum())} targets of rollout {rollout}")
+            yield mine_N, values[rollout]
 
 
 def bucket(

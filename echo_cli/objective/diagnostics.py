@@ -19,17 +19,17 @@ def portable_lambda(
 ) -> float | None:
     """Return r = (env weight per observation token) / (RL weight per action token · mean |advantage|).
 
-    Weights are means over the tokens of their term; the env weight includes λ; |advantage| is a mean over the rollouts
-    of the RL term. Unlike λ, r is comparable across normalisations and batch shapes. With several ranks, r describes
-    this rank's rollouts. The result is None if r is undefined: no RL term, no action or observation tokens, or no
-    reward variance.
+    Weights are means over the tokens of their term; the env weight includes λ and `env_weights`; |advantage| is a mean
+    over the rollouts of the RL term. Unlike λ, r is comparable across normalisations and batch shapes. With several
+    ranks, r describes this rank's rollouts. The result is None if r is undefined: no RL term, no action or observation
+    tokens, or no reward variance.
     """
     if advantages_B is None:
         return None
     action_tokens = counts.actions_B[counts.in_rl_B].sum().double()
     env_tokens = counts.selected_B[counts.in_env_B].sum().double()
     rl_weight = (weights.rl_weight_B * counts.actions_B).sum() / action_tokens
-    env_weight = coeff * (weights.env_weight_B * counts.selected_B).sum() / env_tokens
+    env_weight = coeff * (weights.env_weight_B * counts.factors_B).sum() / env_tokens
     ratio = float(env_weight / (rl_weight * advantages_B[counts.in_rl_B].abs().double().mean()))
     return ratio if math.isfinite(ratio) else None
 
@@ -141,7 +141,11 @@ def _why_empty(counts: RolloutCounts) -> str:
     rollouts = len(counts.selected_B)
     observing = int((counts.selected_B > 0).sum())
     if observing:
-        return f"the filters objective.min_*_fraction exclude every rollout that observes something ({observing})"
+        filters = "the filters objective.min_*_fraction and max_correct_fraction"
+        return f"{filters} exclude every rollout that observes something ({observing})"
+    if candidates := int(counts.candidates_B.sum()):
+        unselected = counted(candidates, "observation token")
+        return f"objective.env_min_action_entropy and env_weights leave out all of {unselected}"
     if bool(counts.observations_B.any()):
         return f"{counted(rollouts, 'rollout')} with warnings and without env_output"
     return f"{counted(rollouts, 'rollout')} without an observation"

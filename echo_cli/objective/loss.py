@@ -26,6 +26,9 @@ In ten lines:
         loss, metrics = echo_loss(scores.logprobs_N, wanted, advantages_B, weights, settings, coeff)
         loss.backward()
 
+With a selection of targets (`env_weights`, `env_min_action_entropy`), give `target_factors(trajectories, settings)` to
+`count_rollouts` and to `wanted.weighted`; `weigh_step` does all of this.
+
 Shape suffixes: B rollouts of the step (on this rank), N targets of the micro-batch, n a subset of these targets.
 """
 
@@ -192,7 +195,8 @@ def env_loss(logprobs_N: Tensor, targets: Targets, weights: StepWeights, setting
     """Return the env term of a micro-batch, before λ: the weighted cross-entropy of selected observation targets.
 
     With `env_loss_clip` c and `env_stop_at` p, a token's cross-entropy is limited to [-log p, c]; beyond the limits it
-    has no gradient. The denominators count all selected tokens nevertheless.
+    has no gradient. The denominators count all selected tokens nevertheless. `Targets.factors_N` multiplies a token's
+    cross-entropy and leaves the denominators alone; a token with the factor 0 is not selected.
 
     Args:
         logprobs_N: at temperature 1 for observations.
@@ -206,7 +210,10 @@ def env_loss(logprobs_N: Tensor, targets: Targets, weights: StepWeights, setting
         logprobs_n = logprobs_n.clamp(min=-settings.env_loss_clip)
     if settings.env_stop_at is not None:
         logprobs_n = logprobs_n.clamp(max=math.log(settings.env_stop_at))
-    return -(_per_target(weights.env_weight_B, targets, n, like=logprobs_N) * logprobs_n).sum()
+    weights_n = _per_target(weights.env_weight_B, targets, n, like=logprobs_N)
+    if targets.factors_N is not None:
+        weights_n = weights_n * targets.factors_N[n].to(logprobs_N.dtype)
+    return -(weights_n * logprobs_n).sum()
 
 
 def imitation_loss(logprobs_N: Tensor, targets: Targets, weights: StepWeights) -> Tensor:
@@ -258,6 +265,8 @@ def _rl_targets(targets: Targets, weights: StepWeights) -> Tensor:
 
 def _env_targets(targets: Targets, weights: StepWeights) -> Tensor:
     weighted_N = (weights.env_weight_B > 0).to(targets.rollout_N.device)[targets.rollout_N]
+    if targets.factors_N is not None:
+        weighted_N &= targets.factors_N > 0
     return ((targets.roles_N != Role.ACTION) & weighted_N).nonzero().squeeze(-1)
 
 
@@ -284,7 +293,8 @@ def loss_metrics(
     """Return the metrics of a micro-batch; the keys depend on the settings alone.
 
     - `loss`, `rl_loss`, `env_loss`: totals; `env_loss` is before λ.
-    - `env_ce`: mean cross-entropy of all env_output targets, including filtered rollouts, nats per token.
+    - `env_ce`: mean cross-entropy of all env_output targets, including filtered rollouts and tokens that are not
+      selected, nats per token.
     - `end_ce`: the same of all end targets; `end_tokens`: number of end targets in the env term. Only with
       `end_of_output`.
     - `action_tokens`, `env_tokens`: number of targets in the RL term and in the env term, ends included.

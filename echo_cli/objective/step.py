@@ -14,6 +14,7 @@ from echo_cli.objective.advantages import step_advantages
 from echo_cli.objective.batch import RolloutCounts, count_rollouts
 from echo_cli.objective.filters import filter_env_rollouts
 from echo_cli.objective.loss import StepWeights, step_totals, step_weights
+from echo_cli.objective.selection import target_factors
 from echo_cli.seeds import uniforms
 from echo_cli.trajectory import Role, Trajectory
 
@@ -40,19 +41,34 @@ class WeighedStep:
     misplaced: Mapping[int, Sequence[int]] = field(default_factory=dict)
     """Token ids that replace the observation targets of each rollout in the env term (`Targets.replaced`); empty unless
     `env_targets` is shuffled or random."""
+    factors: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    """Factors of the observation tokens of each rollout in the env term (`Targets.weighted`); empty if all are 1."""
 
     @property
     def misplaced_fraction(self) -> float | None:
         """Fraction of the env term's targets whose token is not the environment's; None without targets."""
-        pairs = [
-            (token, wanted)
+        wrong = sum(
+            token != wanted and factor > 0
             for index, wanted_tokens in self.misplaced.items()
-            for token, wanted in zip(
-                observation_tokens(self.trajectories[index], self.settings.selected_roles), wanted_tokens, strict=True
+            for token, wanted, factor in zip(
+                observation_tokens(self.trajectories[index], self.settings.selected_roles),
+                wanted_tokens,
+                self.factors.get(index, (1.0,) * len(wanted_tokens)),
+                strict=True,
             )
-        ]
+        )
         total = int(self.counts.selected_B[self.counts.in_env_B].sum())
-        return sum(token != wanted for token, wanted in pairs) / total if total else None
+        return wrong / total if total else None
+
+    @property
+    def unselected_fraction(self) -> float | None:
+        """Fraction of the observation tokens that `env_weights` and `env_min_action_entropy` leave out.
+
+        Of the rollouts in the env term and its roles; None without such tokens.
+        """
+        candidates = int(self.counts.candidates_B[self.counts.in_env_B].sum())
+        selected = int(self.counts.selected_B[self.counts.in_env_B].sum())
+        return 1 - selected / candidates if candidates else None
 
     @property
     def has_contrast(self) -> bool:
@@ -71,7 +87,7 @@ def weigh_step(
     mark_ends: Callable[[Trajectory], Trajectory] | None = None,
     seed: int = 0,
 ) -> WeighedStep:
-    """Compute advantages within groups, filters of the env term, and weights from denominators over the step.
+    """Compute advantages within groups, filters and selection of the env term, and weights over the step.
 
     Args:
         coeff: λ.
@@ -90,12 +106,14 @@ def weigh_step(
     advantages_B = step_advantages(trajectories, settings.advantage) if settings.use_rl else None
     filtered = filter_env_rollouts(trajectories, settings)
     kept = [index for index in filtered.kept if _observes(trajectories[index], settings)]
+    factors = target_factors(trajectories, settings)
     counts = count_rollouts(
         trajectories,
         settings.selected_roles,
         use_rl=settings.use_rl,
         kept=kept,
         imitated=imitated if imitation_coeff else (),
+        factors=factors,
     )
     return WeighedStep(
         trajectories=trajectories,
@@ -108,6 +126,7 @@ def weigh_step(
         dropped=filtered.dropped,
         imitation_coeff=imitation_coeff,
         misplaced=misplaced_targets(trajectories, kept, settings, seed),
+        factors=factors,
     )
 
 
@@ -117,7 +136,7 @@ def _observes(trajectory: Trajectory, settings: ObjectiveSettings) -> bool:
 
 
 def observation_tokens(trajectory: Trajectory, selected_roles: Collection[Role]) -> list[int]:
-    """Return the tokens of a trajectory that are targets of the env term, in order."""
+    """Return the tokens of a trajectory that have one of the env term's roles, in order."""
     segments = (segment for segment in trajectory.segments if segment.role in selected_roles)
     return [token for segment in segments for token in segment.token_ids]
 

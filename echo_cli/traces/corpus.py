@@ -216,7 +216,8 @@ def check_trainable(corpus: TraceCorpus, traces: TracesConfig, settings: Objecti
         tip = "the env term needs segments of role env_output; run `echo-cli traces formats` to see which text gets it"
         raise EchoError("no training trace has an observation", tip)
     by_turns = ("min_valid_action_fraction", "min_clean_parse_fraction")
-    for name, what in (*((name, "turns") for name in by_turns), ("min_correct_fraction", "a reward")):
+    by_reward = ("min_correct_fraction", "max_correct_fraction")
+    for name, what in (*((name, "turns") for name in by_turns), *((name, "a reward") for name in by_reward)):
         if getattr(settings, name) is None:
             continue
         lacking = next((e for e in train if not (e.actions if what == "turns" else e.rewarded)), None)

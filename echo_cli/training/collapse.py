@@ -152,8 +152,10 @@ def no_gradient_line(rows: Sequence[Row], rollout: RolloutConfig) -> str | None:
 def _why_no_gradient(row: Row, rollout: RolloutConfig) -> str:
     signals = {key.removeprefix("train/"): value for key, value in row.items() if key.startswith("train/")}
     found = find_obstacles(signals, rollout)
+    if row.get("train/lambda") and row.get("train/env_unselected_fraction") == 1:
+        return "no observation is selected; lower objective.env_min_action_entropy, or raise env_weights"
     if not found:
-        return "no token has a loss; check the filters of objective.min_*_fraction and λ"
+        return "no token has a loss; check objective.min_*_fraction, max_correct_fraction and λ"
     return f"{', '.join(finding.message for finding in found)}; {found[0].tip}"
 
 

@@ -15,6 +15,7 @@ from echo_cli.metrics import reduce_metrics
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.objective.diagnostics import check_first_step
 from echo_cli.objective.schedule import GradientNorms, learning_rate_at, measures_gradients, world_model_coeff_at
+from echo_cli.objective.selection import unmatched_line
 from echo_cli.objective.step import WeighedStep, weigh_step
 from echo_cli.runs.pools import pairs_of
 from echo_cli.runs.summary import best_step, warnings_of
@@ -66,8 +67,7 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
 
         values = reduce_metrics([policy.forward_backward(weighed)])
         if not any(row.get("train/lambda") for row in rows):  # λ may begin at 0
-            ends = config.objective.end_of_output
-            check_first_step(step, weighed.coeff, weighed.counts, values["env_loss"] or 0.0, end_of_output=ends)
+            _check_first_step(session, step, weighed, values["env_loss"] or 0.0)
         grad_norm = policy.optim_step(lr)
         values |= {"lr": lr, "grad_norm": grad_norm}
         _check_finite(done, values)
@@ -149,6 +149,18 @@ def _updated_norms(norms: GradientNorms, weighed: WeighedStep, probe: Probe) -> 
         return norms
     found, smoothing = probe.gradients, weighed.settings.gradient_ratio_smoothing
     return norms.updated(found.rl_norm, found.env_norm, smoothing)
+
+
+def _check_first_step(session: Session, step: int, weighed: WeighedStep, env_loss: float) -> None:
+    """Check the env term at the first step with λ > 0, and tell the user of names in `env_weights` that match nothing.
+
+    Raises:
+        EchoError: as in `check_first_step`.
+    """
+    objective = session.config.objective
+    check_first_step(step, weighed.coeff, weighed.counts, env_loss, end_of_output=objective.end_of_output)
+    if weighed.coeff > 0 and (line := unmatched_line(weighed.trajectories, objective)) is not None:
+        session.announce(line)
 
 
 def _check_finite(step: int, values: Mapping[str, float | None]) -> None:

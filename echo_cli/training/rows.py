@@ -23,7 +23,8 @@ TRAIN_KEYS = [
         "loss rl_loss env_loss env_ce policy_env_ce misplaced_fraction reward grad_norm action_tokens env_tokens "
         "zero_advantage_fraction groups_all_failed groups_all_solved clip_fraction ratio entropy lambda "
         "portable_lambda lr padding_fraction cut_pieces env_dropped_valid_action env_dropped_clean_parse "
-        "env_dropped_correct probe_rl_grad_norm probe_env_grad_norm probe_ratio probe_cosine"
+        "env_dropped_correct env_dropped_max_correct env_unselected_fraction "
+        "probe_rl_grad_norm probe_env_grad_norm probe_ratio probe_cosine"
     ).split(),
     *BEHAVIOUR_KEYS,
 ]
@@ -97,6 +98,7 @@ def step_row(
         "reward": _mean([rollout.reward for rollout in data.rollouts if rollout.reward is not None]),
         "cut_pieces": cut_pieces(data.rollouts),
         "misplaced_fraction": weighed.misplaced_fraction,
+        "env_unselected_fraction": weighed.unselected_fraction,
         "lambda": weighed.coeff,
         "portable_lambda": portable_lambda(weighed.coeff, weighed.counts, weighed.weights, weighed.advantages_B),
         **{f"env_dropped_{name}": count for name, count in weighed.dropped.items()},

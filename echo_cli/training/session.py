@@ -54,6 +54,8 @@ class Session:
     """Row of `start_step` without its evaluation, if the environment was lost during the evaluation; else None."""
     clock_start: float
     """`time.perf_counter()` at the start of the run, shifted as if it had not been interrupted, seconds."""
+    announce: Callable[[str], object]
+    """Callback for a line for the user."""
     notices: Sequence[str] = ()
     """Lines for the user about how the run is resumed."""
 
@@ -79,9 +81,8 @@ def open_session(
 
     Raises:
         EchoError: the directory is not empty (without `resume`), is not a run or has a different config (with
-            `resume`), is past `config.steps`, is locked by another process, or its checkpoint is damaged; the traces
-            cannot be read, contribute nothing to the loss, or differ from the run's traces; the environment cannot be
-            opened or has a different name than the run's environment.
+            `resume`), is past `config.steps`, is locked, or its checkpoint is damaged; the traces cannot be read,
+            contribute nothing to the loss, or differ from the run's; the environment cannot be opened or is another.
     """
     clock_start = time.perf_counter()
     check_writable(path, resume=resume, overwrite=overwrite)
@@ -122,6 +123,7 @@ def open_session(
                 gradient_norms=GradientNorms(**meta.get("gradient_norms", {})),
                 unrecorded=meta.get("unrecorded"),
                 clock_start=clock_start - float(meta.get("seconds", 0.0)),
+                announce=announce,
                 notices=[*notices, *([unmarked] if unmarked else [])],
             )
 

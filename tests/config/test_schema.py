@@ -74,6 +74,43 @@ def test_a_placebo_without_effect_or_without_a_source_is_refused(words: list[str
     assert message in caught.value.message and tip in caught.value.tip and caught.value.exit_code == 2
 
 
+UNPLAYED = ("rollout.tasks_per_step=0", "objective.use_rl=false")
+ENTROPY, FAILED = "objective.env_min_action_entropy=0.5", "objective.max_correct_fraction=0.5"
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "tip"),
+    [
+        ([ENTROPY, NO_LAMBDA], "env_min_action_entropy 0.5 has no effect, because λ is 0", "entropy: null"),
+        ([ENTROPY, *UNPLAYED], "the policy plays no rollout", "rollout.tasks_per_step above 0"),
+        ([FAILED, *UNPLAYED], "explorers have no reward", "rollout.tasks_per_step above 0"),
+        ([FAILED, UNPLAYED[1]], "max_correct_fraction needs rewards", "set use_rl: true"),
+        (["objective.min_correct_fraction=0.5", UNPLAYED[1]], "min_correct_fraction needs rewards", "set use_rl: true"),
+        ([FAILED, "objective.min_correct_fraction=0.6"], "no reward is within them", "lower the minimum"),
+        (["objective.env_weights.warning=0.5"], "no token of this role", "world_loss_target: all"),
+        (["objective.env_weights.end=0.5"], "no token of this role", "end_of_output: true"),
+        (["objective.env_weights.context=0.5"], "no token of this role", "one of the roles env_output"),
+        (["objective.env_weights.stderr=-1"], "env_weights.stderr is -1", "0 or more"),
+        (["objective.env_weights.stderr=much"], "'objective.env_weights.stderr' is \"much\"", "write a number"),
+        (["objective.env_weights=0.5"], "'objective.env_weights' is 0.5", "it is a section"),
+        (["objective.env_weights.env_output=0"], "leave the env term no token", "above 0"),
+    ],
+    ids=str,
+)
+def test_a_selection_that_selects_nothing_or_by_nothing_is_refused(words: list[str], message: str, tip: str) -> None:
+    with pytest.raises(EchoError) as caught:
+        load_config("toy", words)
+    assert message in caught.value.message and tip in caught.value.tip and caught.value.exit_code == 2
+
+
+def test_weights_of_channels_are_read_and_written() -> None:
+    config = load_config("toy", ["objective.env_weights.stderr=0", "objective.env_weights.env_output=0.5", FAILED])
+    assert config.objective.env_weights == {"stderr": 0, "env_output": 0.5}
+    assert "env_weights:\n    stderr: 0.0\n    env_output: 0.5\n" in config.to_yaml()
+    assert load_config("toy", ["objective.env_weights={}"]).objective == load_config("toy").objective
+    assert load_config("toy-world-model", ["objective.env_weights.end=2"]).objective.env_weights == {"end": 2}
+
+
 @pytest.mark.parametrize("word", ["true", "other_world", "shuffled", "random"])
 def test_true_and_the_three_placebos_are_read_and_written(word: str) -> None:
     config = load_config("toy", [f"objective.env_targets={word}"])

@@ -144,7 +144,8 @@ def test_ids_and_counts_are_integers_also_of_nothing() -> None:
     }
     counts = count_rollouts([], {E})
     assert {name: tensor.dtype for name, tensor in vars(counts).items()} == {
-        **dict.fromkeys(("actions_B", "observations_B", "selected_B", "ends_B"), torch.int64),
+        **dict.fromkeys(("actions_B", "observations_B", "candidates_B", "selected_B", "ends_B"), torch.int64),
+        "factors_B": torch.float64,
         **dict.fromkeys(("in_rl_B", "in_env_B", "in_imitation_B"), torch.bool),
     }
 

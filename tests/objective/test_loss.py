@@ -27,6 +27,7 @@ from echo_cli.objective.filters import filter_env_rollouts
 from echo_cli.objective.logprobs import selected_logprobs, target_logprobs
 from echo_cli.objective.loss import StepTotals, echo_loss, env_loss, rl_loss, step_totals, step_weights
 from echo_cli.objective.schedule import world_model_coeff_at
+from echo_cli.objective.selection import target_factors
 from echo_cli.trajectory import Role, Trajectory, Turn
 
 NORMALIZATIONS = list(product(get_args(RlNormalization), get_args(EnvNormalization)))
@@ -472,15 +473,25 @@ def rearranged(trajectories: list[Trajectory], draw: random.Random) -> tuple[lis
 def test_loss_and_gradient_do_not_depend_on_the_arrangement(rl: str, env: str, seed: int) -> None:
     draw = random.Random(seed)
     bounds = {"env_loss_clip": draw.choice([None, 2.5]), "env_stop_at": draw.choice([None, 0.12])}
-    targeted = draw.choice(["env_output", "all"])
-    settings = normalized(rl, env, kl_coeff=0.1, world_loss_target=targeted, **bounds)
+    chosen = {
+        "world_loss_target": draw.choice(["env_output", "all"]),
+        "env_min_action_entropy": draw.choice([None, 2.0]),
+        "env_weights": draw.choice([{}, {"env_output": 0.25}]),
+    }
+    settings = normalized(rl, env, kl_coeff=0.1, **chosen, **bounds)
     trajectories, model = random_episodes(seed), TinyLM()
     advantages_B, weights = plan_step(trajectories, settings)
-    loss, gradient, parts = run_step(model, one_batch(trajectories), advantages_B, weights, settings, 0.5)
+    factors = target_factors(trajectories, settings)
+    loss, gradient, parts = run_step(
+        model, one_batch(trajectories), advantages_B, weights, settings, 0.5, factors=factors
+    )
 
     shuffled, micros = rearranged(trajectories, draw)
     advantages_B, weights = plan_step(shuffled, settings)
-    other_loss, other_gradient, other_parts = run_step(model, micros, advantages_B, weights, settings, 0.5)
+    factors = target_factors(shuffled, settings)
+    other_loss, other_gradient, other_parts = run_step(
+        model, micros, advantages_B, weights, settings, 0.5, factors=factors
+    )
     assert other_loss == pytest.approx(loss, rel=1e-6, abs=1e-9)
     assert_close(other_gradient, gradient)
     values, other_values = reduce_metrics(parts), reduce_metrics(other_parts)
@@ -730,7 +741,7 @@ def test_an_env_term_that_does_nothing_stops_the_first_step(env: float) -> None:
     [
         ([[C, A], [C]], None, "2 rollouts without an observation"),
         ([[C, A, W], [C, A]], None, "2 rollouts with warnings and without env_output"),
-        ([[C, A, E], [C, A, E], [C, A]], [2], "min_.*_fraction exclude every rollout that observes something"),
+        ([[C, A, E], [C, A, E], [C, A]], [2], "max_correct_fraction exclude every rollout that observes something"),
     ],
 )
 def test_a_first_step_without_a_token_for_the_env_term_stops_with_the_cause(
@@ -810,6 +821,20 @@ def test_world_model_only_rollouts_stay_out_of_their_groups_statistics() -> None
         {"env_stop_at": 1.0},
         {"env_stop_at": 0.9, "world_model_coeff": 0.0},
         {"env_stop_at": 0.5, "env_loss_clip": 0.6},
+        {"max_correct_fraction": 0.5, "min_correct_fraction": 0.6},
+        {"max_correct_fraction": 0.5, "world_model_coeff": 0.0},
+        {"max_correct_fraction": 0.5, "env_targets": "other_world"},
+        {"env_min_action_entropy": 0.0},
+        {"env_min_action_entropy": 1.0, "world_model_coeff": 0.0},
+        {"env_min_action_entropy": 1.0, "env_targets": "other_world"},
+        {"env_weights": {"stderr": -0.5}},
+        {"env_weights": {"stderr": math.nan}},
+        {"env_weights": {"warning": 0.5}},
+        {"env_weights": {"end": 0.5}},
+        {"env_weights": {"action": 1.0}},
+        {"env_weights": {"env_output": 0.0}},
+        {"env_weights": {"env_output": 0.0, "stderr": 0.0}},
+        {"env_weights": {"stderr": 0.5}, "world_model_coeff": 0.0},
         {"world_model_coeff_end": 0.1},
         {"schedule_steps": (1,), "schedule_values": (0.1, 0.2)},
         {"schedule": "step", "schedule_steps": (1,), "schedule_values": (0.1,)},
@@ -838,19 +863,28 @@ def test_filters_keep_and_count_by_reason() -> None:
     ]
     nothing = filter_env_rollouts(trajectories, ObjectiveSettings())
     assert nothing.kept == (0, 1, 2)
-    assert nothing.dropped == {"valid_action": 0, "clean_parse": 0, "correct": 0}
+    assert nothing.dropped == {"valid_action": 0, "clean_parse": 0, "correct": 0, "max_correct": 0}
     half = ObjectiveSettings(min_valid_action_fraction=0.5, min_clean_parse_fraction=1.0)
     assert filter_env_rollouts(trajectories, half).kept == (0, 1)
-    assert filter_env_rollouts(trajectories, half).dropped == {"valid_action": 1, "clean_parse": 1, "correct": 0}
+    dropped = {"valid_action": 1, "clean_parse": 1, "correct": 0, "max_correct": 0}
+    assert filter_env_rollouts(trajectories, half).dropped == dropped
     for fraction, kept in ((0.5, (0, 1)), (0.6, (0,))):
         for name in ("min_valid_action_fraction", "min_clean_parse_fraction"):
             mixed = [trajectories[0], episode([C], turns=(turn(), turn(False, False))), trajectories[2]]
             assert filter_env_rollouts(mixed, ObjectiveSettings(**{name: fraction})).kept == kept  # type: ignore[arg-type]
     correct = filter_env_rollouts(trajectories, ObjectiveSettings(min_correct_fraction=1.0))
     assert correct.kept == (0, 1) and correct.dropped["correct"] == 1
+    rewarded = [episode([C], reward=reward) for reward in (0.0, 0.5, 1.0)]
+    for low, high, kept in ((None, 0.5, (0, 1)), (None, 0.0, (0,)), (0.5, 0.5, (1,)), (0.6, 0.9, ())):
+        within = ObjectiveSettings(min_correct_fraction=low, max_correct_fraction=high)
+        found = filter_env_rollouts(rewarded, within)
+        assert found.kept == kept and sum(found.dropped.values()) == 3 - len(kept)
 
 
-@pytest.mark.parametrize("name", ["min_valid_action_fraction", "min_clean_parse_fraction", "min_correct_fraction"])
+@pytest.mark.parametrize(
+    "name",
+    ["min_valid_action_fraction", "min_clean_parse_fraction", "min_correct_fraction", "max_correct_fraction"],
+)
 def test_a_filter_whose_metadata_is_missing_is_an_error(name: str) -> None:
     with pytest.raises(EchoError, match=f"^{name} ") as caught:
         filter_env_rollouts([episode([C], reward=None)], ObjectiveSettings(**{name: 0.0}))  # type: ignore[arg-type]
@@ -869,4 +903,5 @@ def test_a_trace_cut_before_its_first_action_passes_the_filters_of_turns() -> No
 
 def test_the_correct_filter_does_not_apply_to_scripted_rollouts() -> None:
     scripted = [episode([C], reward=None, world_model_only=True)]
-    assert filter_env_rollouts(scripted, ObjectiveSettings(min_correct_fraction=1.0)).kept == (0,)
+    for name in ("min_correct_fraction", "max_correct_fraction"):
+        assert filter_env_rollouts(scripted, ObjectiveSettings(**{name: 0.5})).kept == (0,)  # type: ignore[arg-type]

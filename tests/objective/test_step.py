@@ -35,7 +35,7 @@ def test_the_parts_are_those_of_the_functions_that_make_them() -> None:
     for found, expected in ((step.counts, counts), (step.weights, weights)):
         for left, right in zip(vars(found).values(), vars(expected).values(), strict=True):
             assert torch.equal(left, right)
-    assert step.dropped == {"valid_action": 0, "clean_parse": 0, "correct": 1}
+    assert step.dropped == {"valid_action": 0, "clean_parse": 0, "correct": 1, "max_correct": 0}
     assert (step.trajectories, step.settings) == (ROLLOUTS, settings)
     assert (step.coeff, step.temperature, step.imitation_coeff) == (0.3, 0.8, 0.1)
 

@@ -168,6 +168,35 @@ def test_a_placebos_explorers_play_another_world_and_wrong_targets_are_trained_o
     assert first["true"]["train/env_tokens"] > shown[0]
 
 
+def test_selected_observations_are_trained_on_and_a_name_that_matches_none_is_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = {
+        "plain": (),
+        "sure": ("objective.env_min_action_entropy=50",),
+        "weighed": ("objective.env_weights={stdout: 0.5, stderr: 0, std_err: 0}",),
+    }
+    once = ("--steps", "1", "evaluation.every=9", "rollout.group_size=6", "rollout.keep=8")
+    said = {}
+    for name, words in arms.items():
+        assert train(tmp_path / name, *words, *once) == 0
+        said[name] = capsys.readouterr().err
+    assert "warning: no observation in the env term is named std_err, as in objective.env_weights" in said["weighed"]
+    assert "stderr, stdout" in said["weighed"] and "is named" not in said["plain"] + said["sure"]
+
+    plain, sure, weighed = (rows(tmp_path / name)[1] for name in arms)
+    assert plain["train/env_unselected_fraction"] == plain["train/env_dropped_max_correct"] == 0
+    assert len({weights(tmp_path / name, 1) for name in arms}) == 3
+    for row in (sure, weighed):
+        assert row["train/env_ce"] == plain["train/env_ce"], "over all outputs, as played"
+        assert row["train/action_tokens"] == plain["train/action_tokens"]
+        selected = plain["train/env_tokens"] * (1 - row["train/env_unselected_fraction"])
+        assert row["train/env_tokens"] == pytest.approx(selected) and 0 < selected < plain["train/env_tokens"]
+    # No action of the policy is that uncertain: only the two explorers are left.
+    explored = [each for each in read_trajectories(tmp_path / "sure" / "rollouts.jsonl") if each.source == "explorer"]
+    assert sure["train/env_tokens"] == sum(each.count(Role.ENV_OUTPUT) for each in explored) and len(explored) == 2
+
+
 def test_a_step_without_reward_contrast_leaves_the_gradient_ratios_lambda_as_it_is(tmp_path: Path) -> None:
     # Groups of one have no contrast. From step 2 on, the RL term's gradient is that of the KL penalty alone.
     words = ["rollout.group_size=1", "objective.schedule=gradient_ratio", "objective.gradient_ratio_every=1"]
