@@ -225,6 +225,12 @@ def test_a_file_that_changes_under_a_run_is_noticed(tmp_path: Path) -> None:
             {"min_correct_fraction": 0.5},
             r"min_correct_fraction needs a reward, but .*traces.jsonl:\d has none",
         ),
+        (
+            [episode(("ls", f"{n}\n"), reward=None) for n in range(9)],
+            {},
+            {"max_correct_fraction": 0.5},
+            r"max_correct_fraction needs a reward, but .*traces.jsonl:\d has none",
+        ),
     ],
 )
 def test_traces_that_nothing_can_be_learned_from_are_refused(
