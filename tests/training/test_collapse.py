@@ -257,6 +257,11 @@ def test_the_first_step_without_a_gradient_is_a_line_with_the_key_to_change() ->
             "rewards of a group are equal",
             "rollout.group_size",
         ),
+        (
+            {"lambda": 0.3, "env_unselected_fraction": 1.0},
+            "no observation is selected",
+            "objective.env_min_action_entropy",
+        ),
     ):
         metrics = _rows((2, {"train/grad_norm": 0.1}), (1, _idle(**changed)))
         line = no_gradient_line(metrics, ROLLOUT)
