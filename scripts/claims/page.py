@@ -10,8 +10,8 @@ from pathlib import Path
 
 from claims.arms import BY_NAME
 from claims.comparison import Speed, difference, estimate, speed_of
-from claims.runs import RATES_PATH, Measured
-from echo_cli.files import read_json, write_atomic
+from claims.runs import Measured
+from echo_cli.files import write_atomic
 from echo_cli.reports.run_figure import plot_sweep
 from echo_cli.statistics import Estimate
 from echo_cli.training.collapse import alarms
@@ -19,6 +19,8 @@ from echo_cli.training.collapse import alarms
 BEGIN, END = "<!-- figures: written by scripts/reproduce-claims -->", "<!-- end of figures -->"
 
 Arms = Mapping[str, Measured]
+Rates = Mapping[str, Sequence[Mapping[str, float]]]
+"""By arm, `pass_at_1` on the machines of the tuning at each learning rate, `lr`."""
 
 GRPO_ARMS = ("grpo", "grpo-kl", "grpo-hot", "grpo-steps", "grpo-tokens")
 PAIRS = (
@@ -50,7 +52,7 @@ def shown(found: Estimate | None, form: str = "+.2f") -> str:
     if found is None:
         return "-"
     if found.low is None or found.high is None:
-        return f"{found.value:{form}} (one machine, no interval)"
+        return f"{found.value:{form}} (no interval)"
     return f"{found.value:{form}} ({found.low:{form}} to {found.high:{form}})"
 
 
@@ -61,14 +63,14 @@ def verdict(found: Estimate | None, *, wanted: int) -> str:
     return "holds" if found.value * wanted > 0 else "the opposite holds"
 
 
-def level_of_grpo() -> float:
+def level_of_grpo(tuned: Rates) -> float:
     """Return the pass@1 that arms are timed to: GRPO's last one at its best rate, on the machines of the tuning."""
-    return max(float(row["pass_at_1"]) for row in read_json(RATES_PATH)["grpo"])
+    return max(float(row["pass_at_1"]) for row in tuned["grpo"])
 
 
-def figures(arms: Arms, machines: Sequence[int], seeds: Sequence[int], steps: int) -> list[str]:
+def figures(arms: Arms, machines: Sequence[int], seeds: Sequence[int], steps: int, tuned: Rates) -> list[str]:
     """Return the Markdown between the two marks."""
-    level = level_of_grpo()
+    level = level_of_grpo(tuned)
     return [
         f"{steps} steps on machines {', '.join(map(str, machines))} with seeds {', '.join(map(str, seeds))}, on which "
         f"no setting was chosen; {os.cpu_count()} cores. Mean and 95 % interval over machines (Student's t, seeds of a "
@@ -86,7 +88,7 @@ def figures(arms: Arms, machines: Sequence[int], seeds: Sequence[int], steps: in
         "",
         "### Learning rates",
         "",
-        *_rates(),
+        *rate_table(tuned, {name: BY_NAME[name].label for name in tuned}),
         "",
     ]
 
@@ -190,15 +192,19 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 }
 
 
-def table(arms: Sequence[Measured]) -> list[str]:
-    """Return the Markdown table of all arms: mean and half of the interval over machines."""
+def table(arms: Sequence[Measured], columns: Mapping[str, tuple[str, str]] = COLUMNS) -> list[str]:
+    """Return the Markdown table of all arms: mean and half of the interval over machines.
+
+    Args:
+        columns: title and format of each figure, by its name.
+    """
     lines = [
-        f"| arm | runs | {' | '.join(title for title, _ in COLUMNS.values())} |",
-        "|---" * (2 + len(COLUMNS)) + "|",
+        f"| arm | runs | {' | '.join(title for title, _ in columns.values())} |",
+        "|---" * (2 + len(columns)) + "|",
     ]
     for of in arms:
         cells = []
-        for name, (_, form) in COLUMNS.items():
+        for name, (_, form) in columns.items():
             found = estimate(of, name)
             half = "" if found is None or found.high is None else f" ± {found.high - found.value:{form}}"
             cells.append("-" if found is None else f"{found.value:{form}}{half}")
@@ -206,21 +212,22 @@ def table(arms: Sequence[Measured]) -> list[str]:
     return lines
 
 
-def _rates() -> list[str]:
-    tuned = read_json(RATES_PATH)
+def rate_table(tuned: Rates, labels: Mapping[str, str]) -> list[str]:
+    """Return the Markdown table of what each arm of `labels` solved at each learning rate."""
     rates = sorted({row["lr"] for rows in tuned.values() for row in rows})
     lines = [
         f"| held-out pass@1 at lr | {' | '.join(f'{rate:g}' for rate in rates)} |",
         "|---" * (1 + len(rates)) + "|",
     ]
-    for name, rows in tuned.items():
+    for name, label in labels.items():
+        rows = tuned[name]
         of = {row["lr"]: row["pass_at_1"] for row in rows}
         best = max(of.values())
         cells = [
             "-" if rate not in of else f"**{of[rate]:.2f}**" if of[rate] == best else f"{of[rate]:.2f}"
             for rate in rates
         ]
-        lines.append(f"| {BY_NAME[name].label} | {' | '.join(cells)} |")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
 
 

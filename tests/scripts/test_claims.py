@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 
 import pytest
-from claims import runs
 from claims.arms import ARMS, BY_NAME
 from claims.comparison import Curve, difference, null_rejections, speed, step_at
 from claims.page import PAIRS, PICTURES, verdict
@@ -71,15 +70,13 @@ def test_a_difference_is_paired_by_seed_and_its_interval_is_over_machines() -> N
     assert found.high == pytest.approx(found.value + 12.7062 * 0.05, rel=1e-4)
 
 
-def test_the_rate_of_an_arm_is_the_best_on_the_machines_of_the_tuning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_rate_of_an_arm_is_the_best_on_the_machines_of_the_tuning(tmp_path: Path) -> None:
     tuned = {"grpo": [{"lr": 1e-4, "pass_at_1": 0.2}, {"lr": 5e-4, "pass_at_1": 0.4}, {"lr": 1e-3, "pass_at_1": 0.3}]}
     (tmp_path / "rates.json").write_text(json.dumps(tuned))
-    monkeypatch.setattr(runs, "RATES_PATH", tmp_path / "rates.json")
-    assert chosen_rate(BY_NAME["grpo"]) == 5e-4
+    study = Study(tmp_path, 1, rates=tmp_path / "rates.json")
+    assert chosen_rate(BY_NAME["grpo"], study) == 5e-4
     with pytest.raises(SystemExit, match="no learning rate was chosen for echo"):
-        chosen_rate(BY_NAME["echo"])
+        chosen_rate(BY_NAME["echo"], study)
 
 
 def test_a_claim_holds_only_where_the_interval_leaves_out_zero() -> None:

@@ -1,0 +1,136 @@
+"""An attic of boxes: the environment in plain words of `scripts/reproduce-claims --model`.
+
+Twenty-four things lie in four boxes of different colours, six in each. A question asks for the box of one thing; a
+reply names a colour, and the episode is over. In the box that it names lies a slip of paper that says where three other
+things are, whether or not the reply was right. One line leaves no time to look: only who knows the attic can answer.
+
+Training asks about two things of every box, validation about one and held-out tasks about three. Slips mention all.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from openenv.core.env_server import Action, Environment, Observation, State
+
+from echo_cli.environments.tasks import OTHER_WORLD
+
+COLOURS = ("red", "blue", "green", "yellow")
+SPLITS = ("train", "train", "validation", "heldout", "heldout", "heldout")
+"""Split of each of the six things in a box."""
+THINGS = tuple(
+    """
+    anchor apron arrow axe badge balloon banjo basket bell belt blanket bonnet book bottle bowl bracelet brick broom
+    brush bucket button cable camera candle cane cap card carpet chain chair chalk chess chisel clock coat coin comb
+    compass cork crown cup curtain dagger diary dice dish doll drill drum envelope fan feather fiddle flag flask flute
+    fork funnel globe glove goblet guitar hammer harp hat helmet hook horn hose jacket jar jug kettle key kite knife
+    ladder ladle lamp lantern lens letter lock magnet mallet map marble mask mat medal mirror mitten mop mug nail
+    necklace needle net oar paddle painting pan pearl pencil piano pillow pipe pistol plate plow pot puppet purse quilt
+    radio rake razor ribbon ring rocket rope ruler saddle sandal saw scarf scissors shawl shield shovel sickle skate
+    sled slipper sock spade sponge spoon stamp stool sword tent thimble ticket tie torch towel tray trumpet umbrella
+    vase vest violin wallet watch wheel whip whistle wig wrench
+    """.split()
+)
+SLIP_LINES = 3
+_ELSEWHERE = "elsewhere"
+
+
+@dataclass(frozen=True)
+class Attic:
+    """Which box each thing is in."""
+
+    name: str
+    box_of: Mapping[str, str]
+
+    def slip(self, asked: str, box: str) -> str:
+        """Return the slip in `box` when `asked` is looked for: where other things are, none of them in that box.
+
+        The slips of a box over the questions of training mention everything that is not in it.
+        """
+        others = [thing for thing, place in self.box_of.items() if place != box]
+        block, position = divmod(list(self.box_of).index(asked), len(others) // SLIP_LINES)
+        random.Random(f"{self.name}/{box}/{block}").shuffle(others)
+        start = position * SLIP_LINES
+        shown = [thing for thing in others[start:] + others[:start] if thing != asked][:SLIP_LINES]
+        return "".join(f"The {thing} is in the {self.box_of[thing]} box.\n" for thing in shown)
+
+
+def attic(seed: int, *, elsewhere: bool = False) -> Attic:
+    """Return the attic of a seed, or the attic of other things that its placebo explores."""
+    rng, size = random.Random(f"attic/{seed}"), len(COLOURS) * len(SPLITS)
+    things = rng.sample(THINGS, 2 * size)[size if elsewhere else 0 :][:size]
+    name = f"{seed}/{_ELSEWHERE}" if elsewhere else str(seed)
+    return Attic(name, {thing: COLOURS[index % len(COLOURS)] for index, thing in enumerate(things)})
+
+
+def tasks(seed: int) -> list[dict[str, Any]]:
+    """Return the entries of `environment.tasks.items`: a question for each thing, and those of the placebo's attic."""
+    asked = [
+        {"id": f"{seed}/{thing}", "split": SPLITS[index // len(COLOURS)], "reset": {"attic": seed, "thing": thing}}
+        for index, thing in enumerate(attic(seed).box_of)
+    ]
+    other = [
+        {
+            "id": f"{seed}/{_ELSEWHERE}/{thing}",
+            "split": OTHER_WORLD,
+            "reset": {"attic": seed, "thing": thing, _ELSEWHERE: True},
+        }
+        for thing in attic(seed, elsewhere=True).box_of
+    ]
+    return asked + other
+
+
+class Reply(Action):  # type: ignore[misc]  # openenv has no types
+    text: str
+
+
+class Slip(Observation):  # type: ignore[misc]
+    question: str | None = None
+    slip: str = ""
+    notice: str = ""
+
+
+class AtticEnvironment(Environment[Reply, Slip, State]):  # type: ignore[misc]
+    """One question; the first colour in the reply is the answer."""
+
+    SUPPORTS_CONCURRENT_SESSIONS = True
+
+    def reset(
+        self,
+        seed: int | None = None,
+        episode_id: str | None = None,
+        attic: int = 0,
+        thing: str = "",
+        elsewhere: bool = False,
+        **kwargs: Any,
+    ) -> Slip:
+        """Ask for the box of `thing`.
+
+        Raises:
+            KeyError: it is not in this attic.
+        """
+        self._attic, self._thing = _attic(attic, elsewhere=elsewhere), thing
+        self._place = self._attic.box_of[thing]
+        self._state = State(episode_id=episode_id, step_count=0)
+        boxes = f"{', '.join(COLOURS[:-1])} or {COLOURS[-1]} box"
+        return Slip(question=f"Question: Is the {thing} in the {boxes}?")
+
+    def step(self, action: Reply, timeout_s: float | None = None, **kwargs: Any) -> Slip:
+        """Open the box that the reply names; the reward is 1 if the thing is in it."""
+        self._state.step_count += 1
+        named = re.search(rf"\b({'|'.join(COLOURS)})\b", action.text.lower())
+        if named is None:
+            return Slip(notice="no box has this colour", reward=0.0, done=True)
+        slip = self._attic.slip(self._thing, named[0])
+        return Slip(slip=slip, reward=float(named[0] == self._place), done=True)
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+
+_attic = attic
