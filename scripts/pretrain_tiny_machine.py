@@ -102,6 +102,7 @@ def main() -> None:
         write_card(args.output, decay_steps=DECAY_STEPS, enough=ENOUGH)
         return
 
+    torch.set_num_threads(1)  # another number of threads adds in another order: other weights
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     started = time.perf_counter()

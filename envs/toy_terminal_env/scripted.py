@@ -35,12 +35,6 @@ def searching_actions(world: World, task: ToyTask, rng: random.Random) -> list[s
     return [f"ls {folder}", *(f"grep {pattern} {candidate}" for candidate in tried), f"answer: {task.answer}"]
 
 
-def wandering_actions(commands: Mapping[str, Sequence[str]], world: World, rng: random.Random) -> list[str]:
-    """Return one to four commands of an explorer, 15 % of them mistaken."""
-    typed = explorer_actions(commands, rng.randrange(1, 5), rng)
-    return [mistaken_action(world, rng) if rng.random() < 0.15 else command for command in typed]
-
-
 def solving_commands(tasks: Iterable[ToyTask]) -> frozenset[str]:
     """Return the commands that the expert runs on `tasks`."""
     return frozenset(command for task in tasks for command in task.solution)
@@ -166,15 +160,16 @@ HIDDEN_WINDOWS = 3
 """Number of windows that print a hidden line, shortest first, in its pool."""
 
 MACHINE_WEIGHTS: Mapping[str, int] = {
-    "grep -rl": 5,
-    "grep -r": 2,
-    "registry": 3,
-    "registry window": 3,
-    "window": 5,
-    "grep": 4,
+    "grep -rl": 10,
+    "grep -r": 4,
+    "registry": 8,
+    "registry window": 2,
+    "window": 8,
+    "grep": 6,
     "ls": 1,
 }
-"""Relative frequency of each kind of an explorer's commands on a machine. Several kinds show where a service lies."""
+"""Relative frequency of each kind of an explorer's commands on a machine. Several kinds show where a service lies; the
+longest outputs are rare, so that a step of explorers stays short."""
 
 EXPLORER_WEIGHTS: Mapping[str, int] = {
     "cat": 1,
@@ -189,9 +184,16 @@ EXPLORER_WEIGHTS: Mapping[str, int] = {
 """Relative frequency of each kind of command. `window` is head and tail; `grep part` searches for two characters."""
 
 
-def explorer_actions(kinds: Mapping[str, Sequence[str]], count: int, rng: random.Random) -> list[str]:
-    """Draw `count` commands of `explorer_commands`, each by drawing its kind first."""
-    weights = EXPLORER_WEIGHTS if "cat" in kinds else MACHINE_WEIGHTS
+def explorer_actions(
+    kinds: Mapping[str, Sequence[str]], count: int, rng: random.Random, weights: Mapping[str, int] | None = None
+) -> list[str]:
+    """Draw `count` commands of `explorer_commands`, each by drawing its kind first.
+
+    Args:
+        weights: relative frequency of each kind; by default `EXPLORER_WEIGHTS` or `MACHINE_WEIGHTS`.
+    """
+    if weights is None:
+        weights = EXPLORER_WEIGHTS if "cat" in kinds else MACHINE_WEIGHTS
     chosen = rng.choices(list(weights), list(weights.values()), k=count)
     return [rng.choice(kinds[kind]) for kind in chosen]
 

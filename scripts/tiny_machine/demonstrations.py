@@ -29,7 +29,6 @@ from toy_terminal_env.scripted import (
     hasty_actions,
     mistaken_action,
     searching_actions,
-    wandering_actions,
 )
 from toy_terminal_env.shell import run
 from toy_terminal_env.tasks import ToyTask
@@ -48,8 +47,18 @@ home machines that are only read."""
 WITHOUT_HOME: Mapping[str, float] = {"files": 0.5, "fresh": 0.5}
 """Shares for a base that meets no machine twice, as a control."""
 EXPLORERS, HASTY = 0.2, 0.5
-WANDERING, STRAIGHT = 0.2, 0.35
+WANDERING, STRAIGHT = 0.2, 0.1
 SHOWN_ACTING, SHOWN_STRAIGHT = 0.6, 0.8
+LOOKS: Mapping[str, int] = {
+    "grep -rl": 5,
+    "grep -r": 2,
+    "registry": 3,
+    "registry window": 3,
+    "window": 5,
+    "grep": 4,
+    "ls": 1,
+}
+"""Relative frequency of each kind of command of an episode that observes a machine or wanders on it."""
 SHOWN, READ = SEEDS["home"][::2], SEEDS["home"][1::2]
 """Home machines of which acting is shown, and those that are only read."""
 
@@ -108,7 +117,7 @@ def on_fresh(tokenizer: Tokenizer, number: int, rng: random.Random) -> Demonstra
     toy_task = rng.choice(list(tasks.values()))
     draw = rng.random()
     if draw < WANDERING:
-        actions = wandering_actions(commands_of(seed, "machine"), world, rng)
+        actions = _wander(seed, world, rng)
     elif draw < WANDERING + STRAIGHT:
         actions = _guess(world, toy_task, rng)
     else:
@@ -145,8 +154,14 @@ def _observe(tokenizer: Tokenizer, seed: int, rng: random.Random) -> Demonstrati
     """Play one to three of an explorer's commands under a random question of the machine."""
     _, tasks = world_and_tasks(seed, "machine")
     toy_task = rng.choice(list(tasks.values()))
-    actions = explorer_actions(commands_of(seed, "machine"), rng.randrange(1, 4), rng)
+    actions = explorer_actions(commands_of(seed, "machine"), rng.randrange(1, 4), rng, LOOKS)
     return Demonstration(play(tokenizer, seed, "machine", toy_task, [actions])[0], OBSERVING)
+
+
+def _wander(seed: int, world: World, rng: random.Random) -> list[str]:
+    """Return one to four commands of an explorer, 15 % of them mistaken."""
+    typed = explorer_actions(commands_of(seed, "machine"), rng.randrange(1, 5), rng, LOOKS)
+    return [mistaken_action(world, rng) if rng.random() < 0.15 else command for command in typed]
 
 
 def _guess(world: World, task: ToyTask, rng: random.Random) -> list[str]:
