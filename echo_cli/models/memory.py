@@ -16,6 +16,7 @@ MLP and vocabulary; n tokens of a micro-batch; R concurrent rollouts of T tokens
 | activations      | n · bytes saved by L layers    | the same              | update  |
 | logits           | 20 V · rows of a chunk + c V H | 20 V · rows           | update  |
 | layer            | n · working bytes of one layer | the same              | update  |
+| freed blocks     | 0.25 of the update's parts, at most 1.5 GB | 0.7 of them | update |
 | KV cache         | 2 c K · R · T · L + one layer with its keys repeated for all heads | the same | rollout |
 | prefill          | the widest forward pass over openings and answers                  | the same | rollout |
 | sampling         | (24 + 2 c) V · R                                                   | the same | rollout |
@@ -28,9 +29,12 @@ memory never coincide: the larger counts. Activations are the tensors that autog
 `saved_tensors_hooks` on transformers' Qwen3 with fused attention. With gradient checkpointing a layer saves its input,
 and its other activations only while it is recomputed. Other Llama-style models save slightly less.
 
-The prediction for an update is 1.0 to 1.25 times the bytes alive at its peak on a CPU (tests/models/test_memory.py).
-scripts/benchmark-memory compares the prediction for a run with the peak of its process. A checkpoint is written from
-the tensors themselves; at most a copy of the weights comes with it, no more than the gradients of an update.
+The prediction for an update, without freed blocks, is 1.0 to 1.25 times the bytes alive at its peak on a CPU
+(tests/models/test_memory.py). Freed blocks are what the C library keeps of gradients, activations and logits (or layer)
+on a CPU: glibc takes blocks of up to 32 MiB from one heap, which fragments, most of all between the many small tensors
+of LoRA; larger blocks, those of a larger model, it returns. The shares are measured: scripts/benchmark-memory compares
+the prediction for a run with the peak of its process. A checkpoint is written from the tensors themselves; at most a copy of the weights comes with it, no more than
+the gradients of an update.
 
 Not included: on a CUDA device, its context and fragmentation; evaluations with more concurrent rollouts than training.
 Every rollout is assumed to reach its caps, and all rollouts, up to `environment.sessions`, to run at once.
@@ -54,6 +58,9 @@ _CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}
 
 # Resident memory of a process that has imported torch, transformers and peft, with its tasks and pools, bytes.
 _LIBRARIES = 500_000_000
+
+_FREED, _FREED_LORA, _FREED_MOST = 0.25, 0.7, 1_500_000_000
+"""Freed blocks that the C library keeps: shares of the bytes that an update allocates, and their maximum, bytes."""
 
 _SAVED: Mapping[tuple[Dtype, bool], tuple[int, int, int, int]] = {
     ("float32", False): (24, 16, 16, 16),
@@ -176,12 +183,16 @@ def _update(shape: Architecture, config: Config, dtype: Dtype, device: str) -> d
         saved, working = (4 if whole else c) * shape.hidden, working + saved
     logits = 20 * shape.vocab * min(chunk_rows(shape.vocab, device), tokens) + in_flight
     layer = tokens * working
-    return {
+    allocated = {
         "gradients": 4 * trained * sets + in_flight,
         # 16 H: the last norm and the gathered states.
         "activations": tokens * (shape.layers * saved + 16 * shape.hidden),
         **({"logits": logits} if logits > layer else {"layer": layer}),
     }
+    if device != "cpu":
+        return allocated
+    freed = int((_FREED if whole else _FREED_LORA) * sum(allocated.values()))
+    return {**allocated, "freed blocks": min(freed, _FREED_MOST)}
 
 
 def saved_by_layer(shape: Architecture, config: Config, dtype: Dtype) -> int:
