@@ -70,7 +70,8 @@ def test_an_expert_pool_is_the_pool_that_a_run_is_measured_on(
     manifest = _build(capsys, tmp_path / "pool", *words)
     config, policy = load_config(find_config(config_name)), _policy(config_name)
     kind, turns = ("machine", 2) if config_name == "toy" else ("files", 5)
-    worlds = ToyWorlds((0,), (101, 102), turns, kind=kind)
+    elsewhere = config.environment.toy_terminal.ood_world_seeds
+    worlds = ToyWorlds((0,), elsewhere, turns, kind=kind)
     in_run = expert_pools(config, worlds, policy)[name]
     loaded = load_pool(tmp_path / "pool", policy.renderer)
     assert loaded.spans == in_run.spans
@@ -78,7 +79,7 @@ def test_an_expert_pool_is_the_pool_that_a_run_is_measured_on(
     assert found[0].nats.tolist() == found[1].nats.tolist() and found[0].correct.tolist() == found[1].correct.tolist()
     assert manifest["contents"]["pairs"] == len(in_run.pairs)
     made = manifest["provenance"]
-    assert made["world_seeds"] == ([101, 102] if name == "ood" else [0])
+    assert made["world_seeds"] == (list(elsewhere) if name == "ood" else [0])
     assert (made["actor"]["kind"], made["temperature"], made["seed"]) == ("expert", None, None)
     assert made["environment"] == config.environment.model_dump(mode="json")
 
