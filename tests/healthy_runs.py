@@ -1,4 +1,4 @@
-"""Recorded signals of healthy runs in a world of files, combined and of GRPO alone: `data/healthy_runs.json`.
+"""Recorded signals of healthy runs in a world of files and on machines, combined and of GRPO: `data/healthy_runs.json`.
 
 To record them again, from the root of the checkout:
 
@@ -8,7 +8,15 @@ To record them again, from the root of the checkout:
       echo-cli train --config toy-files --run-name toy-files-seed$seed --seed $seed threads=1
       echo-cli train --config toy-files --run-name toy-files-grpo-seed$seed --seed $seed threads=1 $grpo
     done
-    python tests/healthy_runs.py outputs/toy-files-seed? outputs/toy-files-grpo-seed?
+    for config in toy toy-own toy-grpo; do
+      for machine in 120 121 122; do
+        machine_key="environment.toy_terminal.world_seeds=[$machine]"
+        echo-cli train --config $config --run-name $config-m$machine threads=1 $machine_key
+      done
+    done
+    machines="outputs/toy-m120 outputs/toy-m121 outputs/toy-own-m120 outputs/toy-own-m121"
+    machines="$machines outputs/toy-grpo-m121 outputs/toy-grpo-m122"
+    python tests/healthy_runs.py outputs/toy-files-seed? outputs/toy-files-grpo-seed? $machines
 """
 
 from __future__ import annotations

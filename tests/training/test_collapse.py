@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from played_policy import GROUP, LIMITS, play
 from tiny_run import error_of, rows, train, weights
 
+from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import CollapseConfig, RolloutConfig
 from echo_cli.rollouts.behaviour import behaviour_metrics
 from echo_cli.runs.directory import open_run
@@ -311,24 +312,32 @@ def test_a_policy_that_collapses_after_a_healthy_run(habit: str) -> None:
 RUNS = healthy_runs()
 
 
-def test_the_recorded_runs_are_combined_and_grpo_over_five_seeds() -> None:
-    assert set(RUNS) == {f"{config}-seed{seed}" for config in ("toy-files", "toy-files-grpo") for seed in range(5)}
+def test_the_recorded_runs_are_combined_and_grpo_in_both_kinds_of_world() -> None:
+    files = {f"{config}-seed{seed}" for config in ("toy-files", "toy-files-grpo") for seed in range(5)}
+    machines = {f"toy{arm}-m{machine}" for arm, machines in MACHINES.items() for machine in machines}
+    assert set(RUNS) == files | machines
     assert all([row["step"] for row in run] == list(range(61)) for run in RUNS.values())
-    assert FILE.stat().st_size < 60_000
+    assert FILE.stat().st_size < 70_000
+
+
+MACHINES = {"": (120, 121), "-own": (120, 121), "-grpo": (121, 122)}
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_healthy_run_is_silent_by_a_clear_margin(name: str) -> None:
-    rollout = RolloutConfig(group_size=8 if "grpo" in name else 4, max_action_tokens=16)
-    assert alarms(RUNS[name], SETTINGS, rollout) == []
+    rollout, settings = RolloutConfig(group_size=8 if "grpo" in name else 4, max_action_tokens=16), SETTINGS
+    if "-m" in name:
+        config = load_config(find_config(name.rpartition("-")[0]))
+        rollout, settings = config.rollout, config.collapse
+    assert alarms(RUNS[name], settings, rollout) == []
     # Every bound is tightened by half, and so is the factor of change.
     tight = {
         key: value / 1.5 if key.startswith("max_") and key != "max_ood_rise" else value * 1.5
-        for key, value in SETTINGS.model_dump().items()
+        for key, value in settings.model_dump().items()
         if key.startswith(("min_", "max_"))
     }
-    tight |= {"min_peak_reward": 0.0, "max_ood_rise": 1 + (SETTINGS.max_ood_rise - 1) / 1.5, "change": 2 / 1.5}
-    assert alarms(RUNS[name], SETTINGS.model_copy(update=tight), rollout) == []
+    tight |= {"min_peak_reward": 0.0, "max_ood_rise": 1 + (settings.max_ood_rise - 1) / 1.5, "change": 2 / 1.5}
+    assert alarms(RUNS[name], settings.model_copy(update=tight), rollout) == []
 
 
 def test_lambda_is_lowered_once_for_each_step_with_an_alarm() -> None:
