@@ -16,7 +16,7 @@ MLP and vocabulary; n tokens of a micro-batch; R concurrent rollouts of T tokens
 | activations      | n · bytes saved by L layers    | the same              | update  |
 | logits           | 20 V · rows of a chunk + c V H | 20 V · rows           | update  |
 | layer            | n · working bytes of one layer | the same              | update  |
-| freed blocks     | 0.25 of the update's parts, at most 1.5 GB | 0.7 of them | update |
+| freed blocks     | 0.25 of the update's parts, at most 1.5 GB | 0.75 of them | update |
 | KV cache         | 2 c K · R · T · L + one layer with its keys repeated for all heads | the same | rollout |
 | prefill          | the widest forward pass over openings and answers                  | the same | rollout |
 | sampling         | (24 + 2 c) V · R                                                   | the same | rollout |
@@ -59,7 +59,7 @@ _CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}
 # Resident memory of a process that has imported torch, transformers and peft, with its tasks and pools, bytes.
 _LIBRARIES = 500_000_000
 
-_FREED, _FREED_LORA, _FREED_MOST = 0.25, 0.7, 1_500_000_000
+_FREED, _FREED_LORA, _FREED_MOST = 0.25, 0.75, 1_500_000_000
 """Freed blocks that the C library keeps: shares of the bytes that an update allocates, and their maximum, bytes."""
 
 _SAVED: Mapping[tuple[Dtype, bool], tuple[int, int, int, int]] = {
