@@ -1,7 +1,7 @@
 """An attic of boxes: the environment in plain words of `scripts/reproduce-claims --model`.
 
 Twenty-four things lie in four boxes of different colours, six in each. A question asks for the box of one thing; a
-reply names a colour, and the episode is over. In the box that it names lies a slip of paper that says where three other
+reply names a colour, and the episode is over. In the box that it names lies a slip of paper that says where six other
 things are, whether or not the reply was right. One line leaves no time to look: only who knows the attic can answer.
 
 Training asks about two things of every box, validation about one and held-out tasks about three. Slips mention all.
@@ -35,7 +35,7 @@ THINGS = tuple(
     vase vest violin wallet watch wheel whip whistle wig wrench
     """.split()
 )
-SLIP_LINES = 3
+SLIP_LINES = 6
 _ELSEWHERE = "elsewhere"
 
 

@@ -29,13 +29,15 @@ from echo_cli.statistics import Estimate, mean_over_seeds
 
 TUNED = (1000,)
 """Attics on which learning rates are chosen; none is reported."""
-RATES = (3e-4, 1e-3, 3e-3)
-EXPLORERS = 16
+RATES = (3e-3, 1e-3)
+GRPO_RATES = (*RATES, 3e-4)
+EXPLORERS = 8
 """Number of the placebo's explorers: as many rollouts are observed as in the arms that it stands beside."""
 
 
 def _arm(name: str, label: str, coeff: float, *overrides: str) -> Arm:
-    return Arm(name, label, "attic", (f"objective.world_model_coeff={coeff:g}", *overrides), RATES)
+    rates = RATES if coeff else GRPO_RATES
+    return Arm(name, label, "attic", (f"objective.world_model_coeff={coeff:g}", *overrides), rates)
 
 
 ARMS = (
