@@ -480,6 +480,7 @@ def test_the_check_of_the_toy_terminal_prints_or_gives_json(capsys: pytest.Captu
     assert main(["env", "check", "toy", "--json", "environment.toy_terminal.families=[setting]"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["warnings"] == [] and report["reward"] == 1.0
+    assert report["sessions"] is None and report["step_rewards"] == [None, 1.0]
     assert {entry["role"] for entry in report["tokens"]} >= {"context", "action", "env_output"}
 
 

@@ -290,6 +290,14 @@ def test_a_prompt_follows_whatever_was_cut_before_it() -> None:
     assert cut_pieces([trajectory, trajectory]) == 6
 
 
+def test_a_reply_of_many_long_pieces_has_the_length_of_two() -> None:
+    limits = EpisodeLimits(action_tokens=10, output_tokens=20, episode_tokens=100)
+    long, prompt = TextPiece(E, "hello " * 200, "stdout"), replace(PROMPT, channel="prompt")
+    trajectory = play(Opened((PROMPT,), StepResult((long, long, long, prompt), done=True)), [typed("ls")], limits)
+    assert [len(segment.token_ids) for segment in trajectory.segments if segment.role is E] == [20, 20]
+    assert [segment.channel for segment in trajectory.segments if segment.text == "$ "][-1] == "prompt"
+
+
 PIECES = st.lists(
     st.builds(
         TextPiece,
@@ -318,6 +326,7 @@ def test_limits_are_brought_down_to_a_context(action: int, out: int, episode: in
     within = limits.within(context, scaffold)
     assert within.longest(scaffold) <= context
     assert (within == limits) == (limits.longest(scaffold) <= context)
+    assert limits.within(limits.longest(scaffold), scaffold) == limits
     assert within.action_tokens == action and 1 <= within.output_tokens <= out and 1 <= within.episode_tokens <= episode
     # A shorter episode is preferred to shorter outputs, while half of the context is left to it.
     assert within.output_tokens == out or within.episode_tokens <= max(context // 2, within._first_action(scaffold)) + 1
