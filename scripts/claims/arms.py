@@ -35,7 +35,7 @@ class Arm:
 
 GRPO = Arm("grpo", "GRPO", "toy-grpo", rates=GRPO_RATES)
 OWN = Arm("own", "ECHO, own rollouts, λ 0.3", "toy-own", rates=RATES)
-ECHO = Arm("echo", "ECHO, explorers, λ 3", "toy", rates=RATES)
+ECHO = Arm("echo", "ECHO, explorers, λ 3", "toy", rates=RATES, seeds=1)
 
 
 def _like(arm: Arm, name: str, change: str, *overrides: str, seeds: int = 1, homeless: bool = False) -> Arm:
@@ -64,8 +64,22 @@ ARMS = (
     GRPO,
     Arm("grpo-kl", "GRPO, KL 0.05", "toy-grpo", ("objective.kl_coeff=0.05",), FEW_RATES, seeds=1),
     Arm("grpo-hot", "GRPO, temperature 1", "toy-grpo", ("rollout.temperature=1.0",), FEW_RATES, seeds=1),
-    Arm("grpo-steps", "GRPO, as many environment steps as ECHO", "toy-grpo", ("rollout.tasks_per_step=19",), FEW_RATES),
-    Arm("grpo-tokens", "GRPO, as many trained tokens as ECHO", "toy-grpo", ("rollout.tasks_per_step=31",), FEW_RATES),
+    Arm(
+        "grpo-steps",
+        "GRPO, as many environment steps as ECHO",
+        "toy-grpo",
+        ("rollout.tasks_per_step=19",),
+        FEW_RATES,
+        seeds=1,
+    ),
+    Arm(
+        "grpo-tokens",
+        "GRPO, as many trained tokens as ECHO",
+        "toy-grpo",
+        ("rollout.tasks_per_step=31",),
+        FEW_RATES,
+        seeds=1,
+    ),
     OWN,
     ECHO,
     Arm(
@@ -74,18 +88,19 @@ ARMS = (
         "toy-own",
         (NEUTRAL, "rollout.explorers=9"),
         RATES,
+        seeds=1,
     ),
-    Arm("echo-placebo", "placebo: 44 explorers elsewhere, λ 3", "toy", (NEUTRAL,), RATES),
+    Arm("echo-placebo", "placebo: 44 explorers elsewhere, λ 3", "toy", (NEUTRAL,), RATES, seeds=1),
     *_false_targets(OWN),
     *_false_targets(ECHO),
-    replace(_like(ECHO, "env-only", "env-CE alone", *ENV_ONLY, seeds=2), label="env-CE alone, explorers"),
+    replace(_like(ECHO, "env-only", "env-CE alone", *ENV_ONLY), label="env-CE alone, explorers"),
     replace(
-        _like(ECHO, "env-after", "", *ENV_ONLY, seeds=2),
+        _like(ECHO, "env-after", "", *ENV_ONLY),
         label="env-CE alone, explorers, after GRPO",
         continues="grpo",
     ),
     replace(
-        _like(OWN, "own-after", "", *ENV_ONLY, seeds=2),
+        _like(OWN, "own-after", "", *ENV_ONLY),
         label="env-CE alone, own rollouts, after GRPO",
         continues="grpo",
     ),

@@ -239,7 +239,7 @@ def write_docs(docs: Path, arms: Arms, text: Sequence[str]) -> None:
         groups = [
             (arms[each].arm.label, [cell.path for cell in arms[each].cells.values()]) for each in names if each in arms
         ]
-        if not groups:
+        if len(groups) < 2:
             continue
         with tempfile.TemporaryDirectory() as folder:
             shutil.copyfile(plot_sweep(groups, Path(folder)).png, docs / "claims" / f"{name}.png")
