@@ -33,8 +33,8 @@ The prediction for an update, without freed blocks, is 1.0 to 1.25 times the byt
 (tests/models/test_memory.py). Freed blocks are what the C library keeps of gradients, activations and logits (or layer)
 on a CPU: glibc takes blocks of up to 32 MiB from one heap, which fragments, most of all between the many small tensors
 of LoRA; larger blocks, those of a larger model, it returns. The shares are measured: scripts/benchmark-memory compares
-the prediction for a run with the peak of its process. A checkpoint is written from the tensors themselves; at most a copy of the weights comes with it, no more than
-the gradients of an update.
+the prediction for a run with the peak of its process. A checkpoint is written from the tensors themselves; at most a
+copy of the weights comes with it, no more than the gradients of an update.
 
 Not included: on a CUDA device, its context and fragmentation; evaluations with more concurrent rollouts than training.
 Every rollout is assumed to reach its caps, and all rollouts, up to `environment.sessions`, to run at once.

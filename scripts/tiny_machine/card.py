@@ -70,8 +70,8 @@ model of echo-cli's runs on machines: it can act there, but does not know the ma
 
 - **Beside `tiny-base`**, in worlds of files (six worlds, one rollout per task): better at finding keys and cells, worse
   at counting matches and at times (pass@1 of `count` 0.26 against 0.36, `file_count` 0.39 against 0.44, `match_time`
-  0.13 against 0.26), so that runs in these worlds keep `tiny-base`. Trained on machines alone for 750 steps, the probe of
-  machines only read ends at 0.75.
+  0.13 against 0.26), so that runs in these worlds keep `tiny-base`. Trained on machines alone for 750 steps, the probe
+  of machines only read ends at 0.75.
 - **Cannot**: know where anything is on a new machine, or do anything outside the toy terminal. It is not a
   general-purpose language model.
 - **Licence**: Apache-2.0, like the project. Trained only on text that the toy worlds generate.
