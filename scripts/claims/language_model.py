@@ -29,7 +29,7 @@ from echo_cli.statistics import Estimate, mean_over_seeds
 
 TUNED = (1000,)
 """Attics on which learning rates are chosen; none is reported."""
-RATES = (3e-3, 1e-3)
+RATES = (2e-3, 3e-3, 1e-3)
 GRPO_RATES = (*RATES, 3e-4)
 EXPLORERS = 8
 """Number of the placebo's explorers: as many rollouts are observed as in the arms that it stands beside."""
