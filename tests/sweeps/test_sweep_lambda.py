@@ -579,7 +579,7 @@ def test_the_plan_says_what_a_sweep_measures(tmp_path: Path, capsys: pytest.Capt
     assert main(["sweep-lambda", "0", "--dry-run", "--output-dir", str(tmp_path / "o")]) == 0
     plan = capsys.readouterr().out
     assert "# steps between gradient probes, 0 for none: 10" in plan
-    assert "# steps between held-out rollouts: 10" in plan
+    assert f"# steps between held-out rollouts: {load_config(find_config('toy')).evaluation.every}" in plan
     assert not (tmp_path / "o").exists()
     assert main(["sweep-lambda", "--help"]) == 0
     told = re.sub(r"\s+", " ", capsys.readouterr().out)
