@@ -27,7 +27,7 @@ from echo_cli.evaluation.measures import (
     tokens_of,
     values_of,
 )
-from echo_cli.evaluation.run_evaluation import POSITIONS, groups, line_groups
+from echo_cli.evaluation.run_evaluation import POSITIONS, groups, line_groups, report_policy
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tiny import TinyConfig, TinyModel
@@ -374,3 +374,19 @@ def test_a_difference_is_paired_by_trajectory() -> None:
     found = env_ce_difference(tokens, first, second, tokens.headline)
     assert found is not None and (found.value, found.low, found.high) == (-0.5, -0.5, -0.5)
     assert env_ce_difference(tokens, first, second, ~tokens.headline) is None
+
+
+@pytest.mark.parametrize("novel", [False, True])
+def test_a_report_without_novel_pairs_has_env_ce_over_the_seen_ones(novel: bool) -> None:
+    tokens = tokens_of(POOL, () if novel else set(POOL.pairs), TOKENIZER)
+    predictions = {"heldout": predict(policy(), POOL, tokens)}
+    brief, detailed = (
+        report_policy("r", "m", 1, predictions, {"heldout": tokens}, {}, (), detailed=wanted)
+        for wanted in (False, True)
+    )
+    plain = brief.plain({"heldout": 0})
+    assert (plain["heldout/env_ce"] is not None) is novel
+    if novel:
+        assert plain["heldout/env_ce_seen"] is None
+    else:
+        assert plain["heldout/env_ce_seen"] == detailed.plain({"heldout": 0})["heldout/env_ce_seen"] > 0
