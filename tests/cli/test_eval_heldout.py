@@ -306,6 +306,8 @@ def test_a_run_does_not_differ_from_itself(finished: Path, tmp_path: Path, capsy
     printed = capsys.readouterr().out
     assert printed.count("B - A   ") == 2 and printed.count("0.000 [0.000, 0.000]") == 2
     assert "0, 0" in printed and "exact McNemar p" in printed and "not copyable" in printed
+    assert main(["eval-heldout", *words[:3], "--rollouts", "0", "--output", str(tmp_path)]) == 0
+    assert "McNemar" not in capsys.readouterr().out  # nothing was played
 
 
 @pytest.mark.parametrize(

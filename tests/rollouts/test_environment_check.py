@@ -372,6 +372,7 @@ def _object(**fields: Any) -> dict[str, Any]:
         ("{text}", {"type": "string"}, lambda line: line.isalpha()),
         ("move {text}", {"type": "string"}, lambda line: line.isalpha()),
         ("{text:json}", {"type": "array", "items": {"const": 1}}, lambda line: json.loads(line) == [1]),
+        ("{text:json}", {"type": "object"}, lambda line: json.loads(line) == {}),
         ("{text:json}", {"$ref": "#/$defs/Moves"}, lambda line: json.loads(line) in (["A"], ["B"])),
         ("{text}", "garbage", lambda line: line.isalpha()),
         ("{text}", {"$ref": "#/nowhere"}, lambda line: line.isalpha()),
