@@ -22,8 +22,9 @@ from tiny_run import error_of, rows
 from echo_cli.cli.main import main
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.model import RANDOM_QWEN3, ConversationConfig, ModelConfig
-from echo_cli.config.schema import OptimConfig
+from echo_cli.config.schema import Config, OptimConfig
 from echo_cli.errors import EchoError
+from echo_cli.evaluation import model_evaluation
 from echo_cli.evaluation.baselines import ORDER, exchange_tokens, fit_ngram, has_zstd, ngram_predictions
 from echo_cli.evaluation.loaded_run import load_pool
 from echo_cli.evaluation.measures import measure, predict, tokens_of
@@ -429,6 +430,20 @@ def test_a_run_is_not_a_model(finished: Path) -> None:
     with pytest.raises(EchoError, match="is a run, not a model") as raised:
         kind_of(str(finished))
     assert str(finished / "checkpoints" / "step_000004") in (raised.value.tip or "")
+
+
+def test_a_model_that_is_named_may_be_fetched(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leave = []
+
+    def refuse(config: Config) -> None:
+        leave.append(config.model.fetch)
+        raise EchoError("nothing is loaded here", "none")
+
+    monkeypatch.setattr(model_evaluation, "open_policy", refuse)
+    assert main(["eval-heldout", "--model", "some/model", "--pool", str(place / "expert")]) != 0
+    assert leave == ["named"] and "nothing is loaded here" in capsys.readouterr().err
 
 
 def test_labels_are_the_shortest_ends_of_paths(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
