@@ -201,6 +201,7 @@ def record_arms(folder: Path, arms: Sequence[Arm]) -> None:
     """
     recorded: Mapping[str, Arm] = read_arms(folder) | {arm.label: arm for arm in arms if arm.named}
     if recorded:
+        _record(folder).parent.mkdir(parents=True, exist_ok=True)
         write_json(_record(folder), {label: list(arm.words) for label, arm in recorded.items()})
 
 

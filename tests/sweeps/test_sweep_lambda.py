@@ -26,7 +26,7 @@ from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.runs.directory import create_run, open_run
-from echo_cli.sweeps.arms import Arm, join_arms, lambda_arm, parse_arms, parse_words
+from echo_cli.sweeps.arms import Arm, join_arms, lambda_arm, parse_arms, parse_words, read_arms, record_arms
 from echo_cli.sweeps.plan import ended_summary, join_seeds, parse_seeds, plan_cells, sweep_config
 from echo_cli.sweeps.runner import CellStatus, _start, log_path, run_cells
 
@@ -486,6 +486,14 @@ def test_a_cell_is_its_config_with_probes_and_more_plays(
     plain, config = load_config(source, words), sweep_config(source, words)
     assert _differences(plain.model_dump(mode="json"), config.model_dump(mode="json")) == changed
     assert (config.probe_every, config.evaluation.pass_every) == (probe, played)
+
+
+def test_the_arms_of_a_sweep_are_recorded_before_its_first_run(tmp_path: Path) -> None:
+    arm = Arm("short", ("steps=3",), named=True)
+    record_arms(tmp_path / "new", [lambda_arm(0.3), arm])
+    assert read_arms(tmp_path / "new") == {"short": arm}
+    record_arms(tmp_path / "plain", [lambda_arm(0.3)])
+    assert not (tmp_path / "plain").exists()
 
 
 def test_a_probe_in_the_config_file_stays(tmp_path: Path) -> None:
