@@ -188,7 +188,6 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "setting_last": ("asked services", ".2f"),
     "setting_elsewhere_last": ("other services", ".2f"),
     "pass_at_1_mean": ("pass@1 over the steps", ".2f"),
-    "seconds": ("s", ".0f"),
 }
 
 
