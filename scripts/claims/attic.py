@@ -59,7 +59,7 @@ class Attic:
         return "".join(f"The {thing} is in the {self.box_of[thing]} box.\n" for thing in shown)
 
 
-def attic(seed: int, *, elsewhere: bool = False) -> Attic:
+def attic_of(seed: int, *, elsewhere: bool = False) -> Attic:
     """Return the attic of a seed, or the attic of other things that its placebo explores."""
     rng, size = random.Random(f"attic/{seed}"), len(COLOURS) * len(SPLITS)
     things = rng.sample(THINGS, 2 * size)[size if elsewhere else 0 :][:size]
@@ -71,7 +71,7 @@ def tasks(seed: int) -> list[dict[str, Any]]:
     """Return the entries of `environment.tasks.items`: a question for each thing, and those of the placebo's attic."""
     asked = [
         {"id": f"{seed}/{thing}", "split": SPLITS[index // len(COLOURS)], "reset": {"attic": seed, "thing": thing}}
-        for index, thing in enumerate(attic(seed).box_of)
+        for index, thing in enumerate(attic_of(seed).box_of)
     ]
     other = [
         {
@@ -79,7 +79,7 @@ def tasks(seed: int) -> list[dict[str, Any]]:
             "split": OTHER_WORLD,
             "reset": {"attic": seed, "thing": thing, _ELSEWHERE: True},
         }
-        for thing in attic(seed, elsewhere=True).box_of
+        for thing in attic_of(seed, elsewhere=True).box_of
     ]
     return asked + other
 
@@ -113,7 +113,7 @@ class AtticEnvironment(Environment[Reply, Slip, State]):  # type: ignore[misc]
         Raises:
             KeyError: it is not in this attic.
         """
-        self._attic, self._thing = _attic(attic, elsewhere=elsewhere), thing
+        self._attic, self._thing = attic_of(attic, elsewhere=elsewhere), thing
         self._place = self._attic.box_of[thing]
         self._state = State(episode_id=episode_id, step_count=0)
         boxes = f"{', '.join(COLOURS[:-1])} or {COLOURS[-1]} box"
@@ -131,6 +131,3 @@ class AtticEnvironment(Environment[Reply, Slip, State]):  # type: ignore[misc]
     @property
     def state(self) -> State:
         return self._state
-
-
-_attic = attic

@@ -72,7 +72,7 @@ def figures(arms: Arms, machines: Sequence[int], seeds: Sequence[int], steps: in
     """Return the Markdown between the two marks."""
     level = level_of_grpo(tuned)
     return [
-        f"{steps} steps on machines {', '.join(map(str, machines))} with seeds {', '.join(map(str, seeds))}, on which "
+        f"{steps} steps on machines {', '.join(map(str, machines))} with seeds {', '.join(map(str, seeds))} (see the number of runs), on which "
         f"no setting was chosen; {os.cpu_count()} cores. Mean and 95 % interval over machines (Student's t, seeds of a "
         "machine averaged), differences paired by machine and seed. pass@1 over 4 rollouts of each held-out task; "
         "env-CE in nats/token over the held-out pairs still novel at the end.",
@@ -235,11 +235,9 @@ def write_docs(docs: Path, arms: Arms, text: Sequence[str]) -> None:
     (docs / "claims").mkdir(parents=True, exist_ok=True)
     pictures = []
     for name, names in PICTURES.items():
-        groups = [
-            (arms[each].arm.label, [cell.path for cell in arms[each].cells.values()]) for each in names if each in arms
-        ]
-        if len(groups) < 2:
+        if not arms.keys() >= set(names):
             continue
+        groups = [(arms[each].arm.label, [cell.path for cell in arms[each].cells.values()]) for each in names]
         with tempfile.TemporaryDirectory() as folder:
             shutil.copyfile(plot_sweep(groups, Path(folder)).png, docs / "claims" / f"{name}.png")
         pictures += [f"![{'; '.join(label for label, _ in groups)}](claims/{name}.png)", ""]

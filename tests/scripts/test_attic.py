@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("openenv")
 
-from claims.attic import COLOURS, AtticEnvironment, Reply, Slip, attic, tasks
+from claims.attic import COLOURS, AtticEnvironment, Reply, Slip, attic_of, tasks
 from claims.language_model import ARMS, PAIRS, TUNED, markdown, over_tasks, study_of, to_json
 from claims.runs import Measured, Place, Study, cell_of
 
@@ -32,7 +32,7 @@ def _split(seed: int, split: str) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_each_split_asks_about_other_things_as_many_in_every_box(seed: int) -> None:
-    box_of, asked = attic(seed).box_of, {}
+    box_of, asked = attic_of(seed).box_of, {}
     for split, each in (("train", 2), ("validation", 1), ("heldout", 3)):
         things = [reset["thing"] for reset in _split(seed, split)]
         asked[split] = set(things)
@@ -44,10 +44,10 @@ def test_each_split_asks_about_other_things_as_many_in_every_box(seed: int) -> N
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_placebo_explores_an_attic_of_other_things(seed: int) -> None:
     other = {reset["thing"] for reset in _split(seed, "other_world")}
-    assert other == set(attic(seed, elsewhere=True).box_of) and len(other) == len(attic(seed).box_of)
-    assert not other & set(attic(seed).box_of)
+    assert other == set(attic_of(seed, elsewhere=True).box_of) and len(other) == len(attic_of(seed).box_of)
+    assert not other & set(attic_of(seed).box_of)
     slips = [_open(reset, colour)[1].slip for reset in _split(seed, "other_world") for colour in COLOURS]
-    assert not {line.split()[1] for slip in slips for line in slip.splitlines()} & set(attic(seed).box_of)
+    assert not {line.split()[1] for slip in slips for line in slip.splitlines()} & set(attic_of(seed).box_of)
 
 
 def test_only_the_box_of_the_thing_is_right_and_one_reply_ends_the_episode() -> None:
@@ -55,22 +55,22 @@ def test_only_the_box_of_the_thing_is_right_and_one_reply_ends_the_episode() -> 
         reset = task["reset"]
         answers = {colour: _open(reset, f" {colour.title()} box.")[1] for colour in COLOURS}
         assert all(answer.done for answer in answers.values())
-        right = attic(0, elsewhere=reset.get("elsewhere", False)).box_of[reset["thing"]]
+        right = attic_of(0, elsewhere=reset.get("elsewhere", False)).box_of[reset["thing"]]
         assert {colour: answer.reward for colour, answer in answers.items()} == {
             colour: float(colour == right) for colour in COLOURS
         }
 
 
 def test_the_first_colour_of_a_reply_is_its_answer_and_a_reply_without_one_opens_nothing() -> None:
-    reset = {"attic": 0, "thing": next(iter(attic(0).box_of))}
+    reset = {"attic": 0, "thing": next(iter(attic_of(0).box_of))}
     opened, none = _open(reset, " blue box, not the red box")[1], _open(reset, " colored reddish")[1]
-    assert opened.slip == attic(0).slip(reset["thing"], "blue") != attic(0).slip(reset["thing"], "red")
+    assert opened.slip == attic_of(0).slip(reset["thing"], "blue") != attic_of(0).slip(reset["thing"], "red")
     assert none.done and none.reward == 0 and not none.slip and none.notice
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_slips_are_true_hide_what_was_asked_and_mention_every_held_out_thing_in_training(seed: int) -> None:
-    box_of, mentioned = attic(seed).box_of, set()
+    box_of, mentioned = attic_of(seed).box_of, set()
     for reset in _split(seed, "train"):
         for colour in COLOURS:
             question, answer = _open(reset, colour)
