@@ -73,7 +73,8 @@ def figures(arms: Arms, machines: Sequence[int], seeds: Sequence[int], steps: in
     level = level_of_grpo(tuned)
     return [
         f"{steps} steps on machines {', '.join(map(str, machines))} with seeds {', '.join(map(str, seeds))} (see the "
-        f"number of runs), on which no setting was chosen; {os.cpu_count()} cores. Mean and 95 % interval over machines (Student's t, seeds of a "
+        f"number of runs), on which no setting was chosen; {os.cpu_count()} cores. "
+        "Mean and 95 % interval over machines (Student's t, seeds of a "
         "machine averaged), differences paired by machine and seed. pass@1 over 4 rollouts of each held-out task; "
         "env-CE in nats/token over the held-out pairs still novel at the end.",
         "",
