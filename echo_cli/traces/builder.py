@@ -1,27 +1,19 @@
 """Parts shared by the importers: the text of tool calls and tools, refusals, and the builder of a trace.
 
-An importer assigns a role where its format says who wrote a text, keeps the text byte for byte, and refuses a part that
-it cannot place: it never guesses. Roles are OpenEnv RFC 010's.
+An importer assigns a role where its format says who wrote a text, and keeps the text byte for byte. It never guesses:
+in place of a part that is not text, or whose author is unknown, a warning names what was left out; a record whose roles
+are uncertain is refused. Roles are OpenEnv RFC 010's.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import json
-import lzma
 import re
-import sys
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from io import BufferedReader
-from pathlib import Path
-from typing import IO, Any, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from echo_cli.errors import EchoError
-from echo_cli.text import escape_unprintable, foreign_encoding
 from echo_cli.trace import Trace, TraceSegment, without_thinking
 from echo_cli.trajectory import (
     CLOSE,
@@ -33,6 +25,9 @@ from echo_cli.trajectory import (
     split_at_actions,
     text_of,
 )
+
+LEFT_OUT = "left_out"
+"""Channel of the warnings that stand for parts which an import left out."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -46,35 +41,6 @@ class Refusal:
     reason: str
 
 
-STDIN = Path("-")
-"""Name of standard input among the files to import."""
-
-_OPENERS: dict[str, Callable[[Any], Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
-
-
-@contextmanager
-def input_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file to import, or standard input for STDIN; gzip, bzip2 and xz are decompressed, whatever the name.
-
-    Raises:
-        EchoError: the file is in an encoding that is not read, or its compressed data is damaged.
-        OSError: the file cannot be read.
-    """
-    with ExitStack() as stack:
-        raw = sys.stdin.buffer if path == STDIN else stack.enter_context(path.open("rb"))
-        name = "standard input" if path == STDIN else escape_unprintable(path)
-        encoding, tip = foreign_encoding(cast(BufferedReader, raw).peek(8)) or (None, "")
-        if encoding is None:
-            yield raw
-            return
-        if encoding not in _OPENERS:
-            raise EchoError(f"{name} is {encoding}, not UTF-8 text", tip)
-        try:
-            yield stack.enter_context(_OPENERS[encoding](raw))
-        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-            raise EchoError(f"cannot read {name}: its {encoding} data is damaged", "copy the file again") from error
-
-
 @dataclass(frozen=True)
 class ImportOptions:
     """Command-line options that control how files are read."""
@@ -83,6 +49,10 @@ class ImportOptions:
     """Regular expression of a shell prompt, for casts without input events."""
     warning: str | None = None
     """Regular expression; matches in an observation get the role warning."""
+    strict: bool = False
+    """Whether a part that cannot be placed refuses the record, instead of being left out."""
+    places: bool = False
+    """Whether a trace's meta has the place in its record of every segment, as `places`."""
 
 
 class UnplacedError(ValueError):
@@ -190,8 +160,18 @@ class ToolCalls:
 
 
 @dataclass
+class LeftOut:
+    """Parts of a record that are in no segment."""
+
+    parts: int = 0
+    bytes: int = 0
+    """Size of their text, in UTF-8; 0 for what is not text."""
+
+
+@dataclass
 class TraceBuilder:
-    """A trace under construction: segments in order, one turn per action, and the tool calls of the actions."""
+    """A trace under construction: segments in order, one turn per action, the tool calls of the actions, and what was
+    left out."""
 
     options: ImportOptions
     segments: list[TraceSegment] = field(default_factory=list)
@@ -200,12 +180,77 @@ class TraceBuilder:
     exit_codes: list[int | None] = field(default_factory=list)
     """Exit code of each action; None if it was not recorded."""
     calls: ToolCalls = field(default_factory=ToolCalls)
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
+    """Parts of the record that are in no segment, by what they are."""
+    _place: str = ""
+    _places: dict[int, str] = field(default_factory=dict)
+    """Place in the record where each segment was begun, by the segment's index."""
+    _waiting: list[TraceSegment] = field(default_factory=list)
+    """Segments that wait for the end of the assistant's turn."""
     _turn: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
     """Words and tool calls of the assistant's turn that `say` continues."""
 
+    @contextmanager
+    def at(self, place: str) -> Iterator[None]:
+        """Name the part of the record that the body reads: in errors, and as the place of the segments that it adds."""
+        before, self._place = self._place, f"{self._place}.{place}" if self._place else place
+        try:
+            yield
+        except UnplacedError as error:
+            raise UnplacedError(error.reason, f"{place}.{error.place}" if error.place else place) from error
+        finally:
+            self._place = before
+
+    def omit(self, what: str, text: str = "") -> None:
+        """Count a part that the format's rules leave out, such as reasoning."""
+        found = self.left_out.setdefault(what, LeftOut())
+        found.parts += 1
+        found.bytes += len(text.encode(errors="surrogatepass"))
+
+    def leave_out(self, what: str, text: str = "") -> TraceSegment:
+        """Count a part that cannot be placed, and return the warning that stands for it.
+
+        Raises:
+            UnplacedError: the options are strict.
+        """
+        if self.options.strict:
+            raise UnplacedError(what)
+        self.omit(what, text)
+        return TraceSegment(Role.WARNING, f"[left out: {what}]\n", LEFT_OUT)
+
+    def repair(self, what: str) -> None:
+        """Count a part that was read in the only way in which it can be meant, such as empty arguments.
+
+        Raises:
+            UnplacedError: the options are strict.
+        """
+        if self.options.strict:
+            raise UnplacedError(what)
+        self.omit(what)
+
+    def add(self, *segments: TraceSegment) -> None:
+        """Add segments."""
+        for segment in segments:
+            if segment.role is not Role.ACTION:
+                self._flush()
+            self._append(segment)
+
+    def add_later(self, *segments: TraceSegment) -> None:
+        """Add segments once the assistant's turn is over, so that its messages remain one action."""
+        self._waiting.extend(segments)
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for segment in waiting:
+            self._append(segment)
+
+    def _append(self, segment: TraceSegment) -> None:
+        self._places.setdefault(len(self.segments), self._place)
+        self.segments.append(segment)
+
     def context(self, text: str, channel: str | None = None) -> None:
         """Add text that neither the agent nor the environment wrote."""
-        self.segments.append(TraceSegment(Role.CONTEXT, text, channel))
+        self.add(TraceSegment(Role.CONTEXT, text, channel))
 
     def tools(self, tools: Sequence[str]) -> None:
         """Add the list of tools offered to the agent, if there are any."""
@@ -214,7 +259,7 @@ class TraceBuilder:
 
     def act(self, text: str, channel: str | None = None, *, command: str | None = None) -> None:
         """Add an action and its turn, whose command is by default `text` without its final newline."""
-        self.segments.append(TraceSegment(Role.ACTION, text, channel))
+        self.add(TraceSegment(Role.ACTION, text, channel))
         self.commands.append(text.removesuffix("\n") if command is None else command)
         self.exit_codes.append(None)
 
@@ -245,7 +290,7 @@ class TraceBuilder:
 
     def observe(self, segments: Iterable[TraceSegment], exit_code: int | None = None) -> None:
         """Add the segments returned for the last action, and its exit code if it was recorded."""
-        self.segments.extend(segments)
+        self.add(*segments)
         if exit_code is not None and self.exit_codes:
             self.exit_codes[-1] = exit_code
 
@@ -254,17 +299,24 @@ class TraceBuilder:
         self.observe(wrapped(segments), exit_code)
 
     def trace(self, task_id: str, *, reward: float | None = None, meta: Mapping[str, Any] | None = None) -> Trace:
-        """Return the trace; its meta includes the ids of the tool calls.
+        """Return the trace; its meta includes the ids of the tool calls, and what was left out.
 
         Raises:
-            UnplacedError: all segments are context.
+            UnplacedError: there is neither an action nor an observation.
             ValueError: a text is not Unicode.
         """
-        if all(segment.role is Role.CONTEXT for segment in self.segments):
+        self._flush()
+        if all(segment.role in (Role.CONTEXT, Role.WARNING) for segment in self.segments):
             raise UnplacedError("neither an action nor an observation")
         outputs = (text_of(part, Role.ENV_OUTPUT) for part in split_at_actions(self.segments)[1:])
         turns = tuple(
             Turn(command, output, exit_code, valid_action=True, clean_parse=True)
             for command, output, exit_code in zip(self.commands, outputs, self.exit_codes, strict=True)
         )
-        return Trace(task_id, tuple(self.segments), turns, reward=reward, meta={**(meta or {}), **self.calls.meta})
+        segments = tuple(self.segments)
+        return Trace(task_id, segments, turns, reward=reward, meta={**(meta or {}), **self.calls.meta, **self._told()})
+
+    def _told(self) -> dict[str, Any]:
+        left_out = {"left_out": {what: asdict(of) for what, of in self.left_out.items()}} if self.left_out else {}
+        places = {"places": [self._places[index] for index in range(len(self.segments))]}
+        return {**left_out, **(places if self.options.places else {})}

@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from echo_cli.trace import ChatMessage, Conversation, MessageRole, ToolCall, Trace, TraceSegment
-from echo_cli.traces.builder import json_text, tool_list
-from echo_cli.traces.formats.atif import COPIED, DISPATCHED, SYSTEM_EVENT
+from echo_cli.traces.builder import LEFT_OUT, json_text, tool_list
+from echo_cli.traces.formats.harnesses.atif import COPIED, DISPATCHED, SYSTEM_EVENT
 from echo_cli.traces.json_records import parse_json
 from echo_cli.trajectory import CLOSE, OPEN, SCAFFOLD, TOOLS, WRAPPER, Role
 
@@ -160,8 +160,15 @@ class _Reader:
         elif context and (role := _context_role(segment.channel)) is not None:
             self.end_message()
             self._message(role, [_line(segment)])
+        elif segment.channel == LEFT_OUT and not self._pending and self._follows_context():
+            last = self.messages.pop()
+            notice = replace(segment, text=f"\n{segment.text.removesuffix(chr(10))}")
+            self.messages.append(replace(last, pieces=(*last.pieces, notice)))
         else:
             self._pending.append(segment)
+
+    def _follows_context(self) -> bool:
+        return bool(self.messages) and self.messages[-1].role in CONTEXT_ROLES
 
     def end_message(self) -> None:
         """Append the user message under construction, if there is one; an importer ends its context with a newline."""

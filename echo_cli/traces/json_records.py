@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from echo_cli.text import json_problem
-from echo_cli.trace import Trace
-from echo_cli.traces.builder import Refusal, UnplacedError, input_file, json_text
+from echo_cli.trace import Trace, TraceSegment
+from echo_cli.traces.builder import Refusal, TraceBuilder, UnplacedError, json_text
+from echo_cli.traces.input_file import LONGEST_LINE, input_file, lines_of
 
 Record = tuple[str, Any]
 """Place of a JSON value, and the value."""
@@ -67,12 +67,12 @@ def _json_values(path: Path) -> Iterator[Record | Refusal]:
     """
     with input_file(path) as file:
         if (path.with_suffix("") if path.suffix in _COMPRESSED else path).suffix in _LINES:
-            yield from _records(enumerate(file, start=1), path)
+            yield from _records(enumerate(lines_of(file), start=1), path)
             return
         # Read once: the path may be a pipe, which cannot be read again.
-        lines = enumerate(file, start=1)
-        number, first = next(((number, line) for number, line in lines if line.strip()), (1, b""))
-        if isinstance(_value(first, ""), Refusal):
+        lines = enumerate(lines_of(file), start=1)
+        number, first = next(((number, line) for number, line in lines if line is None or line.strip()), (1, b""))
+        if first is not None and isinstance(_value(first, ""), Refusal):
             value = _value(b"\n" * (number - 1) + first + file.read(), str(path), document=True)
             yield value if isinstance(value, Refusal) else (str(path), value[0])
         else:
@@ -87,15 +87,6 @@ def _flattened(values: Iterable[Record | Refusal]) -> Iterator[Record | Refusal]
         else:
             where, records = entry
             yield from ((f"{where}[{number}]", record) for number, record in enumerate(records))
-
-
-@contextmanager
-def at(place: str) -> Iterator[None]:
-    """Prefix `place`, the path of the part that the body reads, to the place of an UnplacedError that it raises."""
-    try:
-        yield
-    except UnplacedError as error:
-        raise UnplacedError(error.reason, f"{place}.{error.place}" if error.place else place) from error
 
 
 def parse_json(text: str) -> Any:
@@ -120,19 +111,30 @@ def listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def joined(parts: Iterable[Any], noun: str) -> str:
-    """Join the text of parts of the type `text`.
+def parts_of(content: Any, builder: TraceBuilder, kinds: Sequence[str] = ("text",)) -> tuple[str, list[TraceSegment]]:
+    """Return the text of a message's content, joined without a separator, and warnings for its other parts.
+
+    Args:
+        content: text, or a list of parts: texts, or objects with a `type`.
+        kinds: types of the parts that hold text, each under the name of its type.
 
     Raises:
-        UnplacedError: a part is of another type; the message calls it `noun`.
+        UnplacedError: the content is neither text nor a list of parts, or the builder's options are strict and a part
+            is not text.
     """
-    texts = []
-    for part in parts:
-        text = member(part, "text")
-        if member(part, "type") != "text" or not isinstance(text, str):
-            raise UnplacedError(f"{noun} that is not text: {member(part, 'type')!r}")
-        texts.append(text)
-    return "".join(texts)
+    if isinstance(content, str):
+        return content, []
+    if not isinstance(content, list):
+        raise UnplacedError("a message without text")
+    texts, left_out = list[str](), list[TraceSegment]()
+    for part in content:
+        kind = member(part, "type")
+        text = part if isinstance(part, str) else member(part, kind) if kind in kinds else None
+        if isinstance(text, str):
+            texts.append(text)
+        else:
+            left_out.append(builder.leave_out(f"a part that is not text: {kind!r}"))
+    return "".join(texts), left_out
 
 
 def tools_of(record: Any, name: str, place: str = "") -> list[str]:
@@ -152,34 +154,52 @@ def tools_of(record: Any, name: str, place: str = "") -> list[str]:
     return [json_text(tool) for tool in tools]
 
 
-def arguments_of(arguments: Any) -> Any:
-    """Return the arguments of a tool call, parsed if they are text.
+def arguments_of(arguments: Any, builder: TraceBuilder) -> Any:
+    """Return the arguments of a tool call for `builder.tool_call`: JSON text as it is, or a value.
+
+    Missing, null and empty arguments are an empty object. Text that is not JSON, which a model can write, is a JSON
+    string, since it is the call's text all the same.
 
     Raises:
-        UnplacedError: the text is not JSON.
+        UnplacedError: the arguments are not JSON, or are empty, and the builder's options are strict.
     """
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        builder.repair("empty arguments of a tool call, read as {}")
+        return {}
+    if not isinstance(arguments, str):
+        return arguments
     try:
-        return parse_json(arguments) if isinstance(arguments, str) else arguments
+        parse_json(arguments)
     except ValueError as error:
-        raise UnplacedError(f"the arguments of a tool call are not JSON: {error}") from error
+        builder.repair(f"the arguments of a tool call are not JSON, kept as text: {error}")
+        return json_text(arguments)
+    return arguments
 
 
-def reward_of(record: Mapping[str, Any], *names: str) -> float | None:
+def reward_of(record: Mapping[str, Any], *names: str, builder: TraceBuilder) -> float | None:
     """Return the value of the first of `names` that is present and not null; None if there is none.
 
+    true and false are 1 and 0. Any other value that is not a number is left out, with a warning at the trace's end.
+
     Raises:
-        UnplacedError: the value is not a number, or is too large for a float.
+        UnplacedError: the value is not a number, and the builder's options are strict.
     """
     for name in names:
         value = record.get(name)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise UnplacedError(f"{name} is not a number", name)
-        try:
+        if isinstance(value, bool):
+            builder.repair(f"{name} is true or false, read as 1 or 0")
             return float(value)
-        except OverflowError as error:
-            raise UnplacedError(f"{name} is too large", name) from error
+        try:
+            if isinstance(value, (int, float)):
+                return float(value)
+            problem = f"{name} is not a number"
+        except OverflowError:
+            problem = f"{name} is too large"
+        with builder.at(name):
+            builder.add_later(builder.leave_out(problem, value if isinstance(value, str) else ""))
+        return None
     return None
 
 
@@ -211,10 +231,12 @@ def _are_messages(values: list[Any]) -> bool:
     return not values or (isinstance(values[0], dict) and "role" in values[0])
 
 
-def _records(lines: Iterable[tuple[int, bytes]], path: Path) -> Iterator[Record | Refusal]:
+def _records(lines: Iterable[tuple[int, bytes | None]], path: Path) -> Iterator[Record | Refusal]:
     for number, line in lines:
-        if line.strip():
-            where = f"{path}:{number}"
+        where = f"{path}:{number}"
+        if line is None:
+            yield Refusal(where, f"a line longer than {LONGEST_LINE // 2**20} MiB")
+        elif line.strip():
             value = _value(line, where)
             yield value if isinstance(value, Refusal) else (where, value[0])
 

@@ -22,7 +22,7 @@ from echo_cli.models.hf.random_qwen3 import make_random_qwen3
 from echo_cli.models.hf.renderer import load_hf_renderer
 from echo_cli.trace import Trace, parse_trace, trace_line
 from echo_cli.traces.builder import ImportOptions
-from echo_cli.traces.importing import format_named
+from echo_cli.traces.recognition import format_named
 from echo_cli.traces.retokenize import render_trace
 from echo_cli.trajectory import SCAFFOLD, Role, Trajectory
 

@@ -17,7 +17,7 @@ from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.builder import ImportOptions, json_text, said, tool_call
 from echo_cli.traces.conversation import calls_of, openai_record
 from echo_cli.traces.exporting import MASKS, made_masks, own_masks
-from echo_cli.traces.importing import format_named
+from echo_cli.traces.recognition import format_named
 from echo_cli.trajectory import SCAFFOLD, Role, Turn
 
 RENDERER = PlainRenderer(Tokenizer.load(Path(echo_cli.__file__).parent / "models" / "tiny_base" / "tokenizer.json"))

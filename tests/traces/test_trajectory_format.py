@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import echo_cli
 from echo_cli.cli.main import main
 from echo_cli.trace import Trace, TraceSegment, parse_trace, read_traces, trace_line, trace_schema
-from echo_cli.traces.importing import FORMATS, format_named
+from echo_cli.traces.recognition import FORMATS, format_named
 from echo_cli.trajectory import Role, Turn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ PACKAGE = Path(echo_cli.__file__).parent
 DOCS = (ROOT / "docs" / "trajectory-format.md").read_text(encoding="utf-8")
 TRACES = PACKAGE / "traces"
 SCHEMA = TRACES / "schemas" / "trajectory.schema.json"
-IMPORTERS = sorted(path.stem for path in (TRACES / "formats").glob("*.py") if "\nROLES = " in path.read_text())
+IMPORTERS = sorted(path.stem for path in (TRACES / "formats").rglob("*.py") if "\nROLES = " in path.read_text())
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
 
 # Reads and writes `count` traces of 100 segments each, imports a tenth as many, and prints its peak memory in MB.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -20,7 +21,10 @@ from echo_cli.cli.options import (
 )
 from echo_cli.errors import EchoError
 from echo_cli.terminal import put
-from echo_cli.traces.importing import FORMATS
+from echo_cli.traces.recognition import AUTO, FORMATS
+
+if TYPE_CHECKING:
+    from echo_cli.traces.builder import ImportOptions
 
 traces = command_group(
     "Trajectory files: import traces, export for other tools.",
@@ -34,43 +38,74 @@ _STDOUT = "-"
 
 @traces.command("import", epilog=examples("traces import openai chats.jsonl -o outputs/traces.jsonl"))
 def import_(
-    name: Annotated[str, typer.Argument(metavar="FORMAT", help=f"Input format: {', '.join(FORMATS)}.")],
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Input files, plain or .gz; - is stdin.")],
-    output: Output,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[FORMAT] FILE...",
+            help=f"Input files, plain or compressed; - is stdin. Formats: {AUTO} (default), {', '.join(FORMATS)}.",
+        ),
+    ],
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Output file; - is stdout.", metavar="OUT.jsonl")
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Pattern of a shell prompt, for a cast without input events.", metavar="REGEX")
     ] = None,
     warning: Annotated[
         str | None, typer.Option(help="Pattern of harness text in observations; its role is warning.", metavar="REGEX")
     ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse records with parts that cannot be placed.")] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Skip and count records that cannot be imported.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print the first trace of one file with its roles; write nothing.")
     ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Import recorded traces into a trajectory file.
 
-    The file contains text with roles, byte for byte as recorded. A record that cannot be imported is an error with
-    file, line and reason, and nothing is written.
+    The file contains text with roles, byte for byte as recorded. In place of a part that cannot be placed, such as an
+    image, a warning names what was left out. A record whose roles are uncertain is an error with file, line and reason,
+    and nothing is written.
     """
-    _check_stdout(output, as_json)
+    from echo_cli.cli.display.imports import show_import
     from echo_cli.traces.builder import ImportOptions
     from echo_cli.traces.importing import import_traces
 
-    options = ImportOptions(prompt, warning)
-    result = import_traces(name, files, _path(output), options, skip_bad=skip_bad, overwrite=overwrite)
-    refused = [(reason, count, result.first_refused[reason]) for reason, count in result.refused.most_common()]
-    for reason, count, first in refused:
-        put(f"skipped {count}: {reason}, first at {first}", err=True)
-    if as_json:
-        record = {"output": output, "format": name, "files": len(files), "traces": result.traces}
-        reasons = [{"reason": reason, "count": count, "first": first} for reason, count, first in refused]
-        print_json({**record, "segments": result.segments, "bytes": result.bytes, "refused": reasons})
+    name, files = _format_and_files(words)
+    options = ImportOptions(prompt, warning, strict=strict)
+    if explain:
+        _explain(name, files, options, output, as_json=as_json)
         return
-    sizes = ", ".join(f"{role} {size}" for role, size in result.bytes.items())
-    skipped = f", skipped: {result.refused.total()}" if refused else ""
-    _say(output, f"traces: {result.traces}, segments: {result.segments}{skipped}; bytes: {sizes}")
+    if output is None:
+        raise EchoError("no output file", "set --output OUT.jsonl, or --output - for stdout")
+    _check_stdout(output, as_json)
+    result = import_traces(name, files, _path(output), options, skip_bad=skip_bad, overwrite=overwrite)
+    show_import(result, files, output, as_json=as_json)
+
+
+def _format_and_files(words: list[str]) -> tuple[str, list[Path]]:
+    """Split the words into a format, `auto` if none is named, and files."""
+    first, *others = words
+    if first == AUTO or first in FORMATS or (others and not Path(first).exists() and first != "-"):
+        if not others:
+            raise EchoError(f"no file to import as {first}", f"name its files: traces import {first} FILE -o OUT.jsonl")
+        return first, [Path(word) for word in others]
+    return AUTO, [Path(word) for word in words]
+
+
+def _explain(name: str, files: list[Path], options: ImportOptions, output: str | None, *, as_json: bool) -> None:
+    from echo_cli.cli.display.imports import show_first_trace
+    from echo_cli.traces.importing import first_trace
+
+    if output is not None:
+        raise EchoError("--explain writes no file", "omit --output")
+    if len(files) > 1:
+        raise EchoError(f"--explain shows one file, and {len(files)} are given", "name one file")
+    found, trace = first_trace(name, files[0], replace(options, places=True))
+    show_first_trace(files[0], found, trace, as_json=as_json)
 
 
 @traces.command(
@@ -122,7 +157,7 @@ def formats(
     as_json: AsJson = False,
 ) -> None:
     """Print the formats of `import` and their role rules."""
-    from echo_cli.traces.importing import FORMATS, format_named
+    from echo_cli.traces.recognition import format_named
 
     rules = {known: format_named(known).ROLES for known in (FORMATS if name is None else [name])}
     if as_json:

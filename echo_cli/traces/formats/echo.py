@@ -7,12 +7,20 @@ from pathlib import Path
 
 from echo_cli.errors import EchoError
 from echo_cli.trace import Trace, parse_trace
-from echo_cli.traces.builder import ImportOptions, Refusal, input_file
+from echo_cli.traces.builder import ImportOptions, Refusal
+from echo_cli.traces.input_file import input_file
+from echo_cli.traces.recognition import Sample
 
 ROLES = """\
 input       trajectory files of any version: from runs, pools or imports
 roles       as recorded; no role is re-derived, so --warning is not accepted
 refused     a line that is not a trace"""
+
+
+def recognise(sample: Sample) -> str | None:
+    """Return the evidence of a trajectory file's fields, or None."""
+    named = isinstance(sample.first, dict) and {"task_id", "segments", "turns"} <= set(sample.first)
+    return "its records have task_id, segments and turns" if named else None
 
 
 def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:

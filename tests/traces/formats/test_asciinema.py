@@ -14,8 +14,8 @@ from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.trace import Trace
 from echo_cli.traces.builder import ImportOptions, Refusal
-from echo_cli.traces.formats.asciinema import read
-from echo_cli.traces.formats.terminal_line import prompts, shown, typed
+from echo_cli.traces.formats.terminals.asciinema import read
+from echo_cli.traces.formats.terminals.terminal_line import prompts, shown, typed
 from echo_cli.traces.retokenize import render_trace
 from echo_cli.trajectory import Role
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from echo_cli.trace import Trace
 from echo_cli.traces.builder import ImportOptions, Refusal
 from echo_cli.traces.conversation import openai_record
-from echo_cli.traces.formats.atif import read
-from echo_cli.traces.formats.terminus import terminal_text
+from echo_cli.traces.formats.harnesses.atif import read
+from echo_cli.traces.formats.harnesses.terminus import terminal_text
 from echo_cli.trajectory import Role
 
-PLAIN = ImportOptions()
+PLAIN = ImportOptions(strict=True)
 
 DOCUMENT: dict[str, Any] = {
     "schema_version": "ATIF-v1.6",
@@ -159,11 +159,11 @@ def test_versions_1_0_to_1_8_are_read(tmp_path: Path, version: str) -> None:
         (changed("steps", 1, value=None), ": steps[1]", "step_id is None, expected 2"),
         (changed("steps", 2, "step_id", value=5), ": steps[2]", "step_id is 5, expected 3"),
         (changed("steps", 1, "source", value="tool"), ": steps[1]", "unknown source: 'tool'"),
-        (changed("steps", 1, "message", value=None), ": steps[1]", "message is neither text nor a list of parts"),
+        (changed("steps", 1, "message", value=None), ": steps[1]", "a message without text"),
         (
             changed("steps", 1, "message", value=[{"type": "image", "source": {"path": "a.png"}}]),
             ": steps[1]",
-            "a part of message that is not text: 'image'",
+            "a part that is not text: 'image'",
         ),
         (changed("steps", 2, "tool_calls", 0, "arguments", value="{}"), ": steps[2]", "not a JSON object"),
         (changed("steps", 2, "tool_calls", 0, "function_name", value=None), ": steps[2]", "without tool_call_id"),

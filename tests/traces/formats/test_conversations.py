@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from echo_cli.errors import EchoError
 from echo_cli.trace import Trace, trace_line
 from echo_cli.traces.builder import ImportOptions, Refusal
-from echo_cli.traces.importing import format_named
+from echo_cli.traces.recognition import format_named
 from echo_cli.trajectory import Role
 
 AWM_EPISODE = Path(__file__).resolve().parents[4] / "shared" / "data" / "awm_ecommerce_episode.json"
@@ -41,7 +41,7 @@ def only(name: str, record: Any, tmp_path: Path, options: ImportOptions | None =
 
 def refusal(name: str, record: Any, tmp_path: Path) -> tuple[str, str]:
     (tmp_path / "a.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    (found,) = imported(name, tmp_path / "a.json")
+    (found,) = imported(name, tmp_path / "a.json", ImportOptions(strict=True))
     assert isinstance(found, Refusal), found
     return found.where.removeprefix(str(tmp_path)), found.reason
 
@@ -123,7 +123,7 @@ def test_openai_arguments_as_an_object_are_those_as_text(tmp_path: Path) -> None
         ([{"role": "narrator", "content": "hi"}], "messages[0]", "a message of unknown role: 'narrator'"),
         ([{"role": "user"}], "messages[0]", "a message without text"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0]", "a part that is not text: 'image_url'"),
-        ([{"role": "assistant", "audio": {"id": "x"}}], "messages[0]", "audio is not text"),
+        ([{"role": "assistant", "audio": {"id": "x"}}], "messages[0]", "audio"),
         (openai_chat(openai_call("c1", "{a}")), "messages[1]", "the arguments of a tool call are not JSON"),
         (openai_chat(openai_call("c1", '{"a": NaN}')), "messages[1]", "NaN is not a JSON number"),
         (openai_chat(openai_call("c1", '{"a": 1e999}')), "messages[1]", "a number is too large"),
@@ -213,13 +213,13 @@ def test_anthropic_blocks_have_their_roles(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("role", "block", "reason"),
     [
-        ("user", {"type": "image", "source": {}}, "a user block that is neither text nor a tool_result: 'image'"),
+        ("user", {"type": "image", "source": {}}, "a block that is neither text nor a tool_result: 'image'"),
         ("user", {"type": "tool_result", "tool_use_id": "t9"}, "a tool answer without an open tool call"),
-        ("user", {"type": "text"}, "a block that is not text"),
+        ("user", {"type": "text"}, "a part that is not text"),
         ("user", "text", "content that is neither text nor blocks"),
         ("assistant", {"type": "server_tool_use"}, "neither text nor a tool_use: 'server_tool_use'"),
         ("assistant", {"type": "tool_use", "id": "t"}, "a tool_use without a name or an id"),
-        ("assistant", {"type": "tool_use", "id": "t", "name": "f", "input": "x"}, "input is not an object"),
+        ("assistant", {"type": "tool_use", "id": "t", "name": "f", "input": "x"}, "kept as text"),
         ("tool", {"type": "text", "text": "x"}, "a message of unknown role: 'tool'"),
     ],
 )

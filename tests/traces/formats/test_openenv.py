@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from echo_cli.trace import Trace
 from echo_cli.traces.builder import ImportOptions, Refusal
-from echo_cli.traces.formats.openenv import read
+from echo_cli.traces.formats.harnesses.openenv import read
 from echo_cli.trajectory import Role
 
-PLAIN = ImportOptions()
+PLAIN = ImportOptions(strict=True)
 
 
 def call(call_id: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, json_text, tool_call
-from echo_cli.traces.json_records import at, member, read_json, reward_of
+from echo_cli.traces.json_records import listed, member, read_json, reward_of
+from echo_cli.traces.recognition import Sample
 from echo_cli.trajectory import TOOL_RESULT, WRAPPER, Role
 
 ROLES = """\
@@ -21,6 +22,14 @@ env_output  tool_result: text byte for byte, any other value as JSON with sorted
             sorted keys: of verify_result and reward_type, or else of error
 warning     an observation's warning, and matches of --warning
 refused     a step without a tool name; a step without an observation, unless it is the last"""
+
+
+def recognise(sample: Sample) -> str | None:
+    """Return the evidence of an episode of Agent World Model, or None."""
+    steps = listed(member(sample.first, "steps"))
+    tool = member(member(steps[0], "action"), "tool_name") if steps else None
+    named = isinstance(member(sample.first, "task"), str) and isinstance(tool, str)
+    return "its records have a task, and steps whose actions have a tool_name" if named else None
 
 
 def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
@@ -41,10 +50,10 @@ def _trace(record: Any, where: str, options: ImportOptions) -> Trace:
     if tools := record.get("tools"):
         builder.tools(_tools(tools))
     for number, step in enumerate(steps):
-        with at(f"steps[{number}]"):
+        with builder.at(f"steps[{number}]"):
             _add(step, builder, last=number + 1 == len(steps))
     task = ":".join(str(part) for part in (scenario, record.get("task_idx")) if isinstance(part, (str, int)))
-    return builder.trace(task or Path(where).name, reward=reward_of(record, "reward"))
+    return builder.trace(task or Path(where).name, reward=reward_of(record, "reward", builder=builder))
 
 
 def _tools(tools: Any) -> list[str]:

@@ -14,8 +14,9 @@ from typing import Any
 
 from echo_cli.trace import Trace
 from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, said, tool_call
-from echo_cli.traces.formats.terminus import is_terminus, terminal_text
-from echo_cli.traces.json_records import Record, at, joined, member, parse_json, read_json, reward_of, tools_of
+from echo_cli.traces.formats.harnesses.terminus import is_terminus, terminal_text
+from echo_cli.traces.json_records import Record, member, parse_json, parts_of, read_json, reward_of, tools_of
+from echo_cli.traces.recognition import Sample
 from echo_cli.trajectory import TOOL_RESULT, WRAPPER
 
 COPIED, DISPATCHED, SYSTEM_EVENT = "copied", "dispatched", "system_event"
@@ -39,12 +40,19 @@ warning     for agents named terminus…: "Previous response had …" and its li
             part of the terminal's text: env_output. For any agent: matches of --warning in an observation
 omitted     reasoning_content; token ids and logprobs: they cover whole completions, including reasoning, the model's
             own tool call format and its stop token, so they are not the tokens of the action's text
-refused     other versions; steps that are not numbered 1, 2, …; images and audio; a result of an unknown tool call; a
+left out    images and audio
+refused     other versions; steps that are not numbered 1, 2, …; a result of an unknown tool call; a
             result that has only a subagent's trajectory, which does not say what the agent read"""
 
 _VERSION = re.compile(r"ATIF-v1\.[0-8]")
 _KEPT = ("schema_version", "session_id", "trajectory_id", "continued_trajectory_ref")
 """Fields of a document that are copied to the trace's meta."""
+
+
+def recognise(sample: Sample) -> str | None:
+    """Return the evidence of ATIF's version, or None."""
+    version = member(sample.first, "schema_version")
+    return f"its schema_version is {version}" if isinstance(version, str) and version.startswith("ATIF") else None
 
 
 def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
@@ -92,7 +100,7 @@ class _Steps:
         source, copied = step.get("source"), step.get("is_copied_context") is True
         if source not in ("system", "user", "agent"):
             raise UnplacedError(f"a step of unknown source: {source!r}")
-        text = _text(step.get("message"), "message")
+        text, left_out = parts_of(step.get("message"), self.builder)
         calls = self._calls(step.get("tool_calls"), source)
         if source != "agent":
             self.builder.context(f"{text}\n", COPIED if copied else source)
@@ -103,8 +111,9 @@ class _Steps:
             self.builder.calls.calls += calls
             metrics = step.get("metrics")
             self.left_out += member(metrics, "completion_token_ids") is not None
+        self.builder.add_later(*left_out)
         for number, result in enumerate(_results(step.get("observation"))):
-            with at(f"observation.results[{number}]"):
+            with self.builder.at(f"observation.results[{number}]"):
                 self._observe(result, source, copied, in_tools=bool(calls))
 
     def _calls(self, calls: Any, source: str) -> dict[str, str]:
@@ -115,7 +124,7 @@ class _Steps:
             raise UnplacedError("tool_calls must be a list, in an agent's step")
         texts: dict[str, str] = {}
         for number, call in enumerate(calls):
-            with at(f"tool_calls[{number}]"):
+            with self.builder.at(f"tool_calls[{number}]"):
                 call_id, name = member(call, "tool_call_id"), member(call, "function_name")
                 arguments = member(call, "arguments")
                 if not isinstance(call_id, str) or not isinstance(name, str):
@@ -142,12 +151,14 @@ class _Steps:
             if not references:
                 raise UnplacedError("a result with neither content nor a subagent's trajectory")
             return
-        text = _text(content, "content")
+        text, left_out = parts_of(content, self.builder)
         if copied or (call_id is None and source == "system"):
             self.builder.context(f"{text}\n", COPIED if copied else SYSTEM_EVENT)
+            self.builder.add(*left_out)
             return
         builder = self.builder
         segments = terminal_text(text, builder.options) if self.terminus else builder.observed(text, TOOL_RESULT)
+        segments = [*segments, *left_out]
         if in_tools or call_id is not None:
             builder.answer(segments)
             builder.calls.answers += [] if call_id is None else [call_id]
@@ -170,14 +181,14 @@ def _trace(record: Any, where: str, path: Path, options: ImportOptions) -> Trace
     placed = _Steps(builder, is_terminus(name))
     tools = tools_of(agent, "tool_definitions", "agent.tool_definitions")
     for number, step in enumerate(steps, start=1):
-        with at(f"steps[{number - 1}]"):
+        with builder.at(f"steps[{number - 1}]"):
             if member(step, "step_id") != number:
                 raise UnplacedError(f"step_id is {member(step, 'step_id')!r}, expected {number}")
             if step.get("source") != "system":
                 builder.tools(tools)
                 tools = []
             placed.add(step)
-    task, reward, rewards = _outcome(record, where, path)
+    task, reward, rewards = _outcome(record, where, path, builder)
     kept = {key: record[key] for key in _KEPT if record.get(key) is not None}
     known = {
         "agent": name,
@@ -191,7 +202,7 @@ def _trace(record: Any, where: str, path: Path, options: ImportOptions) -> Trace
     return builder.trace(task, reward=reward, meta=meta)
 
 
-def _outcome(record: Mapping[str, Any], where: str, path: Path) -> tuple[str, float | None, Any]:
+def _outcome(record: Mapping[str, Any], where: str, path: Path, builder: TraceBuilder) -> tuple[str, float | None, Any]:
     """Return the task, the reward and all rewards by name, from the document or else from its trial.
 
     A trial's verdict is on the whole run, so it does not apply to embedded subagent documents.
@@ -204,7 +215,7 @@ def _outcome(record: Mapping[str, Any], where: str, path: Path) -> tuple[str, fl
     verdicts = [member(source, "verifier_result") for source in sources]
     rewards = next((found for verdict in verdicts if (found := member(verdict, "rewards"))), None)
     for holder in (*sources, rewards, *verdicts):
-        if isinstance(holder, dict) and (reward := reward_of(holder, "reward")) is not None:
+        if isinstance(holder, dict) and (reward := reward_of(holder, "reward", builder=builder)) is not None:
             return task, reward, rewards
     return task, None, rewards
 
@@ -240,12 +251,3 @@ def _results(observation: Any) -> list[Any]:
     if not isinstance(results, list):
         raise UnplacedError("an observation without results", "observation")
     return results
-
-
-def _text(content: Any, name: str) -> str:
-    """Return a message or content, a text or a list of text parts, as text."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise UnplacedError(f"{name} is neither text nor a list of parts")
-    return joined(content, f"a part of {name}")

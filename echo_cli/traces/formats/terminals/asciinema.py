@@ -16,8 +16,10 @@ from pathlib import Path
 
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError
-from echo_cli.traces.formats.asciicast import EXIT, OUTPUT, Cast, keystrokes, read_cast
-from echo_cli.traces.formats.terminal_line import Span, prompts, shown, skip_sequences, typed
+from echo_cli.traces.formats.terminals.asciicast import EXIT, OUTPUT, Cast, keystrokes, read_cast
+from echo_cli.traces.formats.terminals.terminal_line import Span, prompts, shown, skip_sequences, typed
+from echo_cli.traces.json_records import member
+from echo_cli.traces.recognition import Sample
 from echo_cli.trajectory import Role
 
 OPENING, PROMPT, ECHO, TERMINAL, INPUT_CHANNEL = "opening", "prompt", "echo", "terminal", "input"
@@ -58,6 +60,13 @@ class _Line:
     """Number of characters of output printed before its first key."""
     last: int
     """Number of characters of output printed before its last key."""
+
+
+def recognise(sample: Sample) -> str | None:
+    """Return the evidence of a cast's header, or None."""
+    version = member(sample.first, "version")
+    named = version in (1, 2, 3) and not {"width", "term", "stdout"}.isdisjoint(sample.first)
+    return f"its first line is the header of an asciicast, version {version}" if named else None
 
 
 def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:

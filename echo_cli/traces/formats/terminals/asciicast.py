@@ -13,7 +13,8 @@ from itertools import accumulate, compress
 from pathlib import Path
 from typing import Any
 
-from echo_cli.traces.builder import UnplacedError, input_file
+from echo_cli.traces.builder import UnplacedError
+from echo_cli.traces.input_file import input_file
 from echo_cli.traces.json_records import member, parse_json
 
 OUTPUT, INPUT, EXIT = "o", "i", "x"

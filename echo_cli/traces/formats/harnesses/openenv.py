@@ -16,7 +16,8 @@ from typing import Any
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, tool_call
 from echo_cli.traces.conversation import CONTEXT_ROLES
-from echo_cli.traces.json_records import arguments_of, at, first_id, member, parse_json, read_json, reward_of
+from echo_cli.traces.json_records import first_id, member, parse_json, read_json, reward_of
+from echo_cli.traces.recognition import Sample
 from echo_cli.trajectory import NAMED_ROLES, TOOL_ERROR, TOOL_RESULT, Role
 
 ROLES = """\
@@ -39,6 +40,13 @@ _KEPT = ("episode_id", "done", "metrics", "verify_metrics")
 """Fields of a record that are copied to the trace's meta."""
 
 
+def recognise(sample: Sample) -> str | None:
+    """Return the evidence of an episode record of OpenEnv's collector, or of RFC 010's segments, or None."""
+    fields = set(sample.first) if isinstance(sample.first, dict) else set()
+    found = next((pair for pair in ({"messages", "tool_trace"}, {"segments", "episode_id"}) if pair <= fields), None)
+    return f"its records have {' and '.join(sorted(found))}" if found else None
+
+
 def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
     """Yield the episodes of a file."""
     return read_json(path, partial(_trace, options=options))
@@ -56,7 +64,7 @@ def _trace(record: Any, where: str, options: ImportOptions) -> Trace:
     task = record.get("task")
     named = (task.get("task_id"), task.get("id")) if isinstance(task, dict) else (task,)
     task_id = first_id((record.get("task_id"), *named, record.get("episode_id")), where)
-    return builder.trace(task_id, reward=reward_of(record, "reward"), meta=meta)
+    return builder.trace(task_id, reward=reward_of(record, "reward", builder=builder), meta=meta)
 
 
 def _add_played(messages: Any, tool_trace: Any, builder: TraceBuilder) -> None:
@@ -66,7 +74,7 @@ def _add_played(messages: Any, tool_trace: Any, builder: TraceBuilder) -> None:
     if not isinstance(tool_trace, list):
         raise UnplacedError("no tool_trace to confirm the tools' answers; the format openai reads messages alone")
     for number, message in enumerate(messages):
-        with at(f"messages[{number}]"):
+        with builder.at(f"messages[{number}]"):
             _add(message, tool_trace, builder)
     if (shown := len(builder.calls.answers)) < len(tool_trace):
         raise UnplacedError("a result that no message shows", f"tool_trace[{shown}]")
@@ -95,11 +103,19 @@ def _call(call: Any, builder: TraceBuilder) -> str:
     name = member(function, "name")
     if not isinstance(call_id, str) or not isinstance(name, str):
         raise UnplacedError("a tool call without an id or a function name")
-    arguments = arguments_of(function.get("arguments"))
-    if not isinstance(arguments, dict):
-        raise UnplacedError("the arguments of a tool call are not a JSON object")
+    arguments = _arguments(function.get("arguments"))
     builder.calls.call(call_id, (name, arguments))
     return tool_call(name, function["arguments"])
+
+
+def _arguments(arguments: Any) -> Mapping[str, Any]:
+    try:
+        found = parse_json(arguments) if isinstance(arguments, str) else arguments
+    except ValueError as error:
+        raise UnplacedError(f"the arguments of a tool call are not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UnplacedError("the arguments of a tool call are not a JSON object")
+    return found
 
 
 def _answer(message: Mapping[str, Any], tool_trace: list[Any], builder: TraceBuilder) -> None:
@@ -118,7 +134,7 @@ def _add_tagged(segments: Any, builder: TraceBuilder) -> None:
     if not isinstance(segments, list):
         raise UnplacedError("not a list of segments", "segments")
     for number, segment in enumerate(segments):
-        with at(f"segments[{number}]"):
+        with builder.at(f"segments[{number}]"):
             text, channel = _required(segment, "text"), segment.get("channel")
             role = NAMED_ROLES.get(_required(segment, "role"))
             if role is None:

@@ -1,0 +1,72 @@
+"""Printing for `traces import`: counts, and a first trace with the rule behind every role."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from echo_cli.cli.options import print_json
+from echo_cli.terminal import put
+from echo_cli.text import clipped, escape_unprintable, without_middle
+from echo_cli.trace import Trace
+from echo_cli.traces.builder import LeftOut
+from echo_cli.traces.importing import ImportResult
+from echo_cli.traces.recognition import Recognised, format_named
+
+_SHOWN = 64
+"""Length of a segment's text in a row, characters."""
+
+
+def show_import(result: ImportResult, files: Sequence[Path], output: str, *, as_json: bool) -> None:
+    """Print the counts of an import; on stderr if the traces are on stdout."""
+    refused = [(reason, count, result.first_refused[reason]) for reason, count in result.refused.most_common()]
+    if as_json:
+        reasons = [{"reason": reason, "count": count, "first": first} for reason, count, first in refused]
+        formats = [
+            {"file": str(path), "format": found.name, "why": found.why}
+            for path, found in zip(files, result.formats, strict=True)
+        ]
+        left_out = {what: {"parts": of.parts, "bytes": of.bytes} for what, of in result.left_out.items()}
+        counts = {"traces": result.traces, "segments": result.segments, "bytes": result.bytes}
+        print_json({"output": output, "files": formats, **counts, "left_out": left_out, "refused": reasons})
+        return
+    for reason, count, first in refused:
+        put(f"skipped {count}: {reason}, first at {first}", err=True)
+    err = output == "-"
+    for path, found in zip(files, result.formats, strict=True):
+        if found.why is not None:
+            put(f"{escape_unprintable(path)}: {found.name}, because {found.why}", err=err)
+    for what, of in sorted(result.left_out.items(), key=lambda item: -item[1].parts):
+        put(
+            f"left out {of.parts}: {clipped(escape_unprintable(what))}" + (f", {of.bytes} bytes" if of.bytes else ""),
+            err=err,
+        )
+    sizes = ", ".join(f"{role} {size}" for role, size in result.bytes.items())
+    skipped = f", skipped: {result.refused.total()}" if refused else ""
+    put(f"{output}: traces: {result.traces}, segments: {result.segments}{skipped}; bytes: {sizes}", err=err)
+
+
+def show_first_trace(path: Path, found: Recognised, trace: Trace, *, as_json: bool) -> None:
+    """Print a trace's segments with their places in the record, and the role rules of its format."""
+    rules = format_named(found.name).ROLES.strip().splitlines()
+    places = trace.meta.get("places") or ["" for _ in trace.segments]
+    rows = [
+        {"place": place, "role": segment.role.name.lower(), "channel": segment.channel, "text": segment.text}
+        for place, segment in zip(places, trace.segments, strict=True)
+    ]
+    if as_json:
+        print_json({"format": found.name, "why": found.why, "rules": rules, "task_id": trace.task_id, "segments": rows})
+        return
+    because = "" if found.why is None else f", because {found.why}"
+    put(f"{escape_unprintable(path)}: {found.name}{because}", *(f"  {rule}" for rule in rules), "")
+    widths = {name: max(len(str(row[name] or "-")) for row in rows) for name in ("place", "role", "channel")}
+    for row in rows:
+        source = "  ".join(f"{row[name] or '-':{width}}" for name, width in widths.items())
+        put(f"{source}  {without_middle(escape_unprintable(row['text']), _SHOWN)}")
+    for what, of in trace.meta.get("left_out", {}).items():
+        put(_left_out(what, LeftOut(**of)))
+
+
+def _left_out(what: str, of: LeftOut) -> str:
+    size = f", {of.bytes} bytes" if of.bytes else ""
+    return f"left out {of.parts}: {clipped(escape_unprintable(what))}{size}"

@@ -1,0 +1,1 @@
+"""Chats: conversations in the format of a model's API or of a training library."""

@@ -1,0 +1,1 @@
+"""Harnesses: episodes as agents' harnesses and evaluations record them."""

@@ -1,0 +1,1 @@
+"""Terminals: recordings of a terminal's bytes."""

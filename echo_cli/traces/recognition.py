@@ -1,0 +1,173 @@
+"""The formats of traces, by name, and recognition of a file's format from its content."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from echo_cli.errors import EchoError
+from echo_cli.text import escape_unprintable
+from echo_cli.trace import Trace
+from echo_cli.traces.builder import ImportOptions, Refusal
+from echo_cli.traces.input_file import STDIN, first_bytes
+from echo_cli.traces.json_records import member, records
+
+AUTO = "auto"
+"""Name in place of a format: each file has the format that is recognised from its content."""
+
+FORMATS = {
+    "echo": "echo",
+    "asciinema": "terminals.asciinema",
+    "atif": "harnesses.atif",
+    "openenv": "harnesses.openenv",
+    "awm": "harnesses.awm",
+    "anthropic": "chats.anthropic",
+    "openai": "chats.openai",
+}
+"""Module below `formats` of each format, by its name; of two formats that recognise a file, the first has it."""
+
+_ALIASES = {
+    **dict.fromkeys(("harbor", "terminus", "terminal-bench", "tbench"), "atif"),
+    **dict.fromkeys(("claude", "claude-api"), "anthropic"),
+    **dict.fromkeys(("chatml", "chat", "messages", "huggingface", "trl", "vllm", "mini-swe-agent"), "openai"),
+    **dict.fromkeys(("asciicast", "cast"), "asciinema"),
+    **dict.fromkeys(("trajectory", "trajectories", "jsonl"), "echo"),
+}
+"""Formats by the names of tools and files that have them."""
+
+_SAMPLED = 20
+"""Number of records from which a file's format is recognised."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Beginning of a file."""
+
+    path: Path
+    start: bytes
+    """First bytes of the file, as they are on disk."""
+    records: Sequence[Any]
+    """First JSON values: lines of JSONL, items of an array, rows of a table, or one document; none if it has none."""
+
+    @property
+    def first(self) -> Any:
+        return self.records[0] if self.records else None
+
+
+class Format(Protocol):
+    """Module of a format."""
+
+    ROLES: str
+    """Role rules of the format, in a few lines."""
+
+    def recognise(self, sample: Sample) -> str | None:
+        """Return the evidence that a file has this format, as a clause of which the file is the subject, or None.
+
+        A format of one episode per record looks at the first record alone; a format whose file is one episode may look
+        at all of them.
+        """
+        ...
+
+    def read(self, path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
+        """Yield the traces of one file, in order, with a refusal in place of each refused record."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """Format of a file, with the evidence for it."""
+
+    name: str
+    why: str | None = None
+    """Evidence for the format, a clause; None if the format was named."""
+
+
+def format_named(name: str) -> Format:
+    """Import the module of a format.
+
+    Raises:
+        EchoError: there is no such format.
+    """
+    if name not in FORMATS:
+        raise EchoError(f"unknown format '{escape_unprintable(name)}'", _format_tip(name))
+    return cast(Format, importlib.import_module(f"echo_cli.traces.formats.{FORMATS[name]}"))
+
+
+def _format_tip(name: str) -> str:
+    known = name.lower()
+    if known in _ALIASES:
+        return f"the format of {known} is {_ALIASES[known]}"
+    nearest = difflib.get_close_matches(known, FORMATS, n=1)
+    return f"did you mean {nearest[0]}?" if nearest else f"choose from {AUTO}, {', '.join(FORMATS)}"
+
+
+def recognise(path: Path) -> Recognised:
+    """Recognise the format of a file.
+
+    Raises:
+        EchoError: standard input; no format has such content; or records near its beginning have different formats.
+        OSError: the file cannot be read.
+    """
+    if path == STDIN:
+        raise EchoError("the format of standard input is not recognised", "name it: traces import FORMAT -")
+    sample = Sample(path, first_bytes(path), _first_records(path))
+    found = _recognise(sample)
+    name = escape_unprintable(path)
+    if found is None:
+        raise EchoError(f"{name}: {_nothing_known(sample)}", "name the format; `traces formats` lists what each reads")
+    _check_alike(sample, found)
+    return found
+
+
+def _check_alike(sample: Sample, found: Recognised) -> None:
+    """Check that no record near the beginning shows another format by itself.
+
+    Raises:
+        EchoError: one does.
+    """
+    if format_of(sample.first) != found.name:
+        return  # the file is one episode, which no record shows by itself
+    for number, record in enumerate(sample.records, start=1):
+        if (other := format_of(record)) not in (None, found.name):
+            raise EchoError(
+                f"{escape_unprintable(sample.path)}: record 1 looks like {found.name}, record {number} like {other}",
+                "write records of one format to a file of their own",
+            )
+
+
+def format_of(record: Any) -> str | None:
+    """Return the name of the format that a record alone shows; None if it shows none."""
+    found = _recognise(Sample(Path("record.json"), b"", [record]))
+    return None if found is None else found.name
+
+
+def _recognise(sample: Sample) -> Recognised | None:
+    for name in FORMATS:
+        if (why := format_named(name).recognise(sample)) is not None:
+            return Recognised(name, why)
+    return None
+
+
+def _first_records(path: Path) -> list[Any]:
+    """Return the first JSON values of a file, up to one that is damaged."""
+    found = []
+    for entry in islice(records(path), _SAMPLED):
+        if isinstance(entry, Refusal):
+            break
+        found.append(entry[1])
+    return found
+
+
+def _nothing_known(sample: Sample) -> str:
+    first = sample.first
+    if not sample.records:
+        return "its beginning is not JSON, and no known format"
+    if isinstance(first, dict):
+        fields = ", ".join(escape_unprintable(str(name)) for name in list(first)[:6]) or "no fields"
+        return f"no known format: its first record has {fields}"
+    return f"no known format: its first record is {type(member({'it': first}, 'it')).__name__}, not an object"
