@@ -41,6 +41,8 @@ class RolloutConfig(Section):
 
     tasks_per_step: NonNegative = 8
     group_size: Positive = 8
+    curriculum: Literal["learnable"] | None = None
+    """Whether tasks whose last groups had no reward contrast are drawn less often; null: shuffled epochs."""
     temperature: PositiveFloat = 1.0
     max_action_tokens: Positive = 24
     max_output_tokens: Positive = 256

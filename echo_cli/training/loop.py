@@ -73,6 +73,8 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
         _check_finite(done, values)
         _observe(session, data, done)
 
+        if session.curriculum is not None:
+            values |= session.curriculum.shares(session.worlds.tasks.train)
         row = step_row(done, config, data, weighed, probe, values, faults, started)
         evaluating = done == config.steps or done % config.evaluation.every == 0
         with _checkpoint_if_environment_lost(session, done, norms, row):
@@ -172,13 +174,15 @@ def _check_finite(step: int, values: Mapping[str, float | None]) -> None:
 def _observe(session: Session, data: StepData, step: int) -> None:
     """Record the step's first rollouts, and the (command, output) pairs executed for the first time.
 
-    These pairs stop being novel.
+    These pairs stop being novel. A curriculum learns which groups had contrast.
     """
     new = session.observed.add(data.trajectories, step)
     session.run.append_observations(new)
     if kept := data.rollouts[: session.config.rollout.keep]:
         session.run.append_rollouts({**rollout.to_json(), "meta": {"step": step}} for rollout in kept)
     session.evaluator.observe(pairs_of(new))
+    if session.curriculum is not None:
+        session.curriculum.observe(data.rollouts)
 
 
 def _record(session: Session, rows: list[Row], row: Row, *, evaluate: bool) -> Row:
@@ -237,6 +241,8 @@ def _checkpoint_if_environment_lost(
 
 def _save(session: Session, step: int, norms: GradientNorms, *, best: bool, unrecorded: Row | None = None) -> None:
     meta = {"seconds": session.seconds, "gradient_norms": asdict(norms)}
+    if session.curriculum is not None:
+        meta["curriculum"] = session.curriculum.to_json()
     if unrecorded is not None:
         meta["unrecorded"] = unrecorded
     session.run.save_checkpoint(step, session.policy.save, meta)

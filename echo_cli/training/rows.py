@@ -16,6 +16,7 @@ from echo_cli.objective.step import WeighedStep
 from echo_cli.rollouts.behaviour import BEHAVIOUR_KEYS, behaviour_metrics
 from echo_cli.rollouts.episode import cut_pieces
 from echo_cli.traces.training_data import POOL
+from echo_cli.training.curriculum import CURRICULUM_KEYS
 from echo_cli.training.step_data import StepData
 
 TRAIN_KEYS = [
@@ -53,10 +54,13 @@ class Probe:
 
 
 def row_keys(config: Config) -> list[str]:
-    """Return the keys of a row other than `step` and `warnings`; keys of traces and ends are only in runs with them."""
+    """Return the keys of a row other than `step` and `warnings`; keys of traces, ends and a curriculum are only in
+    runs with them."""
     pools, train, pool_keys = ["validation", "heldout", "ood"], TRAIN_KEYS, POOL_KEYS
     if config.objective.end_of_output:
         train, pool_keys = [*train, "end_ce", "end_tokens"], [*pool_keys, "end_ce"]
+    if config.rollout.curriculum == "learnable":
+        train = [*train, *CURRICULUM_KEYS]
     if config.traces is not None:
         train = [*train, *TRACE_KEYS]
         pools += [] if config.environment.none else [POOL]

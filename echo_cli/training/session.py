@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from echo_cli.runs.pools import ObservationLog, pairs_of
 from echo_cli.runs.provenance import environment_record
 from echo_cli.traces.corpus import TraceCorpus, check_trainable, index_traces
 from echo_cli.traces.training_data import Traces, held_out, pool_splits, traces_record
+from echo_cli.training.curriculum import Curriculum
 from echo_cli.training.resume import (
     check_same_config,
     check_same_environment,
@@ -46,6 +47,8 @@ class Session:
     observed: ObservationLog
     traces: Traces | None
     """Traces to train on; None if the config has none."""
+    curriculum: Curriculum | None
+    """Contrast of each task's groups; None if tasks are drawn uniformly."""
     device: DeviceChoice
     start_step: int
     gradient_norms: GradientNorms
@@ -118,6 +121,7 @@ def open_session(
                 evaluator=evaluator,
                 observed=ObservationLog(executed),
                 traces=traces,
+                curriculum=_curriculum(config, meta.get("curriculum", {})),
                 device=device,
                 start_step=start_step,
                 gradient_norms=GradientNorms(**meta.get("gradient_norms", {})),
@@ -126,6 +130,12 @@ def open_session(
                 announce=announce,
                 notices=[*notices, *([unmarked] if unmarked else [])],
             )
+
+
+def _curriculum(config: Config, state: Mapping[str, Any]) -> Curriculum | None:
+    """Return the curriculum of the config with the state of a checkpoint's meta."""
+    learnable = config.rollout.curriculum == "learnable"
+    return Curriculum(config.evaluation.solved_at, **state) if learnable else None
 
 
 def _create(

@@ -15,6 +15,7 @@ from echo_cli.rollouts.limits import limits_for
 from echo_cli.rollouts.rollout import play_policy, play_scripts
 from echo_cli.seeds import derive_seed, epoch_sample, generator
 from echo_cli.traces.training_data import RenderedTraces, traces_of_step
+from echo_cli.training.curriculum import Curriculum
 from echo_cli.training.session import Session
 from echo_cli.trajectory import Trajectory
 
@@ -52,11 +53,19 @@ def collect_step(session: Session, step: int, coeff: float) -> StepData:
     return StepData(rollouts, traces, time.perf_counter() - started)
 
 
-def play_tasks(config: Config, policy: TorchPolicy, worlds: TaskSuite, step: int) -> list[Trajectory]:
-    """Play the on-policy rollouts of the 0-based `step`, one group per task."""
+def play_tasks(
+    config: Config, policy: TorchPolicy, worlds: TaskSuite, step: int, curriculum: Curriculum | None = None
+) -> list[Trajectory]:
+    """Play the on-policy rollouts of the 0-based `step`, one group per task.
+
+    Tasks are drawn by the `curriculum`, or else in shuffled epochs, so that every task is played equally often.
+    """
     settings = config.rollout
-    # Shuffled epochs, so that every task is played equally often.
-    tasks: list[Task] = epoch_sample(worlds.tasks.train, settings.tasks_per_step, config.seed, "tasks", step)
+    tasks: list[Task] = (
+        epoch_sample(worlds.tasks.train, settings.tasks_per_step, config.seed, "tasks", step)
+        if curriculum is None
+        else curriculum.draw(worlds.tasks.train, settings.tasks_per_step, config.seed, step)
+    )
     wanted = [
         (task, f"{step}/{number}/{task.task_id}")
         for number, task in enumerate(tasks)
@@ -92,7 +101,7 @@ def _roll_out(session: Session, step: int, coeff: float) -> list[Trajectory]:
     config, policy, worlds = session.config, session.policy, session.worlds
     tasks = config.rollout.tasks_per_step
     explorers = config.explorers_at(coeff)
-    played = play_tasks(config, policy, worlds, step) if tasks else []
+    played = play_tasks(config, policy, worlds, step, session.curriculum) if tasks else []
     played += play_explorers(config, policy, worlds, step, explorers) if explorers else []
     if not played and tasks + explorers > 0:
         tip = "check the server's log, then continue with --resume"
