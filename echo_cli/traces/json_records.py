@@ -111,6 +111,11 @@ def listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def text_or_json(value: Any) -> str:
+    """Return a text as it is, nothing for null, and any other value as JSON."""
+    return value if isinstance(value, str) else "" if value is None else json_text(value)
+
+
 def parts_of(content: Any, builder: TraceBuilder, kinds: Sequence[str] = ("text",)) -> tuple[str, list[TraceSegment]]:
     """Return the text of a message's content, joined without a separator, and warnings for its other parts.
 

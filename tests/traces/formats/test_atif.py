@@ -150,23 +150,25 @@ def test_versions_1_0_to_1_8_are_read(tmp_path: Path, version: str) -> None:
 @pytest.mark.parametrize(
     ("bad", "where", "reason"),
     [
-        (changed("schema_version", value="ATIF-v1.9"), ": schema_version", "not ATIF-v1.0 to ATIF-v1.8: 'ATIF-v1.9'"),
-        (changed("schema_version", value=1), ": schema_version", "not ATIF"),
-        ({"steps": [{"step_id": 1}]}, ": schema_version", "not ATIF-v1.0 to ATIF-v1.8: None"),
+        (changed("schema_version", value="ATIF-v1.9"), ": schema_version", "ATIF-v1.9 is later than ATIF-v1.8"),
+        (changed("schema_version", value="ATIF-v2.0"), ": schema_version", "not a version 1.x of ATIF: 'ATIF-v2.0'"),
+        (changed("schema_version", value=1), ": schema_version", "not a version 1.x of ATIF"),
+        ({"steps": [{"step_id": 1}]}, ": schema_version", "not a version 1.x of ATIF: None"),
         (changed("agent", value=None), ": agent", "no agent with a name"),
         (changed("agent", "tool_definitions", value=["search"]), ": agent.tool_definitions", "not a list of tools"),
         (changed("steps", value=[]), ": steps", "no steps"),
         (changed("steps", 1, value=None), ": steps[1]", "step_id is None, expected 2"),
         (changed("steps", 2, "step_id", value=5), ": steps[2]", "step_id is 5, expected 3"),
         (changed("steps", 1, "source", value="tool"), ": steps[1]", "unknown source: 'tool'"),
-        (changed("steps", 1, "message", value=None), ": steps[1]", "a message without text"),
+        (changed("steps", 1, "message", value=None), ": steps[1]", "a step without a message"),
         (
             changed("steps", 1, "message", value=[{"type": "image", "source": {"path": "a.png"}}]),
             ": steps[1]",
             "a part that is not text: 'image'",
         ),
         (changed("steps", 2, "tool_calls", 0, "arguments", value="{}"), ": steps[2]", "not a JSON object"),
-        (changed("steps", 2, "tool_calls", 0, "function_name", value=None), ": steps[2]", "without tool_call_id"),
+        (changed("steps", 2, "tool_calls", 0, "function_name", value=None), ": steps[2]", "without function_name"),
+        (changed("steps", 2, "tool_calls", 0, "tool_call_id", value=None), ": steps[2]", "without tool_call_id"),
         (changed("steps", 2, "tool_calls", 1, "tool_call_id", value="c1"), ": steps[2]", "two tool calls"),
         (changed("steps", 1, "tool_calls", value=[{}]), ": steps[1]", "tool_calls must be a list, in an agent's step"),
         (
@@ -207,6 +209,89 @@ def test_what_has_no_place_is_refused_where_it_is(tmp_path: Path, bad: Any, wher
         assert reason in refusals[0].reason
     else:
         assert refusals[0].where == f"{tmp_path}/trajectory.json: subagent_trajectories"
+
+
+LENIENT = ImportOptions()
+
+
+def left_out(trace: Trace) -> dict[str, int]:
+    return {what: of["bytes"] for what, of in trace.meta["left_out"].items()}
+
+
+@pytest.mark.parametrize("version", ["ATIF-v1.9", "ATIF-v1.10"])
+def test_a_later_version_is_read_by_what_is_known(tmp_path: Path, version: str) -> None:
+    later = copy.deepcopy(DOCUMENT) | {"schema_version": version, "novelty": {"a": 1}}
+    later["steps"][1]["message"].append({"type": "hologram", "data": "x"})
+    later["steps"][2]["mood"] = "good"
+    trace = only(tmp_path, later, LENIENT)
+    known = only(tmp_path, DOCUMENT)
+    assert [segment for segment in trace.segments if segment.role is not Role.WARNING] == list(known.segments)
+    warnings = [s.text for s in trace.segments if s.role is Role.WARNING]
+    assert warnings == ["[left out: a part that is not text: 'hologram']\n"]
+    assert set(left_out(trace)) == {
+        f"{version} is later than ATIF-v1.8, read by what is known",
+        "a part that is not text: 'hologram'",
+    }
+
+
+def test_a_step_of_an_unknown_source_is_left_out_with_its_results(tmp_path: Path) -> None:
+    call = {"tool_call_id": "c", "function_name": "f", "arguments": {}}
+    unknown = {"source": "critic", "message": "", "tool_calls": [call]}
+    trace = only(
+        tmp_path,
+        document(
+            agent_step("a", {"content": "seen"}),
+            {"source": "critic", "message": "bad \u00e9"},
+            unknown,
+            {"source": "system", "message": "", "observation": {"results": [{"source_call_id": "c", "content": "r"}]}},
+            agent_step("b"),
+        ),
+        LENIENT,
+    )
+    assert [(s.role.name.lower(), s.text) for s in trace.segments if s.role in (Role.ACTION, Role.ENV_OUTPUT)] == [
+        ("action", "a\n"),
+        ("env_output", "seen"),
+        ("action", "b\n"),
+    ]
+    assert left_out(trace) == {
+        "a step of unknown source: 'critic'": len("bad \u00e9".encode()) + len(json.dumps({"tool_calls": [call]})),
+        "a result of a tool call that is left out": 1,
+    }
+
+
+def test_parts_that_do_not_decide_a_role_are_repaired_or_left_out(tmp_path: Path) -> None:
+    calls = [
+        {"tool_call_id": "c1", "function_name": "f"},
+        {"tool_call_id": "c2", "function_name": "f", "arguments": ""},
+        {"tool_call_id": "c3", "function_name": "f", "arguments": '{"a":  1}'},
+        {"tool_call_id": "c4", "arguments": {}},
+    ]
+    results = [
+        {"source_call_id": "c1"},
+        {"source_call_id": "c2", "subagent_trajectory_ref": [{"session_id": "s"}]},
+        {"source_call_id": "c3", "content": "three"},
+        {"source_call_id": "c4", "content": "four"},
+    ]
+    step = {"source": "agent", "message": None, "tool_calls": calls, "observation": {"results": results}}
+    user = {"source": "user", "message": "hi", "observation": {"results": [{"content": "who?"}]}}
+    trace = only(tmp_path, document(user, step), LENIENT)
+    assert [s.text for s in trace.segments if s.role is Role.ACTION] == [
+        "".join(
+            f'<tool_call>\n{{"arguments": {arguments}, "name": "f"}}\n</tool_call>\n'
+            for arguments in ("{}", "{}", '{"a":  1}')
+        )
+    ]
+    assert trace.turns[0].output == "three"
+    assert left_out(trace) == {
+        "a user's observation without a tool call": 4,
+        "a step without a message, read as an empty one": 0,
+        "empty arguments of a tool call, read as {}": 0,
+        "the arguments of a tool call are not a JSON object": 0,
+        "a tool call without function_name": len(json.dumps(calls[3])),
+        "a result with neither content nor a subagent's trajectory, read as an empty one": 0,
+        "a subagent's result without content: its own trajectory is elsewhere": 0,
+        "a result of a tool call that is left out": 4,
+    }
 
 
 def test_a_place_names_step_and_result(tmp_path: Path) -> None:

@@ -261,6 +261,23 @@ def test_the_last_action_may_be_without_its_observation(tmp_path: Path) -> None:
     assert refusal("awm", {"task": "x"}, tmp_path)[1] == "not an episode: it has no steps"
 
 
+def test_parts_of_agent_world_model_that_cannot_be_placed_are_left_out(tmp_path: Path) -> None:
+    episode = awm_episode(None, {"done": True}, "text", {"tool_result": "x", "warning": 3})
+    episode["tools"] = {"look": 1}
+    episode["steps"][0]["action"]["arguments"] = None
+    trace = only("awm", episode, tmp_path)
+    assert [turn.output for turn in trace.turns] == ["", "", "", "x"]
+    assert trace.turns[0].command == '<tool_call>\n{"arguments": {}, "name": "look"}\n</tool_call>'
+    assert {what: of["bytes"] for what, of in trace.meta["left_out"].items()} == {
+        "tools that are not a list": len('{"look": 1}'),
+        "empty arguments of a tool call, read as {}": 0,
+        "a step without an observation": 0,
+        "an observation with neither tool_result, verify_result nor error": len('{"done": true}'),
+        "an observation that is not a JSON object": len('"text"'),
+        "a warning that is not text": 1,
+    }
+
+
 @pytest.mark.skipif(not AWM_EPISODE.is_file(), reason="the recorded episode is not part of this repository")
 def test_the_recorded_episode_of_agent_world_model_has_the_sizes_of_its_source() -> None:
     (trace,) = imported("awm", AWM_EPISODE)

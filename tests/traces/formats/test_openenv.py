@@ -138,14 +138,14 @@ def test_what_warning_matches_in_an_answer_is_warning(tmp_path: Path) -> None:
         (changed("tool_trace", value=EPISODE["tool_trace"] * 2), ":1: tool_trace[2]", "no message shows"),
         (changed("messages", 3, "tool_call_id", value="c9"), ":1: messages[3]", "without an open tool call"),
         (changed("messages", 1, "role", value="judge"), ":1: messages[1]", "unknown role: 'judge'"),
-        (changed("messages", 1, "content", value=[{"type": "image"}]), ":1: messages[1]", "not text"),
+        (changed("messages", 1, "content", value=[{"type": "image"}]), ":1: messages[1]", "a part that is not text"),
         (changed("messages", 2, "tool_calls", 0, "function", "arguments", value="{"), ":1: messages[2]", "not JSON"),
         (changed("messages", 2, "tool_calls", 0, "id", value=None), ":1: messages[2]", "without an id"),
         (changed("reward", value="high"), ":1: reward", "not a number"),
         (
             {"segments": [{"role": "pad", "text": "x"}]},
             ":1: segments[0]",
-            "one of context, action, env_output, warning",
+            "a segment of unknown role: 'pad'",
         ),
         ({"segments": [{"role": "action"}]}, ":1: segments[0]", "without its text"),
         ({"segments": [{"role": "context", "text": "x"}]}, ":1", "neither an action nor an observation"),
@@ -156,6 +156,29 @@ def test_what_has_no_place_is_refused_where_it_is(tmp_path: Path, record: Any, w
     place, said = refused(tmp_path, record)
     assert place == where
     assert reason in said
+
+
+def test_parts_that_do_not_decide_a_role_are_left_out(tmp_path: Path) -> None:
+    record = copy.deepcopy(EPISODE)
+    record["messages"].insert(2, {"role": "judge", "content": "fine \u00e9"})
+    record["messages"][1]["content"] = [{"type": "text", "text": "What is in a.txt?"}, {"type": "image"}]
+    record["messages"][5]["tool_calls"][0]["function"]["arguments"] = ""
+    record["tool_trace"][1]["arguments"] = None
+    trace = only(tmp_path, record, ImportOptions())
+    whole = only(tmp_path, EPISODE)
+    assert [turn.output for turn in trace.turns] == [turn.output for turn in whole.turns]
+    assert {what: of["bytes"] for what, of in trace.meta["left_out"].items()} == {
+        "a message of unknown role: 'judge'": len("fine \u00e9".encode()),
+        "a part that is not text: 'image'": 0,
+        "empty arguments of a tool call, read as {}": 0,
+    }
+
+
+def test_a_segment_of_an_unknown_role_is_left_out(tmp_path: Path) -> None:
+    tagged = [{"role": "action", "text": "ls\n"}, {"role": "pad", "text": "xx"}, {"role": "env_output", "text": "a\n"}]
+    trace = only(tmp_path, {"segments": tagged}, ImportOptions())
+    assert [s.role for s in trace.segments] == [Role.ACTION, Role.WARNING, Role.ENV_OUTPUT]
+    assert trace.meta["left_out"] == {"a segment of unknown role: 'pad'": {"parts": 1, "bytes": 2}}
 
 
 def test_a_bad_record_stops_none_of_the_others(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Documents in Harbor's ATIF, the Agent Trajectory Interchange Format: `agent/trajectory.json` of a trial.
 
-Source: Harbor's RFC 0001 (rfcs/0001-trajectory-format.md), versions 1.0 to 1.8, and the rules of its validator.
+Source: Harbor's RFC 0001 (rfcs/0001-trajectory-format.md), versions 1.0 to 1.8, and the rules of its validator. A later
+version 1.x is read by what is known of these.
 """
 
 from __future__ import annotations
@@ -12,10 +13,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from echo_cli.trace import Trace
-from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, said, tool_call
+from echo_cli.trace import Trace, TraceSegment
+from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, json_text, said, tool_call
 from echo_cli.traces.formats.harnesses.terminus import is_terminus, terminal_text
-from echo_cli.traces.json_records import Record, member, parse_json, parts_of, read_json, reward_of, tools_of
+from echo_cli.traces.json_records import (
+    Record,
+    arguments_of,
+    listed,
+    member,
+    parse_json,
+    parts_of,
+    read_json,
+    reward_of,
+    text_or_json,
+    tools_of,
+)
 from echo_cli.traces.recognition import Sample
 from echo_cli.trajectory import TOOL_RESULT, WRAPPER
 
@@ -23,9 +35,10 @@ COPIED, DISPATCHED, SYSTEM_EVENT = "copied", "dispatched", "system_event"
 """Channels of context: steps of an earlier document, agent steps without a model call, observations of the system."""
 
 ROLES = """\
-input       ATIF-v1.0 to ATIF-v1.8: one trajectory, an array of them, or JSONL; each embedded subagent trajectory is a
-            separate trace. Reward and task come from extra (reward, verifier_result; task_id, task_name) or
-            final_metrics.extra, or else from the trial's result.json, one folder above agent/
+input       ATIF-v1.x: one trajectory, an array of them, or JSONL; each embedded subagent trajectory is a separate
+            trace. A version later than 1.8 is read by what is known of 1.8. Reward and task come from extra (reward,
+            verifier_result; task_id, task_name) or final_metrics.extra, or else from the trial's result.json, one
+            folder above agent/
 context     system and user messages, each followed by a newline; tool_definitions; <tool_response> wrappers; the
             newline after an observation without a tool call; steps copied from an earlier trajectory
             (is_copied_context); the text of agent steps without a model call (llm_call_count 0); observations of system
@@ -40,11 +53,15 @@ warning     for agents named terminus…: "Previous response had …" and its li
             part of the terminal's text: env_output. For any agent: matches of --warning in an observation
 omitted     reasoning_content; token ids and logprobs: they cover whole completions, including reasoning, the model's
             own tool call format and its stop token, so they are not the tokens of the action's text
-left out    images and audio
-refused     other versions; steps that are not numbered 1, 2, …; a result of an unknown tool call; a
-            result that has only a subagent's trajectory, which does not say what the agent read"""
+left out    images, audio and other parts that are not text; steps of an unknown source; a tool call without a name,
+            with its result; a result that has only a subagent's trajectory, which does not say what the agent read; a
+            user step's result without a tool call
+refused     another major version; an agent without a name; steps that are not numbered 1, 2, …; a result of an unknown
+            tool call"""
 
-_VERSION = re.compile(r"ATIF-v1\.[0-8]")
+_VERSION = re.compile(r"ATIF-v1\.(\d{1,4})")
+_NEWEST = 8
+"""Newest minor version whose rules are known."""
 _KEPT = ("schema_version", "session_id", "trajectory_id", "continued_trajectory_ref")
 """Fields of a document that are copied to the trace's meta."""
 
@@ -89,7 +106,9 @@ class _Steps:
     terminus: bool
     """Whether the agent is a terminus agent, whose observations `terminal_text` splits."""
     known_calls: set[str] = field(default_factory=set)
-    """Ids of all tool calls so far."""
+    """Ids of all tool calls so far that are in the trace."""
+    omitted_calls: set[str] = field(default_factory=set)
+    """Ids of the tool calls that were left out; so are their results."""
     subagents: int = 0
     """Number of references to subagent documents."""
     left_out: int = 0
@@ -99,9 +118,10 @@ class _Steps:
         """Place one step."""
         source, copied = step.get("source"), step.get("is_copied_context") is True
         if source not in ("system", "user", "agent"):
-            raise UnplacedError(f"a step of unknown source: {source!r}")
-        text, left_out = parts_of(step.get("message"), self.builder)
-        calls = self._calls(step.get("tool_calls"), source)
+            self._leave_out(step)
+            return
+        text, left_out = self._message(step.get("message"))
+        calls, omitted = self._calls(step.get("tool_calls"), source)
         if source != "agent":
             self.builder.context(f"{text}\n", COPIED if copied else source)
         elif copied or step.get("llm_call_count") == 0:
@@ -111,52 +131,72 @@ class _Steps:
             self.builder.calls.calls += calls
             metrics = step.get("metrics")
             self.left_out += member(metrics, "completion_token_ids") is not None
-        self.builder.add_later(*left_out)
+        self.builder.add_later(*left_out, *omitted)
         for number, result in enumerate(_results(step.get("observation"))):
             with self.builder.at(f"observation.results[{number}]"):
                 self._observe(result, source, copied, in_tools=bool(calls))
 
-    def _calls(self, calls: Any, source: str) -> dict[str, str]:
-        """Return the text of each tool call of a step, by id."""
+    def _leave_out(self, step: Mapping[str, Any]) -> None:
+        """Leave out a step of an unknown source, with its tool calls."""
+        calls = listed(step.get("tool_calls"))
+        self.omitted_calls |= {call_id for call in calls if isinstance(call_id := member(call, "tool_call_id"), str)}
+        told = {name: step[name] for name in ("message", "tool_calls", "observation") if step.get(name)}
+        text = told["message"] if list(told) == ["message"] and isinstance(told["message"], str) else json_text(told)
+        self.builder.add(self.builder.leave_out(f"a step of unknown source: {step.get('source')!r}", text))
+
+    def _message(self, message: Any) -> tuple[str, list[TraceSegment]]:
+        if message is None:
+            self.builder.repair("a step without a message, read as an empty one")
+            return "", []
+        return parts_of(message, self.builder)
+
+    def _calls(self, calls: Any, source: str) -> tuple[dict[str, str], list[TraceSegment]]:
+        """Return the text of each tool call of a step, by id, and a warning for each that is left out."""
         if not calls:
-            return {}
+            return {}, []
         if source != "agent" or not isinstance(calls, list):
             raise UnplacedError("tool_calls must be a list, in an agent's step")
-        texts: dict[str, str] = {}
+        texts, left_out = dict[str, str](), list[TraceSegment]()
         for number, call in enumerate(calls):
             with self.builder.at(f"tool_calls[{number}]"):
                 call_id, name = member(call, "tool_call_id"), member(call, "function_name")
-                arguments = member(call, "arguments")
-                if not isinstance(call_id, str) or not isinstance(name, str):
+                if not isinstance(call_id, str):
                     raise UnplacedError("a tool call without tool_call_id or function_name")
-                if not isinstance(arguments, dict):
-                    raise UnplacedError("the arguments of a tool call are not a JSON object")
                 if call_id in texts:
                     raise UnplacedError(f"two tool calls of a step have the id {call_id!r}")
-                texts[call_id] = tool_call(name, arguments)
+                if isinstance(name, str):
+                    texts[call_id] = tool_call(name, self._arguments(call.get("arguments")))
+                    self.omitted_calls.discard(call_id)
+                else:
+                    left_out += [self.builder.leave_out("a tool call without function_name", json_text(call))]
+                    self.omitted_calls.add(call_id)
         self.known_calls |= texts.keys()
-        return texts
+        return texts, left_out
+
+    def _arguments(self, arguments: Any) -> Any:
+        if arguments and not isinstance(arguments, dict):
+            self.builder.repair("the arguments of a tool call are not a JSON object")
+        return arguments_of(arguments, self.builder)
 
     def _observe(self, result: Any, source: str, copied: bool, *, in_tools: bool) -> None:
-        call_id, content = member(result, "source_call_id"), member(result, "content")
-        references = member(result, "subagent_trajectory_ref")
+        builder, call_id = self.builder, member(result, "source_call_id")
+        content, references = member(result, "content"), listed(member(result, "subagent_trajectory_ref"))
+        if isinstance(call_id, str) and call_id in self.omitted_calls:
+            builder.add(builder.leave_out("a result of a tool call that is left out", text_or_json(content)))
+            return
         if call_id is not None and not (isinstance(call_id, str) and call_id in self.known_calls):
             raise UnplacedError("a result of an unknown tool call")
         if call_id is None and source == "user":
-            raise UnplacedError("a user's observation without a tool call")
-        self.subagents += len(references) if isinstance(references, list) else 0
-        if content is None:
-            if references and source == "agent" and not copied:
-                raise UnplacedError("a subagent's result without content: its own trajectory is elsewhere")
-            if not references:
-                raise UnplacedError("a result with neither content nor a subagent's trajectory")
+            builder.add(builder.leave_out("a user's observation without a tool call", text_or_json(content)))
             return
-        text, left_out = parts_of(content, self.builder)
-        if copied or (call_id is None and source == "system"):
-            self.builder.context(f"{text}\n", COPIED if copied else SYSTEM_EVENT)
-            self.builder.add(*left_out)
+        self.subagents += len(references)
+        is_context = copied or (call_id is None and source == "system")
+        text, left_out = self._result(content, is_reference=bool(references), is_context=is_context)
+        if is_context:
+            if content is not None:
+                builder.context(f"{text}\n", COPIED if copied else SYSTEM_EVENT)
+            builder.add(*left_out)
             return
-        builder = self.builder
         segments = terminal_text(text, builder.options) if self.terminus else builder.observed(text, TOOL_RESULT)
         segments = [*segments, *left_out]
         if in_tools or call_id is not None:
@@ -166,11 +206,23 @@ class _Steps:
             builder.observe(segments)
             builder.context("\n", WRAPPER)
 
+    def _result(self, content: Any, *, is_reference: bool, is_context: bool) -> tuple[str, list[TraceSegment]]:
+        """Return the text of a result, and warnings for what is left out of it."""
+        if content is not None:
+            return parts_of(content, self.builder)
+        if not is_reference:
+            self.builder.repair("a result with neither content nor a subagent's trajectory, read as an empty one")
+        elif not is_context:
+            told = "a subagent's result without content: its own trajectory is elsewhere"
+            return "", [self.builder.leave_out(told)]
+        return "", []
+
 
 def _trace(record: Any, where: str, path: Path, options: ImportOptions) -> Trace:
     version = member(record, "schema_version")
-    if not isinstance(version, str) or not _VERSION.fullmatch(version):
-        raise UnplacedError(f"not ATIF-v1.0 to ATIF-v1.8: {version!r}", "schema_version")
+    known = _VERSION.fullmatch(version) if isinstance(version, str) else None
+    if known is None:
+        raise UnplacedError(f"not a version 1.x of ATIF: {version!r}", "schema_version")
     agent, steps = member(record, "agent"), record.get("steps")
     name = member(agent, "name")
     if not isinstance(name, str):
@@ -178,6 +230,9 @@ def _trace(record: Any, where: str, path: Path, options: ImportOptions) -> Trace
     if not isinstance(steps, list) or not steps:
         raise UnplacedError("no steps", "steps")
     builder = TraceBuilder(options)
+    if int(known[1]) > _NEWEST:
+        with builder.at("schema_version"):
+            builder.repair(f"{version} is later than ATIF-v1.{_NEWEST}, read by what is known")
     placed = _Steps(builder, is_terminus(name))
     tools = tools_of(agent, "tool_definitions", "agent.tool_definitions")
     for number, step in enumerate(steps, start=1):
@@ -190,7 +245,7 @@ def _trace(record: Any, where: str, path: Path, options: ImportOptions) -> Trace
             placed.add(step)
     task, reward, rewards = _outcome(record, where, path, builder)
     kept = {key: record[key] for key in _KEPT if record.get(key) is not None}
-    known = {
+    more = {
         "agent": name,
         "model_name": member(agent, "model_name"),
         "rewards": rewards,
@@ -198,7 +253,7 @@ def _trace(record: Any, where: str, path: Path, options: ImportOptions) -> Trace
         "subagent_references": placed.subagents,
         "token_ids_left_out": placed.left_out,
     }
-    meta = kept | {key: value for key, value in known.items() if value}
+    meta = kept | {key: value for key, value in more.items() if value}
     return builder.trace(task, reward=reward, meta=meta)
 
 

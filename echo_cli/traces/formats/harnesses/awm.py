@@ -10,7 +10,7 @@ from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, json_text, tool_call
-from echo_cli.traces.json_records import listed, member, read_json, reward_of
+from echo_cli.traces.json_records import arguments_of, listed, member, read_json, reward_of
 from echo_cli.traces.recognition import Sample
 from echo_cli.trajectory import TOOL_RESULT, WRAPPER, Role
 
@@ -21,7 +21,9 @@ action      each step's action, as <tool_call> JSON </tool_call>
 env_output  tool_result: text byte for byte, any other value as JSON with sorted keys; if it is null, a JSON object with
             sorted keys: of verify_result and reward_type, or else of error
 warning     an observation's warning, and matches of --warning
-refused     a step without a tool name; a step without an observation, unless it is the last"""
+left out    an observation that is not an object, or has none of these; a warning that is not text; tools that are not a
+            list; in place of a missing observation, unless the step is the last, a warning says so
+refused     a step without a tool name"""
 
 
 def recognise(sample: Sample) -> str | None:
@@ -48,7 +50,8 @@ def _trace(record: Any, where: str, options: ImportOptions) -> Trace:
     builder.context(f"You carry out a task{world} by calling tools.\n", "system")
     builder.context(f"{record['task']}\n", "user")
     if tools := record.get("tools"):
-        builder.tools(_tools(tools))
+        with builder.at("tools"):
+            _add_tools(tools, builder)
     for number, step in enumerate(steps):
         with builder.at(f"steps[{number}]"):
             _add(step, builder, last=number + 1 == len(steps))
@@ -56,10 +59,11 @@ def _trace(record: Any, where: str, options: ImportOptions) -> Trace:
     return builder.trace(task or Path(where).name, reward=reward_of(record, "reward", builder=builder))
 
 
-def _tools(tools: Any) -> list[str]:
-    if not isinstance(tools, list):
-        raise UnplacedError("tools is not a list", "tools")
-    return [tool if isinstance(tool, str) else json_text(tool) for tool in tools]
+def _add_tools(tools: Any, builder: TraceBuilder) -> None:
+    if isinstance(tools, list):
+        builder.tools([tool if isinstance(tool, str) else json_text(tool) for tool in tools])
+    else:
+        builder.add(builder.leave_out("tools that are not a list", json_text(tools)))
 
 
 def _add(step: Any, builder: TraceBuilder, *, last: bool) -> None:
@@ -70,26 +74,32 @@ def _add(step: Any, builder: TraceBuilder, *, last: bool) -> None:
     name = member(action, "tool_name")
     if not isinstance(name, str):
         raise UnplacedError("an action without a tool_name")
-    builder.act(tool_call(name, json_text(member(action, "arguments") or {})))
+    builder.act(tool_call(name, arguments_of(member(action, "arguments"), builder)))
     if observation is not None:
         builder.answer(_observation(observation, builder))
     elif not last:
-        raise UnplacedError("a step without an observation")
+        builder.add(builder.leave_out("a step without an observation"))
 
 
 def _observation(observation: Any, builder: TraceBuilder) -> list[TraceSegment]:
     if not isinstance(observation, dict):
-        raise UnplacedError("an observation that is not a JSON object")
-    segments = builder.observed(_text(observation), TOOL_RESULT)
+        return [builder.leave_out("an observation that is not a JSON object", json_text(observation))]
+    text = _text(observation)
+    if text is None:
+        what = "an observation with neither tool_result, verify_result nor error"
+        segments = [builder.leave_out(what, json_text(observation))]
+    else:
+        segments = builder.observed(text, TOOL_RESULT)
     warning = observation.get("warning")
     if warning is None or warning == "":
         return segments
     if not isinstance(warning, str):
-        raise UnplacedError("a warning that is not text")
+        return [*segments, builder.leave_out("a warning that is not text", json_text(warning))]
     return [*segments, TraceSegment(Role.CONTEXT, "\n", WRAPPER), TraceSegment(Role.WARNING, warning, "warning")]
 
 
-def _text(observation: Mapping[str, Any]) -> str:
+def _text(observation: Mapping[str, Any]) -> str | None:
+    """Return the text of an observation; None if it has none of the fields that hold one."""
     result = observation.get("tool_result")
     if isinstance(result, str):
         return result
@@ -98,4 +108,4 @@ def _text(observation: Mapping[str, Any]) -> str:
     for told in (("reward_type", "verify_result"), ("error",)):
         if observation.get(told[-1]) is not None:
             return json.dumps({name: observation[name] for name in told if name in observation}, sort_keys=True)
-    raise UnplacedError("an observation with neither tool_result, verify_result nor error")
+    return None

@@ -16,7 +16,16 @@ from typing import Any
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, tool_call
 from echo_cli.traces.conversation import CONTEXT_ROLES
-from echo_cli.traces.json_records import first_id, member, parse_json, read_json, reward_of
+from echo_cli.traces.json_records import (
+    arguments_of,
+    first_id,
+    member,
+    parse_json,
+    parts_of,
+    read_json,
+    reward_of,
+    text_or_json,
+)
 from echo_cli.traces.recognition import Sample
 from echo_cli.trajectory import NAMED_ROLES, TOOL_ERROR, TOOL_RESULT, Role
 
@@ -33,8 +42,9 @@ env_output  tool messages, byte for byte, if the tool_trace has the call and agr
 warning     segments with this role; matches of --warning in a tool's answer
 exit code   an integer exit_code in a result's metadata or data
 omitted     artifacts; names and ids
+left out    messages and segments of other roles; parts that are not text
 refused     messages without a tool_trace; an answer that the tool_trace lacks or contradicts; a result in the
-            tool_trace that no message shows; other roles; content that is not text"""
+            tool_trace that no message shows"""
 
 _KEPT = ("episode_id", "done", "metrics", "verify_metrics")
 """Fields of a record that are copied to the trace's meta."""
@@ -84,17 +94,21 @@ def _add(message: Any, tool_trace: list[Any], builder: TraceBuilder) -> None:
     """Place one message."""
     role = member(message, "role")
     if role in CONTEXT_ROLES:
-        builder.context(f"{_text(message)}\n", role)
+        text, left_out = parts_of(message.get("content"), builder)
+        builder.context(f"{text}\n", role)
+        builder.add(*left_out)
     elif role == "assistant":
         calls = message.get("tool_calls") or []
         if not isinstance(calls, list):
             raise UnplacedError("tool_calls is not a list")
-        text = "" if message.get("content") is None and calls else _text(message)
+        content = "" if message.get("content") is None and calls else message.get("content")
+        text, left_out = parts_of(content, builder)
         builder.say(text, [_call(call, builder) for call in calls])
+        builder.add_later(*left_out)
     elif role == "tool":
         _answer(message, tool_trace, builder)
     else:
-        raise UnplacedError(f"a message of unknown role: {role!r}")
+        builder.add(builder.leave_out(f"a message of unknown role: {role!r}", text_or_json(member(message, "content"))))
 
 
 def _call(call: Any, builder: TraceBuilder) -> str:
@@ -103,19 +117,12 @@ def _call(call: Any, builder: TraceBuilder) -> str:
     name = member(function, "name")
     if not isinstance(call_id, str) or not isinstance(name, str):
         raise UnplacedError("a tool call without an id or a function name")
-    arguments = _arguments(function.get("arguments"))
-    builder.calls.call(call_id, (name, arguments))
-    return tool_call(name, function["arguments"])
-
-
-def _arguments(arguments: Any) -> Mapping[str, Any]:
-    try:
-        found = parse_json(arguments) if isinstance(arguments, str) else arguments
-    except ValueError as error:
-        raise UnplacedError(f"the arguments of a tool call are not JSON: {error}") from error
-    if not isinstance(found, dict):
+    written = arguments_of(function.get("arguments"), builder)
+    arguments = parse_json(written) if isinstance(written, str) else written
+    if not isinstance(arguments, dict):
         raise UnplacedError("the arguments of a tool call are not a JSON object")
-    return found
+    builder.calls.call(call_id, (name, arguments))
+    return tool_call(name, written)
 
 
 def _answer(message: Mapping[str, Any], tool_trace: list[Any], builder: TraceBuilder) -> None:
@@ -123,10 +130,10 @@ def _answer(message: Mapping[str, Any], tool_trace: list[Any], builder: TraceBui
     name, arguments = builder.calls.answer(message.get("tool_call_id"))
     if number == len(tool_trace):
         raise UnplacedError(f"a tool answer that the tool_trace lacks; its length is {number}")
-    text = _text(message)
+    text, left_out = parts_of(message.get("content"), builder)
     result = _result(tool_trace[number], name, arguments, text, f"tool_trace[{number}]")
     channel = TOOL_RESULT if result.get("error") is None else TOOL_ERROR
-    builder.answer(builder.observed(text, channel), _exit_code(result))
+    builder.answer([*builder.observed(text, channel), *left_out], _exit_code(result))
 
 
 def _add_tagged(segments: Any, builder: TraceBuilder) -> None:
@@ -138,7 +145,8 @@ def _add_tagged(segments: Any, builder: TraceBuilder) -> None:
             text, channel = _required(segment, "text"), segment.get("channel")
             role = NAMED_ROLES.get(_required(segment, "role"))
             if role is None:
-                raise UnplacedError(f"a segment's role must be one of {', '.join(NAMED_ROLES)}")
+                builder.add(builder.leave_out(f"a segment of unknown role: {segment['role']!r}", text))
+                continue
             if channel is not None and not isinstance(channel, str):
                 raise UnplacedError("a segment's channel must be text")
             if role is Role.ACTION:
@@ -160,7 +168,7 @@ def _result(entry: Any, name: str, arguments: Any, text: str, place: str) -> Map
         raise UnplacedError(f"{place} has no result")
     if entry.get("tool_name") != name:
         raise UnplacedError(f"{place} is for a different tool")
-    if _canonical(entry.get("arguments")) != _canonical(arguments):
+    if _canonical(entry.get("arguments") or {}) != _canonical(arguments):
         raise UnplacedError(f"{place} has different arguments")
     if not _shows(text, result):
         raise UnplacedError(f"{place} has a different result")
@@ -190,13 +198,6 @@ def _exit_code(result: Mapping[str, Any]) -> int | None:
         if isinstance(code, int) and not isinstance(code, bool):
             return code
     return None
-
-
-def _text(message: Mapping[str, Any]) -> str:
-    content = message.get("content")
-    if not isinstance(content, str):
-        raise UnplacedError("a message whose content is not text")
-    return content
 
 
 def _required(segment: Any, name: str) -> str:
