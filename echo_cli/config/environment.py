@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
+from echo_cli.config.episodes.reward import RewardConfig
+from echo_cli.config.episodes.tasks import TasksConfig
 from echo_cli.config.section import (
     NO_GRANTS,
     AbsolutePath,
-    Fraction,
     FreeOnResume,
     Grants,
     Headers,
+    ImportPath,
     NonNegativeFloat,
     NonNegativeSeconds,
+    Pattern,
     Positive,
     PositiveFloat,
     Seconds,
@@ -26,27 +28,6 @@ from echo_cli.config.section import (
 )
 from echo_cli.config.toy_terminal import ToyTerminalConfig
 from echo_cli.errors import EchoError
-
-
-def _compiles(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise EchoError(
-            f"invalid regular expression {pattern!r}: {error}", "use the syntax of Python's re module"
-        ) from None
-    return pattern
-
-
-def _is_import_path(text: str) -> str:
-    module, colon, name = text.partition(":")
-    if not (colon and name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
-        raise EchoError(f"'{text}' is not an import path", "write pkg.module:Class")
-    return text
-
-
-Pattern = Annotated[str, AfterValidator(_compiles)]
-ImportPath = Annotated[str, AfterValidator(_is_import_path)]
 
 
 class ProviderLimits(Section):
@@ -89,34 +70,6 @@ class ProviderConfig(Section):
         refuse_secrets("environment.provider.env", self.env)
         refuse_secrets("environment.provider.options", self.options)
         refuse_secret_words("environment.provider.command", self.command)
-        return self
-
-
-TASK_SOURCES = ("file", "items", "seeds", "toy_terminal")
-
-
-class TasksConfig(Section):
-    """Tasks, each with its reset arguments: from a YAML or JSONL `file`, `items`, `seeds` 0 to N - 1, or toy worlds.
-
-    An entry is a mapping of reset arguments, or holds them under `reset`, next to `id`, `split`, `family` and `actions`
-    (a script that solves the task). An entry without `split` is assigned to a split by a hash of its reset arguments.
-    """
-
-    file: AbsolutePath | None = None
-    items: tuple[dict[str, Any], ...] = ()
-    seeds: Positive | None = None
-    toy_terminal: ToyTerminalConfig | None = None
-    validation: Fraction = 0.15
-    heldout: Fraction = 0.25
-
-    @model_validator(mode="after")
-    def _one(self) -> TasksConfig:
-        given = [name for name in TASK_SOURCES if getattr(self, name) not in (None, ())]
-        if len(given) != 1:
-            tip = "set exactly one of file, items, seeds"
-            raise EchoError(f"environment.tasks sets {' and '.join(given) or 'no source of tasks'}", tip)
-        if self.validation + self.heldout >= 1:
-            raise EchoError("environment.tasks: no task remains for training", "lower validation or heldout")
         return self
 
 
@@ -174,36 +127,6 @@ class InvalidConfig(Section):
 
     path: str
     pattern: Pattern
-
-
-class FinalAction(Section):
-    """An action that the harness sends when an episode ends; the transcript omits it."""
-
-    action: dict[str, Any]
-    counts: bool = True
-    """Whether the action's reward is part of the episode's reward."""
-    unless_done: bool = True
-    """Whether to skip the action if the environment has ended the episode."""
-
-
-class RewardConfig(Section):
-    """Episode reward: the sum of the step rewards, the last step reward, or the reward of the `final` actions.
-
-    `none: skip` ignores null rewards and excludes an episode with only null rewards from the RL term; `none: zero`
-    counts a null reward as 0.
-    """
-
-    mode: Literal["sum", "last", "final"] = "sum"
-    none: Literal["skip", "zero"] = "skip"
-    final: tuple[FinalAction, ...] = ()
-
-    @model_validator(mode="after")
-    def _has_final(self) -> RewardConfig:
-        if self.mode == "final" and not any(final.counts for final in self.final):
-            raise EchoError(
-                "reward.mode is final and reward.final has no action with counts: true", "add one to reward.final"
-            )
-        return self
 
 
 SOURCES = ("toy_terminal", "object", "url", "provider", "none")

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from echo_cli.config.environment import OF_ANY_SOURCE, SOURCE_KEYS, SOURCES, TASK_SOURCES
+from echo_cli.config.environment import OF_ANY_SOURCE, SOURCE_KEYS, SOURCES
+from echo_cli.config.episodes.tasks import TASK_SOURCES
 from echo_cli.errors import EchoError
 
 

@@ -29,6 +29,26 @@ def absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise EchoError(
+            f"invalid regular expression {pattern!r}: {error}", "use the syntax of Python's re module"
+        ) from None
+    return pattern
+
+
+def _is_import_path(text: str) -> str:
+    module, colon, name = text.partition(":")
+    if not (colon and name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        raise EchoError(f"'{text}' is not an import path", "write pkg.module:Class")
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
+ImportPath = Annotated[str, AfterValidator(_is_import_path)]
+
 AbsolutePath = Annotated[PathText, AfterValidator(absolute)]
 """Path of a file or folder, given relative to the working directory; a run is resumed and evaluated from any other."""
 
@@ -112,7 +132,7 @@ def refuse_secret_words(key: str, command: tuple[str, ...]) -> None:
     for before, word in zip(("", *command), command, strict=False):
         option = before if before.startswith("-") and "=" not in before and not word.startswith("-") else ""
         if hide_secret(word) != word or is_secret(option, word):
-            raise EchoError(f"{key} holds a secret", "pass it to the server in environment.provider.env, as ${NAME}")
+            raise EchoError(f"{key} holds a secret", f"pass it in {key.rpartition('.')[0]}.env, as ${{NAME}}")
 
 
 def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 import yaml
 
-from echo_cli.config.environment import TasksConfig
+from echo_cli.config.episodes.tasks import TasksConfig
 from echo_cli.config.yaml_file import key_lines, read_yaml
 from echo_cli.errors import EchoError
 from echo_cli.files import read_text

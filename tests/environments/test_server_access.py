@@ -21,7 +21,8 @@ from loopback import environment
 from tiny_run import error_of
 
 from echo_cli.cli.main import main
-from echo_cli.config.environment import EnvironmentConfig, ProviderConfig, TasksConfig
+from echo_cli.config.environment import EnvironmentConfig, ProviderConfig
+from echo_cli.config.episodes.tasks import TasksConfig
 from echo_cli.config.toy_terminal import ToyTerminalConfig
 from echo_cli.environments.worlds import open_source
 from toy_terminal_env.server import process

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from echo_cli.config.environment import TasksConfig
+from echo_cli.config.episodes.tasks import TasksConfig
 from echo_cli.environments.tasks import TaskList, default_id, load_tasks, splits_by_hash
 from echo_cli.errors import EchoError
 

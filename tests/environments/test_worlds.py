@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from echo_cli.config.environment import EnvironmentConfig, TasksConfig
+from echo_cli.config.environment import EnvironmentConfig
+from echo_cli.config.episodes.tasks import TasksConfig
 from echo_cli.config.loader import load_config
 from echo_cli.environments.protocol import Description, HostLimits
 from echo_cli.environments.tasks import load_tasks

@@ -16,7 +16,8 @@ from tiny_run import error_of
 
 from echo_cli.cli.display.environment import print_check, schema_lines
 from echo_cli.cli.main import main
-from echo_cli.config.environment import ActionConfig, EnvironmentConfig, ObservationRule, TasksConfig
+from echo_cli.config.environment import ActionConfig, EnvironmentConfig, ObservationRule
+from echo_cli.config.episodes.tasks import TasksConfig
 from echo_cli.environments.faults import SessionLost
 from echo_cli.environments.protocol import Description, Environment, HostLimits, StepResult, TextPiece
 from echo_cli.environments.tasks import Task, TaskSplits

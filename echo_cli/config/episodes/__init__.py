@@ -1,0 +1,1 @@
+"""Sections of a config about what an episode plays: its tasks and its reward."""
