@@ -116,6 +116,9 @@ _PANELS = (
     ),
 )
 
+SWEEP_METRICS = tuple(series.metric for panel in _PANELS for series in panel.measured)
+"""Metrics of a sweep's figure."""
+
 _LEGEND_ROW = 0.24  # inches
 _NAME_LENGTH = 40
 _BEST = "best step"
@@ -170,23 +173,30 @@ def plot_sweep(groups: Sequence[tuple[str, Sequence[Path]]], output: Path) -> Pl
     Raises:
         EchoError: no groups, a group without runs, a folder without metrics, or a path that is not writable.
     """
-    runs_of: dict[str, list[Path]] = {}
-    for label, runs in groups:
-        runs_of.setdefault(escape_unprintable(label), []).extend(runs)
-    if not runs_of or not all(runs_of.values()):
+    curves = [(label, [read_curve(path, path.name, SWEEP_METRICS) for path in runs]) for label, runs in groups]
+    return plot_curves(curves, output)
+
+
+def plot_curves(groups: Sequence[tuple[str, Sequence[Curve]]], output: Path) -> Plotted:
+    """Draw the figure of `plot_sweep` from curves that have the `SWEEP_METRICS`.
+
+    Raises:
+        EchoError: no groups, a group without curves, or a path that is not writable.
+    """
+    curves_of: dict[str, list[Curve]] = {}
+    for label, curves in groups:
+        curves_of.setdefault(escape_unprintable(label), []).extend(curves)
+    if not curves_of or not all(curves_of.values()):
         raise EchoError("no run to plot", "name at least one run for every label of the sweep")
-    metrics = [series.metric for panel in _PANELS for series in panel.measured]
-    labels = list(runs_of)
-    curves = [[read_curve(path, path.name, metrics) for path in runs] for runs in runs_of.values()]
-    bands = [{metric: band(group, metric) for metric in metrics} for group in curves]
+    bands = [{metric: band(curves, metric) for metric in SWEEP_METRICS} for curves in curves_of.values()]
     points = (
         (label, step, f"{metric}/{statistic}", value)
-        for label, by_metric in zip(labels, bands, strict=True)
+        for label, by_metric in zip(curves_of, bands, strict=True)
         for metric, of in by_metric.items()
         for statistic, values in (("mean", of.mean), ("min", of.low), ("max", of.high))
         for step, value in zip(of.steps, values, strict=True)
     )
-    draw = partial(_draw_sweep, labels, bands, [len(group) for group in curves])
+    draw = partial(_draw_sweep, list(curves_of), bands, [len(curves) for curves in curves_of.values()])
     return write_picture(picture_stem(output, output, "comparison"), draw, POINT_COLUMNS, points, height=PAIR_HEIGHT)
 
 

@@ -7,11 +7,20 @@ from dataclasses import dataclass, replace
 
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 GRPO_RATES = (1e-4, *RATES)
-FEW_RATES = (2.5e-4, 5e-4)
+FEW_RATES = (2.5e-4, 5e-4, 1e-3)
+PLACEBO_RATES = (*RATES, 4e-3)
 """Learning rates of which an arm gets the one that is best on the machines that arms are tuned on."""
 
 NEUTRAL = "objective.env_targets=other_world"
 ENV_ONLY = ("objective.use_rl=false", "objective.world_model_coeff=1")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an arm is trained: a machine, or another world, and a seed."""
+
+    machine: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,11 @@ class Arm:
     """Number of the given seeds that it is trained with on each machine."""
     homeless: bool = False
     """Whether it starts from a base that never met a home machine."""
+
+    @property
+    def starts_elsewhere(self) -> bool:
+        """Whether it starts from weights that its config does not name."""
+        return self.homeless or self.continues is not None
 
 
 GRPO = Arm("grpo", "GRPO", "toy-grpo", rates=GRPO_RATES)
@@ -87,10 +101,10 @@ ARMS = (
         "placebo: 9 explorers elsewhere, λ 0.3",
         "toy-own",
         (NEUTRAL, "rollout.explorers=9"),
-        RATES,
+        PLACEBO_RATES,
         seeds=1,
     ),
-    Arm("echo-placebo", "placebo: 44 explorers elsewhere, λ 3", "toy", (NEUTRAL,), RATES, seeds=1),
+    Arm("echo-placebo", "placebo: 44 explorers elsewhere, λ 3", "toy", (NEUTRAL,), PLACEBO_RATES, seeds=1),
     *_false_targets(OWN),
     *_false_targets(ECHO),
     replace(_like(ECHO, "env-only", "env-CE alone", *ENV_ONLY), label="env-CE alone, explorers"),

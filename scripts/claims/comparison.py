@@ -9,9 +9,10 @@ from statistics import fmean
 
 import numpy as np
 
-from claims.runs import Measured, Place
+from claims.arms import Place
+from claims.measured import Measured
+from echo_cli.reports.reference import METRIC
 from echo_cli.statistics import CONFIDENCE, Estimate, mean_height, mean_over_seeds, sign_test
-from echo_cli.sweeps.results import pass_curve
 
 Curve = Sequence[tuple[float, float]]
 """(step, held-out pass@1) of each evaluation."""
@@ -25,8 +26,8 @@ def by_machine(measured: Measured, figure: str) -> list[float]:
         if (
             values := [
                 value
-                for place, result in measured.results.items()
-                if place.machine == machine and (value := result.figures.get(figure)) is not None
+                for place, record in measured.records.items()
+                if place.machine == machine and (value := record.figures.get(figure)) is not None
             ]
         )
     ]
@@ -43,9 +44,9 @@ def difference(first: Measured, second: Measured, figure: str) -> Estimate | Non
     return _over_machines(
         {
             place: b - a
-            for place in first.results.keys() & second.results.keys()
-            if (a := first.results[place].figures.get(figure)) is not None
-            and (b := second.results[place].figures.get(figure)) is not None
+            for place in first.records.keys() & second.records.keys()
+            if (a := first.records[place].figures.get(figure)) is not None
+            and (b := second.records[place].figures.get(figure)) is not None
         }
     )
 
@@ -107,13 +108,16 @@ def _censored(step: float, curve: Curve) -> float:
     return step if math.isfinite(step) else 2 * last - before
 
 
+def shared_places(first: Measured, second: Measured) -> list[Place]:
+    """Return the places that two arms have both, in order."""
+    return sorted(first.records.keys() & second.records.keys(), key=lambda place: (place.machine, place.seed))
+
+
 def speed_of(first: Measured, second: Measured, level: float) -> Speed:
-    """Compare two arms on the places that both have."""
-    shared = sorted(first.results.keys() & second.results.keys(), key=lambda place: (place.machine, place.seed))
+    """Compare two arms on the places that both have, of which there is at least one."""
+    shared = shared_places(first, second)
     machines = sorted({place.machine for place in shared})
-    curves = {
-        place: (pass_curve(first.results[place].rows), pass_curve(second.results[place].rows)) for place in shared
-    }
+    curves = {place: (first.records[place].curves[METRIC], second.records[place].curves[METRIC]) for place in shared}
     return speed([[curves[place] for place in shared if place.machine == machine] for machine in machines], level)
 
 

@@ -7,24 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from claims.arms import NEUTRAL, Arm
+from claims.arms import NEUTRAL, Arm, Place
 from claims.attic import tasks
-from claims.comparison import difference, estimate
+from claims.comparison import difference, estimate, shared_places
+from claims.measured import Measured, collect
 from claims.page import rate_table, shown, table, verdict
-from claims.runs import (
-    Measured,
-    Place,
-    Placed,
-    Study,
-    chosen_rate,
-    measure,
-    solved_by_task,
-    train_arms,
-    tune,
-    tuned_rates,
-)
+from claims.runs import Placed, Study, chosen_rate, planned, run_name, tune, tuned_rates
 from echo_cli.files import write_atomic, write_json
-from echo_cli.runs.directory import open_run
 from echo_cli.statistics import Estimate, mean_over_seeds
 
 TUNED = (1000,)
@@ -64,7 +53,7 @@ COMPARED = ("pass_at_1_last", "pass_at_1_mean", "pass_at_k_last", "env_ce_change
 
 
 def study_of(model: Path, folder: Path, jobs: int, overrides: Sequence[str]) -> Study:
-    """Return the study of a model folder; its runs and learning rates are kept in `folder`."""
+    """Return the study of a model folder; its runs, their records and the learning rates are kept in `folder`."""
     here = Path(__file__).parent
     return Study(
         folder,
@@ -74,6 +63,8 @@ def study_of(model: Path, folder: Path, jobs: int, overrides: Sequence[str]) -> 
         world_words=attic_words,
         rates=folder / "rates.json",
         import_from=str(here.parent),
+        arms={arm.name: arm for arm in ARMS},
+        by_task=True,
     )
 
 
@@ -83,7 +74,7 @@ def attic_words(number: int) -> list[str]:
 
 
 def reproduce(study: Study, arms: Sequence[Arm], seeds: Sequence[int], *, tune_only: bool) -> Path | None:
-    """Choose the learning rates that are not chosen yet, train the arms, and write their figures.
+    """Choose the learning rates that are not chosen yet, train the arms, and write the figures of all runs so far.
 
     Returns:
         The file of the tables; `figures.json` is beside it. None with `tune_only`.
@@ -94,8 +85,7 @@ def reproduce(study: Study, arms: Sequence[Arm], seeds: Sequence[int], *, tune_o
     if tune_only:
         return None
     placed: Placed = [(arm, [Place(seed, seed) for seed in seeds]) for arm in arms]
-    train_arms(placed, study)
-    measured = {arm.name: measure(arm, places, study) for arm, places in placed}
+    measured = collect(placed, study, study.folder / "runs.jsonl")
     write_json(study.folder / "figures.json", to_json(measured, study))
     page = study.folder / "figures.md"
     write_atomic(page, "\n".join([*markdown(measured, study), ""]).encode())
@@ -105,16 +95,16 @@ def reproduce(study: Study, arms: Sequence[Arm], seeds: Sequence[int], *, tune_o
 def over_tasks(first: Measured, second: Measured) -> Estimate | None:
     """Return the mean of second - first of the last pass@1, paired by held-out task, with its interval over tasks."""
     differences = []
-    for place in first.cells.keys() & second.cells.keys():
-        a, b = (solved_by_task(of.cells[place], open_run(of.cells[place].path)) for of in (first, second))
+    for place in shared_places(first, second):
+        a, b = (of.records[place].solved or {} for of in (first, second))
         differences += [b[task_id] - a[task_id] for task_id in sorted(a.keys() & b.keys())]
     return mean_over_seeds(differences) if differences else None
 
 
 def markdown(arms: Mapping[str, Measured], study: Study) -> list[str]:
     """Return the tables of the study, and a line for each comparison of two arms."""
-    config = next(cell.config for of in arms.values() for cell in of.cells.values())
-    seeds = sorted({place.seed for of in arms.values() for place in of.cells})
+    config = next(planned(of.arm, place, study).config for of in arms.values() for place in of.records)
+    seeds = sorted({place.seed for of in arms.values() for place in of.records})
     heldout = sum(task["split"] == "heldout" for task in tasks(seeds[0]))
     lines = [
         f"{Path(config.model.path).name}, {config.steps} steps, seeds {', '.join(map(str, seeds))}, each with an attic "
@@ -160,7 +150,7 @@ def _arm_json(of: Measured, study: Study) -> dict[str, Any]:
     return {
         "label": of.arm.label,
         "lr": chosen_rate(of.arm, study),
-        "runs": {result.name: result.figures for result in of.results.values()},
+        "runs": {run_name(of.arm.name, place): record.figures for place, record in of.records.items()},
         **{figure: _json(estimate(of, figure)) for figure in COLUMNS},
     }
 

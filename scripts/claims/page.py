@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from claims.arms import BY_NAME
-from claims.comparison import Speed, difference, estimate, speed_of
-from claims.runs import Measured
+from claims.comparison import Speed, difference, estimate, shared_places, speed_of
+from claims.measured import Measured
 from echo_cli.files import write_atomic
-from echo_cli.reports.run_figure import plot_sweep
+from echo_cli.reports.run_figure import plot_curves
 from echo_cli.statistics import Estimate
-from echo_cli.training.collapse import alarms
+from echo_cli.text import counted
 
 BEGIN, END = "<!-- figures: written by scripts/reproduce-claims -->", "<!-- end of figures -->"
 
@@ -68,14 +67,16 @@ def level_of_grpo(tuned: Rates) -> float:
     return max(float(row["pass_at_1"]) for row in tuned["grpo"])
 
 
-def figures(arms: Arms, machines: Sequence[int], seeds: Sequence[int], steps: int, tuned: Rates) -> list[str]:
+def figures(arms: Arms, steps: int, tuned: Rates) -> list[str]:
     """Return the Markdown between the two marks."""
     level = level_of_grpo(tuned)
+    places = {place for of in arms.values() for place in of.records}
+    machines, seeds = (sorted({getattr(place, name) for place in places}) for name in ("machine", "seed"))
     return [
-        f"{steps} steps on machines {', '.join(map(str, machines))} with seeds {', '.join(map(str, seeds))} (see the "
-        f"number of runs), on which no setting was chosen; {os.cpu_count()} cores. "
-        "Mean and 95 % interval over machines (Student's t, seeds of a "
-        "machine averaged), differences paired by machine and seed. pass@1 over 4 rollouts of each held-out task; "
+        f"{steps} steps on machines {', '.join(map(str, machines))} with seeds {', '.join(map(str, seeds))}, on which "
+        "no setting was chosen; an arm has the number of runs that is given. Mean and 95 % interval over machines "
+        "(Student's t, seeds of a machine averaged), differences paired by machine and seed, over the runs that both "
+        "arms have. pass@1 over 4 rollouts of each held-out task; "
         "env-CE in nats/token over the held-out pairs still novel at the end.",
         "",
         *_env_ce(arms),
@@ -101,22 +102,19 @@ def _env_ce(arms: Arms) -> list[str]:
             change = estimate(arms[name], "env_ce_change_last")
             seen = change is not None and change.excludes_zero
             word = ("falls" if change.value < 0 else "rises") if seen and change is not None else "no change seen"
-            lines.append(f"- {arms[name].arm.label}: relative change {shown(change)}: {word}")
+            lines.append(f"- {_counted(arms[name])}: relative change {shown(change)}: {word}")
     return [*lines, ""]
 
 
 def _solved(arms: Arms) -> list[str]:
     lines = ["### 2. ECHO raises held-out pass@1", ""]
-    for first, second in PAIRS:
-        if first in arms and second in arms:
-            found = difference(arms[first], arms[second], "pass_at_1_last")
-            asked, elsewhere = (
-                difference(arms[first], arms[second], f"{family}_last") for family in ("setting", "setting_elsewhere")
-            )
-            lines.append(
-                f"- {_versus(arms, first, second)}: {shown(found)}: {verdict(found, wanted=1)}; services that training "
-                f"asks about {shown(asked)}, others {shown(elsewhere)}"
-            )
+    for first, second in _pairs(arms, PAIRS):
+        found = difference(first, second, "pass_at_1_last")
+        asked, elsewhere = (difference(first, second, f"{family}_last") for family in ("setting", "setting_elsewhere"))
+        lines.append(
+            f"- {_versus(first, second)}: {shown(found)}: {verdict(found, wanted=1)}; services that training "
+            f"asks about {shown(asked)}, others {shown(elsewhere)}"
+        )
     return [*lines, ""]
 
 
@@ -128,11 +126,9 @@ def _steps(arms: Arms, level: float) -> list[str]:
         "mean of their ratio; and the difference of pass@1 averaged over the steps.",
         "",
     ]
-    for first, second in PAIRS[:4]:
-        if first in arms and second in arms:
-            found = speed_of(arms[first], arms[second], level)
-            area = difference(arms[first], arms[second], "pass_at_1_mean")
-            lines.append(f"- {_versus(arms, first, second)}: {_speed(found)}; mean pass@1 {shown(area)}")
+    for first, second in _pairs(arms, PAIRS[:4]):
+        found, area = speed_of(first, second, level), difference(first, second, "pass_at_1_mean")
+        lines.append(f"- {_versus(first, second)}: {_speed(found)}; mean pass@1 {shown(area)}")
     return [*lines, ""]
 
 
@@ -153,7 +149,7 @@ def _verifier_off(arms: Arms) -> list[str]:
             change = estimate(arms[name], "pass_at_1_change")
             before = estimate(arms[name], "pass_at_1_before")
             lines.append(
-                f"- {arms[name].arm.label}: from {shown(before, '.2f')}, change {shown(change)}: "
+                f"- {_counted(arms[name])}: from {shown(before, '.2f')}, change {shown(change)}: "
                 f"{verdict(change, wanted=1)}; relative change of env-CE "
                 f"{shown(estimate(arms[name], 'env_ce_change_last'))}"
             )
@@ -165,19 +161,27 @@ def _large_lambda(arms: Arms) -> list[str]:
     for name in ("own", "own-1", "echo", "echo-30", "echo-300"):
         if name in arms:
             of = arms[name]
-            warned = sum(
-                bool(alarms(result.rows, of.cells[place].config.collapse, of.cells[place].config.rollout))
-                for place, result in of.results.items()
-            )
+            warned = sum(bool(record.alarms) for record in of.records.values())
             lines.append(
                 f"- {of.arm.label}: last pass@1 {shown(estimate(of, 'pass_at_1_last'), '.2f')}; the detector warned in "
-                f"{warned} of {len(of.results)} runs"
+                f"{warned} of {len(of.records)} runs"
             )
     return [*lines, ""]
 
 
-def _versus(arms: Arms, first: str, second: str) -> str:
-    return f"{arms[second].arm.label} against {arms[first].arm.label}"
+def _pairs(arms: Arms, names: Sequence[tuple[str, str]]) -> list[tuple[Measured, Measured]]:
+    """Return the pairs of arms that have runs at the same places."""
+    pairs = [(arms[first], arms[second]) for first, second in names if first in arms and second in arms]
+    return [(first, second) for first, second in pairs if shared_places(first, second)]
+
+
+def _counted(of: Measured) -> str:
+    return f"{of.arm.label} ({counted(len(of.records), 'run')})"
+
+
+def _versus(first: Measured, second: Measured) -> str:
+    pairs = counted(len(shared_places(first, second)), "pair")
+    return f"{second.arm.label} against {first.arm.label} ({pairs} of runs)"
 
 
 COLUMNS: Mapping[str, tuple[str, str]] = {
@@ -190,6 +194,8 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "setting_elsewhere_last": ("other services", ".2f"),
     "pass_at_1_mean": ("pass@1 over the steps", ".2f"),
 }
+FIGURES = (*COLUMNS, "env_ce_change_last", "pass_at_1_change")
+"""Figures of a run that the page needs."""
 
 
 def table(arms: Sequence[Measured], columns: Mapping[str, tuple[str, str]] = COLUMNS) -> list[str]:
@@ -208,7 +214,7 @@ def table(arms: Sequence[Measured], columns: Mapping[str, tuple[str, str]] = COL
             found = estimate(of, name)
             half = "" if found is None or found.high is None else f" ± {found.high - found.value:{form}}"
             cells.append("-" if found is None else f"{found.value:{form}}{half}")
-        lines.append(f"| {of.arm.label} | {len(of.results)} | {' | '.join(cells)} |")
+        lines.append(f"| {of.arm.label} | {len(of.records)} | {' | '.join(cells)} |")
     return lines
 
 
@@ -238,9 +244,10 @@ def write_docs(docs: Path, arms: Arms, text: Sequence[str]) -> None:
     for name, names in PICTURES.items():
         if not arms.keys() >= set(names):
             continue
-        groups = [(arms[each].arm.label, [cell.path for cell in arms[each].cells.values()]) for each in names]
+        shown_arms = [arms[each] for each in names]
+        groups = [(of.arm.label, [record.curve for record in of.records.values()]) for of in shown_arms]
         with tempfile.TemporaryDirectory() as folder:
-            shutil.copyfile(plot_sweep(groups, Path(folder)).png, docs / "claims" / f"{name}.png")
+            shutil.copyfile(plot_curves(groups, Path(folder)).png, docs / "claims" / f"{name}.png")
         pictures += [f"![{'; '.join(label for label, _ in groups)}](claims/{name}.png)", ""]
     page = docs / "claims.md"
     before = page.read_text(encoding="utf-8") if page.exists() else f"# The paper's claims\n\n{BEGIN}\n{END}\n"

@@ -1,37 +1,33 @@
-"""The runs of the arms: their configs, the learning rate of each arm, training what is missing, and reading it."""
+"""The runs of the arms: their configs, the learning rate of each arm, training what is missing, and its results."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from claims.arms import BY_NAME, Arm
+from claims.arms import BY_NAME, Arm, Place
+from claims.records import Records
 from echo_cli.cli.display.progress import sweep_progress
 from echo_cli.cli.interrupt import interruptible
 from echo_cli.config.loader import configs_folder, load_config
-from echo_cli.config.section import Grants
+from echo_cli.config.schema import Config
+from echo_cli.config.section import Grants, absolute
 from echo_cli.environments.worlds import list_tasks
+from echo_cli.errors import EchoError
 from echo_cli.files import read_json, read_jsonl, write_json
-from echo_cli.runs.directory import RunDirectory, open_run
+from echo_cli.reports.reference import fingerprint
+from echo_cli.runs.directory import RunDirectory, is_run, open_run
 from echo_cli.sweeps import arms as sweep_arms
-from echo_cli.sweeps.plan import Cell
+from echo_cli.sweeps.plan import Cell, ended_summary
 from echo_cli.sweeps.results import CellResult, read_cell, with_figures
 from echo_cli.sweeps.runner import CellStatus, run_cells
+from echo_cli.text import escape_unprintable
 
 RATES_PATH = Path(__file__).with_name("rates.json")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an arm is trained: a machine, or another world, and a seed."""
-
-    machine: int
-    seed: int
 
 
 def machine_words(machine: int) -> list[str]:
@@ -58,6 +54,12 @@ class Study:
     """File of what each arm solved at each of its learning rates."""
     import_from: str | None = None
     """Folder from which the environment's class is imported, besides the installed packages."""
+    arms: Mapping[str, Arm] = field(default_factory=lambda: BY_NAME)
+    """All arms, by name."""
+    figures: Collection[str] | None = None
+    """Names of the figures that records keep; None: all."""
+    by_task: bool = False
+    """Whether records keep what was solved of each held-out task."""
 
     def has(self, arm: Arm) -> bool:
         return self.homeless_base is not None or not arm.homeless
@@ -70,10 +72,14 @@ def chosen_rate(arm: Arm, study: Study) -> float:
         SystemExit: the arms have not been tuned.
     """
     name = arm.rate_of or arm.name
-    tuned = tuned_rates(study)
-    if name not in tuned:
+    if not is_tuned(arm, study):
         sys.exit(f"error: no learning rate was chosen for {name}\n  tip: run scripts/reproduce-claims --tune first")
-    return max(tuned[name], key=lambda row: row["pass_at_1"])["lr"]
+    return max(tuned_rates(study)[name], key=lambda row: row["pass_at_1"])["lr"]
+
+
+def is_tuned(arm: Arm, study: Study) -> bool:
+    """Return whether a learning rate was chosen for the arm, or for the arm whose rate it has."""
+    return (arm.rate_of or arm.name) in tuned_rates(study)
 
 
 def tuned_rates(study: Study) -> Mapping[str, Any]:
@@ -82,7 +88,11 @@ def tuned_rates(study: Study) -> Mapping[str, Any]:
 
 
 def cell_of(arm: Arm, place: Place, rate: float, study: Study, name: str | None = None) -> Cell:
-    """Return the cell of an arm on a machine with a seed."""
+    """Return the cell of an arm on a machine with a seed.
+
+    In the config of an arm that starts elsewhere, a name stands for the path of these weights: it is the same on every
+    machine.
+    """
     words = [
         *arm.overrides,
         *study.world_words(place.machine),
@@ -91,22 +101,49 @@ def cell_of(arm: Arm, place: Place, rate: float, study: Study, name: str | None 
         "threads=1",
         "evaluation.kept_trajectories=1000",  # all, for pass@1 by family
     ]
-    if arm.continues is not None:
-        run = open_run(study.folder / _name(BY_NAME[arm.continues], place))
-        words.append(f"model.path={json.dumps(str(run.load_checkpoint('latest')[0]))}")
-    if arm.homeless:
-        words.append(f"model.path={json.dumps(str(study.homeless_base))}")
     config = load_config(study.configs / f"{arm.config}.yaml", [*words, *study.overrides])
     config = config.granted(Grants(import_from=study.import_from))
-    return Cell(sweep_arms.Arm(arm.name, (), named=True), config, study.folder / (name or _name(arm, place)))
+    if arm.continues is not None:
+        config = _starting_from(fingerprint_of(study.arms[arm.continues], place, study), config)
+    if arm.homeless:
+        config = _starting_from("base without home machines", config)
+    return Cell(sweep_arms.Arm(arm.name, (), named=True), config, study.folder / (name or run_name(arm.name, place)))
 
 
-def _name(arm: Arm, place: Place) -> str:
-    return f"{arm.name}-m{place.machine}-seed{place.seed}"
+def planned(arm: Arm, place: Place, study: Study) -> Cell:
+    """Return the cell of an arm at its learning rate."""
+    return cell_of(arm, place, chosen_rate(arm, study), study)
+
+
+def fingerprint_of(arm: Arm, place: Place, study: Study) -> str:
+    """Return the first 16 hexadecimal digits of the fingerprint of a planned run's config.
+
+    It covers the run that an arm continues, and no path of this machine.
+    """
+    return fingerprint(planned(arm, place, study).config)[:16]
+
+
+def run_name(arm: str, place: Place) -> str:
+    """Return the name of a run's directory."""
+    return f"{arm}-m{place.machine}-seed{place.seed}"
+
+
+def _starting_from(path: str, config: Config) -> Config:
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
+
+
+def _startable(arm: Arm, place: Place, study: Study) -> Cell:
+    """Return the planned cell with the path of the weights that it starts from."""
+    cell, folder = planned(arm, place, study), study.homeless_base
+    if not arm.starts_elsewhere:
+        return cell
+    if arm.continues is not None:
+        folder, _ = open_run(study.folder / run_name(arm.continues, place)).load_checkpoint("latest")
+    return replace(cell, config=_starting_from(absolute(str(folder)), cell.config))
 
 
 def train(cells: Sequence[Cell], jobs: int) -> None:
-    """Train the cells that are not finished.
+    """Train cells.
 
     Raises:
         SystemExit: a run failed, or a signal stopped the training.
@@ -136,7 +173,7 @@ def tune(arms: Sequence[Arm], machines: Sequence[int], study: Study) -> None:
         for rate in arm.rates
         for machine in machines
     }
-    train(list(cells.values()), study.jobs)
+    train([cell for cell in cells.values() if not _is_done(cell)], study.jobs)
     found = {
         arm.name: [
             {"lr": rate, "pass_at_1": fmean(_last_pass(cells[arm.name, rate, machine]) for machine in machines)}
@@ -163,12 +200,57 @@ def on_machines(arms: Sequence[Arm], machines: Sequence[int], seeds: Sequence[in
     return [(arm, [Place(machine, seed) for machine in machines for seed in seeds[: arm.seeds]]) for arm in arms]
 
 
-def train_arms(placed: Placed, study: Study) -> None:
-    """Train the arms at their places, one place after the other: first the arms that continue no other."""
-    for continuing in (False, True):
-        wave = [(place, arm) for arm, places in placed for place in places if bool(arm.continues) == continuing]
-        wave.sort(key=lambda each: (each[0].machine, each[0].seed))
-        train([cell_of(arm, place, chosen_rate(arm, study), study) for place, arm in wave], study.jobs)
+def train_arms(placed: Placed, study: Study, records: Records) -> None:
+    """Train the runs that neither have a record nor are finished, one place after the other.
+
+    The arms that continue no other are first. A run that is continued and has no directory is trained for that, even if
+    it has a record: training is deterministic.
+    """
+    missing = [
+        (place, arm)
+        for arm, places in placed
+        for place in places
+        if (arm.name, place) not in records and not has_ended(arm, place, study)
+    ]
+    origins = [(place, study.arms[arm.continues]) for place, arm in missing if arm.continues is not None]
+    origins = [(place, arm) for place, arm in origins if not has_ended(arm, place, study)]
+    first = [(place, arm) for place, arm in missing if arm.continues is None]
+    continuing = [(place, arm) for place, arm in missing if arm.continues is not None]
+    for wave in ([*first, *origins], continuing):
+        in_order = sorted(dict.fromkeys(wave), key=lambda each: (each[0].machine, each[0].seed))
+        train([_startable(arm, place, study) for place, arm in in_order], study.jobs)
+
+
+def has_ended(arm: Arm, place: Place, study: Study) -> bool:
+    """Return whether the run directory of an arm at a place is there, and its run is done.
+
+    Raises:
+        EchoError: the directory is of another config, or that of the run which it continues is.
+    """
+    if arm.continues is not None:
+        has_ended(study.arms[arm.continues], place, study)
+    cell = planned(arm, place, study)
+    return _is_done(cell, start=cell.config.model.path if arm.starts_elsewhere else None)
+
+
+def _is_done(cell: Cell, *, start: str | None = None) -> bool:
+    """Return whether the run of a cell is done.
+
+    Args:
+        start: name of the weights that it started from, in place of their path.
+
+    Raises:
+        EchoError: the run directory is of another config.
+    """
+    if not is_run(cell.path):
+        return False
+    config = open_run(cell.path).read_config()
+    if fingerprint(config if start is None else _starting_from(start, config)) != fingerprint(cell.config):
+        raise EchoError(
+            f"{escape_unprintable(cell.path)} is a run of another config or learning rate than today's",
+            "move it away, and with it the runs that continue it, or give the runs another --output",
+        )
+    return ended_summary(cell) is not None
 
 
 def read(cell: Cell) -> CellResult:
@@ -196,21 +278,3 @@ def _by_family(cell: Cell, run: RunDirectory) -> dict[str, float]:
     for task_id, share in solved_by_task(cell, run).items():
         shares.setdefault(family_of[task_id], []).append(share)
     return {f"{family}_last": fmean(values) for family, values in shares.items()}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """An arm with the results of its runs by place."""
-
-    arm: Arm
-    results: Mapping[Place, CellResult]
-    cells: Mapping[Place, Cell]
-
-    @property
-    def machines(self) -> list[int]:
-        return sorted({place.machine for place in self.results})
-
-
-def measure(arm: Arm, places: Sequence[Place], study: Study) -> Measured:
-    cells = {place: cell_of(arm, place, chosen_rate(arm, study), study) for place in places}
-    return Measured(arm, {place: read(cell) for place, cell in cells.items()}, cells)

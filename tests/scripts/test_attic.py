@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 
 pytest.importorskip("openenv")
 
+from claims.arms import Place
 from claims.attic import COLOURS, AtticEnvironment, Reply, Slip, attic_of, tasks
-from claims.language_model import ARMS, PAIRS, TUNED, markdown, over_tasks, study_of, to_json
-from claims.runs import Measured, Place, Study, cell_of
+from claims.language_model import ARMS, PAIRS, TUNED, markdown, over_tasks, reproduce, study_of, to_json
+from claims.measured import Measured
+from claims.records import Record, write_records
+from claims.runs import Study, cell_of, fingerprint_of, planned, run_name, solved_by_task
 
 from echo_cli.environments.worlds import list_tasks
 from echo_cli.files import write_json
-from echo_cli.sweeps.results import CellResult
-from echo_cli.sweeps.runner import CellStatus
+from echo_cli.runs.directory import open_run
 
 SEEDS = (0, 1, 2, *TUNED)
 
@@ -117,10 +120,9 @@ def test_every_arm_is_a_config_in_its_attic_and_differs_from_grpo_in_lambda_or_t
 
 def _measured(study: Study, name: str, solved: dict[Place, list[list[float]]]) -> Measured:
     """Write fake runs, whose held-out tasks have these rewards at the last step, and return them as measured."""
-    (arm,) = (arm for arm in ARMS if arm.name == name)
-    cells = {place: cell_of(arm, place, 1e-3, study) for place in solved}
-    results = {}
-    for place, cell in cells.items():
+    arm, records = study.arms[name], {}
+    for place in solved:
+        cell = planned(arm, place, study)
         heldout = list_tasks(cell.config)[0].heldout
         cell.path.mkdir(parents=True)
         before = {"task_id": heldout[0].task_id, "reward": 1.0, "meta": {"step": 0}}
@@ -135,14 +137,17 @@ def _measured(study: Study, name: str, solved: dict[Place, list[list[float]]]) -
         (cell.path / "config.yaml").write_text(cell.config.to_yaml())
         (cell.path / "metrics.jsonl").touch()
         share = sum(map(sum, solved[place])) / sum(map(len, solved[place]))
-        figures = {"pass_at_1_last": share, "env_ce_change_last": share - 1, "pass_at_k_last": None}
-        status = CellStatus("finished")
-        results[place] = CellResult(cell.name, cell.arm, cell.coeff, place.seed, status, None, (), figures)
-    return Measured(arm, results, cells)
+        figures = {"pass_at_1_last": share, "env_ce_change_last": share - 1}
+        by_task = solved_by_task(cell, open_run(cell.path))
+        config = fingerprint_of(arm, place, study)
+        records[place] = Record(name, place.machine, place.seed, 1e-3, config, figures, {}, (), by_task)
+    return Measured(arm, records)
 
 
 def test_figures_are_paired_by_seed_and_by_task(tmp_path: Path) -> None:
     study, first, second = _study(tmp_path), Place(0, 0), Place(1, 1)
+    study.folder.mkdir()
+    write_json(study.rates, {name: [{"lr": 1e-3, "pass_at_1": 0.5}] for name in ("grpo", "echo-0.3")})
     grpo = _measured(study, "grpo", {first: [[0, 0], [0, 1]], second: [[0, 0], [0, 0]]})
     echo = _measured(study, "echo-0.3", {first: [[1, 1], [0, 1]], second: [[1, 0], [1, 0]]})
     found = over_tasks(grpo, echo)
@@ -150,7 +155,6 @@ def test_figures_are_paired_by_seed_and_by_task(tmp_path: Path) -> None:
     # t of three degrees of freedom at 97.5 %, and the standard deviation of the four differences
     assert found.high == pytest.approx(0.5 + 3.1824 * (1 / 6) ** 0.5 / 2, rel=1e-4)
 
-    write_json(study.rates, {arm.name: [{"lr": 1e-3, "pass_at_1": 0.5}] for arm in (grpo.arm, echo.arm)})
     arms = {"grpo": grpo, "echo-0.3": echo}
     figures = json.loads(json.dumps(to_json(arms, study)))
     (difference,) = figures["differences"]
@@ -163,3 +167,9 @@ def test_figures_are_paired_by_seed_and_by_task(tmp_path: Path) -> None:
     page = markdown(arms, study)
     assert any(line.startswith("- ECHO, λ 0.3 against GRPO (λ 0): pass@1 +0.50 (+0.50 to +0.50)") for line in page)
     assert sum(line.startswith("| ECHO, λ 0.3 | 2 |") for line in page) == 1
+
+    rmtree(study.folder / run_name("grpo", first))
+    write_records(study.folder / "runs.jsonl", [*grpo.records.values(), *echo.records.values()])
+    written = reproduce(study, [grpo.arm, echo.arm], (0, 1), tune_only=False)  # trains nothing: all have records
+    assert written is not None and written.read_text().splitlines() == page
+    assert json.loads((study.folder / "figures.json").read_text()) == figures

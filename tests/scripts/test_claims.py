@@ -7,14 +7,14 @@ import math
 from pathlib import Path
 
 import pytest
-from claims.arms import ARMS, BY_NAME
+from claims.arms import ARMS, BY_NAME, Place
 from claims.comparison import Curve, difference, null_rejections, speed, step_at
-from claims.page import PAIRS, PICTURES, verdict
-from claims.runs import Measured, Place, Study, cell_of, chosen_rate
+from claims.measured import Measured
+from claims.page import PAIRS, PICTURES, figures, verdict
+from claims.records import Record
+from claims.runs import Study, cell_of, chosen_rate
 
 from echo_cli.statistics import Estimate
-from echo_cli.sweeps.results import CellResult
-from echo_cli.sweeps.runner import CellStatus
 
 
 def _curve(*passes: float) -> Curve:
@@ -49,15 +49,13 @@ def test_equal_arms_differ_in_one_case_of_twenty() -> None:
             assert share >= 0.05 - error, test
 
 
-def _result(arm: str, place: Place, value: float) -> CellResult:
-    name = f"{arm}-{place.machine}-{place.seed}"
-    cell = cell_of(BY_NAME[arm], place, 1e-3, Study(Path("unused"), 1))
-    figures = {"pass_at_1_last": value}
-    return CellResult(name, cell.arm, cell.coeff, place.seed, CellStatus("finished"), None, (), figures)
+def _record(arm: str, place: Place, value: float) -> Record:
+    curves = {"heldout/pass_at_1": [(0, 0.0), (15, value)]}
+    return Record(arm, place.machine, place.seed, 1e-3, "", {"pass_at_1_last": value}, curves, ())
 
 
 def _measured(arm: str, values: dict[Place, float]) -> Measured:
-    return Measured(BY_NAME[arm], {place: _result(arm, place, value) for place, value in values.items()}, {})
+    return Measured(BY_NAME[arm], {place: _record(arm, place, value) for place, value in values.items()})
 
 
 def test_a_difference_is_paired_by_seed_and_its_interval_is_over_machines() -> None:
@@ -68,6 +66,17 @@ def test_a_difference_is_paired_by_seed_and_its_interval_is_over_machines() -> N
     assert found.value == pytest.approx(((0.4 + 0.2) / 2 + 0.2) / 2)
     # t of one degree of freedom at 97.5 %, and the standard error of .3 and .2
     assert found.high == pytest.approx(found.value + 12.7062 * 0.05, rel=1e-4)
+
+
+def test_arms_are_compared_where_both_have_runs_and_the_page_says_how_many() -> None:
+    rates = {"grpo": [{"lr": 1e-3, "pass_at_1": 0.2}]}
+    grpo = _measured("grpo", {Place(1, 0): 0.1, Place(1, 1): 0.3, Place(2, 0): 0.5})
+    own, echo = _measured("own", {Place(1, 0): 0.5, Place(3, 0): 0.5}), _measured("echo", {Place(4, 0): 0.7})
+    page = figures({"grpo": grpo, "own": own, "echo": echo}, 15, rates)
+    assert page[0].startswith("15 steps on machines 1, 2, 3, 4 with seeds 0, 1")
+    assert any(line.startswith("- GRPO (3 runs): ") for line in page)
+    compared = [line for line in page if " against " in line]
+    assert len(compared) == 2 and all("λ 0.3 against GRPO (1 pair of runs): " in line for line in compared)
 
 
 def test_the_rate_of_an_arm_is_the_best_on_the_machines_of_the_tuning(tmp_path: Path) -> None:
