@@ -13,8 +13,9 @@ from echo_cli.errors import EchoError
 from echo_cli.files import output_file
 from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, trace_line
+from echo_cli.traces.archive import is_archive
 from echo_cli.traces.builder import ImportOptions, LeftOut, Refusal
-from echo_cli.traces.input_file import STDIN
+from echo_cli.traces.input_file import STDIN, first_bytes
 from echo_cli.traces.json_records import records
 from echo_cli.traces.recognition import AUTO, Format, Recognised, format_named, format_of, recognise
 from echo_cli.trajectory import NAMED_ROLES
@@ -135,7 +136,8 @@ def first_trace(name: str, path: Path, options: ImportOptions) -> tuple[Recognis
 
 def _other_format(path: Path, name: str) -> str | None:
     """Return a tip that names the format of a file's first record; None if it may be `name`, or is unknown."""
-    record = None if path == STDIN or not path.is_file() else next(records(path), None)
+    has_records = path != STDIN and path.is_file() and not is_archive(first_bytes(path))
+    record = next(records(path), None) if has_records else None
     found = format_of(record[1]) if isinstance(record, tuple) else None
     return None if found in (None, name) else f"this file looks like the format {found}"
 

@@ -36,7 +36,12 @@ def read_json(
     Raises:
         OSError: the file cannot be read.
     """
-    for entry in expand(records(path)):
+    return read_records(expand(records(path)), read)
+
+
+def read_records(entries: Iterable[Record | Refusal], read: Callable[[Any, str], Trace]) -> Iterator[Trace | Refusal]:
+    """Yield the trace that `read` returns for each record, or a refusal if it raises ValueError."""
+    for entry in entries:
         if isinstance(entry, Refusal):
             yield entry
             continue
@@ -72,8 +77,8 @@ def _json_values(path: Path) -> Iterator[Record | Refusal]:
         # Read once: the path may be a pipe, which cannot be read again.
         lines = enumerate(lines_of(file), start=1)
         number, first = next(((number, line) for number, line in lines if line is None or line.strip()), (1, b""))
-        if first is not None and isinstance(_value(first, ""), Refusal):
-            value = _value(b"\n" * (number - 1) + first + file.read(), str(path), document=True)
+        if first is not None and isinstance(json_value(first, ""), Refusal):
+            value = json_value(b"\n" * (number - 1) + first + file.read(), str(path), document=True)
             yield value if isinstance(value, Refusal) else (str(path), value[0])
         else:
             yield from _records(chain([(number, first)], lines), path)
@@ -87,6 +92,23 @@ def _flattened(values: Iterable[Record | Refusal]) -> Iterator[Record | Refusal]
         else:
             where, records = entry
             yield from ((f"{where}[{number}]", record) for number, record in enumerate(records))
+
+
+def json_value(data: bytes, where: str, *, document: bool = False) -> tuple[Any] | Refusal:
+    """Parse a JSON value; it is returned in a tuple because null is a value.
+
+    Args:
+        where: place of the value, for a refusal.
+        document: whether a refusal names the line.
+    """
+    try:
+        return (parse_json(data.decode("utf-8-sig")),)
+    except UnicodeDecodeError:
+        return Refusal(where, "not UTF-8")
+    except json.JSONDecodeError as error:
+        return Refusal(f"{where}:{error.lineno}" if document else where, f"not JSON: {json_problem(error)}")
+    except ValueError as error:
+        return Refusal(where, f"not JSON: {error}")
 
 
 def parse_json(text: str) -> Any:
@@ -242,20 +264,8 @@ def _records(lines: Iterable[tuple[int, bytes | None]], path: Path) -> Iterator[
         if line is None:
             yield Refusal(where, f"a line longer than {LONGEST_LINE // 2**20} MiB")
         elif line.strip():
-            value = _value(line, where)
+            value = json_value(line, where)
             yield value if isinstance(value, Refusal) else (where, value[0])
-
-
-def _value(data: bytes, where: str, *, document: bool = False) -> tuple[Any] | Refusal:
-    """Parse a JSON value; it is returned in a tuple because null is a value."""
-    try:
-        return (parse_json(data.decode("utf-8-sig")),)
-    except UnicodeDecodeError:
-        return Refusal(where, "not UTF-8")
-    except json.JSONDecodeError as error:
-        return Refusal(f"{where}:{error.lineno}" if document else where, f"not JSON: {json_problem(error)}")
-    except ValueError as error:
-        return Refusal(where, f"not JSON: {error}")
 
 
 def _refuse_constant(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace
+from echo_cli.traces.archive import is_archive
 from echo_cli.traces.builder import ImportOptions, Refusal
 from echo_cli.traces.input_file import STDIN, first_bytes
 from echo_cli.traces.json_records import member, records
@@ -23,6 +24,7 @@ AUTO = "auto"
 FORMATS = {
     "echo": "echo",
     "asciinema": "terminals.asciinema",
+    "inspect": "harnesses.inspect",
     "atif": "harnesses.atif",
     "openenv": "harnesses.openenv",
     "awm": "harnesses.awm",
@@ -33,6 +35,7 @@ FORMATS = {
 
 _ALIASES = {
     **dict.fromkeys(("harbor", "terminus", "terminal-bench", "tbench"), "atif"),
+    **dict.fromkeys(("inspect_ai", "inspect-ai", "eval"), "inspect"),
     **dict.fromkeys(("claude", "claude-api"), "anthropic"),
     **dict.fromkeys(("chatml", "chat", "messages", "huggingface", "trl", "vllm", "mini-swe-agent"), "openai"),
     **dict.fromkeys(("asciicast", "cast"), "asciinema"),
@@ -115,10 +118,12 @@ def recognise(path: Path) -> Recognised:
     """
     if path == STDIN:
         raise EchoError("the format of standard input is not recognised", "name it: traces import FORMAT -")
-    sample = Sample(path, first_bytes(path), _first_records(path))
+    start = first_bytes(path)
+    sample = Sample(path, start, () if is_archive(start) else _first_records(path))
     found = _recognise(sample)
     name = escape_unprintable(path)
     if found is None:
+        sample = replace(sample, records=_first_records(path))
         raise EchoError(f"{name}: {_nothing_known(sample)}", "name the format; `traces formats` lists what each reads")
     _check_alike(sample, found)
     return found
