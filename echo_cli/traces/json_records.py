@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -19,6 +20,8 @@ Record = tuple[str, Any]
 
 _LINES = {".jsonl", ".ndjson"}
 _COMPRESSED = {".gz", ".bz2", ".xz"}
+_PLACE = re.compile(r":(\d+)$|(\[\d+\])$")
+"""Line number, or index in a list, at the end of a record's place."""
 _TOO_DEEP = "it is nested too deeply"
 
 
@@ -54,6 +57,37 @@ def read_records(entries: Iterable[Record | Refusal], read: Callable[[Any, str],
             yield Refusal(where, str(error))
         except RecursionError:
             yield Refusal(where, _TOO_DEEP)
+
+
+def sessions_of(
+    entries: Iterable[Record | Refusal], ids_of: Callable[[Any, tuple[str, ...]], tuple[str, ...] | None]
+) -> Iterator[Record | Refusal]:
+    """Yield each session of a log whose records are parts of sessions: its place, and the list of its records.
+
+    A record's place is then its line, or its index in a list. Memory holds one session. A damaged record is refused
+    where it stands, and its session goes on without it.
+
+    Args:
+        ids_of: takes a record and the ids of the session before it, and returns the ids of its own session. The first
+            id is the session's; records that name no session return the ids that they were given. None if the record
+            is a session by itself.
+    """
+    start, session, ids = "", list[Record](), tuple[str, ...]()
+    for entry in entries:
+        if isinstance(entry, Refusal):
+            yield entry
+            continue
+        where, record = entry
+        found = ids_of(record, ids)
+        if session and (found is None or (ids and found[:1] != ids[:1])):
+            yield start, session
+            session = []
+        start = start if session else where
+        place = _PLACE.search(where)
+        session.append(("" if place is None else f"line {place[1]}" if place[1] else place[2], record))
+        ids = found or ()
+    if session:
+        yield start, session
 
 
 def records(path: Path) -> Iterator[Record | Refusal]:
@@ -255,7 +289,10 @@ def messages_of(record: Any) -> tuple[Mapping[str, Any], list[Any]]:
 
 
 def _are_messages(values: list[Any]) -> bool:
-    return not values or (isinstance(values[0], dict) and "role" in values[0])
+    """Return whether a list is one conversation: messages, or items of OpenAI's Responses."""
+    if not values or not isinstance(values[0], dict):
+        return not values
+    return bool({"role", "call_id"} & values[0].keys()) or values[0].get("type") == "reasoning"
 
 
 def _records(lines: Iterable[tuple[int, bytes | None]], path: Path) -> Iterator[Record | Refusal]:

@@ -25,7 +25,8 @@ PACKAGE = Path(echo_cli.__file__).parent
 DOCS = (ROOT / "docs" / "trajectory-format.md").read_text(encoding="utf-8")
 TRACES = PACKAGE / "traces"
 SCHEMA = TRACES / "schemas" / "trajectory.schema.json"
-IMPORTERS = sorted(path.stem for path in (TRACES / "formats").rglob("*.py") if "\nROLES = " in path.read_text())
+MODULES = [path for path in (TRACES / "formats").rglob("*.py") if "\nROLES = " in path.read_text()]
+IMPORTERS = sorted(path.stem.replace("_", "-") for path in MODULES)
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
 
 # Reads and writes `count` traces of 100 segments each, imports a tenth as many, and prints its peak memory in MB.

@@ -1,0 +1,1 @@
+"""Sessions: the logs that coding agents keep on a person's machine."""
