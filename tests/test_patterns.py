@@ -21,7 +21,8 @@ import yaml
 import echo_cli
 from echo_cli.text import escape_unprintable
 from echo_cli.traces.builder import ImportOptions
-from echo_cli.traces.formats import terminal_line, terminus
+from echo_cli.traces.formats.harnesses import terminus
+from echo_cli.traces.formats.terminals import terminal_line
 from echo_cli.traces.inspection.outputs import PATTERNS, find_volatile
 
 try:
