@@ -25,6 +25,7 @@ FORMATS = {
     "echo": "echo",
     "asciinema": "terminals.asciinema",
     "inspect": "harnesses.inspect",
+    "openhands": "harnesses.openhands",
     "atif": "harnesses.atif",
     "openenv": "harnesses.openenv",
     "awm": "harnesses.awm",
@@ -39,6 +40,7 @@ FORMATS = {
 
 _ALIASES = {
     **dict.fromkeys(("harbor", "terminus", "terminal-bench", "tbench"), "atif"),
+    **dict.fromkeys(("openhands-sdk", "opendevin", "software-agent-sdk"), "openhands"),
     **dict.fromkeys(("inspect_ai", "inspect-ai", "eval"), "inspect"),
     **dict.fromkeys(("claude", "claude-api"), "anthropic"),
     **dict.fromkeys(("claudecode", "claude-agent-sdk", "stream-json"), "claude-code"),
