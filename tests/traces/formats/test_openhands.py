@@ -210,6 +210,7 @@ def test_a_condensation_is_context_and_unknown_events_are_left_out(tmp_path: Pat
     assert ("warning", "left_out", "[left out: an event of unknown kind: 'NovelEvent']\n") in roles(trace)
     odd = {"id": 9, "source": "agent", "cause": 99, "observation": "smell", "content": "roses", "extras": {}}
     lost = {**odd, "observation": "read"}
+    assert left_out(only(tmp_path, [*kinds(), observation("c9", "lost")]))["an observation of no action"] == 4
     assert left_out(only(tmp_path, [*actions(), odd, lost])) == {
         "an image": 0,
         "events that the model is not shown": 0,
@@ -242,6 +243,7 @@ def test_a_conversation_of_the_sdk_is_named_by_its_state(tmp_path: Path) -> None
     assert recognise(tmp_path / "base_state.json").name == "openhands"
     (trace,) = found(tmp_path / "base_state.json")
     assert isinstance(trace, Trace)
+    assert trace.task_id == "conversation-1"
     assert trace.segments == only(tmp_path, kinds()).segments
     (refusal,) = found(tmp_path / "events" / "event-00002-x.json")
     assert isinstance(refusal, Refusal) and "base_state.json" in refusal.reason

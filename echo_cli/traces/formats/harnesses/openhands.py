@@ -34,7 +34,7 @@ exit code   of a command, unless it is -1
 omitted     reasoning, hidden events, changes of state, recalls, screenshots; the lines about folder, interpreter and
             exit code that OpenHands adds for the model, which are not in the log
 left out    images, events of other kinds, observations of no action
-refused     an observation of an unknown tool call; one event file alone"""
+refused     an action without a tool call's id and name; one event file alone"""
 
 _LISTS = ("history", "trajectory", "events")
 """Fields that hold a list of events."""
@@ -62,19 +62,21 @@ def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
 def _conversations(entries: Iterator[Record | Refusal], path: Path) -> Iterator[Record | Refusal]:
     """Yield a record with `history` for each conversation; events of their own are one conversation."""
     events: list[Any] = []
+    state: Any = None
     for entry in entries:
         if isinstance(entry, Refusal):
             yield entry
         elif _is_event(entry[1]):
             events.append(entry[1])
         elif files := _event_files(path):
+            state = entry[1]
             found = [each for file in files for each in records(file)]
             yield from (each for each in found if isinstance(each, Refusal))
             events += [each[1] for each in found if not isinstance(each, Refusal)]
         else:
             yield entry
     if events:
-        yield str(path), {"history": events}
+        yield str(path), {"history": events, "id": member(state, "id")}
 
 
 def _event_files(path: Path) -> list[Path]:

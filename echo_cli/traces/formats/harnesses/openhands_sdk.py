@@ -33,10 +33,10 @@ def add(event: Mapping[str, Any], builder: TraceBuilder) -> None:
     """Place one event.
 
     Raises:
-        UnplacedError: the event answers no open tool call, or is of an unknown shape.
+        UnplacedError: an action has no tool call, or a message no text.
     """
     kind = event["kind"]
-    if kind == "SystemPromptEvent":
+    if kind in ("SystemPromptEvent", "SystemPromptUpdateEvent"):
         for name in ("system_prompt", "dynamic_context"):
             if isinstance(text := member(event.get(name), "text"), str):
                 builder.context(f"{text}\n", "system")
@@ -107,10 +107,13 @@ def _answer(event: Mapping[str, Any], builder: TraceBuilder) -> None:
         builder.calls.answer(event["tool_call_id"])
         builder.answer(own)
         return
-    builder.calls.answer(event.get("tool_call_id"))
     observation = event.get("observation")
     content = next((value for name in ("content", "output") if (value := member(observation, name)) is not None), "")
     text, left_out = parts_of(content, builder)
+    if event.get("tool_call_id") not in builder.calls.open:
+        builder.add(builder.leave_out("an observation of no action", text), *left_out)
+        return
+    builder.calls.answer(event["tool_call_id"])
     metadata = member(observation, "metadata")
     if member(observation, "kind") in _OWN_ANSWERS:
         segments = [TraceSegment(Role.WARNING, text, NOTICE)] if text else []
