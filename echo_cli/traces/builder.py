@@ -266,10 +266,12 @@ class TraceBuilder:
     def say(self, words: str, calls: Iterable[str] = ()) -> None:
         """Add an assistant's message; neighbouring messages are one action: their words, then their tool calls.
 
-        A message without calls and words, or whose words are thinking alone, is no action.
+        A message without calls and words, or whose words are thinking alone, is no action; its text is omitted.
         """
         blocks = list(calls)
         if not blocks and not without_thinking(words).strip():
+            if words:
+                self.omit("an assistant's message without words", words)
             return
         continued = bool(self.segments) and self.segments[-1].role is Role.ACTION
         if continued:

@@ -33,6 +33,7 @@ FORMATS = {
     "codex": "sessions.codex",
     "gemini": "sessions.gemini",
     "responses": "chats.responses",
+    "harmony": "chats.harmony",
     "anthropic": "chats.anthropic",
     "openai": "chats.openai",
 }
@@ -41,6 +42,7 @@ FORMATS = {
 _ALIASES = {
     **dict.fromkeys(("harbor", "terminus", "terminal-bench", "tbench"), "atif"),
     **dict.fromkeys(("openhands-sdk", "opendevin", "software-agent-sdk"), "openhands"),
+    **dict.fromkeys(("gpt-oss", "openai-harmony", "openai_harmony"), "harmony"),
     **dict.fromkeys(("inspect_ai", "inspect-ai", "eval"), "inspect"),
     **dict.fromkeys(("claude", "claude-api"), "anthropic"),
     **dict.fromkeys(("claudecode", "claude-agent-sdk", "stream-json"), "claude-code"),
