@@ -211,10 +211,14 @@ class ChildProcess:
         deadline = time.monotonic() + wait_s
         while not self.has_ended and (left := deadline - time.monotonic()) > 0:
             self.exchange(left)
+        self.kill_group()
+        self.kill()
+
+    def kill_group(self) -> None:
+        """Kill the child and its process group, and leave the pipes open."""
         # The child's process id, which is also its group's id, cannot be reused before `kill` waits for the child.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self.kill()
 
     def kill(self) -> None:
         """Kill the child, but not its group, and close the pipes."""

@@ -141,6 +141,8 @@ class Forgetful(PlainRenderer):
 class Talkative:
     """An environment with five different answers."""
 
+    grader = None
+
     def __init__(self, name: str) -> None:
         self._name, self._turn = name, 0
 

@@ -7,6 +7,7 @@ import shlex
 from dataclasses import dataclass, fields
 
 from echo_cli.config.environment import EnvironmentConfig, ProviderConfig
+from echo_cli.config.episodes.reward import RewardConfig
 from echo_cli.config.model import ModelConfig, SamplerConfig, is_hub_id
 from echo_cli.config.schema import Config
 from echo_cli.config.section import VARIABLE
@@ -18,9 +19,9 @@ class Effects:
     """Effects, outside this process's own code and files, of a command that acts on a config."""
 
     starts: tuple[str, ...] = ()
-    """Servers, as command lines, images or projects."""
+    """Servers and graders, as command lines, images or projects."""
     imports: tuple[str, ...] = ()
-    """Classes that run in this process, `pkg.module:Class`."""
+    """Classes that run in this process, `pkg.module:Class`, and functions of graders."""
     contacts: tuple[str, ...] = ()
     """URLs and services."""
     sends: tuple[str, ...] = ()
@@ -71,6 +72,8 @@ def _environment(environment: EnvironmentConfig) -> Effects:
         found += Effects(imports=(f"{environment.client}{place}",))
     if environment.url is not None:
         found += Effects(contacts=(environment.url,))
+    if environment.reward.has_grader:
+        found += _grader(environment.reward, place)
     return found + Effects(sends=_variables(environment.headers))
 
 
@@ -88,6 +91,15 @@ def _provider(provider: ProviderConfig, place: str) -> Effects:
     values = {**provider.env, "options": json.dumps(provider.options)}
     variables = f" with {', '.join(provider.env)} set" if provider.env else ""
     return Effects((f"{server}{_arguments(provider.options)}{variables}",), imports, sends=_variables(values))
+
+
+def _grader(reward: RewardConfig, place: str) -> Effects:
+    variables = f" with {', '.join(reward.env)} set" if reward.env else ""
+    return Effects(
+        starts=tuple(f"{shlex.join(command)}{variables}" for command in reward.commands),
+        imports=tuple(f"{function}{place}{variables}" for function in reward.functions),
+        sends=_variables(reward.env),
+    )
 
 
 def _model(model: ModelConfig) -> Effects:

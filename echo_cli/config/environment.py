@@ -211,6 +211,16 @@ class EnvironmentConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _has_exit_status(self) -> EnvironmentConfig:
+        for criterion in self.reward.rubric:
+            if criterion.exit_status is not None and not criterion.command and self.exit_code is None:
+                raise EchoError(
+                    f"the criterion {criterion.name} has an exit_status and environment.exit_code is null",
+                    "set environment.exit_code to the path of the exit status in the environment's payload",
+                )
+        return self
+
     def without_effect(self) -> str | None:
         """Return the first key that is set and has no effect, or None.
 

@@ -29,6 +29,7 @@ from echo_cli.errors import EchoError
 _MAY_HOLD_SECRET = (
     ("environment", "headers"),
     *(("environment", "provider", key) for key in ("env", "options", "command")),
+    *(("environment", "reward", key) for key in ("env", "command", "rubric")),
     ("sampler", "headers"),
 )
 """Key paths of values that may hold a secret, by mistake, where `${NAME}` should stand."""

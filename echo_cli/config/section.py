@@ -42,7 +42,7 @@ def _compiles(pattern: str) -> str:
 def _is_import_path(text: str) -> str:
     module, colon, name = text.partition(":")
     if not (colon and name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
-        raise EchoError(f"'{text}' is not an import path", "write pkg.module:Class")
+        raise EchoError(f"'{text}' is not an import path", "write pkg.module:Class, or pkg.module:function")
     return text
 
 

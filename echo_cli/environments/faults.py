@@ -12,13 +12,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from echo_cli.text import escape_unprintable
 
-FAULT_KEYS = ("unavailable", "bad_actions", "errors", "sessions_lost", "unrewarded", "topped_up", "groups_dropped")
-"""Names of the counters, which count attempts, actions, errors, sessions, episodes, replacement rollouts and groups."""
+FAULT_KEYS = tuple("unavailable bad_actions errors sessions_lost ungraded unrewarded topped_up groups_dropped".split())
+"""Names of the counters.
+
+They count attempts, actions, errors, sessions, episodes whose grader failed, episodes without a reward, replacement
+rollouts and groups.
+"""
+
+_MOST_REASONS = 5
+"""Number of reasons that a run tells its user."""
 
 _LINE_CHARS = 300
 _SHOWN_ERRORS = 3
@@ -55,11 +62,20 @@ class FaultCounts:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
+        self._reasons: dict[str, bool] = {}  # whether each was told
 
-    def count(self, key: str) -> None:
-        """Add one to `key`."""
+    def count(self, key: str, reason: str | None = None) -> None:
+        """Add one to `key`; keep the first `reason` for each of a few different ones."""
         assert key in FAULT_KEYS
         self._counts[key] += 1
+        if reason is not None and len(self._reasons) < _MOST_REASONS:
+            self._reasons.setdefault(reason, False)
+
+    def tell_reasons(self, say: Callable[[str], object]) -> None:
+        """Call `say` with each reason that no earlier call has told."""
+        for reason in [reason for reason, told in self._reasons.items() if not told]:
+            self._reasons[reason] = True
+            say(reason)
 
     def take(self) -> dict[str, int]:
         """Return the counts since the last call, for every key of `FAULT_KEYS`, and reset them."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from echo_cli.environments.faults import FaultCounts
+from echo_cli.environments.grading.grade import Grade
 from echo_cli.environments.tasks import Task, TaskSplits
 from echo_cli.trajectory import Parse, Role
 
@@ -56,12 +57,27 @@ class StepResult:
         return self.parse == "valid"
 
 
+class Grader(Protocol):
+    """A grader of the user's own, whose reward replaces the environment's."""
+
+    async def grade(self, episode: JsonObject) -> Grade:
+        """Return the grade of a finished episode: a trace as JSON, with the task under `meta.task`.
+
+        Raises:
+            EchoError: the grader failed, and the config says that the run ends then (exit code 1).
+        """
+
+
 class Environment(Protocol):
     """One episode. The text of an action is the policy's text without its stop token.
 
     Every method but `close` raises SessionLost if the episode cannot continue, and EchoError (exit code 1) if no
     episode can ever begin.
     """
+
+    @property
+    def grader(self) -> Grader | None:
+        """Grader of the finished episode; None if `verify` gives the reward."""
 
     async def reset(self, task: Task) -> tuple[TextPiece, ...]:
         """Start the episode of `task` and return its opening context."""

@@ -35,6 +35,21 @@ class Task:
     split: Split
     family: str
     reset_arguments: Mapping[str, Any]
+    question: str = ""
+    """Text that the policy is shown before what the environment shows; empty if the environment states the task."""
+    answer: Any = None
+    """Reference answer for graders, a JSON value, which the policy never sees; None if it has none."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the task as a grader sees it."""
+        return {
+            "id": self.task_id,
+            "split": self.split,
+            "family": self.family,
+            "reset": dict(self.reset_arguments),
+            "question": self.question,
+            "answer": self.answer,
+        }
 
 
 @dataclass(frozen=True)

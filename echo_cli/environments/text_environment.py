@@ -14,6 +14,7 @@ from echo_cli.environments.protocol import (
     Client,
     Description,
     EnvironmentSource,
+    Grader,
     HostLimits,
     JsonObject,
     Payload,
@@ -31,7 +32,14 @@ _NOTICE_CHARS = 200
 class TextEnvironment:
     """One episode of `source`, mapped to text by `settings`."""
 
-    def __init__(self, source: EnvironmentSource, settings: EnvironmentConfig, hosting: HostLimits) -> None:
+    def __init__(
+        self,
+        source: EnvironmentSource,
+        settings: EnvironmentConfig,
+        hosting: HostLimits,
+        grader: Grader | None = None,
+    ) -> None:
+        self.grader = grader
         self._source = source
         self._settings = settings
         self._faults, self._count = hosting.faults, hosting.count
@@ -210,9 +218,10 @@ class EnvironmentFactory:
     settings: EnvironmentConfig
     hosting: HostLimits
     description: Description
+    grader: Grader | None = None
 
     def environment(self) -> TextEnvironment:
-        return TextEnvironment(self.source, self.settings, self.hosting)
+        return TextEnvironment(self.source, self.settings, self.hosting, self.grader)
 
 
 def episode_reward(rewards: list[float | None], mode: str, none: str) -> float | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.config.schema import Config
 from echo_cli.environments.actions import check_action, check_payload, wrap_action
+from echo_cli.environments.grading.grader import open_grader
 from echo_cli.environments.protocol import Description, Environment, EnvironmentSource, HostLimits, TaskSuite
 from echo_cli.environments.tasks import OTHER_WORLD, Task, TaskList, TaskSplits, load_tasks
 from echo_cli.environments.text_environment import EnvironmentFactory
@@ -80,9 +81,10 @@ def open_worlds(config: Config) -> Iterator[TaskSuite]:
         for number, final in enumerate(environment.reward.final):
             check_payload(final.action, description.action_schema, f"environment.reward.final[{number}].action")
         hosting = _hosting(environment, environment.sessions or description.sessions or 1)
-        suite = worlds_of(EnvironmentFactory(source, environment, hosting, description))
-        _check_explorers(config, suite)
-        yield suite
+        with open_grader(environment.reward, hosting.faults, environment.grants.import_from) as grader:
+            suite = worlds_of(EnvironmentFactory(source, environment, hosting, description, grader))
+            _check_explorers(config, suite)
+            yield suite
 
 
 def _check_explorers(config: Config, suite: TaskSuite) -> None:

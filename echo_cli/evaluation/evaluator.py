@@ -18,7 +18,7 @@ from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.tasks import Task
 from echo_cli.evaluation.measures import Bools, Predictions, Tokens, pairs_in, predict, tokens_of, values_of
-from echo_cli.evaluation.pass_at_k import mean_reward, outcomes_of, pass_share, pass_shares
+from echo_cli.evaluation.pass_at_k import criterion_means, mean_reward, outcomes_of, pass_share, pass_shares
 from echo_cli.evaluation.records import OOD, pool_title
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import Renderer
@@ -210,6 +210,8 @@ class Evaluator:
             played = rollout_tasks(policy, self._worlds, tasks, rollouts, self._config, seed) if wanted else []
             outcomes = outcomes_of(self._worlds, tasks, played, settings.solved_at)
             metrics |= {f"{name}/pass_at_1": pass_share(outcomes), f"{name}/mean_reward": mean_reward(outcomes)}
+            criteria = criterion_means(outcomes, list(self._config.environment.reward.weights))
+            metrics |= {f"{name}/{key}": value for key, value in criteria.items()}
             if name == "heldout":
                 metrics |= {f"{name}/{key}": value for key, value in pass_shares(outcomes, rollouts).items()}
                 metrics[f"{name}/refused_fraction"] = refused_fraction(played)

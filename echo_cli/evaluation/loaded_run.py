@@ -221,6 +221,7 @@ class LoadedRun:
                 seed = evaluation_seed(self.config, name)
                 trajectories = rollout_tasks(policy, suite, tasks, rollouts, self.config, seed)
                 whole = without_fragments(trajectories, rollouts * len(tasks), suite.hosting)
+                suite.hosting.faults.tell_reasons(self.announce)
                 played[name] = outcomes_of(suite, tasks, whole, self.config.evaluation.solved_at)
         return played
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from echo_cli.environments.grading.grade import criteria_in
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.tasks import Task
 from echo_cli.statistics import Estimate, Floats, mcnemar, pass_at_k, ratio, ratio_difference
@@ -34,6 +35,8 @@ class TaskOutcome:
     """Rewards of the rollouts in the order of play; None for a rollout without a reward."""
     solved_at: float
     """Lowest reward of a solved rollout."""
+    criteria: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Values of each criterion of a grader, of the rollouts that have one."""
 
     @property
     def known(self) -> list[float]:
@@ -76,18 +79,35 @@ def outcomes_of(
     worlds: TaskSuite, tasks: Sequence[Task], trajectories: Sequence[Trajectory], solved_at: float
 ) -> list[TaskOutcome]:
     """Return the outcomes of `tasks` in the suite `worlds`, given verified rollouts of these tasks in any number."""
-    rewards: dict[str, list[float | None]] = {task.task_id: [] for task in tasks}
+    played: dict[str, list[Trajectory]] = {task.task_id: [] for task in tasks}
     for trajectory in trajectories:
-        rewards[trajectory.task_id].append(trajectory.reward)
+        played[trajectory.task_id].append(trajectory)
     return [
-        TaskOutcome(task.task_id, task.family, _cluster(worlds, task), tuple(rewards[task.task_id]), solved_at)
+        TaskOutcome(
+            task.task_id,
+            task.family,
+            _cluster(worlds, task),
+            tuple(trajectory.reward for trajectory in played[task.task_id]),
+            solved_at,
+            criteria_of(played[task.task_id]),
+        )
         for task in tasks
     ]
 
 
+def criteria_of(trajectories: Iterable[Trajectory]) -> dict[str, tuple[float, ...]]:
+    """Return the values of each criterion of a grader, of the trajectories that have one."""
+    found: dict[str, list[float]] = {}
+    for trajectory in trajectories:
+        for name, value in criteria_in(trajectory.meta).items():
+            found.setdefault(name, []).extend([] if value is None else [value])
+    return {name: tuple(values) for name, values in found.items()}
+
+
 def _cluster(worlds: TaskSuite, task: Task) -> str:
     solution = worlds.expert(task)
-    return json.dumps(solution or dict(task.reset_arguments) or task.task_id, sort_keys=True)
+    content = {**task.reset_arguments, **({"question": task.question} if task.question else {})}
+    return json.dumps(solution or content or task.task_id, sort_keys=True)
 
 
 def clusters_of(outcomes: Sequence[TaskOutcome]) -> int:
@@ -144,6 +164,12 @@ def mean_reward(outcomes: Sequence[TaskOutcome]) -> float | None:
     return _mean([math.fsum(outcome.known) / outcome.rollouts for outcome in outcomes if outcome.rollouts])
 
 
+def criterion_means(outcomes: Sequence[TaskOutcome], names: Sequence[str]) -> dict[str, float | None]:
+    """Return the mean over tasks of each criterion's mean, as `criterion_<name>`; None if no value is known."""
+    means = {name: [_mean(of.criteria[name]) for of in outcomes if of.criteria.get(name)] for name in names}
+    return {f"criterion_{name}": _mean([mean for mean in of if mean is not None]) for name, of in means.items()}
+
+
 def pass_at(outcomes: Sequence[TaskOutcome], k: int) -> Estimate | None:
     """Return the mean over tasks of the unbiased pass@k estimate, resampled over clusters of tasks.
 
@@ -159,6 +185,18 @@ def reward_estimate(outcomes: Sequence[TaskOutcome]) -> Estimate | None:
     known = [outcome for outcome in outcomes if outcome.rollouts]
     values = [math.fsum(outcome.known) / outcome.rollouts for outcome in known]
     return ratio(_by_cluster(known, values), _by_cluster(known, [1.0] * len(known)))
+
+
+def criterion_estimates(outcomes: Sequence[TaskOutcome]) -> dict[str, Estimate]:
+    """Return the mean of each criterion over tasks, as `criterion_<name>`, resampled over clusters of tasks."""
+    found = {}
+    for name in dict.fromkeys(name for of in outcomes for name in of.criteria):
+        known = [of for of in outcomes if of.criteria.get(name)]
+        values = [math.fsum(of.criteria[name]) / len(of.criteria[name]) for of in known]
+        estimate = ratio(_by_cluster(known, values), _by_cluster(known, [1.0] * len(known)))
+        if estimate is not None:
+            found[f"criterion_{name}"] = estimate
+    return found
 
 
 def compare_outcomes(first: Sequence[TaskOutcome], second: Sequence[TaskOutcome]) -> OutcomeComparison | None:

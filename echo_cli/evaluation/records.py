@@ -18,8 +18,9 @@ MEASURES = ("env_ce", "env_bits_per_byte", "token_accuracy", "calibration_error"
 CSV_COLUMNS = ("run", "step", "pool", "model", "group", "key", "measure", "value", "low", "high", "tokens")
 
 _JSON_KEYS = {
-    "run": "run step checkpoints before after measurements pass_at_k mean_reward reliability tasks notes readout",
-    "runs": "runs steps differences measurements pass_at_k mean_reward reliability notes",
+    "run": "run step checkpoints before after measurements pass_at_k mean_reward criteria reliability tasks notes "
+    "readout",
+    "runs": "runs steps differences measurements pass_at_k mean_reward criteria reliability notes",
     "models": "models fit_pool pairs novel_pairs differences measurements reliability notes readout",
 }
 """Keys of the JSON object, by kind of evaluation."""
@@ -81,6 +82,8 @@ class ModelReport:
     loaded: LoadedModel | None = None
     rewards: Mapping[str, Estimate] = field(default_factory=dict)
     """Mean reward on the tasks of each pool."""
+    criteria: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
+    """Means of a grader's criteria on the tasks of each pool, as `criterion_<name>`."""
 
     @property
     def same_tokens(self) -> bool:
@@ -130,6 +133,7 @@ class ModelReport:
             values |= {f"{pool}/pass_at_{entry.k}": entry.estimate.value for entry in self.passed if entry.pool == pool}
             if pool in self.rewards:
                 values[f"{pool}/mean_reward"] = self.rewards[pool].value
+            values |= {f"{pool}/{name}": of.value for name, of in self.criteria.get(pool, {}).items()}
         return values
 
     def _by_lines(self, pool: str) -> dict[str, float | None]:
@@ -253,6 +257,12 @@ class Evaluation:
                 for policy in self.policies
                 for pool, estimate in policy.rewards.items()
             ],
+            "criteria": [
+                {**policy.at(pool), "criterion": name.removeprefix("criterion_"), **estimate.to_json()}
+                for policy in self.policies
+                for pool, found in policy.criteria.items()
+                for name, estimate in found.items()
+            ],
             "reliability": [
                 {**policy.at(pool), "bins": list(bins)}
                 for policy in self.policies
@@ -292,6 +302,8 @@ def csv_rows(found: Evaluation) -> Iterator[tuple[Any, ...]]:
         for pool, estimate in policy.rewards.items():
             where = (escape_unprintable(policy.run), policy.step, pool, policy.model)
             yield (*where, "tasks", "", "mean_reward", *astuple(estimate), None)
+            for name, of in policy.criteria.get(pool, {}).items():
+                yield (*where, "tasks", "", name, *astuple(of), None)
     for less in found.differences:
         models = escape_unprintable(f"{less.model} - {found.policies[0].model}")
         where = (models, None, less.pool, "difference")

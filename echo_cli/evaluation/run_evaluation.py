@@ -33,7 +33,7 @@ from echo_cli.evaluation.measures import (
     reliability,
     tokens_of,
 )
-from echo_cli.evaluation.pass_at_k import TaskOutcome, clusters_of, pass_at, reward_estimate
+from echo_cli.evaluation.pass_at_k import TaskOutcome, clusters_of, criterion_estimates, pass_at, reward_estimate
 from echo_cli.evaluation.records import (
     HEADLINE,
     HELDOUT,
@@ -265,7 +265,8 @@ def report_policy(
         if (estimate := pass_at(outcomes, k)) is not None
     ]
     rewards = {pool: mean for pool, outcomes in played.items() if (mean := reward_estimate(outcomes)) is not None}
-    return ModelReport(run, step, model, measured, passed, bins, rewards=rewards)
+    criteria = {pool: criterion_estimates(outcomes) for pool, outcomes in played.items()}
+    return ModelReport(run, step, model, measured, passed, bins, rewards=rewards, criteria=criteria)
 
 
 def _sizes(outcomes: Sequence[TaskOutcome]) -> tuple[int, int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -179,14 +179,40 @@ _CHARTS = (
     _ChartOf("Held-out token accuracy", "tokens", {"heldout/token_accuracy": "held-out"}),
     _ChartOf("Action length", "tokens", {"train/action_length": "train"}),
 )
+_CRITERION_SERIES = {"heldout": "held-out", "validation": "validation", "train": "train"}
+
+
+def criterion_metrics(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the metrics of a grader's criteria that charts draw."""
+    return tuple(f"{part}/criterion_{name}" for name in names for part in _CRITERION_SERIES)
+
+
+def _charts_of(curves: Sequence[Curve]) -> list[_ChartOf]:
+    """Return the charts of curves: those of every run, and one per criterion of a grader."""
+    metrics = dict.fromkeys(metric for curve in curves for metric in curve.series)
+    names = dict.fromkeys(metric.partition("/criterion_")[2] for metric in metrics if "/criterion_" in metric)
+    return [
+        *_CHARTS,
+        *(
+            _ChartOf(
+                f"Criterion {name}",
+                "mean",
+                {f"{part}/criterion_{name}": label for part, label in _CRITERION_SERIES.items()},
+                missed=False,
+            )
+            for name in names
+        ),
+    ]
+
+
 METRICS = tuple(dict.fromkeys(metric for chart in _CHARTS for metric in chart.series))
-"""Metrics that the charts draw."""
+"""Metrics that the charts of every run draw."""
 
 
 def charts(curves: Sequence[Curve], most: int) -> list[Chart]:
     """Return the charts that have a finite value, with at most `most` points per line."""
     found = []
-    for spec in _CHARTS:
+    for spec in _charts_of(curves):
         drawn = [metric for metric in spec.series if any(_is_drawn(curve, metric) for curve in curves)]
         lines = [
             Line(run, series, thinned(curve.series[metric], most))

@@ -7,7 +7,7 @@ directory, page.py renders it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, zip_longest
 from typing import Any, Literal
@@ -38,6 +38,12 @@ MEASURES: Mapping[str, str] = {
 }
 """Rows of the summary, with their titles."""
 
+
+def measures_of(criteria: Iterable[str]) -> Mapping[str, str]:
+    """Return the rows of the summary of runs whose grader has these criteria, with their titles."""
+    return {**MEASURES, **{f"heldout/criterion_{name}": f"held-out criterion {name}" for name in criteria}}
+
+
 MOST_OBSERVATIONS = 10
 """Maximum number of observations in each table: most improved, least predictable."""
 
@@ -51,7 +57,7 @@ class Column:
     label: str
     step: int | None
     figures: Mapping[str, Estimate]
-    """Figures by the keys of `MEASURES`."""
+    """Figures by the keys of `measures_of`."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,10 @@ class PageEpisode:
     advantage: float | None
     """Advantage within its group; None without an RL term, or if the run has not kept the whole group."""
     texts: tuple[PageText, ...]
+    criteria: Mapping[str, float | None] = field(default_factory=dict)
+    """Values of a grader's criteria."""
+    grader_fault: str | None = None
+    """Description of the grader's failure; None if it did not fail."""
 
     @property
     def is_cut(self) -> bool:
@@ -139,6 +149,8 @@ class RunReport:
     episodes_there: int
     """Number of episodes available."""
     observations: tuple[ObservationHeat, ...]
+    criteria: tuple[str, ...] = ()
+    """Names of the criteria of the run's grader."""
 
 
 @dataclass(frozen=True)
@@ -149,19 +161,24 @@ class Report:
     curves: tuple[Curve, ...]
     notes: tuple[str, ...] = field(default=())
 
+    @property
+    def measures(self) -> Mapping[str, str]:
+        """Rows of the summary, with their titles."""
+        return measures_of(name for run in self.runs for name in run.criteria)
+
     def to_json(self) -> dict[str, Any]:
         """Return the figures of the page, without episodes and without curves, which are in metrics.jsonl."""
         return {"runs": [_run_json(run) for run in self.runs], "differences": differing(self), "notes": self.notes}
 
 
-def plain_columns(summary: Mapping[str, Any]) -> tuple[Column, ...]:
+def plain_columns(summary: Mapping[str, Any], criteria: Sequence[str] = ()) -> tuple[Column, ...]:
     """Return the columns of summary.json; their figures have no intervals."""
     columns = []
     for label in ("before", "best", "last"):
         parts = {pool: (summary.get(pool) or {}).get(label) or {} for pool in ("heldout", "ood", "traces")}
         figures = {
             key: Estimate(value, None, None)
-            for key in MEASURES
+            for key in measures_of(criteria)
             if (value := parts[key.split("/")[0]].get(key.split("/")[1])) is not None
             and (not key.endswith("/env_ce_seen") or is_met(parts[key.split("/")[0]]))
         }

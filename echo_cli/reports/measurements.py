@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from echo_cli.environments.grading.grade import criteria_in, fault_in
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.evaluator import evaluation_seed, expert_pool, rollout_tasks
 from echo_cli.evaluation.loaded_run import LoadedRun
@@ -277,10 +278,12 @@ def _task_figures(policy: TorchPolicy, run: LoadedRun, who: str) -> dict[str, Es
 
 
 def _with_plain_task_figures(columns: Sequence[Column], run: LoadedRun) -> Iterator[Column]:
-    """Yield the columns with the pass@1 and mean reward that the run measured at their steps, without intervals."""
+    """Yield the columns with pass@1, mean reward and criteria as the run measured them, without intervals."""
     rows = {row["step"]: row for row in run.directory.read_metrics()}
+    criteria = run.config.environment.reward.weights
+    names = ("heldout/pass_at_1", "heldout/mean_reward", *(f"heldout/criterion_{name}" for name in criteria))
     for column in columns:
-        found = {name: rows.get(column.step, {}).get(name) for name in ("heldout/pass_at_1", "heldout/mean_reward")}
+        found = {name: rows.get(column.step, {}).get(name) for name in names}
         plain = {name: Estimate(value, None, None) for name, value in found.items() if value is not None}
         yield Column(column.label, column.step, {**column.figures, **plain})
 
@@ -336,6 +339,8 @@ def _episode(trajectory: Trajectory, rollout: KeptRollout | None, texts: tuple[P
         reward=trajectory.reward,
         advantage=None if rollout is None else rollout.advantage,
         texts=texts,
+        criteria=criteria_in(trajectory.meta),
+        grader_fault=fault_in(trajectory.meta),
     )
 
 

@@ -64,6 +64,12 @@ def _facts(run: str, episode: PageEpisode) -> dict[str, str]:
         "reward": "no verifier" if episode.reward is None else f"{episode.reward:g}",
         "stop reason": episode.stop_reason,
     }
+    if episode.criteria:
+        facts["criteria"] = ", ".join(
+            f"{name} {'-' if value is None else f'{value:g}'}" for name, value in episode.criteria.items()
+        )
+    if episode.grader_fault is not None:
+        facts["grader"] = episode.grader_fault
     if episode.advantage is not None:
         facts["advantage in its group"] = f"{episode.advantage:+.3f}"
     before, after = mean_nats(episode.texts, "env_output")
@@ -122,7 +128,7 @@ def _summary(report: Report) -> dict[str, Any]:
     labels = list(dict.fromkeys(label for of in columns for label in of))
     steps = {label: {of[label].step for of in columns if label in of} for label in labels}
     measures = []
-    for key, title in MEASURES.items():
+    for key, title in report.measures.items():
         found = [[of[label].figures.get(key) if label in of else None for label in labels] for of in columns]
         if rows := [(run, estimates) for run, estimates in enumerate(found) if any(estimates)]:
             measures.append((title, rows))

@@ -72,7 +72,7 @@ def read_run(
         record = read_record(path)
         kept = _kept(directory, config, most_episodes)
         found = measured(run, kept.rollouts, checkpoint, most_episodes)
-    notes = list(found.notes)
+    notes, criteria = list(found.notes), tuple(config.environment.reward.weights)
     if not directory.trajectories_path.is_file():
         notes.append("the run has no trajectories.jsonl: no evaluation rollouts, no role shares")
     if found.columns is None:
@@ -80,7 +80,8 @@ def read_run(
     return RunReport(
         name=name,
         facts=_facts(summary, record),
-        columns=plain_columns(summary) if found.columns is None else found.columns,
+        criteria=criteria,
+        columns=plain_columns(summary, criteria) if found.columns is None else found.columns,
         measured=found.columns is not None,
         pairs=found.pairs,
         config=_told(config),

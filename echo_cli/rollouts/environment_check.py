@@ -17,7 +17,7 @@ from echo_cli.environments.protocol import Description, TaskSuite
 from echo_cli.environments.tasks import Task
 from echo_cli.errors import EchoError
 from echo_cli.models.renderer import Renderer
-from echo_cli.rollouts.environment_findings import Finding, find_problems, leak
+from echo_cli.rollouts.environment_findings import Finding, find_problems, idle_reward, leak
 from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.random_actions import random_line
 from echo_cli.rollouts.watched_episode import play_watched
@@ -140,8 +140,11 @@ def check_environment(
 
 def find_leak(worlds: TaskSuite, renderer: Renderer, limits: EpisodeLimits, task: Task) -> tuple[Finding, ...]:
     """Play an episode without any action on `task`, which was solved before; return a finding if it is rewarded."""
-    reward = play_watched(worlds, renderer, limits, task, (), "explorer").trajectory.reward
-    return (leak(task.task_id, reward),) if reward is not None and reward > 0 else ()
+    play = play_watched(worlds, renderer, limits, task, (), "explorer")
+    reward = play.trajectory.reward
+    if reward is None or reward <= 0:
+        return ()
+    return ((leak if play.grader is None else idle_reward)(task.task_id, reward),)
 
 
 def _script(worlds: TaskSuite, task: Task, settings: EnvironmentConfig, rng: random.Random) -> tuple[str, list[str]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from echo_cli.config.environment import EnvironmentConfig
+from echo_cli.environments.grading.grade import fault_in
 from echo_cli.environments.protocol import Description, TaskSuite
 from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.watched_episode import Play
@@ -114,7 +115,13 @@ def _about_the_end(play: Play) -> Iterator[Finding]:
             f"the environment did not report done in {counted(len(play.replies), 'action')}: {ending}",
             "ignore this if some action ends an episode; otherwise environment.max_turns sets the length of episodes",
         )
-    if trajectory.reward is None:
+    if (fault := fault_in(trajectory.meta)) is not None:
+        yield Finding(
+            "grader_fault",
+            f"the grader failed: {fault}",
+            "run it by hand on a line of a trajectory file; environment.reward.on_error says what a run does then",
+        )
+    elif trajectory.reward is None:
         yield Finding(
             "no_reward",
             "no reward: every reward was null, so the RL term has nothing to learn from",
@@ -257,6 +264,15 @@ def leak(task_id: str, reward: float) -> Finding:
         "leaks between episodes",
         "let each reset remove what earlier episodes left (files, processes, rows), or start a fresh environment for "
         "each episode",
+    )
+
+
+def idle_reward(task_id: str, reward: float) -> Finding:
+    """Return the finding that the run's grader rewards an episode without any action."""
+    return Finding(
+        "idle_reward",
+        f"an episode without any action earned reward {reward:g} on task {task_id}: the grader rewards doing nothing",
+        "let a criterion count what the policy did: a pattern searched in the transcript also finds the task's text",
     )
 
 

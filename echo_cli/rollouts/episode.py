@@ -103,7 +103,8 @@ class Episode:
     ) -> Trajectory:
         """Close the environment and return the trajectory.
 
-        The stop reason of a script that ends before the episode is `script_end`.
+        The stop reason of a script that ends before the episode is `script_end`. If the environment has a grader, the
+        reward is the environment's own, and `grade` returns the trajectory with the grader's.
 
         Args:
             verify: whether to call the verifier for the reward; otherwise the reward is None.
@@ -111,9 +112,28 @@ class Episode:
         """
         reward = await self._or_close(self.environment.verify()) if verify else None
         await self.environment.close()
-        if reward is not None and penalize:
-            reward -= self.penalty
+        if self.environment.grader is None:
+            reward = self._penalized(reward, penalize)
         return self._trajectory(self.stop_reason or "script_end", source, reward, world_model_only)
+
+    async def grade(self, finished: Trajectory, *, penalize: bool = False) -> Trajectory:
+        """Return a finished trajectory with the reward and the criteria of the environment's grader, if it has one.
+
+        The session is closed by then, so that other episodes can use it.
+
+        Raises:
+            EchoError: as in `Grader.grade`.
+        """
+        grader = self.environment.grader
+        if grader is None:
+            return finished
+        record = finished.to_json()
+        grade = await grader.grade({**record, "meta": {**record["meta"], "task": self.task.to_json()}})
+        reward = self._penalized(grade.reward, penalize)
+        return replace(finished, reward=reward, meta={**finished.meta, **grade.meta})
+
+    def _penalized(self, reward: float | None, penalize: bool) -> float | None:
+        return reward - self.penalty if reward is not None and penalize else reward
 
     def aborted(self, source: Source) -> Trajectory | None:
         """Return the trajectory up to the last observation before the session was lost, for the env term alone.

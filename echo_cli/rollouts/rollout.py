@@ -68,7 +68,7 @@ def play_scripts(
         EchoError: the environment is unavailable, or loses the session of a script in every attempt (exit code 1).
     """
 
-    async def attempt(task: Task, actions: Sequence[str]) -> Trajectory:
+    async def attempt(task: Task, actions: Sequence[str]) -> tuple[Episode, Trajectory]:
         episode = Episode(renderer, worlds.environment(), task, task.task_id, limits)
         await episode.reset()
         for ids in map(renderer.script, actions):
@@ -77,14 +77,14 @@ def play_scripts(
             if episode.stop_reason is not None:
                 break
             await episode.act(ids, None)
-        return await episode.finish(source, verify=verify, world_model_only=world_model_only)
+        return episode, await episode.finish(source, verify=verify, world_model_only=world_model_only)
 
     async def play(task: Task, actions: Sequence[str]) -> Trajectory:
         reason, attempts = "", worlds.hosting.attempts
         while attempts > 0:
             await sessions.acquire()
             try:
-                trajectory = await attempt(task, actions)
+                episode, finished = await attempt(task, actions)
             except AtCapacity:
                 continue  # there is one session less: it is not released
             except SessionLost as error:
@@ -95,7 +95,7 @@ def play_scripts(
                 raise
             else:
                 sessions.release()
-                return trajectory
+                return await episode.grade(finished) if verify else finished
             sessions.release()
         raise EchoError(
             f"the environment lost the session of task {task.task_id} {counted(worlds.hosting.attempts, 'time')}: "
@@ -177,6 +177,7 @@ class _Scheduler:
     """A scheduler that plays rollouts in rounds: collect replies of environments, sample, admit waiting rollouts.
 
     A rollout waits for a session, plays as a row of the sampler, and ends while its environment verifies and closes.
+    Then, without a session, it is graded if there is a grader.
     """
 
     def __init__(
@@ -195,6 +196,7 @@ class _Scheduler:
         self._waiting = deque(_Wanted(number, task, group_id) for number, (task, group_id) in enumerate(wanted))
         self._playing: list[_Rollout] = []  # in the order of the sampler's rows
         self._ending: dict[Future[Trajectory], _Rollout] = {}
+        self._grading: dict[Future[Trajectory], int] = {}
         self.played: dict[int, Trajectory] = {}
         """Finished rollouts by index into `wanted`."""
         self.fragments: list[Trajectory] = []
@@ -204,7 +206,7 @@ class _Scheduler:
         """Play all rollouts; every session is closed at the end, also after an error."""
         try:
             sampler = new_sampler(self._admit())
-            while self._waiting or self._playing or self._ending:
+            while self._waiting or self._playing or self._ending or self._grading:
                 self._collect(sampler)
                 self._sample(sampler)
                 if joining := self._admit():
@@ -232,9 +234,11 @@ class _Scheduler:
         for end in [end for end in self._ending if end.done()]:
             rollout = self._ending.pop(end)
             try:
-                self.played[rollout.wanted.number] = end.result()
+                self._keep(rollout, end.result())
             except SessionLost:
                 self._lose(rollout)
+        for grade in [grade for grade in self._grading if grade.done()]:
+            self.played[self._grading.pop(grade)] = grade.result()
         staying = [row for row, rollout in enumerate(self._playing) if self._advance(rollout)]
         if len(staying) < len(self._playing):
             sampler.keep(staying)
@@ -243,13 +247,16 @@ class _Scheduler:
     def _wait(self) -> None:
         """Wait for all replies, at most `batch_wait_s` seconds; if the policy has nothing to sample, until one arrives.
 
-        While rollouts wait for a session, also wait for ending rollouts, which free a session.
+        While rollouts wait for a session, also wait for ending rollouts, which free a session. Grades are awaited once
+        nothing else is to do.
         """
         answers = [rollout.answer for rollout in self._playing if rollout.answer is not None]
         sampling = len(answers) < len(self._playing)
         expected: list[Future[Any]] = [*answers]
         if self._waiting or not (answers or sampling):
             expected += self._ending
+        if not expected and not sampling:
+            expected += self._grading
         if not wait(expected, timeout=self._hosting.batch_wait_s).done and not sampling:
             wait(expected, return_when=FIRST_COMPLETED)
 
@@ -293,6 +300,14 @@ class _Scheduler:
         """Start to verify and close a finished episode."""
         finish = rollout.episode.finish("policy", verify=self._verify, penalize=self._penalize)
         self._ending[self._loop.start(finish)] = rollout
+
+    def _keep(self, rollout: _Rollout, finished: Trajectory) -> None:
+        """Keep a finished rollout, or start to grade it."""
+        if self._verify and rollout.episode.environment.grader is not None:
+            grade = rollout.episode.grade(finished, penalize=self._penalize)
+            self._grading[self._loop.start(grade)] = rollout.wanted.number
+        else:
+            self.played[rollout.wanted.number] = finished
 
     def _lose(self, rollout: _Rollout) -> None:
         """Keep the observations of a lost session, and queue its rollout again if it has attempts left."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from echo_cli.environments.protocol import Environment, StepResult, TaskSuite, TextPiece
+from echo_cli.environments.protocol import Environment, Grader, StepResult, TaskSuite, TextPiece
 from echo_cli.environments.tasks import Task
 from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.limits import EpisodeLimits
@@ -25,6 +25,10 @@ class Play:
     reset_seconds: float = 0.0
     step_seconds: list[float] = field(default_factory=list)
     trajectory: Trajectory = field(init=False)
+
+    @property
+    def grader(self) -> Grader | None:
+        return self.environment.grader
 
     async def reset(self, task: Task) -> tuple[TextPiece, ...]:
         start = time.perf_counter()

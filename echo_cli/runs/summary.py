@@ -95,6 +95,19 @@ def best_step(rows: Sequence[Row], select_by: SelectBy = "env_ce") -> int | None
     return min(measured)[1] if measured else None
 
 
+_CRITERION = "criterion_"
+
+
+def criteria_in(measures: Iterable[str]) -> list[str]:
+    """Return the names of the measures of a grader's criteria, in order."""
+    return [name for name in measures if name.startswith(_CRITERION)]
+
+
+def criterion_title(name: str) -> str:
+    """Return the title of a criterion's measure in tables and figures."""
+    return f"criterion {name.removeprefix(_CRITERION)}"
+
+
 def is_met(values: Row, pool: str = "") -> bool:
     """Return whether training had executed every pair of a pool, so that its env-CE is over seen pairs alone.
 

@@ -120,6 +120,7 @@ def _train(session: Session, trackers: Trackers, hooks: RunHooks) -> dict[str, A
             trackers.log(row)
             hooks.on_row(row)
             dropped = dropped_groups_line(rows, config.rollout.tasks_per_step, config.environment.reward.none)
+            hosting.faults.tell_reasons(hooks.on_notice)
             for line in (dropped, no_gradient_line(rows, config.rollout)):
                 if line is not None:
                     hooks.on_notice(line)

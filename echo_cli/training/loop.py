@@ -24,6 +24,7 @@ from echo_cli.training.collapse import lambda_factor, new_alarms, stop_if_collap
 from echo_cli.training.rows import Probe, full_row, step_row
 from echo_cli.training.session import Session
 from echo_cli.training.step_data import StepData, collect_step
+from echo_cli.trajectory import Trajectory
 
 _DIVERGED_TIP = "the last checkpoint is intact; try a lower optim.lr or objective.world_model_coeff"
 
@@ -179,7 +180,7 @@ def _observe(session: Session, data: StepData, step: int) -> None:
     new = session.observed.add(data.trajectories, step)
     session.run.append_observations(new)
     if kept := data.rollouts[: session.config.rollout.keep]:
-        session.run.append_rollouts({**rollout.to_json(), "meta": {"step": step}} for rollout in kept)
+        session.run.append_rollouts(_at(step, rollout) for rollout in kept)
     session.evaluator.observe(pairs_of(new))
     if session.curriculum is not None:
         session.curriculum.observe(data.rollouts)
@@ -211,9 +212,13 @@ def _evaluate(session: Session, step: int) -> Row:
     config = session.config
     play = step % config.evaluation.pass_every == 0 or step == config.steps
     evaluation = session.evaluator.evaluate(session.policy, play=play)
-    records = [trajectory.to_json() for trajectory in evaluation.trajectories]
-    session.run.append_trajectories([{**record, "meta": {"step": step}} for record in records])
+    session.run.append_trajectories([_at(step, trajectory) for trajectory in evaluation.trajectories])
     return dict(evaluation.metrics)
+
+
+def _at(step: int, trajectory: Trajectory) -> Row:
+    """Return the record of a rollout that was played at a step."""
+    return {**trajectory.to_json(), "meta": {**trajectory.meta, "step": step}}
 
 
 def _is_checkpoint_due(config: Config, row: Row) -> bool:

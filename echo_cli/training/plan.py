@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from echo_cli.config.episodes.reward import RewardConfig
 from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
@@ -42,6 +44,7 @@ def plan(config: Config, path: Path, corpus: TraceCorpus | None = None) -> dict[
     return {
         "run directory": str(path),
         "environment": config.environment.source,
+        **_of_reward(config.environment.reward),
         **_of_model(config),
         "λ": first_coeff(config),
         "portable λ, estimated": portable_estimate(config),
@@ -75,6 +78,19 @@ def traces_of_step(config: Config, coeff: float | None = None) -> int:
     coeff = first_coeff(config) if coeff is None else coeff
     useful = coeff > 0 or config.imitation_coeff > 0 or config.rollout.tasks_per_step == 0
     return config.traces.per_step if useful else 0
+
+
+def _of_reward(reward: RewardConfig) -> dict[str, Any]:
+    """Return the part of the plan on the grader, if the config has one."""
+    if not reward.has_grader:
+        return {}
+    graders = [*reward.functions, *map(shlex.join, reward.commands)]
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in reward.weights.items())
+    return {
+        "graded by": ", ".join(graders) or "patterns and exit statuses",
+        **({"weights of criteria": weights} if weights else {}),
+        "graded at once, at most": reward.workers,
+    }
 
 
 def _of_disk(config: Config) -> dict[str, Any]:

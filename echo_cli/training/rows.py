@@ -9,7 +9,7 @@ from typing import Any
 
 from echo_cli.config.schema import Config
 from echo_cli.environments.faults import FAULT_KEYS, FaultCounts
-from echo_cli.evaluation.pass_at_k import group_shares, ks_up_to
+from echo_cli.evaluation.pass_at_k import criteria_of, group_shares, ks_up_to
 from echo_cli.files import Row
 from echo_cli.objective.diagnostics import GradientComparison, Interference, portable_lambda
 from echo_cli.objective.step import WeighedStep
@@ -68,12 +68,18 @@ def row_keys(config: Config) -> list[str]:
         *(f"train/{name}" for name in train),
         *(f"{pool}/{name}" for pool in pools for name in pool_keys),
         *PASS_KEYS,
+        *(f"{split}/{name}" for split in ("train", "validation", "heldout") for name in criterion_keys(config)),
         *(f"heldout/pass_at_{k}" for k in ks_up_to(config.evaluation.heldout_rollouts)[1:]),
         "heldout/refused_fraction",
         *ENVIRONMENT_KEYS,
         *INTERFERENCE_KEYS,
         *TIME_KEYS,
     ]
+
+
+def criterion_keys(config: Config) -> list[str]:
+    """Return the names of the metrics of a grader's criteria, without `train/` and the like."""
+    return [f"criterion_{name}" for name in config.environment.reward.weights]
 
 
 def step_row(
@@ -100,6 +106,7 @@ def step_row(
         **group_shares(data.rollouts, config.evaluation.solved_at),
         **_probe_columns(probe),
         "reward": _mean([rollout.reward for rollout in data.rollouts if rollout.reward is not None]),
+        **{f"criterion_{name}": _mean(values) for name, values in criteria_of(data.rollouts).items()},
         "cut_pieces": cut_pieces(data.rollouts),
         "misplaced_fraction": weighed.misplaced_fraction,
         "env_unselected_fraction": weighed.unselected_fraction,
@@ -156,6 +163,8 @@ def dropped_groups_line(rows: Sequence[Row], tasks_per_step: int, none: str) -> 
         return None
     unrewarded = any(row["environment/unrewarded"] for row in rows)
     tip = "environment.reward.none=zero counts a missing reward as 0" if none == "skip" else "check the server's log"
+    if any(row.get("environment/ungraded") for row in rows):
+        tip = "fix the grader; environment.reward.on_error has the rule for its failures"
     cause, tip = ("have a rollout without a reward", tip) if unrewarded else _LOST_ROLLOUTS
     return f"warning: {dropped} of {groups} groups are excluded from the RL term, because they {cause}; {tip}"
 
@@ -181,5 +190,5 @@ def _fault_columns(faults: FaultCounts) -> Row:
     return {f"environment/{name}": count for name, count in faults.take().items()}
 
 
-def _mean(values: list[float]) -> float | None:
+def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None

@@ -60,6 +60,8 @@ def policy(*, uniform: bool = False) -> TorchPolicy:
 class CannedTerminal:
     """An environment that answers each command with its (text, channel) parts, for at most five turns."""
 
+    grader = None
+
     def __init__(self, answers: Mapping[str, Sequence[tuple[str, str]]], opening: tuple[TextPiece, ...]) -> None:
         self._answers = answers
         self._opening = opening

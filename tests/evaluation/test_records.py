@@ -70,8 +70,11 @@ def evaluation(kind: Kind) -> Evaluation:
 @pytest.mark.parametrize(
     ("kind", "keys"),
     [
-        ("run", "run step checkpoints before after measurements pass_at_k mean_reward reliability tasks notes readout"),
-        ("runs", "runs steps differences measurements pass_at_k mean_reward reliability notes"),
+        (
+            "run",
+            "run step checkpoints before after measurements pass_at_k mean_reward criteria reliability tasks notes readout",
+        ),
+        ("runs", "runs steps differences measurements pass_at_k mean_reward criteria reliability notes"),
         ("models", "models fit_pool pairs novel_pairs differences measurements reliability notes readout"),
     ],
 )

@@ -19,7 +19,7 @@ from echo_cli.cli.main import main
 from echo_cli.config.environment import ActionConfig, EnvironmentConfig, ObservationRule
 from echo_cli.config.episodes.tasks import TasksConfig
 from echo_cli.environments.faults import SessionLost
-from echo_cli.environments.protocol import Description, Environment, HostLimits, StepResult, TextPiece
+from echo_cli.environments.protocol import Description, Environment, Grader, HostLimits, StepResult, TextPiece
 from echo_cli.environments.tasks import Task, TaskSplits
 from echo_cli.errors import EchoError
 from echo_cli.models.architecture import model_folder
@@ -56,6 +56,7 @@ class _Fake:
     solved: set[str]
     """Tasks that earlier episodes have solved, if state leaks."""
     acted: bool = False
+    grader: Grader | None = None
 
     async def reset(self, task: Task) -> tuple[TextPiece, ...]:
         self.task = task

@@ -36,6 +36,8 @@ PROMPT = TextPiece(C, "$ ")
 class Canned:
     """An environment that returns the given replies in order, and records its calls."""
 
+    grader = None
+
     def __init__(self, *replies: StepResult) -> None:
         self._replies = list(replies)
         self.actions: list[str] = []

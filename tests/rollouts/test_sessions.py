@@ -55,6 +55,8 @@ class House:
 class Room:
     """An environment that echoes its actions, numbered, and counts as open from reset to close."""
 
+    grader = None
+
     def __init__(self, house: House) -> None:
         self.house, self.steps, self.entered = house, 0, False
 

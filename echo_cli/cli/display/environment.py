@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from echo_cli.cli.display.tables import colours_of_stdout, new_table, print_table
 from echo_cli.cli.display.transcript import transcript
+from echo_cli.environments.grading.grade import criteria_in
 from echo_cli.environments.protocol import JsonObject
 from echo_cli.rollouts.environment_check import CheckReport
 from echo_cli.rollouts.environment_findings import Finding
@@ -43,6 +44,8 @@ def print_check(report: CheckReport) -> None:
     _print_tokens(report)
     of_steps = ", ".join(map(_reward, report.step_rewards)) or "none"
     put(f"step rewards: {of_steps}; episode reward: {_reward(report.trajectory.reward)}")
+    if criteria := criteria_in(report.trajectory.meta):
+        put(f"criteria: {', '.join(f'{name} {_reward(value)}' for name, value in criteria.items())}")
     step = "no step" if report.step_seconds is None else f"step {report.step_seconds * 1000:.1f} ms (median)"
     put(f"time: reset {report.reset_seconds * 1000:.1f} ms, {step}")
     faults = ", ".join(f"{count} {name}" for name, count in report.faults.items() if count)

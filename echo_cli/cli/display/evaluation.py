@@ -11,7 +11,7 @@ from typing import Any
 
 from echo_cli.cli.display.tables import COLUMNS, TextTable, new_table, number, print_table
 from echo_cli.evaluation.records import HELDOUT, LINES, Evaluation, ModelReport, pool_title
-from echo_cli.runs.summary import LINE_TITLES
+from echo_cli.runs.summary import LINE_TITLES, criterion_title
 from echo_cli.statistics import Estimate
 from echo_cli.terminal import joined, put
 from echo_cli.text import counted, without_middle
@@ -119,6 +119,12 @@ def _add_rewards(table: TextTable, found: Evaluation, pools: Sequence[str]) -> N
         table.add_row("mean reward")
         for policy in found.shown:
             table.add_row(f"  {_short(policy.title)}", *(_interval(policy.rewards.get(pool)) for pool in pools))
+    graded = [policy.criteria.get(pool, {}) for policy in found.shown for pool in pools]
+    for name in dict.fromkeys(name for of in graded for name in of):
+        table.add_row(criterion_title(name))
+        for policy in found.shown:
+            cells = (_interval(policy.criteria.get(pool, {}).get(name)) for pool in pools)
+            table.add_row(f"  {_short(policy.title)}", *cells)
 
 
 def _add_played(table: TextTable, found: Evaluation, pools: Sequence[str]) -> None:

@@ -227,6 +227,7 @@ _FAULTS = {
     "unavailable": ("failed attempt", ", retried"),
     "sessions_lost": ("session", " lost"),
     "topped_up": ("rollout", " repeated"),
+    "ungraded": ("rollout", " whose grader failed"),
     "unrewarded": ("rollout", " without a reward"),
     "groups_dropped": ("group", " excluded from the RL term"),
 }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from echo_cli.cli.display.tables import COLUMNS, new_table, number, print_table
 from echo_cli.runs.pool_folder import Manifest
-from echo_cli.runs.summary import LINE_TITLES, is_met, measures_at
+from echo_cli.runs.summary import LINE_TITLES, criteria_in, criterion_title, is_met, measures_at
 from echo_cli.terminal import put
 from echo_cli.text import counted
 
@@ -39,6 +39,7 @@ def print_run(summary: Summary, folder: str) -> None:
         (_pass_title(summary), held, "pass_at_1"),
         *([(f"held-out pass@{most}", held, f"pass_at_{most}")] if most > 1 else []),
         ("held-out mean reward", held, "mean_reward"),
+        *((f"held-out {criterion_title(name)}", held, name) for name in criteria_in(last)),
         ("held-out actions refused", held, "refused_fraction"),
         ("out-of-distribution env-CE", ood, "env_ce"),
         *([("held-out traces, env-CE", traces, "env_ce")] if "traces" in summary else []),

@@ -1,16 +1,18 @@
-"""Check the optional `openenv` package, and load the classes that a config names."""
+"""Check the optional `openenv` package, and load the classes and functions that a config names."""
 
 from __future__ import annotations
 
 import importlib
 import re
 import sys
+from collections.abc import Callable
 from importlib import metadata
+from types import ModuleType
 from typing import Any, get_args, get_origin
 
 from echo_cli.environments.faults import fault_line
 from echo_cli.errors import EchoError, install_command, missing_package
-from echo_cli.text import escape_unprintable
+from echo_cli.text import escape_unprintable, suggest
 
 _EXTRA = "openenv"
 _VERSIONS = ">=0.10,<0.11"
@@ -70,18 +72,8 @@ def load_class(import_path: str, base: type | None = None) -> type[Any]:
         EchoError: the module or the class does not exist, the module cannot be imported, or the class does not inherit
             from `base` or is abstract.
     """
-    module_name, _, name = import_path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise _failed(module_name, error) from error
-        raise EchoError(
-            f"module '{error.name}' not found, required by '{import_path}'",
-            "install it, or name the folder that contains it: --import-from FOLDER (--import-from . for this one)",
-        ) from None
-    except (Exception, SystemExit) as error:
-        raise _failed(module_name, error) from error
+    module, name = _module(import_path)
+    module_name = module.__name__
     found = getattr(module, name, None)
     if not isinstance(found, type):
         raise EchoError(
@@ -95,6 +87,22 @@ def load_class(import_path: str, base: type | None = None) -> type[Any]:
     if base is not None and missing:
         listed = ", ".join(sorted(missing))
         raise EchoError(f"'{import_path}' is abstract: it lacks {listed}", "name a class that implements all of them")
+    return found
+
+
+def load_function(import_path: str) -> Callable[..., Any]:
+    """Load the function `pkg.module:function` from the installed packages and the folder of `import_from`.
+
+    Raises:
+        EchoError: the module or the function does not exist, or the module cannot be imported.
+    """
+    module, name = _module(import_path)
+    found: Callable[..., Any] | None = getattr(module, name, None)
+    if found is None or not callable(found):
+        own = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
+        listed = sorted(each for each in own if getattr(module, each).__module__ == module.__name__)
+        tip = suggest(name, listed or ["none"], "functions there")
+        raise EchoError(f"module '{module.__name__}' has no function '{name}'", tip)
     return found
 
 
@@ -117,6 +125,22 @@ def _version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _module(import_path: str) -> tuple[ModuleType, str]:
+    """Import the module of `pkg.module:Name`, and return it with the name."""
+    module_name, _, name = import_path.partition(":")
+    try:
+        return importlib.import_module(module_name), name
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise _failed(module_name, error) from error
+        raise EchoError(
+            f"module '{error.name}' not found, required by '{import_path}'",
+            "install it, or name the folder that contains it: --import-from FOLDER (--import-from . for this one)",
+        ) from None
+    except (Exception, SystemExit) as error:
+        raise _failed(module_name, error) from error
 
 
 def _failed(module_name: str, error: BaseException) -> EchoError:

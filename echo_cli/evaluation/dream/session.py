@@ -203,9 +203,10 @@ class DreamPlay:
         """Ask for the reward of an episode that has ended, and close it."""
         self._episode = None
         try:
-            played = self._loop.run(episode.finish("trace", verify=True, world_model_only=True))
+            finished = self._loop.run(episode.finish("trace", verify=True, world_model_only=True))
         except SessionLost as error:
             return Notice(f"the episode is over: {episode.stop_reason}; the environment lost its session: {error}")
+        played = self._loop.run(episode.grade(finished))
         reward = "no reward" if played.reward is None else f"reward {played.reward:g}"
         return Notice(f"the episode is over: {episode.stop_reason}, {reward}; the next command begins it again")
 

@@ -1,0 +1,1 @@
+"""Rewards of one's own: graders that are called once with each finished episode."""
