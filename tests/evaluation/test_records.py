@@ -72,7 +72,8 @@ def evaluation(kind: Kind) -> Evaluation:
     [
         (
             "run",
-            "run step checkpoints before after measurements pass_at_k mean_reward criteria reliability tasks notes readout",
+            "run step checkpoints before after measurements pass_at_k mean_reward criteria reliability tasks notes "
+            "readout",
         ),
         ("runs", "runs steps differences measurements pass_at_k mean_reward criteria reliability notes"),
         ("models", "models fit_pool pairs novel_pairs differences measurements reliability notes readout"),
@@ -122,6 +123,20 @@ def test_the_mean_reward_is_in_the_json_object_and_the_rows() -> None:
     assert after["ood/mean_reward"] == 0.5 and "heldout/mean_reward" not in after
     rows = [row for row in csv_rows(found) if "mean_reward" in row]
     assert rows[1] == ("r", 2, "ood", "policy", "tasks", "", "mean_reward", 0.5, 0.25, 0.75, None)
+
+
+def test_a_graders_criteria_are_in_the_json_object_and_the_rows() -> None:
+    plain = evaluation("run")
+    policies = [replace(policy, criteria={"heldout": {"criterion_form": HALF}}) for policy in plain.policies]
+    found = replace(plain, policies=policies)
+    assert found.to_json()["criteria"][1] == {
+        **{"run": "r", "step": 2, "pool": "heldout", "model": "policy", "criterion": "form"},
+        **{"value": 0.5, "low": 0.25, "high": 0.75},
+    }
+    assert found.to_json()["after"]["heldout/criterion_form"] == 0.5
+    policies = [replace(policy, rewards={"heldout": HALF}) for policy in policies]
+    rows = [row for row in csv_rows(replace(found, policies=policies)) if "criterion_form" in row]
+    assert rows[1] == ("r", 2, "heldout", "policy", "tasks", "", "criterion_form", 0.5, 0.25, 0.75, None)
 
 
 def test_differences_have_the_keys_that_their_kind_compares() -> None:
