@@ -49,6 +49,8 @@ class ImportOptions:
     """Regular expression of a shell prompt, for casts without input events."""
     warning: str | None = None
     """Regular expression; matches in an observation get the role warning."""
+    observation: str | None = None
+    """Role whose messages are the environment's, or regular expression that is searched in the user's messages."""
     strict: bool = False
     """Whether a part that cannot be placed refuses the record, instead of being left out."""
     places: bool = False

@@ -25,6 +25,9 @@ T = TypeVar("T")
 PROMPTED = "asciinema"
 """The only format that reads `ImportOptions.prompt`."""
 
+OBSERVED = ("openai", "sharegpt")
+"""Formats that read `ImportOptions.observation`."""
+
 
 @dataclass
 class ImportResult:
@@ -145,7 +148,10 @@ def _other_format(path: Path, name: str) -> str | None:
 def _check_options(name: str, options: ImportOptions) -> None:
     if options.prompt is not None and name != PROMPTED:
         raise EchoError(f"--prompt has no effect on {name}", f"only {PROMPTED} uses it")
-    for option, pattern in (("--prompt", options.prompt), ("--warning", options.warning)):
+    if options.observation is not None and name not in OBSERVED:
+        raise EchoError(f"--observation has no effect on {name}", f"only {' and '.join(OBSERVED)} use it")
+    patterns = {"--prompt": options.prompt, "--warning": options.warning, "--observation": options.observation}
+    for option, pattern in patterns.items():
         try:
             re.compile(pattern or "")
         except (re.error, RecursionError, OverflowError) as error:

@@ -172,6 +172,14 @@ def text_or_json(value: Any) -> str:
     return value if isinstance(value, str) else "" if value is None else json_text(value)
 
 
+def unquoted(value: Any) -> Any:
+    """Return the value of JSON text; any other value, as well as text that is not JSON, as it is."""
+    try:
+        return parse_json(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 def parts_of(content: Any, builder: TraceBuilder, kinds: Sequence[str] = ("text",)) -> tuple[str, list[TraceSegment]]:
     """Return the text of a message's content, joined without a separator, and warnings for its other parts.
 
@@ -213,6 +221,21 @@ def tools_of(record: Any, name: str, place: str = "") -> list[str]:
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise UnplacedError("not a list of tools", place or name)
     return [json_text(tool) for tool in tools]
+
+
+def tools_in(record: Any, builder: TraceBuilder) -> list[str]:
+    """Return the tools of a record as `tools_of` does, from a list or from JSON text; others are left out.
+
+    Raises:
+        UnplacedError: the tools are not a list of objects, and the builder's options are strict.
+    """
+    tools = member(record, "tools")
+    try:
+        return tools_of({"tools": unquoted(tools) or None}, "tools")
+    except UnplacedError:
+        with builder.at("tools"):  # counted, without a warning: the tools are no message
+            builder.leave_out("tools that are not a list of objects", tools if isinstance(tools, str) else "")
+        return []
 
 
 def arguments_of(arguments: Any, builder: TraceBuilder) -> Any:
@@ -275,17 +298,24 @@ def first_id(values: Iterable[Any], where: str) -> str:
     return next(ids, Path(where).name)
 
 
+def messages_in(record: Any) -> list[Any]:
+    """Return the messages of a conversation's record, a list of them or one of `messages`; empty if it has none.
+
+    `messages` may be JSON text, as in data sets whose rows differ in their fields.
+    """
+    return record if isinstance(record, list) else listed(unquoted(member(record, "messages")))
+
+
 def messages_of(record: Any) -> tuple[Mapping[str, Any], list[Any]]:
     """Return a conversation's record as an object, and its messages; a bare list of messages becomes an object.
 
     Raises:
         UnplacedError: there are no messages.
     """
-    whole = {"messages": record} if isinstance(record, list) else record
-    messages = whole.get("messages") if isinstance(whole, dict) else None
-    if not isinstance(messages, list) or not messages:
+    messages = messages_in(record)
+    if not messages:
         raise UnplacedError("no messages")
-    return whole, messages
+    return record if isinstance(record, dict) else {"messages": record}, messages
 
 
 def _are_messages(values: list[Any]) -> bool:

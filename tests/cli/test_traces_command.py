@@ -24,6 +24,8 @@ from echo_cli.trajectory import read_trajectories
 
 CHAT: list[dict[str, Any]] = [{"role": "user", "content": "hé"}, {"role": "assistant", "content": "yes"}]
 GOOD = json.dumps({"messages": CHAT})
+NOTHING = b"no text of these traces is env_output, so there is nothing to predict"
+TIP = b"tip: if user messages are the environment's answers, name them: --observation user, or --observation REGEX"
 
 
 @pytest.fixture
@@ -53,11 +55,11 @@ def prints(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
 def test_an_import_counts_what_it_wrote(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prints(capsys, "import", "openai", "good.jsonl", "good.jsonl", "--output", "new/out.jsonl") == {
         "output": "new/out.jsonl",
-        "format": "openai",
-        "files": 2,
+        "files": [{"file": "good.jsonl", "format": "openai", "why": None}] * 2,
         "traces": 4,
         "segments": 8,
         "bytes": {"context": 16, "action": 16, "env_output": 0, "warning": 0},
+        "left_out": {},
         "refused": [],
     }
     found = [trace.task_id for trace in read_traces(folder / "new" / "out.jsonl")]
@@ -100,7 +102,7 @@ def test_nothing_to_import_is_an_error(folder: Path, capsys: pytest.CaptureFixtu
         (
             ("x", "good.jsonl"),
             "unknown format 'x'",
-            "choose from openai, anthropic, openenv, awm, atif, asciinema, echo",
+            "choose from auto, echo, asciinema, ",
         ),
         (("harbor", "good.jsonl"), "unknown format 'harbor'", "the format of harbor is atif"),
         (("claudecode", "good.jsonl"), "unknown format 'claudecode'", "the format of claudecode is claude-code"),
@@ -112,11 +114,16 @@ def test_nothing_to_import_is_an_error(folder: Path, capsys: pytest.CaptureFixtu
         (("openai", "quote.json"), "quote.json:1: not JSON: Unterminated string", "--skip-bad"),
         (("openai", "trial.json"), "no messages", "this file looks like the format atif"),
         (("anthropic", "log.jsonl"), "no messages", "this file looks like the format claude-code"),
-        (("atif", "good.jsonl"), "not ATIF-v1.0 to ATIF-v1.8", "this file looks like the format openai"),
+        (("atif", "good.jsonl"), "not a version 1.x of ATIF", "this file looks like the format openai"),
         (("openai", "bad.jsonl"), "no messages", "--skip-bad"),
         (("openai", "."), ". is a folder", "name its files: ./*"),
         (("openai", "none"), "none does not exist", "name the files to import"),
         (("openai", "good.jsonl", "--prompt", "x"), "--prompt has no effect on openai", "only asciinema uses it"),
+        (
+            ("anthropic", "good.jsonl", "--observation", "user"),
+            "--observation has no effect on anthropic",
+            "only openai and sharegpt use it",
+        ),
         (("openai", "good.jsonl", "--warning", "("), "--warning: not a regular expression", "Python's re"),
         (
             ("echo", "good.jsonl", "--warning", "x"),
@@ -164,13 +171,27 @@ def test_standard_input_is_a_file_named_by_a_dash(folder: Path, packed: bool) ->
     data = Path("good.jsonl").read_bytes()
     words = [*COMMAND, "traces", "import", "openai", "-", "-o", "out.jsonl"]
     done = subprocess.run(words, input=gzip.compress(data) if packed else data, capture_output=True)
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [NOTHING, TIP]
     assert [trace.task_id for trace in read_traces(folder / "out.jsonl")] == ["-:1", "-:2"]
 
 
+def test_an_import_without_an_observation_names_the_option(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world = [*CHAT, {"role": "user", "content": "seen"}]
+    Path("world.jsonl").write_text(json.dumps({"messages": world}))
+    result = prints(capsys, "import", "world.jsonl", "-o", "a.jsonl")
+    assert (result["bytes"]["env_output"], result["files"][0]["format"]) == (0, "openai")
+    assert main(["traces", "import", "world.jsonl", "-o", "b.jsonl"]) == 0
+    assert capsys.readouterr().err.encode().splitlines() == [NOTHING, TIP]
+    named = ("import", "openai", "world.jsonl", "-o", "c.jsonl", "--observation", "user")
+    assert main(["traces", *named]) == 0
+    captured = capsys.readouterr()
+    assert "env_output 4, " in captured.out and captured.err == ""
+
+
 def test_names_and_reasons_of_imported_files_are_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("\x1b[31m.jsonl").write_text(json.dumps([{"role": "\x1b]0;owned\x07"}]))
-    message, _ = fails(capsys, "import", "openai", "\x1b[31m.jsonl", "-o", "out.jsonl")
+    Path("\x1b[31m.jsonl").write_text(json.dumps([{"role": "\x1b]0;owned\x07", "content": ""}]))
+    message, _ = fails(capsys, "import", "openai", "\x1b[31m.jsonl", "-o", "out.jsonl", "--strict")
     assert message.isprintable() and r"\x1b[31m.jsonl" in message and "owned" in message
 
 

@@ -54,6 +54,10 @@ def import_(
     warning: Annotated[
         str | None, typer.Option(help="Pattern of harness text in observations; its role is warning.", metavar="REGEX")
     ] = None,
+    observation: Annotated[
+        str | None,
+        typer.Option(help="Messages of a chat that the environment wrote: a role, or a pattern.", metavar="ROLE|REGEX"),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse records with parts that cannot be placed.")] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Skip and count records that cannot be imported.")
@@ -75,7 +79,7 @@ def import_(
     from echo_cli.traces.importing import import_traces
 
     name, files = _format_and_files(words)
-    options = ImportOptions(prompt, warning, strict=strict)
+    options = ImportOptions(prompt, warning, observation, strict=strict)
     if explain:
         _explain(name, files, options, output, as_json=as_json)
         return

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from echo_cli.cli.options import print_json
 from echo_cli.terminal import put
 from echo_cli.text import clipped, escape_unprintable, without_middle
 from echo_cli.trace import Trace
 from echo_cli.traces.builder import LeftOut
-from echo_cli.traces.importing import ImportResult
+from echo_cli.traces.importing import OBSERVED, ImportResult
 from echo_cli.traces.recognition import Recognised, format_named
 
 _SHOWN = 64
@@ -19,31 +20,48 @@ _SHOWN = 64
 
 def show_import(result: ImportResult, files: Sequence[Path], output: str, *, as_json: bool) -> None:
     """Print the counts of an import; on stderr if the traces are on stdout."""
-    refused = [(reason, count, result.first_refused[reason]) for reason, count in result.refused.most_common()]
+    for reason, count in result.refused.most_common():
+        put(f"skipped {count}: {reason}, first at {result.first_refused[reason]}", err=True)
     if as_json:
-        reasons = [{"reason": reason, "count": count, "first": first} for reason, count, first in refused]
-        formats = [
-            {"file": str(path), "format": found.name, "why": found.why}
-            for path, found in zip(files, result.formats, strict=True)
-        ]
-        left_out = {what: {"parts": of.parts, "bytes": of.bytes} for what, of in result.left_out.items()}
-        counts = {"traces": result.traces, "segments": result.segments, "bytes": result.bytes}
-        print_json({"output": output, "files": formats, **counts, "left_out": left_out, "refused": reasons})
-        return
-    for reason, count, first in refused:
-        put(f"skipped {count}: {reason}, first at {first}", err=True)
-    err = output == "-"
-    for path, found in zip(files, result.formats, strict=True):
-        if found.why is not None:
-            put(f"{escape_unprintable(path)}: {found.name}, because {found.why}", err=err)
-    for what, of in sorted(result.left_out.items(), key=lambda item: -item[1].parts):
-        put(
-            f"left out {of.parts}: {clipped(escape_unprintable(what))}" + (f", {of.bytes} bytes" if of.bytes else ""),
-            err=err,
-        )
+        print_json(_record(result, files, output))
+    else:
+        put(*_lines(result, files, output), err=output == "-")
+    if not result.bytes["env_output"]:
+        put(*_nothing_observed(result), err=True)
+
+
+def _record(result: ImportResult, files: Sequence[Path], output: str) -> dict[str, Any]:
+    reasons = [
+        {"reason": reason, "count": count, "first": result.first_refused[reason]}
+        for reason, count in result.refused.most_common()
+    ]
+    formats = [
+        {"file": str(path), "format": found.name, "why": found.why}
+        for path, found in zip(files, result.formats, strict=True)
+    ]
+    left_out = {what: {"parts": of.parts, "bytes": of.bytes} for what, of in result.left_out.items()}
+    counts = {"traces": result.traces, "segments": result.segments, "bytes": result.bytes}
+    return {"output": output, "files": formats, **counts, "left_out": left_out, "refused": reasons}
+
+
+def _lines(result: ImportResult, files: Sequence[Path], output: str) -> list[str]:
+    formats = [
+        f"{escape_unprintable(path)}: {found.name}, because {found.why}"
+        for path, found in zip(files, result.formats, strict=True)
+        if found.why is not None
+    ]
+    left_out = [_left_out(what, of) for what, of in sorted(result.left_out.items(), key=lambda item: -item[1].parts)]
     sizes = ", ".join(f"{role} {size}" for role, size in result.bytes.items())
-    skipped = f", skipped: {result.refused.total()}" if refused else ""
-    put(f"{output}: traces: {result.traces}, segments: {result.segments}{skipped}; bytes: {sizes}", err=err)
+    skipped = f", skipped: {result.refused.total()}" if result.refused else ""
+    counts = f"{output}: traces: {result.traces}, segments: {result.segments}{skipped}; bytes: {sizes}"
+    return [*formats, *left_out, counts]
+
+
+def _nothing_observed(result: ImportResult) -> list[str]:
+    """Return the notice of an import without an observation, and the tip where an option can name observations."""
+    tip = "tip: if user messages are the environment's answers, name them: --observation user, or --observation REGEX"
+    named = any(found.name in OBSERVED for found in result.formats)
+    return ["no text of these traces is env_output, so there is nothing to predict", *([tip] if named else [])]
 
 
 def show_first_trace(path: Path, found: Recognised, trace: Trace, *, as_json: bool) -> None:
