@@ -199,7 +199,7 @@ def test_every_command_s_help_has_an_example_that_is_one_of_its_command_lines(na
             ["toy-own, toy-world-model", "No result depends on it", "With more --steps, runs continue"],
         ),
         (["env", "check"], ["toy-own, toy-world-model"]),
-        (["traces", "import"], ["openai, anthropic, openenv, awm, atif, asciinema, echo"]),
+        (["traces", "import"], ["auto (default), echo, asciinema, "]),
         (["plot"], ["heldout_env_ce.png", "Default: the run directory"]),
     ],
     ids=lambda words: words[0],
