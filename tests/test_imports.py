@@ -38,6 +38,8 @@ OWNERS = {
     "websockets": ("environments/openenv",),
     "transformers": ("models/hf",),
     "peft": ("models/hf",),
+    "datasets": ("traces",),
+    "pyarrow": ("traces",),
     "tensorboard": ("training/trackers",),
     "trackio": ("training/trackers",),
     "wandb": ("training/trackers",),

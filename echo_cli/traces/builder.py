@@ -29,6 +29,9 @@ from echo_cli.trajectory import (
 LEFT_OUT = "left_out"
 """Channel of the warnings that stand for parts which an import left out."""
 
+Record = tuple[str, Any]
+"""Place of a JSON value, and the value."""
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 

@@ -15,6 +15,7 @@ from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, trace_line
 from echo_cli.traces.archive import is_archive
 from echo_cli.traces.builder import ImportOptions, LeftOut, Refusal
+from echo_cli.traces.hub_datasets import is_dataset
 from echo_cli.traces.input_file import STDIN, first_bytes
 from echo_cli.traces.json_records import records
 from echo_cli.traces.recognition import AUTO, Format, Recognised, format_named, format_of, recognise
@@ -139,7 +140,7 @@ def first_trace(name: str, path: Path, options: ImportOptions) -> tuple[Recognis
 
 def _other_format(path: Path, name: str) -> str | None:
     """Return a tip that names the format of a file's first record; None if it may be `name`, or is unknown."""
-    has_records = path != STDIN and path.is_file() and not is_archive(first_bytes(path))
+    has_records = is_dataset(path) or (path != STDIN and path.is_file() and not is_archive(first_bytes(path)))
     record = next(records(path), None) if has_records else None
     found = format_of(record[1]) if isinstance(record, tuple) else None
     return None if found in (None, name) else f"this file looks like the format {found}"
@@ -159,7 +160,7 @@ def _check_options(name: str, options: ImportOptions) -> None:
 
 
 def _check_file(path: Path) -> None:
-    if path == STDIN:
+    if path == STDIN or is_dataset(path):
         return
     if path.is_dir():
         raise EchoError(f"{escape_unprintable(path)} is a folder", f"name its files: {escape_unprintable(path)}/*")

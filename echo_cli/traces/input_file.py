@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import importlib.util
+import io
 import lzma
 import sys
 import zlib
@@ -13,8 +15,10 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, cast
 
-from echo_cli.errors import EchoError
+from echo_cli.errors import EchoError, missing_package
 from echo_cli.text import escape_unprintable, foreign_encoding
+from echo_cli.traces.hub_datasets import is_dataset
+from echo_cli.traces.tables import is_table
 
 STDIN = Path("-")
 """Name of standard input among the files to import."""
@@ -22,17 +26,21 @@ STDIN = Path("-")
 LONGEST_LINE = 128 * 2**20
 """Length of the longest line that is read, bytes."""
 
-_OPENERS: dict[str, Callable[[Any], Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
+_ZSTD_BLOCK = 2**12
+"""Size of the parts that are decompressed at once, bytes; such a part of zstd can hold 128 MiB of text."""
 
 
 @contextmanager
 def input_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file to import, or standard input for STDIN; gzip, bzip2 and xz are decompressed, whatever the name.
+    """Open a file to import, or standard input for STDIN; gzip, bzip2, xz and zstd are decompressed, whatever the name.
 
     Raises:
-        EchoError: the file is in an encoding that is not read, or its compressed data is damaged.
+        EchoError: the file is a table or in an encoding that is not read, its compressed data is damaged, or the extra
+            `zstd` is needed and not installed.
         OSError: the file cannot be read.
     """
+    if path != STDIN and is_table(path):
+        raise EchoError(f"{escape_unprintable(path)} is a table, not text", "this format is not read from tables")
     with ExitStack() as stack:
         raw = sys.stdin.buffer if path == STDIN else stack.enter_context(path.open("rb"))
         name = "standard input" if path == STDIN else escape_unprintable(path)
@@ -49,11 +57,13 @@ def input_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def first_bytes(path: Path) -> bytes:
-    """Return the first 16 bytes of a file, as they are on disk.
+    """Return the first 16 bytes of a file, as they are on disk; none of a data set.
 
     Raises:
         OSError: the file cannot be read.
     """
+    if is_dataset(path):
+        return b""
     with path.open("rb") as file:
         return file.read(16)
 
@@ -67,3 +77,54 @@ def lines_of(file: IO[bytes]) -> Iterator[bytes | None]:
         while line and not line.endswith(b"\n"):
             line = file.readline(LONGEST_LINE)
         yield None
+
+
+class _ZstdFile(io.RawIOBase):
+    """Decompressed text of a zstd file. `zstandard`'s own reader ends without an error where the file is cut."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        if importlib.util.find_spec("zstandard") is None:
+            raise missing_package("a zstd file", "zstandard", "zstd")
+        self._blocks = _zstd_blocks(raw)
+        self._block = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._block:
+            if (block := next(self._blocks, None)) is None:
+                return 0
+            self._block = memoryview(block)
+        size = min(len(buffer), len(self._block))
+        buffer[:size] = self._block[:size]
+        self._block = self._block[size:]
+        return size
+
+
+def _zstd_blocks(raw: IO[bytes]) -> Iterator[bytes]:
+    """Yield the decompressed text of a file's frames.
+
+    Raises:
+        EOFError: the data is damaged or cut.
+    """
+    import zstandard
+
+    data = raw.read(_ZSTD_BLOCK)
+    while data:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        while not frame.eof:
+            if not data and not (data := raw.read(_ZSTD_BLOCK)):
+                raise EOFError
+            try:
+                yield frame.decompress(data)
+            except zstandard.ZstdError as error:
+                raise EOFError from error
+            data = b""
+        data = frame.unused_data or raw.read(_ZSTD_BLOCK)
+
+
+_OPENERS: dict[str, Callable[[Any], Any]] = {
+    **{"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open},
+    "zstd": lambda raw: BufferedReader(_ZstdFile(raw)),
+}

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from echo_cli.text import json_problem
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.traces.builder import Refusal, TraceBuilder, UnplacedError, json_text
+from echo_cli.traces.builder import Record, Refusal, TraceBuilder, UnplacedError, json_text
 from echo_cli.traces.input_file import LONGEST_LINE, input_file, lines_of
-
-Record = tuple[str, Any]
-"""Place of a JSON value, and the value."""
+from echo_cli.traces.strict_json import TOO_DEEP, json_value, parse_json
+from echo_cli.traces.tables import is_table, rows
 
 _LINES = {".jsonl", ".ndjson"}
-_COMPRESSED = {".gz", ".bz2", ".xz"}
+_COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
 _PLACE = re.compile(r":(\d+)$|(\[\d+\])$")
 """Line number, or index in a list, at the end of a record's place."""
-_TOO_DEEP = "it is nested too deeply"
 
 
 def read_json(
@@ -56,7 +51,7 @@ def read_records(entries: Iterable[Record | Refusal], read: Callable[[Any, str],
         except ValueError as error:
             yield Refusal(where, str(error))
         except RecursionError:
-            yield Refusal(where, _TOO_DEEP)
+            yield Refusal(where, TOO_DEEP)
 
 
 def sessions_of(
@@ -91,12 +86,13 @@ def sessions_of(
 
 
 def records(path: Path) -> Iterator[Record | Refusal]:
-    """Yield the records of a file: its JSON values, or the items of a list of records.
+    """Yield the records of a file: its JSON values, the items of a list of records, or the rows of a table.
 
     Raises:
+        EchoError: a table cannot be read, or its package is not installed.
         OSError: the file cannot be read.
     """
-    return _flattened(_json_values(path))
+    return rows(path) if is_table(path) else _flattened(_json_values(path))
 
 
 def _json_values(path: Path) -> Iterator[Record | Refusal]:
@@ -126,35 +122,6 @@ def _flattened(values: Iterable[Record | Refusal]) -> Iterator[Record | Refusal]
         else:
             where, records = entry
             yield from ((f"{where}[{number}]", record) for number, record in enumerate(records))
-
-
-def json_value(data: bytes, where: str, *, document: bool = False) -> tuple[Any] | Refusal:
-    """Parse a JSON value; it is returned in a tuple because null is a value.
-
-    Args:
-        where: place of the value, for a refusal.
-        document: whether a refusal names the line.
-    """
-    try:
-        return (parse_json(data.decode("utf-8-sig")),)
-    except UnicodeDecodeError:
-        return Refusal(where, "not UTF-8")
-    except json.JSONDecodeError as error:
-        return Refusal(f"{where}:{error.lineno}" if document else where, f"not JSON: {json_problem(error)}")
-    except ValueError as error:
-        return Refusal(where, f"not JSON: {error}")
-
-
-def parse_json(text: str) -> Any:
-    """Parse strict JSON.
-
-    Raises:
-        ValueError: the text is not JSON, has a number too large for a float, or is nested about a thousand levels deep.
-    """
-    try:
-        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-    except RecursionError as error:
-        raise ValueError(_TOO_DEEP) from error
 
 
 def member(value: Any, name: str) -> Any:
@@ -333,14 +300,3 @@ def _records(lines: Iterable[tuple[int, bytes | None]], path: Path) -> Iterator[
         elif line.strip():
             value = json_value(line, where)
             yield value if isinstance(value, Refusal) else (where, value[0])
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise ValueError("a number is too large")
-    return value

@@ -109,7 +109,7 @@ def test_nothing_to_import_is_an_error(folder: Path, capsys: pytest.CaptureFixtu
         (("OpenAI", "good.jsonl"), "unknown format 'OpenAI'", "did you mean openai?"),
         (("openai", "-", "-"), "- is given twice", "standard input can be read once"),
         (("openai", "wide.jsonl"), "wide.jsonl is UTF-16, not UTF-8 text", "iconv -f UTF-16 -t UTF-8"),
-        (("openai", "packed.jsonl"), "packed.jsonl is zstd, not UTF-8 text", "zstd -d"),
+        (("openai", "packed.jsonl"), "cannot read packed.jsonl: its zstd data is damaged", "copy the file again"),
         (("openai", "cut.jsonl.gz"), "cannot read cut.jsonl.gz: its gzip data is damaged", "copy the file again"),
         (("openai", "quote.json"), "quote.json:1: not JSON: Unterminated string", "--skip-bad"),
         (("openai", "trial.json"), "no messages", "this file looks like the format atif"),

@@ -21,6 +21,7 @@ from echo_cli.cli.options import (
 )
 from echo_cli.errors import EchoError
 from echo_cli.terminal import put
+from echo_cli.traces.hub_datasets import is_dataset
 from echo_cli.traces.recognition import AUTO, FORMATS
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def import_(
         list[str],
         typer.Argument(
             metavar="[FORMAT] FILE...",
-            help=f"Input files, plain or compressed; - is stdin. Formats: {AUTO} (default), {', '.join(FORMATS)}.",
+            help="Files, plain, compressed or Parquet, or data sets, hf:ORG/NAME; - is stdin. "
+            f"Formats: {AUTO} (default), {', '.join(FORMATS)}.",
         ),
     ],
     output: Annotated[
@@ -93,7 +95,8 @@ def import_(
 def _format_and_files(words: list[str]) -> tuple[str, list[Path]]:
     """Split the words into a format, `auto` if none is named, and files."""
     first, *others = words
-    if first == AUTO or first in FORMATS or (others and not Path(first).exists() and first != "-"):
+    is_file = first == "-" or Path(first).exists() or is_dataset(Path(first))
+    if first == AUTO or first in FORMATS or (others and not is_file):
         if not others:
             raise EchoError(f"no file to import as {first}", f"name its files: traces import {first} FILE -o OUT.jsonl")
         return first, [Path(word) for word in others]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from echo_cli.errors import EchoError
 from echo_cli.trace import Trace, parse_trace
-from echo_cli.traces.builder import ImportOptions, Refusal
+from echo_cli.traces.builder import ImportOptions, Refusal, json_text
 from echo_cli.traces.input_file import input_file
+from echo_cli.traces.json_records import listed, member, read_json
 from echo_cli.traces.recognition import Sample
+from echo_cli.traces.tables import is_table
 
 ROLES = """\
 input       trajectory files of any version: from runs, pools or imports
@@ -31,9 +34,19 @@ def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
     """
     if options.warning is not None:
         raise EchoError("--warning has no effect on echo", "omit it: the lines of a trajectory file already have roles")
+    if is_table(path):
+        yield from read_json(path, _row)
+        return
     with input_file(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 yield parse_trace(line)
             except ValueError as error:
                 yield Refusal(f"{path}:{number}", f"not a trace: {error}")
+
+
+def _row(record: Any, _: str) -> Trace:
+    """Parse a row of a table, which has no nulls: an exit code is required and may be null."""
+    for turn in listed(member(record, "turns")):
+        turn.setdefault("exit_code", None)
+    return parse_trace(json_text(record).encode())

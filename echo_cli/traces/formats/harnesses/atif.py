@@ -14,14 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, json_text, said, tool_call
+from echo_cli.traces.builder import (
+    ImportOptions,
+    Record,
+    Refusal,
+    TraceBuilder,
+    UnplacedError,
+    json_text,
+    said,
+    tool_call,
+)
 from echo_cli.traces.formats.harnesses.terminus import is_terminus, terminal_text
 from echo_cli.traces.json_records import (
-    Record,
     arguments_of,
     listed,
     member,
-    parse_json,
     parts_of,
     read_json,
     reward_of,
@@ -29,6 +36,7 @@ from echo_cli.traces.json_records import (
     tools_of,
 )
 from echo_cli.traces.recognition import Sample
+from echo_cli.traces.strict_json import parse_json
 from echo_cli.trajectory import TOOL_RESULT, WRAPPER
 
 COPIED, DISPATCHED, SYSTEM_EVENT = "copied", "dispatched", "system_event"

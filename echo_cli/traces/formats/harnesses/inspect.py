@@ -14,12 +14,10 @@ from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.archive import is_archive, member_bytes, names_of, open_archive
-from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, json_text, tool_call
+from echo_cli.traces.builder import ImportOptions, Record, Refusal, TraceBuilder, UnplacedError, json_text, tool_call
 from echo_cli.traces.input_file import STDIN, first_bytes
 from echo_cli.traces.json_records import (
-    Record,
     arguments_of,
-    json_value,
     listed,
     member,
     parts_of,
@@ -29,6 +27,7 @@ from echo_cli.traces.json_records import (
     text_or_json,
 )
 from echo_cli.traces.recognition import Sample
+from echo_cli.traces.strict_json import json_value
 from echo_cli.trajectory import TOOL_ERROR, TOOL_RESULT, Role
 
 ROLES = """\

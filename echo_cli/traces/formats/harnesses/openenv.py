@@ -20,13 +20,13 @@ from echo_cli.traces.json_records import (
     arguments_of,
     first_id,
     member,
-    parse_json,
     parts_of,
     read_json,
     reward_of,
     text_or_json,
 )
 from echo_cli.traces.recognition import Sample
+from echo_cli.traces.strict_json import parse_json
 from echo_cli.trajectory import NAMED_ROLES, TOOL_ERROR, TOOL_RESULT, Role
 
 ROLES = """\

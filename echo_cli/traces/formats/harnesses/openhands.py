@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.trace import Trace
-from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError
+from echo_cli.traces.builder import ImportOptions, Record, Refusal, TraceBuilder, UnplacedError
 from echo_cli.traces.formats.harnesses import openhands_actions, openhands_sdk
-from echo_cli.traces.json_records import Record, first_id, listed, member, read_json, records
+from echo_cli.traces.json_records import first_id, listed, member, read_json, records
 from echo_cli.traces.recognition import Sample
 
 ROLES = """\

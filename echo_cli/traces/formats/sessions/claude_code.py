@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, tool_call
+from echo_cli.traces.builder import ImportOptions, Record, Refusal, TraceBuilder, tool_call
 from echo_cli.traces.formats.sessions.order import Step, answers_first
-from echo_cli.traces.json_records import Record, arguments_of, listed, member, parts_of, read_json, sessions_of
+from echo_cli.traces.json_records import arguments_of, listed, member, parts_of, read_json, sessions_of
 from echo_cli.traces.recognition import Sample
 from echo_cli.trajectory import TOOL_ERROR, TOOL_RESULT, WRAPPER, Role
 

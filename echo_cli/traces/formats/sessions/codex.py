@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, json_text
+from echo_cli.traces.builder import ImportOptions, Record, Refusal, TraceBuilder, json_text
 from echo_cli.traces.formats.chats.responses import add_item
 from echo_cli.traces.formats.sessions.order import Step, answers_first
-from echo_cli.traces.json_records import Record, listed, member, parse_json, read_json, sessions_of
+from echo_cli.traces.json_records import listed, member, read_json, sessions_of
 from echo_cli.traces.recognition import Sample
+from echo_cli.traces.strict_json import parse_json
 from echo_cli.trajectory import TOOL_RESULT, WRAPPER, Role
 
 HARNESS = "harness"

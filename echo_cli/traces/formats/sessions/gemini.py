@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, json_text, tool_call
-from echo_cli.traces.json_records import Record, arguments_of, first_id, listed, member, read_json, sessions_of
+from echo_cli.traces.builder import ImportOptions, Record, Refusal, TraceBuilder, UnplacedError, json_text, tool_call
+from echo_cli.traces.json_records import arguments_of, first_id, listed, member, read_json, sessions_of
 from echo_cli.traces.recognition import Sample
 from echo_cli.trajectory import TOOL_ERROR, TOOL_RESULT, WRAPPER, Role
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from echo_cli.traces.builder import UnplacedError
 from echo_cli.traces.input_file import input_file
-from echo_cli.traces.json_records import member, parse_json
+from echo_cli.traces.json_records import member
+from echo_cli.traces.strict_json import parse_json
 
 OUTPUT, INPUT, EXIT = "o", "i", "x"
 """Codes of the events that a `Cast` keeps."""
