@@ -13,9 +13,9 @@ from echo_cli.errors import EchoError
 from echo_cli.files import output_file
 from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, trace_line
-from echo_cli.traces.archive import is_archive
 from echo_cli.traces.builder import ImportOptions, LeftOut, Refusal
-from echo_cli.traces.hub_datasets import is_dataset
+from echo_cli.traces.containers.archive import is_archive
+from echo_cli.traces.containers.hub_datasets import is_dataset
 from echo_cli.traces.input_file import STDIN, first_bytes
 from echo_cli.traces.json_records import records
 from echo_cli.traces.recognition import AUTO, Format, Recognised, format_named, format_of, recognise

@@ -17,8 +17,8 @@ from typing import IO, Any, cast
 
 from echo_cli.errors import EchoError, missing_package
 from echo_cli.text import escape_unprintable, foreign_encoding
-from echo_cli.traces.hub_datasets import is_dataset
-from echo_cli.traces.tables import is_table
+from echo_cli.traces.containers.hub_datasets import is_dataset
+from echo_cli.traces.containers.tables import is_table
 
 STDIN = Path("-")
 """Name of standard input among the files to import."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.builder import Record, Refusal, TraceBuilder, UnplacedError, json_text
+from echo_cli.traces.containers.tables import is_table, rows
 from echo_cli.traces.input_file import LONGEST_LINE, input_file, lines_of
 from echo_cli.traces.strict_json import TOO_DEEP, json_value, parse_json
-from echo_cli.traces.tables import is_table, rows
 
 _LINES = {".jsonl", ".ndjson"}
 _COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}

@@ -13,8 +13,8 @@ from typing import Any, Protocol, cast
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace
-from echo_cli.traces.archive import is_archive
 from echo_cli.traces.builder import ImportOptions, Refusal
+from echo_cli.traces.containers.archive import is_archive
 from echo_cli.traces.input_file import STDIN, first_bytes
 from echo_cli.traces.json_records import member, records
 

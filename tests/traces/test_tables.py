@@ -13,11 +13,11 @@ import pytest
 from echo_cli.cli.main import main
 from echo_cli.errors import EchoError
 from echo_cli.trace import Trace, trace_line
-from echo_cli.traces import hub_datasets
 from echo_cli.traces.builder import ImportOptions, Refusal
+from echo_cli.traces.containers import hub_datasets
+from echo_cli.traces.containers.tables import rows
 from echo_cli.traces.json_records import records
 from echo_cli.traces.recognition import format_named, recognise
-from echo_cli.traces.tables import rows
 
 datasets = pytest.importorskip("datasets")
 pyarrow = pytest.importorskip("pyarrow")

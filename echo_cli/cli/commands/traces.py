@@ -21,7 +21,7 @@ from echo_cli.cli.options import (
 )
 from echo_cli.errors import EchoError
 from echo_cli.terminal import put
-from echo_cli.traces.hub_datasets import is_dataset
+from echo_cli.traces.containers.hub_datasets import is_dataset
 from echo_cli.traces.recognition import AUTO, FORMATS
 
 if TYPE_CHECKING:

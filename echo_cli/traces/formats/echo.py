@@ -9,10 +9,10 @@ from typing import Any
 from echo_cli.errors import EchoError
 from echo_cli.trace import Trace, parse_trace
 from echo_cli.traces.builder import ImportOptions, Refusal, json_text
+from echo_cli.traces.containers.tables import is_table
 from echo_cli.traces.input_file import input_file
 from echo_cli.traces.json_records import listed, member, read_json
 from echo_cli.traces.recognition import Sample
-from echo_cli.traces.tables import is_table
 
 ROLES = """\
 input       trajectory files of any version: from runs, pools or imports

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder, UnplacedError, json_text, tool_call
+from echo_cli.traces.builder import ImportOptions, Record, Refusal, TraceBuilder, UnplacedError, json_text, tool_call
 from echo_cli.traces.conversation import CONTEXT_ROLES
 from echo_cli.traces.input_file import STDIN, first_bytes, input_file
 from echo_cli.traces.json_records import (
-    Record,
     arguments_of,
     listed,
     member,

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.traces.archive import is_archive, member_bytes, names_of, open_archive
 from echo_cli.traces.builder import ImportOptions, Record, Refusal, TraceBuilder, UnplacedError, json_text, tool_call
+from echo_cli.traces.containers.archive import is_archive, member_bytes, names_of, open_archive
 from echo_cli.traces.input_file import STDIN, first_bytes
 from echo_cli.traces.json_records import (
     arguments_of,

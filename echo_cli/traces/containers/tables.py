@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from echo_cli.errors import EchoError, missing_package
 from echo_cli.text import escape_unprintable
 from echo_cli.traces.builder import Record, Refusal
-from echo_cli.traces.hub_datasets import dataset_of, is_dataset
+from echo_cli.traces.containers.hub_datasets import dataset_of, is_dataset
 from echo_cli.traces.strict_json import parse_json
 
 if TYPE_CHECKING:

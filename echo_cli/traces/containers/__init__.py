@@ -1,0 +1,1 @@
+"""Files that hold many records or files: tables, data sets and archives."""
