@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.trace import Trace
-from echo_cli.traces.builder import ImportOptions, Refusal
+from echo_cli.traces.builder import ImportOptions, Record, Refusal
 from echo_cli.traces.formats.telemetry.calls import ModelCall, chains_of, trace_of_chain
 from echo_cli.traces.formats.telemetry.messages import Message, message_of, same_message
-from echo_cli.traces.json_records import Record, listed, member, read_json
+from echo_cli.traces.json_records import listed, member, read_json
 from echo_cli.traces.recognition import Sample
 
 ROLES = """\

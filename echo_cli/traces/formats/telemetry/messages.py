@@ -13,7 +13,8 @@ from typing import Any
 
 from echo_cli.trace import TraceSegment
 from echo_cli.traces.builder import TraceBuilder, UnplacedError, tool_call
-from echo_cli.traces.json_records import arguments_of, listed, member, parse_json, text_or_json
+from echo_cli.traces.json_records import arguments_of, listed, member, text_or_json
+from echo_cli.traces.strict_json import parse_json
 from echo_cli.trajectory import TOOL_ERROR, TOOL_RESULT
 
 Message = Mapping[str, Any]

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.trace import Trace
-from echo_cli.traces.builder import ImportOptions, Refusal
+from echo_cli.traces.builder import ImportOptions, Record, Refusal
 from echo_cli.traces.formats.telemetry.calls import ModelCall, chains_of, trace_of_chain
 from echo_cli.traces.formats.telemetry.messages import Message, message_of
-from echo_cli.traces.json_records import Record, listed, member, parse_json, read_json
+from echo_cli.traces.json_records import listed, member, read_json
 from echo_cli.traces.recognition import Sample
+from echo_cli.traces.strict_json import parse_json
 
 ROLES = """\
 input       OTLP JSON of traces or logs, one export or JSONL, as the Collector's file exporter writes it, or spans as
