@@ -93,14 +93,12 @@ def open_session(
     if resume:
         check_same_config(open_run(path), config)
         config, notices = keep_threads(open_run(path), config)
-    corpus = _open_corpus(config)
-    if resume and corpus is not None:
-        check_same_traces(open_run(path), corpus)
+    corpus = _open_corpus(config, open_run(path) if resume else None)
     policy, device = build_policy(config)
     traces = _training_traces(config, corpus, policy)
     with open_worlds(config) as worlds:
-        if worlds.description.about:
-            announce(f"the environment's description: {worlds.description.about}")
+        if about := worlds.description.about:
+            announce(f"the environment's description: {about}")
         if resume:
             check_same_environment(open_run(path), worlds)
         else:
@@ -110,7 +108,7 @@ def open_session(
         evaluator.remember_start(policy)
         with run.lock():
             start_step, meta = restore_run(run, config, policy) if resume else (0, {})
-            unmarked = unmarked_line(path)
+            unmarked = [line] if (line := unmarked_line(path)) else []
             executed = run.read_observations()
             evaluator.observe(pairs_of(executed))
             yield Session(
@@ -128,7 +126,7 @@ def open_session(
                 unrecorded=meta.get("unrecorded"),
                 clock_start=clock_start - float(meta.get("seconds", 0.0)),
                 announce=announce,
-                notices=[*notices, *([unmarked] if unmarked else [])],
+                notices=[*notices, *unmarked],
             )
 
 
@@ -166,12 +164,14 @@ def _create(
     )
 
 
-def _open_corpus(config: Config) -> TraceCorpus | None:
-    """Index the trace files of the config, if any, and check that they contribute to the loss."""
+def _open_corpus(config: Config, resumed: RunDirectory | None) -> TraceCorpus | None:
+    """Index the trace files of the config, if any, and check that they contribute to the loss and are the run's."""
     if config.traces is None:
         return None
     corpus = index_traces(config.traces)
     check_trainable(corpus, config.traces, config.objective)
+    if resumed is not None:
+        check_same_traces(resumed, corpus)
     return corpus
 
 
