@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment, without_thinking
@@ -31,6 +31,9 @@ LEFT_OUT = "left_out"
 
 Record = tuple[str, Any]
 """Place of a JSON value, and the value."""
+
+COPIED = "copied"
+"""Channel of what was shown to an agent as an action or an observation: steps of another episode, demonstrations."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -290,6 +293,17 @@ class TraceBuilder:
         text = "\n".join(self._turn[0])
         command = said(without_thinking(text), self._turn[1]).removesuffix("\n")
         self.act(said(text, self._turn[1]), command=command)
+
+    def quote(self) -> None:
+        """Make the actions and observations so far context: they were shown to the agent, which acts from now on."""
+        self._flush()
+        played = (Role.ACTION, Role.ENV_OUTPUT)
+        self.segments = [
+            replace(segment, role=Role.CONTEXT, channel=COPIED) if segment.role in played else segment
+            for segment in self.segments
+        ]
+        self.commands, self.exit_codes = [], []
+        self.calls.calls, self.calls.answers = [], []
 
     def observed(self, text: str, channel: str | None) -> list[TraceSegment]:
         """Split an observation as the function `observed` does, with the builder's options."""

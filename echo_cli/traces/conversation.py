@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from echo_cli.trace import ChatMessage, Conversation, MessageRole, ToolCall, Trace, TraceSegment
-from echo_cli.traces.builder import LEFT_OUT, json_text, tool_list
-from echo_cli.traces.formats.harnesses.atif import COPIED, DISPATCHED, SYSTEM_EVENT
+from echo_cli.traces.builder import COPIED, LEFT_OUT, json_text, tool_list
+from echo_cli.traces.formats.harnesses.atif import DISPATCHED, SYSTEM_EVENT
 from echo_cli.traces.strict_json import parse_json
 from echo_cli.trajectory import CLOSE, OPEN, SCAFFOLD, TOOLS, WRAPPER, Role
 

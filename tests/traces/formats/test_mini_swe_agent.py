@@ -131,6 +131,24 @@ def test_a_tool_answer_has_its_frame_inside_the_wrappers(tmp_path: Path) -> None
     assert trace.turns[0].exit_code == 0
 
 
+def test_items_of_the_responses_api_are_messages(tmp_path: Path) -> None:
+    call = {"type": "function_call", "call_id": "c1", "name": "bash", "arguments": "{}"}
+    said = {"object": "response", "output": [{"type": "reasoning", "summary": []}, call], "extra": {}}
+    seen: dict[str, Any] = {"type": "function_call_output", "call_id": "c1", "extra": {"returncode": 2}}
+    told: dict[str, Any] = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "No call."}]}
+    record = run(
+        told | {"extra": {"interrupt_type": "FormatError"}}, said, seen | {"output": f"{FRAME[2]}a\n{AFTER[2]}"}
+    )
+    trace = the_trace("mini-swe-agent", record, tmp_path)
+    assert parts_of(trace)[3:] == [
+        ("warning", "notice", "No call."),
+        END,
+        ("action", None, call_text("bash", "{}")),
+        *(OPEN, FRAME, ("env_output", "tool_result", "a\n"), AFTER, CLOSE),
+    ]
+    assert [turn.exit_code for turn in trace.turns] == [None, 2]
+
+
 def test_messages_alone_are_recognised_by_their_frames(tmp_path: Path) -> None:
     record = run(shown("<returncode>0</returncode>\n<output>\na\n</output>"), shown("Observation: b"))
     trace = the_trace("mini-swe-agent", {"messages": record["messages"], "instance_id": "i"}, tmp_path)

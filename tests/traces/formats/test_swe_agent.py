@@ -102,8 +102,12 @@ def test_a_call_is_answered_by_the_next_message(tmp_path: Path) -> None:
 def test_a_demonstration_is_context(tmp_path: Path) -> None:
     demo = [item("user", "D", is_demo=True), said("x", "ls", is_demo=True), item("user", f"a{STATE}", is_demo=True)]
     parts = after(history(*demo, said("L.", "ls")), tmp_path)
-    copied: list[Part] = [("context", "copied", f"{text}\n") for text in ("D", "x", f"a{STATE}")]
-    assert parts == [*copied, ("action", None, "L.\n")]
+    assert parts == [
+        ("context", "user", "D\n"),
+        ("context", "copied", "x\n"),
+        ("context", "user", f"a{STATE}\n"),
+        ("action", None, "L.\n"),
+    ]
 
 
 def test_steps_alone_are_a_run(tmp_path: Path) -> None:

@@ -36,10 +36,10 @@ def test_the_world_answers_in_the_completion(tmp_path: Path) -> None:
     trace = the_trace("verifiers", rollout(prompt, completion, tool_defs=tools), tmp_path)
     assert parts_of(trace) == [
         ("context", "system", "s\n"),
+        ("context", "tools", f"<tools>\n{json.dumps(tools[0])}\n</tools>\n"),
         ("context", "user", "e\n"),
         ("context", "copied", "f\n"),
         ("context", "user", "q\n"),
-        ("context", "tools", f"<tools>\n{json.dumps(tools[0])}\n</tools>\n"),
         ("action", None, "Guess.\n"),
         ("env_output", "observation", "Wrong."),
         END,

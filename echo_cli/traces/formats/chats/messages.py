@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from echo_cli.trace import TraceSegment
-from echo_cli.traces.builder import TraceBuilder, UnplacedError, said, tool_call
+from echo_cli.traces.builder import TraceBuilder, UnplacedError, tool_call
 from echo_cli.traces.conversation import CONTEXT_ROLES
-from echo_cli.traces.formats.harnesses.atif import COPIED
 from echo_cli.traces.json_records import arguments_of, member, parts_of, unquoted
 from echo_cli.trajectory import TOOL_RESULT, WRAPPER
 
@@ -105,25 +104,13 @@ class Messages:
         for call in _calls(message):
             function = _function(call)
             if function is None:
-                left_out.append(self._no_function(call))
+                text = call if isinstance(call, str) else ""
+                left_out.append(self.builder.leave_out("a tool call that is not a function call", text))
             else:
                 blocks.append(self._called(function))
                 self._open(call.get("id"), str(function["name"]))
         self.builder.say(words, blocks)
         self.builder.add_later(*left_out)
-
-    def quote(self, message: Any) -> None:
-        """Place a message that was shown to the agent, such as a demonstration: context, whoever is said to speak."""
-        if member(message, "role") != "assistant":
-            text, left_out = self._content(message)
-            text += "\n"
-        else:
-            words, left_out = self._words(message)
-            calls = [(call, _function(call)) for call in _calls(message)]
-            left_out += [self._no_function(call) for call, function in calls if function is None]
-            text = said(words, [self._called(function) for _, function in calls if function is not None])
-        self.builder.context(text, COPIED)
-        self.builder.add(*left_out)
 
     def _words(self, message: Mapping[str, Any]) -> tuple[str, list[TraceSegment]]:
         """Return the words of an assistant's message, and warnings for its parts that are not text."""
@@ -155,10 +142,6 @@ class Messages:
             number += 1
         self.builder.calls.call(call_id)
         self._waiting[call_id] = name
-
-    def _no_function(self, call: Any) -> TraceSegment:
-        text = call if isinstance(call, str) else ""
-        return self.builder.leave_out("a tool call that is not a function call", text)
 
     def _content(self, message: Any) -> tuple[str, list[TraceSegment]]:
         """Return the text of a message, and warnings for its parts that are not text; null is no text of a tool."""

@@ -107,11 +107,11 @@ def add_item(item: Any, builder: TraceBuilder, output: Output = plain_output) ->
     elif kind not in (None, "message"):
         builder.add_later(builder.leave_out(f"an item of another type: {kind!r}"))
     elif role in CONTEXT_ROLES:
-        text, left_out = _text(item.get("content"), builder)
+        text, left_out = text_of_item(item.get("content"), builder)
         builder.context(f"{text}\n", role)
         builder.add(*left_out)
     elif role == "assistant":
-        text, left_out = _text(item.get("content"), builder)
+        text, left_out = text_of_item(item.get("content"), builder)
         builder.say(text)
         builder.add_later(*left_out)
     else:
@@ -138,7 +138,7 @@ def _answer(item: Mapping[str, Any], builder: TraceBuilder, output: Output) -> N
                 segments += builder.observed(str(chunk.get(channel) or ""), channel)
             exit_code = member(chunk.get("outcome"), "exit_code")
     elif content is not None:
-        text, left_out = _text(content, builder)
+        text, left_out = text_of_item(content, builder)
         segments, exit_code = output(text, builder)
     if call_id not in builder.calls.open:
         text = "".join(segment.text for segment in segments)
@@ -148,10 +148,12 @@ def _answer(item: Mapping[str, Any], builder: TraceBuilder, output: Output) -> N
     builder.answer([*segments, *left_out], exit_code if isinstance(exit_code, int) else None)
 
 
-def _text(content: Any, builder: TraceBuilder) -> tuple[str, list[TraceSegment]]:
+def text_of_item(content: Any, builder: TraceBuilder) -> tuple[str, list[TraceSegment]]:
     """Return the text of a message or an output, and warnings for its other parts."""
     if isinstance(content, dict):  # early versions of Codex wrote a failed call's output as {"content": …}
         content = content.get("content")
+    if content is None:
+        return "", [builder.leave_out("a message without text")]
     if isinstance(content, list):
         content = [{"type": "text", "text": part["text"]} if _is_text(part) else part for part in content]
     return parts_of(content, builder, ("text", "refusal"))

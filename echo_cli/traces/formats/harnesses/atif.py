@@ -15,6 +15,7 @@ from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.builder import (
+    COPIED,
     ImportOptions,
     Record,
     Refusal,
@@ -39,8 +40,8 @@ from echo_cli.traces.recognition import Sample
 from echo_cli.traces.strict_json import parse_json
 from echo_cli.trajectory import TOOL_RESULT, WRAPPER
 
-COPIED, DISPATCHED, SYSTEM_EVENT = "copied", "dispatched", "system_event"
-"""Channels of context: steps of an earlier document, agent steps without a model call, observations of the system."""
+DISPATCHED, SYSTEM_EVENT = "dispatched", "system_event"
+"""Channels of context: agent steps without a model call, observations of the system."""
 
 ROLES = """\
 input       ATIF-v1.x: one trajectory, an array of them, or JSONL; each embedded subagent trajectory is a separate

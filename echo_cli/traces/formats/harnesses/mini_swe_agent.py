@@ -15,14 +15,25 @@ from typing import Any
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.builder import ImportOptions, Refusal, TraceBuilder
 from echo_cli.traces.formats.chats.messages import Messages, Observation
+from echo_cli.traces.formats.chats.responses import add_item
 from echo_cli.traces.framed_text import NOTICE, framed
-from echo_cli.traces.json_records import member, messages_in, messages_of, parts_of, read_json, reward_of, task_of
+from echo_cli.traces.json_records import (
+    listed,
+    member,
+    messages_in,
+    messages_of,
+    parts_of,
+    read_json,
+    reward_of,
+    task_of,
+)
 from echo_cli.traces.recognition import Sample
-from echo_cli.trajectory import Role
+from echo_cli.trajectory import TOOL_RESULT, Role
 
 ROLES = """\
 input       {"messages": […], "trajectory_format": "mini-swe-agent-…"} or messages that show <returncode>: one, an array
-            of them, or JSONL; optionally info, instance_id, reward or score
+            of them, or JSONL; optionally info, instance_id, reward or score. Responses and outputs of OpenAI's
+            Responses API are read as in responses
 context     system and user messages, each followed by a newline; the frame of an observation (channel wrapper):
             <returncode>, <output>, <output_head> and <output_tail> tags, the JSON around "output", "Observation: ";
             <tool_response> wrappers; the newline after an observation in a user message
@@ -107,8 +118,13 @@ def _trace(record: Any, where: str, options: ImportOptions) -> Trace:
             if _ends(message, whole, last=number == len(messages) - 1):
                 text, left_out = parts_of(message.get("content") or "", builder)
                 builder.add(*([TraceSegment(Role.WARNING, text, EXIT)] if text else []), *left_out)
+            elif member(message, "object") == "response":
+                for item in listed(message.get("output")):
+                    add_item(item, builder)
+            elif member(message, "type") == "function_call_output":
+                add_item(message, builder, partial(_output, message=message))
             else:
-                placed.add(message)
+                placed.add(_chat_message(message))
     status = member(whole.get("info"), "exit_status")
     meta = {"exit_status": status} if isinstance(status, str) and status else {}
     return builder.trace(task_of(whole, where), reward=reward_of(whole, "reward", "score", builder=builder), meta=meta)
@@ -135,6 +151,21 @@ def _observe(message: Mapping[str, Any], text: str, *, builder: TraceBuilder, na
     if not isinstance(code, int) and groups.get("code") is not None:
         code = int(groups["code"])
     return Observation(framed(text, spans, builder.options, notices=_NOTICES), code if isinstance(code, int) else None)
+
+
+def _output(text: str, builder: TraceBuilder, message: Mapping[str, Any]) -> tuple[list[TraceSegment], int | None]:
+    """Return the segments and the exit code of an output item of the Responses API, which models of that API get."""
+    seen = _observe(message, text, builder=builder, named=False)
+    return (builder.observed(text, TOOL_RESULT), None) if seen is None else ([*seen.segments], seen.exit_code)
+
+
+def _chat_message(message: Any) -> Any:
+    """Return a message with the parts of chat completions, also if its parts are those of the Responses API."""
+    parts = member(message, "content")
+    if not isinstance(parts, list):
+        return message
+    told = [{**part, "type": "text"} if member(part, "type") == "input_text" else part for part in parts]
+    return {**message, "content": told}
 
 
 def _ends(message: Any, whole: Mapping[str, Any], *, last: bool) -> bool:

@@ -22,10 +22,10 @@ from echo_cli.traces.recognition import Sample
 ROLES = """\
 input       a run with history, with trajectory (steps, or messages with role and text), or with messages: one, an array
             of them, or JSONL; optionally instance_id, resolved, target, reward or score
-context     system messages; user messages before the first action; demonstrations (is_demo, channel copied); each
-            followed by a newline; the frame of an observation (channel wrapper): "OBSERVATION:", <observation>, "(Open
-            file: …)", "(Current directory: …)", "bash-$"; <tool_response> wrappers; the newline after an observation
-            in a user message
+context     system messages; user messages before the first action; demonstrations (is_demo; channel copied for the
+            assistant's and for answers); each followed by a newline; the frame of an observation (channel wrapper):
+            "OBSERVATION:", <observation>, "(Open file: …)", "(Current directory: …)", "bash-$"; <tool_response>
+            wrappers; the newline after an observation in a user message
 action      each assistant message (role ai): its text, a newline, then each tool call as <tool_call> JSON </tool_call>,
             whose arguments keep their bytes. Neighbours are one action; one without text is none
 env_output  user and tool messages after the first action, byte for byte, without their frame: what the step's
@@ -72,8 +72,8 @@ def recognise(sample: Sample) -> str | None:
     history, steps = (_first_of(member(sample.first, name)) for name in ("history", "trajectory"))
     if "role" in history and ("agent" in history or steps):
         return "its history has messages of an agent"
-    if {"action", "observation"} <= steps.keys():
-        return "its trajectory has steps with action and observation"
+    if {"action", "observation", "response"} <= steps.keys():
+        return "its trajectory has steps with response, action and observation"
     if {"role", "text"} <= steps.keys():
         return "its trajectory has messages with role and text"
     messages = [each for each in messages_in(sample.first) if isinstance(each, dict)]
@@ -107,7 +107,9 @@ def _trace(record: Any, where: str, options: ImportOptions) -> Trace:
     placed = Messages(builder, observe)
     for place, message in messages:
         with builder.at(place):
-            (placed.quote if message.get("is_demo") is True else placed.add)(message)
+            placed.add(message)
+            if message.get("is_demo") is True:
+                builder.quote()
     told = next((value for name in ("resolved", "target") if isinstance(value := whole.get(name), bool)), None)
     reward = reward_of(whole, "reward", "score", builder=builder) if told is None else float(told)
     status = member(whole.get("info"), "exit_status") or whole.get("exit_status")

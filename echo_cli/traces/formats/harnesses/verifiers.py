@@ -21,8 +21,9 @@ from echo_cli.traces.recognition import Sample
 ROLES = """\
 input       rollouts with prompt and completion, lists of messages: one, an array of them, or JSONL; optionally
             reward, example_id, tool_defs or info.oai_tools
-context     the messages of the prompt, each followed by a newline, whoever is said to speak; the tools; <tool_response>
-            wrappers; the newline after an observation that answers no tool call
+context     the messages of the prompt, each followed by a newline, whoever is said to speak (channel copied for
+            assistant and tool messages); tools; <tool_response> wrappers; the newline after an observation that answers
+            no tool call
 action      each assistant message of the completion: its text, a newline, then each tool call as <tool_call> JSON
             </tool_call>, whose arguments keep their bytes. Neighbours are one action; one without text is none
 env_output  all other messages of the completion, byte for byte: tool messages, and the messages with which the
@@ -62,12 +63,8 @@ def _trace(record: Any, where: str, options: ImportOptions) -> Trace:
         return Observation(builder.observed(text, OBSERVATION))
 
     tools = record.get("tool_defs") or member(unquoted(record.get("info")), "oai_tools")
-    told, played = Messages(builder), Messages(builder, observe)
-    for number, message in enumerate(prompt):
-        with builder.at(f"prompt[{number}]"):
-            add = told.quote if member(message, "role") in ("assistant", *ANSWERS) else told.add
-            add(message)
-    builder.tools(tools_in({"tools": tools}, builder))
-    played.add_all(completion, "completion")
+    Messages(builder).add_all(prompt, "prompt", tools_in({"tools": tools}, builder))
+    builder.quote()
+    Messages(builder, observe).add_all(completion, "completion")
     task = first_id((record.get(name) for name in ("task_id", "instance_id", "example_id", "id")), where)
     return builder.trace(task, reward=reward_of(record, "reward", builder=builder))
