@@ -1,6 +1,6 @@
 """Runs of mini-swe-agent: `.traj.json` files of versions 1 and 2, and data sets of their messages.
 
-Source: mini-swe-agent's docs/usage/output_files.md, its agents and the observation templates of its configs, versions
+Source: mini-swe-agent's page on output files, its agents and the observation templates of its configs, versions
 1.5 to 2.4. Text runs show an observation as a user message, runs with tool calls as a tool's answer.
 """
 

@@ -1,6 +1,6 @@
 """Runs of SWE-agent: `.traj` files of versions 0.5 to 1.1, and data sets of their messages.
 
-Source: SWE-agent's docs/usage/trajectories.md, `sweagent/types.py`, its agents and the templates of its configs; the
+Source: SWE-agent's page on trajectories, `sweagent/types.py`, its agents and the templates of its configs; the
 cards of SWE-bench/SWE-smith-trajectories and nebius/SWE-agent-trajectories.
 """
 
