@@ -161,3 +161,16 @@ def test_every_byte_is_in_one_segment_or_left_out(tmp_path_factory: pytest.TempP
     trace = the_trace("openai", {"messages": messages}, tmp_path_factory.mktemp("a"))
     assert parts_of(trace) == expected
     assert trace.meta["left_out"]["reasoning"] == {"parts": len(turns), "bytes": thought}
+
+
+@pytest.mark.parametrize(
+    "name", ["mini-swe-agent", "swe-agent", "verifiers", "nemo-gym", "sharegpt", "llama-factory", "openai"]
+)
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_a_file_that_is_cut_in_the_middle_is_not_imported(name: str, suffix: str, tmp_path: Path) -> None:
+    whole = json.dumps(chat([call("f")], {"content": "1"}))
+    path = tmp_path / f"a.{suffix}"
+    path.write_text(whole[: len(whole) // 2])
+    with pytest.raises(EchoError, match=f"a.{suffix}:1: not JSON"):
+        import_traces(name, [path], tmp_path / "out.jsonl", ImportOptions())
+    assert not (tmp_path / "out.jsonl").exists()
