@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment, without_thinking
+from echo_cli.traces.cursor import Cursor
 from echo_cli.trajectory import (
     CLOSE,
     OPEN,
@@ -61,6 +62,8 @@ class ImportOptions:
     """Whether a part that cannot be placed refuses the record, instead of being left out."""
     places: bool = False
     """Whether a trace's meta has the place in its record of every segment, as `places`."""
+    cursor: Cursor | None = None
+    """Place in the file to begin at, moved by formats of one episode per record as they read."""
 
 
 class UnplacedError(ValueError):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
+
+from pydantic import TypeAdapter
 
 from echo_cli.errors import EchoError
 from echo_cli.files import output_file
@@ -16,12 +21,17 @@ from echo_cli.trace import Trace, trace_line
 from echo_cli.traces.builder import ImportOptions, LeftOut, Refusal
 from echo_cli.traces.containers.archive import is_archive
 from echo_cli.traces.containers.hub_datasets import is_dataset
-from echo_cli.traces.input_file import STDIN, first_bytes
+from echo_cli.traces.cursor import Cursor
+from echo_cli.traces.input_file import STDIN, first_bytes, input_stamp
 from echo_cli.traces.json_records import records
+from echo_cli.traces.partial_output import Job, partial_output
 from echo_cli.traces.recognition import AUTO, Format, Recognised, format_named, format_of, recognise
 from echo_cli.trajectory import NAMED_ROLES
 
 T = TypeVar("T")
+
+_SHOW_EVERY, _SAVE_EVERY = 0.2, 5.0
+"""Time between reports of the progress, and between saved states, seconds."""
 
 PROMPTED = "asciinema"
 """The only format that reads `ImportOptions.prompt`."""
@@ -64,6 +74,27 @@ class ImportResult:
         self.first_refused.setdefault(refusal.reason, refusal.where)
 
 
+@dataclass
+class Place:
+    """Place in the inputs up to which they are imported."""
+
+    file: int = 0
+    """Number of files before the one that is read."""
+    offset: int = 0
+    number: int = 0
+    """Where the record that is read begins, as in `Cursor`."""
+    results: int = 0
+    """Number of traces and refusals from there on."""
+
+
+@dataclass
+class ImportState:
+    """What an interrupted import continues from."""
+
+    place: Place = field(default_factory=Place)
+    result: ImportResult = field(default_factory=ImportResult)
+
+
 def import_traces(
     name: str,
     files: Sequence[Path],
@@ -72,41 +103,106 @@ def import_traces(
     *,
     skip_bad: bool = False,
     overwrite: bool = False,
+    report: Callable[[int], None] = lambda _: None,
 ) -> ImportResult:
     """Write the traces of `files`, which are in the format `name`, to the trajectory file `output`.
 
-    Memory holds one trace at a time; a JSON document is loaded whole. `output` appears once it is complete.
+    Memory holds one trace at a time; a JSON document is loaded whole. `output` appears once it is complete. An import
+    into a file that was interrupted is continued by the next one with the same arguments, unless an input is a pipe.
 
     Args:
         name: a format, or "auto": each file has the format that is recognised from its content.
         output: None for stdout.
         skip_bad: whether to count refused records and continue, instead of raising at the first refused record.
         overwrite: whether to replace an existing `output`.
+        report: takes the number of bytes of the inputs that are imported, a few times per second.
 
     Raises:
         EchoError: the format is unknown, or not recognised; an option or a file is invalid; a record is refused without
-            `skip_bad`; there are no traces; `output` cannot be written.
+            `skip_bad`; there are no traces; `output` cannot be written, or an import of other inputs or options into it
+            was interrupted.
     """
     if files.count(STDIN) > 1:
         raise EchoError("- is given twice", "standard input can be read once")
     formats = formats_of(name, files)
     for recognised in formats:
         _check_options(recognised.name, options)
-    result = ImportResult(formats=formats)
-    with output_file(output, overwrite=overwrite) as file:
-        for path, recognised in zip(files, formats, strict=True):
-            for found in _read(format_named(recognised.name), path, options):
-                if isinstance(found, Trace):
-                    result.add(found)
-                    file.write(trace_line(found))
-                elif skip_bad:
-                    result.refuse(found)
-                else:
-                    tip = "pass --skip-bad to omit such records and count them"
-                    raise EchoError(f"{found.where}: {found.reason}", _other_format(path, recognised.name) or tip)
+    whole = _Import(files, formats, options, skip_bad, report)
+    if output is None or (output.exists() and not output.is_file() and not output.is_dir()) or not whole.is_repeatable:
+        with output_file(output, overwrite=overwrite) as file:
+            return whole.run(file, ImportState(), lambda _: None)
+    states = TypeAdapter(ImportState)
+    with partial_output(output, whole.job(), overwrite=overwrite) as partial:
+        state = states.validate_python(partial.state) if partial.state else ImportState()
+        return whole.run(partial.file, state, lambda state: partial.save(states.dump_python(state, mode="json")))
+
+
+@dataclass(frozen=True)
+class _Import:
+    """Import of files whose formats are known."""
+
+    files: Sequence[Path]
+    formats: Sequence[Recognised]
+    options: ImportOptions
+    skip_bad: bool
+    report: Callable[[int], None]
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the files can be read again: none is a pipe."""
+        return all(is_dataset(path) or (path != STDIN and path.is_file()) for path in self.files)
+
+    def job(self) -> Job:
+        """Return what the import's output depends on."""
+        options = {name: value for name, value in vars(self.options).items() if name != "cursor"}
+        return {
+            "inputs": [[str(path), *input_stamp(path)] for path in self.files],
+            "formats": [recognised.name for recognised in self.formats],
+            "options": {**options, "skip_bad": self.skip_bad},
+            "versions of echo-cli": version("echo-cli"),
+        }
+
+    def run(self, file: BinaryIO, state: ImportState, save: Callable[[ImportState], None]) -> ImportResult:
+        """Write the traces from `state` on to `file`, call `save` now and then, and return the counts of all."""
+        place, result = state.place, state.result
+        result.formats = self.formats
+        sizes = [input_stamp(path)[0] for path in self.files]
+        saved = shown = -math.inf
+        while place.file < len(self.files):
+            known, place.results, cursor = place.results, 0, Cursor(place.offset, place.number)
+            for found in self._results(place.file, cursor):
+                if cursor.place != (place.offset, place.number):
+                    (place.offset, place.number), place.results, known = cursor.place, 0, 0
+                place.results += 1
+                if place.results <= known:
+                    continue
+                self._add(found, place.file, result, file)
+                now = time.monotonic()
+                if now - shown >= _SHOW_EVERY:
+                    shown = now
+                    self.report(sum(sizes[: place.file]) + cursor.consumed())
+                if now - saved >= _SAVE_EVERY:
+                    saved = now
+                    save(state)
+            place.file, place.offset, place.number, place.results = place.file + 1, 0, 0, 0
         if not result.traces:
-            raise EchoError(*_nothing(files, result))
-    return result
+            raise EchoError(*_nothing(self.files, result))
+        return result
+
+    def _results(self, number: int, cursor: Cursor) -> Iterator[Trace | Refusal]:
+        source = format_named(self.formats[number].name)
+        return _read(source, self.files[number], replace(self.options, cursor=cursor))
+
+    def _add(self, found: Trace | Refusal, number: int, result: ImportResult, file: BinaryIO) -> None:
+        if isinstance(found, Trace):
+            result.add(found)
+            file.write(trace_line(found))
+        elif self.skip_bad:
+            result.refuse(found)
+        else:
+            tip = "pass --skip-bad to omit such records and count them"
+            other = _other_format(self.files[number], self.formats[number].name)
+            raise EchoError(f"{found.where}: {found.reason}", other or tip)
 
 
 def formats_of(name: str, files: Sequence[Path]) -> list[Recognised]:

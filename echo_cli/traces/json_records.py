@@ -11,7 +11,8 @@ from typing import Any
 from echo_cli.trace import Trace, TraceSegment
 from echo_cli.traces.builder import Record, Refusal, TraceBuilder, UnplacedError, json_text
 from echo_cli.traces.containers.tables import is_table, rows
-from echo_cli.traces.input_file import LONGEST_LINE, input_file, lines_of
+from echo_cli.traces.cursor import Cursor
+from echo_cli.traces.input_file import TOO_LONG, input_file, lines_of
 from echo_cli.traces.strict_json import TOO_DEEP, json_value, parse_json
 
 _LINES = {".jsonl", ".ndjson"}
@@ -24,17 +25,20 @@ def read_json(
     path: Path,
     read: Callable[[Any, str], Trace],
     expand: Callable[[Iterator[Record | Refusal]], Iterator[Record | Refusal]] = iter,
+    *,
+    cursor: Cursor | None = None,
 ) -> Iterator[Trace | Refusal]:
     """Yield the trace that `read` returns for each record of a file, or a refusal if it raises ValueError.
 
     Args:
         read: takes a record and its place.
         expand: adds records that are embedded in other records.
+        cursor: place to begin at, moved from record to record; only where no trace depends on an earlier record.
 
     Raises:
         OSError: the file cannot be read.
     """
-    return read_records(expand(records(path)), read)
+    return read_records(expand(records(path, cursor)), read)
 
 
 def read_records(entries: Iterable[Record | Refusal], read: Callable[[Any, str], Trace]) -> Iterator[Trace | Refusal]:
@@ -85,27 +89,31 @@ def sessions_of(
         yield start, session
 
 
-def records(path: Path) -> Iterator[Record | Refusal]:
+def records(path: Path, cursor: Cursor | None = None) -> Iterator[Record | Refusal]:
     """Yield the records of a file: its JSON values, the items of a list of records, or the rows of a table.
+
+    Args:
+        cursor: place to begin at, moved to each line of JSONL, or row, that is read.
 
     Raises:
         EchoError: a table cannot be read, or its package is not installed.
         OSError: the file cannot be read.
     """
-    return rows(path) if is_table(path) else _flattened(_json_values(path))
+    return rows(path, cursor) if is_table(path) else _flattened(_json_values(path, cursor))
 
 
-def _json_values(path: Path) -> Iterator[Record | Refusal]:
+def _json_values(path: Path, cursor: Cursor | None) -> Iterator[Record | Refusal]:
     """Yield each JSON value of a file with its place: the lines of JSONL one at a time, or one document, read whole.
 
     A file is JSONL if its suffix says so, or if its first non-empty line is a complete value.
     """
-    with input_file(path) as file:
-        if (path.with_suffix("") if path.suffix in _COMPRESSED else path).suffix in _LINES:
-            yield from _records(enumerate(lines_of(file), start=1), path)
-            return
+    with input_file(path, cursor) as file:
         # Read once: the path may be a pipe, which cannot be read again.
-        lines = enumerate(lines_of(file), start=1)
+        lines = lines_of(file, cursor)
+        inside = cursor is not None and cursor.offset > 0
+        if inside or (path.with_suffix("") if path.suffix in _COMPRESSED else path).suffix in _LINES:
+            yield from _records(lines, path)
+            return
         number, first = next(((number, line) for number, line in lines if line is None or line.strip()), (1, b""))
         if first is not None and isinstance(json_value(first, ""), Refusal):
             value = json_value(b"\n" * (number - 1) + first + file.read(), str(path), document=True)
@@ -296,7 +304,7 @@ def _records(lines: Iterable[tuple[int, bytes | None]], path: Path) -> Iterator[
     for number, line in lines:
         where = f"{path}:{number}"
         if line is None:
-            yield Refusal(where, f"a line longer than {LONGEST_LINE // 2**20} MiB")
+            yield Refusal(where, TOO_LONG)
         elif line.strip():
             value = json_value(line, where)
             yield value if isinstance(value, Refusal) else (where, value[0])

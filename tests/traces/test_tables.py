@@ -16,6 +16,7 @@ from echo_cli.trace import Trace, trace_line
 from echo_cli.traces.builder import ImportOptions, Refusal
 from echo_cli.traces.containers import hub_datasets
 from echo_cli.traces.containers.tables import rows
+from echo_cli.traces.cursor import Cursor
 from echo_cli.traces.json_records import records
 from echo_cli.traces.recognition import format_named, recognise
 
@@ -55,7 +56,7 @@ def test_a_parquet_file_gives_the_traces_of_the_same_json_lines_whatever_its_nam
     parquet.write_table(pyarrow.Table.from_pylist(CHATS), path, row_group_size=70)
     assert recognise(path).name == "openai"
     assert traces(path) == traces(lines)
-    assert [entry[0] for entry in rows(path, 150) if isinstance(entry, tuple)] == [
+    assert [entry[0] for entry in rows(path, Cursor(number=150)) if isinstance(entry, tuple)] == [
         f"{path}[{n}]" for n in range(150, 200)
     ]
 
@@ -149,7 +150,7 @@ def test_a_saved_data_set_gives_the_traces_of_its_records(lines: Path, saved: Pa
     assert traces(saved / "train") == traces(lines)
     assert traces(Path(f"hf:{saved}:test")) == traces(lines)[:3]
     assert recognise(Path(f"hf:{saved}:test")).name == "openai"
-    assert len(list(rows(saved / "train", 190))) == 10
+    assert len(list(rows(saved / "train", Cursor(number=190)))) == 10
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def import_(
     image, a warning names what was left out. A record whose roles are uncertain is an error with file, line and reason,
     and nothing is written.
     """
-    from echo_cli.cli.display.imports import show_import
+    from echo_cli.cli.display.imports import import_progress, show_import, tell_interrupted
     from echo_cli.traces.builder import ImportOptions
     from echo_cli.traces.importing import import_traces
 
@@ -88,7 +88,14 @@ def import_(
     if output is None:
         raise EchoError("no output file", "set --output OUT.jsonl, or --output - for stdout")
     _check_stdout(output, as_json)
-    result = import_traces(name, files, _path(output), options, skip_bad=skip_bad, overwrite=overwrite)
+    try:
+        with import_progress(files) as report:
+            result = import_traces(
+                name, files, _path(output), options, skip_bad=skip_bad, overwrite=overwrite, report=report
+            )
+    except (SystemExit, KeyboardInterrupt):  # Ctrl-C and the like
+        tell_interrupted(_path(output))
+        raise
     show_import(result, files, output, as_json=as_json)
 
 

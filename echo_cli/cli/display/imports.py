@@ -2,20 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+from echo_cli.cli.display.tables import new_console
 from echo_cli.cli.options import print_json
-from echo_cli.terminal import put
+from echo_cli.terminal import guarded_streams, put
 from echo_cli.text import clipped, escape_unprintable, without_middle
 from echo_cli.trace import Trace
 from echo_cli.traces.builder import LeftOut
 from echo_cli.traces.importing import OBSERVED, ImportResult
+from echo_cli.traces.input_file import input_stamp
+from echo_cli.traces.partial_output import partial_path
 from echo_cli.traces.recognition import Recognised, format_named
 
 _SHOWN = 64
 """Length of a segment's text in a row, characters."""
+
+
+@contextmanager
+def import_progress(files: Sequence[Path]) -> Iterator[Callable[[int], None]]:
+    """Yield a function that shows how many bytes of `files` are imported; on a terminal only, on stderr."""
+    console = new_console(err=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars, guarded_streams():
+        bar = bars.add_task("", total=None, start=False)
+
+        def show(imported: int) -> None:
+            if not bars.tasks[0].started:  # the speed is that of this call, which may continue an earlier one
+                bars.update(bar, completed=imported, total=sum(input_stamp(path)[0] for path in files) or None)
+                bars.start_task(bar)
+            bars.update(bar, completed=imported)
+
+        yield show
+
+
+def tell_interrupted(output: Path | None) -> None:
+    """Say how to continue an import that was interrupted, if it can be continued."""
+    if output is not None and partial_path(output).exists():
+        put(f"{output} is not complete: the same command continues the import", err=True)
 
 
 def show_import(result: ImportResult, files: Sequence[Path], output: str, *, as_json: bool) -> None:

@@ -47,6 +47,11 @@ def dataset_of(path: Path) -> Dataset:
     return _load(str(path))
 
 
+def size_of(dataset: Dataset) -> int:
+    """Return the size of a data set's rows in memory, bytes."""
+    return int(dataset.data.nbytes)
+
+
 @cache  # an import reads the first rows several times
 def _load(name: str) -> Dataset:
     import datasets

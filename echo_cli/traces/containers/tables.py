@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from echo_cli.errors import EchoError, missing_package
 from echo_cli.text import escape_unprintable
 from echo_cli.traces.builder import Record, Refusal
-from echo_cli.traces.containers.hub_datasets import dataset_of, is_dataset
+from echo_cli.traces.containers.hub_datasets import dataset_of, is_dataset, size_of
+from echo_cli.traces.cursor import Cursor
 from echo_cli.traces.strict_json import parse_json
 
 if TYPE_CHECKING:
@@ -55,21 +56,22 @@ def is_parquet(path: Path) -> bool:
         return file.read(len(_PARQUET)) == _PARQUET
 
 
-def rows(path: Path, start: int = 0) -> Iterator[Record | Refusal]:
+def rows(path: Path, cursor: Cursor | None = None) -> Iterator[Record | Refusal]:
     """Yield the rows of a table as records, a few in memory at a time.
 
     Args:
-        start: number of rows to skip.
+        cursor: place to begin at, moved to each row.
 
     Raises:
         EchoError: the extra `datasets` is not installed, or the table cannot be read.
         OSError: the file cannot be read.
     """
-    number = start
-    for batch in _dataset_batches(path, start) if is_dataset(path) else _parquet_batches(path, start):
+    cursor = Cursor() if cursor is None else cursor
+    number = cursor.number
+    for batch in _dataset_batches(path, cursor) if is_dataset(path) else _parquet_batches(path, cursor):
         convert = _struct({field.name: _column(field.type) for field in batch.schema})
         for row in range(batch.num_rows):
-            where = f"{path}[{number}]"
+            where, cursor.number = f"{path}[{number}]", number
             try:
                 (value,) = batch.slice(row, 1).to_pylist(maps_as_pydicts="lossy")
                 yield where, convert(value)
@@ -78,12 +80,14 @@ def rows(path: Path, start: int = 0) -> Iterator[Record | Refusal]:
             number += 1
 
 
-def _dataset_batches(path: Path, start: int) -> Iterator[pyarrow.Table]:
+def _dataset_batches(path: Path, cursor: Cursor) -> Iterator[pyarrow.Table]:
     dataset = dataset_of(path)
-    yield from dataset.select(range(start, len(dataset))).with_format("arrow").iter(_BATCH)
+    size, total = size_of(dataset), max(1, len(dataset))
+    cursor.consumed = lambda: size * cursor.number // total
+    yield from dataset.select(range(cursor.number, len(dataset))).with_format("arrow").iter(_BATCH)
 
 
-def _parquet_batches(path: Path, start: int) -> Iterator[pyarrow.RecordBatch]:
+def _parquet_batches(path: Path, cursor: Cursor) -> Iterator[pyarrow.RecordBatch]:
     if importlib.util.find_spec("pyarrow") is None:
         raise missing_package("a Parquet file", "pyarrow", EXTRA)
     import pyarrow
@@ -91,6 +95,8 @@ def _parquet_batches(path: Path, start: int) -> Iterator[pyarrow.RecordBatch]:
 
     try:
         file = parquet.ParquetFile(path, buffer_size=_BUFFER)
+        size, total, start = path.stat().st_size, max(1, file.metadata.num_rows), cursor.number
+        cursor.consumed = lambda: size * cursor.number // total
         groups, skipped = 0, 0
         while groups < file.num_row_groups and skipped + file.metadata.row_group(groups).num_rows <= start:
             skipped += file.metadata.row_group(groups).num_rows

@@ -10,7 +10,7 @@ from echo_cli.errors import EchoError
 from echo_cli.trace import Trace, parse_trace
 from echo_cli.traces.builder import ImportOptions, Refusal, json_text
 from echo_cli.traces.containers.tables import is_table
-from echo_cli.traces.input_file import input_file
+from echo_cli.traces.input_file import TOO_LONG, input_file, lines_of
 from echo_cli.traces.json_records import listed, member, read_json
 from echo_cli.traces.recognition import Sample
 
@@ -35,12 +35,12 @@ def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
     if options.warning is not None:
         raise EchoError("--warning has no effect on echo", "omit it: the lines of a trajectory file already have roles")
     if is_table(path):
-        yield from read_json(path, _row)
+        yield from read_json(path, _row, cursor=options.cursor)
         return
-    with input_file(path) as file:
-        for number, line in enumerate(file, start=1):
+    with input_file(path, options.cursor) as file:
+        for number, line in lines_of(file, options.cursor):
             try:
-                yield parse_trace(line)
+                yield parse_trace(line) if line is not None else Refusal(f"{path}:{number}", TOO_LONG)
             except ValueError as error:
                 yield Refusal(f"{path}:{number}", f"not a trace: {error}")
 

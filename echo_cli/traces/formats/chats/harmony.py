@@ -97,7 +97,7 @@ def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
     place = partial(_trace, options=options)
     if path != STDIN and first_bytes(path).startswith(b"<|start|>"):
         return read_records(_plain(path), place)
-    return read_json(path, place)
+    return read_json(path, place, cursor=options.cursor)
 
 
 def _plain(path: Path) -> Iterator[Record | Refusal]:

@@ -83,7 +83,7 @@ def recognise(sample: Sample) -> str | None:
 
 def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
     """Yield the traces of a file's documents, embedded ones included."""
-    return read_json(path, partial(_trace, path=path, options=options), expand=_documents)
+    return read_json(path, partial(_trace, path=path, options=options), expand=_documents, cursor=options.cursor)
 
 
 def _documents(records: Iterable[Record | Refusal]) -> Iterator[Record | Refusal]:
