@@ -51,7 +51,7 @@ def input_file(path: Path, cursor: Cursor | None = None) -> Iterator[IO[bytes]]:
         raise EchoError(f"{escape_unprintable(path)} is a table, not text", "this format is not read from tables")
     with ExitStack() as stack:
         raw = sys.stdin.buffer if path == STDIN else stack.enter_context(path.open("rb", buffering=_BLOCK))
-        if cursor is not None:
+        if cursor is not None and raw.seekable():
             cursor.consumed = raw.tell
         name = "standard input" if path == STDIN else escape_unprintable(path)
         encoding, tip = foreign_encoding(cast(BufferedReader, raw).peek(8)) or (None, "")

@@ -45,7 +45,7 @@ def recognise(sample: Sample) -> str | None:
 
 def read(path: Path, options: ImportOptions) -> Iterator[Trace | Refusal]:
     """Yield the rollouts of a file."""
-    return read_json(path, partial(_trace, options=options))
+    return read_json(path, partial(_trace, options=options), cursor=options.cursor)
 
 
 def _trace(record: Any, where: str, options: ImportOptions) -> Trace:
