@@ -11,6 +11,7 @@ from echo_cli.config.episodes.reward import RewardConfig
 from echo_cli.config.model import ModelConfig, SamplerConfig, is_hub_id
 from echo_cli.config.schema import Config
 from echo_cli.config.section import VARIABLE
+from echo_cli.config.terminal import TerminalConfig
 from echo_cli.text import escape_unprintable
 
 
@@ -66,6 +67,8 @@ def _environment(environment: EnvironmentConfig) -> Effects:
     place = "" if environment.grants.import_from is None else f" (also from {environment.grants.import_from})"
     if environment.object is not None:
         found += Effects(imports=(f"{environment.object}{_arguments(environment.object_options)}{place}",))
+    if environment.terminal is not None:
+        found += _terminal(environment.terminal)
     if environment.provider is not None:
         found += _provider(environment.provider, place)
     if environment.client is not None:
@@ -75,6 +78,20 @@ def _environment(environment: EnvironmentConfig) -> Effects:
     if environment.reward.has_grader:
         found += _grader(environment.reward, place)
     return found + Effects(sends=_variables(environment.headers))
+
+
+_ISOLATION = {
+    "bwrap": "under bubblewrap",
+    "docker": "in containers of Docker",
+    "process": "with the rights of this user, which is no security boundary",
+}
+
+
+def _terminal(terminal: TerminalConfig) -> Effects:
+    contacts = () if terminal.git is None else (terminal.git.url,)
+    network = " and the network" if terminal.network else ""
+    shells = f"shells for the tasks of {terminal.place} {_ISOLATION[terminal.runtime]}{network}"
+    return Effects((shells,), contacts=contacts)
 
 
 def _provider(provider: ProviderConfig, place: str) -> Effects:

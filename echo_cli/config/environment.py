@@ -26,6 +26,7 @@ from echo_cli.config.section import (
     refuse_secret_words,
     refuse_secrets,
 )
+from echo_cli.config.terminal import TerminalConfig
 from echo_cli.config.toy_terminal import ToyTerminalConfig
 from echo_cli.errors import EchoError
 
@@ -129,18 +130,19 @@ class InvalidConfig(Section):
     pattern: Pattern
 
 
-SOURCES = ("toy_terminal", "object", "url", "provider", "none")
+SOURCES = ("toy_terminal", "object", "url", "provider", "terminal", "none")
 SOURCE_KEYS = {"object_options": ("object",), "client": ("url", "provider"), "headers": ("url", "provider")}
 """Keys that have an effect only with the listed sources."""
 
 OF_ANY_SOURCE = ("toy_terminal", "sessions", "batch_wait_s", "attempts")
 """Keys that have an effect with the toy terminal too."""
 
-PRESETS = ("toy_terminal", "tbench2", "coding", "repl", "textarena", "echo", "agent_world_model", "maze")
+PRESETS = ("toy_terminal", "tbench2", "coding", "repl", "textarena", "echo", "agent_world_model", "maze", "terminal")
 
 
 class EnvironmentConfig(Section):
-    """Exactly one source of environments: `toy_terminal` (the default), `object`, `url`, `provider` or `none`.
+    """Exactly one source of environments: `toy_terminal` (the default), `object`, `url`, `provider`,
+    `terminal` or `none`.
 
     With `none: true` there is no environment, and the run trains on traces alone.
     """
@@ -154,6 +156,7 @@ class EnvironmentConfig(Section):
     """Arguments of the constructor of `object`; the class reads a secret from its environment variables instead."""
     url: FreeOnResume[Annotated[str, Field(pattern=r"^(http|https|ws|wss)://[^\s/]+\S*$")] | None] = None
     provider: FreeOnResume[ProviderConfig | None] = None
+    terminal: TerminalConfig | None = None
     none: Literal[True] | None = None
     client: FreeOnResume[ImportPath | None] = None
     """A typed OpenEnv client class, for `url` and `provider`."""
@@ -204,7 +207,9 @@ class EnvironmentConfig(Section):
             if given[0] not in sources and getattr(self, key) and self.toy_terminal is None:
                 tip = f"it applies only to {' and '.join(sources)}"
                 raise EchoError(f"environment.{key} has no effect with {given[0]}", tip)
-        if self.toy_terminal is None and self.tasks is None:
+        if self.terminal is not None and self.tasks is not None:
+            raise EchoError("environment.tasks has no effect with terminal", "omit it: the task folders are the tasks")
+        if self.toy_terminal is None and self.tasks is None and self.terminal is None:
             raise EchoError(
                 f"environment.{given[0]} has no tasks",
                 "set file, items or seeds under environment.tasks; for a toy terminal server, toy_terminal: {}",
@@ -252,6 +257,8 @@ class EnvironmentConfig(Section):
         """Source of environments, as text for people."""
         if self.provider is not None:
             return f"provider {self.provider.kind}"
+        if self.terminal is not None:
+            return f"terminal tasks of {self.terminal.place}, runtime {self.terminal.runtime}"
         return next(
             f"{name} {value}" if isinstance(value, str) else name
             for name in SOURCES

@@ -243,6 +243,8 @@ def _apply_environment_preset(values: dict[str, Any]) -> None:
     tasks = environment.get("tasks")
     if isinstance(tasks, dict) and tasks.get("toy_terminal") is not None:
         environment.setdefault("preset", "toy_terminal")
+    if environment.get("terminal") is not None:
+        environment.setdefault("preset", "terminal")
     name = environment.get("preset")
     if isinstance(name, str) and name in ENVIRONMENT_PRESETS:
         preset = environment_preset(name)

@@ -49,9 +49,11 @@ def _replace_source(values: dict[str, Any], override: Override, overrides: Seque
     worlds = _toy_worlds(environment, overrides)
     taken = {"none": set[str](), "toy_terminal": set(OF_ANY_SOURCE)}.get(source)
     lost = {key for key in SOURCE_KEYS if source not in SOURCE_KEYS[key]} if taken is None else {*environment} - taken
+    if source == "terminal":
+        lost |= {"tasks", "preset"}
     for key in [*(lost - given), *SOURCES]:
         environment.pop(key, None)
-    if worlds is not None and taken is None and environment.get("tasks") is None:
+    if worlds is not None and taken is None and source != "terminal" and environment.get("tasks") is None:
         environment["tasks"] = {"toy_terminal": worlds}
 
 

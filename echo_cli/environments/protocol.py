@@ -246,6 +246,8 @@ class Description:
     """Number of parallel sessions that the source accepts; None if unknown."""
     about: str = ""
     """The environment's own description, one line; empty if it has none."""
+    notices: tuple[str, ...] = ()
+    """Notes on the source for the start of a run, one line each."""
 
 
 class EnvironmentSource(Protocol):

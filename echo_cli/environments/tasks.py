@@ -39,6 +39,8 @@ class Task:
     """Text that the policy is shown before what the environment shows; empty if the environment states the task."""
     answer: Any = None
     """Reference answer for graders, a JSON value, which the policy never sees; None if it has none."""
+    max_turns: int | None = None
+    """Maximum number of turns that the task itself sets; None for that of the config alone."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the task as a grader sees it."""

@@ -49,6 +49,7 @@ class TextEnvironment:
         self._client: Client | None = None
         self._rewards: list[float | None] = []
         self._turns = 0
+        self._max_turns = settings.max_turns
         self._done = False
 
     async def reset(self, task: Task) -> tuple[TextPiece, ...]:
@@ -59,6 +60,7 @@ class TextEnvironment:
             EchoError: the environment was not available for `retry_s` seconds, has ended, or refused the task's reset
                 (exit code 1).
         """
+        self._max_turns = min(self._settings.max_turns, task.max_turns or self._settings.max_turns)
         try:
             payload = await self._begin(task)
         except SessionLost:
@@ -86,7 +88,7 @@ class TextEnvironment:
         exit_code = exit_code_of(payload, settings.exit_code)
         # An action that runs on the last turn (it has an exit code) ends the episode as capped, even if the environment
         # reports done. A submitted answer has no exit code: the environment's done takes precedence over the cap.
-        capped = self._turns >= settings.max_turns and (not payload.done or exit_code is not None)
+        capped = self._turns >= self._max_turns and (not payload.done or exit_code is not None)
         done = payload.done or capped
         pieces = self._observations.reply(payload, action)
         return StepResult(
@@ -194,7 +196,7 @@ class TextEnvironment:
         """Return the result of an action that did not run."""
         line = " ".join(safe(reason).split())
         notice = TextPiece(Role.WARNING, f"[{line[:_NOTICE_CHARS]}]\n", "notice")
-        capped = self._turns >= self._settings.max_turns
+        capped = self._turns >= self._max_turns
         return StepResult(
             (notice,) if capped else self._prompted((notice,)),
             done=capped,

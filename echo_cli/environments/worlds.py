@@ -15,6 +15,8 @@ from echo_cli.environments.actions import check_action, check_payload, wrap_acti
 from echo_cli.environments.grading.grader import open_grader
 from echo_cli.environments.protocol import Description, Environment, EnvironmentSource, HostLimits, TaskSuite
 from echo_cli.environments.tasks import OTHER_WORLD, Task, TaskList, TaskSplits, load_tasks
+from echo_cli.environments.terminal.client import open_terminal
+from echo_cli.environments.terminal.tasks.task_set import load_terminal_tasks
 from echo_cli.environments.text_environment import EnvironmentFactory
 from echo_cli.environments.toy import ToyWorlds, toy_factory, toy_settings
 from echo_cli.errors import EchoError
@@ -36,9 +38,12 @@ def list_tasks(config: Config) -> tuple[TaskSplits, TaskSplits]:
     if toy is not None:
         worlds = ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns, toy.families, kind=toy.kind)
         return worlds.tasks, worlds.out_of_distribution().tasks
-    if environment.tasks is None:
+    if environment.terminal is not None:
+        tasks = load_terminal_tasks(environment.terminal).task_list(environment.terminal)
+    elif environment.tasks is None:
         return _NO_TASKS, _NO_TASKS
-    tasks = load_tasks(environment.tasks)
+    else:
+        tasks = load_tasks(environment.tasks)
     return tasks.splits, TaskSplits((), (), tasks.ood)
 
 
@@ -70,21 +75,36 @@ def open_worlds(config: Config) -> Iterator[TaskSuite]:
             yield worlds
             return
         splits, worlds_of = worlds.tasks, worlds.made_by
+    elif environment.terminal is not None:
+        with open_terminal(environment, partial(rollouts_at_once, config)) as (source, tasks):
+            _check_other_world(config, tasks)
+            with _suite(config, source, partial(TaskWorlds, tasks)) as suite:
+                yield suite
+        return
     else:
         assert environment.tasks is not None
         tasks = load_tasks(environment.tasks)
         _check_other_world(config, tasks)
         splits, worlds_of = tasks.splits, partial(TaskWorlds, tasks)
     with open_source(environment, rollouts_at_once(config, splits)) as source:
-        description = source.describe()
-        check_action(environment.action, description.action_schema)
-        for number, final in enumerate(environment.reward.final):
-            check_payload(final.action, description.action_schema, f"environment.reward.final[{number}].action")
-        hosting = _hosting(environment, environment.sessions or description.sessions or 1)
-        with open_grader(environment.reward, hosting.faults, environment.grants.import_from) as grader:
-            suite = worlds_of(EnvironmentFactory(source, environment, hosting, description, grader))
-            _check_explorers(config, suite)
+        with _suite(config, source, worlds_of) as suite:
             yield suite
+
+
+@contextmanager
+def _suite(
+    config: Config, source: EnvironmentSource, worlds_of: Callable[[EnvironmentFactory], TaskSuite]
+) -> Iterator[TaskSuite]:
+    """Yield the suite of an open source, whose schema fits the config's actions."""
+    environment, description = config.environment, source.describe()
+    check_action(environment.action, description.action_schema)
+    for number, final in enumerate(environment.reward.final):
+        check_payload(final.action, description.action_schema, f"environment.reward.final[{number}].action")
+    hosting = _hosting(environment, environment.sessions or description.sessions or 1)
+    with open_grader(environment.reward, hosting.faults, environment.grants.import_from) as grader:
+        suite = worlds_of(EnvironmentFactory(source, environment, hosting, description, grader))
+        _check_explorers(config, suite)
+        yield suite
 
 
 def _check_explorers(config: Config, suite: TaskSuite) -> None:

@@ -98,7 +98,7 @@ def _notices(session: Session) -> list[str]:
     """Return the lines about traces, memory, splits and pools and, for a new run, about state between episodes."""
     config, worlds, policy = session.config, session.worlds, session.policy
     lines = [*session.notices, *run_notices(session.run, config), *memory_notice(config, session.device)]
-    lines += [*policy.renderer.notices, *split_notices(worlds)]
+    lines += [*policy.renderer.notices, *worlds.description.notices, *split_notices(worlds)]
     lines += pool_notices(config, worlds, session.evaluator.pools)
     is_checked = worlds.replayable or session.start_step > 0
     return lines if is_checked else [*lines, *leak_notices(config, worlds, policy)]

@@ -109,7 +109,19 @@ def _sandbox(folder: Path) -> list[str]:
     /tmp is empty and private to the line. The end of bubblewrap, which may be killed, ends every process in its
     process namespace.
     """
-    words = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    words = ["--new-session", *read_only_system(), "--bind", str(folder), str(folder)]
+    return [*words, "--remount-ro", "/", "--chdir", str(folder)]
+
+
+def read_only_system(memory_bytes: int | None = None) -> list[str]:
+    """Return bubblewrap's options for namespaces without network, a read-only system and an empty, writable /tmp.
+
+    The root folder itself is still writable, so that more folders can be added: end with `--remount-ro /`.
+
+    Args:
+        memory_bytes: maximum size of /tmp and of /dev/shm, which are in memory; None for no limit.
+    """
+    words = ["--unshare-all", "--die-with-parent", "--cap-drop", "ALL"]
     for path in _SYSTEM:
         if os.path.islink(path):
             words += ["--symlink", os.readlink(path), path]
@@ -120,5 +132,5 @@ def _sandbox(folder: Path) -> list[str]:
     # /proc is read-only: a line of root, even without capabilities, could name a program for the kernel to run in
     # /proc/sys/kernel/core_pattern.
     words += ["--proc", "/proc", "--remount-ro", "/proc"]
-    words += ["--dev", "/dev", "--tmpfs", "/dev/shm", "--remount-ro", "/dev", "--tmpfs", "/tmp"]
-    return [*words, "--bind", str(folder), str(folder), "--remount-ro", "/", "--chdir", str(folder)]
+    size = [] if memory_bytes is None else ["--size", str(memory_bytes)]
+    return [*words, "--dev", "/dev", *size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev", *size, "--tmpfs", "/tmp"]

@@ -35,6 +35,7 @@ def test_these_keys_and_no_others_may_change_on_resume() -> None:
     expected |= _below("model", "trust_remote_code fetch")
     expected |= _below("environment", f"{ENVIRONMENT} max_message_mb") | _below("environment.provider", PROVIDER)
     expected |= _below("environment.reward", "on_error timeout_s workers env")
+    expected |= _below("environment.terminal", "runtime")
     expected |= _below("sampler", ENDPOINT) | _below("environment.provider.limits", LIMITS)
     assert free_keys() == expected
     assert free_keys() < set(key_paths())

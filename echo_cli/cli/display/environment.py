@@ -31,7 +31,7 @@ def print_check(report: CheckReport) -> None:
     put(f"sessions: {'any number' if report.sessions is None else report.sessions}")
     caps = report.limits
     put(f"caps: action {caps.action_tokens}, output {caps.output_tokens}, episode {caps.episode_tokens} tokens")
-    put(f"tasks: {', '.join(f'{count} {split}' for split, count in report.tasks.items())}")
+    put(f"tasks: {', '.join(f'{count} {split}' for split, count in report.tasks.items())}", *report.description.notices)
     for name, schema in (
         ("action", report.description.action_schema),
         ("observation", report.description.observation_schema),

@@ -131,17 +131,14 @@ class DockerServer(Server):
     def __init__(self, config: ProviderConfig) -> None:
         self._config = config
         self._name: str | None = None
-        with suppress(subprocess.TimeoutExpired):
-            if _docker("version", timeout_s=_ANSWER_SECONDS).returncode == 0:
-                return
-        raise EchoError("Docker does not answer", "start the Docker daemon: 'docker version' must work")
+        require_docker()
 
     def start(self) -> str:
         port, image = self._config.port or _free_port(), str(self._config.image)
         self._name = f"echo-{secrets.token_hex(8)}"
         with _env_file(self._config.env) as env:
             words = ["-d", "--name", self._name, "-p", f"127.0.0.1:{port}:8000", *env]
-            started = _docker("run", *words, *docker_limits(self._config.limits), image)
+            started = run_docker("run", *words, *docker_limits(self._config.limits), image)
         if started.returncode != 0:
             raise EchoError(
                 f"docker cannot run image '{image}': {fault_line(started.stderr or 'no reason given')}",
@@ -150,18 +147,18 @@ class DockerServer(Server):
         return f"http://127.0.0.1:{port}"
 
     def wait(self) -> int | None:
-        ended = _docker("wait", str(self._name)).stdout.strip()
+        ended = run_docker("wait", str(self._name)).stdout.strip()
         return int(ended) if ended.isdigit() else None
 
     def log_tail(self) -> None:
         if self._name is not None:
-            environ = _docker_environment()
+            environ = docker_environment()
             subprocess.run(["docker", "logs", "--tail", "20", self._name], env=environ, check=False)
 
     def stop(self) -> None:
         if self._name is not None:
-            _docker("stop", "-t", f"{STOP_SECONDS:.0f}", self._name)
-            _docker("rm", "--force", self._name)
+            run_docker("stop", "-t", f"{STOP_SECONDS:.0f}", self._name)
+            run_docker("rm", "--force", self._name)
 
 
 def docker_variables(environ: Mapping[str, str]) -> dict[str, str]:
@@ -169,12 +166,26 @@ def docker_variables(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: environ[name] for name in environ if name.startswith("DOCKER_") or name == "SSH_AUTH_SOCK"}
 
 
-def _docker_environment() -> dict[str, str]:
+def require_docker() -> None:
+    """Raise an EchoError if Docker is not installed, or its daemon does not answer."""
+    with suppress(subprocess.TimeoutExpired, FileNotFoundError):
+        if run_docker("version", timeout_s=_ANSWER_SECONDS).returncode == 0:
+            return
+    raise EchoError("Docker does not answer", "start the Docker daemon: 'docker version' must work")
+
+
+def docker_environment() -> dict[str, str]:
+    """Return the variables of Docker's client."""
     return inherited(os.environ) | docker_variables(os.environ)
 
 
-def _docker(*words: str, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
-    command, environ = ["docker", *words], _docker_environment()
+def run_docker(*words: str, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Run Docker's client to its end.
+
+    Raises:
+        subprocess.TimeoutExpired: it takes longer than `timeout_s` seconds.
+    """
+    command, environ = ["docker", *words], docker_environment()
     return subprocess.run(
         command, env=environ, capture_output=True, text=True, errors="replace", check=False, timeout=timeout_s
     )

@@ -14,6 +14,7 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,15 +78,27 @@ def wait_until_exceeded(limits: ProviderLimits, server: int | None) -> str:
     while True:
         time.sleep(_POLL_SECONDS)
         below = processes_below(os.getpid())
-        if limits.processes is not None and len(below) > limits.processes:
-            return f"it has {len(below)} processes, over limits.processes {limits.processes}"
-        memory = sum(map(_memory_bytes, below)) / _MIB
-        if limits.memory_mb is not None and memory > limits.memory_mb:
-            return f"it uses {memory:.0f} MiB, over limits.memory_mb {limits.memory_mb}"
+        if (excess := excess_of(below, limits.processes, limits.memory_mb)) is not None:
+            return excess
         for process in below if server is not None else ():
             if process.is_zombie and process.parent == os.getpid() and process.pid != server:
                 with suppress(ChildProcessError):
                     os.waitpid(process.pid, os.WNOHANG)
+
+
+def excess_of(below: Sequence[Process], processes: int | None, memory_mb: int | None) -> str | None:
+    """Return the limit that processes exceed together, such as `it has 9 processes, over limits.processes 8`; or None.
+
+    Args:
+        processes: maximum number of processes; None for no limit.
+        memory_mb: maximum of their memory, MiB; None for no limit.
+    """
+    if processes is not None and len(below) > processes:
+        return f"it has {len(below)} processes, over limits.processes {processes}"
+    memory = sum(map(_memory_bytes, below)) / _MIB
+    if memory_mb is not None and memory > memory_mb:
+        return f"it uses {memory:.0f} MiB, over limits.memory_mb {memory_mb}"
+    return None
 
 
 def processes_below(root: int) -> list[Process]:

@@ -1,0 +1,4 @@
+#!/bin/bash
+cat letter.txt
+wc -w < letter.txt > answer.txt
+cat answer.txt

@@ -1,0 +1,4 @@
+#!/bin/bash
+cat settings.ini
+sed -i '/^#/d' settings.ini
+cat settings.ini

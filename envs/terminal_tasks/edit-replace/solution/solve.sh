@@ -1,0 +1,4 @@
+#!/bin/bash
+cat essay.txt
+sed -i 's/colour/color/g' essay.txt
+cat essay.txt

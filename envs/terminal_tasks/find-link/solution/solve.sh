@@ -1,0 +1,4 @@
+#!/bin/bash
+ls -l
+readlink current > answer.txt
+cat answer.txt

@@ -1,0 +1,4 @@
+#!/bin/bash
+find src -type f | sort
+find src -name '*.toml' > answer.txt
+cat answer.txt

@@ -1,0 +1,4 @@
+#!/bin/bash
+head conf/*
+grep -rl timeout conf > answer.txt
+cat answer.txt

@@ -1,0 +1,4 @@
+#!/bin/bash
+git log --oneline
+git rev-list --count HEAD > answer.txt
+cat answer.txt

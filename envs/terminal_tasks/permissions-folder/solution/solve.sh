@@ -1,0 +1,4 @@
+#!/bin/bash
+ls -l
+chmod 750 shared
+ls -l

@@ -1,0 +1,4 @@
+#!/bin/bash
+ls -l
+chmod 600 key.pem
+ls -l

@@ -1,0 +1,4 @@
+#!/bin/bash
+ls -l
+chmod a-w notes.txt
+ls -l

@@ -1,0 +1,4 @@
+#!/bin/bash
+ls -l
+chmod +x run.sh
+ls -l

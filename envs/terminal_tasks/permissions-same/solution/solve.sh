@@ -1,0 +1,4 @@
+#!/bin/bash
+ls -l
+chmod --reference=a.sh b.sh
+ls -l

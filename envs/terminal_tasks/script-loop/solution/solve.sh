@@ -1,0 +1,4 @@
+#!/bin/bash
+cat count.sh
+echo done >> count.sh
+bash count.sh

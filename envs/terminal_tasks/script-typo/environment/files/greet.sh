@@ -1,0 +1,2 @@
+#!/bin/bash
+ecko "Hello, $1"

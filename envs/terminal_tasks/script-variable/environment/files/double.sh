@@ -1,0 +1,3 @@
+#!/bin/bash
+number=$1
+echo $((2 * numer))
