@@ -86,9 +86,11 @@ def open_worlds(config: Config) -> Iterator[TaskSuite]:
         tasks = load_tasks(environment.tasks)
         _check_other_world(config, tasks)
         splits, worlds_of = tasks.splits, partial(TaskWorlds, tasks)
-    with open_source(environment, rollouts_at_once(config, splits)) as source:
-        with _suite(config, source, worlds_of) as suite:
-            yield suite
+    with (
+        open_source(environment, rollouts_at_once(config, splits)) as source,
+        _suite(config, source, worlds_of) as suite,
+    ):
+        yield suite
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def test_only_what_a_command_wrote_is_learned(
     worlds: TaskSuite, line: str, pieces: list[tuple[Role, str, str | None]]
 ) -> None:
     opening, (answer,), reward = play(worlds, [line])
-    assert shown(opening) == [(C, "Write 42 to answer.txt.\n$ ", None)]
+    assert shown(opening) == [(C, "Write 42 to answer.txt.\n", None), (C, "$ ", None)]
     assert shown(answer.pieces) == pieces
     assert reward == 0.0
 
@@ -109,8 +109,8 @@ def test_an_episode_ends_by_exit_or_at_the_cap_of_the_task(worlds: TaskSuite) ->
 def test_the_folder_of_a_plain_process_is_volatile(folder: Path) -> None:
     with open_worlds(_config(folder, "process")) as worlds:
         _, (answer,), _ = play(worlds, ["pwd"])
-    assert [(role, channel) for role, _, channel in shown(answer.pieces)][0] == (C, VOLATILE)
-    assert "env_output" not in {piece.role.name.lower() for piece in answer.pieces if piece.text.strip()}
+    assert (answer.pieces[0].role, answer.pieces[0].channel) == (C, VOLATILE)
+    assert [piece.text for piece in answer.pieces if piece.role is E] == ["/app\n"]
 
 
 def test_rules_can_show_the_echo_as_a_warning(folder: Path) -> None:
