@@ -37,6 +37,7 @@ OWNERS = {
     "openenv": ("environments/openenv",),
     "websockets": ("environments/openenv",),
     "transformers": ("models/hf",),
+    "detect_secrets": ("traces",),
     "peft": ("models/hf",),
     "datasets": ("traces",),
     "pyarrow": ("traces",),

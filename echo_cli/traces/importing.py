@@ -25,7 +25,8 @@ from echo_cli.traces.cursor import Cursor
 from echo_cli.traces.input_file import STDIN, first_bytes, input_stamp
 from echo_cli.traces.json_records import records
 from echo_cli.traces.partial_output import Job, partial_output
-from echo_cli.traces.recognition import AUTO, Format, Recognised, format_named, format_of, recognise
+from echo_cli.traces.recognition import AUTO, Format, Recognised, format_named, format_of, is_session_log, recognise
+from echo_cli.traces.redaction import Redactor
 from echo_cli.trajectory import NAMED_ROLES
 
 T = TypeVar("T")
@@ -56,6 +57,8 @@ class ImportResult:
     """Place where each reason first occurred."""
     left_out: dict[str, LeftOut] = field(default_factory=dict)
     """Parts that are in no segment, by what they are."""
+    redacted: Counter[str] | None = None
+    """Number of replaced secrets by kind; None if no file was redacted."""
 
     def add(self, trace: Trace) -> None:
         """Count a trace."""
@@ -101,6 +104,7 @@ def import_traces(
     output: Path | None,
     options: ImportOptions,
     *,
+    redact: bool | None = None,
     skip_bad: bool = False,
     overwrite: bool = False,
     report: Callable[[int], None] = lambda _: None,
@@ -113,6 +117,7 @@ def import_traces(
     Args:
         name: a format, or "auto": each file has the format that is recognised from its content.
         output: None for stdout.
+        redact: whether to replace secrets and what identifies a person; None: in logs of a person's sessions.
         skip_bad: whether to count refused records and continue, instead of raising at the first refused record.
         overwrite: whether to replace an existing `output`.
         report: takes the number of bytes of the inputs that are imported, a few times per second.
@@ -120,14 +125,15 @@ def import_traces(
     Raises:
         EchoError: the format is unknown, or not recognised; an option or a file is invalid; a record is refused without
             `skip_bad`; there are no traces; `output` cannot be written, or an import of other inputs or options into it
-            was interrupted.
+            was interrupted; detect-secrets is needed and not installed.
     """
     if files.count(STDIN) > 1:
         raise EchoError("- is given twice", "standard input can be read once")
     formats = formats_of(name, files)
     for recognised in formats:
         _check_options(recognised.name, options)
-    whole = _Import(files, formats, options, skip_bad, report)
+    redacts = [is_session_log(recognised.name) if redact is None else redact for recognised in formats]
+    whole = _Import(files, formats, options, redacts, skip_bad, report)
     if output is None or (output.exists() and not output.is_file() and not output.is_dir()) or not whole.is_repeatable:
         with output_file(output, overwrite=overwrite) as file:
             return whole.run(file, ImportState(), lambda _: None)
@@ -144,6 +150,8 @@ class _Import:
     files: Sequence[Path]
     formats: Sequence[Recognised]
     options: ImportOptions
+    redacts: Sequence[bool]
+    """Whether each file's traces are redacted."""
     skip_bad: bool
     report: Callable[[int], None]
 
@@ -158,7 +166,7 @@ class _Import:
         return {
             "inputs": [[str(path), *input_stamp(path)] for path in self.files],
             "formats": [recognised.name for recognised in self.formats],
-            "options": {**options, "skip_bad": self.skip_bad},
+            "options": {**options, "redacts": list(self.redacts), "skip_bad": self.skip_bad},
             "versions of echo-cli": version("echo-cli"),
         }
 
@@ -166,6 +174,8 @@ class _Import:
         """Write the traces from `state` on to `file`, call `save` now and then, and return the counts of all."""
         place, result = state.place, state.result
         result.formats = self.formats
+        redactor = Redactor(counts=result.redacted or Counter()) if any(self.redacts) else None
+        result.redacted = None if redactor is None else redactor.counts
         sizes = [input_stamp(path)[0] for path in self.files]
         saved = shown = -math.inf
         while place.file < len(self.files):
@@ -176,6 +186,8 @@ class _Import:
                 place.results += 1
                 if place.results <= known:
                     continue
+                if redactor is not None and self.redacts[place.file] and isinstance(found, Trace):
+                    found = redactor.redact(found)
                 self._add(found, place.file, result, file)
                 now = time.monotonic()
                 if now - shown >= _SHOW_EVERY:

@@ -129,6 +129,11 @@ def format_named(name: str) -> Format:
     return cast(Format, importlib.import_module(f"echo_cli.traces.formats.{FORMATS[name]}"))
 
 
+def is_session_log(name: str) -> bool:
+    """Return whether a format is that of the logs that an agent keeps on a person's machine."""
+    return FORMATS[name].startswith("sessions.")
+
+
 def _format_tip(name: str) -> str:
     known = name.lower()
     if known in _ALIASES:

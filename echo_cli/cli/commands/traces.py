@@ -61,6 +61,13 @@ def import_(
         typer.Option(help="Messages of a chat that the environment wrote: a role, or a pattern.", metavar="ROLE|REGEX"),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse records with parts that cannot be placed.")] = False,
+    redact: Annotated[
+        bool | None,
+        typer.Option(
+            "--redact/--no-redact",
+            help="Replace secrets, home folders, e-mail addresses. Default: in session logs of coding agents.",
+        ),
+    ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Skip and count records that cannot be imported.")
     ] = False,
@@ -91,7 +98,14 @@ def import_(
     try:
         with import_progress(files) as report:
             result = import_traces(
-                name, files, _path(output), options, skip_bad=skip_bad, overwrite=overwrite, report=report
+                name,
+                files,
+                _path(output),
+                options,
+                redact=redact,
+                skip_bad=skip_bad,
+                overwrite=overwrite,
+                report=report,
             )
     except (SystemExit, KeyboardInterrupt):  # Ctrl-C and the like
         tell_interrupted(_path(output))

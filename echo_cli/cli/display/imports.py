@@ -73,7 +73,8 @@ def _record(result: ImportResult, files: Sequence[Path], output: str) -> dict[st
     ]
     left_out = {what: {"parts": of.parts, "bytes": of.bytes} for what, of in result.left_out.items()}
     counts = {"traces": result.traces, "segments": result.segments, "bytes": result.bytes}
-    return {"output": output, "files": formats, **counts, "left_out": left_out, "refused": reasons}
+    parts = {"left_out": left_out, "redacted": result.redacted, "refused": reasons}
+    return {"output": output, "files": formats, **counts, **parts}
 
 
 def _lines(result: ImportResult, files: Sequence[Path], output: str) -> list[str]:
@@ -83,10 +84,14 @@ def _lines(result: ImportResult, files: Sequence[Path], output: str) -> list[str
         if found.why is not None
     ]
     left_out = [_left_out(what, of) for what, of in sorted(result.left_out.items(), key=lambda item: -item[1].parts)]
+    kinds = [f"{kind} {count}" for kind, count in (result.redacted or {}).items()]
+    total = (
+        [] if result.redacted is None else [f"redacted {result.redacted.total()}{': ' * bool(kinds)}{', '.join(kinds)}"]
+    )
     sizes = ", ".join(f"{role} {size}" for role, size in result.bytes.items())
     skipped = f", skipped: {result.refused.total()}" if result.refused else ""
     counts = f"{output}: traces: {result.traces}, segments: {result.segments}{skipped}; bytes: {sizes}"
-    return [*formats, *left_out, counts]
+    return [*formats, *left_out, *total, counts]
 
 
 def _nothing_observed(result: ImportResult) -> list[str]:
