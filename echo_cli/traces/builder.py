@@ -50,7 +50,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """Command-line options that control how files are read."""
+    """Command-line options that control what an import makes of a file."""
 
     prompt: str | None = None
     """Regular expression of a shell prompt, for casts without input events."""
@@ -58,6 +58,8 @@ class ImportOptions:
     """Regular expression; matches in an observation get the role warning."""
     observation: str | None = None
     """Role whose messages are the environment's, or regular expression that is searched in the user's messages."""
+    redact: bool | None = None
+    """Whether secrets and what identifies a person are replaced; None: in logs of a person's sessions."""
     strict: bool = False
     """Whether a part that cannot be placed refuses the record, instead of being left out."""
     places: bool = False

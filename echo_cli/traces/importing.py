@@ -26,7 +26,7 @@ from echo_cli.traces.input_file import STDIN, first_bytes, input_stamp
 from echo_cli.traces.json_records import records
 from echo_cli.traces.partial_output import Job, partial_output
 from echo_cli.traces.recognition import AUTO, Format, Recognised, format_named, format_of, is_session_log, recognise
-from echo_cli.traces.redaction import Redactor
+from echo_cli.traces.redaction.redactor import Redactor
 from echo_cli.trajectory import NAMED_ROLES
 
 T = TypeVar("T")
@@ -104,7 +104,6 @@ def import_traces(
     output: Path | None,
     options: ImportOptions,
     *,
-    redact: bool | None = None,
     skip_bad: bool = False,
     overwrite: bool = False,
     report: Callable[[int], None] = lambda _: None,
@@ -117,7 +116,6 @@ def import_traces(
     Args:
         name: a format, or "auto": each file has the format that is recognised from its content.
         output: None for stdout.
-        redact: whether to replace secrets and what identifies a person; None: in logs of a person's sessions.
         skip_bad: whether to count refused records and continue, instead of raising at the first refused record.
         overwrite: whether to replace an existing `output`.
         report: takes the number of bytes of the inputs that are imported, a few times per second.
@@ -132,8 +130,7 @@ def import_traces(
     formats = formats_of(name, files)
     for recognised in formats:
         _check_options(recognised.name, options)
-    redacts = [is_session_log(recognised.name) if redact is None else redact for recognised in formats]
-    whole = _Import(files, formats, options, redacts, skip_bad, report)
+    whole = _Import(files, formats, options, skip_bad, report)
     if output is None or (output.exists() and not output.is_file() and not output.is_dir()) or not whole.is_repeatable:
         with output_file(output, overwrite=overwrite) as file:
             return whole.run(file, ImportState(), lambda _: None)
@@ -150,8 +147,6 @@ class _Import:
     files: Sequence[Path]
     formats: Sequence[Recognised]
     options: ImportOptions
-    redacts: Sequence[bool]
-    """Whether each file's traces are redacted."""
     skip_bad: bool
     report: Callable[[int], None]
 
@@ -166,7 +161,7 @@ class _Import:
         return {
             "inputs": [[str(path), *input_stamp(path)] for path in self.files],
             "formats": [recognised.name for recognised in self.formats],
-            "options": {**options, "redacts": list(self.redacts), "skip_bad": self.skip_bad},
+            "options": {**options, "skip_bad": self.skip_bad},
             "versions of echo-cli": version("echo-cli"),
         }
 
@@ -174,7 +169,8 @@ class _Import:
         """Write the traces from `state` on to `file`, call `save` now and then, and return the counts of all."""
         place, result = state.place, state.result
         result.formats = self.formats
-        redactor = Redactor(counts=result.redacted or Counter()) if any(self.redacts) else None
+        redacts = [self._redacts(recognised.name) for recognised in self.formats]
+        redactor = Redactor(counts=result.redacted or Counter()) if any(redacts) else None
         result.redacted = None if redactor is None else redactor.counts
         sizes = [input_stamp(path)[0] for path in self.files]
         saved = shown = -math.inf
@@ -186,7 +182,7 @@ class _Import:
                 place.results += 1
                 if place.results <= known:
                     continue
-                if redactor is not None and self.redacts[place.file] and isinstance(found, Trace):
+                if redactor is not None and redacts[place.file] and isinstance(found, Trace):
                     found = redactor.redact(found)
                 self._add(found, place.file, result, file)
                 now = time.monotonic()
@@ -200,6 +196,9 @@ class _Import:
         if not result.traces:
             raise EchoError(*_nothing(self.files, result))
         return result
+
+    def _redacts(self, name: str) -> bool:
+        return is_session_log(name) if self.options.redact is None else self.options.redact
 
     def _results(self, number: int, cursor: Cursor) -> Iterator[Trace | Refusal]:
         source = format_named(self.formats[number].name)

@@ -60,6 +60,7 @@ def test_an_import_counts_what_it_wrote(folder: Path, capsys: pytest.CaptureFixt
         "segments": 8,
         "bytes": {"context": 16, "action": 16, "env_output": 0, "warning": 0},
         "left_out": {},
+        "redacted": None,
         "refused": [],
     }
     found = [trace.task_id for trace in read_traces(folder / "new" / "out.jsonl")]

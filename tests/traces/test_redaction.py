@@ -21,8 +21,8 @@ from echo_cli.cli.main import main
 from echo_cli.trace import Trace, TraceSegment, parse_trace, read_traces, trace_line
 from echo_cli.traces.builder import tool_call
 from echo_cli.traces.conversation import conversation_of
-from echo_cli.traces.redaction import REDACTED, Redactor
-from echo_cli.traces.secret_patterns import detectors, find_secrets
+from echo_cli.traces.redaction.patterns import detectors, find_secrets
+from echo_cli.traces.redaction.redactor import REDACTED, Redactor
 from echo_cli.trajectory import Role, Turn, text_of
 
 KNOWN = detectors()

@@ -34,6 +34,13 @@ traces = command_group(
 )
 
 Output = Annotated[str, typer.Option("--output", "-o", help="Output file; - is stdout.", metavar="OUT.jsonl")]
+Redact = Annotated[
+    bool | None,
+    typer.Option(
+        "--redact/--no-redact",
+        help="Replace secrets, home folders, e-mail addresses. Default: in session logs of coding agents.",
+    ),
+]
 _STDOUT = "-"
 
 
@@ -61,13 +68,7 @@ def import_(
         typer.Option(help="Messages of a chat that the environment wrote: a role, or a pattern.", metavar="ROLE|REGEX"),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse records with parts that cannot be placed.")] = False,
-    redact: Annotated[
-        bool | None,
-        typer.Option(
-            "--redact/--no-redact",
-            help="Replace secrets, home folders, e-mail addresses. Default: in session logs of coding agents.",
-        ),
-    ] = None,
+    redact: Redact = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Skip and count records that cannot be imported.")
     ] = False,
@@ -88,7 +89,7 @@ def import_(
     from echo_cli.traces.importing import import_traces
 
     name, files = _format_and_files(words)
-    options = ImportOptions(prompt, warning, observation, strict=strict)
+    options = ImportOptions(prompt, warning, observation, redact, strict=strict)
     if explain:
         _explain(name, files, options, output, as_json=as_json)
         return
@@ -98,14 +99,7 @@ def import_(
     try:
         with import_progress(files) as report:
             result = import_traces(
-                name,
-                files,
-                _path(output),
-                options,
-                redact=redact,
-                skip_bad=skip_bad,
-                overwrite=overwrite,
-                report=report,
+                name, files, _path(output), options, skip_bad=skip_bad, overwrite=overwrite, report=report
             )
     except (SystemExit, KeyboardInterrupt):  # Ctrl-C and the like
         tell_interrupted(_path(output))

@@ -174,12 +174,12 @@ def test_a_log_that_was_cut_is_an_error_whose_tip_reads_the_rest(tmp_path: Path)
     path = write_lines(tmp_path / "session.jsonl", [HEAD, said("gemini", "One.", "1"), said("gemini", "Two.", "2")])
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(EchoError, match=r"session\.jsonl:3: not JSON") as error:
-        import_traces("auto", [path], tmp_path / "out.jsonl", ImportOptions())
+        import_traces("auto", [path], tmp_path / "out.jsonl", ImportOptions(redact=False))
     assert "--skip-bad" in str(error.value.tip)
-    assert import_traces("auto", [path], tmp_path / "out.jsonl", ImportOptions(), skip_bad=True).traces == 1
+    assert import_traces("auto", [path], tmp_path / "out.jsonl", ImportOptions(redact=False), skip_bad=True).traces == 1
     (tmp_path / "session.json").write_text(json.dumps(document(said("gemini", "One.", "1")), indent=1)[:-9])
     with pytest.raises(EchoError, match=r"session\.json:\d+: not JSON"):
-        import_traces("gemini", [tmp_path / "session.json"], tmp_path / "other.jsonl", ImportOptions())
+        import_traces("gemini", [tmp_path / "session.json"], tmp_path / "other.jsonl", ImportOptions(redact=False))
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

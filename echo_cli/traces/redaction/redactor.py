@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.traces.secret_patterns import EMAIL, HOME, Detector, Found, detectors, disjoint, find_secrets
+from echo_cli.traces.redaction.patterns import EMAIL, HOME, Detector, Found, detectors, disjoint, find_secrets
 from echo_cli.trajectory import Role, Turn, split_at_actions, text_of
 
 REDACTED = "redacted"

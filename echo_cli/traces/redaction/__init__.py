@@ -1,0 +1,1 @@
+"""Redaction: secrets, and what identifies a person, are replaced in traces."""
