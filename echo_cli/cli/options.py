@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +40,10 @@ TrustRemoteCode = Annotated[
     ),
 ]
 FetchModel = Annotated[
-    bool, typer.Option("--fetch-model", help="Fetch the model from the hub, also one that a run or an adapter names.")
+    bool,
+    typer.Option(
+        "--fetch-model", help="Fetch the model from the hub, also one that a run or an adapter names, and tasks."
+    ),
 ]
 OutputDir = Annotated[
     str | None, typer.Option(help="Folder of the run directory. Default: the config's, outputs.", metavar="DIR")
@@ -144,8 +148,9 @@ def model_overrides(trust_remote_code: bool, fetch_model: bool = False) -> dict[
 
 
 def fetching_named(config: Config) -> Config:
-    """Return the config of a command that acts, with leave to fetch the hub model that it names."""
-    return config.model_copy(update={"model": config.model.fetchable()})
+    """Return the config of a command that acts, with leave to fetch the hub model and the tasks that it names."""
+    environment = config.environment.granted(replace(config.environment.grants, fetch=True))
+    return config.model_copy(update={"model": config.model.fetchable(), "environment": environment})
 
 
 _OPTIONS = {
@@ -193,8 +198,8 @@ def chosen_checkpoint(name: str | None, run: Path) -> str | int:
     return "best"
 
 
-def grants_of(import_from: Path | None, plain_http: bool) -> Grants:
-    """Return the permissions of the command line.
+def grants_of(import_from: Path | None, plain_http: bool, fetch: bool = False) -> Grants:
+    """Return the permissions of the command line; `fetch` is --fetch-model.
 
     Raises:
         EchoError: `import_from` is not a folder.
@@ -202,7 +207,7 @@ def grants_of(import_from: Path | None, plain_http: bool) -> Grants:
     if import_from is not None and not import_from.is_dir():
         tip = "name the folder that contains the package or module of the class"
         raise EchoError(f"--import-from: {import_from} is not a folder", tip)
-    return Grants(None if import_from is None else str(import_from.absolute()), plain_http)
+    return Grants(None if import_from is None else str(import_from.absolute()), plain_http, fetch)
 
 
 def consent_of(label: str, grants: Grants, *, allowed: bool = False) -> Consent:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 from echo_cli.config.environment import EnvironmentConfig, ProviderConfig
 from echo_cli.config.episodes.reward import RewardConfig
+from echo_cli.config.episodes.tasks import is_on_hub
 from echo_cli.config.model import ModelConfig, SamplerConfig, is_hub_id
 from echo_cli.config.schema import Config
 from echo_cli.config.section import VARIABLE
@@ -30,7 +31,7 @@ class Effects:
     writes: tuple[str, ...] = ()
     """Folders outside the run directory."""
     may_fetch: tuple[str, ...] = ()
-    """Models of a hub that are fetched unless this machine has them."""
+    """Models and datasets of a hub that are fetched unless this machine has them."""
 
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) for field in fields(self))
@@ -75,6 +76,9 @@ def _environment(environment: EnvironmentConfig) -> Effects:
         found += Effects(imports=(f"{environment.client}{place}",))
     if environment.url is not None:
         found += Effects(contacts=(environment.url,))
+    tasks = environment.tasks
+    if tasks is not None and tasks.dataset is not None and is_on_hub(tasks.dataset) and environment.grants.fetch:
+        found += Effects(may_fetch=(_of_hub(tasks.dataset, tasks.revision),))
     if environment.reward.has_grader:
         found += _grader(environment.reward, place)
     return found + Effects(sends=_variables(environment.headers))
@@ -122,7 +126,11 @@ def _grader(reward: RewardConfig, place: str) -> Effects:
 def _model(model: ModelConfig) -> Effects:
     if model.kind != "hf" or model.fetch == "never" or not is_hub_id(model.path):
         return Effects()
-    return Effects(may_fetch=(f"{model.path}{f' at {model.revision}' if model.revision else ''} from the hub",))
+    return Effects(may_fetch=(_of_hub(model.path, model.revision),))
+
+
+def _of_hub(name: str, revision: str | None) -> str:
+    return f"{name}{f' at {revision}' if revision else ''} from the hub"
 
 
 def _sampler(sampler: SamplerConfig) -> Effects:

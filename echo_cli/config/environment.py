@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
@@ -212,13 +213,13 @@ class EnvironmentConfig(Section):
         if self.toy_terminal is None and self.tasks is None and self.terminal is None:
             raise EchoError(
                 f"environment.{given[0]} has no tasks",
-                "set file, items or seeds under environment.tasks; for a toy terminal server, toy_terminal: {}",
+                "set file, items, seeds or dataset in environment.tasks; for a toy terminal server, toy_terminal: {}",
             )
         return self
 
     @model_validator(mode="after")
     def _has_exit_status(self) -> EnvironmentConfig:
-        for criterion in self.reward.rubric:
+        for criterion in self.reward.rubric or ():
             if criterion.exit_status is not None and not criterion.command and self.exit_code is None:
                 raise EchoError(
                     f"the criterion {criterion.name} has an exit_status and environment.exit_code is null",
@@ -249,7 +250,7 @@ class EnvironmentConfig(Section):
     def granted(self, grants: Grants) -> EnvironmentConfig:
         """Return the section with permissions of this command line."""
         section = self.model_copy()
-        section._grants = grants
+        section._grants = replace(grants, fetch=grants.fetch or self._grants.fetch)
         return section
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from echo_cli.config.environment import OF_ANY_SOURCE, SOURCE_KEYS, SOURCES
-from echo_cli.config.episodes.tasks import TASK_SOURCES
+from echo_cli.config.episodes.tasks import OF_DATASET, TASK_SOURCES
 from echo_cli.errors import EchoError
 
 
@@ -77,7 +77,7 @@ def _replace_tasks(values: dict[str, Any], override: Override) -> None:
     tasks = environment.get("tasks") if isinstance(environment, dict) else None
     source = override.keys[2] if override.keys[:2] == ("environment", "tasks") and len(override.keys) > 2 else None
     if isinstance(tasks, dict) and source in TASK_SOURCES and override.value is not None:
-        for former in set(TASK_SOURCES) - {source}:
+        for former in {*TASK_SOURCES, *(() if source == "dataset" else OF_DATASET)} - {source}:
             tasks.pop(former, None)
 
 

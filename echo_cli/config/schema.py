@@ -353,8 +353,14 @@ def _keys(section: Any, prefix: str = "", below_free: bool = False) -> Iterator[
     for name, field in section.model_fields.items():
         free = below_free or is_free(field)
         yield prefix + name, free
-        # A section, an optional section, or a list of sections.
-        for part in (field.annotation, *get_args(field.annotation)):
-            if isinstance(part, type) and (issubclass(part, BaseModel) or is_dataclass(part)):
-                entry = "0." if get_origin(field.annotation) is tuple else ""
-                yield from _keys(part, f"{prefix}{name}.{entry}", free)
+        for part, is_listed in _sections_in(field.annotation):
+            yield from _keys(part, f"{prefix}{name}.{'0.' if is_listed else ''}", free)
+
+
+def _sections_in(annotation: Any, is_listed: bool = False) -> Iterator[tuple[Any, bool]]:
+    """Yield the sections in a field's type, which may be optional or a list, and whether each is in a list."""
+    inner = get_args(annotation)
+    if not inner and isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
+        yield annotation, is_listed
+    for part in inner:
+        yield from _sections_in(part, is_listed or get_origin(annotation) is tuple)

@@ -67,6 +67,8 @@ class Grants:
     """Folder from which classes that the config names are imported, besides the installed packages."""
     plain_http: bool = False
     """Whether `${NAME}` in headers may go to another machine over plain http."""
+    fetch: bool = False
+    """Whether a dataset of tasks may be fetched from a hub."""
 
 
 NO_GRANTS = Grants()

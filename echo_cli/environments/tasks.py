@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
@@ -15,14 +15,14 @@ import yaml
 
 from echo_cli.config.episodes.tasks import TasksConfig
 from echo_cli.config.yaml_file import key_lines, read_yaml
+from echo_cli.environments.taskset import read_jsonl, task_entries
 from echo_cli.errors import EchoError
-from echo_cli.files import read_text
 from echo_cli.text import escape_unprintable, suggest
 
 Split = Literal["train", "validation", "heldout"]
 OOD, OTHER_WORLD = "ood", "other_world"
 _SPLITS = (*get_args(Split), OOD, OTHER_WORLD)
-_KEYS = ("reset", "id", "split", "family", "actions")
+_KEYS = ("reset", "id", "split", "family", "actions", "question", "answer")
 _LONGEST_ID = 64  # characters
 _WORD = re.compile(r"(?!(?:true|false|null)$)[A-Za-z_][\w./-]*", re.ASCII)
 
@@ -41,6 +41,10 @@ class Task:
     """Reference answer for graders, a JSON value, which the policy never sees; None if it has none."""
     max_turns: int | None = None
     """Maximum number of turns that the task itself sets; None for that of the config alone."""
+
+    def asks_the_same_as(self, other: Task) -> bool:
+        """Return whether two tasks have the same reset arguments and question."""
+        return (self.reset_arguments, self.question) == (other.reset_arguments, other.question)
 
     def to_json(self) -> dict[str, Any]:
         """Return the task as a grader sees it."""
@@ -61,6 +65,8 @@ class TaskSplits:
     train: Sequence[Task]
     validation: Sequence[Task]
     heldout: Sequence[Task]
+    repeated: int = field(default=0, kw_only=True)
+    """Number of rows of a dataset that are left out, because another row of their split has the same content."""
 
     def __post_init__(self) -> None:
         for name, tasks in self.by_name.items():
@@ -103,48 +109,72 @@ class _Entry:
     family: str
     arguments: Mapping[str, Any]
     actions: tuple[str, ...]
+    question: str = ""
+    answer: Any = None
+
+    @property
+    def content(self) -> str:
+        """What the task asks, as text: its reset arguments and its question, whatever its id and its answer."""
+        return _canonical({"reset": self.arguments, "question": self.question} if self.question else self.arguments)
 
 
-def load_tasks(config: TasksConfig) -> TaskList:
-    """Load the tasks of `file`, `items` or `seeds`. A relative path is resolved from the working directory.
+def load_tasks(config: TasksConfig, *, fetch: bool = False) -> TaskList:
+    """Load the tasks of `file`, `items`, `seeds` or `dataset`. A relative path is resolved from the working directory.
 
-    Entries without a split are assigned one by the SHA-256 of their reset arguments (`splits_by_hash`), so that most
-    tasks keep their split when others are added.
+    Entries without a split are assigned one by the SHA-256 of their content (`splits_by_hash`), so that most tasks keep
+    their split when others are added. Of rows of a dataset with the same content, the first is a task.
+
+    Args:
+        fetch: whether a dataset of a hub that is not on this machine may be fetched.
 
     Raises:
-        EchoError: the file cannot be read, an entry is not a task, an id occurs twice, two splits have the same reset
-            arguments, or no task is left to train on. The message names the file and the line.
+        EchoError: the file cannot be read, an entry is not a task, an id occurs twice, two splits have the same task,
+            or no task is left to train on. The message names the file and the line.
     """
-    entries = list(_entries(config))
+    entries = list(_entries(config, fetch))
     if not entries:
         raise EchoError(f"{escape_unprintable(config.file or 'environment.tasks')} has no tasks", "list at least one")
-    _refuse_double_ids(entries)
-    without = {_canonical(entry.arguments) for entry in entries if entry.split is None}
+    without = {entry.content for entry in entries if entry.split is None}
     assigned = splits_by_hash(without, config.validation, config.heldout)
-    split_of: dict[str, tuple[str, _Entry]] = {}
+    _refuse_tasks_of_two_splits(entries, assigned)
+    repeated = 0
+    if config.dataset is not None:
+        first = {entry.content: entry for entry in reversed(entries)}
+        repeated = len(entries) - len(first)
+        entries = [entry for entry in entries if first[entry.content] is entry]
+    _refuse_double_ids(entries)
     found: dict[str, list[Task]] = {name: [] for name in _SPLITS}
     for entry in entries:
-        canonical = _canonical(entry.arguments)
-        name = entry.split or assigned[canonical]
-        before, first = split_of.setdefault(canonical, (name, entry))
-        if before != name:
-            raise EchoError(
-                f"the same reset arguments are in {before} ({first.place}) and in {name} ({entry.place})",
-                "assign every task to one split: a training task cannot be held out",
-            )
+        name = entry.split or assigned[entry.content]
         split: Split = next(
             (known for known in get_args(Split) if known == name), "train" if name == OTHER_WORLD else "heldout"
         )
-        found[name].append(Task(entry.task_id, split, entry.family, entry.arguments))
+        task = Task(entry.task_id, split, entry.family, entry.arguments, entry.question, entry.answer)
+        found[name].append(task)
     if not found["train"]:
         counts = ", ".join(f"{len(found[name])} {name}" for name in _SPLITS if found[name])
         raise EchoError(
             f"no task is left to train on: {len(entries)} in total, {counts}",
             "list more tasks, lower environment.tasks.validation and heldout, or set the split of some entries",
         )
-    splits = TaskSplits(*(tuple(found[name]) for name in get_args(Split)))
+    train, validation, heldout = (tuple(found[name]) for name in get_args(Split))
+    splits = TaskSplits(train, validation, heldout, repeated=repeated)
     actions = {entry.task_id: entry.actions for entry in entries if entry.actions}
     return TaskList(splits, actions, tuple(found[OOD]), tuple(found[OTHER_WORLD]))
+
+
+def _refuse_tasks_of_two_splits(entries: Sequence[_Entry], assigned: Mapping[str, Split]) -> None:
+    """Raise an EchoError if two splits have a task of the same content."""
+    split_of: dict[str, tuple[str, _Entry]] = {}
+    for entry in entries:
+        name = entry.split or assigned[entry.content]
+        before, first = split_of.setdefault(entry.content, (name, entry))
+        if before != name:
+            same = "the same reset arguments and question are" if entry.question else "the same reset arguments are"
+            raise EchoError(
+                f"{same} in {before} ({first.place}) and in {name} ({entry.place})",
+                "assign every task to one split: a training task cannot be held out",
+            )
 
 
 def splits_by_hash(canonicals: Collection[str], validation: float, heldout: float) -> dict[str, Split]:
@@ -188,10 +218,13 @@ def _hashed(canonical: str) -> float:
     return int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:8], "big") / 2**64
 
 
-def _entries(config: TasksConfig) -> Iterator[_Entry]:
+def _entries(config: TasksConfig, fetch: bool) -> Iterator[_Entry]:
     if config.seeds is not None:
         for seed in range(config.seeds):
             yield _entry({"seed": seed}, f"environment.tasks.seeds: {seed}")
+    elif config.dataset is not None:
+        for value, place in task_entries(config, fetch=fetch):
+            yield _entry(value, place)
     elif config.file is not None:
         path = Path(config.file)
         read = {".jsonl": _read_jsonl, ".yaml": _read_list, ".yml": _read_list}.get(path.suffix)
@@ -215,27 +248,7 @@ def _read_list(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    text = read_text(path, "tasks", "environment.tasks.file is relative to the working directory")
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line, object_pairs_hook=_once, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            _refuse(f"not JSON: {error}", f"{escape_unprintable(path)}:{number}", "write one JSON object per line")
-        yield number, value
-
-
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    twice = next((key for key in keys if keys.count(key) > 1), None)
-    if twice is not None:
-        raise ValueError(f"key '{twice}' is given twice")
-    return dict(pairs)
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
+    return read_jsonl(path, "tasks", "environment.tasks.file is relative to the working directory")
 
 
 def _entry(value: Any, place: str) -> _Entry:
@@ -248,7 +261,12 @@ def _entry(value: Any, place: str) -> _Entry:
     if not isinstance(arguments, dict):
         _refuse("reset is not a mapping", place, "write the reset arguments, such as reset: {seed: 3}")
     _check_json(arguments, place)
-    task_id = _text(given.get("id", default_id(arguments)), "id", place)
+    question = given.get("question", "")
+    if not isinstance(question, str):
+        _refuse(f"question is {json.dumps(question, default=str)}, not text", place, "write text; quote a number")
+    _check_json(given.get("answer"), place, "answer")
+    content = {**arguments, "question": question} if question else arguments
+    task_id = _text(given.get("id", default_id(content)), "id", place)
     family = _text(given.get("family", "task"), "family", place)
     split = given.get("split")
     if split is not None and split not in _SPLITS:
@@ -256,7 +274,7 @@ def _entry(value: Any, place: str) -> _Entry:
     actions = given.get("actions", [])
     if not isinstance(actions, list) or not all(isinstance(line, str) and "\n" not in line for line in actions):
         _refuse("actions is not a list of lines", place, "write one line per action: actions: [ls, cat notes]")
-    return _Entry(place, task_id, split, family, arguments, tuple(actions))
+    return _Entry(place, task_id, split, family, arguments, tuple(actions), question, given.get("answer"))
 
 
 def default_id(arguments: Mapping[str, Any]) -> str:
@@ -282,18 +300,20 @@ def _text(value: Any, key: str, place: str) -> str:
     return value
 
 
-def _check_json(value: Any, place: str) -> None:
-    """Refuse values that JSON would not preserve: NaN, infinity, and keys that are not text."""
+def _check_json(value: Any, place: str, what: str = "reset arguments") -> None:
+    """Refuse values that JSON would not preserve: NaN, infinity, dates, bytes, and keys that are not text."""
     if isinstance(value, dict):
         for key, entry in value.items():
             if not isinstance(key, str):
-                _refuse(f"the key {key} is not text", place, "quote it: reset arguments are JSON")
-            _check_json(entry, place)
+                _refuse(f"the key {key} is not text", place, f"quote it: {what} are JSON")
+            _check_json(entry, place, what)
     elif isinstance(value, list):
         for entry in value:
-            _check_json(entry, place)
+            _check_json(entry, place, what)
     elif isinstance(value, float) and not math.isfinite(value):
-        _refuse(f"{value} is not a JSON number", place, "write null or a finite number: reset arguments are JSON")
+        _refuse(f"{value} is not a JSON number", place, f"write null or a finite number: {what} are JSON")
+    elif not (value is None or isinstance(value, str | int | float)):
+        _refuse(f"a value of {what} is a {type(value).__name__}, not JSON", place, "write it as text, or as a number")
 
 
 def _canonical(arguments: Mapping[str, Any]) -> str:

@@ -53,7 +53,7 @@ class TextEnvironment:
         self._done = False
 
     async def reset(self, task: Task) -> tuple[TextPiece, ...]:
-        """Start the episode, retrying while the environment is not available.
+        """Start the episode, retrying while the environment is not available; the task's question opens it.
 
         Raises:
             AtCapacity: the environment grants no more sessions than those of the run that are open.
@@ -66,7 +66,10 @@ class TextEnvironment:
         except SessionLost:
             self._count.abandoned = True
             raise
-        return self._prompted(self._observations.opening(payload))
+        opening = self._observations.opening(payload)
+        if task.question:  # first, so that no long opening crowds it out
+            opening = (TextPiece(Role.CONTEXT, safe(task.question).removesuffix("\n") + "\n", "question"), *opening)
+        return self._prompted(opening)
 
     async def step(self, action: str, problem: str | None = None) -> StepResult:
         """Parse `action`, send it, and map the answer to text; an action that fails yields a warning."""

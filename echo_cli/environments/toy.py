@@ -89,7 +89,7 @@ class ToyWorlds:
                 f"no training task of the families {list(families)} in worlds {list(self._world_seeds)}",
                 "name more families, or other world_seeds",
             )
-        self.tasks = TaskSplits(**splits)
+        self.tasks = TaskSplits(splits["train"], splits["validation"], splits["heldout"])
 
     def made_by(self, factory: EnvironmentFactory) -> ToyWorlds:
         """Return the same worlds with terminals of a server, from `factory`, and the turn cap of these worlds."""

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from echo_cli.config.environment import EnvironmentConfig
+from echo_cli.config.episodes.reward import ANSWER
 from echo_cli.config.schema import Config
 from echo_cli.environments.actions import check_action, check_payload, wrap_action
 from echo_cli.environments.grading.grader import open_grader
@@ -21,6 +22,7 @@ from echo_cli.environments.text_environment import EnvironmentFactory
 from echo_cli.environments.toy import ToyWorlds, toy_factory, toy_settings
 from echo_cli.errors import EchoError
 from echo_cli.processes import hide_memory
+from echo_cli.text import escape_unprintable
 
 if TYPE_CHECKING:
     from echo_cli.environments.openenv.provider import Provided
@@ -43,7 +45,7 @@ def list_tasks(config: Config) -> tuple[TaskSplits, TaskSplits]:
     elif environment.tasks is None:
         return _NO_TASKS, _NO_TASKS
     else:
-        tasks = load_tasks(environment.tasks)
+        tasks = load_tasks(environment.tasks, fetch=environment.grants.fetch)
     return tasks.splits, TaskSplits((), (), tasks.ood)
 
 
@@ -76,15 +78,17 @@ def open_worlds(config: Config) -> Iterator[TaskSuite]:
             return
         splits, worlds_of = worlds.tasks, worlds.made_by
     elif environment.terminal is not None:
-        with open_terminal(environment, partial(rollouts_at_once, config)) as (source, tasks):
+        with open_terminal(environment, partial(rollouts_at_once, config)) as (terminal, tasks):
             _check_other_world(config, tasks)
-            with _suite(config, source, partial(TaskWorlds, tasks)) as suite:
+            _check_answers(config, tasks)
+            with _suite(config, terminal, partial(TaskWorlds, tasks)) as suite:
                 yield suite
         return
     else:
         assert environment.tasks is not None
-        tasks = load_tasks(environment.tasks)
+        tasks = load_tasks(environment.tasks, fetch=environment.grants.fetch)
         _check_other_world(config, tasks)
+        _check_answers(config, tasks)
         splits, worlds_of = tasks.splits, partial(TaskWorlds, tasks)
     with (
         open_source(environment, rollouts_at_once(config, splits)) as source,
@@ -122,6 +126,18 @@ def _check_other_world(config: Config, tasks: TaskList) -> None:
         raise EchoError(
             "objective.env_targets is other_world and environment.tasks has no task of another world",
             f"list tasks with 'split: {OTHER_WORLD}', or set env_targets to shuffled or random",
+        )
+
+
+def _check_answers(config: Config, tasks: TaskList) -> None:
+    """Raise an EchoError if a pattern of the rubric needs the answer of a task that has none."""
+    needy = [each.name for each in config.environment.reward.rubric or () if each.pattern and ANSWER in each.pattern]
+    every = (*tasks.splits.train, *tasks.splits.validation, *tasks.splits.heldout, *tasks.ood)
+    without = next((task.task_id for task in every if needy and task.answer is None), None)
+    if without is not None:
+        raise EchoError(
+            f"the pattern of criterion {needy[0]} has {ANSWER}, and the task {escape_unprintable(without)} has none",
+            "give every task an answer in environment.tasks",
         )
 
 

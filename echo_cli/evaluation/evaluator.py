@@ -138,8 +138,10 @@ def pool_notices(config: Config, worlds: TaskSuite, pools: Mapping[str, Pool]) -
 
 
 def split_notices(worlds: TaskSuite) -> list[str]:
-    """Return a line for each split of a run with one task."""
-    return [
+    """Return a line for each split of a run with one task, and one on rows of a dataset that are left out."""
+    repeated = worlds.tasks.repeated
+    lines = [f"{counted(repeated, 'row')} of the dataset repeat the task of another row, and are left out"]
+    return lines[: min(repeated, 1)] + [
         f"warning: the {name} split has {count} task: list more tasks, or set the split of some"
         for name, count in worlds.tasks.small.items()
         if count

@@ -115,7 +115,7 @@ def check_environment(
     first = play_watched(worlds, renderer, limits, task, lines, source)
     second = play_watched(worlds, renderer, limits, task, lines, source)
     # A task of a frozen pool if there is one, to see that scripts observe something there.
-    others = [other for other in reversed(tasks) if other.reset_arguments != task.reset_arguments]
+    others = [other for other in reversed(tasks) if not other.asks_the_same_as(task)]
     elsewhere = play_watched(worlds, renderer, limits, others[0], lines, source) if others else None
     times = [seconds for play in (first, second) for seconds in play.step_seconds]
     counts = {"train": worlds.tasks.train, "validation": worlds.tasks.validation, "heldout": worlds.tasks.heldout}

@@ -80,8 +80,11 @@ def _sections(model: type[Section]) -> Iterator[type[Section]]:
     """Yield `model` and all sections in it, including optional ones and those in lists."""
     yield model
     for field in model.model_fields.values():
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, Section):
+        kinds = [field.annotation]
+        while kinds:
+            kind = kinds.pop()
+            kinds += get_args(kind)
+            if isinstance(kind, type) and not get_args(kind) and issubclass(kind, Section):
                 yield from _sections(kind)
 
 
@@ -113,8 +116,9 @@ def test_the_sandbox_config_explains_every_key_of_an_environment() -> None:
 
 
 def _documented() -> list[str]:
-    """Return the configs of docs/environments.md."""
-    text = (Path(__file__).resolve().parents[2] / "docs" / "environments.md").read_text()
+    """Return the configs of docs/environments.md and docs/rewards.md."""
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    text = "".join((docs / f"{name}.md").read_text() for name in ("environments", "rewards"))
     return re.findall(r"^```yaml\n(environment:\n.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
@@ -167,6 +171,16 @@ def test_a_quoted_number_is_an_error_that_says_so(tmp_path: Path) -> None:
             "environment: {url: 'http://h:1', tasks: {seeds: 2}, observation: [{path: x, rolle: warning}]}",
             "unknown key 'environment.observation.0.rolle'",
             "did you mean 'environment.observation.0.role'?",
+        ),
+        (
+            "environment: {url: 'http://h:1', tasks: {seeds: 2}, reward: {rubric: [{nmae: x}]}}",
+            "'environment.reward.rubric.0.name' is missing",
+            "",
+        ),
+        (
+            "environment: {url: 'http://h:1', tasks: {seeds: 2}, reward: {rubric: [{name: x, patern: a}]}}",
+            "unknown key 'environment.reward.rubric.0.patern'",
+            "did you mean 'environment.reward.rubric.0.pattern'?",
         ),
         (
             "environment: {toy_terminal: {world_seds: [3]}}",

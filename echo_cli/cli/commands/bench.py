@@ -44,7 +44,7 @@ def bench(
     """
     from echo_cli.training import benchmark as measure
 
-    grants = grants_of(import_from, plain_http)
+    grants = grants_of(import_from, plain_http, fetch_model)
     given = overrides or []
     options = model_overrides(trust_remote_code, fetch_model)
     words = [*given, *as_overrides(given, device=device, **options)]

@@ -76,7 +76,7 @@ def dream(
     which = checkpoint_named(checkpoint or "best") if list_tasks else chosen_checkpoint(checkpoint, run)
     if not 0 <= temperature < math.inf:
         raise EchoError(f"--temperature is {temperature}", "give 0 or a positive number")
-    consent = consent_of("dream", grants_of(import_from, plain_http), allowed=allow_environment)
+    consent = consent_of("dream", grants_of(import_from, plain_http, fetch_model), allowed=allow_environment)
     words = as_overrides([], device=device, **model_overrides(trust_remote_code, fetch_model))
     of_play = {"--task": task, "--temperature": temperature, "--closed-loop": closed_loop}
     if score is not None:

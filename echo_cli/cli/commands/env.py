@@ -61,7 +61,7 @@ def check(
             f"--model takes no value, so '{named[0]}' is not a model",
             f"it plays the config's own model; for another: --model model.kind=hf model.path={named[0]}",
         )
-    grants = grants_of(import_from, plain_http)
+    grants = grants_of(import_from, plain_http, fetch_model)
     options = model_overrides(trust_remote_code, fetch_model)
     words = [*(overrides or []), *as_overrides(overrides or [], **options)]
     loaded = load_config(find_config(config), words).granted(grants)

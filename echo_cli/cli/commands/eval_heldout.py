@@ -116,7 +116,7 @@ def eval_heldout(
         run = _one_run(words or [], compare, {"--config": config, "--fit-pool": fit_pool})
         _check_rollouts(rollouts, pass_k)
         names = _checkpoints(checkpoint, step) or ["best" if compare else chosen_checkpoint(None, run)]
-        consent = consent_of("eval-heldout", grants_of(import_from, plain_http), allowed=allow_environment)
+        consent = consent_of("eval-heldout", grants_of(import_from, plain_http, fetch_model), allowed=allow_environment)
         chosen = _Chosen(names, rollouts, pass_k, command, pool or [], options, consent)
         found, stem = _compare_runs(compare, chosen, output) if compare else _evaluate_run(run, chosen, output)
     _show(found, stem, as_json, as_csv, breakdown)

@@ -93,7 +93,7 @@ def build(
     of_model = as_overrides(overrides or [], **options)
     played = actor if scripted else replace(_checkpoint_actor(actor, checkpoint, temperature), overrides=of_model)
     run = None if scripted or config is not None else Path(actor)
-    consent = consent_of("pool", grants_of(import_from, plain_http), allowed=allow_environment)
+    consent = consent_of("pool", grants_of(import_from, plain_http, fetch_model), allowed=allow_environment)
     text = None if run is None else _config_text(run)
     loaded = _config(config, [*words, *of_model] if scripted else words, run, text).granted(consent.grants)
     replace(consent, text=text).obtain(effects_of(loaded, sampler=not scripted), run)

@@ -125,7 +125,7 @@ def sweep_lambda(
     options = as_overrides(overrides, steps=steps, seed=seed, device=device, output_dir=output_dir, run_name=run_name)
     options += as_overrides(overrides, **model_overrides(trust_remote_code, fetch_model))
     source = find_config("toy" if config is None else config)
-    grants = grants_of(import_from, plain_http)
+    grants = grants_of(import_from, plain_http, fetch_model)
 
     def config_of(own: Sequence[str]) -> Config:
         return fetching_named(plan.sweep_config(source, [*overrides, *options, *own])).granted(grants)

@@ -105,7 +105,7 @@ def train(
     options += as_overrides(given, **model_overrides(trust_remote_code, fetch_model))
     if coeff is not None:
         options += as_overrides(given, objective__world_model_coeff=repr(parse_coeff(coeff)))
-    consent = consent_of("train", grants_of(import_from, plain_http), allowed=allow_environment)
+    consent = consent_of("train", grants_of(import_from, plain_http, fetch_model), allowed=allow_environment)
     loaded, path, own_text = _load(config, [*given, *options], resume)
     if coeff is not None and loaded.objective.schedule == "step":
         raise EchoError("--lambda has no effect with objective.schedule: step", "set objective.schedule_values")

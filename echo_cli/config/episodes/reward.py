@@ -99,11 +99,11 @@ class RewardConfig(Section):
 
     function: ImportPath | None = None
     """Function of the finished episode that returns a number, or a value for each of `criteria`."""
-    command: Command = ()
+    command: Command | None = None
     """Command that prints a number, or a JSON object with a value for each of `criteria`; the episode is its stdin."""
     criteria: dict[CriterionName, float] = Field(default={})
     """Weights of the criteria that `function` or `command` gives values for; empty if it gives one number."""
-    rubric: tuple[Criterion, ...] = ()
+    rubric: tuple[Criterion, ...] | None = None
     on_error: FreeOnResume[Literal["skip", "zero", "stop"]] = "skip"
     """Consequence of a grader that fails: the episode has no reward, the reward 0, or the run ends."""
     timeout_s: FreeOnResume[Seconds] = 60.0
@@ -123,7 +123,7 @@ class RewardConfig(Section):
 
     @model_validator(mode="after")
     def _one_grader(self) -> RewardConfig:
-        given = [name for name in ("function", "command", "rubric") if getattr(self, name) not in (None, ())]
+        given = [name for name in ("function", "command", "rubric") if getattr(self, name)]
         if len(given) > 1:
             raise EchoError(f"environment.reward sets {' and '.join(given)}", "set one of them; a rubric can hold both")
         if not given:
@@ -134,7 +134,7 @@ class RewardConfig(Section):
         if self.criteria and self.rubric:
             tip = "write the weights in the rubric"
             raise EchoError("environment.reward.criteria has no effect with a rubric", tip)
-        names = [criterion.name for criterion in self.rubric]
+        names = [criterion.name for criterion in self.rubric or ()]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise EchoError(f"two criteria of environment.reward.rubric are named {twice}", "rename one")
         if self.weights and max(self.weights.values()) <= 0:
@@ -146,7 +146,7 @@ class RewardConfig(Section):
     @model_validator(mode="after")
     def _no_secrets(self) -> RewardConfig:
         refuse_secrets("environment.reward.env", self.env)
-        for command in (self.command, *(criterion.command for criterion in self.rubric)):
+        for command in (self.command or (), *(criterion.command for criterion in self.rubric or ())):
             refuse_secret_words("environment.reward.command", command)
         return self
 
@@ -158,16 +158,16 @@ class RewardConfig(Section):
     @property
     def weights(self) -> Mapping[str, float]:
         """Weights of the named criteria, in order; empty if the grader gives one number."""
-        return {criterion.name: criterion.weight for criterion in self.rubric} or self.criteria
+        return {criterion.name: criterion.weight for criterion in self.rubric or ()} or self.criteria
 
     @property
     def functions(self) -> tuple[str, ...]:
         """Functions that grade, as import paths."""
-        named = (self.function, *(criterion.function for criterion in self.rubric))
+        named = (self.function, *(criterion.function for criterion in self.rubric or ()))
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
     @property
     def commands(self) -> tuple[tuple[str, ...], ...]:
         """Commands that grade."""
-        named = (self.command, *(criterion.command for criterion in self.rubric))
+        named = (self.command or (), *(criterion.command for criterion in self.rubric or ()))
         return tuple(dict.fromkeys(command for command in named if command))

@@ -227,7 +227,7 @@ def _criteria_of(settings: RewardConfig) -> dict[str, dict[str, Any]]:
         return {each.name: each.model_dump(mode="json", exclude_defaults=True) for each in settings.rubric}
     if settings.function is not None:
         return {"": {"function": settings.function}}
-    return {"": {"command": list(settings.command)}}
+    return {"": {"command": list(settings.command or ())}}
 
 
 def _title(name: str, criterion: Mapping[str, Any]) -> str:
