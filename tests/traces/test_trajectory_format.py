@@ -1,4 +1,4 @@
-"""docs/trajectory-format.md and the JSON Schema agree with the code."""
+"""docs/trajectory-format.md, docs/trace-formats.md and the JSON Schema agree with the code."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from echo_cli.trajectory import Role, Turn
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(echo_cli.__file__).parent
 DOCS = (ROOT / "docs" / "trajectory-format.md").read_text(encoding="utf-8")
+FORMATS_PAGE = (ROOT / "docs" / "trace-formats.md").read_text(encoding="utf-8")
 TRACES = PACKAGE / "traces"
 SCHEMA = TRACES / "schemas" / "trajectory.schema.json"
 MODULES = [path for path in (TRACES / "formats").rglob("*.py") if "\nROLES = " in path.read_text()]
@@ -153,12 +154,17 @@ def test_every_format_has_its_importer() -> None:
 @pytest.mark.parametrize("name", IMPORTERS)
 def test_the_role_rules_are_in_the_docs_and_printed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     rules = format_named(name).ROLES.strip()
-    assert f"### {name}\n\n```text\n{rules}\n```\n" in DOCS
+    assert f"### {name}\n\n```text\n{rules}\n```\n" in FORMATS_PAGE
     assert main(["traces", "formats", name]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert all(f"  {rule}" in printed for rule in rules.splitlines())
     assert main(["traces", "formats", name, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["formats"][name].strip() == rules
+
+
+def test_the_table_of_the_docs_lists_every_format() -> None:
+    table = FORMATS_PAGE.partition("## Options and files")[0]
+    assert set(re.findall(r"\[([\w-]+)\]\(#\1\)", table)) == set(FORMATS)
 
 
 def test_the_tables_of_the_docs_list_every_field() -> None:

@@ -1,6 +1,6 @@
 """Conversations in OpenAI's Harmony format: the text that gpt-oss models read and write, or the library's messages.
 
-Source: openai/harmony, `docs/format.md` and the JSON of `Conversation` in the library openai-harmony.
+Source: openai/harmony, the page on the format in its documentation, and the JSON of `Conversation` in its library.
 """
 
 from __future__ import annotations
