@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from echo_cli.config.environment import EnvironmentConfig, ProviderConfig
 from echo_cli.config.episodes.reward import RewardConfig
 from echo_cli.config.episodes.tasks import is_on_hub
+from echo_cli.config.mcp import McpConfig
 from echo_cli.config.model import ModelConfig, SamplerConfig, is_hub_id
 from echo_cli.config.schema import Config
 from echo_cli.config.section import VARIABLE
@@ -81,6 +82,8 @@ def _environment(environment: EnvironmentConfig) -> Effects:
         found += Effects(may_fetch=(_of_hub(tasks.dataset, tasks.revision),))
     if environment.reward.has_grader:
         found += _grader(environment.reward, place)
+    if environment.mcp is not None:
+        found += _mcp(environment.mcp)
     return found + Effects(sends=_variables(environment.headers))
 
 
@@ -121,6 +124,13 @@ def _grader(reward: RewardConfig, place: str) -> Effects:
         imports=tuple(f"{function}{place}{variables}" for function in reward.functions),
         sends=_variables(reward.env),
     )
+
+
+def _mcp(mcp: McpConfig) -> Effects:
+    if mcp.url is not None:
+        return Effects(contacts=(mcp.url,), sends=_variables(mcp.headers))
+    variables = f" with {', '.join(mcp.env)} set" if mcp.env else ""
+    return Effects((f"{shlex.join(mcp.command)}{variables}",), sends=_variables(mcp.env))
 
 
 def _model(model: ModelConfig) -> Effects:

@@ -9,6 +9,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from echo_cli.config.episodes.reward import RewardConfig
 from echo_cli.config.episodes.tasks import TasksConfig
+from echo_cli.config.mcp import MCP_PRESETS, ActionLine, McpConfig
 from echo_cli.config.section import (
     NO_GRANTS,
     AbsolutePath,
@@ -99,6 +100,7 @@ class ObservationRule(Section):
 
     - `path`: dotted path, with `[0]` and `[*]` for lists, into the observation's fields, `reward`, `done` and
       `metadata`.
+    - `channel`: name of the text's origin in reports; `channel_path` takes the name from a path in the payload.
     - `label`: harness text before the piece, or around it with `{text}`; its role is warning.
     - `omit`: values to hide. Null and empty text are always hidden.
     - `delta`: show only the new part of a text that grows.
@@ -115,6 +117,7 @@ class ObservationRule(Section):
     role: Literal["env_output", "context", "warning"] = "env_output"
     on: Literal["reset", "step", "both"] = "both"
     channel: str | None = None
+    channel_path: str | None = None
     label: str = ""
     omit: tuple[str | int | float | bool | None, ...] = ()
     delta: bool = False
@@ -131,19 +134,22 @@ class InvalidConfig(Section):
     pattern: Pattern
 
 
-SOURCES = ("toy_terminal", "object", "url", "provider", "terminal", "none")
+SOURCES = ("toy_terminal", "object", "url", "provider", "terminal", "mcp", "none")
 SOURCE_KEYS = {"object_options": ("object",), "client": ("url", "provider"), "headers": ("url", "provider")}
 """Keys that have an effect only with the listed sources."""
 
 OF_ANY_SOURCE = ("toy_terminal", "sessions", "batch_wait_s", "attempts")
 """Keys that have an effect with the toy terminal too."""
 
-PRESETS = ("toy_terminal", "tbench2", "coding", "repl", "textarena", "echo", "agent_world_model", "maze", "terminal")
+PRESETS = (
+    *("toy_terminal", "tbench2", "coding", "repl", "textarena", "echo", "agent_world_model", "maze", "terminal"),
+    *MCP_PRESETS,
+)
 
 
 class EnvironmentConfig(Section):
     """Exactly one source of environments: `toy_terminal` (the default), `object`, `url`, `provider`,
-    `terminal` or `none`.
+    `terminal`, `mcp` or `none`.
 
     With `none: true` there is no environment, and the run trains on traces alone.
     """
@@ -158,6 +164,7 @@ class EnvironmentConfig(Section):
     url: FreeOnResume[Annotated[str, Field(pattern=r"^(http|https|ws|wss)://[^\s/]+\S*$")] | None] = None
     provider: FreeOnResume[ProviderConfig | None] = None
     terminal: TerminalConfig | None = None
+    mcp: McpConfig | None = None
     none: Literal[True] | None = None
     client: FreeOnResume[ImportPath | None] = None
     """A typed OpenEnv client class, for `url` and `provider`."""
@@ -175,7 +182,7 @@ class EnvironmentConfig(Section):
     exit_code: str | None = None
     invalid: InvalidConfig | None = None
     reward: RewardConfig = RewardConfig()
-    explorer: tuple[str, ...] = ()
+    explorer: tuple[ActionLine, ...] = ()
     """Actions from which scripted explorers draw."""
     max_observation_chars: Positive = 50_000
 
@@ -260,6 +267,8 @@ class EnvironmentConfig(Section):
             return f"provider {self.provider.kind}"
         if self.terminal is not None:
             return f"terminal tasks of {self.terminal.place}, runtime {self.terminal.runtime}"
+        if self.mcp is not None:
+            return f"mcp {self.mcp.place}"
         return next(
             f"{name} {value}" if isinstance(value, str) else name
             for name in SOURCES

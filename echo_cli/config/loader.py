@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from echo_cli.config.environment import PRESETS as ENVIRONMENT_PRESETS
 from echo_cli.config.environment import SOURCES
+from echo_cli.config.mcp import MCP_PRESETS
 from echo_cli.config.overrides import Override, apply_overrides
 from echo_cli.config.presets import PRESETS, preset_conflicts
 from echo_cli.config.schema import Config, key_paths
@@ -30,6 +31,7 @@ _MAY_HOLD_SECRET = (
     ("environment", "headers"),
     *(("environment", "provider", key) for key in ("env", "options", "command")),
     *(("environment", "reward", key) for key in ("env", "command", "rubric")),
+    *(("environment", "mcp", key) for key in ("env", "headers", "command")),
     ("sampler", "headers"),
 )
 """Key paths of values that may hold a secret, by mistake, where `${NAME}` should stand."""
@@ -173,16 +175,26 @@ def _to_blame(in_file: Mapping[str, Any], given: Sequence[Override], error: Echo
 
 def environment_preset(name: str) -> dict[str, Any]:
     """Return the keys of a shipped preset: the action and observation mappings of the environment `name`."""
-    keys = _read_config(configs_folder() / "environments" / f"{name}.yaml")[0]
+    keys = _preset_file(name)
     keys.pop("rollout", None)
     return keys
+
+
+def _preset_file(name: str) -> dict[str, Any]:
+    """Return the keys of a preset's file; the preset of an MCP server is read on top of the one of all of them."""
+    keys = _read_config(configs_folder() / "environments" / f"{name}.yaml")[0]
+    if name not in MCP_PRESETS[1:]:
+        return keys
+    merged = _preset_file(MCP_PRESETS[0])
+    _merge(merged, keys)
+    return merged
 
 
 def _caps(name: Any) -> dict[str, Any]:
     """Return the caps on lengths that the environment preset `name` sets, below `rollout`; none without a preset."""
     if not isinstance(name, str) or name not in ENVIRONMENT_PRESETS:
         return {}
-    keys = _read_config(configs_folder() / "environments" / f"{name}.yaml")[0]
+    keys = _preset_file(name)
     return {"rollout": keys["rollout"]} if "rollout" in keys else {}
 
 
@@ -245,9 +257,16 @@ def _apply_environment_preset(values: dict[str, Any]) -> None:
         environment.setdefault("preset", "toy_terminal")
     if environment.get("terminal") is not None:
         environment.setdefault("preset", "terminal")
+    if environment.get("mcp") is not None and environment.get("preset") is None:
+        environment["preset"] = MCP_PRESETS[0]
     name = environment.get("preset")
     if isinstance(name, str) and name in ENVIRONMENT_PRESETS:
         preset = environment_preset(name)
+        own = environment.get("mcp")
+        if isinstance(own, dict) and own.get("url") is not None:  # the preset's server, which runs elsewhere
+            preset["mcp"] = {
+                key: value for key, value in preset.get("mcp", {}).items() if key not in ("command", "env")
+            }
         _merge(preset, environment)
         values["environment"] = preset
         caps = _caps(name)
@@ -279,7 +298,7 @@ def _first_error(error: ValidationError, place: Callable[[Keys], str]) -> EchoEr
         tip = key_tip(re.sub(r"\.\d+", ".0", name), key_paths())
     elif details["type"] == "missing":
         message, tip = f"'{name}' is missing", "add it"
-    elif keys[1:2] == ("headers",):
+    elif "headers" in keys[1:3]:
         message, tip = f"'{name}' does not refer to an environment variable", "write ${NAME}, and export NAME=…"
     else:
         got = details["input"]

@@ -15,7 +15,7 @@ from typing import Any
 
 from echo_cli.config.environment import EnvironmentConfig, InvalidConfig, ObservationRule
 from echo_cli.environments.faults import SessionLost
-from echo_cli.environments.protocol import Payload, TextPiece
+from echo_cli.environments.protocol import JsonObject, Payload, TextPiece
 from echo_cli.errors import EchoError
 from echo_cli.trajectory import VOLATILE, Role
 
@@ -45,7 +45,8 @@ class ObservationMapping:
         self._volatile = config.volatile
         self._chars = config.max_observation_chars
         self._seen: dict[str, list[str]] = {}
-        for path in (*(rule.path for rule in self._rules), config.exit_code, config.invalid and config.invalid.path):
+        ours = (path for rule in self._rules for path in (rule.path, rule.channel_path))
+        for path in (*ours, config.exit_code, config.invalid and config.invalid.path):
             if path is not None:
                 _steps(path)
         for rule in self._rules:
@@ -72,7 +73,7 @@ class ObservationMapping:
         pieces: list[TextPiece] = []
         latest: dict[str, list[str]] = {}
         root = payload.root
-        for rule in self._rules:
+        for rule in (_named(rule, root) for rule in self._rules):
             if rule.on not in now and not rule.delta:
                 continue
             values = values_at(root, rule.path)
@@ -126,6 +127,14 @@ class ObservationMapping:
         for run in _RUN.finditer(kinds):
             role, channel = styles[kinds[run.start()]]
             yield TextPiece(role, text[run.start() : run.end()], channel)
+
+
+def _named(rule: ObservationRule, root: JsonObject) -> ObservationRule:
+    """Return `rule` with the channel that the payload names, if the rule has a path to the name."""
+    names = [] if rule.channel_path is None else values_at(root, rule.channel_path)
+    if len(names) != 1 or not isinstance(names[0], str):
+        return rule
+    return rule.model_copy(update={"channel": safe(names[0])})
 
 
 def line_end(pieces: Sequence[TextPiece]) -> str:

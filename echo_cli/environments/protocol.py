@@ -248,6 +248,8 @@ class Description:
     """The environment's own description, one line; empty if it has none."""
     notices: tuple[str, ...] = ()
     """Notes on the source for the start of a run, one line each."""
+    tools: tuple[JsonObject, ...] = ()
+    """Tools that the policy may call, in the form that chat templates take; empty if actions are no tool calls."""
 
 
 class EnvironmentSource(Protocol):

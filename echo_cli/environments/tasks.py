@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn, get_args
 import yaml
 
 from echo_cli.config.episodes.tasks import TasksConfig
+from echo_cli.config.mcp import action_line
 from echo_cli.config.yaml_file import key_lines, read_yaml
 from echo_cli.environments.taskset import read_jsonl, task_entries
 from echo_cli.errors import EchoError
@@ -97,6 +98,12 @@ class TaskList:
     """Out-of-distribution tasks; their `Task.split` is heldout."""
     other_world: tuple[Task, ...] = ()
     """Tasks of other worlds, which only the explorers of a placebo play; their `Task.split` is train."""
+
+    @property
+    def all(self) -> tuple[Task, ...]:
+        """Every task, of whatever split."""
+        splits = self.splits
+        return (*splits.train, *splits.validation, *splits.heldout, *self.ood, *self.other_world)
 
 
 @dataclass(frozen=True)
@@ -272,8 +279,10 @@ def _entry(value: Any, place: str) -> _Entry:
     if split is not None and split not in _SPLITS:
         _refuse(f"unknown split '{split}'", place, suggest(str(split), _SPLITS, "splits"))
     actions = given.get("actions", [])
-    if not isinstance(actions, list) or not all(isinstance(line, str) and "\n" not in line for line in actions):
-        _refuse("actions is not a list of lines", place, "write one line per action: actions: [ls, cat notes]")
+    actions = list(map(action_line, actions)) if isinstance(actions, list) else None
+    if actions is None or not all(isinstance(line, str) and "\n" not in line for line in actions):
+        tip = "write one line, or one tool call {name: …, arguments: {…}}, per action: actions: [ls, cat notes]"
+        _refuse("actions is not a list of lines", place, tip)
     return _Entry(place, task_id, split, family, arguments, tuple(actions), question, given.get("answer"))
 
 

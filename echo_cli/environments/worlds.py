@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from echo_cli.environments.terminal.client import open_terminal
 from echo_cli.environments.terminal.tasks.task_set import load_terminal_tasks
 from echo_cli.environments.text_environment import EnvironmentFactory
 from echo_cli.environments.toy import ToyWorlds, toy_factory, toy_settings
-from echo_cli.errors import EchoError
+from echo_cli.errors import EchoError, missing_package
 from echo_cli.processes import hide_memory
 from echo_cli.text import escape_unprintable
 
@@ -59,6 +60,7 @@ def open_worlds(config: Config) -> Iterator[TaskSuite]:
     """
     environment, toy = config.environment, config.environment.toy_worlds
     worlds_of: Callable[[EnvironmentFactory], TaskSuite]
+    every_task: Sequence[Task]
     if environment.none:
         yield NoWorlds()
         return
@@ -76,7 +78,7 @@ def open_worlds(config: Config) -> Iterator[TaskSuite]:
         if environment.toy_terminal is not None:
             yield worlds
             return
-        splits, worlds_of = worlds.tasks, worlds.made_by
+        splits, every_task, worlds_of = worlds.tasks, (), worlds.made_by
     elif environment.terminal is not None:
         with open_terminal(environment, partial(rollouts_at_once, config)) as (terminal, tasks):
             _check_other_world(config, tasks)
@@ -89,9 +91,9 @@ def open_worlds(config: Config) -> Iterator[TaskSuite]:
         tasks = load_tasks(environment.tasks, fetch=environment.grants.fetch)
         _check_other_world(config, tasks)
         _check_answers(config, tasks)
-        splits, worlds_of = tasks.splits, partial(TaskWorlds, tasks)
+        splits, every_task, worlds_of = tasks.splits, tasks.all, partial(TaskWorlds, tasks)
     with (
-        open_source(environment, rollouts_at_once(config, splits)) as source,
+        open_source(environment, rollouts_at_once(config, splits), every_task) as source,
         _suite(config, source, worlds_of) as suite,
     ):
         yield suite
@@ -163,8 +165,14 @@ def rollouts_at_once(config: Config, splits: TaskSplits) -> int:
 
 
 @contextmanager
-def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterator[EnvironmentSource]:
-    """Yield the source that `environment` names; its module is imported only here."""
+def open_source(
+    environment: EnvironmentConfig, wanted_sessions: int, tasks: Sequence[Task] = ()
+) -> Iterator[EnvironmentSource]:
+    """Yield the source that `environment` names; its module is imported only here.
+
+    Args:
+        tasks: tasks that the source checks before the first episode, if it knows their reset arguments.
+    """
     grants = environment.grants
     if grants.import_from is not None:
         from echo_cli.environments.openenv.package import import_from
@@ -181,6 +189,13 @@ def open_source(environment: EnvironmentConfig, wanted_sessions: int) -> Iterato
                 step_timeout_s=environment.step_timeout_s,
                 sessions_wanted=wanted_sessions,
             )
+    elif environment.mcp is not None:
+        if importlib.util.find_spec("mcp") is None:
+            raise missing_package("environment.mcp", "the MCP SDK", "mcp")
+        from echo_cli.environments.mcp.source import open_mcp
+
+        with open_mcp(environment, wanted_sessions, tasks) as servers:
+            yield servers
     elif environment.url is not None:
         yield _server(environment, environment.url, wanted_sessions)
     else:

@@ -49,7 +49,7 @@ def rollout_tasks(
     """
     wanted = [(task, task.task_id) for task in tasks for _ in range(rollouts)]
     sampler = policy.sampler(config.rollout.temperature, seed)
-    played = play_policy(sampler, policy.renderer, worlds, wanted, limits_for(config, policy), verify=True)
+    played = play_policy(sampler, policy.renderer, worlds, wanted, limits_for(config, policy, worlds), verify=True)
     return [trajectory for trajectory in played if trajectory.stop_reason != "aborted"]
 
 
@@ -65,7 +65,7 @@ def pool_tasks(worlds: TaskSuite) -> dict[str, tuple[TaskSuite, Sequence[Task]]]
 
 def expert_pools(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict[str, Pool]:
     """Play the frozen pools of worlds in which every task has an expert, rendered for `policy`."""
-    limits = limits_for(config, policy)
+    limits = limits_for(config, policy, worlds)
     return {name: expert_pool(of, tasks, policy.renderer, limits) for name, (of, tasks) in pool_tasks(worlds).items()}
 
 
@@ -79,7 +79,7 @@ def play_pools(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict[s
     Raises:
         EchoError: the environment is not available, or loses the session of a task in every attempt (exit code 1).
     """
-    limits, played = limits_for(config, policy), {}
+    limits, played = limits_for(config, policy, worlds), {}
     for name, (of, tasks) in pool_tasks(worlds).items():
         expert = _play_known(of, tasks, policy.renderer, limits)
         wanted = [(task, task.task_id) for task in tasks if of.expert(task) is None]
@@ -153,7 +153,7 @@ def leak_notices(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> list
     if not (config.objective.use_rl or config.evaluation.heldout_rollouts):  # rewards are not used
         return []
     scripts = expert_scripts(worlds, (*worlds.tasks.heldout, *worlds.tasks.validation))
-    limits = limits_for(config, policy)
+    limits = limits_for(config, policy, worlds)
     found = [finding for task, _ in scripts[:1] for finding in find_leak(worlds, policy.renderer, limits, task)]
     return [f"warning: {finding.message}; {finding.tip}" for finding in found]
 

@@ -310,7 +310,7 @@ def build_policy(config: Config, *, quiet: bool = False) -> tuple[TorchPolicy, D
 
 
 def check_context(config: Config, policy: TorchPolicy, *, quiet: bool = False) -> None:
-    """Check that episodes fit the model's context.
+    """Check that episodes fit the model's context, whatever the tools of the environment, which `limits_for` knows.
 
     `limits_for` lowers the caps of episodes that may not fit; unless `quiet`, a warning on stderr gives the new caps.
 

@@ -89,7 +89,7 @@ def build_pool(
             on_start()
             policy, actor = loaded
             renderer, temperature = policy.renderer, recipe.actor.temperature
-            limits = limits_for(config, policy)
+            limits = limits_for(config, policy, worlds)
             trajectories = _sample(policy, worlds, tasks, recipe, limits, temperature)
         else:
             renderer, limits = load_renderer(config), limits_of(config)

@@ -15,8 +15,9 @@ from itertools import accumulate, groupby
 from operator import itemgetter
 from typing import Literal, Protocol
 
+from echo_cli.environments.protocol import JsonObject
 from echo_cli.errors import EchoError
-from echo_cli.models.renderer import Frame, Message
+from echo_cli.models.renderer import Frame, Message, tools_segments
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.text import escape_unprintable
 from echo_cli.trace import END_THINK, THINK, Conversation
@@ -88,6 +89,9 @@ class ConversationTemplate(Protocol):
             EchoError: the template cannot write the conversation.
         """
 
+    def opening(self, tools: Sequence[JsonObject]) -> str | None:
+        """Return the text before a task in an episode with `tools`; None if the template has no form for tools."""
+
 
 class ChatRenderer:
     """A `renderer.Renderer` of one family.
@@ -138,6 +142,7 @@ class ChatRenderer:
         before, after = family.tool if reply_as == "tool" else (family.turn("user"), "")
         prompt = family.turn_end + family.separator + family.turn("assistant") + primer
         self._opening = Frame(self._scaffold(opening), self._scaffold(prompt))
+        self._with_tools: tuple[Sequence[JsonObject], Frame] | None = None  # rendered once for the tools of a run
         self._reply = Frame(self._scaffold(family.separator + before), self._scaffold(after + prompt))
         # If the action does not end with `turn_end`, the reply's scaffold ends the turn.
         cut = self._scaffold(family.turn_end + family.separator + before)
@@ -153,8 +158,18 @@ class ChatRenderer:
         names = sorted(tokenizer.added_tokens, key=len, reverse=True)
         self._names = re.compile(f"({'|'.join(map(re.escape, names))})") if names else None
 
-    def opening(self) -> Frame:
-        return self._opening
+    def opening(self, tools: Sequence[JsonObject] = ()) -> Frame:
+        if not tools:
+            return self._opening
+        if self._with_tools is None or self._with_tools[0] != tools:
+            text = self._template.opening(tools)
+            before = (
+                (*self._opening.before, *tools_segments(self.tokenizer, tools))
+                if text is None
+                else self._scaffold(text)
+            )
+            self._with_tools = tools, Frame(before, self._opening.after)
+        return self._with_tools[1]
 
     def reply(self, action_ids: Sequence[int]) -> Frame:
         """Return the scaffold around an answer; it first ends the action's turn if the action did not."""

@@ -11,9 +11,14 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Protocol
 
+from echo_cli.environments.protocol import JsonObject
+from echo_cli.environments.tool_text import tools_text
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.trace import Conversation
 from echo_cli.trajectory import SCAFFOLD, VOLATILE, Role, Segment, Trajectory
+
+TOOLS = "tools"
+"""Channel of the list of tools in an opening."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,15 @@ class Renderer(Protocol):
     stop_ids: tuple[int, ...]
     """Tokens that end an action."""
     overhead: int
-    """Maximum number of scaffold tokens of an opening and a reply together."""
+    """Maximum number of scaffold tokens of an opening without tools and a reply together."""
     notices: tuple[str, ...]
     """Notes for the start of a run, one line each."""
 
-    def opening(self) -> Frame:
-        """Return the scaffold around the text of a reset."""
+    def opening(self, tools: Sequence[JsonObject] = ()) -> Frame:
+        """Return the scaffold around the text of a reset, with the environment's tools before the text.
+
+        A chat template writes the tools in its own form; formats without one have them as text of channel `tools`.
+        """
 
     def reply(self, action_ids: Sequence[int]) -> Frame:
         """Return the scaffold around the environment's answer to the action `action_ids`."""
@@ -83,8 +91,8 @@ class PlainRenderer:
         self.start_ids: tuple[int, ...] = (tokenizer.start_id,)
         self.stop_ids: tuple[int, ...] = (*tokenizer.newline_ids, *tokenizer.eos_ids)
 
-    def opening(self) -> Frame:
-        return Frame()
+    def opening(self, tools: Sequence[JsonObject] = ()) -> Frame:
+        return Frame(before=tools_segments(self.tokenizer, tools))
 
     def reply(self, action_ids: Sequence[int]) -> Frame:
         return Frame()
@@ -104,6 +112,18 @@ class PlainRenderer:
 
     def conversation(self, conversation: Conversation) -> None:
         return None
+
+
+def tools_segments(tokenizer: Tokenizer, tools: Sequence[JsonObject]) -> tuple[Segment, ...]:
+    """Return the list of tools as context, for a format that has no form for it; nothing without tools."""
+    text = tools_text(tools)
+    return (Segment(Role.CONTEXT, text, tuple(tokenizer.encode(text)), channel=TOOLS),) if text else ()
+
+
+def tools_tokens(renderer: Renderer, tools: Sequence[JsonObject]) -> int:
+    """Return the number of tokens that `tools` add to an opening."""
+    plain, full = (sum(len(segment.token_ids) for segment in renderer.opening(listed).before) for listed in ((), tools))
+    return full - plain
 
 
 def mark_ends(trajectory: Trajectory, tokenizer: Tokenizer) -> Trajectory:

@@ -16,7 +16,7 @@ from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.environments.protocol import Description, TaskSuite
 from echo_cli.environments.tasks import Task
 from echo_cli.errors import EchoError
-from echo_cli.models.renderer import Renderer
+from echo_cli.models.renderer import Renderer, tools_tokens
 from echo_cli.rollouts.environment_findings import Finding, find_problems, idle_reward, leak
 from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.random_actions import random_line
@@ -106,8 +106,9 @@ def check_environment(
         raise EchoError("environment.none is true: there is no environment to check", "set one in the config")
     lowered = None
     if context is not None:
-        lowered = limits.lowered_line(context, renderer.overhead)
-        limits = limits.within(context, renderer.overhead)
+        tools = tools_tokens(renderer, worlds.description.tools)
+        lowered = limits.lowered_line(context, renderer.overhead, tools)
+        limits = limits.within(context, renderer.overhead, tools)
     tasks = (*worlds.tasks.train, *worlds.tasks.validation, *worlds.tasks.heldout)
     task = next((task for task in tasks if worlds.expert(task) is not None), tasks[0])
     script, lines = _script(worlds, task, settings, random.Random(seed))

@@ -6,7 +6,7 @@ from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from echo_cli.environments.protocol import Environment, StepResult, TextPiece
+from echo_cli.environments.protocol import Environment, JsonObject, StepResult, TextPiece
 from echo_cli.environments.tasks import Task
 from echo_cli.models.renderer import Frame, Renderer
 from echo_cli.models.tokenizer import Tokenizer
@@ -43,8 +43,17 @@ class Episode:
     Each coroutine closes the environment when it fails, so that no session leaks.
     """
 
-    def __init__(self, renderer: Renderer, environment: Environment, task: Task, group_id: str, limits: EpisodeLimits):
+    def __init__(
+        self,
+        renderer: Renderer,
+        environment: Environment,
+        task: Task,
+        group_id: str,
+        limits: EpisodeLimits,
+        tools: Sequence[JsonObject] = (),
+    ) -> None:
         self.renderer = renderer
+        self.tools = tools
         self.tokenizer = renderer.tokenizer
         self.environment = environment
         self.task = task
@@ -59,7 +68,7 @@ class Episode:
     async def reset(self) -> Following:
         """Start the episode and return its first tokens."""
         opening = await self._or_close(self.environment.reset(self.task))
-        frame = self.renderer.opening()
+        frame = self.renderer.opening(self.tools)
         if not frame.before and (not opening or opening[0].role is not Role.CONTEXT):  # BOS must be context
             opening = (TextPiece(Role.CONTEXT, ""), *opening)
         return Following(_ids(self._add_pieces(opening, frame, first=True)))
@@ -198,7 +207,10 @@ class Episode:
         else:
             left = 2 * (limits.output_tokens + len(notice))
         start = self.renderer.start_ids if first else ()
-        added = [self._add(segment) for segment in frame.before]
+        added = []
+        for segment in frame.before:
+            added.append(self._add(replace(segment, token_ids=(*start, *segment.token_ids))))
+            start = ()
         for piece in pieces[:-1] if ending else pieces:
             if left <= 0:
                 break

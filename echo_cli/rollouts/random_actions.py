@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from echo_cli.config.environment import ActionConfig
+from echo_cli.config.mcp import tool_call_line
 from echo_cli.environments.actions import CAST_TYPES, HOLE, wrap_action
 from echo_cli.environments.protocol import JsonObject
 
@@ -27,6 +28,11 @@ def random_line(config: ActionConfig, schema: JsonObject, rng: random.Random) ->
 
 def _random_action(config: ActionConfig, schema: JsonObject, rng: random.Random) -> str:
     """Return a random action as the text that remains after `extract`."""
+    if config.kind == "tool_call" and _list(schema, "anyOf"):
+        tool = _part(rng.choice(schema["anyOf"]), "properties")
+        arguments = _part(tool, "arguments")
+        value = _value({"type": "object", **arguments}, arguments, rng, 0)
+        return tool_call_line(_part(tool, "tool_name").get("const", ""), value)
     if config.kind == "tool_call":
         return f'<tool_call>{{"name": "{rng.choice(_WORDS)}", "arguments": {{}}}}</tool_call>'
     if config.kind == "json":
@@ -81,7 +87,7 @@ def _value(schema: Any, root: JsonObject, rng: random.Random, depth: int) -> Any
     if kind == "array":
         return [_value(schema.get("items"), root, rng, depth + 1)]
     if kind == "object" or "properties" in schema:
-        fields, wanted = _part(schema, "properties"), schema.get("required", [])
+        fields, wanted = _part(schema, "properties"), _list(schema, "required")
         return {name: _value(fields.get(name), root, rng, depth + 1) for name in wanted}
     return rng.choice(_WORDS)
 
@@ -103,6 +109,11 @@ def _bounds(schema: Mapping[str, Any]) -> tuple[int, int]:
 def _part(schema: Any, key: str) -> Mapping[str, Any]:
     part = schema.get(key) if isinstance(schema, Mapping) else None
     return part if isinstance(part, Mapping) else {}
+
+
+def _list(schema: Mapping[str, Any], key: str) -> list[Any]:
+    part = schema.get(key)
+    return part if isinstance(part, list) else []
 
 
 def _resolved(reference: str, root: JsonObject) -> Any:

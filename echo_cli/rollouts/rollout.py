@@ -69,7 +69,7 @@ def play_scripts(
     """
 
     async def attempt(task: Task, actions: Sequence[str]) -> tuple[Episode, Trajectory]:
-        episode = Episode(renderer, worlds.environment(), task, task.task_id, limits)
+        episode = Episode(renderer, worlds.environment(), task, task.task_id, limits, worlds.description.tools)
         await episode.reset()
         for ids in map(renderer.script, actions):
             if episode.stop_reason is None and not episode.has_room(ids):
@@ -224,7 +224,8 @@ class _Scheduler:
         for wanted in joining:
             wanted.sessions += 1
             environment = self._worlds.environment()
-            episode = Episode(self._renderer, environment, wanted.task, wanted.group_id, self._limits)
+            tools = self._worlds.description.tools
+            episode = Episode(self._renderer, environment, wanted.task, wanted.group_id, self._limits, tools)
             self._playing.append(_Rollout(wanted, episode, self._loop.start(episode.reset())))
         return [wanted.number for wanted in joining]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -153,15 +155,38 @@ def check_same_traces(run: RunDirectory, corpus: TraceCorpus) -> None:
         )
 
 
+def worlds_record(worlds: TaskSuite) -> dict[str, Any]:
+    """Return what a run records of its environment: its name, its sessions, and its tools by name, as SHA-256."""
+    record = {"name": worlds.description.name, "sessions": worlds.hosting.sessions}
+    tools = {
+        tool["function"]["name"]: sha256(json.dumps(tool, sort_keys=True).encode()).hexdigest()
+        for tool in worlds.description.tools
+    }
+    return {**record, "tools": tools} if tools else record
+
+
 def check_same_environment(run: RunDirectory, worlds: TaskSuite) -> None:
-    """Reject an environment whose reported name differs from the name that the run recorded."""
+    """Reject an environment whose reported name, or whose tools, differ from those that the run recorded.
+
+    The tools are part of every episode's opening, so other tools are other data.
+    """
     record = read_record(run.path).get("environment")  # None in runs of earlier versions
-    name = record.get("name") if isinstance(record, dict) else None
-    before = name if isinstance(name, str) else None
-    now = worlds.description.name
-    if before is not None and before != now:
+    before = record if isinstance(record, dict) else {}
+    path, now = escape_unprintable(run.path), worlds_record(worlds)
+    name = before.get("name")
+    if isinstance(name, str) and name != now["name"]:
         raise EchoError(
-            f"{escape_unprintable(run.path)} was trained in {escape_unprintable(before)}, but this environment "
-            f"is {escape_unprintable(now)}",
-            f"use the address of {escape_unprintable(before)}, or start another run with --run-name",
+            f"{path} was trained in {escape_unprintable(name)}, but this environment "
+            f"is {escape_unprintable(now['name'])}",
+            f"use the address of {escape_unprintable(name)}, or start another run with --run-name",
+        )
+    had, has = before.get("tools"), now.get("tools", {})
+    if isinstance(had, dict) and (
+        tool := next((tool for tool in {**had, **has} if had.get(tool) != has.get(tool)), "")
+    ):
+        how = "has vanished" if tool not in has else "has changed" if tool in had else "is new"
+        raise EchoError(
+            f"the tools of {path} have changed since its start: '{escape_unprintable(tool)}' {how}",
+            "serve the tools with which the run began (environment.mcp.deny drops new ones), or start another run "
+            "with --run-name",
         )

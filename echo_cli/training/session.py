@@ -32,6 +32,7 @@ from echo_cli.training.resume import (
     check_same_traces,
     keep_threads,
     restore_run,
+    worlds_record,
 )
 
 
@@ -149,7 +150,7 @@ def _create(
     """Create the run directory with the record of its environment and the pools that cannot be played again."""
     played = {} if worlds.replayable or config.environment.none else play_pools(config, worlds, policy)
     record = environment_record(config.seed, argv, str(policy.device), torch.get_num_threads())
-    record["environment"] = {"name": worlds.description.name, "sessions": worlds.hosting.sessions}
+    record["environment"] = worlds_record(worlds)
     if traces is not None:
         splits = pool_splits(alone=bool(config.environment.none))
         held = {name: held_out(traces, policy.renderer, split) for name, split in splits.items()}

@@ -72,7 +72,7 @@ def play_tasks(
         for _ in range(settings.group_size)
     ]
     sampler = policy.sampler(settings.temperature, derive_seed(config.seed, "rollout", step))
-    limits = limits_for(config, policy)
+    limits = limits_for(config, policy, worlds)
     return play_policy(sampler, policy.renderer, worlds, wanted, limits, verify=config.objective.use_rl, training=True)
 
 
@@ -92,7 +92,7 @@ def play_explorers(
     for _ in range(explorers):
         task = rng.choice(worlds.tasks.train)
         scripts.append((task, worlds.explorer(task, config.rollout.explorer_commands, rng)))
-    limits = limits_for(config, policy)
+    limits = limits_for(config, policy, worlds)
     return play_scripts(policy.renderer, worlds, scripts, limits, "explorer", world_model_only=True)
 
 

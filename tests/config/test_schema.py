@@ -16,6 +16,7 @@ ENVIRONMENT = (
     "object url provider client headers sessions batch_wait_s attempts connect_timeout_s step_timeout_s retry_s"
 )
 PROVIDER = "kind image command project_path app port env options start_timeout_s limits"
+MCP = "command url headers env folder start_timeout_s limits"
 LIMITS = "memory_mb processes file_mb cpus"
 ENDPOINT = "url model headers weights concurrency timeout_s"
 COLLAPSE = """
@@ -34,6 +35,7 @@ def test_these_keys_and_no_others_may_change_on_resume() -> None:
     expected = {*RUN.split(), *MEMORY.split(), "rollout.keep", "collapse", *_below("collapse", COLLAPSE)}
     expected |= _below("model", "trust_remote_code fetch")
     expected |= _below("environment", f"{ENVIRONMENT} max_message_mb") | _below("environment.provider", PROVIDER)
+    expected |= _below("environment.mcp", MCP) | _below("environment.mcp.limits", "memory_mb file_mb")
     expected |= _below("environment.reward", "on_error timeout_s workers env")
     expected |= _below("environment.terminal", "runtime")
     expected |= _below("sampler", ENDPOINT) | _below("environment.provider.limits", LIMITS)

@@ -11,23 +11,32 @@ import pytest
 
 from echo_cli.config.environment import PRESETS, EnvironmentConfig
 from echo_cli.config.loader import configs_folder, load_config
+from echo_cli.config.mcp import MCP_PRESETS
 from echo_cli.environments.actions import ActionMapping, Unparsable, check_action, check_payload
 from echo_cli.environments.observations import ObservationMapping, exit_code_of, is_invalid
 from echo_cli.environments.protocol import Payload
 from echo_cli.models.loading import load_renderer
 from echo_cli.trajectory import Role
 
+NONE = "rollout.explorers=0"
 C, E, W = Role.CONTEXT, Role.ENV_OUTPUT, Role.WARNING
 
 METADATA = {"type": "object", "additionalProperties": True}
 GENERIC_ACTION = {"type": "object", "properties": {"metadata": METADATA}, "additionalProperties": False}
 
 
+def source(name: str) -> list[str]:
+    """Return overrides that set a source for the preset; presets of MCP servers have one, except the common one."""
+    if name == "mcp":
+        return ["environment.mcp.url=http://127.0.0.1:1"]
+    return ["environment.toy_terminal=null" if name in MCP_PRESETS else "environment.url=http://127.0.0.1:1"]
+
+
 def config(name: str) -> EnvironmentConfig:
-    overrides = ["environment.url=http://127.0.0.1:1", f"environment.preset={name}", "environment.tasks.seeds=10"]
+    overrides = [*source(name), f"environment.preset={name}", "environment.tasks.seeds=10"]
     if name == "toy_terminal":  # tasks and explorers come from its worlds
         overrides.pop()
-    if name == "agent_world_model":  # every scenario has its own tools, so the preset lists no exploring actions
+    if name in ("agent_world_model", "mcp"):  # tools of any kind, so the preset lists no exploring actions
         overrides.append("rollout.explorers=0")
     return load_config(configs_folder() / "toy.yaml", overrides).environment
 
@@ -101,11 +110,37 @@ def test_a_preset_s_caps_are_below_the_keys_beside_it_and_above_the_file_s_if_it
 
 @pytest.mark.parametrize("name", sorted({*PRESETS} - {"toy_terminal"}))
 def test_no_exploring_action_exceeds_the_action_cap_of_its_preset(name: str) -> None:
-    overrides = ["environment.url=http://127.0.0.1:1", f"environment.preset={name}", "environment.tasks.seeds=9"]
+    overrides = [*source(name), f"environment.preset={name}", "environment.tasks.seeds=9"]
     loaded = load_config(configs_folder() / "toy.yaml", [*overrides, "rollout.explorers=0"])
     renderer = load_renderer(loaded)
     lengths = [len(renderer.script(line)) for line in loaded.environment.explorer]
     assert max(lengths, default=0) <= loaded.rollout.max_action_tokens
+
+
+def test_an_mcp_server_has_the_common_preset_below_its_own_and_a_url_in_place_of_the_preset_s_command() -> None:
+    unnamed = load_config(
+        configs_folder() / "toy.yaml", [*source("mcp"), "environment.tasks.seeds=9", NONE]
+    ).environment
+    assert (unnamed.preset, unnamed.observation) == ("mcp", config("mcp").observation)
+    sqlite = config("mcp_sqlite")
+    assert sqlite.observation == config("mcp").observation and sqlite.mcp is not None
+    words = ["environment.mcp.url=http://127.0.0.1:1", "environment.preset=mcp_sqlite", "environment.tasks.seeds=9"]
+    remote = load_config(configs_folder() / "toy.yaml", words).environment
+    assert remote.mcp is not None and (remote.mcp.command, remote.mcp.allow) == ((), sqlite.mcp.allow)
+
+
+def test_mcp() -> None:
+    played = Played("mcp")
+    call = '<tool_call>{"name": "read_query", "arguments": {"query": "SELECT 1"}}</tool_call>'
+    assert played.act(call) == {"type": "call_tool", "tool_name": "read_query", "arguments": {"query": "SELECT 1"}}
+    assert played.opening(instruction="count", server_instructions="Be kind.") == [(C, "task: count\n", None)]
+    assert played.reply(call, channel="read_query", text=["a", "b\n"], left_out=["image image/png"]) == [
+        (E, "a", "read_query"),
+        (W, "\n", "read_query"),
+        (E, "b\n", "read_query"),
+        (W, "[left out: image image/png]\n", "left_out"),
+    ]
+    assert played.reply(call, channel="read_query", error=["no table"], left_out=[]) == [(E, "no table", "tool_error")]
 
 
 TEXT = {"type": "string", "default": ""}

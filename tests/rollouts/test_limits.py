@@ -121,7 +121,8 @@ def context(monkeypatch: pytest.MonkeyPatch) -> int:
 def test_episodes_are_brought_down_to_the_context(kind: str, context: int, capsys: pytest.CaptureFixture[str]) -> None:
     of = config(kind, "rollout.max_output_tokens=1000")
     policy, _ = build_policy(of)
-    limits = limits_for(of, policy)
+    worlds = ToyWorlds((0,), (), 5)
+    limits = limits_for(of, policy, worlds)
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
         f"warning: an episode of {limits_of(of).longest(PLAIN.overhead)} tokens does not fit the model's context of "
@@ -129,7 +130,6 @@ def test_episodes_are_brought_down_to_the_context(kind: str, context: int, capsy
     )
     build_policy(of, quiet=True)
     assert capsys.readouterr().err == ""
-    worlds = ToyWorlds((0,), (), 5)
     played = [*play_tasks(of, policy, worlds, 0), *play_explorers(of, policy, worlds, 0, 20)]
     assert max(map(len, played)) <= 300
     longest = printed(*["0123456789" * 60] * 9, limits=limits)
@@ -151,7 +151,7 @@ def test_the_check_of_an_environment_has_the_caps_of_a_run(tmp_path: Path, capsy
     report = json.loads(capsys.readouterr().out)
     of = load_config("toy", [long])
     policy, _ = build_policy(of)
-    assert report["limits"] == vars(limits_for(of, policy)) != vars(limits_of(of))
+    assert report["limits"] == vars(limits_for(of, policy, ToyWorlds((0,), (), 5))) != vars(limits_of(of))
     (line,) = capsys.readouterr().err.splitlines()
     assert [warning["message"] for warning in report["warnings"] if warning["name"] == "context"] == [
         line.removeprefix("warning: ")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from echo_cli.cli.display.tables import colours_of_stdout, new_table, print_table
 from echo_cli.cli.display.transcript import transcript
 from echo_cli.environments.grading.grade import criteria_in
 from echo_cli.environments.protocol import JsonObject
+from echo_cli.environments.tool_text import schema_type, short_json, tool_line
 from echo_cli.rollouts.environment_check import CheckReport
 from echo_cli.rollouts.environment_findings import Finding
 from echo_cli.terminal import put
@@ -32,13 +32,13 @@ def print_check(report: CheckReport) -> None:
     caps = report.limits
     put(f"caps: action {caps.action_tokens}, output {caps.output_tokens}, episode {caps.episode_tokens} tokens")
     put(f"tasks: {', '.join(f'{count} {split}' for split, count in report.tasks.items())}", *report.description.notices)
-    for name, schema in (
-        ("action", report.description.action_schema),
-        ("observation", report.description.observation_schema),
+    described = report.description
+    actions = map(tool_line, described.tools) if described.tools else schema_lines(described.action_schema)
+    for name, lines in (
+        ("tools" if described.tools else "action", actions),
+        ("observation", schema_lines(described.observation_schema)),
     ):
-        put(f"{name}:")
-        for line in schema_lines(schema):
-            put(f"  {line}")
+        put(f"{name}:", *(f"  {line}" for line in lines))
     coloured = colours_of_stdout() is not None
     put("", f"played: {_SCRIPTS[report.script]}", *transcript(report.trajectory, coloured=coloured))
     _print_tokens(report)
@@ -97,39 +97,12 @@ def schema_lines(schema: JsonObject) -> Iterator[str]:
         yield "no fields listed"
         return
     for name, field in fields.items():
-        line = f"{name}: {_type(field)}"
+        line = f"{name}: {schema_type(field)}"
         if isinstance(required, list) and name in required:
             line += ", required"
         elif isinstance(field, dict) and "default" in field:
-            line += f" = {_short(field['default'])}"
+            line += f" = {short_json(field['default'])}"
         yield line
-
-
-def _type(schema: Any) -> str:
-    if not isinstance(schema, dict):
-        return "anything"
-    if "const" in schema:
-        return _short(schema["const"])
-    if isinstance(values := schema.get("enum"), list):
-        return " | ".join(map(_short, values))
-    for key in ("anyOf", "oneOf"):
-        if isinstance(forms := schema.get(key), list):
-            return " | ".join(map(_type, forms))
-    if isinstance(reference := schema.get("$ref"), str):
-        return reference.rpartition("/")[2]
-    kind = schema.get("type")
-    if kind == "array":
-        return f"list of {_type(schema.get('items'))}"
-    bounds = [f"{sign} {_short(schema[key])}" for key, sign in _BOUNDS.items() if key in schema]
-    return " ".join([kind if isinstance(kind, str) else "anything", *bounds])
-
-
-_BOUNDS = {"minimum": "≥", "maximum": "≤", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def _print_tokens(report: CheckReport) -> None:

@@ -14,7 +14,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +124,15 @@ def kill_processes_below(root: int) -> None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
         for process in alive:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(process.pid, signal.SIGKILL)
+
+
+def kill_processes(processes: Iterable[Process]) -> None:
+    """Kill each of `processes`, listed earlier, that still runs in the same group."""
+    for process in processes:
+        now = _process(process.pid)
+        if now is not None and now.group == process.group and not now.is_zombie:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(process.pid, signal.SIGKILL)
 

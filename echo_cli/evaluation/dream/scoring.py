@@ -34,7 +34,7 @@ from echo_cli.evaluation.dream.replies import Generated, ReplyForm, reply_form
 from echo_cli.evaluation.loaded_run import LoadedRun, load_run
 from echo_cli.evaluation.records import HELDOUT
 from echo_cli.models.policy import TorchPolicy
-from echo_cli.rollouts.limits import limits_for
+from echo_cli.rollouts.limits import limits_of
 from echo_cli.runs.origin import NO_CONSENT, Consent
 from echo_cli.runs.pools import Pair, Pool, pair_of
 from echo_cli.seeds import generator
@@ -197,7 +197,8 @@ def score_dreams(
 
 def most_tokens(config: Config, policy: TorchPolicy, form: ReplyForm) -> int:
     """Return the default cap of a generated reply, tokens: the run's output cap plus an exit status and an end."""
-    return limits_for(config, policy).output_tokens + form.longest_end
+    limits = limits_of(config).within(policy.model.max_length, policy.renderer.overhead)
+    return limits.output_tokens + form.longest_end
 
 
 def score_reply(generated: Generated, reply: TrueReply, form: ReplyForm) -> ReplyScore:

@@ -125,7 +125,8 @@ class DreamPlay:
         for _ in range(self._worlds.hosting.attempts):
             group_id = self._task.task_id
             environment = self._worlds.environment()
-            episode = Episode(self._policy.renderer, environment, self._task, group_id, self._limits)
+            tools = self._worlds.description.tools
+            episode = Episode(self._policy.renderer, environment, self._task, group_id, self._limits, tools)
             try:
                 following = self._loop.run(episode.reset())
             except SessionLost as error:
@@ -265,7 +266,7 @@ def open_dream(
         text, learned = text_settings(run.config.environment), run.config.objective.end_of_output
         form = reply_form(policy.renderer, text, learned=learned)
         with EventLoop() as loop:
-            play = DreamPlay(policy, worlds, task, limits_for(run.config, policy), form, loop, settings)
+            play = DreamPlay(policy, worlds, task, limits_for(run.config, policy, worlds), form, loop, settings)
             yield OpenDream(run.name, step, task.task_id, form.prompt or "> ", play)
 
 

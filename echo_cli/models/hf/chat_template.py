@@ -13,11 +13,15 @@ from dataclasses import dataclass, replace
 from itertools import count, groupby, pairwise
 from typing import Any, Literal
 
+from echo_cli.environments.protocol import JsonObject
 from echo_cli.errors import EchoError, first_line
 from echo_cli.models.chat_renderer import ChatFamily, TextSpan, Thinking
 from echo_cli.text import escape_unprintable
 from echo_cli.trace import END_THINK, THINK, ChatMessage, Conversation, ToolCall, TraceSegment, without_thinking
 from echo_cli.trajectory import SCAFFOLD, Role
+
+TASK = "List the files of this folder."
+"""Text of a user's turn with which a template is tried."""
 
 # Llama 3's templates write today's date. A run resumed tomorrow needs the same text; this is the templates' fallback.
 _DATE = "26 Jul 2024"
@@ -135,6 +139,21 @@ class ConversationWriter:
             except EchoError as error:
                 problems.append(error)
         raise problems[0]
+
+    def opening(self, tools: Sequence[JsonObject]) -> str | None:
+        """Return the template's text before a task in an episode with `tools`; None if it has no form for tools.
+
+        It has none if it fails on tools, omits their names or descriptions, or writes a part of them after the task.
+        """
+        try:
+            text = self.template.render([{"role": "user", "content": TASK}], tools, prompt=True)
+        except EchoError:
+            return None
+        before, task, after = text.partition(TASK)
+        if not task or not after.startswith(self.family.turn_end):
+            return None
+        shown = (str(tool["function"][key]) for tool in tools for key in ("name", "description"))
+        return before if all(_in_json(text) in before or text in before for text in shown) else None
 
     def _forms(self, conversation: Conversation) -> Iterator[tuple[_Calls, str]]:
         if any(message.calls for message in conversation.messages):

@@ -13,14 +13,13 @@ from pathlib import Path
 from echo_cli.config.model import ConversationConfig, ModelConfig
 from echo_cli.errors import EchoError, first_line
 from echo_cli.models.chat_renderer import EMPTY_THINKING, LLAMA3, ChatFamily, ChatRenderer, family_of
-from echo_cli.models.hf.chat_template import ChatTemplate, ConversationWriter
+from echo_cli.models.hf.chat_template import TASK, ChatTemplate, ConversationWriter
 from echo_cli.models.hf.tokenizer import load_hf_tokenizer
 from echo_cli.models.renderer import PlainRenderer, Renderer
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.text import escape_unprintable
 from echo_cli.trace import THINK
 
-_TASK = "List the files of this folder."
 _EXCHANGES = (("ls -la", "total 0"), ("cat notes.txt", "nothing in it"))
 
 
@@ -76,10 +75,10 @@ def _opening(template: ChatTemplate, family: ChatFamily) -> tuple[str, str]:
     Raises:
         EchoError: the template changes the task's text, or does not continue in the family's form.
     """
-    before, task, after = template.text([("user", _TASK)]).partition(_TASK)
+    before, task, after = template.text([("user", TASK)]).partition(TASK)
     prompt = family.turn_end + family.separator + family.turn("assistant")
     tip = "set conversation.renderer=plain (no turns), or replace the template with model.chat_template=FILE"
-    if not task or _TASK in after:
+    if not task or TASK in after:
         raise EchoError("the chat template does not write the user's text exactly once and unchanged", tip)
     if not after.startswith(prompt):
         raise EchoError(
@@ -113,7 +112,7 @@ def _probe(template: ChatTemplate, family: ChatFamily, reply_as: str) -> str:
     """Render the probe conversation with the template."""
     role = "user" if reply_as == "user" else "ipython" if family is LLAMA3 else "tool"
     turns = [turn for action, answer in _EXCHANGES for turn in (("assistant", action), (role, answer))]
-    text = template.text([("user", _TASK), *turns])
+    text = template.text([("user", TASK), *turns])
     if role == "ipython":
         for _, answer in _EXCHANGES:  # the template writes JSON; our renderer writes the environment's text
             text = text.replace(json.dumps(answer), answer)
@@ -135,7 +134,7 @@ def _difference(renderer: ChatRenderer, expected: list[int], candidates: Sequenc
 
 def _written(renderer: ChatRenderer) -> list[int]:
     """Render the probe conversation as an episode would."""
-    frame, text, ids = renderer.opening(), _TASK, list[int]()
+    frame, text, ids = renderer.opening(), TASK, list[int]()
     for action, answer in (*_EXCHANGES, ("", "")):
         ids += [token for segment in frame.before for token in segment.token_ids]
         ids += renderer.tokenizer.encode(text)
