@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -16,7 +16,7 @@ from echo_cli.trace import Trace
 from echo_cli.traces.builder import ImportOptions, Refusal
 from echo_cli.traces.containers.archive import is_archive
 from echo_cli.traces.input_file import STDIN, first_bytes
-from echo_cli.traces.json_records import member, records
+from echo_cli.traces.json_records import records
 
 AUTO = "auto"
 """Name in place of a format: each file has the format that is recognised from its content."""
@@ -154,10 +154,8 @@ def recognise(path: Path) -> Recognised:
     start = first_bytes(path)
     sample = Sample(path, start, () if is_archive(start) else _first_records(path))
     found = _recognise(sample)
-    name = escape_unprintable(path)
     if found is None:
-        sample = replace(sample, records=_first_records(path))
-        raise EchoError(f"{name}: {_nothing_known(sample)}", "name the format; `traces formats` lists what each reads")
+        raise EchoError(_nothing_known(path), "name the format; `traces formats` lists what each reads")
     _check_alike(sample, found)
     return found
 
@@ -201,11 +199,15 @@ def _first_records(path: Path) -> list[Any]:
     return found
 
 
-def _nothing_known(sample: Sample) -> str:
-    first = sample.first
-    if not sample.records:
-        return "its beginning is not JSON, and no known format"
-    if isinstance(first, dict):
-        fields = ", ".join(escape_unprintable(str(name)) for name in list(first)[:6]) or "no fields"
-        return f"no known format: its first record has {fields}"
-    return f"no known format: its first record is {type(member({'it': first}, 'it')).__name__}, not an object"
+def _nothing_known(path: Path) -> str:
+    """Return why a file has no known format, by its first record."""
+    name, entry = escape_unprintable(path), next(records(path), None)
+    if entry is None:
+        return f"{name} has no records"
+    if isinstance(entry, Refusal):
+        return f"{escape_unprintable(entry.where)}: no known format, and {entry.reason}"
+    first = entry[1]
+    if not isinstance(first, dict):
+        return f"{name}: no known format: its first record is not a JSON object"
+    fields = ", ".join(escape_unprintable(str(field)) for field in list(first)[:6]) or "no fields"
+    return f"{name}: no known format: its first record has {fields}"
