@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from echo_cli.config.episodes.reward import RewardConfig
 from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.config.schema import Config
+from echo_cli.config.terminal import TerminalConfig
+from echo_cli.environments.terminal.tasks.task_set import load_terminal_tasks
 from echo_cli.errors import EchoError
 from echo_cli.models.architecture import architecture_of
 from echo_cli.models.memory import (
@@ -44,6 +46,7 @@ def plan(config: Config, path: Path, corpus: TraceCorpus | None = None) -> dict[
     return {
         "run directory": str(path),
         "environment": config.environment.source,
+        **_of_terminal(config.environment.terminal),
         **_of_reward(config.environment.reward),
         **_of_model(config),
         "λ": first_coeff(config),
@@ -91,6 +94,24 @@ def _of_reward(reward: RewardConfig) -> dict[str, Any]:
         **({"weights of criteria": weights} if weights else {}),
         "graded at once, at most": reward.workers,
     }
+
+
+def _of_terminal(terminal: TerminalConfig | None) -> dict[str, Any]:
+    """Return the part of the plan on terminal tasks: their number by split, and those that are left out by reason.
+
+    A repository that this machine does not have yet is not fetched for a plan.
+    """
+    if terminal is None:
+        return {}
+    try:
+        tasks = load_terminal_tasks(terminal)
+    except EchoError:
+        if terminal.git is None:
+            raise
+        return {"terminal tasks": "not on this machine yet; a run fetches them"}
+    splits = tasks.task_list(terminal).splits.by_name
+    counts = {"terminal tasks": {name: len(of) for name, of in splits.items()}}
+    return {**counts, **({"terminal tasks left out": dict(tasks.left_out)} if tasks.left_out else {})}
 
 
 def _of_disk(config: Config) -> dict[str, Any]:
