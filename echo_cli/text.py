@@ -82,6 +82,11 @@ def clipped(text: str) -> str:
     return text if len(text) <= CLIP else f"{text[:CLIP]}…"
 
 
+def size_of(text: str) -> int:
+    """Return the size of `text` in UTF-8, bytes."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
 def share(part: float, whole: float) -> float | None:
     """Return `part / whole`; None if `whole` is 0."""
     return part / whole if whole else None

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -36,6 +36,7 @@ Record = tuple[str, Any]
 COPIED = "copied"
 """Channel of what was shown to an agent as an action or an observation: steps of another episode, demonstrations."""
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -108,11 +109,13 @@ def json_text(value: Any) -> str:
     Raises:
         ValueError: the value contains a number that JSON cannot represent.
     """
-    return _escaped(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    return _escaped(_ENCODER.encode(value))
 
 
 def _escaped(text: str) -> str:
     """Escape the lone surrogates of a JSON text."""
+    if text.isascii():
+        return text
     return _SURROGATE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
@@ -129,7 +132,10 @@ def tool_list(tools: Iterable[str]) -> str:
 
 def wrapped(segments: Iterable[TraceSegment]) -> list[TraceSegment]:
     """Put a tool's answer between the wrappers that mark it for a model; the wrappers are context."""
-    return [TraceSegment(Role.CONTEXT, OPEN, WRAPPER), *segments, TraceSegment(Role.CONTEXT, CLOSE, WRAPPER)]
+    return [_OPEN, *segments, _CLOSE]
+
+
+_OPEN, _CLOSE = TraceSegment(Role.CONTEXT, OPEN, WRAPPER), TraceSegment(Role.CONTEXT, CLOSE, WRAPPER)
 
 
 @dataclass
@@ -197,22 +203,15 @@ class TraceBuilder:
     """Parts of the record that are in no segment, by what they are."""
     _place: str = ""
     _places: dict[int, str] = field(default_factory=dict)
-    """Place in the record where each segment was begun, by the segment's index."""
+    """Place in the record where each segment was begun, by the segment's index, if the options want places."""
     _waiting: list[TraceSegment] = field(default_factory=list)
     """Segments that wait for the end of the assistant's turn."""
     _turn: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
     """Words and tool calls of the assistant's turn that `say` continues."""
 
-    @contextmanager
-    def at(self, place: str) -> Iterator[None]:
+    def at(self, place: str) -> AbstractContextManager[None]:
         """Name the part of the record that the body reads: in errors, and as the place of the segments that it adds."""
-        before, self._place = self._place, f"{self._place}.{place}" if self._place else place
-        try:
-            yield
-        except UnplacedError as error:
-            raise UnplacedError(error.reason, f"{place}.{error.place}" if error.place else place) from error
-        finally:
-            self._place = before
+        return _At(self, place)
 
     def omit(self, what: str, text: str = "") -> None:
         """Count a part that the format's rules leave out, such as reasoning."""
@@ -244,7 +243,7 @@ class TraceBuilder:
     def add(self, *segments: TraceSegment) -> None:
         """Add segments."""
         for segment in segments:
-            if segment.role is not Role.ACTION:
+            if self._waiting and segment.role is not Role.ACTION:
                 self._flush()
             self._append(segment)
 
@@ -258,7 +257,8 @@ class TraceBuilder:
             self._append(segment)
 
     def _append(self, segment: TraceSegment) -> None:
-        self._places.setdefault(len(self.segments), self._place)
+        if self.options.places:
+            self._places.setdefault(len(self.segments), self._place)
         self.segments.append(segment)
 
     def context(self, text: str, channel: str | None = None) -> None:
@@ -344,5 +344,24 @@ class TraceBuilder:
 
     def _told(self) -> dict[str, Any]:
         left_out = {"left_out": {what: asdict(of) for what, of in self.left_out.items()}} if self.left_out else {}
-        places = {"places": [self._places[index] for index in range(len(self.segments))]}
-        return {**left_out, **(places if self.options.places else {})}
+        if not self.options.places:
+            return left_out
+        return {**left_out, "places": [self._places[index] for index in range(len(self.segments))]}
+
+
+class _At:
+    """Part of a record that is read: a class, since it is entered for every message."""
+
+    __slots__ = ("_before", "_builder", "_place")
+
+    def __init__(self, builder: TraceBuilder, place: str) -> None:
+        self._builder, self._place, self._before = builder, place, builder._place
+
+    def __enter__(self) -> None:
+        self._builder._place = f"{self._before}.{self._place}" if self._before else self._place
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._builder._place = self._before
+        if isinstance(error, UnplacedError):
+            place = f"{self._place}.{error.place}" if error.place else self._place
+            raise UnplacedError(error.reason, place) from error

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from echo_cli.errors import EchoError
 from echo_cli.files import output_file
-from echo_cli.text import escape_unprintable
+from echo_cli.text import escape_unprintable, size_of
 from echo_cli.trace import Trace, trace_line
 from echo_cli.traces.builder import ImportOptions, LeftOut, Refusal
 from echo_cli.traces.containers.archive import is_archive
@@ -64,8 +64,8 @@ class ImportResult:
         """Count a trace."""
         self.traces += 1
         self.segments += len(trace.segments)
-        for segment in trace.segments:
-            self.bytes[segment.role.name.lower()] += len(segment.text.encode())
+        for name, role in NAMED_ROLES.items():
+            self.bytes[name] += sum(size_of(segment.text) for segment in trace.segments if segment.role is role)
         for what, of in trace.meta.get("left_out", {}).items():
             total = self.left_out.setdefault(what, LeftOut())
             total.parts += of["parts"]

@@ -19,7 +19,7 @@ def parse_json(text: str) -> Any:
         ValueError: the text is not JSON, has a number too large for a float, or is nested about a thousand levels deep.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        return json.loads(text) if text.startswith("\ufeff") else _DECODER.decode(text)  # loads refuses the mark
     except RecursionError as error:
         raise ValueError(TOO_DEEP) from error
 
@@ -50,3 +50,7 @@ def _finite(digits: str) -> float:
     if not math.isfinite(value):
         raise ValueError("a number is too large")
     return value
+
+
+# Made once: json.loads makes a decoder per call, which takes as long as reading a tool call's arguments.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
