@@ -149,6 +149,9 @@ class TraceSplitConfig(Section):
 
     validation: Fraction = 0.1
     heldout: Fraction = 0.2
+    near_duplicates: Annotated[Fraction, Field(gt=0)] | None = 0.8
+    """Similarity to a training trace from which a held-out trace is not measured: the Jaccard similarity of the word
+    5-grams of their observations, estimated by MinHash. None means that only equal observations are not measured."""
 
     @model_validator(mode="after")
     def _leaves_some(self) -> TraceSplitConfig:

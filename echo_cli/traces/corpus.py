@@ -20,6 +20,7 @@ from echo_cli.environments.tasks import Split
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable
 from echo_cli.trace import Trace, line_error, parse_trace
+from echo_cli.traces.inspection.near_duplicates import Signature, near_copies, signature_of
 from echo_cli.trajectory import Role, split_at_actions
 
 _TIP = "set traces.path to trajectory files, as `echo-cli traces import` writes them"
@@ -51,6 +52,8 @@ class Entry:
     rewarded: bool
     """Whether the trace has a reward."""
     split: Split = "train"
+    near_copy: bool = False
+    """Whether the trace is held out and its observations are nearly those of a training trace."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,10 @@ class Overlap:
     """Number of observations that answer an action."""
     seen: int
     """Number of observations that also occur in training."""
+    near_copies: int
+    """Number of traces whose observations are nearly those of a training trace; nothing is measured on them."""
     emptied: int
-    """Number of traces without an unseen observation; nothing is measured on them."""
+    """Number of traces on which nothing is measured: near copies, and those without an unseen observation."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as a JSON object, with the share of seen observations."""
@@ -118,8 +123,9 @@ class TraceCorpus:
         entries = self.of(split)
         measured = [entry.observations[entry.unanswered :] for entry in entries]
         novel = [sum(not self.sees(observation) for observation in of) for of in measured]
-        total = sum(map(len, measured))
-        return Overlap(len(entries), total, total - sum(novel), novel.count(0))
+        total, near = sum(map(len, measured)), [entry.near_copy for entry in entries]
+        emptied = sum(copy or not unseen for copy, unseen in zip(near, novel, strict=True))
+        return Overlap(len(entries), total, total - sum(novel), sum(near), emptied)
 
     def to_json(self) -> dict[str, Any]:
         """Return a run's record of its traces; files are recorded by name, without their folder."""
@@ -149,6 +155,8 @@ def index_traces(traces: TracesConfig) -> TraceCorpus:
     paths = tuple(Path(path) for path in traces.path)
     digests = [hashlib.sha256() for _ in paths]
     entries: list[Entry] = []
+    signatures: dict[int, Signature] = {}
+    compares = traces.split.near_duplicates is not None and traces.split.validation + traces.split.heldout > 0
     known: dict[bytes, bytes] = {}
     for number, path in enumerate(paths):
         name = escape_unprintable(path)
@@ -156,7 +164,11 @@ def index_traces(traces: TracesConfig) -> TraceCorpus:
             raise EchoError(f"{name} is not a file that can be read twice", "write it to a file first")
         try:
             with path.open("rb") as file:
-                entries += _entries(path, number, file, digests[number], known)
+                for entry, trace in _entries(path, number, file, digests[number], known):
+                    minima = signature_of(trace) if compares else None
+                    if minima is not None:
+                        signatures[len(entries)] = minima
+                    entries.append(entry)
         except IsADirectoryError as error:
             raise EchoError(f"{name} is a folder", f"{_TIP}; a pool has a trajectories.jsonl") from error
         except OSError as error:
@@ -174,12 +186,27 @@ def index_traces(traces: TracesConfig) -> TraceCorpus:
         )
     train = [entry for entry in entries if splits[entry.content] == "train"]
     seen = frozenset(found for entry in train for observation in entry.observations for found in observation)
+    near = _near_copies(entries, splits, signatures, traces.split.near_duplicates)
     placed = (
-        replace(entry, split=split, observations=() if split == "train" else entry.observations)
-        for entry in entries
+        replace(
+            entry, split=split, observations=() if split == "train" else entry.observations, near_copy=place in near
+        )
+        for place, entry in enumerate(entries)
         for split in (splits[entry.content],)
     )
     return TraceCorpus(paths, tuple(digest.hexdigest() for digest in digests), tuple(placed), seen)
+
+
+def _near_copies(
+    entries: Sequence[Entry], splits: Mapping[bytes, Split], signatures: Mapping[int, Signature], least: float | None
+) -> set[int]:
+    """Return the places of held-out entries whose estimated similarity to a training entry is at least `least`."""
+    if least is None:
+        return set()
+    originals = {entry.content: place for place, entry in enumerate(entries) if splits[entry.content] == "train"}
+    train = {place: signatures[place] for place in originals.values() if place in signatures}
+    held = {place: found for place, found in signatures.items() if splits[entries[place].content] != "train"}
+    return set(near_copies(held, train, least))
 
 
 def split_of(contents: set[bytes], shares: TraceSplitConfig) -> Mapping[bytes, Split]:
@@ -229,10 +256,11 @@ def check_trainable(corpus: TraceCorpus, traces: TracesConfig, settings: Objecti
 def overlap_line(overlap: Mapping[str, Any]) -> str:
     """Describe an overlap (`Overlap.to_json`) in one line."""
     share = f" ({overlap['seen_share']:.1%})" if overlap["observations"] else ""
+    near = overlap.get("near_copies")  # None in the record of a run of an earlier version
+    copies = f"{near} of {overlap['traces']} traces nearly repeat a training trace; " if near else ""
     return (
         f"{overlap['seen']} of {overlap['observations']} observations{share} also occur in training and are not "
-        "measured; "
-        f"{overlap['emptied']} of {overlap['traces']} traces have nothing to measure"
+        f"measured; {copies}{overlap['emptied']} of {overlap['traces']} traces have nothing to measure"
     )
 
 
@@ -253,8 +281,10 @@ def _hashes(parts: Sequence[str]) -> Hashes:
     return tuple(hashlib.sha256(text.encode()).digest() for text in texts)
 
 
-def _entries(path: Path, number: int, file: BinaryIO, digest: Any, known: dict[bytes, bytes]) -> Iterator[Entry]:
-    """Yield the entries of a file, update `digest` with its bytes, and share equal hashes through `known`."""
+def _entries(
+    path: Path, number: int, file: BinaryIO, digest: Any, known: dict[bytes, bytes]
+) -> Iterator[tuple[Entry, Trace]]:
+    """Yield the entries of a file with their traces, update `digest` with its bytes, share equal hashes in `known`."""
     offset = 0
     for line, data in enumerate(file, start=1):
         digest.update(data)
@@ -263,7 +293,7 @@ def _entries(path: Path, number: int, file: BinaryIO, digest: Any, known: dict[b
         except ValueError as error:
             raise line_error(path, line, data, error) from error
         found = observations(trace)
-        yield Entry(
+        entry = Entry(
             file=number,
             line=line,
             offset=offset,
@@ -273,6 +303,7 @@ def _entries(path: Path, number: int, file: BinaryIO, digest: Any, known: dict[b
             actions=len(trace.turns),
             rewarded=trace.reward is not None,
         )
+        yield entry, trace
         offset += len(data)
 
 

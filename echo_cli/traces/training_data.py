@@ -63,15 +63,18 @@ def traces_of_step(traces: Traces, renderer: Renderer, seed: int, step: int) -> 
 def held_out(traces: Traces, renderer: Renderer, split: Split) -> RenderedTraces:
     """Return the traces of a held-out split; observations that also occur in training become context.
 
+    So do all observations of a trace that nearly repeats a training trace.
+
     Raises:
         EchoError: as `TraceCorpus.read`.
     """
     corpus, kept, cut = traces.corpus, [], 0
-    for trace in corpus.read(corpus.of(split)):
+    entries = corpus.of(split)
+    for entry, trace in zip(entries, corpus.read(entries), strict=True):
         found = render_and_truncate([trace], renderer, traces.max_tokens)
         cut += found.cut
         # Match by turn: the text of a truncated observation no longer has the hash of the whole.
-        seen = {turn for turn, hashes in observations(trace) if corpus.sees(hashes)}
+        seen = {turn for turn, hashes in observations(trace) if entry.near_copy or corpus.sees(hashes)}
         kept += [_without(trajectory, seen) for trajectory in found.trajectories]
     return RenderedTraces(tuple(kept), cut)
 

@@ -21,7 +21,7 @@ from echo_cli.environments.tasks import Split
 from echo_cli.errors import EchoError
 from echo_cli.seeds import epoch_sample
 from echo_cli.trace import Trace, TraceSegment, read_traces
-from echo_cli.traces.corpus import TraceCorpus, check_trainable, index_traces, observations, split_of
+from echo_cli.traces.corpus import TraceCorpus, check_trainable, index_traces, observations, overlap_line, split_of
 from echo_cli.trajectory import Role
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "heldout")
@@ -111,6 +111,33 @@ def test_what_training_sees_of_held_out_traces_is_counted(tmp_path: Path) -> Non
         assert (found.traces, found.observations, found.seen) == (len(held), 2 * len(held), repeated)
         assert found.emptied == sum(trace.turns[0].command == "pwd" for trace in held)
         assert found.to_json()["seen_share"] == repeated / (2 * len(held))
+
+
+def _listing(number: int, changed: str = "") -> Trace:
+    rng = random.Random(number)
+    lines = [f"{rng.random():.9f} {rng.random():.9f} file{line}\n" for line in range(40)]
+    return episode((f"ls {number}", "".join(lines) + changed))
+
+
+def test_held_out_traces_that_nearly_repeat_a_training_trace_are_not_measured(tmp_path: Path) -> None:
+    traces = [trace for number in range(30) for trace in (_listing(number), _listing(number, "total 40\n"))]
+    path, split = trace_file(tmp_path, [*traces, _listing(99)]), {"validation": 0.3, "heldout": 0.3}
+    corpus = index_traces(config(path, split=split))
+    names = [trace.turns[0].command for trace in corpus.read(corpus.entries)]
+    train = {name for name, entry in zip(names, corpus.entries, strict=True) if entry.split == "train"}
+    for name, entry in zip(names, corpus.entries, strict=True):
+        assert entry.near_copy == (entry.split != "train" and name in train)
+    found = corpus.overlap("heldout")
+    assert found.seen == 0 and 0 < found.near_copies == found.emptied < found.traces
+    record = corpus.to_json()["heldout"]
+    assert f"; {found.near_copies} of {found.traces} traces nearly repeat a training trace; " in overlap_line(record)
+    earlier = {name: value for name, value in record.items() if name != "near_copies"}
+    assert "nearly" not in overlap_line(earlier)
+    off = index_traces(config(path, split={**split, "near_duplicates": None}))
+    assert off.overlap("heldout").near_copies == 0
+    assert [entry.split for entry in off.entries] == [entry.split for entry in corpus.entries]
+    least = index_traces(config(path, split={**split, "near_duplicates": 1.0}))
+    assert least.overlap("heldout").near_copies < found.near_copies
 
 
 def test_what_training_sees_before_an_action_counts_and_is_not_measured(tmp_path: Path) -> None:
