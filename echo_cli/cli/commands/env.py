@@ -29,6 +29,8 @@ from echo_cli.terminal import put
 if TYPE_CHECKING:
     from echo_cli.config.schema import Config
     from echo_cli.environments.protocol import TaskSuite
+    from echo_cli.evaluation.environment_figures import EnvironmentFigures
+    from echo_cli.rollouts.environment_check import CheckReport
     from echo_cli.training.model_check import ModelReport
 
 env = command_group("Environments: check one before training.", "env check sandbox")
@@ -46,6 +48,10 @@ def check(
             "--model", help="Also play a few training rollouts with the config's model, and show its actions."
         ),
     ] = False,
+    judge: Annotated[
+        int,
+        typer.Option("--judge", min=0, help="Also play N tasks, and judge what can be learned in them.", metavar="N"),
+    ] = 0,
     import_from: ImportFrom = None,
     plain_http: PlainHttp = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -67,32 +73,46 @@ def check(
     loaded = load_config(find_config(config), words).granted(grants)
 
     from echo_cli.environments.worlds import open_worlds
+
+    consent_of("env check", grants).obtain(effects_of(loaded, sampler=model))
+    with open_worlds(loaded) as worlds:
+        if worlds.description.about:
+            put(f"env check: the environment's description: {worlds.description.about}", err=True)
+        report, figures = _check(loaded, worlds, judge)
+        played = _play(loaded, worlds) if model else None
+    if as_json:
+        judged = {} if figures is None else {"figures": figures.to_json(), "verdicts": _verdicts(figures)}
+        print_json(report.to_json() | judged | ({} if played is None else {"model": played.to_json()}))
+        return
+    from echo_cli.cli.display.environment import print_check, print_figures, print_model
+
+    print_check(report)
+    if figures is not None:
+        print_figures(figures)
+    if played is not None:
+        print_model(played, loaded.model.path)
+
+
+def _check(config: Config, worlds: TaskSuite, judged_tasks: int) -> tuple[CheckReport, EnvironmentFigures | None]:
+    """Return the report of the check, and the figures of `judged_tasks` tasks, if any."""
+    from echo_cli.evaluation.environment_figures import environment_figures
     from echo_cli.models.architecture import architecture_of
     from echo_cli.models.loading import load_renderer
     from echo_cli.rollouts.environment_check import check_environment
     from echo_cli.rollouts.limits import limits_of
 
-    consent_of("env check", grants).obtain(effects_of(loaded, sampler=model))
-    renderer, architecture = load_renderer(loaded), architecture_of(loaded.model)
-    with open_worlds(loaded) as worlds:
-        if worlds.description.about:
-            put(f"env check: the environment's description: {worlds.description.about}", err=True)
-        report = check_environment(
-            worlds,
-            renderer,
-            limits_of(loaded),
-            loaded.environment,
-            context=None if architecture is None else architecture.max_length,
-        )
-        played = _play(loaded, worlds) if model else None
-    if as_json:
-        print_json(report.to_json() | ({} if played is None else {"model": played.to_json()}))
-        return
-    from echo_cli.cli.display.environment import print_check, print_model
+    renderer, architecture = load_renderer(config), architecture_of(config.model)
+    context = None if architecture is None else architecture.max_length
+    report = check_environment(worlds, renderer, limits_of(config), config.environment, context=context)
+    if not judged_tasks:
+        return report, None
+    return report, environment_figures(worlds, renderer, report.limits, config.environment, tasks=judged_tasks)
 
-    print_check(report)
-    if played is not None:
-        print_model(played, loaded.model.path)
+
+def _verdicts(figures: EnvironmentFigures) -> list[dict[str, str]]:
+    from echo_cli.evaluation.environment_verdicts import verdicts_of
+
+    return [vars(verdict) for verdict in verdicts_of(figures)]
 
 
 def _play(config: Config, worlds: TaskSuite) -> ModelReport:

@@ -10,6 +10,8 @@ from echo_cli.cli.display.transcript import transcript
 from echo_cli.environments.grading.grade import criteria_in
 from echo_cli.environments.protocol import JsonObject
 from echo_cli.environments.tool_text import schema_type, short_json, tool_line
+from echo_cli.evaluation.environment_figures import EnvironmentFigures
+from echo_cli.evaluation.environment_verdicts import verdicts_of
 from echo_cli.rollouts.environment_check import CheckReport
 from echo_cli.rollouts.environment_findings import Finding
 from echo_cli.terminal import put
@@ -51,6 +53,13 @@ def print_check(report: CheckReport) -> None:
     faults = ", ".join(f"{count} {name}" for name, count in report.faults.items() if count)
     put(f"faults: {faults or 'none'}")
     _print_findings(report.findings)
+
+
+def print_figures(figures: EnvironmentFigures) -> None:
+    """Print a line for each verdict on the environment."""
+    played = f"{counted(figures.plays, 'play')} of {counted(figures.tasks, 'task')}"
+    put("", f"judged by {played}, {figures.output_bytes} bytes of env_output:")
+    put(*(f"  {verdict.name}: {verdict.finding}: {verdict.meaning}" for verdict in verdicts_of(figures)))
 
 
 def print_model(report: ModelReport, name: str) -> None:
