@@ -36,6 +36,7 @@ OWNERS = {
     "jinja2": ("reports",),
     "openenv": ("environments/openenv",),
     "websockets": ("environments/openenv",),
+    "mcp": ("environments/mcp",),
     "transformers": ("models/hf",),
     "peft": ("models/hf",),
     "datasets": ("traces",),

@@ -38,7 +38,7 @@ def config(**keys: Any) -> Any:
     mcp = {"command": SAMPLES, **keys.pop("mcp", {})}
     if "url" in mcp:
         del mcp["command"]
-    items = [{"reset": {"instruction": "which colour?", "n": n}} for n in range(3)]
+    items = [{"reset": {"n": n}, "question": "which colour?"} for n in range(3)]
     return {"mcp": mcp, "tasks": {"items": items, "validation": 0, "heldout": 0}, "prompt": "", "retry_s": 0, **keys}
 
 
@@ -88,7 +88,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TaskSuite]:
 def test_text_is_output_in_the_channel_of_its_tool_and_all_else_is_a_warning(shared: TaskSuite) -> None:
     actions = (call("colour", fruit="lime"), call("colour", fruit="nut"), call("picture"), call("nothing"))
     opening, told, failed, drawn, empty = run(play(shared, *actions))
-    assert opening == [(C, "task: which colour?\n", None)]
+    assert opening == [(C, "which colour?\n", "question")]
     assert told == [(E, "green", "colour")]
     assert failed == [(E, "Error executing tool colour: no fruit nut", "tool_error")]
     assert drawn == [
@@ -154,7 +154,7 @@ def test_the_tools_are_described_as_templates_take_them(shared: TaskSuite) -> No
 
 def test_every_episode_has_a_server_of_its_own_in_a_new_folder_with_the_files_of_its_task(tmp_path: Path) -> None:
     setup = {"files": {"sub/a.txt": "first"}, "calls": [{"name": "write", "arguments": {"path": "b", "text": "two"}}]}
-    tasks = {"items": [{"instruction": "read", "setup": setup}], "validation": 0, "heldout": 0}
+    tasks = {"items": [{"question": "read", "setup": setup}], "validation": 0, "heldout": 0}
     read = [call("read", path="/workdir/sub/a.txt"), call("read", path="b"), call("count"), call("child")]
     with opened(tmp_path, tasks=tasks, mcp={"allow": ["read", "count", "child"]}) as worlds:
 
@@ -168,7 +168,7 @@ def test_every_episode_has_a_server_of_its_own_in_a_new_folder_with_the_files_of
 
 def test_a_setup_that_fails_ends_the_run_with_its_reason(tmp_path: Path) -> None:
     setup = {"calls": [{"name": "colour", "arguments": {"fruit": "nut"}}]}
-    tasks = {"items": [{"instruction": "x", "setup": setup}], "validation": 0, "heldout": 0}
+    tasks = {"items": [{"question": "x", "setup": setup}], "validation": 0, "heldout": 0}
     with opened(tmp_path, tasks=tasks, attempts=1) as worlds, pytest.raises(EchoError) as error:
         run(play(worlds))
     assert "the setup's call of colour failed: Error executing tool colour: no fruit nut" in error.value.message

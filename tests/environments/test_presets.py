@@ -133,7 +133,7 @@ def test_mcp() -> None:
     played = Played("mcp")
     call = '<tool_call>{"name": "read_query", "arguments": {"query": "SELECT 1"}}</tool_call>'
     assert played.act(call) == {"type": "call_tool", "tool_name": "read_query", "arguments": {"query": "SELECT 1"}}
-    assert played.opening(instruction="count", server_instructions="Be kind.") == [(C, "task: count\n", None)]
+    assert played.opening(question="How many?", server_instructions="Be kind.") == [(C, "How many?\n", "question")]
     assert played.reply(call, channel="read_query", text=["a", "b\n"], left_out=["image image/png"]) == [
         (E, "a", "read_query"),
         (W, "\n", "read_query"),

@@ -18,7 +18,7 @@ FIELDS: dict[str, JsonObject] = {
     "text": {"type": "array", "items": {"type": "string"}},
     "error": {"type": "array", "items": {"type": "string"}},
     "left_out": {"type": "array", "items": {"type": "string"}},
-    "instruction": {"type": "string"},
+    "question": {"type": "string"},
     "server_instructions": {"type": "string"},
 }
 """Schemas of the fields of an observation; a reset has the last two, and the other arguments of the task."""
