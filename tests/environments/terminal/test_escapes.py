@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from terminal_sites import opened, outputs, play, settings_of, write_task
+from terminal_sites import opened, outputs, play, settings_of, skip_without_bubblewrap, write_task
 
 SECRET = "hf-s3cret-0031"
 LIMITS = [f"environment.terminal.limits.{limit}" for limit in ("processes=24", "memory_mb=96", "disk_mb=8")]
@@ -156,6 +157,30 @@ def test_the_tests_and_the_solution_are_not_visible_before_the_end(folder: Path)
             source, "task", ["ls /tests /solution /logs", f"ls {folder}", "find / -name test.sh 2> /dev/null"]
         )
     assert all("cannot access" in text for text in texts[:2]) and texts[2] == ""
+
+
+def test_nothing_outlives_a_trainer_that_is_killed(folder: Path, tmp_path: Path) -> None:
+    skip_without_bubblewrap()
+    script = f"""
+import asyncio, tempfile
+from pathlib import Path
+from terminal_sites import opened, settings_of
+tempfile.tempdir = {str(tmp_path)!r}
+async def play(source):
+    client = source.client()
+    await client.reset({{"task": "task"}})
+    await client.step({{"command": "setsid sleep 1000.0033 & sleep 1000.0033 & true"}})
+    print("ready", flush=True)
+    await client.step({{"command": "sleep 1000.0033"}})
+with opened(settings_of({str(folder)!r})) as (source, _):
+    asyncio.run(play(source))
+"""
+    paths = os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parents[3])))
+    environ = {**os.environ, "PYTHONPATH": paths}
+    with subprocess.Popen([sys.executable, "-c", script], env=environ, stdout=subprocess.PIPE, text=True) as trainer:
+        assert trainer.stdout is not None and trainer.stdout.readline() == "ready\n"
+        trainer.kill()
+    assert _processes_of("1000.0033") == 0
 
 
 def _processes_of(mark: str) -> int:
