@@ -102,6 +102,15 @@ def die(words: str) -> str:
 
 
 @server.tool()
+def stumble(path: str) -> str:
+    """End the server at the first call."""
+    if not Path(path).exists():
+        Path(path).touch()
+        os._exit(3)
+    return "stands again"
+
+
+@server.tool()
 def flood(megabytes: int) -> str:
     """Return a long text."""
     return "x" * (megabytes * 2**20)

@@ -422,6 +422,16 @@ def test_a_random_tool_call_has_the_form_of_one() -> None:
     assert call.keys() == {"name", "arguments"}
 
 
+def test_a_random_call_of_a_listed_tool_fits_its_schema() -> None:
+    definitions = {"Side": {"enum": ["left", "right"]}}
+    arguments = {**_object(side={"$ref": "#/$defs/Side"}), "$defs": definitions}
+    forms = [_object(tool_name={"const": name}, arguments=arguments) for name in ("turn", "look")]
+    lines = [random_line(ActionConfig(kind="tool_call"), {"anyOf": forms}, random.Random(seed)) for seed in range(40)]
+    calls = [json.loads(line.removeprefix("<tool_call>").removesuffix("</tool_call>")) for line in lines]
+    assert {call["name"] for call in calls} == {"turn", "look"}
+    assert {call["arguments"]["side"] for call in calls} == {"left", "right"}
+
+
 def test_a_schema_is_one_line_a_field() -> None:
     schema = {
         "properties": {

@@ -15,16 +15,18 @@ from typing import IO, Any
 
 import pytest
 import torch
+from canned_worlds import CannedWorlds
 from tiny_run import error_of, observations, rows, start, train, train_words, weights
 
 from echo_cli.cli.interrupt import interruptible
 from echo_cli.cli.main import main
 from echo_cli.config.loader import load_config
 from echo_cli.config.schema import Config
+from echo_cli.environments.protocol import Description
 from echo_cli.errors import EchoError
 from echo_cli.files import TEMPORARY, write_atomic
 from echo_cli.runs.directory import RunDirectory, create_run, is_run, open_run
-from echo_cli.training.resume import check_same_config, keep_threads
+from echo_cli.training.resume import check_same_config, check_same_environment, keep_threads, worlds_record
 
 
 def _wait_for(stream: IO[str] | None, text: str) -> str:
@@ -498,3 +500,21 @@ def test_a_run_killed_at_random_moments_resumes_to_the_same_end(finished: Path, 
     assert observations(run) == observations(finished)
     assert weights(run, 4) == weights(finished, 4)
     assert not list(run.rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize(
+    ("tools", "problem"),
+    [({}, "'add' has vanished"), ({"add": "two"}, "'add' has changed"), ({"add": "one", "look": ""}, "'look' is new")],
+)
+def test_a_run_resumes_with_the_tools_that_it_began_with(tools: dict[str, str], problem: str, tmp_path: Path) -> None:
+    def worlds(described: dict[str, str]) -> CannedWorlds:
+        made = CannedWorlds()
+        listed = tuple({"function": {"name": name, "description": text}} for name, text in described.items())
+        made.description = Description("shop", {}, {}, tools=listed)
+        return made
+
+    run = tmp_path / "run"
+    create_run(run, config_yaml="", environment={"environment": worlds_record(worlds({"add": "one"}))}, pools={})
+    check_same_environment(open_run(run), worlds({"add": "one"}))
+    with pytest.raises(EchoError, match=f"the tools of .* have changed since its start: {problem}"):
+        check_same_environment(open_run(run), worlds(tools))

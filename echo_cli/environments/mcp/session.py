@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+import anyio
 from mcp import ClientSession, McpError, types
 from mcp.types import CONNECTION_CLOSED
 
@@ -131,15 +132,16 @@ class McpSession:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if task.done() and not task.cancelled():
                 return task.result()
+        except (anyio.ClosedResourceError, anyio.BrokenResourceError):
+            await self._wait_for_reason()
         except McpError as error:
             if error.error.code not in (CONNECTION_CLOSED, _TERMINATED):
                 raise
             await self._wait_for_reason()
-            if not self._transport.ended.done():
-                raise SessionEnded(error.error.message) from None
         finally:
             task.cancel()
-        raise SessionEnded(await self._transport.ended)
+        ended = self._transport.ended
+        raise SessionEnded(ended.result() if ended.done() else "the connection was closed")
 
     async def _wait_for_reason(self) -> None:
         """Wait until the transport knows why the connection was closed."""
