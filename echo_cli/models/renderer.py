@@ -15,10 +15,7 @@ from echo_cli.environments.protocol import JsonObject
 from echo_cli.environments.tool_text import tools_text
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.trace import Conversation
-from echo_cli.trajectory import SCAFFOLD, VOLATILE, Role, Segment, Trajectory
-
-TOOLS = "tools"
-"""Channel of the list of tools in an opening."""
+from echo_cli.trajectory import SCAFFOLD, TOOLS, VOLATILE, Role, Segment, Trajectory
 
 
 @dataclass(frozen=True)

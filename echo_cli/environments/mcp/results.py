@@ -6,11 +6,12 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from echo_cli.environments.protocol import JsonObject
+from echo_cli.trajectory import SCAFFOLD, TOOL_ERROR, VOLATILE
 
 if TYPE_CHECKING:
     from mcp import types
 
-_RESERVED = ("scaffold", "tool_error", "volatile")
+_RESERVED = (SCAFFOLD, TOOL_ERROR, VOLATILE)
 """Channels with a meaning of their own; the outputs of a tool of such a name have the channel `tool_NAME`."""
 
 FIELDS: dict[str, JsonObject] = {
