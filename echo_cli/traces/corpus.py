@@ -206,7 +206,7 @@ def _near_copies(
     originals = {entry.content: place for place, entry in enumerate(entries) if splits[entry.content] == "train"}
     train = {place: signatures[place] for place in originals.values() if place in signatures}
     held = {place: found for place, found in signatures.items() if splits[entries[place].content] != "train"}
-    return set(near_copies(held, train, least))
+    return near_copies(held, train, least)
 
 
 def split_of(contents: set[bytes], shares: TraceSplitConfig) -> Mapping[bytes, Split]:

@@ -65,7 +65,7 @@ def export_traces(
     result = ExportResult()
     write = _writer(recordings, target, config, overrides, result)
     with output_file(output, overwrite=overwrite) as out:
-        for trace in _traces(recordings):
+        for trace in recorded_traces(recordings):
             result.traces += 1
             for line in write(trace):
                 result.lines += 1
@@ -90,7 +90,7 @@ def _writer(
 
         return lambda trace: [_line(openai_record(trace))]
 
-    if config is None and all(trace.has_token_ids for trace in _traces(recordings)):
+    if config is None and all(trace.has_token_ids for trace in recorded_traces(recordings)):
         result.tokenizer = "own"
         return lambda trace: [_counted(record, result.tokens) for record in _checked_masks(trace)]
 
@@ -120,7 +120,12 @@ def _checked_masks(trace: Trace) -> list[dict[str, Any]]:
         raise EchoError(message, "re-encode its text with --config NAME") from error
 
 
-def _traces(recordings: Sequence[Recording]) -> Iterator[Trace]:
+def recorded_traces(recordings: Sequence[Recording]) -> Iterator[Trace]:
+    """Stream the traces of files.
+
+    Raises:
+        EchoError: a file cannot be read, or a line is not a trace.
+    """
     for recording in recordings:
         try:
             yield from recording.traces()

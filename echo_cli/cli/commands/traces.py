@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from echo_cli.cli.commands.traces_stats import stats
 from echo_cli.cli.options import (
     AsJson,
     Overwrite,
@@ -171,6 +172,9 @@ def export(
         return
     tokenizer = "" if result.tokenizer is None else f"; tokenizer: {_shown_tokenizer(result.tokenizer)}"
     _say(output, f"traces: {result.traces}, lines: {result.lines}{tokenizer}")
+
+
+traces.command("stats", epilog=examples("traces stats outputs/traces.jsonl", configs=True))(stats)
 
 
 @traces.command("formats", epilog=examples("traces formats openai"))

@@ -10,12 +10,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from echo_cli.trace import Trace
 from echo_cli.trajectory import Role
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 Signature = NDArray[np.uint32]
 """Minima of a trace's 5-grams, one per permutation, of shape [128]."""
@@ -55,41 +59,51 @@ def signature(words: Iterable[str]) -> Signature | None:
     return minima
 
 
-def near_copies(
-    traces: Mapping[int, Signature], originals: Mapping[int, Signature], threshold: float
-) -> dict[int, tuple[int, float]]:
-    """Return the first most similar original of each trace that has one of at least this similarity.
+class SignatureIndex:
+    """Signatures by number, among which those similar to another are found without comparing all."""
 
-    Args:
-        traces: signatures by number.
-        threshold: estimated Jaccard similarity, above 0 and at most 1.
+    def __init__(self, threshold: float) -> None:
+        """Begin without signatures.
 
-    Returns:
-        Number and estimated similarity of the original, by the number of the trace.
-    """
-    from datasketch import MinHash, MinHashLSH
+        Args:
+            threshold: least estimated Jaccard similarity, above 0 and at most 1.
+        """
+        from datasketch import MinHashLSH
 
-    if not originals:
-        return {}
-    bands = MinHashLSH(num_perm=PERMUTATIONS, params=_bands(threshold))
-    rows = {number: row for row, number in enumerate(originals)}
-    numbers, minima = list(originals), np.stack(list(originals.values()))
+        self._threshold = threshold
+        self._bands = MinHashLSH(num_perm=PERMUTATIONS, params=_bands(threshold))
+        self._signatures: dict[int, Signature] = {}
 
-    def sketch(values: Signature) -> MinHash:
-        return MinHash(hashvalues=values, permutations=_permutations(), scheme=_SCHEME)
+    def add(self, number: int, signature: Signature) -> None:
+        """Add a signature."""
+        self._signatures[number] = signature
+        self._bands.insert(number, _sketch(signature))
 
-    for number, values in originals.items():
-        bands.insert(number, sketch(values))
-    found = {}
-    for number, values in traces.items():
-        alike = sorted(rows[other] for other in bands.query(sketch(values)))
-        if not alike:
-            continue
-        similarity = (minima[alike] == values).mean(axis=1)
+    def most_similar(self, signature: Signature) -> tuple[int, float] | None:
+        """Return the most similar signature's number, the lowest of several, and the estimated similarity.
+
+        None if no similarity reaches the threshold.
+        """
+        numbers = sorted(self._bands.query(_sketch(signature)))
+        if not numbers:
+            return None
+        similarity = (np.stack([self._signatures[number] for number in numbers]) == signature).mean(axis=1)
         best = int(similarity.argmax())
-        if similarity[best] >= threshold:
-            found[number] = (numbers[alike[best]], float(similarity[best]))
-    return found
+        return (numbers[best], float(similarity[best])) if similarity[best] >= self._threshold else None
+
+
+def near_copies(traces: Mapping[int, Signature], originals: Mapping[int, Signature], threshold: float) -> set[int]:
+    """Return the numbers of the traces that have an original of at least this similarity."""
+    index = SignatureIndex(threshold)
+    for number, found in originals.items():
+        index.add(number, found)
+    return {number for number, found in traces.items() if index.most_similar(found) is not None}
+
+
+def _sketch(found: Signature) -> MinHash:
+    from datasketch import MinHash
+
+    return MinHash(hashvalues=found, permutations=_permutations(), scheme=_SCHEME)
 
 
 def _grams(words: list[str]) -> NDArray[np.uint64]:

@@ -9,7 +9,7 @@ import pytest
 from trace_files import episode
 
 from echo_cli.trace import Trace, TraceSegment
-from echo_cli.traces.inspection.near_duplicates import Signature, near_copies, signature, signature_of
+from echo_cli.traces.inspection.near_duplicates import Signature, SignatureIndex, near_copies, signature, signature_of
 from echo_cli.trajectory import Role
 
 VOCABULARY = [f"word{number}" for number in range(2000)]
@@ -83,5 +83,11 @@ def test_a_near_copy_is_found_among_all_others(threshold: float) -> None:
         for number, values in copies.items()
         if (estimate := float((values == originals[number - 1000]).mean())) >= threshold
     }
-    assert near_copies(copies | strangers | {3000: originals[7]}, originals, threshold) == expected | {3000: (7, 1.0)}
-    assert near_copies(copies, {}, threshold) == {}
+    index = SignatureIndex(threshold)
+    for number, values in originals.items():
+        index.add(number, values)
+    held = copies | strangers | {3000: originals[7]}
+    found = {number: index.most_similar(values) for number, values in held.items()}
+    assert found == dict.fromkeys(held) | expected | {3000: (7, 1.0)}
+    assert near_copies(held, originals, threshold) == {*expected, 3000}
+    assert near_copies(held, {}, threshold) == set()

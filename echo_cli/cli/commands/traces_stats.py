@@ -1,0 +1,44 @@
+"""`echo-cli traces stats`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from echo_cli.cli.options import AsJson, TrustRemoteCode, as_overrides, model_overrides, print_json
+from echo_cli.errors import EchoError
+
+
+def stats(
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="FILE|RUN|POOL", help="Files, runs or pools with trajectories.")
+    ],
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="Config of the tokenizer; default: the files' token ids, if they have them.", metavar="NAME|FILE"
+        ),
+    ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Describe traces before anything is trained on them.
+
+    Prints traces, turns, bytes and tokens by role and channel, bits per byte of a byte 5-gram and of gzip, the longest
+    trace, copies and near-copies, and the tools with the languages of their calls.
+    """
+    words = as_overrides([], **model_overrides(trust_remote_code))
+    if words and config is None:
+        raise EchoError("--trust-remote-code has no effect without --config", "omit it")
+
+    from echo_cli.evaluation.trace_statistics import statistics_of
+
+    found, tokens = statistics_of(sources, config=config, overrides=words)
+    if as_json:
+        print_json({"sources": [str(source) for source in sources], "tokens": tokens, **found.to_json()})
+        return
+    from echo_cli.cli.display.trace_statistics import print_statistics
+
+    print_statistics(found, tokens=tokens)
