@@ -37,9 +37,6 @@ NAMED_ROLES: dict[str, Role] = {role.name.lower(): role for role in Role if role
 """Roles of recorded text, by name."""
 
 
-_ROLE_NAMES = tuple(role.name.lower() for role in Role)
-
-
 def _role(name: Any) -> Role:
     if not isinstance(name, str) or name not in NAMED_ROLES:
         raise ValueError(f"a role is one of {', '.join(NAMED_ROLES)}")
@@ -49,7 +46,7 @@ def _role(name: Any) -> Role:
 NamedRole = Annotated[
     Role,
     BeforeValidator(_role),
-    PlainSerializer(lambda role: _ROLE_NAMES[role], return_type=str),
+    PlainSerializer(lambda role: role._name_.lower(), return_type=str),  # `name` is three times as slow
     WithJsonSchema({"enum": list(NAMED_ROLES), "type": "string"}),
 ]
 """A role that is written to JSON as its name."""

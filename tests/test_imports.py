@@ -39,7 +39,7 @@ OWNERS = {
     "mcp": ("environments/mcp",),
     "transformers": ("models/hf",),
     "peft": ("models/hf",),
-    "datasets": ("traces",),
+    "datasets": ("environments", "traces"),
     "pyarrow": ("traces",),
     "tensorboard": ("training/trackers",),
     "trackio": ("training/trackers",),

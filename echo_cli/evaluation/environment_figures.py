@@ -17,7 +17,7 @@ from rapidfuzz.distance import Levenshtein
 from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.tasks import Task
-from echo_cli.evaluation.byte_ngram import bits_per_byte
+from echo_cli.evaluation.data.byte_ngram import bits_per_byte
 from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.limits import EpisodeLimits
 from echo_cli.rollouts.random_actions import random_line

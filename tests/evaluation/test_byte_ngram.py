@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echo_cli.evaluation.baselines import ORDER, fit_ngram
-from echo_cli.evaluation.byte_ngram import bits_per_byte
+from echo_cli.evaluation.data.byte_ngram import bits_per_byte
 
 TEXTS = st.lists(st.lists(st.sampled_from(b"abc\xff"), max_size=12).map(bytes), max_size=5)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from echo_cli.cli.main import main
-from echo_cli.evaluation.byte_ngram import bits_per_byte
+from echo_cli.evaluation.data.byte_ngram import bits_per_byte
 from echo_cli.evaluation.environment_figures import EnvironmentFigures, Rewards
 from echo_cli.evaluation.environment_verdicts import verdicts_of
 

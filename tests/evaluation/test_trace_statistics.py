@@ -11,8 +11,8 @@ from tiny_run import error_of
 from trace_files import episode, store, trace_file
 
 from echo_cli.cli.main import main
-from echo_cli.evaluation import trace_statistics as module
-from echo_cli.evaluation.trace_statistics import trace_statistics
+from echo_cli.evaluation.data import trace_statistics as module
+from echo_cli.evaluation.data.trace_statistics import trace_statistics
 from echo_cli.trace import Trace
 
 

@@ -33,7 +33,7 @@ def stats(
     if words and config is None:
         raise EchoError("--trust-remote-code has no effect without --config", "omit it")
 
-    from echo_cli.evaluation.trace_statistics import statistics_of
+    from echo_cli.evaluation.data.trace_statistics import statistics_of
 
     found, tokens = statistics_of(sources, config=config, overrides=words)
     if as_json:

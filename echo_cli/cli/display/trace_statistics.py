@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from echo_cli.cli.display.tables import new_table, print_table
-from echo_cli.evaluation.trace_statistics import TraceStatistics
+from echo_cli.evaluation.data.trace_statistics import TraceStatistics
 from echo_cli.terminal import put
 from echo_cli.text import clipped, share
 from echo_cli.traces.inspection.account import UNNAMED, Amount

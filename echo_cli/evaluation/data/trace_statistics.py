@@ -13,7 +13,7 @@ from typing import Any
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.baselines import compressors
-from echo_cli.evaluation.byte_ngram import bits_per_byte
+from echo_cli.evaluation.data.byte_ngram import bits_per_byte
 from echo_cli.models.loading import load_renderer
 from echo_cli.runs.recordings import open_recording
 from echo_cli.text import share, size_of

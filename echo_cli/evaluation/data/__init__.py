@@ -1,0 +1,1 @@
+"""Figures of data before anything is trained on it."""
