@@ -40,11 +40,13 @@ class Grade:
 
 def criteria_in(meta: Mapping[str, Any]) -> dict[str, float | None]:
     """Return the values of the criteria in the `meta` of a recorded episode, which may be another's."""
-    values = meta.get(CRITERIA)
-    return {
-        str(name): value if isinstance(value, int | float) and math.isfinite(value) else None
-        for name, value in (values.items() if isinstance(values, dict) else ())
-    }
+    values, found = meta.get(CRITERIA), dict[str, float | None]()
+    for name, value in values.items() if isinstance(values, dict) else ():
+        try:
+            found[str(name)] = number_of(value)
+        except GraderFault:
+            found[str(name)] = None
+    return found
 
 
 def fault_in(meta: Mapping[str, Any]) -> str | None:

@@ -14,7 +14,15 @@ import pytest
 
 from echo_cli.config.episodes.reward import RewardConfig
 from echo_cli.environments.faults import FaultCounts
-from echo_cli.environments.grading.grade import Grade, GraderFault, number_of, values_of, weighted
+from echo_cli.environments.grading.grade import (
+    Grade,
+    GraderFault,
+    criteria_in,
+    fault_in,
+    number_of,
+    values_of,
+    weighted,
+)
 from echo_cli.environments.grading.grader import open_grader
 from echo_cli.errors import EchoError
 
@@ -174,10 +182,11 @@ def test_a_pattern_that_backtracks_for_ever_ends_at_the_time_limit(folder: Path)
     assert grade.reward is None and "the criterion slow gave no answer" in (grade.fault or "")
 
 
-def test_graders_run_at_once_and_one_that_hung_is_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = time.monotonic()
-    assert graded(folder, times=4, command=script(folder, "sleep 0.6; echo 1"), workers=4) == [Grade(1.0)] * 4
-    assert time.monotonic() - start < 2.2
+def test_graders_run_at_once_and_one_that_hung_is_replaced(folder: Path) -> None:
+    here = folder / "here"
+    here.mkdir()
+    together = f"touch {here}/$$; while [ $(ls {here} | wc -l) -lt 4 ]; do sleep 0.02; done; echo 1"
+    assert graded(folder, times=4, command=script(folder, together), workers=4) == [Grade(1.0)] * 4
     keys = {"function": "my_graders:once", "env": {"MARK": str(folder / "mark")}, "timeout_s": 1.0}
     first, second = graded(folder, times=2, workers=1, **keys)
     assert first.reward is None and second.reward == 1.0
@@ -186,7 +195,7 @@ def test_graders_run_at_once_and_one_that_hung_is_replaced(folder: Path, monkeyp
 def test_what_a_grader_started_ends_with_it(folder: Path) -> None:
     mark = folder / "pid"
     command = script(folder, f"sleep 600 & echo $! > {mark}; wait")
-    graded(folder, command=command, timeout_s=1.0)
+    graded(folder, command=command, timeout_s=2.0)
     pid = int(mark.read_text())
     for _ in range(100):
         status = Path(f"/proc/{pid}/stat")
@@ -266,6 +275,17 @@ def test_weights_are_shares_of_the_positive_ones() -> None:
     assert weighted({"a": 1.0, "b": None}, {"a": 1, "b": 0}) == 1.0
     assert weighted({"a": 1.0, "b": None}, {"a": 1, "b": 1}) is None
     assert weighted({"": 0.3}, {"": 1.0}) == 0.3
+
+
+def test_recorded_criteria_are_read_whatever_they_are() -> None:
+    assert criteria_in({"criteria": {"a": 1, "b": None, "c": "x", "d": 10**400}}) == {
+        "a": 1,
+        "b": None,
+        "c": None,
+        "d": None,
+    }
+    assert criteria_in({"criteria": [1]}) == criteria_in({}) == {}
+    assert fault_in({"grader_fault": ["x"]}) == "['x']" and fault_in({}) is None
 
 
 def test_numbers_and_values_are_finite_and_complete() -> None:
