@@ -107,15 +107,17 @@ def _sketch(found: Signature) -> MinHash:
 
 
 def _grams(words: list[str]) -> NDArray[np.uint64]:
-    """Return the distinct hash values, of 32 bits, of the n-grams of `words`."""
-    codes = {word: zlib.crc32(word.encode()) for word in set(words)}
-    of_word = np.fromiter((codes[word] for word in words), np.uint64, len(words))
+    """Return the hash values, of 32 bits, of the n-grams of `words`."""
+    distinct = list(set(words))
+    codes = dict(zip(distinct, map(zlib.crc32, map(str.encode, distinct)), strict=True))
+    of_word = np.array([codes[word] for word in words], np.uint64)
     count = max(min(1, len(words)), len(words) - WORDS + 1)
     mixed = np.zeros(count, np.uint64)
     for place in range(min(WORDS, len(words))):
         mixed = (mixed ^ of_word[place : place + count]) * _MULTIPLIER
         mixed ^= mixed >> np.uint64(32)
-    return np.unique(mixed & np.uint64(0xFFFFFFFF))
+    found: NDArray[np.uint64] = mixed & np.uint64(0xFFFFFFFF)
+    return found
 
 
 def _bands(threshold: float) -> tuple[int, int]:
