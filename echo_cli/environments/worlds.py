@@ -194,7 +194,7 @@ def open_source(
             raise missing_package("environment.mcp", "the MCP SDK", "mcp")
         from echo_cli.environments.mcp.source import open_mcp
 
-        with open_mcp(environment, wanted_sessions, tasks) as servers:
+        with open_mcp(environment, tasks) as servers:
             yield servers
     elif environment.url is not None:
         yield _server(environment, environment.url, wanted_sessions)

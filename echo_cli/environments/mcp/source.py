@@ -31,12 +31,10 @@ class McpSource:
 
     Args:
         tasks: all tasks of the run, whose setups are checked.
-        wanted_sessions: number of sessions that the run can use at once.
     """
 
-    def __init__(self, servers: Servers, loop: EventLoop, tasks: Sequence[Task], wanted_sessions: int) -> None:
+    def __init__(self, servers: Servers, loop: EventLoop, tasks: Sequence[Task]) -> None:
         self._servers, self._loop, self._tasks = servers, loop, tasks
-        self._sessions = min(wanted_sessions, _SESSIONS)
         self._toolbox = Toolbox({}, ())
 
     def describe(self) -> Description:
@@ -61,7 +59,7 @@ class McpSource:
             name=fault_line(server.info.serverInfo.name) or "MCP server",
             action_schema=self._toolbox.action_schema,
             observation_schema={"type": "object", "properties": FIELDS},
-            sessions=self._sessions,
+            sessions=_SESSIONS,
             tools=self._toolbox.for_template,
         )
 
@@ -88,7 +86,7 @@ class McpSource:
 
 
 @contextmanager
-def open_mcp(environment: EnvironmentConfig, wanted_sessions: int, tasks: Sequence[Task]) -> Iterator[McpSource]:
+def open_mcp(environment: EnvironmentConfig, tasks: Sequence[Task]) -> Iterator[McpSource]:
     """Yield the source of `environment.mcp`; its servers stop at the end of the block.
 
     Args:
@@ -104,7 +102,7 @@ def open_mcp(environment: EnvironmentConfig, wanted_sessions: int, tasks: Sequen
         with EventLoop("mcp") as loop:
             servers = Servers(environment, loop, guard)
             try:
-                yield McpSource(servers, loop, tasks, wanted_sessions)
+                yield McpSource(servers, loop, tasks)
             finally:
                 loop.run(servers.close())
     finally:
