@@ -193,6 +193,13 @@ def test_prompts_and_hooks_during_a_call_follow_its_result(tmp_path: Path) -> No
             None,
         ),
         (
+            "Claude requested permissions to use Bash, but you haven't granted it yet.",
+            {"is_error": True},
+            [("warning", "Claude requested permissions to use Bash, but you haven't granted it yet.")],
+            None,
+        ),
+        ("Permission to use x", {}, [("env_output", "Permission to use x")], None),
+        (
             [text("a"), {"type": "image", "source": {}}],
             {},
             [("env_output", "a"), ("warning", "[left out: a part that is not text: 'image']\n")],
@@ -209,6 +216,15 @@ def test_what_the_tool_adds_to_a_result_is_no_observation(
     assert trace.turns[0].exit_code == exit_code
     channel = "tool_error" if "is_error" in fields else "tool_result"
     assert all(each[1] == channel for each in roles(trace) if each[0] == "env_output")
+
+
+def test_how_to_resume_a_subagent_is_no_part_of_its_answer(tmp_path: Path) -> None:
+    told = "agentId: a1f (for resuming to continue this agent's work if needed)\n<usage>total_tokens: 9</usage>"
+    assert roles(outcome(tmp_path, [text("Found."), text(told)], "Task"))[2:] == [
+        ("env_output", "subagent", "Found."),
+        ("warning", "harness", told),
+    ]
+    assert roles(outcome(tmp_path, told))[2:] == [("env_output", "tool_result", told)]
 
 
 def test_what_claude_code_wrote_itself_is_omitted_and_unknown_parts_are_left_out(tmp_path: Path) -> None:

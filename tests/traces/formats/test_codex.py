@@ -151,6 +151,10 @@ JSON_OUTPUT = '{"output":"a\\n\\"b\\"","metadata":{"exit_code":2,"duration_secon
         ),
         ('{"output":"a","metadata":{}}', [("env_output", '{"output":"a","metadata":{}}')], None),
         ('{"output":"a"', [("env_output", '{"output":"a"')], None),
+        ("aborted by user after 3.2s", [("warning", "aborted by user after 3.2s")], None),
+        ("Wall time: 1.0 seconds\naborted by user", [("warning", "Wall time: 1.0 seconds\naborted by user")], None),
+        ("exec command rejected by user", [("warning", "exec command rejected by user")], None),
+        ("aborted by user\nb", [("env_output", "aborted by user\nb")], None),
         (
             "Total output lines: 9\n\ncommand timed out after 10 milliseconds\na…12 tokens truncated…b",
             [

@@ -94,6 +94,13 @@ def test_contents_of_the_api_have_calls_in_their_parts(tmp_path: Path) -> None:
         assert [role for role, _, _ in roles(found[0])] == ["context", "action", "env_output"]
 
 
+@pytest.mark.parametrize("instruction", [{"parts": [{"text": "Be kind."}]}, {"text": "Be kind."}, "Be kind."])
+@pytest.mark.parametrize("field", ["systemInstruction", "system_instruction"])
+def test_the_instruction_beside_contents_is_context(field: str, instruction: Any, tmp_path: Path) -> None:
+    record = {"contents": [{"role": "model", "parts": [{"text": "a"}]}], field: instruction}
+    assert roles(one(tmp_path, record)) == [("context", "system", "Be kind.\n"), ("action", None, "a\n")]
+
+
 def test_a_call_in_the_content_and_among_the_calls_is_one(tmp_path: Path) -> None:
     part, answer = {"functionCall": {"id": "r1", "name": "look", "args": {}}}, response("r1", "look", {"output": "a"})
     messages = [said("gemini", [part], "1", toolCalls=[ran("r1", [answer])]), said("user", [answer], "2")]

@@ -15,9 +15,9 @@ from echo_cli.traces.json_records import member, messages_in, messages_of, read_
 from echo_cli.traces.recognition import Sample
 
 ROLES = """\
-input       {"messages": […]} or a list of messages: one, an array of them, or JSONL; optionally tools, reward or score.
-            messages, tools and tool calls may be JSON text
-context     system, developer and user messages, each followed by a newline; tools; <tool_response> wrappers
+input       {"messages": […]} or a list of messages: one, an array of them, or JSONL; optionally system, tools, reward
+            or score. messages, tools and tool calls may be JSON text
+context     system; system, developer and user messages, each followed by a newline; tools; <tool_response> wrappers
 action      each assistant message: its text, a newline, then each tool call as <tool_call> JSON </tool_call>, whose
             arguments keep their bytes. Neighbouring assistant messages are one action; one without text is none
 env_output  tool and function messages, byte for byte; text parts are joined without a separator. An answer without an
@@ -53,5 +53,8 @@ def _trace(record: Any, where: str, options: ImportOptions) -> Trace:
         told = None if role in ANSWERS else told_observation(text, role, options, acted=bool(builder.commands))
         return None if told is None else Observation(told)
 
+    if isinstance(system := whole.get("system"), str) and system:
+        with builder.at("system"):
+            builder.context(f"{system}\n", "system")
     Messages(builder, observe).add_all(messages, tools=tools_in(whole, builder))
     return builder.trace(task_of(whole, where), reward=reward_of(whole, "reward", "score", builder=builder))

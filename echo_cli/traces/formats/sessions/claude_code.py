@@ -36,8 +36,9 @@ action      each reply: its text blocks, each followed by a newline, then each t
 env_output  tool_result blocks, byte for byte, without what is context or warning (channel tool_error with is_error,
             subagent for the answer of Task or Agent); the text blocks of a result are joined without a separator
 warning     in a tool_result: <system-reminder> blocks with the newlines around them; the notices that the user rejected
-            or interrupted the call, that there was no output, or that an old result was cleared (channel harness);
-            matches of --warning. The text that hooks add (attachment hook_…), in the channel hook
+            or interrupted the call, that it lacks a permission, that there was no output, or that an old result was
+            cleared; the line on how to resume a subagent, with its usage (channel harness); matches of --warning. The
+            text that hooks add (attachment hook_…), in the channel hook
 exit code   "Exit code N" at the start of a failed command's result
 omitted     thinking; replies that Claude Code wrote itself (model <synthetic>), such as API errors; repeated calls;
             system lines, other attachments, and all lines without a message, such as snapshots, titles and progress
@@ -51,11 +52,14 @@ _NOTICES = (
     "Tool ran without output",
     "(Bash completed with no output)",
 )
+_DENIALS = ("Claude requested permissions to ", "Permission to use ")
+"""Beginnings of Claude Code's own text, where a result is an error."""
 _ERROR = re.compile(r"(<tool_use_error>)(.*)(</tool_use_error>)", re.DOTALL)
 _EXIT_CODE = re.compile(r"(?:Error: )?Exit code (\d+)(?:\n|\Z)")
 _PREVIEW = re.compile(
     r"(<persisted-output>\n(?:[^\n]*\n){1,3}Preview[^\n]*:\n)(.*?)((?:\n\.\.\.)?\n</persisted-output>)", re.DOTALL
 )
+_RESUMPTION = re.compile(r"\n?agentId: [\w-]+ \(for resuming [^\n]*\)(?:\n<usage>[^<]*</usage>)?\s*\Z")
 _REMINDER, _END_REMINDER = "<system-reminder>", "</system-reminder>"
 _SUBAGENT_TOOLS = ("Task", "Agent")
 _LINE_TYPES = ("user", "assistant")
@@ -212,7 +216,7 @@ def _answer(block: Mapping[str, Any], builder: TraceBuilder) -> None:
 
 def _result(text: str, channel: str, builder: TraceBuilder) -> tuple[list[TraceSegment], int | None]:
     """Return the segments of a result, which joined equal `text`, and the exit code if it has one."""
-    if text.startswith(_NOTICES):
+    if text.startswith((*_NOTICES, *_DENIALS) if channel == TOOL_ERROR else _NOTICES):
         return [TraceSegment(Role.WARNING, text, HARNESS)], None
     if channel == TOOL_ERROR and (match := _EXIT_CODE.match(text)):
         head = TraceSegment(Role.CONTEXT, match.group(), WRAPPER)
@@ -221,6 +225,9 @@ def _result(text: str, channel: str, builder: TraceBuilder) -> tuple[list[TraceS
         start, inner, end = match.groups()
         body = _without_reminders(inner, channel, builder)
         return [TraceSegment(Role.CONTEXT, start, WRAPPER), *body, TraceSegment(Role.CONTEXT, end, WRAPPER)], None
+    if channel == SUBAGENT and (match := _RESUMPTION.search(text)):
+        notice = TraceSegment(Role.WARNING, match.group(), HARNESS)
+        return [*_without_reminders(text[: match.start()], channel, builder), notice], None
     return _without_reminders(text, channel, builder), None
 
 

@@ -38,8 +38,8 @@ action      each assistant message: its text, a newline, then each function_call
             as <tool_call> JSON </tool_call>, as in the format responses
 env_output  function_call_output and custom_tool_call_output: the tool's text, byte for byte, without what is context or
             warning; of an output in JSON, its `output`, decoded
-warning     in an output, the notices of a command that timed out, of its lines and of what was cut ("…12 tokens
-            truncated…"); matches of --warning
+warning     in an output, the notices of a command that timed out, or that the user aborted or rejected, of its lines
+            and of what was cut ("…12 tokens truncated…"); matches of --warning
 exit code   as the lines before the output or its JSON have it
 omitted     reasoning; event_msg, which repeats items for the screen; turn_context and other lines; the history that
             replaces a compacted one, which repeats messages; the instructions of a session that was continued
@@ -58,7 +58,8 @@ _HEADERS = (
 """Lines before an output: of the shell, and of commands that may go on running."""
 _JSON_START = re.compile(r'\s*\{\s*"output"\s*:\s*(?=")')
 _NOTICES = re.compile(
-    r"\A(?:Total output lines: \d+\n\n)?(?:command timed out after \d+ milliseconds\n)?"
+    r"\A(?:Wall time: [\d.]+ seconds\n)?aborted(?: by user(?: after [\d.]+s)?)?\Z|\Aexec command rejected by user\Z"
+    r"|\A(?:Total output lines: \d+\n\n)?(?:command timed out after \d+ milliseconds\n)?"
     r"|…\d+ (?:tokens|chars) truncated…|\[\.\.\. omitted \d+ of \d+ lines \.\.\.\]"
 )
 _LINES = ("session_meta", "response_item", "event_msg", "turn_context", "compacted")

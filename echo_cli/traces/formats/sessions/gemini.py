@@ -26,10 +26,10 @@ input       a session: one document with sessionId and messages, or JSONL: a lin
             and $rewindTo. Or a chat saved with /chat save, or contents of the Gemini API: a list of messages with role
             and parts, or {"history" or "contents": […]}. A message that is written again replaces the one of its id,
             but not in a $set, which hides old outputs. Rewound messages stay. A session without a reply is no episode
-context     the text of user messages, followed by a newline: prompts and what Gemini CLI adds to them, summaries of a
-            compressed history included; <tool_response> wrappers; <untrusted_context> tags; around the output of
-            run_shell_command "Command: …", "Directory: …", "Output: ", "Error: …", "Exit Code: …", "Signal: …",
-            "Background PIDs: …", "Process Group PGID: …" and "(empty)"
+context     systemInstruction; the text of user messages, followed by a newline: prompts and what Gemini CLI adds to
+            them, summaries of a compressed history included; <tool_response> wrappers; <untrusted_context> tags; around
+            the output of run_shell_command "Command: …", "Directory: …", "Output: ", "Error: …", "Exit Code: …",
+            "Signal: …", "Background PIDs: …", "Process Group PGID: …" and "(empty)"
 action      each message of the model: its text, a newline, then each call as <tool_call> JSON </tool_call>.
             Neighbouring messages are one action; one without text is none
 env_output  the output of a functionResponse, byte for byte, or its error (channel tool_error), or else its response as
@@ -50,6 +50,8 @@ _SHELL_TAIL = re.compile(
     r"(?:\nProcess Group PGID: [^\n]*)?\Z"
 )
 _SHELL = "run_shell_command"
+_SYSTEM, _INSTRUCTIONS = "system", ("systemInstruction", "system_instruction")
+"""Type given to the system instruction of contents, and the names of its field."""
 
 
 def recognise(sample: Sample) -> str | None:
@@ -112,6 +114,10 @@ def _merged(lines: Iterable[Record]) -> list[Record]:
         hiding = member(member(line, "$set"), "messages")
         inside = "$set.messages" if hiding else "messages"
         messages = _messages_of(line) or listed(hiding)
+        for field in _INSTRUCTIONS:
+            if messages and (instruction := member(line, field)):
+                content = member(instruction, "parts") or instruction
+                found[field] = (f"{place}.{field}".lstrip("."), {"type": _SYSTEM, "content": content})
         for where, message in [
             (f"{place}.{inside}[{number}]".lstrip("."), each) for number, each in enumerate(messages)
         ]:
@@ -138,6 +144,8 @@ def _add(message: Any, builder: TraceBuilder) -> None:
     parts = _parts_of(message.get("parts") if "parts" in message else message.get("content"))
     if kind in _NOTICES:
         builder.omit(f"messages of the type {kind}", "".join(_words(part) for part in parts))
+    elif kind == _SYSTEM:
+        _add_user(parts, builder, _SYSTEM)
     elif _TYPES.get(str(kind)) == "user":
         _add_user(parts, builder)
     elif _TYPES.get(str(kind)) == "gemini":
@@ -152,7 +160,7 @@ def _add(message: Any, builder: TraceBuilder) -> None:
         builder.add(builder.leave_out(f"a message of another type: {kind!r}", "".join(map(_words, parts))))
 
 
-def _add_user(parts: Iterable[Any], builder: TraceBuilder) -> None:
+def _add_user(parts: Iterable[Any], builder: TraceBuilder, channel: str = "user") -> None:
     words, left_out = list[str](), list[TraceSegment]()
     for part in parts:
         if isinstance(response := member(part, "functionResponse"), dict):
@@ -162,7 +170,7 @@ def _add_user(parts: Iterable[Any], builder: TraceBuilder) -> None:
         else:
             left_out.append(builder.leave_out(f"a part that is not text: {_kind(part)!r}"))
     if words:
-        builder.context(f"{''.join(words)}\n", "user")
+        builder.context(f"{''.join(words)}\n", channel)
     builder.add(*left_out)
 
 
