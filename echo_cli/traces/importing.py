@@ -121,12 +121,14 @@ def import_traces(
         report: takes the number of bytes of the inputs that are imported, a few times per second.
 
     Raises:
-        EchoError: the format is unknown, or not recognised; an option or a file is invalid; a record is refused without
-            `skip_bad`; there are no traces; `output` cannot be written, or an import of other inputs or options into it
-            was interrupted; detect-secrets is needed and not installed.
+        EchoError: the format is unknown, or not recognised; an option or a file is invalid; `output` is an input; a
+            record is refused without `skip_bad`; there are no traces; `output` cannot be written, or an import of other
+            inputs or options into it was interrupted; detect-secrets is needed and not installed.
     """
     if files.count(STDIN) > 1:
         raise EchoError("- is given twice", "standard input can be read once")
+    if output is not None and (same := next((path for path in files if _is_same_file(path, output)), None)):
+        raise EchoError(f"--output is {escape_unprintable(same)}, which is to be imported", "choose another --output")
     formats = formats_of(name, files)
     for recognised in formats:
         _check_options(recognised.name, options)
@@ -169,7 +171,7 @@ class _Import:
         """Write the traces from `state` on to `file`, call `save` now and then, and return the counts of all."""
         place, result = state.place, state.result
         result.formats = self.formats
-        redacts = [self._redacts(recognised.name) for recognised in self.formats]
+        redacts = [_redacts(recognised.name, self.options) for recognised in self.formats]
         redactor = Redactor(counts=result.redacted or Counter()) if any(redacts) else None
         result.redacted = None if redactor is None else redactor.counts
         sizes = [input_stamp(path)[0] for path in self.files]
@@ -196,9 +198,6 @@ class _Import:
         if not result.traces:
             raise EchoError(*_nothing(self.files, result))
         return result
-
-    def _redacts(self, name: str) -> bool:
-        return is_session_log(name) if self.options.redact is None else self.options.redact
 
     def _results(self, number: int, cursor: Cursor) -> Iterator[Trace | Refusal]:
         source = format_named(self.formats[number].name)
@@ -230,7 +229,7 @@ def formats_of(name: str, files: Sequence[Path]) -> list[Recognised]:
 
 
 def first_trace(name: str, path: Path, options: ImportOptions) -> tuple[Recognised, Trace]:
-    """Return the format of a file and its first trace.
+    """Return the format of a file and its first trace, redacted as in an import.
 
     Raises:
         EchoError: as for `import_traces`; a record before the first trace was refused.
@@ -239,7 +238,7 @@ def first_trace(name: str, path: Path, options: ImportOptions) -> tuple[Recognis
     _check_options(recognised.name, options)
     found = next(_read(format_named(recognised.name), path, options), None)
     if isinstance(found, Trace):
-        return recognised, found
+        return recognised, Redactor().redact(found) if _redacts(recognised.name, options) else found
     if found is None:
         raise EchoError(f"no records in {escape_unprintable(path)}", "name a file with traces")
     raise EchoError(f"{found.where}: {found.reason}", "see `traces formats` for what the format holds")
@@ -264,6 +263,14 @@ def _check_options(name: str, options: ImportOptions) -> None:
             re.compile(pattern or "")
         except (re.error, RecursionError, OverflowError) as error:
             raise EchoError(f"{option}: not a regular expression: {error}", "use the syntax of Python's re") from error
+
+
+def _redacts(name: str, options: ImportOptions) -> bool:
+    return is_session_log(name) if options.redact is None else options.redact
+
+
+def _is_same_file(path: Path, output: Path) -> bool:
+    return path != STDIN and path.is_file() and output.exists() and path.samefile(output)
 
 
 def _check_file(path: Path) -> None:

@@ -146,11 +146,13 @@ def recognise(path: Path) -> Recognised:
     """Recognise the format of a file.
 
     Raises:
-        EchoError: standard input; no format has such content; or records near its beginning have different formats.
+        EchoError: standard input or a pipe; no format has such content; or records near its beginning have different
+            formats.
         OSError: the file cannot be read.
     """
-    if path == STDIN:
-        raise EchoError("the format of standard input is not recognised", "name it: traces import FORMAT -")
+    if path == STDIN or (path.exists() and not path.is_file()):  # it can be read once
+        name = "standard input" if path == STDIN else escape_unprintable(path)
+        raise EchoError(f"the format of {name} is not recognised", f"name it: traces import FORMAT {path}")
     start = first_bytes(path)
     sample = Sample(path, start, () if is_archive(start) else _first_records(path))
     found = _recognise(sample)

@@ -10,6 +10,7 @@ from echo_cli.text import json_problem
 from echo_cli.traces.builder import Refusal
 
 TOO_DEEP = "it is nested too deeply"
+TOO_LARGE = "a number is too large"
 
 
 def parse_json(text: str) -> Any:
@@ -22,6 +23,10 @@ def parse_json(text: str) -> Any:
         return json.loads(text) if text.startswith("\ufeff") else _DECODER.decode(text)  # loads refuses the mark
     except RecursionError as error:
         raise ValueError(TOO_DEEP) from error
+    except ValueError as error:
+        if str(error).startswith("Exceeds the limit"):  # Python's, on the digits of an integer
+            raise ValueError(TOO_LARGE) from error
+        raise
 
 
 def json_value(data: bytes, where: str, *, document: bool = False) -> tuple[Any] | Refusal:
@@ -48,7 +53,7 @@ def _refuse_constant(name: str) -> Any:
 def _finite(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise ValueError("a number is too large")
+        raise ValueError(TOO_LARGE)
     return value
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +116,36 @@ def test_explain_shows_each_part_with_its_role_and_the_rules(
     assert [part["role"] for part in json.loads(capsys.readouterr().out)["segments"]] == ["context", "action"]
     assert main(["traces", "import", "--explain", str(path), "-o", str(tmp_path / "b.jsonl")]) == 2
     assert main(["traces", "import", "--explain", str(path), str(path)]) == 2
+
+
+def test_a_pipe_needs_a_format_and_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(EchoError, match=r"the format of .*pipe is not recognised"):
+        recognise(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("link", [None, os.link, os.symlink])
+def test_an_input_is_never_overwritten(
+    link: Callable[[Path, Path], None] | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = output = written(tmp_path / "a.jsonl", CHAT)
+    if link is not None:
+        link(path, output := tmp_path / "b.jsonl")
+    before = path.read_bytes()
+    assert main(["traces", "import", str(path), "-o", str(output), "--overwrite"]) == 2
+    assert "which is to be imported" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, output.name}
+
+
+def test_the_system_text_beside_messages_is_context(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", {"system": "Be kind.", **CHAT})
+    assert main(["traces", "import", str(path), "-o", str(tmp_path / "out.jsonl")]) == 0
+    (trace,) = read_traces(tmp_path / "out.jsonl")
+    assert [segment.text for segment in trace.segments] == ["Be kind.\n", "q\n", "a\n"]
+
+
+def test_a_number_of_too_many_digits_is_a_number_too_large(tmp_path: Path) -> None:
+    (path := tmp_path / "a.jsonl").write_text(f'{{"reward": {"9" * 5000}}}')
+    with pytest.raises(EchoError, match=r"a number is too large$"):
+        recognise(path)

@@ -163,6 +163,16 @@ def test_session_logs_are_redacted_by_default(
     assert "zqalice" not in Path("chat_out.jsonl").read_text()
 
 
+def test_explain_shows_what_an_import_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = claude_log(tmp_path, "HOME=/home/zqalice\n")
+    assert main(["traces", "import", "--explain", "--json", str(log)]) == 0
+    shown = json.loads(capsys.readouterr().out)["segments"]
+    assert not any("zqalice" in each["text"] for each in shown)
+    assert [each["place"] for each in shown if each["channel"] == "redacted"] == ["line 2"]
+    assert main(["traces", "import", "--explain", "--no-redact", str(log)]) == 0
+    assert "zqalice" in capsys.readouterr().out
+
+
 def test_without_the_library_the_command_that_installs_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

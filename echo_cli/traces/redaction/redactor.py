@@ -40,17 +40,22 @@ class Redactor:
             self.counts.update(each.kind for each in found)
             return _replaced(of, found)
 
-        segments = list[TraceSegment]()
-        for segment in trace.segments:
-            segments += _redacted(segment, found := secrets.of(segment.text))
+        segments, origins = list[TraceSegment](), list[int]()
+        for number, segment in enumerate(trace.segments):
+            pieces = _redacted(segment, found := secrets.of(segment.text))
+            segments += pieces
+            origins += [number] * len(pieces)
             self.counts.update(each.kind for each in found)
+        meta = _mapped(trace.meta, text)
+        if "places" in meta:  # one per segment
+            meta["places"] = [meta["places"][number] for number in origins]
         return replace(
             trace,
             task_id=text(trace.task_id),
             group_id=text(trace.group_id),
             segments=tuple(segments),
             turns=_turns(trace, segments, secrets),
-            meta=_mapped(trace.meta, text),
+            meta=meta,
         )
 
 
