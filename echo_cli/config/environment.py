@@ -92,7 +92,15 @@ class ActionConfig(Section):
     kind: Literal["template", "json", "tool_call"] = "template"
     template: dict[str, Any] | None = None
     extract: Pattern | None = None
+    words_end: bool = False
+    """Whether text without a tool call is the policy's answer, which ends the episode (kind `tool_call`)."""
     penalty: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _has_calls(self) -> ActionConfig:
+        if self.words_end and self.kind != "tool_call":
+            raise EchoError(f"action.words_end has no effect with kind {self.kind}", "omit it, or set kind: tool_call")
+        return self
 
 
 class ObservationRule(Section):

@@ -262,7 +262,9 @@ def _apply_environment_preset(values: dict[str, Any]) -> None:
     name = environment.get("preset")
     if isinstance(name, str) and name in ENVIRONMENT_PRESETS:
         preset = environment_preset(name)
-        own = environment.get("mcp")
+        action, own = environment.get("action"), environment.get("mcp")
+        if isinstance(action, dict) and "kind" in action and action["kind"] != preset.get("action", {}).get("kind"):
+            preset.pop("action", None)
         if isinstance(own, dict) and own.get("url") is not None:  # the preset's server, which runs elsewhere
             preset["mcp"] = {
                 key: value for key, value in preset.get("mcp", {}).items() if key not in ("command", "env")

@@ -79,6 +79,9 @@ class TextEnvironment:
                 raise Unparsable(problem)
             payload = await self._sent(self._actions.parse(action))
         except (Unparsable, BadAction) as error:
+            if self._settings.action.words_end and problem is None and _is_words(error) and action.strip():
+                self._done = True
+                return StepResult((), done=True)
             self._faults.count("bad_actions")
             parse = error.parse if isinstance(error, Unparsable) else "malformed"
             return self._refused(f"not an action: {error}", parse, self._settings.action.penalty)
@@ -243,6 +246,11 @@ def episode_reward(rewards: list[float | None], mode: str, none: str) -> float |
     if not known:
         return None
     return known[-1] if mode == "last" else sum(known)
+
+
+def _is_words(error: Unparsable | BadAction) -> bool:
+    """Return whether a text was refused because it contains no action at all."""
+    return isinstance(error, Unparsable) and error.parse == "none"
 
 
 def _summary(metadata: JsonObject | None) -> str:

@@ -21,7 +21,7 @@ from loopback import ROOT, environment, free_port
 
 from echo_cli.config.loader import load_config
 from echo_cli.environments.faults import SessionLost
-from echo_cli.environments.protocol import TaskSuite
+from echo_cli.environments.protocol import StepResult, TaskSuite
 from echo_cli.environments.tasks import Task
 from echo_cli.environments.worlds import open_worlds
 from echo_cli.errors import EchoError
@@ -108,7 +108,7 @@ def test_text_is_output_in_the_channel_of_its_tool_and_all_else_is_a_warning(sha
         (call("add", a="one"), "[not an action: add: arguments.a: 'one' is not of type 'integer']\n"),
         (call("add", b=2), "[not an action: add: arguments: 'a' is a required property]\n"),
         (call("write", path="a", text="b"), "[not an action: no tool 'write'; the tools are "),
-        ("what?", "[not an action: no tool call]\n"),
+        ("<tool_call>{}", "[not an action: the tool call does not end]\n"),
     ],
 )
 def test_a_call_that_does_not_fit_is_a_warning_and_is_not_sent(shared: TaskSuite, action: str, notice: str) -> None:
@@ -118,6 +118,17 @@ def test_a_call_that_does_not_fit_is_a_warning_and_is_not_sent(shared: TaskSuite
     assert refused[0][1].startswith(notice)
     assert int(after[0][1]) == int(before[0][1]) + 1
     assert shared.hosting.faults.take()["bad_actions"] == 1
+
+
+def test_words_without_a_call_end_the_episode(shared: TaskSuite) -> None:
+    async def answered() -> StepResult:
+        env = shared.environment()
+        await env.reset(shared.tasks.train[0])
+        reply = await env.step("The answer is green.")
+        await env.close()
+        return reply
+
+    assert run(answered()) == StepResult((), done=True)
 
 
 def test_the_server_gets_the_listed_variables_alone_and_no_answer_shows_their_values(shared: TaskSuite) -> None:

@@ -126,6 +126,8 @@ def test_an_mcp_server_has_the_common_preset_below_its_own_and_a_url_in_place_of
     assert sqlite.observation == config("mcp").observation and sqlite.mcp is not None
     words = ["environment.mcp.url=http://127.0.0.1:1", "environment.preset=mcp_sqlite", "environment.tasks.seeds=9"]
     remote = load_config(configs_folder() / "toy.yaml", words).environment
+    one_tool = 'environment.action={kind: template, template: {tool_name: read_query, arguments: {query: "{text}"}}}'
+    assert not load_config(configs_folder() / "toy.yaml", [*words, one_tool]).environment.action.words_end
     assert remote.mcp is not None and (remote.mcp.command, remote.mcp.allow) == ((), sqlite.mcp.allow)
 
 

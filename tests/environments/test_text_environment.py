@@ -320,3 +320,30 @@ def test_a_final_action_that_does_not_count_may_fail() -> None:
     episode = _with_final(source, "final")
     episode.step("x")
     assert episode.verify() == 1.0 and episode.faults() == {"bad_actions": 1}
+
+
+@pytest.mark.parametrize(
+    ("action", "problem", "ends"),
+    [
+        ("It is 3.", None, True),
+        (" \n", None, False),
+        ("<tool_call>{", None, False),
+        ('{"name": "look"}', None, False),
+        ("It is 3.", "thinking is not allowed", False),
+    ],
+)
+def test_words_end_an_episode_of_tool_calls_if_the_config_says_so(action: str, problem: str | None, ends: bool) -> None:
+    async def play(*, words_end: bool) -> StepResult:
+        config = settings(action={"kind": "tool_call", "words_end": words_end})
+        env = TextEnvironment(Scripted(said("")), config, HostLimits())
+        await env.reset(TASK)
+        return await env.step(action, problem)
+
+    assert not asyncio.run(play(words_end=False)).done
+    reply = asyncio.run(play(words_end=True))
+    assert (reply.done, reply.valid_action, reply.parse == "valid", reply.pieces == ()) == (ends,) * 4
+
+
+def test_words_end_belongs_to_tool_calls() -> None:
+    with pytest.raises(EchoError, match=r"action\.words_end has no effect with kind json"):
+        settings(action={"kind": "json", "words_end": True})
