@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 
 from echo_cli.config.effects import effects_of
 from echo_cli.config.loader import load_config
+from echo_cli.config.mcp import MCP_PRESETS, McpConfig
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.training.plan import plan
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "mcp.md"
 CALL = '<tool_call>{"name": "look", "arguments": {"at": "é"}}</tool_call>'
 
 
@@ -89,3 +92,18 @@ def test_a_call_in_a_script_is_written_as_a_line(tmp_path: Path) -> None:
     assert refused.environment.tasks is not None
     with pytest.raises(EchoError, match="actions is not a list of lines"):
         load_tasks(refused.environment.tasks)
+
+
+@pytest.mark.parametrize(
+    "text", re.findall(r"^```yaml\n((?:steps|environment):.*?)^```", PAGE.read_text(), re.DOTALL | re.M)
+)
+def test_a_documented_config_is_one(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    assert load_config(file).environment.mcp is not None
+
+
+def test_the_page_names_every_key_and_preset() -> None:
+    text = PAGE.read_text()
+    assert {key for key in McpConfig.model_fields if f"`{key}`" not in text} == set()
+    assert {preset for preset in MCP_PRESETS if f"`{preset}`" not in text} == set()
