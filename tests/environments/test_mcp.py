@@ -20,7 +20,10 @@ import yaml
 from loopback import ROOT, environment, free_port
 
 from echo_cli.config.loader import load_config
+from echo_cli.config.mcp import McpConfig
 from echo_cli.environments.faults import SessionLost
+from echo_cli.environments.mcp.task_setup import check_setups
+from echo_cli.environments.mcp.tools import Tool, Toolbox
 from echo_cli.environments.protocol import StepResult, TaskSuite
 from echo_cli.environments.tasks import Task
 from echo_cli.environments.worlds import open_worlds
@@ -199,10 +202,6 @@ def test_a_setup_that_fails_ends_the_run_with_its_reason(tmp_path: Path) -> None
     ],
 )
 def test_a_setup_that_does_not_fit_is_refused_before_the_first_episode(setup: Any, problem: str) -> None:
-    from echo_cli.config.mcp import McpConfig
-    from echo_cli.environments.mcp.task_setup import check_setups
-    from echo_cli.environments.mcp.tools import Tool, Toolbox
-
     add = Tool("add", "", {"type": "object", "properties": {"a": {"type": "integer"}}})
     toolbox = Toolbox({"add": add}, ("add",))
     task = Task("t", "train", "f", {"setup": setup})
@@ -211,8 +210,37 @@ def test_a_setup_that_does_not_fit_is_refused_before_the_first_episode(setup: An
 
 
 @pytest.mark.parametrize(
+    ("names", "mcp", "problem"),
+    [
+        ("", {}, "the MCP server has no tools"),
+        ("look", {"deny": ["look"]}, "environment.mcp.deny names every tool"),
+        ("look", {"deny": ["lok"]}, "environment.mcp.deny: the server has no tool 'lok'"),
+    ],
+)
+def test_a_server_must_offer_a_tool(names: str, mcp: Any, problem: str) -> None:
+    tools = [Tool(name, "", {"type": "object"}) for name in names.split()]
+    with pytest.raises(EchoError, match=problem):
+        Toolbox.of(tools, McpConfig(command=("x",), **{key: tuple(value) for key, value in mcp.items()}))
+
+
+NO_TOOLS = """
+import asyncio
+from mcp.server.lowlevel import Server
+from mcp.server.stdio import stdio_server
+
+async def main():
+    server = Server("none")
+    async with stdio_server() as (received, sent):
+        await server.run(received, sent, server.create_initialization_options())
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
     ("mcp", "message"),
     [
+        ({"command": ["python", "-c", NO_TOOLS]}, "it does not list its tools: Method not found"),
         ({"allow": ["colours"]}, r"environment.mcp.allow: the server has no tool 'colours'"),
         ({"command": ["nonesuch"]}, "no MCP server at 'nonesuch': it cannot be started: No such file"),
         ({"command": ["echo", "hello"]}, "ended, with exit code 0; its last output: hello"),

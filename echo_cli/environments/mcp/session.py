@@ -58,14 +58,17 @@ class McpSession:
         """Return all tools that the server lists.
 
         Raises:
-            SessionEnded: the connection has ended, or the list has no end.
+            SessionEnded: the connection has ended, the server lists no tools, or its list has no end.
             ValueError: the input schema of a tool is no JSON schema.
         """
         listed: list[types.Tool] = []
         cursor: str | None = None
         for _ in range(_MOST_PAGES):
             params = types.PaginatedRequestParams(cursor=cursor)
-            page = await self._unless_ended(self._sdk.list_tools(params=params))
+            try:
+                page = await self._unless_ended(self._sdk.list_tools(params=params))
+            except McpError as error:
+                raise SessionEnded(f"it does not list its tools: {error.error.message}") from None
             listed += page.tools
             cursor = page.nextCursor
             if not cursor:

@@ -21,6 +21,7 @@ from echo_cli.environments.protocol import Description
 from echo_cli.environments.tasks import Task
 from echo_cli.errors import EchoError
 from echo_cli.processes import hide_memory
+from echo_cli.text import clipped
 
 _SESSIONS = 8
 """Number of episodes at once unless `environment.sessions` sets it: each may start a server."""
@@ -82,7 +83,8 @@ class McpSource:
             tip = "give the URL of its streamable HTTP endpoint, which often ends in /mcp"
         elif config.folder is None:
             tip += "; it runs in a new folder, so write absolute paths, or set environment.mcp.folder"
-        return EchoError(fault_line(f"no MCP server at '{config.place}': {reason}", self._servers.secrets), tip)
+        place, why = clipped(" ".join(config.place.split())), fault_line(reason, self._servers.secrets)
+        return EchoError(f"no MCP server at '{place}': {why}", tip)
 
 
 @contextmanager
