@@ -161,7 +161,8 @@ def _of_configs() -> Iterator[Shipped]:
     def below(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         if isinstance(value, dict):
             for name, inner in value.items():
-                yield from below(inner, name)
+                if name != "arguments":  # of a tool, which may call a glob a pattern
+                    yield from below(inner, name)
         elif isinstance(value, list):
             for inner in value:
                 yield from below(inner, key)

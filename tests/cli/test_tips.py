@@ -121,7 +121,7 @@ MISTAKES = {
     "dream outputs/toy-reference": AGAIN,
     # words that are missing
     "export outputs/toy-reference": "for example: echo-cli export outputs/toy-seed0 -o outputs/model",
-    "traces import chats.jsonl -o x.jsonl": "for example: echo-cli traces import openai chats.jsonl -o",
+    "traces import": "for example: echo-cli traces import openai chats.jsonl -o",
     "env check": "for example: echo-cli env check sandbox",
     "plot": "for example: echo-cli plot ",
 }

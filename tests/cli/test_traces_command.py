@@ -200,9 +200,9 @@ def test_overwriting_replaces_all_or_nothing(folder: Path, capsys: pytest.Captur
     Path("out.jsonl").write_text("mine")
     fails(capsys, "import", "openai", "bad.jsonl", "-o", "out.jsonl", "--overwrite")
     assert Path("out.jsonl").read_text() == "mine"
-    assert prints(capsys, "import", "openai", "good.jsonl", "-o", "good.jsonl", "--overwrite")["traces"] == 2
-    assert prints(capsys, "import", "echo", "good.jsonl", "-o", "out.jsonl", "--overwrite")["traces"] == 2
-    assert Path("out.jsonl").read_bytes() == Path("good.jsonl").read_bytes()
+    assert prints(capsys, "import", "openai", "good.jsonl", "-o", "out.jsonl", "--overwrite")["traces"] == 2
+    assert prints(capsys, "import", "echo", "out.jsonl", "-o", "again.jsonl")["traces"] == 2
+    assert Path("out.jsonl").read_bytes() == Path("again.jsonl").read_bytes()
 
 
 def test_a_link_leads_to_what_is_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,7 @@ _AGENTS = ("gpt", "assistant", "chatgpt", "bing", "bard")
 _CALLS = ("function_call", "function-call")
 _ANSWERS = ("observation", "tool", "function_response", "function-response")
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
-_BLOCK = re.compile(rf"{re.escape(OPEN)}(.*?)\n</tool_response>\s*", re.DOTALL)
+_BLOCK = re.compile(rf"{re.escape(OPEN)}((?:(?!{re.escape(OPEN)}).)*?)\n</tool_response>\s*", re.DOTALL)
 
 
 def recognise(sample: Sample) -> str | None:

@@ -76,13 +76,13 @@ _FRAMES = (
 )
 """Observation templates: of text and tool calls, the same for an output that was cut, and of JSON."""
 _TIMEOUT = re.compile(
-    r"The last command <command>.*?</command> timed out and has been killed\.\nThe output of the command was:\n ?"
+    r"\AThe last command <command>.*?</command> timed out and has been killed\.\nThe output of the command was:\n ?"
     r"<output>\n(?P<output>.*)\n</output>\n.*",
     re.DOTALL,
 )
 _PLAIN = re.compile(r"Observation: (?P<output>.*)", re.DOTALL)
 _NOTICES = re.compile(
-    rf'<(warning|exception|elided_chars|IMPORTANT)>.*?</\1>|"(?:warning|exception_info)": "{_TEXT}"|'
+    rf'<(warning|exception|elided_chars|IMPORTANT)>(?:(?!<\1>).)*?</\1>|"(?:warning|exception_info)": "{_TEXT}"|'
     r"The last command <command>.*|(?<=\n)</output>\n.*",
     re.DOTALL,
 )

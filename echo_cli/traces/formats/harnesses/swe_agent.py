@@ -41,11 +41,11 @@ Placed = tuple[str, dict[str, Any]]
 """Place in the record of a message, and the message in the shape of OpenAI's; `seen` is what its step observed."""
 
 _STATE = r"\n?\(Open file: [^\n]*\)\n(?:\(Interactive session: [^\n]*\)\n)?\(Current directory: [^\n]*\)\nbash-\$\s*"
-_WARNING = r"<warning>.*?</warning>"
-_CLIPPED = r"<response clipped><NOTE>.*?</NOTE>"
-_ELIDED = r"<elided_chars>.*?</elided_chars>"
+_WARNING = r"<warning>(?:(?!<warning>).)*?</warning>"
+_CLIPPED = r"<response clipped><NOTE>(?:(?!<NOTE>).)*?</NOTE>"
+_ELIDED = r"<elided_chars>(?:(?!<elided_chars>).)*?</elided_chars>"
 _NOTHING = r"Your (?:last )?command ran successfully and did not produce any output\."
-_CANCELLED = r"The command '.*' was cancelled because it took more than [^\n]* seconds\b.*"
+_CANCELLED = r"The command '(?:(?!The command ').)*' was cancelled because it took more than [^\n]* seconds\b.*"
 
 _ENDS_IN_STATE = re.compile(rf"{_STATE}\Z")
 _SILENT = re.compile(
