@@ -176,6 +176,7 @@ LOOKS: tuple[Look, ...] = (
     Look("env check --model", "model", "env check hf-smoke model.path={model} --model", CODE),
     Look("env check --model", "server", "env check {config_server} --model"),
     Look("traces import", "traces", "traces import openai {chats} --skip-bad -o {out}/imported.jsonl"),
+    Look("traces stats", "traces", "traces stats {traces}"),
     Look("traces export", "run", "traces export {run_command} --to openai -o {out}/run.jsonl"),
     Look("traces export", "run-code", "traces export {run_code} --to echo -o {out}/run-code.jsonl"),
     Look("traces export", "pool", "traces export {pool} --to masks -o {out}/pool.jsonl"),

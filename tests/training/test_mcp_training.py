@@ -66,7 +66,7 @@ def test_a_run_survives_the_end_of_its_server_and_resumes_with_the_same_tools_al
     words = ["--config", str(config(tmp_path)), "--output-dir", str(tmp_path), "--run-name", "run"]
     assert main(["train", *words, "--steps", "1"]) == 0
     (row,) = [row for row in open_run(run).read_metrics() if row["step"] == 1]
-    assert row["environment/sessions_lost"] == 1 and row["train/env_tokens"] > 0
+    assert row["environment/sessions_lost"] >= 1 and row["train/env_tokens"] > 0
     assert (tmp_path / "stumbled").exists()
     held = [json.loads(line) for line in open_run(run).pool_paths["heldout"].read_text().splitlines()]
     (tools, question, *_) = held[0]["segments"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,10 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "docker"
     folder.mkdir()
     program = folder / "docker"
-    program.write_text(f"#!{sys.executable} -IS\n{STAND_IN.read_text()}")
+    script = folder / "stand_in.py"
+    script.write_text(STAND_IN.read_text())
+    # Not as the interpreter of a script: the path of this Python may have a space.
+    program.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-IS", str(script)])} "$@"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     return folder
