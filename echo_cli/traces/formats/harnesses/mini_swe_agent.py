@@ -76,7 +76,8 @@ _FRAMES = (
 )
 """Observation templates: of text and tool calls, the same for an output that was cut, and of JSON."""
 _TIMEOUT = re.compile(
-    r"\AThe last command <command>.*?</command> timed out and has been killed\.\nThe output of the command was:\n ?"
+    r"\AThe last command <command>(?:(?!</command> timed).)*</command> timed out and has been killed\.\n"
+    r"The output of the command was:\n ?"
     r"<output>\n(?P<output>.*)\n</output>\n.*",
     re.DOTALL,
 )

@@ -45,7 +45,10 @@ _WARNING = r"<warning>(?:(?!<warning>).)*?</warning>"
 _CLIPPED = r"<response clipped><NOTE>(?:(?!<NOTE>).)*?</NOTE>"
 _ELIDED = r"<elided_chars>(?:(?!<elided_chars>).)*?</elided_chars>"
 _NOTHING = r"Your (?:last )?command ran successfully and did not produce any output\."
-_CANCELLED = r"The command '(?:(?!The command ').)*' was cancelled because it took more than [^\n]* seconds\b.*"
+_CANCELLED = (
+    r"The command '(?:(?!' was cancelled |The command ').)*' was cancelled because it took more than "
+    r"[^\n]{0,40}? seconds\b.*"
+)
 
 _ENDS_IN_STATE = re.compile(rf"{_STATE}\Z")
 _SILENT = re.compile(
