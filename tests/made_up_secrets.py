@@ -113,6 +113,6 @@ MAKERS: dict[str, Maker] = {
     "home, other mount": _home("/mnt/c/Users/", "/x"),
     "home, windows": _home("C:\\Users\\", "\\a.txt"),
     "home, windows in json": _home("C:\\\\Users\\\\", "\\\\a.txt"),
-    "home, in a name": _home("/root/.claude/projects/-home-", "-work/x"),
+    "home, in a name": _home("projects/-home-", "-code/x"),
 }
 """Makers of secrets, by kind."""

@@ -27,6 +27,9 @@ Overrides = Annotated[
         metavar="KEY.PATH=VALUE", help="Config overrides, such as optim.lr=1e-3; train --dry-run prints every key."
     ),
 ]
+Recordings = Annotated[
+    list[Path], typer.Argument(metavar="FILE|RUN|POOL", help="Files, runs or pools with trajectories.")
+]
 ConfigName = Annotated[
     str | None, typer.Option("--config", help="Shipped config or YAML file. Default: toy.", metavar="NAME|FILE")
 ]
@@ -145,6 +148,18 @@ def model_overrides(trust_remote_code: bool, fetch_model: bool = False) -> dict[
         "model__trust_remote_code": "true" if trust_remote_code else None,
         "model__fetch": "all" if fetch_model else None,
     }
+
+
+def tokenizer_overrides(config: str | None, trust_remote_code: bool) -> list[str]:
+    """Return the overrides of the optional config that names a tokenizer.
+
+    Raises:
+        EchoError: code is trusted that no config names.
+    """
+    words = as_overrides([], **model_overrides(trust_remote_code))
+    if words and config is None:
+        raise EchoError("--trust-remote-code has no effect without --config", "omit it")
+    return words
 
 
 def fetching_named(config: Config) -> Config:

@@ -162,7 +162,7 @@ class _Reader:
             self._message(role, [_line(segment)])
         elif segment.channel == LEFT_OUT and not self._pending and self._follows_context():
             last = self.messages.pop()
-            notice = replace(segment, text=f"\n{segment.text.removesuffix(chr(10))}")
+            notice = replace(segment, text="\n" + _line(segment).text)
             self.messages.append(replace(last, pieces=(*last.pieces, notice)))
         else:
             self._pending.append(segment)

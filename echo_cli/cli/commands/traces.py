@@ -13,12 +13,12 @@ from echo_cli.cli.commands.traces_stats import stats
 from echo_cli.cli.options import (
     AsJson,
     Overwrite,
+    Recordings,
     TrustRemoteCode,
-    as_overrides,
     command_group,
     examples,
-    model_overrides,
     print_json,
+    tokenizer_overrides,
 )
 from echo_cli.errors import EchoError
 from echo_cli.terminal import put
@@ -135,9 +135,7 @@ def _explain(name: str, files: list[Path], options: ImportOptions, output: str |
     "export", epilog=examples("traces export outputs/toy-seed0 --to openai -o outputs/messages.jsonl", configs=True)
 )
 def export(
-    sources: Annotated[
-        list[Path], typer.Argument(metavar="FILE|RUN|POOL", help="Files, runs or pools with trajectories.")
-    ],
+    sources: Recordings,
     to: Annotated[str, typer.Option(help="Output format.", metavar="echo|openai|masks")],
     output: Output,
     config: Annotated[
@@ -162,9 +160,7 @@ def export(
         raise EchoError(f"no target '{to}'", f"--to is one of {', '.join(get_args(Target))}")
     if config is not None and target != "masks":
         raise EchoError(f"--config has no effect with --to {to}", "--config sets the tokenizer of --to masks")
-    words = as_overrides([], **model_overrides(trust_remote_code))
-    if words and config is None:
-        raise EchoError("--trust-remote-code has no effect without --config", "omit it")
+    words = tokenizer_overrides(config, trust_remote_code)
     result = export_traces(sources, target, _path(output), config=config, overrides=words, overwrite=overwrite)
     masks = {} if result.tokenizer is None else {"tokenizer": result.tokenizer, "tokens": dict(result.tokens)}
     if as_json:

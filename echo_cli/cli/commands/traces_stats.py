@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from echo_cli.cli.options import AsJson, TrustRemoteCode, as_overrides, model_overrides, print_json
-from echo_cli.errors import EchoError
+from echo_cli.cli.options import AsJson, Recordings, TrustRemoteCode, print_json, tokenizer_overrides
 
 
 def stats(
-    sources: Annotated[
-        list[Path], typer.Argument(metavar="FILE|RUN|POOL", help="Files, runs or pools with trajectories.")
-    ],
+    sources: Recordings,
     config: Annotated[
         str | None,
         typer.Option(
@@ -29,9 +25,7 @@ def stats(
     Prints traces, turns, bytes and tokens by role and channel, bits per byte of a byte 5-gram and of gzip, the longest
     trace, copies and near-copies, and the tools with the languages of their calls.
     """
-    words = as_overrides([], **model_overrides(trust_remote_code))
-    if words and config is None:
-        raise EchoError("--trust-remote-code has no effect without --config", "omit it")
+    words = tokenizer_overrides(config, trust_remote_code)
 
     from echo_cli.evaluation.data.trace_statistics import statistics_of
 

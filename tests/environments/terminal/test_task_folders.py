@@ -256,7 +256,7 @@ def test_a_dockerfile_that_needs_docker_says_which_part(text: str, why: str) -> 
 
 
 def test_files_and_variables_are_those_of_the_dockerfile(tmp_path: Path) -> None:
-    dockerfile = "FROM debian\nENV NAME=value\nWORKDIR /work/sub\nCOPY . .\nCOPY --chmod=640 a.txt /data/b.txt\n"
+    dockerfile = "FROM debian\nENV NAME=value\nWORKDIR /srv/sub\nCOPY . .\nCOPY --chmod=640 a.txt /data/b.txt\n"
     run = "RUN tr a-z A-Z < a.txt > upper && ln -s upper link\n"
     folder = write_task(tmp_path / "task", {"environment/Dockerfile": dockerfile + run, "environment/a.txt": "text\n"})
     (folder / "environment" / "a.txt").chmod(0o664)
@@ -264,7 +264,7 @@ def test_files_and_variables_are_those_of_the_dockerfile(tmp_path: Path) -> None
         listed, text, modes = outputs(
             source, "task", ["pwd; ls -1", "cat link /data/b.txt; echo $NAME", "stat -c %a a.txt /data/b.txt"]
         )
-    assert listed == "/work/sub\na.txt\nlink\nupper\n"
+    assert listed == "/srv/sub\na.txt\nlink\nupper\n"
     assert text == "TEXT\ntext\nvalue\n"
     assert modes == "644\n640\n"
 
