@@ -22,7 +22,7 @@ METRIC = "heldout/pass_at_1"
 def fingerprint(config: Config) -> str:
     """Return the SHA-256 of all settings that decide a run's figures: the keys that `--resume` holds, and `steps`.
 
-    A key that is null, false or an empty section is off and left out: a new key that is off by default changes no figure.
+    A key that is null, false or an empty section is off and left out: a new key that is off changes no figure.
     """
     free = free_keys() - {"steps"}
     values = flat_config(config.model_dump(mode="json"))
