@@ -36,8 +36,6 @@ class Arm:
     """Arm whose learning rate it has, so that the two differ in nothing but what their overrides say."""
     continues: str | None = None
     """Arm from whose last checkpoint of the same machine and seed it starts."""
-    seeds: int = 2
-    """Number of the given seeds that it is trained with on each machine."""
     homeless: bool = False
     """Whether it starts from a base that never met a home machine."""
 
@@ -49,10 +47,10 @@ class Arm:
 
 GRPO = Arm("grpo", "GRPO", "toy-grpo", rates=GRPO_RATES)
 OWN = Arm("own", "ECHO, own rollouts, λ 0.3", "toy-own", rates=RATES)
-ECHO = Arm("echo", "ECHO, explorers, λ 3", "toy", rates=RATES, seeds=1)
+ECHO = Arm("echo", "ECHO, explorers, λ 3", "toy", rates=RATES)
 
 
-def _like(arm: Arm, name: str, change: str, *overrides: str, seeds: int = 1, homeless: bool = False) -> Arm:
+def _like(arm: Arm, name: str, change: str, *overrides: str, homeless: bool = False) -> Arm:
     """Return `arm` with other overrides, at the learning rate of `arm`."""
     return replace(
         arm,
@@ -61,7 +59,6 @@ def _like(arm: Arm, name: str, change: str, *overrides: str, seeds: int = 1, hom
         overrides=(*arm.overrides, *overrides),
         rates=(),
         rate_of=arm.name,
-        seeds=seeds,
         homeless=homeless,
     )
 
@@ -76,15 +73,14 @@ def _false_targets(arm: Arm) -> tuple[Arm, ...]:
 
 ARMS = (
     GRPO,
-    Arm("grpo-kl", "GRPO, KL 0.05", "toy-grpo", ("objective.kl_coeff=0.05",), FEW_RATES, seeds=1),
-    Arm("grpo-hot", "GRPO, temperature 1", "toy-grpo", ("rollout.temperature=1.0",), FEW_RATES, seeds=1),
+    Arm("grpo-kl", "GRPO, KL 0.05", "toy-grpo", ("objective.kl_coeff=0.05",), FEW_RATES),
+    Arm("grpo-hot", "GRPO, temperature 1", "toy-grpo", ("rollout.temperature=1.0",), FEW_RATES),
     Arm(
         "grpo-steps",
         "GRPO, as many environment steps as ECHO",
         "toy-grpo",
         ("rollout.tasks_per_step=19",),
         FEW_RATES,
-        seeds=1,
     ),
     Arm(
         "grpo-tokens",
@@ -92,7 +88,6 @@ ARMS = (
         "toy-grpo",
         ("rollout.tasks_per_step=31",),
         FEW_RATES,
-        seeds=1,
     ),
     OWN,
     ECHO,
@@ -102,9 +97,8 @@ ARMS = (
         "toy-own",
         (NEUTRAL, "rollout.explorers=9"),
         PLACEBO_RATES,
-        seeds=1,
     ),
-    Arm("echo-placebo", "placebo: 44 explorers elsewhere, λ 3", "toy", (NEUTRAL,), PLACEBO_RATES, seeds=1),
+    Arm("echo-placebo", "placebo: 44 explorers elsewhere, λ 3", "toy", (NEUTRAL,), PLACEBO_RATES),
     *_false_targets(OWN),
     *_false_targets(ECHO),
     replace(_like(ECHO, "env-only", "env-CE alone", *ENV_ONLY), label="env-CE alone, explorers"),

@@ -27,6 +27,8 @@ PAIRS = (
     ("grpo", "echo"),
     ("grpo-steps", "echo"),
     ("grpo-tokens", "echo"),
+    ("grpo-kl", "own"),
+    ("grpo-hot", "own"),
     ("own-placebo", "own"),
     ("echo-placebo", "echo"),
     ("grpo", "own-placebo"),

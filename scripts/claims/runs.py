@@ -196,8 +196,8 @@ Placed = Sequence[tuple[Arm, Sequence[Place]]]
 
 
 def on_machines(arms: Sequence[Arm], machines: Sequence[int], seeds: Sequence[int]) -> Placed:
-    """Return the arms on all machines, each with its number of the seeds."""
-    return [(arm, [Place(machine, seed) for machine in machines for seed in seeds[: arm.seeds]]) for arm in arms]
+    """Return the arms, each on all machines with all seeds."""
+    return [(arm, [Place(machine, seed) for machine in machines for seed in seeds]) for arm in arms]
 
 
 def train_arms(placed: Placed, study: Study, records: Records) -> None:
