@@ -31,6 +31,9 @@ PROBE_EVERY, ENOUGH = 50, 0.5
 LEAST_STEPS, DECAY_STEPS = 1200, 300
 """Least number of steps at a constant learning rate, and steps over which it falls."""
 
+SHIPPED = Path(__file__).parents[1] / "echo_cli/models/tiny_machine"
+"""Folder of the base that comes with the package."""
+
 
 def train_tokenizer() -> Tokenizer:
     """Train a BPE on the text of 1,500 demonstrations, whatever the base is trained on."""
@@ -94,10 +97,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1800, help="most steps")
     parser.add_argument("--demonstrations", type=int, default=96, help="episodes per step")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "echo_cli/models/tiny_machine")
+    parser.add_argument("--output", type=Path, default=SHIPPED)
     parser.add_argument("--without-home", action="store_true", help="no machine recurs: a control, with --output")
     parser.add_argument("--card", action="store_true", help="only measure the model and rewrite its card")
     args = parser.parse_args()
+    if args.without_home and args.output == SHIPPED:
+        parser.error("--without-home makes a control, not the shipped base: name its folder by --output")
     if args.card:
         write_card(args.output, decay_steps=DECAY_STEPS, enough=ENOUGH)
         return
@@ -121,7 +126,8 @@ def main() -> None:
         **found,
     }
     (args.output / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n")
-    write_card(args.output, decay_steps=DECAY_STEPS, enough=ENOUGH)
+    if not args.without_home:  # the card is that of a base which knows home machines
+        write_card(args.output, decay_steps=DECAY_STEPS, enough=ENOUGH)
 
 
 if __name__ == "__main__":
