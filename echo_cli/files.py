@@ -240,17 +240,20 @@ def output_file(path: Path | None, *, overwrite: bool) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold the `.lock` of a folder; the kernel releases it when the process ends, even by kill -9.
+
+    Args:
+        shared: whether other processes may hold it as well, if they share it too.
 
     Raises:
         EchoError: the lock is already held, by another process or by this one.
     """
     with os_errors(folder):
-        file = open(folder / ".lock", "a", opener=opener)  # noqa: SIM115 - held by the block below
+        file = open(folder / ".lock", "a+", opener=opener)  # noqa: SIM115 - held by the block below
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             tip = "wait until that process ends, or choose another --run-name"
             raise EchoError(f"{escape_unprintable(folder)} is locked by another process", tip) from error

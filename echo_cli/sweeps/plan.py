@@ -147,7 +147,10 @@ def ended_summary(cell: Cell) -> Summary | None:
     """Return the summary of a cell that is done, or None if the cell must be trained or resumed."""
     if not is_run(cell.path):
         return None
-    summary = open_run(cell.path).read_summary()
+    try:
+        summary = open_run(cell.path).read_summary()
+    except FileNotFoundError:  # another process resumes the run at this moment
+        return None
     status = None if summary is None else summary.get("status")
     broken = status in BROKEN and (status == "diverged" or cell.config.collapse.action == "stop")
     return summary if broken or is_finished(summary, cell.config.steps) else None

@@ -19,9 +19,9 @@ import pytest
 from rich.console import Console
 from tiny_run import TINY, error_of, rows, start, train, weights
 
-from echo_cli.cli.commands.sweep_lambda import _complain
 from echo_cli.cli.display.progress import Followed, live_table, print_plain
 from echo_cli.cli.main import main
+from echo_cli.cli.sweep import _complain
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,7 +55,9 @@ Coeff = Annotated[
 
 
 def _take_variables(parent: int | None) -> int | None:
-    """Take the environment variables that the parent, a sweep, sends."""
+    """Take the environment variables that the parent, a sweep, sends; 0 stands for a launcher, which sends none."""
+    if parent == 0:
+        return os.getppid()
     if parent is not None:
         take_pipes()
     return parent
@@ -68,6 +71,9 @@ Parent = Annotated[
         is_eager=True,
         callback=_take_variables,
     ),
+]
+LeaseFile = Annotated[
+    Path | None, typer.Option("--lease", help="Lease of a sweep that this run renews or dies.", hidden=True)
 ]
 
 
@@ -92,6 +98,7 @@ def train(
     as_json: AsJson = False,
     parent: Parent = None,
     group: Annotated[str | None, typer.Option(help="Group of the run in trackers.", hidden=True)] = None,
+    lease: LeaseFile = None,
 ) -> None:
     """Train a policy on its actions and its environment's outputs.
 
@@ -117,7 +124,7 @@ def train(
     loaded = loaded.granted(consent.grants)
     consent = replace(consent, text=own_text)
     consent.obtain(effects_of(loaded, trackers=True), None if own_text is None else path)
-    with interruptible() as interrupt:
+    with interruptible() as interrupt, _held(lease):
         summary = run_cell(
             loaded,
             path,
@@ -129,6 +136,19 @@ def train(
             group=group,
         )
     _finish(summary, path, loaded, as_json, interrupt.exit_code)
+
+
+@contextmanager
+def _held(lease: Path | None) -> Iterator[None]:
+    """Hold the lease while the block runs, in the process of a run that writes its files."""
+    if lease is None or os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    import echo_cli.training.experiment  # noqa: F401 - loading libraries may keep a thread from renewing the lease
+    from echo_cli.sweeps.lease import joined_lease
+
+    with joined_lease(lease):
+        yield
 
 
 def _check_options(resume: bool, overwrite: bool, allow_environment: bool) -> None:

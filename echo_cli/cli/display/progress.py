@@ -136,6 +136,7 @@ _STYLES = {
     "no_gradient": "yellow",
     "failed": "red",
     "stopped": "dim",
+    "elsewhere": "dim",
 }
 
 PLAIN_INTERVAL = 10
