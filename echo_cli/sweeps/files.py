@@ -10,10 +10,9 @@ from echo_cli.config.schema import Config
 from echo_cli.files import write_csv, write_json
 from echo_cli.sweeps.arms import baseline_of
 from echo_cli.sweeps.plan import BROKEN
-from echo_cli.sweeps.results import DIFFERENCES, FIGURES, ArmResult, CellResult, pairs_of
+from echo_cli.sweeps.results import ArmResult, CellResult, criteria_of, differences_of, figures_of, pairs_of
 from echo_cli.sweeps.verdict import RULE
 
-_MEASURES = (*FIGURES, *(f"{name}_difference" for name in DIFFERENCES))
 _ROW = ("arm", "lambda", "verdict", "reason", "tasks", "tasks_reason", "runs", "finished", *BROKEN, "failed")
 _CELL = ("name", "arm", "lambda", "seed", "status", "error")
 _STATISTICS = ("value", "low", "high", "spread", "seeds")
@@ -27,7 +26,7 @@ def sweep_object(
     Args:
         configs: configs of the cells; their location, λ and seed are omitted, and the keys that differ.
     """
-    arms = [result.arm for result in results]
+    arms, criteria = [result.arm for result in results], criteria_of(cells)
     baseline = baseline_of(arms)
     settings = _shared([config.model_dump(mode="json") for config in configs])
     for key in ("output_dir", "run_name", "seed"):
@@ -54,7 +53,8 @@ def sweep_object(
             for cell in cells
         ],
         "rule": list(RULE),
-        "figures": {**FIGURES, **{f"{name}_difference": f"{to}: {text}" for name, text in DIFFERENCES.items()}},
+        "figures": figures_of(criteria)
+        | {f"{name}_difference": f"{to}: {text}" for name, text in differences_of(criteria).items()},
         "config": settings,
     }
 
@@ -78,7 +78,7 @@ def write_tables(folder: Path, sweep: Mapping[str, Any]) -> None:
         EchoError: the disk is full (exit code 1) or the folder is not writable.
     """
     write_json(folder / "sweep.json", sweep)
-    statistics = [(measure, statistic) for measure in _MEASURES for statistic in _STATISTICS]
+    statistics = [(measure, statistic) for measure in sweep["figures"] for statistic in _STATISTICS]
     write_csv(
         folder / "sweep.csv",
         (*_ROW, *(name if statistic == "value" else f"{name}_{statistic}" for name, statistic in statistics)),
@@ -87,8 +87,9 @@ def write_tables(folder: Path, sweep: Mapping[str, Any]) -> None:
             for row in sweep["rows"]
         ],
     )
+    figures = list(dict.fromkeys(name for cell in sweep["cells"] for name in cell["figures"]))
     write_csv(
         folder / "cells.csv",
-        (*_CELL, *FIGURES),
-        [[*(cell[name] for name in _CELL), *(cell["figures"][name] for name in FIGURES)] for cell in sweep["cells"]],
+        (*_CELL, *figures),
+        [[*(cell[name] for name in _CELL), *(cell["figures"][name] for name in figures)] for cell in sweep["cells"]],
     )

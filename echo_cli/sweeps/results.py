@@ -17,7 +17,7 @@ from echo_cli.sweeps.runner import CellStatus
 from echo_cli.sweeps.verdict import Evidence, Verdict, judge, judge_tasks
 
 Figures = Mapping[str, float | None]
-"""Figures of a cell, by the names in `FIGURES`."""
+"""Figures of a cell, by the names of `figures_of`."""
 
 FIGURES: Mapping[str, str] = {
     "env_ce_start_best": "held-out env-CE before training, over the pairs novel at the best step, nats/token",
@@ -63,7 +63,7 @@ DIFFERENCES: Mapping[str, str] = {
 }
 """Figures with a paired difference to another arm at the same seeds, reported as `<name>_difference`.
 
-The other arm is that of `baseline_of`; `pairs_of` compares every two arms.
+The other arm is that of `baseline_of`; `pairs_of` compares every two arms. The criteria of `criteria_of` have one too.
 """
 
 
@@ -79,6 +79,8 @@ class CellResult:
     outcome: CellStatus
     summary: Summary | None
     rows: Sequence[Row]
+    criteria: Sequence[str] = ()
+    """Names of the criteria of its grader."""
     figures: Figures = field(default_factory=dict)
 
     @property
@@ -107,10 +109,12 @@ class ArmResult:
     statuses: Sequence[str]
     """Statuses of the cells, one per seed."""
     measures: Mapping[str, Measure | None]
-    """Measures by the names in `FIGURES`, then as `<name>_difference` by the names in `DIFFERENCES`."""
+    """Measures by the names of `figures_of`, then as `<name>_difference` of `DIFFERENCES` and of the criteria."""
     verdict: Verdict
     tasks: Verdict
     """Verdict on the tasks solved, against the arm of `baseline_of`."""
+    criteria: Sequence[str] = ()
+    """Names of the criteria of the graders of all arms."""
 
     def to_json(self) -> dict[str, Any]:
         counts = {status: self.statuses.count(status) for status in ("finished", *BROKEN, "failed")}
@@ -136,17 +140,41 @@ def read_cell(cell: Cell, outcome: CellStatus) -> CellResult:
     run = open_run(cell.path) if is_run(cell.path) else None
     summary = None if run is None else run.read_summary()
     rows = run.read_metrics() if run is not None and outcome.status == "finished" else []
-    return CellResult(cell.name, cell.arm, cell.coeff, cell.seed, outcome, summary, rows)
+    criteria = tuple(cell.config.environment.reward.weights)
+    return CellResult(cell.name, cell.arm, cell.coeff, cell.seed, outcome, summary, rows, criteria)
+
+
+def criteria_of(cells: Sequence[CellResult]) -> list[str]:
+    """Return the names of the criteria of the cells' graders, in order."""
+    return list(dict.fromkeys(name for cell in cells for name in cell.criteria))
+
+
+def figures_of(criteria: Sequence[str]) -> dict[str, str]:
+    """Return what each figure of a cell is, by name: those of `FIGURES`, then two per criterion."""
+    when = {"before": "before training", "last": "at the last step"}
+    own = {
+        f"criterion_{name}_{of}": f"held-out mean of the grader's criterion {name} {text}"
+        for name in criteria
+        for of, text in when.items()
+    }
+    return {**FIGURES, **own}
+
+
+def differences_of(criteria: Sequence[str]) -> dict[str, str]:
+    """Return what each paired difference is, by name: those of `DIFFERENCES`, then one per criterion."""
+    figures, lasts = figures_of(criteria), [f"criterion_{name}_last" for name in criteria]
+    return {**DIFFERENCES, **{last: figures[last] for last in lasts}}
 
 
 def with_figures(cells: Sequence[CellResult]) -> list[CellResult]:
     """Return the cells with their figures, which are all None for a cell that did not finish."""
+    criteria = criteria_of(cells)
     return [
         replace(
             cell,
-            figures=_summary_figures(cell.summary, cell.rows)
+            figures=_summary_figures(cell.summary, cell.rows) | _criterion_figures(cell.summary, criteria)
             if cell.finished and cell.summary is not None
-            else dict.fromkeys(FIGURES),
+            else dict.fromkeys(figures_of(criteria)),
         )
         for cell in cells
     ]
@@ -155,22 +183,22 @@ def with_figures(cells: Sequence[CellResult]) -> list[CellResult]:
 def results_of(cells: Sequence[CellResult]) -> list[ArmResult]:
     """Return a result per arm, in order of first occurrence, from cells with figures."""
     of_arm = {arm: [cell for cell in cells if cell.arm == arm] for arm in dict.fromkeys(cell.arm for cell in cells)}
-    baseline = baseline_of(list(of_arm))
+    baseline, criteria = baseline_of(list(of_arm)), criteria_of(cells)
     results = []
     for arm, ours in of_arm.items():
         finished = [cell.figures for cell in ours if cell.finished]
-        measures = {name: _measure([values[name] for values in finished]) for name in FIGURES}
+        measures = {name: _measure([values[name] for values in finished]) for name in figures_of(criteria)}
         others = [] if baseline is None or arm == baseline else of_arm[baseline]
-        measures |= {f"{name}_difference": found for name, found in _differences(ours, others).items()}
+        measures |= {f"{name}_difference": found for name, found in _differences(ours, others, criteria).items()}
         statuses = [cell.outcome.status for cell in ours]
         verdict = judge(_evidence(statuses, measures))
-        results.append(ArmResult(arm, ours[0].coeff, statuses, measures, verdict, _tasks(measures)))
+        results.append(ArmResult(arm, ours[0].coeff, statuses, measures, verdict, _tasks(measures), criteria))
     return results
 
 
 @dataclass(frozen=True)
 class ArmPair:
-    """Two arms with the mean differences `arm` - `other` over the seeds that both finished, by `DIFFERENCES`."""
+    """Two arms with the mean differences `arm` - `other` over the seeds that both finished, by `differences_of`."""
 
     arm: Arm
     other: Arm
@@ -183,18 +211,24 @@ class ArmPair:
 
 def pairs_of(cells: Sequence[CellResult]) -> list[ArmPair]:
     """Return every two arms of cells with figures, each arm with those before it."""
-    arms = list(dict.fromkeys(cell.arm for cell in cells))
+    arms, criteria = list(dict.fromkeys(cell.arm for cell in cells)), criteria_of(cells)
+    of_arm = {arm: [cell for cell in cells if cell.arm == arm] for arm in arms}
     return [
-        ArmPair(arm, other, _differences(*([cell for cell in cells if cell.arm == one] for one in (arm, other))))
+        ArmPair(arm, other, _differences(of_arm[arm], of_arm[other], criteria))
         for other, arm in itertools.combinations(arms, 2)
     ]
 
 
-def _differences(ours: Sequence[CellResult], others: Sequence[CellResult]) -> dict[str, Measure | None]:
-    """Return the mean differences of `DIFFERENCES` between two arms, paired by seed."""
+def _differences(
+    ours: Sequence[CellResult], others: Sequence[CellResult], criteria: Sequence[str]
+) -> dict[str, Measure | None]:
+    """Return the mean differences of `differences_of` between two arms, paired by seed."""
     mine, theirs = ({cell.seed: cell.figures for cell in cells if cell.finished} for cells in (ours, others))
     both = sorted(mine.keys() & theirs.keys())
-    return {name: _measure([_minus(mine[seed][name], theirs[seed][name]) for seed in both]) for name in DIFFERENCES}
+    return {
+        name: _measure([_minus(mine[seed][name], theirs[seed][name]) for seed in both])
+        for name in differences_of(criteria)
+    }
 
 
 def _tasks(measures: Mapping[str, Measure | None]) -> Verdict:
@@ -258,6 +292,13 @@ def _summary_figures(summary: Summary, rows: Sequence[Row]) -> dict[str, float |
         "action_kl": _mean(_present(row.get("probe/action_kl") for row in rows)),
         "seconds": seconds,
         "probe_share_of_seconds": sum(probing) / seconds if probing and seconds else None,
+    }
+
+
+def _criterion_figures(summary: Summary, criteria: Sequence[str]) -> dict[str, float | None]:
+    measures = {when: measures_at(summary, "heldout", when) for when in ("before", "last")}
+    return {
+        f"criterion_{name}_{when}": of.get(f"criterion_{name}") for name in criteria for when, of in measures.items()
     }
 
 

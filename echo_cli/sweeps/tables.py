@@ -39,12 +39,16 @@ NOTES = (
 def sweep_tables(results: Sequence[ArmResult], pairs: Sequence[ArmPair] = ()) -> list[SweepTable]:
     """Return tables: env-CE, tasks, portable λ with the time and, if an arm has a name, the differences of `pairs`.
 
-    The tasks have two tables: pass@1, and what is measured beside it.
+    The tasks have two tables, pass@1 and what is measured beside it, and one for each criterion of a grader.
     """
     tables = [
         _table("held-out env-CE, nats/token", _CE_COLUMNS, results),
         _table("held-out tasks", _TASK_COLUMNS, results),
         _table("beside pass@1", _OUTCOME_COLUMNS, results),
+        *(
+            _table(f"held-out criterion {name}, mean", _criterion_columns(name), results)
+            for name in (results[0].criteria if results else ())
+        ),
         _table("portable λ, gradients and time", _UNIT_COLUMNS, results),
     ]
     named = [pair for pair in pairs if pair.arm.named or pair.other.named]
@@ -140,6 +144,15 @@ _OUTCOME_COLUMNS: Sequence[tuple[str, Text]] = (
     ("all\nsolve", _value("groups_all_solved", ".1%")),
     ("action\nKL", _value("action_kl", ".4f")),
 )
+
+
+def _criterion_columns(name: str) -> Sequence[tuple[str, Text]]:
+    return (
+        ("before", _value(f"criterion_{name}_before")),
+        ("last", _interval(f"criterion_{name}_last", ".3f")),
+        ("last vs {to}", _interval(f"criterion_{name}_last_difference", "+.2f")),
+    )
+
 
 _UNIT_COLUMNS: Sequence[tuple[str, Text]] = (
     ("portable\nλ", _value("portable_lambda")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,34 @@ def test_cells_without_any_gradient_have_their_own_name_everywhere(
         tmp_path, sweep, sweep_tables(results), command="echo-cli sweep-lambda 0 9", pictures=[]
     ).read_text()
     assert page.count("no_gradient") == 3 and "all is malformed" in page
+
+
+def test_each_criterion_of_a_grader_has_figures_differences_and_a_table(tmp_path: Path) -> None:
+    cells = [_cell(coeff, seed, [0.2, 0.3]) for coeff in (0.0, 0.5) for seed in range(2)]
+    for cell, last in zip(cells, (0.2, 0.4, 0.7, 0.9), strict=True):
+        assert cell.summary is not None
+        cell.summary["heldout"]["before"]["criterion_short"] = 0.1
+        cell.summary["heldout"]["last"]["criterion_short"] = last
+    cells = [*(replace(cell, criteria=("short", "form")) for cell in cells), _failed(0.5, 2)]
+    found = with_figures(cells)
+    results = results_of(found)
+    measured = results[1].measures["criterion_short_last"]
+    assert measured is not None and (measured.seeds, measured.estimate.value) == (2, pytest.approx(0.8))
+    assert results[1].measures["criterion_form_last"] is None
+    tables = sweep_tables(results, pairs_of(found))
+    short, form = tables[3:5]
+    assert (short.title, form.title) == ("held-out criterion short, mean", "held-out criterion form, mean")
+    assert [row[1] for row in short.rows] == ["0.100", "0.100"]
+    assert short.rows[1][3] == "+0.50 [+0.50, +0.50]" and list(form.rows[1][1:]) == ["-", "-", "-"]
+
+    sweep = sweep_object([Config()], found, results)
+    write_tables(tmp_path, sweep)
+    assert "criterion short" in sweep["figures"]["criterion_short_last_difference"]
+    assert [row["criterion_short_last"] for row in _table(tmp_path / "cells.csv")] == ["0.2", "0.4", "0.7", "0.9", ""]
+    row = _table(tmp_path / "sweep.csv")[1]
+    assert float(row["criterion_short_last_difference"]) == pytest.approx(0.5) and row["criterion_form_last"] == ""
+    page = write_report(tmp_path, sweep, tables, command="echo-cli sweep-lambda 0 0.5", pictures=[]).read_text()
+    assert "held-out criterion short, mean" in page
 
 
 class _Page(HTMLParser):
