@@ -17,7 +17,7 @@ from echo_cli.environments.terminal.tasks.dockerfile import Copy, NeedsDocker, R
 from echo_cli.environments.terminal.tasks.requirements import missing_of
 from echo_cli.environments.terminal.tasks.solution import expert_lines
 from echo_cli.environments.terminal.tasks.task_folder import read_task
-from echo_cli.environments.terminal.tasks.task_set import load_terminal_tasks
+from echo_cli.environments.terminal.tasks.task_set import TerminalTasks, load_terminal_tasks
 from echo_cli.environments.terminal.verifier import VerifierFault, parse_reward, reward_of
 from echo_cli.environments.worlds import list_tasks
 from echo_cli.errors import EchoError
@@ -132,7 +132,7 @@ def test_folders_are_found_at_any_depth_and_have_unique_names(tmp_path: Path) ->
         ("bwrap", {"environment/Dockerfile": "FROM ghcr.io/a/b:1\n"}, "needs Docker: its image ghcr.io/a/b:1"),
         (
             "bwrap",
-            {"environment/Dockerfile": "FROM debian\nRUN pip install x\nWORKDIR /app\n"},
+            {"environment/Dockerfile": "FROM debian\nRUN pip install -r x.txt\nWORKDIR /app\n"},
             "needs Docker: its Dockerf",
         ),
         (
@@ -179,6 +179,24 @@ def test_what_a_task_needs_is_found_before_it_is_played(
     assert found is None if missing is None else (found or "").startswith(missing), found
 
 
+def test_python_packages_of_a_dockerfile_are_looked_for_on_this_machine(tmp_path: Path) -> None:
+    text = """
+        FROM ghcr.io/laude-institute/t-bench/ubuntu-24-04:20250624
+        RUN apt-get update && apt-get install -y bash && \\
+            ln -s /usr/bin/python3 /usr/bin/python && rm -rf /var/lib/apt/lists/*
+        RUN pip3 install --no-cache-dir --break-system-packages none_such.0==8.4.1 'pandas[all]>=2,<3'
+        RUN mkdir -p /data/in /output /tmp
+        WORKDIR /app
+    """
+    recipe = read_dockerfile(text)
+    assert (recipe.packages, recipe.programs) == (["bash"], ["python"])
+    assert recipe.python_packages == ["none_such.0", "pandas"]
+    assert recipe.steps == [Run("mkdir -p /data/in /output /tmp", "/")]
+    assert recipe.roots == ["app", "data", "output", "root"]
+    task = read_task(write_task(tmp_path, {"environment/Dockerfile": text}), "a")
+    assert missing_of(task, TerminalConfig(folder="x")) == "needs the Python package none_such.0"
+
+
 def test_a_program_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name, path=None: None)
     task = read_task(write_task(tmp_path, {"tests/test.sh": "python3 check.py\n"}), "a")
@@ -203,6 +221,14 @@ def test_tasks_that_lack_something_are_left_out_with_a_count(tmp_path: Path) -> 
     with pytest.raises(EchoError, match=r"no terminal task of .* can be played: fails needs the network") as caught:
         list_tasks(load_config("toy", [f"environment.terminal.folder={tmp_path}"]))
     assert caught.value.exit_code == 2
+
+
+def test_rare_reasons_share_a_line() -> None:
+    left_out = {"a": "no luck", **{f"b{number:02}": f"reason {number}" for number in range(44)}, "c": "no luck"}
+    first, frequent, *others, last = TerminalTasks({}, left_out).notices()
+    assert first == "warning: 46 terminal tasks of 46 left out"
+    assert frequent == "left out: a, c: no luck" and len(others) == 39
+    assert last == "left out: 5 more, for 5 other reasons"
 
 
 def test_a_dockerfile_is_followed() -> None:
@@ -241,6 +267,8 @@ def test_a_dockerfile_is_followed() -> None:
         ("FROM debian\nFROM debian\n", "several stages"),
         ("FROM debian\nCOPY --from=x a b\n", "COPY --from=x"),
         ("FROM debian\nCOPY ../a /app/\n", "COPY ../a"),
+        ("FROM debian\nCOPY <<EOF /app/a\nNAME: x\nEOF\n", "COPY <<EOF"),
+        ("FROM debian\nRUN <<EOF\nNAME: x\nEOF\n", "RUN <<EOF"),
         ("FROM debian\nADD https://example.org/a /app/\n", "COPY https"),
         ("FROM debian\nADD a.tar.gz /app/\n", "ADD of an archive"),
         ("FROM debian\nUSER www\n", "USER www"),
@@ -267,6 +295,16 @@ def test_files_and_variables_are_those_of_the_dockerfile(tmp_path: Path) -> None
     assert listed == "/srv/sub\na.txt\nlink\nupper\n"
     assert text == "TEXT\ntext\nvalue\n"
     assert modes == "644\n640\n"
+
+
+def test_here_documents_and_made_folders_are_those_of_the_dockerfile(tmp_path: Path) -> None:
+    document = "RUN cat > 'a b' <<'EOF' && cat <<< done >> 'a b'\nNAME: $x && y;\n# no comment\nEOF\n"
+    text = f"FROM ubuntu\nRUN mkdir -p /solution /data/in\nWORKDIR /work\n{document}COPY notes /work/\n"
+    folder = write_task(tmp_path / "task", {"environment/Dockerfile": text, "environment/notes": "keep\n"})
+    with opened(settings_of(folder)) as (source, _):
+        shown, listed = outputs(source, "task", ["cat 'a b' notes", "touch /solution/x /data/in/y; ls /solution"])
+    assert shown == "NAME: $x && y;\n# no comment\ndone\nkeep\n"
+    assert listed == "x\n"
 
 
 def test_an_episode_changes_no_other_episode(tmp_path: Path) -> None:

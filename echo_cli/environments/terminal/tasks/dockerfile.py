@@ -17,15 +17,31 @@ APP = "/app"
 """Working directory of a task without a Dockerfile."""
 HOME = "/root"
 
-_PLAIN_IMAGES = ("debian", "ubuntu", "bash", "buildpack-deps", "busybox", "scratch")
-_PYTHON_IMAGES = ("python",)
-_SYSTEM = frozenset("bin boot dev etc lib lib32 lib64 libx32 logs proc run sbin solution sys tests tmp usr var".split())
+_TBENCH = "ghcr.io/laude-institute/t-bench"
+"""Base images of Terminal-Bench: a plain system with tmux and asciinema."""
+_PLAIN_IMAGES = ("debian", "ubuntu", "bash", "buildpack-deps", "busybox", "scratch", f"{_TBENCH}/ubuntu-24-04")
+_PYTHON_IMAGES = ("python", f"{_TBENCH}/python-3-13")
+_SYSTEM = frozenset("bin boot dev etc lib lib32 lib64 libx32 logs proc run sbin sys tests tmp usr var".split())
 """Folders below / that belong to the system, or to every shell, and not to a task."""
 _NO_EFFECT = {"LABEL", "CMD", "ENTRYPOINT", "EXPOSE", "STOPSIGNAL", "MAINTAINER", "HEALTHCHECK", "SHELL", "ARG"}
 _INSTALL = re.compile(r"(?:[A-Z_]+=\S* )*(?:sudo )?apt(?:-get)? (?:-\S+ )*install\b(.*)", re.DOTALL)
 _TIDY = re.compile(
     r"(?:sudo )?(?:apt(?:-get)? (?:-\S+ )*(?:update|clean|autoremove)\b.*|rm -rf /var/lib/apt/lists/\*?)", re.DOTALL
 )
+_PIP = re.compile(r"(?:sudo )?(?:python3? -m )?pip3? install\b(.*)", re.DOTALL)
+_PIP_OPTIONS = {
+    "--no-cache-dir",
+    "--break-system-packages",
+    "--upgrade",
+    "-U",
+    "--quiet",
+    "-q",
+    "--root-user-action=ignore",
+}
+_REQUIREMENT = re.compile(r"(?P<name>\w[\w.-]*)(?:\[[\w,.-]*\])?(?:[<>=!~]=?[\w.*,<>=!~]*)?")
+_PYTHON_LINK = re.compile(r"ln -sf? /usr/bin/python3(?:\.\d+)? /usr/bin/python")
+_DOCUMENT = re.compile(r"(?<!<)<<-?\s*(?P<quote>[\"']?)(?P<mark>\w+)(?P=quote)")
+_MKDIR = re.compile(r"\bmkdir (?:-\S+ )*((?:/[\w./-]+\s*)+)")
 _ARCHIVE = re.compile(r"\.(tar|tgz|tar\.\w+)$")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
@@ -53,20 +69,27 @@ class Run:
 
 @dataclass
 class Recipe:
-    """How to make a task's files. `packages` are those of Debian that it needs, `programs` other programs."""
+    """How to make a task's files.
+
+    `packages` are those of Debian that it needs, `python_packages` those of Python, `programs` other programs.
+    """
 
     workdir: str = APP
     steps: list[Copy | Run] = field(default_factory=list)
     environ: dict[str, str] = field(default_factory=dict)
     packages: list[str] = field(default_factory=list)
+    python_packages: list[str] = field(default_factory=list)
     programs: list[str] = field(default_factory=list)
 
     @property
     def roots(self) -> list[str]:
         """Names of the folders below / that belong to the task, sorted; the home folder is one of them."""
         paths = [self.workdir, HOME, *(step.target for step in self.steps if isinstance(step, Copy))]
-        paths += [step.workdir for step in self.steps if isinstance(step, Run)]
-        return sorted({path.split("/")[1] for path in paths if path.strip("/")})
+        runs = [step for step in self.steps if isinstance(step, Run)]
+        paths += [step.workdir for step in runs]
+        made = [path for step in runs for found in _MKDIR.finditer(step.command) for path in found.group(1).split()]
+        own = {path.split("/")[1] for path in made} - _SYSTEM - {""}
+        return sorted(own | {path.split("/")[1] for path in paths if path.strip("/")})
 
 
 def read_dockerfile(text: str | None) -> Recipe:
@@ -114,9 +137,10 @@ def _check_folders(recipe: Recipe) -> None:
 
 
 def _instructions(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the instructions, with continued lines joined."""
+    """Yield the instructions, with continued lines joined and their here-documents."""
     joined, open_line = "", False
-    for line in text.splitlines():
+    lines = iter(text.splitlines())
+    for line in lines:
         if line.lstrip().startswith("#") or (open_line and not line.strip()):
             continue
         joined, open_line = joined + line, line.rstrip().endswith("\\")
@@ -125,11 +149,20 @@ def _instructions(text: str) -> Iterator[tuple[str, str]]:
             continue
         if joined.strip():
             word, _, rest = joined.strip().partition(" ")
-            yield word.upper(), rest.strip()
+            yield word.upper(), "\n".join([rest.strip(), *_documents(rest, lines)])
         joined = ""
     if joined.strip():
         word, _, rest = joined.strip().partition(" ")
         yield word.upper(), rest.strip()
+
+
+def _documents(rest: str, lines: Iterator[str]) -> Iterator[str]:
+    """Yield the lines of an instruction's here-documents, each with its last line, which is its mark."""
+    for match in _DOCUMENT.finditer(rest):
+        for line in lines:
+            yield line
+            if line.strip() == match["mark"]:
+                break
 
 
 def _take_image(recipe: Recipe, rest: str) -> None:
@@ -151,18 +184,36 @@ def _take_run(recipe: Recipe, rest: str, workdir: str) -> None:
             rest = shlex.join(json.loads(rest))
         except (ValueError, TypeError):
             raise NeedsDocker("its Dockerfile's RUN, which is no JSON") from None
+    if "\n" in rest:  # a here-document, which bash reads
+        recipe.steps.append(Run(f"{rest}\n", workdir))
+        return
     parts = [part.strip() for part in re.split(r"&&|;(?![;&])", rest)]
-    if not any(_INSTALL.fullmatch(part) for part in parts):
+    if not any(_INSTALL.fullmatch(part) or _pip_packages(part) for part in parts):
         recipe.steps.append(Run(rest, workdir))
         return
     others = []
     for part in parts:
         if (install := _INSTALL.fullmatch(part)) is not None:
             recipe.packages += [word.partition("=")[0] for word in install.group(1).split() if not word.startswith("-")]
+        elif packages := _pip_packages(part):
+            recipe.python_packages += packages
+        elif _PYTHON_LINK.fullmatch(part):
+            recipe.programs.append("python")
         elif part and not _TIDY.fullmatch(part):
             others.append(part)
     if others:
         recipe.steps.append(Run(" && ".join(others), workdir))
+
+
+def _pip_packages(command: str) -> list[str]:
+    """Return the names of the packages that a command installs with pip, without their versions; [] for another one."""
+    install = _PIP.fullmatch(command)
+    try:
+        words = [word for word in shlex.split(install.group(1)) if word not in _PIP_OPTIONS] if install else []
+    except ValueError:
+        return []
+    found = [_REQUIREMENT.fullmatch(word) for word in words]
+    return [match["name"] for match in found if match] if all(found) else []
 
 
 def _copy(rest: str, workdir: str, environ: Mapping[str, str]) -> Copy:
@@ -175,6 +226,8 @@ def _copy(rest: str, workdir: str, environ: Mapping[str, str]) -> Copy:
         elif name not in ("--chown", "--link"):
             raise NeedsDocker(f"its Dockerfile's COPY {option}")
         rest = rest.lstrip()
+    if rest.startswith("<<"):
+        raise NeedsDocker(f"its Dockerfile's COPY {rest.split()[0]}")
     try:
         words = json.loads(rest) if rest.startswith("[") else shlex.split(rest)
     except ValueError:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 
 from echo_cli.config.section import VARIABLE
 from echo_cli.config.terminal import TerminalConfig
@@ -81,6 +82,9 @@ def _missing_here(recipe: Recipe, scripts: str) -> Iterator[str]:
     for package in recipe.packages:
         if not _has_package(package):
             yield f"needs the package {package}"
+    for package in recipe.python_packages:
+        if not _has_python_package(package):
+            yield f"needs the Python package {package}"
     used = {match["program"] for match in _PROGRAMS.finditer(scripts)}
     for program in sorted({*recipe.programs, *used}):
         if shutil.which(program, path=PATH) is None:
@@ -102,8 +106,34 @@ def _has_package(name: str) -> bool:
     """Return whether a package of Debian is installed, or a program of its name, where there is no dpkg."""
     if shutil.which(name, path=PATH) is not None:
         return True
-    if (query := shutil.which("dpkg-query")) is None:
-        return False
-    asked = [query, "-W", "-f", "${db:Status-Status}", name]
-    done = subprocess.run(asked, env={"PATH": PATH, "LC_ALL": "C"}, capture_output=True, text=True, check=False)
-    return done.returncode == 0 and done.stdout == "installed"
+    query = shutil.which("dpkg-query", path=PATH)
+    return query is not None and name in _debian_packages(query)
+
+
+@cache  # each query takes longer than the reading of a task
+def _debian_packages(query: str) -> frozenset[str]:
+    return _printed(query, "-W", "-f", "${db:Status-Status} ${Package}\\n", mark="installed ")
+
+
+def _has_python_package(name: str) -> bool:
+    """Return whether the Python of the shells has a package, of any version."""
+    python = shutil.which("python3", path=PATH)
+    return python is not None and _normalized(name) in map(_normalized, _python_packages(python))
+
+
+@cache
+def _python_packages(python: str) -> frozenset[str]:
+    listing = "import importlib.metadata as m; print(*(d.metadata['Name'] for d in m.distributions()), sep='\\n')"
+    return _printed(python, "-I", "-c", listing)
+
+
+def _printed(*command: str, mark: str = "") -> frozenset[str]:
+    """Return the lines of a command's output that begin with `mark`, without it."""
+    done = subprocess.run(
+        command, env={"PATH": PATH, "LC_ALL": "C"}, capture_output=True, text=True, errors="replace", check=False
+    )
+    return frozenset(line.removeprefix(mark) for line in done.stdout.splitlines() if line.startswith(mark))
+
+
+def _normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

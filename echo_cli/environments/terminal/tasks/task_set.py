@@ -23,7 +23,7 @@ from echo_cli.text import counted, escape_unprintable
 
 _DEPTH = 6
 _FETCH_SECONDS = 600.0
-_MOST_NAMES = 8
+_MOST_NAMES, _MOST_REASONS = 8, 40
 _GIT_VARIABLES = ("SSH_AUTH_SOCK", "http_proxy", "https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY")
 """Variables with which git reaches a server, besides those that every child gets."""
 
@@ -64,7 +64,10 @@ class TerminalTasks:
         )
 
     def notices(self) -> tuple[str, ...]:
-        """Return a line with the number of tasks that are left out, and a line for each reason."""
+        """Return a line with the number of tasks that are left out, and a line for each reason, frequent ones first.
+
+        Rare reasons share a line if there are many.
+        """
         if not self.left_out:
             return ()
         by_reason: dict[str, list[str]] = {}
@@ -72,9 +75,12 @@ class TerminalTasks:
             by_reason.setdefault(reason, []).append(name)
         total = len(self.left_out) + len(self.tasks)
         lines = [f"warning: {counted(len(self.left_out), 'terminal task')} of {total} left out"]
-        for reason, names in by_reason.items():
+        frequent = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+        for reason, names in frequent[:_MOST_REASONS]:
             more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
             lines.append(escape_unprintable(f"left out: {', '.join(names[:_MOST_NAMES])}{more}: {reason}"))
+        if rest := frequent[_MOST_REASONS:]:
+            lines.append(f"left out: {sum(len(names) for _, names in rest)} more, for {len(rest)} other reasons")
         return tuple(lines)
 
     def _capped(self, task: Task) -> Task:
