@@ -1,4 +1,4 @@
-"""Training in an MCP server: a run, its server killed in the middle, its resumption, and a tool that has vanished."""
+"""Training in an MCP server: a grader's rewards, a killed server, resumption, a tool that has vanished."""
 
 from __future__ import annotations
 
@@ -55,6 +55,54 @@ def config(folder: Path) -> Path:
     values["rollout"] |= {"max_action_tokens": 64, "max_output_tokens": 64}
     file.write_text(yaml.safe_dump(values))
     return file
+
+
+GRADER = """
+import json, sys
+
+def score(episode):
+    turns = episode["turns"]
+    looked = any("colour" in turn["command"] and turn["output"] for turn in turns)
+    right = bool(turns) and episode["meta"]["task"]["answer"] in turns[-1]["command"]
+    return {"looked": float(looked), "right": float(right)}
+
+if __name__ == "__main__":
+    print(json.dumps(score(json.load(sys.stdin))))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["function", "command"])
+def test_a_grader_rewards_what_the_policy_called_and_said(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SAMPLES_WITHOUT", "")
+    module = f"mcp_grader_{kind}"
+    (tmp_path / f"{module}.py").write_text(GRADER)
+    file = config(tmp_path)
+    values = yaml.safe_load(file.read_text())
+    grader = {"function": f"{module}:score", "command": ["python", str(tmp_path / f"{module}.py")]}[kind]
+    environment = values["environment"] | {"max_turns": 2, "explorer": [{"name": "add", "arguments": {"a": 1}}]}
+    environment["reward"] = {kind: grader, "criteria": {"looked": 1, "right": 3}}
+    for task in environment["tasks"]["items"]:
+        task |= {"answer": "red", "actions": [*task["actions"], "It is red."]}
+    values |= {"environment": environment, "objective": {"use_rl": True}, "evaluation": {"every": 1, "pass_every": 1}}
+    values["rollout"] |= {"group_size": 2, "explorers": 1}
+    file.write_text(yaml.safe_dump(values))
+    words = ["--import-from", str(tmp_path)]
+
+    assert main(["env", "check", str(file), *words]) == 0
+    shown = capsys.readouterr().out
+    assert "criteria: looked 1, right 1" in shown and "episode reward: 1" in shown
+    assert "the grader rewards doing nothing" not in shown
+    assert main(["train", "--config", str(file), *words, "--steps", "1", "--output-dir", str(tmp_path)]) == 0
+    assert "held-out criterion looked" in capsys.readouterr().out
+    (run,) = (path.parent for path in tmp_path.glob("*/metrics.jsonl"))
+    row = open_run(run).read_metrics()[-1]
+    assert row["environment/ungraded"] == row["environment/unrewarded"] == 0
+    for part, reward in (("train", "reward"), ("heldout", "mean_reward")):
+        looked, right = row[f"{part}/criterion_looked"], row[f"{part}/criterion_right"]
+        assert row[f"{part}/{reward}"] == pytest.approx((looked + 3 * right) / 4)
 
 
 @pytest.mark.slow
