@@ -41,7 +41,7 @@ _PIP_OPTIONS = {
 _REQUIREMENT = re.compile(r"(?P<name>\w[\w.-]*)(?:\[[\w,.-]*\])?(?:[<>=!~]=?[\w.*,<>=!~]*)?")
 _PYTHON_LINK = re.compile(r"ln -sf? /usr/bin/python3(?:\.\d+)? /usr/bin/python")
 _DOCUMENT = re.compile(r"(?<!<)<<-?\s*(?P<quote>[\"']?)(?P<mark>\w+)(?P=quote)")
-_MKDIR = re.compile(r"\bmkdir (?:-\S+ )*((?:/[\w./-]+\s*)+)")
+_MKDIR = re.compile(r"\bmkdir ([^;&|\n]*)")
 _ARCHIVE = re.compile(r"\.(tar|tgz|tar\.\w+)$")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
@@ -87,8 +87,8 @@ class Recipe:
         paths = [self.workdir, HOME, *(step.target for step in self.steps if isinstance(step, Copy))]
         runs = [step for step in self.steps if isinstance(step, Run)]
         paths += [step.workdir for step in runs]
-        made = [path for step in runs for found in _MKDIR.finditer(step.command) for path in found.group(1).split()]
-        own = {path.split("/")[1] for path in made} - _SYSTEM - {""}
+        made = [word for step in runs for found in _MKDIR.finditer(step.command) for word in found.group(1).split()]
+        own = {word.split("/")[1] for word in made if re.match(r"/\w", word)} - _SYSTEM
         return sorted(own | {path.split("/")[1] for path in paths if path.strip("/")})
 
 
