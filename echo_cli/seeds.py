@@ -42,12 +42,18 @@ def uniforms(seed: int, stream: int, start: int, count: int) -> NDArray[np.float
 
 def epoch_sample(items: Sequence[T], count: int, seed: int, purpose: str, step: int) -> list[T]:
     """Return the `count` items of a 0-based step, taken from shuffled epochs so that all items occur equally often."""
+    return epoch_slice(items, step * count, count, seed, purpose)
+
+
+def epoch_slice(items: Sequence[T], start: int, count: int, seed: int, purpose: str) -> list[T]:
+    """Return the `count` items from the 0-based index `start` of the sequence of all shuffled epochs."""
     chosen: list[T] = []
     if count == 0:
         return chosen
-    for epoch in range(step * count // len(items), -(-(step + 1) * count // len(items))):
+    end = start + count
+    for epoch in range(start // len(items), -(-end // len(items))):
         order = list(items)
         generator(seed, purpose, epoch).shuffle(order)
-        start = epoch * len(items)
-        chosen += order[max(step * count - start, 0) : max((step + 1) * count - start, 0)]
+        first = epoch * len(items)
+        chosen += order[max(start - first, 0) : max(end - first, 0)]
     return chosen

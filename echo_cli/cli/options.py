@@ -164,9 +164,13 @@ def tokenizer_overrides(config: str | None, trust_remote_code: bool) -> list[str
 
 def fetching_named(config: Config) -> Config:
     """Return the config of a command that acts, with leave to fetch the hub model and the tasks that it names."""
-    environment = config.environment.granted(replace(config.environment.grants, fetch=True))
-    return config.model_copy(update={"model": config.model.fetchable(), "environment": environment})
+    granted = config.granted(replace(config.environment.grants, fetch=True))
+    return granted.model_copy(update={"model": config.model.fetchable(), "sampler": config.sampler})
 
+
+EnvironmentName = Annotated[
+    str | None, typer.Option("--environment", help="One of several environments.", metavar="NAME")
+]
 
 _OPTIONS = {
     "objective.world_model_coeff": "--lambda",

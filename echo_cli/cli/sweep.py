@@ -163,7 +163,7 @@ def _report(sweep: Sweep, others: Sequence[Cell], outcomes: Mapping[str, CellSta
     from echo_cli.sweeps.plan import in_order
     from echo_cli.sweeps.results import pairs_of, read_cell, results_of, with_figures
     from echo_cli.sweeps.runner import ended_status
-    from echo_cli.sweeps.tables import NOTES, sweep_tables
+    from echo_cli.sweeps.tables import NOTES, environment_tables, sweep_tables
     from echo_cli.sweeps.verdict import RULE
 
     cells, folder = [*sweep.cells], sweep.folder
@@ -187,7 +187,7 @@ def _report(sweep: Sweep, others: Sequence[Cell], outcomes: Mapping[str, CellSta
         )
         drawn = [(title, drawn_or_reported(draw, _notice)) for title, draw in drawings]
         pictures = [(title, picture.png) for title, picture in drawn if picture is not None]
-    tables = sweep_tables(results, pairs_of(found))
+    tables = [*sweep_tables(results, pairs_of(found)), *environment_tables(found)]
     report = write_report(folder, written, tables, command=shlex.join(sweep.argv), pictures=pictures)
     if as_json:
         print_json({**written, "report": str(report), "pictures": [str(picture) for _, picture in pictures]})

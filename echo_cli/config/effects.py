@@ -56,7 +56,7 @@ def effects_of(config: Config, *, sampler: bool = True, trackers: bool = False) 
         sampler: whether the policy's actions are sampled as in training.
         trackers: whether the run is tracked.
     """
-    found = _environment(config.environment) + _model(config.model)
+    found = sum(map(_environment, config.sections.values()), Effects()) + _model(config.model)
     if sampler:
         found += _sampler(config.sampler)
     if trackers and "wandb" in (config.track or ()):

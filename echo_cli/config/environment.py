@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -155,6 +155,9 @@ PRESETS = (
 )
 
 
+AnyEnvironment = TypeVar("AnyEnvironment", bound="EnvironmentConfig")
+
+
 class EnvironmentConfig(Section):
     """Exactly one source of environments: `toy_terminal` (the default), `object`, `url`, `provider`,
     `terminal`, `mcp` or `none`.
@@ -262,7 +265,7 @@ class EnvironmentConfig(Section):
     def grants(self) -> Grants:
         return self._grants
 
-    def granted(self, grants: Grants) -> EnvironmentConfig:
+    def granted(self: AnyEnvironment, grants: Grants) -> AnyEnvironment:
         """Return the section with permissions of this command line."""
         section = self.model_copy()
         section._grants = replace(grants, fetch=grants.fetch or self._grants.fetch)
@@ -282,6 +285,11 @@ class EnvironmentConfig(Section):
             for name in SOURCES
             if (value := getattr(self, name)) is not None
         )
+
+    @property
+    def can_explore(self) -> bool:
+        """Whether scripted explorers have lines to type."""
+        return self.toy_worlds is not None or bool(self.explorer)
 
     @property
     def toy_worlds(self) -> ToyTerminalConfig | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 
 from echo_cli.config.environment import PRESETS as ENVIRONMENT_PRESETS
 from echo_cli.config.environment import SOURCES
+from echo_cli.config.episodes.several import NamedEnvironment, as_single, in_environment, named_entries
 from echo_cli.config.mcp import MCP_PRESETS
 from echo_cli.config.overrides import Override, apply_overrides
 from echo_cli.config.presets import PRESETS, preset_conflicts
@@ -57,6 +59,7 @@ def parse_override(word: str) -> Override:
 
 def may_hold_secret(keys: tuple[str, ...]) -> bool:
     """Return whether the value of `keys` may contain a secret, and must not be shown in a message."""
+    keys = as_single(keys)
     return any(keys[: len(place)] == place[: len(keys)] for place in _MAY_HOLD_SECRET)
 
 
@@ -146,11 +149,14 @@ def _resolve(in_file: Mapping[str, Any], given: Sequence[Override]) -> Config:
     if isinstance(values.get("model"), dict):
         values["model"] = {key: value for key, value in values["model"].items() if key not in COMMANDED}
     for override in given:
-        if override.keys == ("environment", "preset"):
-            _merge(values, _caps(override.value))
+        if as_single(override.keys) == ("environment", "preset"):
+            _merge(values, _caps([override.value]))
     apply_overrides(values, given)
-    _apply_environment_preset(values)
+    _apply_environment_presets(values)
     _default_source(values)
+    for name, entry in named_entries(values).items():
+        with in_environment(name), suppress(ValidationError):  # the whole config's error has the place of the key
+            NamedEnvironment.model_validate_json(json.dumps(entry), strict=True)
     return _without_broken_preset(Config.model_validate_json(json.dumps(values), strict=True))
 
 
@@ -190,12 +196,17 @@ def _preset_file(name: str) -> dict[str, Any]:
     return merged
 
 
-def _caps(name: Any) -> dict[str, Any]:
-    """Return the caps on lengths that the environment preset `name` sets, below `rollout`; none without a preset."""
-    if not isinstance(name, str) or name not in ENVIRONMENT_PRESETS:
-        return {}
-    keys = _preset_file(name)
-    return {"rollout": keys["rollout"]} if "rollout" in keys else {}
+def _caps(names: Iterable[Any]) -> dict[str, Any]:
+    """Return the caps on lengths that presets of environments set, below `rollout`: the highest of each.
+
+    There are none without a preset.
+    """
+    presets = [name for name in names if isinstance(name, str) and name in ENVIRONMENT_PRESETS]
+    caps: dict[str, Any] = {}
+    for name in presets:
+        for key, value in _preset_file(name).get("rollout", {}).items():
+            caps[key] = max(value, caps.get(key, value))
+    return {"rollout": caps} if caps else {}
 
 
 def _read_config(path: Path, text: str | None = None) -> tuple[dict[str, Any], dict[Keys, str]]:
@@ -247,11 +258,23 @@ def _without_broken_preset(config: Config) -> Config:
     return config.model_copy(update={"preset": None})
 
 
-def _apply_environment_preset(values: dict[str, Any]) -> None:
-    """Merge the preset named in the environment section below the section's own keys."""
-    environment = values.get("environment")
-    if not isinstance(environment, dict):
-        return
+def _apply_environment_presets(values: dict[str, Any]) -> None:
+    """Merge the preset named in each environment section below the section's own keys, and their caps."""
+    names = []
+    if isinstance(environment := values.get("environment"), dict):
+        values["environment"] = _with_environment_preset(environment)
+        names.append(values["environment"].get("preset"))
+    if isinstance(listed := values.get("environments"), list):
+        values["environments"] = [_with_environment_preset(of) if isinstance(of, dict) else of for of in listed]
+        names += [of.get("preset") for of in values["environments"] if isinstance(of, dict)]
+    caps = _caps(names)
+    if caps and isinstance(values.get("rollout", {}), dict):
+        _merge(caps, {"rollout": values.get("rollout", {})})
+        values |= caps
+
+
+def _with_environment_preset(environment: dict[str, Any]) -> dict[str, Any]:
+    """Return an environment section on top of the preset that it names, or that its source has by default."""
     tasks = environment.get("tasks")
     if isinstance(tasks, dict) and tasks.get("toy_terminal") is not None:
         environment.setdefault("preset", "toy_terminal")
@@ -260,20 +283,16 @@ def _apply_environment_preset(values: dict[str, Any]) -> None:
     if environment.get("mcp") is not None and environment.get("preset") is None:
         environment["preset"] = MCP_PRESETS[0]
     name = environment.get("preset")
-    if isinstance(name, str) and name in ENVIRONMENT_PRESETS:
-        preset = environment_preset(name)
-        action, own = environment.get("action"), environment.get("mcp")
-        if isinstance(action, dict) and "kind" in action and action["kind"] != preset.get("action", {}).get("kind"):
-            preset.pop("action", None)
-        if isinstance(own, dict) and own.get("url") is not None:  # the preset's server, which runs elsewhere
-            preset["mcp"] = {
-                key: value for key, value in preset.get("mcp", {}).items() if key not in ("command", "env")
-            }
-        _merge(preset, environment)
-        values["environment"] = preset
-        caps = _caps(name)
-        _merge(caps, {"rollout": values["rollout"]} if isinstance(values.get("rollout"), dict) else {})
-        values |= caps
+    if not isinstance(name, str) or name not in ENVIRONMENT_PRESETS:
+        return environment
+    preset = environment_preset(name)
+    action, own = environment.get("action"), environment.get("mcp")
+    if isinstance(action, dict) and "kind" in action and action["kind"] != preset.get("action", {}).get("kind"):
+        preset.pop("action", None)
+    if isinstance(own, dict) and own.get("url") is not None:  # the preset's server, which runs elsewhere
+        preset["mcp"] = {key: value for key, value in preset.get("mcp", {}).items() if key not in ("command", "env")}
+    _merge(preset, environment)
+    return preset
 
 
 def _default_source(values: dict[str, Any]) -> None:

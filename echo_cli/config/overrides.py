@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from echo_cli.config.environment import OF_ANY_SOURCE, SOURCE_KEYS, SOURCES
+from echo_cli.config.episodes.several import as_single, named_entries
 from echo_cli.config.episodes.tasks import OF_DATASET, TASK_SOURCES
 from echo_cli.errors import EchoError
+from echo_cli.text import suggest
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,24 @@ class Override:
 def apply_overrides(values: dict[str, Any], overrides: Sequence[Override]) -> None:
     """Set the overrides in `values`, in order; a new source of environments or tasks replaces the previous one.
 
+    `environments.NAME.key` is a key of the environment NAME of a list that the file or an earlier override gives.
+
     Raises:
-        EchoError: a key path continues below a value.
+        EchoError: a key path continues below a value, or no environment has the name.
     """
+    single = [override for override in overrides if as_single(override.keys) == override.keys]
+    _apply(values, single)
+    for name in dict.fromkeys(override.keys[1] for override in overrides if override not in single):
+        entries = named_entries(values)
+        if name not in entries:
+            tip = suggest(name, list(entries), "environments") if entries else "list environments in a file"
+            raise EchoError(f"no environment is named '{name}'", tip)
+        section = {"environment": entries[name]}
+        own = [override for override in overrides if override not in single and override.keys[1] == name]
+        _apply(section, [replace(override, keys=as_single(override.keys)) for override in own])
+
+
+def _apply(values: dict[str, Any], overrides: Sequence[Override]) -> None:
     for override in overrides:
         _replace_source(values, override, overrides)
         _replace_tasks(values, override)
@@ -48,7 +65,8 @@ def _replace_source(values: dict[str, Any], override: Override, overrides: Seque
     given = {other.keys[1] for other in overrides if other.keys[0] == "environment" and len(other.keys) > 1}
     worlds = _toy_worlds(environment, overrides)
     taken = {"none": set[str](), "toy_terminal": set(OF_ANY_SOURCE)}.get(source)
-    lost = {key for key in SOURCE_KEYS if source not in SOURCE_KEYS[key]} if taken is None else {*environment} - taken
+    lost = {key for key in SOURCE_KEYS if source not in SOURCE_KEYS[key]}
+    lost = lost if taken is None else {*environment} - taken - {"name", "weight"}
     if source == "terminal":
         lost |= {"tasks", "preset"}
     for key in [*(lost - given), *SOURCES]:

@@ -8,13 +8,15 @@ from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, model_validator
 
 from echo_cli.config.environment import SOURCE_KEYS, EnvironmentConfig
+from echo_cli.config.episodes.rollout import RolloutConfig
+from echo_cli.config.episodes.several import NamedEnvironment, check_several, in_environment
+from echo_cli.config.episodes.traces import TracesConfig
 from echo_cli.config.model import ConversationConfig, ModelConfig, SamplerConfig
 from echo_cli.config.objective import ObjectiveSettings, check_selection_data
 from echo_cli.config.section import (
-    AbsolutePath,
     Fraction,
     FreeOnResume,
     Grants,
@@ -30,26 +32,6 @@ from echo_cli.config.section import (
 from echo_cli.config.toy_terminal import ToyTerminalConfig
 from echo_cli.errors import EchoError
 from echo_cli.text import suggest
-
-
-class RolloutConfig(Section):
-    """Rollouts of a step. `max_*` are limits in tokens.
-
-    `explorers` is the number of scripted rollouts per step, which contribute to the env term only. `keep` is the number
-    of rollouts of each step that are recorded in rollouts.jsonl, the policy's first.
-    """
-
-    tasks_per_step: NonNegative = 8
-    group_size: Positive = 8
-    curriculum: Literal["learnable"] | None = None
-    """Whether tasks whose last groups had no reward contrast are drawn less often; null: shuffled epochs."""
-    temperature: PositiveFloat = 1.0
-    max_action_tokens: Positive = 24
-    max_output_tokens: Positive = 256
-    max_episode_tokens: Positive = 512
-    explorers: NonNegative = 24
-    explorer_commands: Positive = 3
-    keep: FreeOnResume[NonNegative] = 0
 
 
 class OptimConfig(Section):
@@ -139,42 +121,6 @@ def _tracker_names(value: Any) -> Any:
     return tuple(dict.fromkeys(names)) or None
 
 
-def _listed(value: Any) -> Any:
-    """Return a path or a list of paths as a tuple."""
-    return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, str) else value
-
-
-class TraceSplitConfig(Section):
-    """Fractions of the trajectories in the validation and held-out pools; the rest is trained on (traces/corpus.py)."""
-
-    validation: Fraction = 0.1
-    heldout: Fraction = 0.2
-    near_duplicates: Annotated[Fraction, Field(gt=0)] | None = 0.8
-    """Similarity to a training trace from which a held-out trace is not measured: the Jaccard similarity of the word
-    5-grams of their observations, estimated by MinHash. None means that only equal observations are not measured."""
-
-    @model_validator(mode="after")
-    def _leaves_some(self) -> TraceSplitConfig:
-        if self.validation + self.heldout >= 1:
-            raise EchoError("traces.split: no trace remains for training", "lower validation or heldout")
-        return self
-
-
-class TracesConfig(Section):
-    """Trajectory files to train on, with rollouts or alone; each step takes `per_step` trajectories.
-
-    The trajectories contribute to the env term and, if `imitation_coeff` is above 0, add the cross-entropy of their
-    action tokens with that weight.
-    """
-
-    path: FreeOnResume[Annotated[tuple[AbsolutePath, ...], BeforeValidator(_listed), Field(min_length=1)]]
-    split: TraceSplitConfig = TraceSplitConfig()
-    per_step: Positive = 16
-    max_tokens: Positive | None = None
-    """Length at which a trajectory is truncated, tokens of the policy; None means the model's context length."""
-    imitation_coeff: NonNegativeFloat = 0.0
-
-
 class Config(Section):
     """All settings of a run."""
 
@@ -187,6 +133,8 @@ class Config(Section):
     track: FreeOnResume[Annotated[tuple[TrackerName, ...] | None, BeforeValidator(_tracker_names)]] = None
     preset: Literal["paper", "released", "prime", "openenv-example"] | None = None
     environment: EnvironmentConfig = EnvironmentConfig(toy_terminal=ToyTerminalConfig())
+    environments: tuple[NamedEnvironment, ...] | None = None
+    """Several environments, in the place of `environment`."""
     model: ModelConfig = ModelConfig()
     conversation: ConversationConfig = ConversationConfig()
     sampler: SamplerConfig = SamplerConfig()
@@ -211,6 +159,48 @@ class Config(Section):
     def imitation_coeff(self) -> float:
         """Weight of the cross-entropy of the traces' action tokens; 0 without traces."""
         return 0.0 if self.traces is None else self.traces.imitation_coeff
+
+    @property
+    def of_each(self) -> dict[str, Config]:
+        """The config of a run in each environment alone, by name; of a run in one environment itself, as "".
+
+        Where an environment has no lines for explorers, its config has no explorers.
+        """
+        if self.environments is None:
+            return {"": self}
+        found = {}
+        for entry in self.environments:
+            explorers = self.rollout.explorers if entry.can_explore else 0
+            rollout = self.rollout.model_copy(update={"explorers": explorers})
+            alone = {"environment": entry.section, "environments": None, "rollout": rollout}
+            found[entry.name] = self.model_copy(update=alone)
+        return found
+
+    @property
+    def sections(self) -> dict[str, EnvironmentConfig]:
+        """The section of each environment by name; of a run in one environment, as ""."""
+        return {name: config.environment for name, config in self.of_each.items()}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of several environments; empty for a run in one."""
+        return tuple(entry.name for entry in self.environments or ())
+
+    @model_validator(mode="after")
+    def _plays_several(self) -> Config:
+        if self.environments is None:
+            return self
+        if self.environment != type(self).model_fields["environment"].default:
+            tip = "move it into the list with a name, or set environments=null; environments.NAME.key=… sets a key"
+            raise EchoError("environment and environments are both set", tip)
+        check_several(self.environments)
+        if self.rollout.explorers and not any(entry.can_explore and entry.weight for entry in self.environments):
+            tip = "list actions in an environment's explorer, or set rollout.explorers=0"
+            raise EchoError(f"rollout.explorers is {self.rollout.explorers} and no environment has explorer lines", tip)
+        for name, config in self.of_each.items():
+            with in_environment(name):
+                type(self)(**{key: getattr(config, key) for key in type(self).model_fields})
+        return self
 
     @model_validator(mode="after")
     def _plays_nothing_without_an_environment(self) -> Config:
@@ -270,7 +260,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _has_explorers(self) -> Config:
         environment = self.environment
-        if self.rollout.explorers and environment.toy_worlds is None and not environment.explorer:
+        if self.rollout.explorers and not environment.can_explore:
             raise EchoError(
                 f"rollout.explorers is {self.rollout.explorers} and environment.explorer is empty",
                 "list actions in environment.explorer, or set rollout.explorers=0",
@@ -322,17 +312,26 @@ class Config(Section):
 
     def granted(self, grants: Grants) -> Config:
         """Return the config with permissions of this command line, which `to_yaml` and `model_dump` omit."""
+        several = None if self.environments is None else tuple(of.granted(grants) for of in self.environments)
         sections = {"environment": self.environment.granted(grants), "sampler": self.sampler.granted(grants)}
-        return self.model_copy(update=sections)
+        return self.model_copy(update={**sections, "environments": several})
 
     def to_yaml(self) -> str:
         """Return YAML that loads to an equal config."""
-        return yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False)
+        values = json.loads(self.model_dump_json())
+        if values["environments"] is not None:
+            del values["environment"]
+            values["environments"] = [
+                {"name": of["name"], "weight": of["weight"], **of} for of in values["environments"]
+            ]
+        return yaml.safe_dump(values, sort_keys=False)
 
 
 def flat_config(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a config's values by dotted key path."""
+    """Return a config's values by dotted key path; those of several environments by name."""
     flat: dict[str, Any] = {}
+    if not prefix and values.get("environments"):
+        values = {**values, "environments": {entry["name"]: entry for entry in values["environments"]}}
     for key, value in values.items():
         flat |= flat_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

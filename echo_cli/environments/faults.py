@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable
 
 FAULT_KEYS = tuple("unavailable bad_actions errors sessions_lost ungraded unrewarded topped_up groups_dropped".split())
@@ -55,6 +56,13 @@ class EnvironmentFault(Fault):
 
 class SessionLost(Fault):
     """The loss of an episode's session. Its connection is never used again, so that two episodes are never joined."""
+
+
+class EnvironmentDown(EchoError):
+    """An environment in which no episode can be played (exit code 1); a run in several leaves it out."""
+
+    def __init__(self, message: str, tip: str) -> None:
+        super().__init__(message, tip, exit_code=1)
 
 
 class FaultCounts:

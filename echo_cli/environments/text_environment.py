@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.environments.actions import ActionMapping, Unparsable
-from echo_cli.environments.faults import AtCapacity, BadAction, EnvironmentFault, SessionLost, Unavailable
+from echo_cli.environments.faults import (
+    AtCapacity,
+    BadAction,
+    EnvironmentDown,
+    EnvironmentFault,
+    SessionLost,
+    Unavailable,
+)
 from echo_cli.environments.observations import ObservationMapping, exit_code_of, is_invalid, line_end, safe
 from echo_cli.environments.protocol import (
     Client,
@@ -22,7 +29,6 @@ from echo_cli.environments.protocol import (
     TextPiece,
 )
 from echo_cli.environments.tasks import Task
-from echo_cli.errors import EchoError
 from echo_cli.trajectory import Parse, Role
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
@@ -160,17 +166,15 @@ class TextEnvironment:
             if full is not None and self._count.learn():
                 raise full
             if refusals >= self._settings.attempts:
-                raise EchoError(
+                raise EnvironmentDown(
                     f"the environment failed to start task {task.task_id}: {reason}",
                     "check the reset arguments of environment.tasks with `echo-cli env check`",
-                    exit_code=1,
                 )
             ended = self._source.ended()
             if ended or time.monotonic() + pause > deadline:
-                raise EchoError(
+                raise EnvironmentDown(
                     f"the environment is not available: {ended or reason}",
                     "restart it, or lower environment.sessions if it is full; --resume continues a run",
-                    exit_code=1,
                 )
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)

@@ -6,16 +6,18 @@ import importlib.util
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
 from typing import TYPE_CHECKING
 
 from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.config.episodes.reward import ANSWER
+from echo_cli.config.episodes.several import in_environment
 from echo_cli.config.schema import Config
 from echo_cli.environments.actions import check_action, check_payload, wrap_action
 from echo_cli.environments.grading.grader import open_grader
 from echo_cli.environments.protocol import Description, Environment, EnvironmentSource, HostLimits, TaskSuite
+from echo_cli.environments.several import SeveralWorlds, side_by_side
 from echo_cli.environments.tasks import OTHER_WORLD, Task, TaskList, TaskSplits, load_tasks
 from echo_cli.environments.terminal.client import open_terminal
 from echo_cli.environments.terminal.tasks.task_set import load_terminal_tasks
@@ -37,6 +39,14 @@ def list_tasks(config: Config) -> tuple[TaskSplits, TaskSplits]:
     Raises:
         EchoError: the tasks cannot be read.
     """
+    found = {}
+    for name, alone in config.of_each.items():
+        with in_environment(name):
+            found[name] = _list_tasks(alone)
+    return tuple(side_by_side({name: of[place] for name, of in found.items()}) for place in (0, 1))  # type: ignore[return-value]
+
+
+def _list_tasks(config: Config) -> tuple[TaskSplits, TaskSplits]:
     environment, toy = config.environment, config.environment.toy_worlds
     if toy is not None:
         worlds = ToyWorlds(toy.world_seeds, toy.ood_world_seeds, toy.max_turns, toy.families, kind=toy.kind)
@@ -55,9 +65,21 @@ def open_worlds(config: Config) -> Iterator[TaskSuite]:
     """Yield the task suite of `config`; a server that is started for it stops at the end of the block.
 
     Raises:
-        EchoError: the environment cannot be reached or started (exit code 1), does not speak OpenEnv, does not accept
+        EchoError: an environment cannot be reached or started (exit code 1), does not speak OpenEnv, does not accept
             the config's actions, the tasks cannot be read, or no line is left for the explorers.
     """
+    with ExitStack() as opened:
+        members = {}
+        for name, alone in config.of_each.items():
+            with in_environment(name):
+                members[name] = opened.enter_context(_open_worlds(alone))
+        weights = {entry.name: entry.weight for entry in config.environments or ()}
+        yield SeveralWorlds(members, weights) if weights else members[""]
+
+
+@contextmanager
+def _open_worlds(config: Config) -> Iterator[TaskSuite]:
+    """Yield the task suite of a config with one environment."""
     environment, toy = config.environment, config.environment.toy_worlds
     worlds_of: Callable[[EnvironmentFactory], TaskSuite]
     every_task: Sequence[Task]

@@ -11,7 +11,8 @@ from echo_cli.errors import EchoError
 from echo_cli.evaluation.loaded_run import LoadedRun
 from echo_cli.evaluation.measures import env_ce_difference, tokens_of
 from echo_cli.evaluation.pass_at_k import compare_outcomes
-from echo_cli.evaluation.records import HELDOUT, Difference, Evaluation
+from echo_cli.evaluation.pools.joined import join_tokens
+from echo_cli.evaluation.records import Difference, Evaluation
 from echo_cli.evaluation.run_evaluation import (
     cut_notes,
     met_notes,
@@ -22,12 +23,12 @@ from echo_cli.evaluation.run_evaluation import (
 )
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.runs.directory import open_run
-from echo_cli.runs.pools import Pair
+from echo_cli.runs.parts import with_unions
 from echo_cli.text import escape_unprintable
 from echo_cli.traces.training_data import POOL
 
 # Config keys that determine the built-in pools, their tasks, and how a task is played and counted as solved.
-_POOL_KEYS = ("environment.", "rollout.temperature", "rollout.max_", "evaluation.solved_at")
+_POOL_KEYS = ("environment.", "environments.", "rollout.temperature", "rollout.max_", "evaluation.solved_at")
 
 
 def overrides_of(runs: Sequence[Path], overrides: Sequence[str]) -> list[list[str]]:
@@ -64,14 +65,16 @@ def compare_runs(
         if count:
             run.obtain_consent()
     _check_same_pools(first, second)
-    policy_a, step_a, executed_a = _checkpoint(first, checkpoint)
-    policy_b, step_b, executed_b = _checkpoint(second, checkpoint)
-    executed = executed_a | executed_b
-    tokens = {name: tokens_of(pool, executed, first.initial.tokenizer) for name, pool in first.pools.items()}
+    policy_a, step_a = _checkpoint(first, checkpoint)
+    policy_b, step_b = _checkpoint(second, checkpoint)
+    executed = {name: {*first.observed(step_a, name), *second.observed(step_b, name)} for name in first.pools}
+    parts = {name: tokens_of(pool, executed[name], first.initial.tokenizer) for name, pool in first.pools.items()}
+    tokens = with_unions(parts, join_tokens)
     labels = f"A: {escape_unprintable(first.name)}", f"B: {escape_unprintable(second.name)}"
     compared = tuple(zip((policy_a, policy_b), labels, strict=True))
     predictions_a, predictions_b = (score_pools(first, policy, tokens, who) for policy, who in compared)
     played_a, played_b = (first.play(policy, count, who) for policy, who in compared)
+    both = played_a.keys() & played_b.keys()
     return Evaluation(
         kind="runs",
         policies=[
@@ -84,7 +87,7 @@ def compare_runs(
                 name,
                 labels[1],
                 env_ce=env_ce_difference(of, predictions_a[name], predictions_b[name], of.headline),
-                tasks=compare_outcomes(played_a[name], played_b[name]) if name in played_a else None,
+                tasks=compare_outcomes(played_a[name], played_b[name]) if name in both else None,
             )
             for name, of in tokens.items()
         ],
@@ -92,23 +95,23 @@ def compare_runs(
     )
 
 
-def _checkpoint(run: LoadedRun, which: str | int) -> tuple[TorchPolicy, int, frozenset[Pair]]:
-    """Return the policy of a checkpoint, its step, and the pairs that training had executed by that step."""
+def _checkpoint(run: LoadedRun, which: str | int) -> tuple[TorchPolicy, int]:
+    """Return the policy of a checkpoint and its step."""
     folder, step = run.checkpoint(which)
     purpose = f"for step {step} of {escape_unprintable(run.name)}"
-    return run.policy(folder, purpose), step, frozenset(run.observed(step))
+    return run.policy(folder, purpose), step
 
 
 def _check_same_pools(first: LoadedRun, second: LoadedRun) -> None:
     before, now = (flat_config(run.config.model_dump(mode="json")) for run in (first, second))
     for key in sorted(before.keys() | now.keys()):
-        if key.startswith(_POOL_KEYS) and before.get(key) != now.get(key):
+        if key.startswith(_POOL_KEYS) and not key.endswith(".weight") and before.get(key) != now.get(key):
             raise EchoError(
                 f"the runs differ in their pools and tasks: {key} is {before.get(key)} in A and {now.get(key)} in B",
                 "compare runs with the same environment and limits",
             )
     if first.config.traces is not None and second.config.traces is not None:
-        held = [run.pools[POOL if POOL in run.pools else HELDOUT] for run in (first, second)]
+        held = [run.pools.get(POOL) or run.heldout for run in (first, second)]
         if held[0].trajectories != held[1].trajectories:
             raise EchoError(
                 "the runs hold out different traces: trace files, split or truncation differ",

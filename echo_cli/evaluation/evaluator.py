@@ -14,22 +14,39 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from echo_cli.config.episodes.several import in_environment
 from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import TaskSuite
+from echo_cli.environments.several import environment_of, labelled, members_of
 from echo_cli.environments.tasks import Task
 from echo_cli.evaluation.measures import Bools, Predictions, Tokens, pairs_in, predict, tokens_of, values_of
-from echo_cli.evaluation.pass_at_k import criterion_means, mean_reward, outcomes_of, pass_share, pass_shares
+from echo_cli.evaluation.pass_at_k import (
+    TaskOutcome,
+    criterion_means,
+    mean_reward,
+    outcomes_by_part,
+    pass_share,
+    pass_shares,
+)
+from echo_cli.evaluation.pools.joined import ScoredPool, join_scored
 from echo_cli.evaluation.records import OOD, pool_title
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.behaviour import refused_fraction
 from echo_cli.rollouts.environment_check import find_leak
 from echo_cli.rollouts.limits import EpisodeLimits, limits_for
-from echo_cli.rollouts.rollout import play_policy, play_scripts, without_fragments
+from echo_cli.rollouts.rollout import without_fragments
+from echo_cli.rollouts.several import play_policy, play_scripts
+from echo_cli.runs.parts import base_of, environment_in, with_unions
 from echo_cli.runs.pools import Pair, Pool, lines_of, pool_of
 from echo_cli.seeds import derive_seed, generator
 from echo_cli.text import counted
 from echo_cli.trajectory import Role, Trajectory
+
+
+def criteria_in(config: Config) -> list[str]:
+    """Return the names of the criteria of the environments' graders."""
+    return list(dict.fromkeys(name for section in config.sections.values() for name in section.reward.weights))
 
 
 def evaluation_seed(config: Config, split: str) -> int:
@@ -79,7 +96,20 @@ def play_pools(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict[s
     Raises:
         EchoError: the environment is not available, or loses the session of a task in every attempt (exit code 1).
     """
-    limits, played = limits_for(config, policy, worlds), {}
+    played: dict[str, list[Trajectory]] = {}
+    for environment, member in members_of(worlds).items():
+        with in_environment(environment):
+            found = _play_pools(config, member, policy, limits_for(config, policy, worlds))
+        for name, trajectories in found.items():
+            played.setdefault(name, []).extend(labelled(environment, trajectory) for trajectory in trajectories)
+    return played
+
+
+def _play_pools(
+    config: Config, worlds: TaskSuite, policy: TorchPolicy, limits: EpisodeLimits
+) -> dict[str, list[Trajectory]]:
+    """Play the frozen pools of one environment."""
+    played = {}
     for name, (of, tasks) in pool_tasks(worlds).items():
         expert = _play_known(of, tasks, policy.renderer, limits)
         wanted = [(task, task.task_id) for task in tasks if of.expert(task) is None]
@@ -118,11 +148,15 @@ FEW_PAIRS = 5
 
 def pool_notices(config: Config, worlds: TaskSuite, pools: Mapping[str, Pool]) -> list[str]:
     """Return a line for each of a run's pools that has fewer than `FEW_PAIRS` pairs, with the key to set."""
-    tasks = {name: len(of) for name, (_, of) in pool_tasks(worlds).items()}
+    tasks = {
+        "/".join(filter(None, (name, environment))): len(of)
+        for environment, member in members_of(worlds).items()
+        for name, (_, of) in pool_tasks(member).items()
+    }
     notices = []
     for name, pool in pools.items():
         pairs, title = len(pool.pairs), pool_title(name)
-        if pairs >= FEW_PAIRS or (name == OOD and not tasks[name]):
+        if pairs >= FEW_PAIRS or (base_of(name) == OOD and not tasks[name]):
             continue
         if config.environment.none or name not in tasks:
             remedy = "add traces, or raise their share in traces.split"
@@ -152,10 +186,14 @@ def leak_notices(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> list
     """Return a line if state leaks between episodes: a pool's expert has solved a task, and now no action is needed."""
     if not (config.objective.use_rl or config.evaluation.heldout_rollouts):  # rewards are not used
         return []
-    scripts = expert_scripts(worlds, (*worlds.tasks.heldout, *worlds.tasks.validation))
-    limits = limits_for(config, policy, worlds)
-    found = [finding for task, _ in scripts[:1] for finding in find_leak(worlds, policy.renderer, limits, task)]
-    return [f"warning: {finding.message}; {finding.tip}" for finding in found]
+    lines, limits = [], limits_for(config, policy, worlds)
+    for name, member in members_of(worlds).items():
+        if name and member.replayable:
+            continue
+        scripts = expert_scripts(member, (*member.tasks.heldout, *member.tasks.validation))
+        found = [finding for task, _ in scripts[:1] for finding in find_leak(member, policy.renderer, limits, task)]
+        lines += [f"warning: {f'{name}: ' * bool(name)}{finding.message}; {finding.tip}" for finding in found]
+    return lines
 
 
 @dataclass(frozen=True)
@@ -178,6 +216,8 @@ class Evaluator:
         self.seen: set[Pair] = set()
         self.shown: set[str] = set()
         """Lines of the pools' outputs that training has observed, under any command."""
+        self._met: dict[str, tuple[set[Pair], set[str]]] = {name: (set(), set()) for name in config.names}
+        """`seen` and `shown` in each of several environments."""
         self._scored = dict(pools)  # with the ends of outputs marked, if they are learned
         self._tokens: dict[str, Tokens] = {}
         self._start: Mapping[str, Predictions] = {}
@@ -186,21 +226,31 @@ class Evaluator:
         """Score the pools with the initial policy, as the reference for later steps over the same pairs."""
         self._start = self._predict(policy)
 
-    def observe(self, pairs: Collection[Pair]) -> None:
-        """Mark the pool pairs among the executed `pairs` as seen, and the pools' lines in their outputs as shown."""
-        self.seen |= self._pairs.intersection(pairs)
-        self.shown |= self._lines & lines_of(pairs)
+    def observe(self, pairs: Collection[Pair], environment: str = "") -> None:
+        """Mark the pool pairs among the executed `pairs` as seen, and the pools' lines in their outputs as shown.
+
+        Args:
+            environment: the one of several in which they were executed.
+        """
+        met = [(self.seen, self.shown)]
+        if environment in self._met:
+            met.append(self._met[environment])
+        for seen, shown in met:
+            seen |= self._pairs.intersection(pairs)
+            shown |= self._lines & lines_of(pairs)
 
     def evaluate(self, policy: TorchPolicy, *, play: bool = True) -> StepEvaluation:
         """Score the pools and, with `play`, play the validation and held-out tasks.
 
-        Without `play`, pass@1 and the mean reward are None.
+        Without `play`, pass@1 and the mean reward are None; so are those of all environments together if one of them
+        is left out.
 
         Sampling uses generators separate from training's.
         """
         metrics: dict[str, float | None] = {}
-        for name, predictions in self._predict(policy).items():
-            metrics |= {f"{name}/{key}": value for key, value in self._measure(name, predictions).items()}
+        scored = {name: self._meet(name, found) for name, found in self._predict(policy).items()}
+        for name, of in with_unions(scored, join_scored).items():
+            metrics |= {f"{name}/{key}": value for key, value in self._measure(name, of).items()}
         kept: list[Trajectory] = []
         settings = self._config.evaluation
         for name, tasks, rollouts in (
@@ -210,15 +260,27 @@ class Evaluator:
             seed = evaluation_seed(self._config, name)
             wanted = play and rollouts > 0 and len(tasks) > 0
             played = rollout_tasks(policy, self._worlds, tasks, rollouts, self._config, seed) if wanted else []
-            outcomes = outcomes_of(self._worlds, tasks, played, settings.solved_at)
-            metrics |= {f"{name}/pass_at_1": pass_share(outcomes), f"{name}/mean_reward": mean_reward(outcomes)}
-            criteria = criterion_means(outcomes, list(self._config.environment.reward.weights))
-            metrics |= {f"{name}/{key}": value for key, value in criteria.items()}
-            if name == "heldout":
-                metrics |= {f"{name}/{key}": value for key, value in pass_shares(outcomes, rollouts).items()}
-                metrics[f"{name}/refused_fraction"] = refused_fraction(played)
-            kept += played[: settings.kept_trajectories]
+            for part, of_part in outcomes_by_part(name, self._worlds, tasks, played, settings.solved_at).items():
+                own = [rollout for rollout in played if environment_in(part) in ("", environment_of(rollout))]
+                metrics |= {f"{part}/{key}": value for key, value in self._task_metrics(name, of_part, own).items()}
+            kept += self._kept(played)
         return StepEvaluation(metrics, kept)
+
+    def _kept(self, played: Sequence[Trajectory]) -> list[Trajectory]:
+        """Return the rollouts to keep: the first of each environment."""
+        most = self._config.evaluation.kept_trajectories
+        names = self._config.names or ("",)
+        return [each for name in names for each in [of for of in played if environment_of(of) == name][:most]]
+
+    def _task_metrics(
+        self, split: str, outcomes: Sequence[TaskOutcome], played: Sequence[Trajectory]
+    ) -> dict[str, float | None]:
+        found = {"pass_at_1": pass_share(outcomes), "mean_reward": mean_reward(outcomes)}
+        found |= criterion_means(outcomes, criteria_in(self._config))
+        if split == "heldout":
+            found |= pass_shares(outcomes, self._config.evaluation.heldout_rollouts)
+            found["refused_fraction"] = refused_fraction(played)
+        return found
 
     def _predict(self, policy: TorchPolicy) -> dict[str, Predictions]:
         if not self._tokens:
@@ -232,15 +294,22 @@ class Evaluator:
             self._tokens = {name: tokens_of(of, (), policy.tokenizer, roles) for name, of in self._scored.items()}
         return {name: predict(policy, pool, self._tokens[name]) for name, pool in self._scored.items()}
 
-    def _measure(self, name: str, predictions: Predictions) -> dict[str, float | None]:
+    def _meet(self, name: str, predictions: Predictions) -> ScoredPool:
+        """Return a pool's predictions with what training has met of it, in its own environment."""
+        known, lines = self._met.get(environment_in(name), (self.seen, self.shown))
+        pairs = [span.pair for spans in self.pools[name].spans for span in spans]
+        seen = np.array([pair in known for pair in pairs], dtype=np.bool_)
+        shown = np.array([lines_of([pair]) <= lines for pair in pairs], dtype=np.bool_)
+        return ScoredPool(self._tokens[name], predictions, self._start.get(name), seen, shown)
+
+    def _measure(self, name: str, scored: ScoredPool) -> dict[str, float | None]:
         """Measure the headline of a pool, the same pairs at the start of training, its parts, and the seen pairs."""
-        tokens, start = self._tokens[name], self._start.get(name)
-        seen_spans = [span.pair in self.seen for spans in self.pools[name].spans for span in spans]
-        seen = np.array(seen_spans, dtype=np.bool_)[tokens.span]
+        tokens, predictions, start = scored.tokens, scored.predictions, scored.start
+        seen = scored.seen[tokens.span]
         # The best step is chosen on validation over all its pairs, because steps are comparable only over the same
         # pairs. In the other pools the number of novel pairs falls as the policy explores; `env_ce_start` is the
         # initial policy's env-CE over the pairs that remain.
-        measured = np.ones_like(seen) if name == "validation" else ~seen
+        measured = np.ones_like(seen) if base_of(name) == "validation" else ~seen
         output, end = tokens.role == "env_output", tokens.role == "end"
         headline, seen = measured & output, seen & output
         end_ce = {"end_ce": values_of(tokens, predictions, measured & end).get("env_ce")}
@@ -248,23 +317,23 @@ class Evaluator:
         return {
             **values,
             **values_of(tokens, predictions, headline),
-            "novel_pairs": seen_spans.count(False),
+            "novel_pairs": int((~scored.seen).sum()),
             "env_ce_start": None if start is None else values_of(tokens, start, headline).get("env_ce"),
             "env_ce_seen": values_of(tokens, predictions, seen).get("env_ce"),
-            **self._measure_by_lines(name, predictions, output & ~seen),
+            **_measure_by_lines(scored, output & ~seen),
             **(end_ce if self._config.objective.end_of_output else {}),
         }
 
-    def _measure_by_lines(self, name: str, predictions: Predictions, novel: Bools) -> dict[str, float | None]:
-        """Measure the novel pairs whose lines training has all observed under other commands, and the other ones."""
-        tokens, values = self._tokens[name], dict[str, float | None]()
-        lines = [lines_of([span.pair]) <= self.shown for spans in self.pools[name].spans for span in spans]
-        shown = np.array(lines, dtype=np.bool_)[tokens.span]
-        for key, chosen in (("shown", novel & shown), ("unshown", novel & ~shown)):
-            values[f"env_ce_{key}"] = values_of(tokens, predictions, chosen).get("env_ce")
-            values[f"pairs_{key}"] = pairs_in(tokens, chosen)
-            values[f"bytes_{key}"] = int(tokens.byte_count[chosen].sum())
-        return values
+
+def _measure_by_lines(scored: ScoredPool, novel: Bools) -> dict[str, float | None]:
+    """Measure the novel pairs whose lines training has all observed under other commands, and the other ones."""
+    tokens, values = scored.tokens, dict[str, float | None]()
+    shown = scored.shown[tokens.span]
+    for key, chosen in (("shown", novel & shown), ("unshown", novel & ~shown)):
+        values[f"env_ce_{key}"] = values_of(tokens, scored.predictions, chosen).get("env_ce")
+        values[f"pairs_{key}"] = pairs_in(tokens, chosen)
+        values[f"bytes_{key}"] = int(tokens.byte_count[chosen].sum())
+    return values
 
 
 def expert_pool(worlds: TaskSuite, tasks: Sequence[Task], renderer: Renderer, limits: EpisodeLimits) -> Pool:

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.config.effects import effects_of
+from echo_cli.config.episodes.several import alone_in
 from echo_cli.config.model import SamplerConfig
 from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.worlds import open_worlds
 from echo_cli.errors import EchoError
-from echo_cli.evaluation.evaluator import evaluation_seed, expert_pools, rollout_tasks
-from echo_cli.evaluation.pass_at_k import TaskOutcome, outcomes_of
+from echo_cli.evaluation.evaluator import evaluation_seed, rollout_tasks
+from echo_cli.evaluation.pass_at_k import TaskOutcome, outcomes_by_part
+from echo_cli.evaluation.pools.frozen import frozen_pools, kept_pool, part_of, replays_pools
 from echo_cli.evaluation.records import HELDOUT, OOD, plays_line
 from echo_cli.models.device import DeviceChoice
 from echo_cli.models.loading import load_renderer, open_policy
@@ -26,6 +28,7 @@ from echo_cli.rollouts.limits import limits_of
 from echo_cli.rollouts.rollout import without_fragments
 from echo_cli.runs.directory import RunDirectory, open_run
 from echo_cli.runs.origin import NO_CONSENT, Consent, config_text
+from echo_cli.runs.parts import base_of, environment_in
 from echo_cli.runs.pool_folder import read_pool
 from echo_cli.runs.pools import Pair, Pool, pool_of
 from echo_cli.runs.provenance import read_record
@@ -33,7 +36,6 @@ from echo_cli.terminal import put
 from echo_cli.text import escape_unprintable
 from echo_cli.traces.retokenize import retokenize, truncated
 from echo_cli.traces.training_data import POOL, pool_splits, trace_notices
-from echo_cli.trajectory import read_trajectories
 
 
 class LoadedRun:
@@ -44,12 +46,18 @@ class LoadedRun:
     Args:
         pool_folders: folders of pools on which the run is measured in addition to its own pools.
         consent: rule by which the run's environment and endpoint may be used.
+        environment: the only one of several environments that is opened and measured, which `config` is of.
     """
 
     def __init__(
-        self, directory: RunDirectory, config: Config, pool_folders: Sequence[Path] = (), consent: Consent = NO_CONSENT
+        self,
+        directory: RunDirectory,
+        config: Config,
+        pool_folders: Sequence[Path] = (),
+        consent: Consent = NO_CONSENT,
+        environment: str = "",
     ) -> None:
-        self.directory, self.config = directory, config
+        self.directory, self.config, self._environment = directory, config, environment
         self.samples_as_trained = False
         """Whether policies sample at the endpoint that sampled during training, if any, instead of in this process."""
         self.announce: Callable[[str], object] = lambda _: None
@@ -73,14 +81,19 @@ class LoadedRun:
         """Notes on the run's traces; see `run_notices`."""
         return run_notices(self.directory, self.config)
 
-    def observed(self, until_step: int) -> list[Pair]:
+    def observed(self, until_step: int, pool: str = "") -> list[Pair]:
         """Return the pairs that training had executed by `until_step`, in order of first occurrence.
+
+        Given a pool of one of several environments, only those of this environment.
 
         Raises:
             EchoError: the run has no record of executed pairs, or the record is damaged.
         """
         rows = self.directory.read_observations(until_step)
-        return list(dict.fromkeys((row["command"], row["output"]) for row in rows))
+        own = environment_in(pool) or self._environment
+        return list(
+            dict.fromkeys((row["command"], row["output"]) for row in rows if not own or row.get("environment") == own)
+        )
 
     def checkpoint(self, which: str | int) -> tuple[Path, int]:
         """Verify a checkpoint ("best", "latest" or a step) and return its folder and step.
@@ -164,7 +177,7 @@ class LoadedRun:
     def kept_pool(self, name: str, renderer: Renderer | None = None) -> Pool | None:
         """Return a frozen pool from the run's file, in the tokens of a given `renderer`; None if there is no file."""
         path = self.directory.pool_paths.get(name)
-        return None if path is None else _read_kept_pool(path, renderer)
+        return None if path is None else kept_pool(path, renderer, self._environment)
 
     def frozen_pools(self, policy: TorchPolicy) -> dict[str, Pool]:
         """Return the run's frozen pools by name; the environment is opened only if they have to be replayed.
@@ -172,9 +185,10 @@ class LoadedRun:
         Args:
             policy: any policy of the run; its renderer and context length are used.
         """
-        replays = not self.directory.pool_paths.keys() - {POOL} and self.config.environment.toy_worlds is not None
+        kept = self._environment or self.directory.pool_paths.keys() - {POOL}
+        replays = not kept and replays_pools(self.config)
         worlds = self.task_suite if replays else None
-        return frozen_pools(self.directory, self.config, worlds, policy)
+        return frozen_pools(self.directory, self.config, worlds, policy, self._environment)
 
     def pool_in(self, folder: Path, policy: TorchPolicy) -> Pool:
         """Load the pool of a folder in the tokens of `policy`, a policy of the run.
@@ -187,10 +201,16 @@ class LoadedRun:
     @cached_property
     def pools(self) -> dict[str, Pool]:
         """Pools on which the run is measured, by table column and in column order; the run's own pools come first."""
-        own = (HELDOUT, *(name for name in (OOD, POOL) if name in self._frozen))
-        columns = {name: self._frozen_pool(name) for name in own}
+        own = [name for base in (HELDOUT, OOD, POOL) for name in self._frozen if base_of(name) == base]
+        self._frozen_pool(HELDOUT)
+        columns = {name: self._frozen[name] for name in own}
         folders = pool_columns(self._pool_folders, columns)
         return columns | {name: self.pool_in(folder, self.initial) for name, folder in folders.items()}
+
+    @property
+    def heldout(self) -> Pool:
+        """Held-out pool; of several environments, all of theirs."""
+        return self._frozen_pool(HELDOUT)
 
     @property
     def validation(self) -> Pool:
@@ -212,46 +232,56 @@ class LoadedRun:
         if not rollouts:
             return {}
         suites = {HELDOUT: self.task_suite}
-        if OOD in self._frozen:
+        if any(base_of(name) == OOD for name in self._frozen):
             suites[OOD] = self.task_suite.out_of_distribution()
         played: dict[str, list[TaskOutcome]] = {}
         for name, suite in suites.items():
             if tasks := suite.tasks.heldout:
                 self.announce(plays_line(who, len(tasks), name, rollouts))
                 seed = evaluation_seed(self.config, name)
-                trajectories = rollout_tasks(policy, suite, tasks, rollouts, self.config, seed)
-                whole = without_fragments(trajectories, rollouts * len(tasks), suite.hosting)
+                whole = rollout_tasks(policy, suite, tasks, rollouts, self.config, seed)
+                if not self.config.names:
+                    whole = without_fragments(whole, rollouts * len(tasks), suite.hosting)
                 suite.hosting.faults.tell_reasons(self.announce)
-                played[name] = outcomes_of(suite, tasks, whole, self.config.evaluation.solved_at)
-        return played
+                played |= outcomes_by_part(name, suite, tasks, whole, self.config.evaluation.solved_at)
+        return {name: outcomes for name, outcomes in played.items() if outcomes}
 
     @cached_property
     def _frozen(self) -> dict[str, Pool]:
         pools = self.frozen_pools(self.initial)
-        return {name: pool for name, pool in pools.items() if name != OOD or pool.trajectories}
+        return {name: pool for name, pool in pools.items() if base_of(name) != OOD or pool.trajectories}
 
     def _frozen_pool(self, name: str) -> Pool:
-        if name not in self._frozen:
+        """Return a pool, or the union of its parts in several environments."""
+        if (pool := part_of(self._frozen, name)) is None:
             message = f"{escape_unprintable(self.directory.path)} lacks its {name} pool"
             raise EchoError(message, "repeat the training with --overwrite")
-        return self._frozen[name]
+        return pool
 
 
 def load_run(
-    path: Path, *, overrides: Sequence[str] = (), pool_folders: Sequence[Path] = (), consent: Consent = NO_CONSENT
+    path: Path,
+    *,
+    overrides: Sequence[str] = (),
+    pool_folders: Sequence[Path] = (),
+    consent: Consent = NO_CONSENT,
+    environment: str | None = None,
 ) -> LoadedRun:
     """Return the run at `path` with its training config.
 
     Args:
         overrides: overrides of the config that the command line gives, such as the device of the run's policies.
         pool_folders, consent: as in `LoadedRun`.
+        environment: name of the only one of several environments to open and measure; None for all.
 
     Raises:
-        EchoError: there is no run at `path`.
+        EchoError: there is no run at `path`, or it has no such environment.
     """
     directory, text = open_run(path), config_text(path)
     config = directory.read_config(overrides, text).granted(consent.grants)
-    return LoadedRun(directory, config, pool_folders, replace(consent, text=text))
+    if environment is not None:
+        config = alone_in(config, environment)
+    return LoadedRun(directory, config, pool_folders, replace(consent, text=text), environment or "")
 
 
 def load_pool(folder: Path, renderer: Renderer, max_tokens: int | None = None, *, cut: bool = False) -> Pool:
@@ -322,43 +352,6 @@ def check_context(config: Config, policy: TorchPolicy, *, quiet: bool = False) -
     line = limits_of(config).lowered_line(policy.model.max_length, policy.renderer.overhead)
     if line is not None and not quiet:
         put(f"warning: {line}", err=True)
-
-
-def _read_kept_pool(path: Path, renderer: Renderer | None) -> Pool:
-    """Read a frozen pool that a run has kept; raise an EchoError if it is damaged, or not in the renderer's tokens."""
-    try:
-        trajectories = list(read_trajectories(path))
-        ids = {token for one in trajectories for segment in one.segments for token in segment.token_ids}
-        if renderer is not None and not ids <= set(range(renderer.tokenizer.vocab_size)):
-            raise ValueError("it has tokens of another tokenizer")
-        return pool_of(trajectories)
-    except ValueError as error:
-        message = f"{escape_unprintable(path)} is damaged: {escape_unprintable(str(error))}"
-        raise EchoError(message, "restore the file, or train the run again with --overwrite") from error
-
-
-def frozen_pools(run: RunDirectory, config: Config, worlds: TaskSuite | None, policy: TorchPolicy) -> dict[str, Pool]:
-    """Return the frozen pools of a run, replayed by its worlds' experts or read from its files; the traces' pool last.
-
-    Args:
-        worlds: the run's worlds, which replay the pools if the run has not kept them; None if they need not.
-
-    Raises:
-        EchoError: a stored pool is damaged or missing.
-    """
-    paths = run.pool_paths
-    traces = paths.pop(POOL, None)
-    if not paths and worlds is not None and config.environment.toy_worlds is not None:
-        pools = expert_pools(config, worlds, policy)
-    else:
-        pools = {name: _read_kept_pool(path, policy.renderer) for name, path in paths.items()}
-    if config.traces is None or config.environment.none:
-        return pools
-    if traces is None:
-        raise EchoError(
-            f"{escape_unprintable(run.path)} lacks its pool of held-out traces", "repeat the training with --overwrite"
-        )
-    return {**pools, POOL: _read_kept_pool(traces, policy.renderer)}
 
 
 def run_notices(run: RunDirectory, config: Config) -> list[str]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from echo_cli.environments.grading.grade import criteria_in
 from echo_cli.environments.protocol import TaskSuite
+from echo_cli.environments.several import SeveralWorlds
 from echo_cli.environments.tasks import Task
 from echo_cli.statistics import Estimate, Floats, mcnemar, pass_at_k, ratio, ratio_difference
 from echo_cli.trajectory import Trajectory
@@ -93,6 +94,22 @@ def outcomes_of(
         )
         for task in tasks
     ]
+
+
+def outcomes_by_part(
+    split: str, worlds: TaskSuite, tasks: Sequence[Task], trajectories: Sequence[Trajectory], solved_at: float
+) -> dict[str, list[TaskOutcome]]:
+    """Return the outcomes of the tasks of `split` in one environment, or of all together and of each, as `split/NAME`.
+
+    All together have none if a task of an environment that was left out has no rollout: figures over other tasks would
+    not be comparable.
+    """
+    outcomes = outcomes_of(worlds, tasks, trajectories, solved_at)
+    if not isinstance(worlds, SeveralWorlds):
+        return {split: outcomes}
+    parts = {name: [of for of in outcomes if of.task_id.startswith(f"{name}/")] for name in worlds.members}
+    is_whole = all(any(of.rewards for of in own) for own in parts.values() if own)
+    return {split: outcomes if is_whole else []} | {f"{split}/{name}": own for name, own in parts.items()}
 
 
 def criteria_of(trajectories: Iterable[Trajectory]) -> dict[str, tuple[float, ...]]:

@@ -281,8 +281,9 @@ def plays_line(who: str, tasks: int, pool: str, rollouts: int) -> str:
 
 
 def pool_title(pool: str) -> str:
-    """Return the name of a pool in tables and figures."""
-    return {HELDOUT: "held-out", OOD: "OOD"}.get(pool, pool)
+    """Return the name of a pool in tables and figures, such as `held-out` or, of one environment, `held-out NAME`."""
+    base, _, environment = pool.partition("/")
+    return f"{ {HELDOUT: 'held-out', OOD: 'OOD'}.get(base, base) } {environment}".strip()
 
 
 def csv_rows(found: Evaluation) -> Iterator[tuple[Any, ...]]:

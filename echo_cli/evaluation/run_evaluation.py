@@ -34,9 +34,9 @@ from echo_cli.evaluation.measures import (
     tokens_of,
 )
 from echo_cli.evaluation.pass_at_k import TaskOutcome, clusters_of, criterion_estimates, pass_at, reward_estimate
+from echo_cli.evaluation.pools.joined import join_predictions, join_tokens
 from echo_cli.evaluation.records import (
     HEADLINE,
-    HELDOUT,
     INITIAL,
     LINES,
     POLICY,
@@ -50,6 +50,7 @@ from echo_cli.evaluation.records import (
 from echo_cli.evaluation.token_losses import find_output, read_out
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.tokenizer import Tokenizer
+from echo_cli.runs.parts import with_unions
 from echo_cli.runs.pools import Pair, Pool
 
 POSITIONS = (("0", 0), ("1-3", 1), ("4-15", 4), ("16-63", 16), ("64+", 64))
@@ -124,10 +125,10 @@ def _evaluate(
     steps = run.checkpoint_steps(checkpoints)
     executed = run.observed(steps[-1])
     output = None
-    if run.pools[HELDOUT].trajectories or command is not None:
-        output = find_output(run.pools[HELDOUT], command, executed, "held-out", _FILL_POOL)
+    if run.heldout.trajectories or command is not None:
+        output = find_output(run.heldout, command, executed, "held-out", _FILL_POOL)
 
-    tokens = {name: tokens_of(pool, set(executed), run.initial.tokenizer) for name, pool in run.pools.items()}
+    tokens = pool_tokens(run, steps[-1])
     who = "the initial policy"
     played = run.play(run.initial, rollouts, who)
     predictions = score_pools(run, run.initial, tokens, who)
@@ -160,16 +161,25 @@ def _evaluate(
     )
 
 
+def pool_tokens(run: LoadedRun, step: int) -> dict[str, Tokens]:
+    """Return the tokens of the run's pools, and of all environments together, with what training met by `step`."""
+    found = {
+        name: tokens_of(pool, set(run.observed(step, name)), run.initial.tokenizer) for name, pool in run.pools.items()
+    }
+    return with_unions(found, join_tokens)
+
+
 def predict_pools(
     pools: Mapping[str, Pool], policy: TorchPolicy, tokens: Mapping[str, Tokens]
 ) -> dict[str, Predictions]:
-    """Predict every pool's tokens with `policy`."""
-    return {name: predict(policy, pools[name], of) for name, of in tokens.items()}
+    """Predict every pool's tokens with `policy`; those of all environments together are predicted in their parts."""
+    found = {name: predict(policy, pools[name], of) for name, of in tokens.items() if name in pools}
+    return with_unions(found, join_predictions)
 
 
 def score_pools(run: LoadedRun, policy: TorchPolicy, tokens: Mapping[str, Tokens], who: str) -> dict[str, Predictions]:
     """Predict the tokens of the run's pools with `policy`; `who` names it in the line that announces this."""
-    run.announce(f"{who} scores {', '.join(map(pool_title, tokens))}")
+    run.announce(f"{who} scores {', '.join(map(pool_title, run.pools))}")
     return predict_pools(run.pools, policy, tokens)
 
 

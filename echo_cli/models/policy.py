@@ -17,6 +17,7 @@ from torch import Tensor
 
 from echo_cli.config.model import SamplerConfig
 from echo_cli.config.schema import OptimConfig
+from echo_cli.environments.several import environment_of
 from echo_cli.metrics import Metric, Metrics, merge_metrics
 from echo_cli.models.device import naming_memory
 from echo_cli.models.endpoint.sampler import EndpointSampler
@@ -142,6 +143,7 @@ class TorchPolicy:
             # A micro-batch never mixes the policy's own rollouts with scripted ones.
             on_policy = not views.trajectories[indices[0]].world_model_only
             metrics["policy_env_ce"] = metrics["env_ce"] if on_policy else Metric(0.0, 0)
+            metrics |= _env_ce_by_environment(step, wanted, scores.logprobs_N)
             parts.append(metrics)
         merged = merge_metrics(parts)
         if len(views.owners) > len(step.trajectories) and step.advantages_B is not None:
@@ -337,6 +339,17 @@ class TorchPolicy:
     @property
     def _chunk_rows(self) -> int:
         return chunk_rows(self.model.vocab_size, self.device.type)
+
+
+def _env_ce_by_environment(step: WeighedStep, wanted: Targets, logprobs_N: Tensor) -> Metrics:
+    """Return `NAME/env_ce` of a micro-batch for each of several environments in the step, as `env_ce`."""
+    names = [environment_of(trajectory) for trajectory in step.trajectories]
+    found: Metrics = {}
+    for name in sorted({*names} - {""}):
+        own_B = torch.tensor([each == name for each in names], device=logprobs_N.device)
+        ce_n = -logprobs_N.detach()[own_B[wanted.rollout_N] & (wanted.roles_N == Role.ENV_OUTPUT)]
+        found[f"{name}/env_ce"] = Metric(float(ce_n.sum()), len(ce_n))
+    return found
 
 
 def _env_term(step: WeighedStep) -> Term:

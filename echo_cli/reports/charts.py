@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from echo_cli.runs.curves import Curve, Points
+from echo_cli.runs.parts import names_in
 
 
 @dataclass(frozen=True)
@@ -187,12 +188,32 @@ def criterion_metrics(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"{part}/criterion_{name}" for name in names for part in _CRITERION_SERIES)
 
 
+_EACH = {
+    "heldout/env_ce": ("Held-out env-CE by environment", "nats/token"),
+    "heldout/pass_at_1": ("pass@1 by environment", "tasks solved"),
+    "train/reward": ("Reward in training by environment", "mean"),
+    "train/env_ce": ("env-CE in training by environment", "nats/token"),
+}
+"""Titles and units of the charts with a line for each of several environments."""
+
+
+def environment_metrics(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the metrics of several environments that charts draw."""
+    return tuple(metric.replace("/", f"/{name}/") for metric in _EACH for name in names)
+
+
 def _charts_of(curves: Sequence[Curve]) -> list[_ChartOf]:
-    """Return the charts of curves: those of every run, and one per criterion of a grader."""
+    """Return the charts of curves: those of every run, of several environments, and one per criterion of a grader."""
     metrics = dict.fromkeys(metric for curve in curves for metric in curve.series)
+    environments = names_in(metrics)
     names = dict.fromkeys(metric.partition("/criterion_")[2] for metric in metrics if "/criterion_" in metric)
     return [
         *_CHARTS,
+        *(
+            _ChartOf(title, unit, {metric.replace("/", f"/{name}/"): name for name in environments}, missed=False)
+            for metric, (title, unit) in _EACH.items()
+            if environments
+        ),
         *(
             _ChartOf(
                 f"Criterion {name}",
@@ -224,7 +245,7 @@ def charts(curves: Sequence[Curve], most: int) -> list[Chart]:
         best = tuple(
             (run, step, value)
             for run, curve in enumerate(curves)
-            for step, value in curve.series[first]
+            for step, value in curve.series.get(first, ())
             if step == curve.best_step and first.startswith("heldout/") and math.isfinite(value)
         )
         if lines:
@@ -235,7 +256,7 @@ def charts(curves: Sequence[Curve], most: int) -> list[Chart]:
 
 
 def _is_drawn(curve: Curve, metric: str) -> bool:
-    return any(math.isfinite(value) for _, value in curve.series[metric])
+    return any(math.isfinite(value) for _, value in curve.series.get(metric, ()))
 
 
 def undrawn(curves: Sequence[Curve]) -> list[str]:

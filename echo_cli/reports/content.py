@@ -13,7 +13,7 @@ from itertools import chain, zip_longest
 from typing import Any, Literal
 
 from echo_cli.runs.curves import Curve
-from echo_cli.runs.summary import is_met
+from echo_cli.runs.summary import is_met, measures_at, summary_of
 from echo_cli.statistics import Estimate
 from echo_cli.traces.inspection.account import RoleAccount
 
@@ -39,9 +39,20 @@ MEASURES: Mapping[str, str] = {
 """Rows of the summary, with their titles."""
 
 
-def measures_of(criteria: Iterable[str]) -> Mapping[str, str]:
-    """Return the rows of the summary of runs whose grader has these criteria, with their titles."""
-    return {**MEASURES, **{f"heldout/criterion_{name}": f"held-out criterion {name}" for name in criteria}}
+_EACH = {
+    "heldout/env_ce": "held-out env-CE, nats/token",
+    "heldout/env_ce_seen": "held-out env-CE of seen pairs, as none is novel",
+    "heldout/pass_at_1": "held-out pass@1",
+    "heldout/mean_reward": "held-out mean reward",
+    "ood/env_ce": "OOD env-CE, nats/token",
+}
+"""Rows of the summary for each of several environments, with their titles."""
+
+
+def measures_of(criteria: Iterable[str], environments: Iterable[str] = ()) -> Mapping[str, str]:
+    """Return the rows of the summary of runs whose graders have these criteria, with their titles."""
+    each = {key.replace("/", f"/{name}/"): f"{name}: {title}" for name in environments for key, title in _EACH.items()}
+    return {**MEASURES, **each, **{f"heldout/criterion_{name}": f"held-out criterion {name}" for name in criteria}}
 
 
 MOST_OBSERVATIONS = 10
@@ -150,7 +161,9 @@ class RunReport:
     """Number of episodes available."""
     observations: tuple[ObservationHeat, ...]
     criteria: tuple[str, ...] = ()
-    """Names of the criteria of the run's grader."""
+    """Names of the criteria of the run's graders."""
+    environments: tuple[str, ...] = ()
+    """Names of several environments; empty for a run in one."""
 
 
 @dataclass(frozen=True)
@@ -164,23 +177,29 @@ class Report:
     @property
     def measures(self) -> Mapping[str, str]:
         """Rows of the summary, with their titles."""
-        return measures_of(name for run in self.runs for name in run.criteria)
+        environments = dict.fromkeys(name for run in self.runs for name in run.environments)
+        return measures_of((name for run in self.runs for name in run.criteria), environments)
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures of the page, without episodes and without curves, which are in metrics.jsonl."""
         return {"runs": [_run_json(run) for run in self.runs], "differences": differing(self), "notes": self.notes}
 
 
-def plain_columns(summary: Mapping[str, Any], criteria: Sequence[str] = ()) -> tuple[Column, ...]:
+def plain_columns(
+    summary: Mapping[str, Any], criteria: Sequence[str] = (), environments: Sequence[str] = ()
+) -> tuple[Column, ...]:
     """Return the columns of summary.json; their figures have no intervals."""
     columns = []
     for label in ("before", "best", "last"):
-        parts = {pool: (summary.get(pool) or {}).get(label) or {} for pool in ("heldout", "ood", "traces")}
+        parts = {pool: measures_at(summary, pool, label) for pool in ("heldout", "ood", "traces")}
+        for name in environments:
+            own = summary_of(summary, name)
+            parts |= {f"{pool}/{name}": measures_at(own, pool, label) for pool in ("heldout", "ood")}
         figures = {
             key: Estimate(value, None, None)
-            for key in measures_of(criteria)
-            if (value := parts[key.split("/")[0]].get(key.split("/")[1])) is not None
-            and (not key.endswith("/env_ce_seen") or is_met(parts[key.split("/")[0]]))
+            for key in measures_of(criteria, environments)
+            for pool, _, measure in [key.rpartition("/")]
+            if (value := parts[pool].get(measure)) is not None and (measure != "env_ce_seen" or is_met(parts[pool]))
         }
         if figures:
             columns.append(Column(label, parts["heldout"].get("step"), figures))

@@ -12,17 +12,21 @@ import numpy as np
 
 from echo_cli.environments.grading.grade import criteria_in, fault_in
 from echo_cli.errors import EchoError
+from echo_cli.evaluation.evaluator import criteria_in as criteria_of_run
 from echo_cli.evaluation.evaluator import evaluation_seed, expert_pool, rollout_tasks
 from echo_cli.evaluation.loaded_run import LoadedRun
-from echo_cli.evaluation.measures import Predictions, Tokens, measure, predict, tokens_of
+from echo_cli.evaluation.measures import Predictions, Tokens, measure, tokens_of
 from echo_cli.evaluation.pass_at_k import outcomes_of, pass_at, reward_estimate
+from echo_cli.evaluation.pools.frozen import part_of
+from echo_cli.evaluation.pools.joined import join_tokens
 from echo_cli.evaluation.records import HELDOUT, OOD, plays_line, pool_title
-from echo_cli.evaluation.run_evaluation import novel_pairs
+from echo_cli.evaluation.run_evaluation import novel_pairs, predict_pools
 from echo_cli.evaluation.token_losses import TokenLosses, token_losses
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.reports.content import Column, ObservationHeat, PageEpisode, PageText
 from echo_cli.rollouts.limits import limits_of
-from echo_cli.runs.pools import Pair, Pool, pool_of
+from echo_cli.runs.parts import base_of, with_unions
+from echo_cli.runs.pools import Pool, pool_of
 from echo_cli.statistics import Estimate
 from echo_cli.text import counted, escape_unprintable
 from echo_cli.traces.training_data import POOL
@@ -130,7 +134,7 @@ def _pool_as_text(run: LoadedRun) -> tuple[Pool, list[str]]:
     kept = run.kept_pool(HELDOUT)
     if kept is not None:
         return kept, []
-    if run.config.environment.toy_terminal is None:
+    if run.config.names or run.config.environment.toy_terminal is None:
         return pool_of(()), [_NO_POOL]
     try:
         renderer = run.renderer
@@ -154,9 +158,13 @@ def _with_policies(
     steps = _steps(run, step)
     pools = _pools(run, policy)
     recorded = run.directory.observations_path.is_file()
-    executed = set(run.observed(max(steps.values()))) if recorded else set()
-    tokens = {name: tokens_of(pool, executed, policy.tokenizer) for name, pool in pools.items()}
-    heldout = pools.get(HELDOUT, pool_of(()))
+    until = max(steps.values())
+    parts = {
+        name: tokens_of(pool, set(run.observed(until, name)) if recorded else set(), policy.tokenizer)
+        for name, pool in pools.items()
+    }
+    tokens = with_unions(parts, join_tokens)
+    heldout = part_of(pools, HELDOUT) or pool_of(())
     played = _chosen(heldout, rollouts, most)
     if run.config.objective.end_of_output:
         played = [(policy.mark_ends(trajectory), rollout) for trajectory, rollout in played]
@@ -165,7 +173,7 @@ def _with_policies(
     def look(at: int) -> tuple[dict[str, Estimate], Predictions | None]:
         who = f"step {at}" if at else "the initial policy"
         run.announce(f"{who} scores {', '.join(map(pool_title, pools))}" if pools else "no pool to measure")
-        predictions = {name: predict(policy, pool, tokens[name]) for name, pool in pools.items()}
+        predictions = predict_pools(pools, policy, tokens)
         played = _task_figures(policy, run, who) if _plays(run) else {}
         return {**_figures(tokens, predictions), **played}, predictions.get(HELDOUT)
 
@@ -190,7 +198,7 @@ def _with_policies(
             for number, entry in enumerate(played)
         ),
         pool_episodes=len(heldout.trajectories),
-        observations=tuple(_observations(heldout, tokens.get(HELDOUT), executed, predicted_before, found[step][1])),
+        observations=tuple(_observations(heldout, tokens.get(HELDOUT), predicted_before, found[step][1])),
         notes=(*notes, *_remarks(run, tokens, len(played) - len(scored))),
     )
 
@@ -205,17 +213,18 @@ def _steps(run: LoadedRun, chosen: int) -> dict[str, int]:
 def _pools(run: LoadedRun, policy: TorchPolicy) -> dict[str, Pool]:
     """Return the non-empty pools, without pools for which an environment would have to be started."""
     names = (HELDOUT, OOD, POOL)
-    in_this_process = run.config.environment.toy_terminal is not None
+    here = run.config.names or run.config.environment.toy_terminal is not None
     pools: Mapping[str, Pool | None] = (
-        run.frozen_pools(policy) if in_this_process else {name: run.kept_pool(name, policy.renderer) for name in names}
+        run.frozen_pools(policy) if here else {name: run.kept_pool(name, policy.renderer) for name in names}
     )
-    return {name: pool for name in names if (pool := pools.get(name)) is not None and pool.trajectories}
+    found = {name: pool for name, pool in pools.items() if pool is not None and pool.trajectories}
+    return {name: found[name] for base in names for name in found if base_of(name) == base}
 
 
 def _plays(run: LoadedRun) -> bool:
     """Return whether the held-out tasks are replayed: only in this process, and only if training played them here."""
     config = run.config
-    here = config.environment.toy_terminal is not None and config.sampler.kind != "openai"
+    here = not config.names and config.environment.toy_terminal is not None and config.sampler.kind != "openai"
     return here and config.evaluation.heldout_rollouts > 0
 
 
@@ -280,8 +289,9 @@ def _task_figures(policy: TorchPolicy, run: LoadedRun, who: str) -> dict[str, Es
 def _with_plain_task_figures(columns: Sequence[Column], run: LoadedRun) -> Iterator[Column]:
     """Yield the columns with pass@1, mean reward and criteria as the run measured them, without intervals."""
     rows = {row["step"]: row for row in run.directory.read_metrics()}
-    criteria = run.config.environment.reward.weights
-    names = ("heldout/pass_at_1", "heldout/mean_reward", *(f"heldout/criterion_{name}" for name in criteria))
+    parts = (HELDOUT, *(f"{HELDOUT}/{name}" for name in run.config.names))
+    measures = ("pass_at_1", "mean_reward", *(f"criterion_{name}" for name in criteria_of_run(run.config)))
+    names = [f"{part}/{measure}" for part in parts for measure in measures]
     for column in columns:
         found = {name: rows.get(column.step, {}).get(name) for name in names}
         plain = {name: Estimate(value, None, None) for name, value in found.items() if value is not None}
@@ -291,16 +301,15 @@ def _with_plain_task_figures(columns: Sequence[Column], run: LoadedRun) -> Itera
 def _observations(
     pool: Pool,
     tokens: Tokens | None,
-    executed: set[Pair],
     before: Predictions | None,
     after: Predictions | None,
 ) -> Iterator[ObservationHeat]:
     if tokens is None or before is None or after is None:
         return
-    inside = tokens.span >= 0
+    inside, novel = tokens.span >= 0, set(tokens.span[tokens.headline].tolist())
     spans = [span for of in pool.spans for span in of]
     nats = [np.bincount(tokens.span[inside], found.nats[inside], len(spans)) for found in (before, after)]
-    for span, first, second in zip(spans, *nats, strict=True):
+    for number, (span, first, second) in enumerate(zip(spans, *nats, strict=True)):
         command, output = span.pair
         yield ObservationHeat(
             command,
@@ -308,7 +317,7 @@ def _observations(
             span.count,
             float(first) / span.count,
             float(second) / span.count,
-            span.pair not in executed,
+            number in novel,
         )
 
 

@@ -22,6 +22,7 @@ from echo_cli.reports.content import (
     shortened,
 )
 from echo_cli.reports.html import figure, short, templates
+from echo_cli.runs.parts import base_of, environment_in
 
 _SEGMENT_CHARACTERS, _EPISODE_CHARACTERS = 20_000, 60_000
 _LARGEST_NUMBER = 10**6
@@ -85,6 +86,12 @@ _ON_CARDS = ("heldout/env_ce", "heldout/env_ce_seen", "heldout/pass_at_1", "ood/
 _POOLS = {"heldout": "held-out", "ood": "OOD", "traces": "held-out traces'"}
 
 
+def _pools_of(report: Report) -> dict[str, str]:
+    """Return the titles of the pools, and of the parts of several environments."""
+    parts = {pool for run in report.runs for pool in run.pairs if pool not in _POOLS}
+    return _POOLS | {part: f"{_POOLS[base_of(part)]} {environment_in(part)}" for part in parts}
+
+
 @dataclass(frozen=True)
 class Page:
     """The HTML, with the number of episodes that it shows, truncates and omits."""
@@ -101,7 +108,7 @@ def page(report: Report) -> Page:
     Raises:
         EchoError: the curves and tables alone exceed `MOST_BYTES`.
     """
-    values = {"report": report, "names": [short(run.name) for run in report.runs], "pools": _POOLS}
+    values = {"report": report, "names": [short(run.name) for run in report.runs], "pools": _pools_of(report)}
     values |= _summary(report) | _tables(report)
     for most in _POINTS:
         values |= _curves(report, most)

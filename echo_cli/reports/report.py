@@ -11,7 +11,7 @@ from typing import Any
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.comparison import overrides_of
 from echo_cli.files import check_writable, os_errors, write_atomic
-from echo_cli.reports.charts import METRICS, criterion_metrics
+from echo_cli.reports.charts import METRICS, criterion_metrics, environment_metrics
 from echo_cli.reports.content import Report, RunReport
 from echo_cli.reports.figure import names_a_file
 from echo_cli.reports.page import Page, page
@@ -85,8 +85,10 @@ def write_report(
                 announce=_of_run(name, announce),
             )
         )
-    if criteria := dict.fromkeys(name for run in found for name in run.criteria):
-        metrics = (*METRICS, *criterion_metrics(criteria))
+    criteria = dict.fromkeys(name for run in found for name in run.criteria)
+    environments = dict.fromkeys(name for run in found for name in run.environments)
+    if criteria or environments:
+        metrics = (*METRICS, *environment_metrics(environments), *criterion_metrics(criteria))
         curves = [read_curve(path, name, metrics) for path, name in zip(paths, names, strict=True)]
     report = Report(tuple(found), tuple(curves), tuple(_notes(found)))
     html = page(report)

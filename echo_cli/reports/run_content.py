@@ -14,6 +14,7 @@ import torch
 from echo_cli.config.loader import configs_folder, find_config, load_config
 from echo_cli.config.schema import Config, flat_config
 from echo_cli.errors import EchoError
+from echo_cli.evaluation.evaluator import criteria_in
 from echo_cli.evaluation.loaded_run import load_run
 from echo_cli.files import Row
 from echo_cli.objective.advantages import advantages
@@ -72,7 +73,7 @@ def read_run(
         record = read_record(path)
         kept = _kept(directory, config, most_episodes)
         found = measured(run, kept.rollouts, checkpoint, most_episodes)
-    notes, criteria = list(found.notes), tuple(config.environment.reward.weights)
+    notes, criteria = list(found.notes), tuple(criteria_in(config))
     if not directory.trajectories_path.is_file():
         notes.append("the run has no trajectories.jsonl: no evaluation rollouts, no role shares")
     if found.columns is None:
@@ -81,7 +82,8 @@ def read_run(
         name=name,
         facts=_facts(summary, record),
         criteria=criteria,
-        columns=plain_columns(summary, criteria) if found.columns is None else found.columns,
+        environments=config.names,
+        columns=plain_columns(summary, criteria, config.names) if found.columns is None else found.columns,
         measured=found.columns is not None,
         pairs=found.pairs,
         config=_told(config),

@@ -27,7 +27,7 @@ from echo_cli.reports.figure import (
     write_picture,
 )
 from echo_cli.reports.reference import METRIC, reference_of
-from echo_cli.runs.curves import Band, Curve, Points, band, read_curve
+from echo_cli.runs.curves import Band, Curve, Points, band, environment_names, read_curve
 from echo_cli.runs.directory import open_run
 from echo_cli.text import escape_unprintable, without_middle
 
@@ -128,6 +128,8 @@ _GRPO = "GRPO, λ = 0"
 def plot_run(runs: Sequence[Path], output: Path | None = None) -> Plotted:
     """Draw one run, or several overlaid: env-CE on the left, train reward and pass@1 on the right.
 
+    A run in several environments is drawn as all of them together, and each, overlaid.
+
     Args:
         output: a file name (.png, .svg or .csv; all three are written) or a folder. Default: heldout_env_ce.* in the
             run directory; for several runs, comparison.* in their common folder.
@@ -143,6 +145,8 @@ def plot_run(runs: Sequence[Path], output: Path | None = None) -> Plotted:
         open_run(run)  # names the path as it was given
     metrics = [series.metric for panel in _PANELS for series in panel.series]
     curves = [read_curve(path, name, metrics) for path, name in zip(paths, run_names(paths), strict=True)]
+    if len(curves) == 1:
+        curves += [read_curve(paths[0], name, metrics, name) for name in environment_names(paths[0])]
     if output is None and len({path.parent for path in paths}) > 1:
         raise EchoError("the runs are in different folders", "set the path of the picture with --output")
     stem = (

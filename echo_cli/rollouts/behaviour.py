@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 
-from echo_cli.config.schema import RolloutConfig
+from echo_cli.config.episodes.rollout import RolloutConfig
 from echo_cli.rollouts.environment_findings import Finding
 from echo_cli.trajectory import Role, Trajectory, Turn, split_at_actions
 

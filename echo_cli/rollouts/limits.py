@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import TaskSuite
+from echo_cli.environments.several import members_of
 from echo_cli.errors import EchoError
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import tools_tokens
@@ -101,8 +102,10 @@ def limits_of(config: Config) -> EpisodeLimits:
 def limits_for(config: Config, policy: TorchPolicy, worlds: TaskSuite) -> EpisodeLimits:
     """Return the configured caps of an episode in `worlds`, lowered to fit the context of the policy's model.
 
+    Several environments share their caps, which leave room for the longest of their lists of tools.
+
     Raises:
         EchoError: one turn does not fit in the context or in `rollout.max_episode_tokens`.
     """
-    tools = tools_tokens(policy.renderer, worlds.description.tools)
+    tools = max(tools_tokens(policy.renderer, member.description.tools) for member in members_of(worlds).values())
     return limits_of(config).within(policy.model.max_length, policy.renderer.overhead, tools)

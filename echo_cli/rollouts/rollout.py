@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from echo_cli.concurrency import EventLoop
-from echo_cli.environments.faults import AtCapacity, SessionLost
+from echo_cli.environments.faults import AtCapacity, EnvironmentDown, SessionLost
 from echo_cli.environments.protocol import HostLimits, TaskSuite
 from echo_cli.environments.tasks import Task
 from echo_cli.errors import EchoError
@@ -97,11 +97,10 @@ def play_scripts(
                 sessions.release()
                 return await episode.grade(finished) if verify else finished
             sessions.release()
-        raise EchoError(
+        raise EnvironmentDown(
             f"the environment lost the session of task {task.task_id} {counted(worlds.hosting.attempts, 'time')}: "
             f"{reason}",
             "check the server's log",
-            exit_code=1,
         )
 
     async def play_all() -> list[Trajectory]:

@@ -11,6 +11,7 @@ from typing import Any
 from echo_cli.errors import EchoError
 from echo_cli.files import Row
 from echo_cli.runs.directory import RunDirectory
+from echo_cli.runs.parts import names_in, row_of
 from echo_cli.runs.summary import is_met
 from echo_cli.text import escape_unprintable
 
@@ -52,8 +53,8 @@ class Band:
     """Whether a run has values at other steps, because a run ended early or was evaluated at other steps."""
 
 
-def read_curve(path: Path, name: str, metrics: Sequence[str]) -> Curve:
-    """Read the `metrics` of a run, and the best step and λ from its summary.
+def read_curve(path: Path, name: str, metrics: Sequence[str], environment: str = "") -> Curve:
+    """Read the `metrics` of a run, or of one of its several environments, and the best step and λ from its summary.
 
     A run without a summary was killed or is in progress: its best step is the step with the lowest validation env-CE so
     far, and its λ is the last in the metrics.
@@ -67,6 +68,9 @@ def read_curve(path: Path, name: str, metrics: Sequence[str]) -> Curve:
     if not rows:
         raise EchoError(f"{escape_unprintable(run.metrics_path)} is empty", "wait for the first step of the run")
     validation = _points(rows, "validation/env_ce")
+    if environment:
+        names = names_in(rows[-1])
+        rows = [row_of(row, environment, names) for row in rows]
     coefficients = _points(rows, "train/lambda")
     best = min(validation, key=lambda point: point[1])[0] if validation else None
     coefficient = coefficients[-1][1] if coefficients else None
@@ -79,6 +83,12 @@ def read_curve(path: Path, name: str, metrics: Sequence[str]) -> Curve:
         best if said_best is None else int(said_best),
         _SELECTED_BY.get(summary.get("selected_by", ""), "validation env-CE"),
     )
+
+
+def environment_names(path: Path) -> list[str]:
+    """Return the names of the several environments of a run; none for a run in one, or without metrics."""
+    rows = RunDirectory(path).read_metrics()
+    return names_in(rows[-1]) if rows else []
 
 
 def band(curves: Sequence[Curve], metric: str) -> Band:

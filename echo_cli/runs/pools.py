@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from echo_cli.environments.several import environment_of
 from echo_cli.files import Row
 from echo_cli.trajectory import Role, Trajectory, Turn, visible
 
@@ -87,12 +88,18 @@ class Observation:
     command: str
     output: str
     exit_code: int | None
+    environment: str = ""
+    """Name of its environment; "" in a run with one."""
+
+    def to_json(self) -> Row:
+        """Return its row of observations.jsonl, without the step."""
+        return {key: value for key, value in vars(self).items() if key != "environment" or value}
 
 
 def observations(trajectories: Iterable[Trajectory]) -> list[Observation]:
     """Return the observations of rollouts, in order. Answers and truncated actions run no command and have none."""
     return [
-        Observation(*pair_of(turn), turn.exit_code)
+        Observation(*pair_of(turn), turn.exit_code, environment_of(trajectory))
         for trajectory in trajectories
         for turn in trajectory.turns
         if turn.exit_code is not None or turn.output
@@ -103,13 +110,15 @@ class ObservationLog:
     """Observations known to a run, initialised with the rows of its observations.jsonl; identifies new observations."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
-        self._known = {Observation(row["command"], row["output"], row["exit_code"]) for row in rows}
+        self._known = {
+            Observation(row["command"], row["output"], row["exit_code"], row.get("environment", "")) for row in rows
+        }
 
     def add(self, trajectories: Sequence[Trajectory], step: int) -> list[Row]:
         """Add the observations of rollouts and return rows of the new observations, in order of occurrence."""
         new = [seen for seen in dict.fromkeys(observations(trajectories)) if seen not in self._known]
         self._known.update(new)
-        return [{"step": step, **vars(seen)} for seen in new]
+        return [{"step": step, **seen.to_json()} for seen in new]
 
 
 def lines_of(pairs: Iterable[Pair]) -> set[str]:
@@ -117,6 +126,6 @@ def lines_of(pairs: Iterable[Pair]) -> set[str]:
     return {line for _, output in pairs for line in output.splitlines()}
 
 
-def pairs_of(rows: Iterable[Row]) -> set[Pair]:
-    """Return the (command, output) pairs of rows of observations.jsonl."""
-    return {(row["command"], row["output"]) for row in rows}
+def pairs_of(rows: Iterable[Row], environment: str = "") -> set[Pair]:
+    """Return the (command, output) pairs of rows of observations.jsonl; given an environment's name, those of it."""
+    return {(row["command"], row["output"]) for row in rows if not environment or row.get("environment") == environment}

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from echo_cli.config.schema import EvaluationConfig
 from echo_cli.errors import EchoError
+from echo_cli.runs.parts import names_in, row_of
 from echo_cli.text import escape_unprintable
 
 Row = Mapping[str, Any]
@@ -49,7 +50,11 @@ def checked_summary(summary: dict[str, Any], path: Path) -> dict[str, Any]:
     Raises:
         EchoError: a value has another type.
     """
-    pools = [summary.get(name, {}) for name in _POOLS]
+    each = summary.get("environments", {})
+    environments = list(each.values()) if isinstance(each, dict) else [each]
+    if not isinstance(each, dict) or not all(isinstance(of, dict) for of in environments):
+        raise _damaged(path, "its environments cannot be read")
+    pools = [of.get(name, {}) for of in (summary, *environments) for name in _POOLS]
     parts = [part for pool in pools if isinstance(pool, dict) for part in pool.values() if part is not None]
     numbers = [*(summary.get(name) for name in _NUMBERS), *_values_of(parts)]
     if not all(isinstance(part, dict) for part in (*pools, *parts)) or not all(map(_is_number, numbers)):
@@ -78,6 +83,11 @@ def _are_warnings(values: Any) -> bool:
 
 def _damaged(path: Path, why: str) -> EchoError:
     return EchoError(f"{escape_unprintable(path)}: {why}", "the file was changed or damaged after it was written")
+
+
+def summary_of(summary: Row, environment: str) -> dict[str, Any]:
+    """Return the summary of one of several environments, as a run in it alone would have it."""
+    return {**summary, **(summary.get("environments") or {}).get(environment, {})}
 
 
 def measures_at(summary: Row, pool: str, when: str) -> Row:
@@ -163,10 +173,24 @@ def summarize_run(
             for pool in ("validation", "heldout", "ood", *(["traces"] if rows and "traces/env_ce" in rows[-1] else []))
         },
         "pass_at_1_mean": _pass_at_1_mean(rows),
+        **_of_each(rows, chosen),
         "train": {"reward_first": _first(rows, "train/reward"), "reward_last": _last(rows, "train/reward")},
         "warnings": list(warnings_of(rows)),
         "versions": versions,
     }
+
+
+def _of_each(rows: Sequence[Row], chosen: Mapping[str, Row | None]) -> dict[str, Any]:
+    """Return the measures of each of several environments, by name under `environments`; nothing for a run in one."""
+    names = names_in(rows[-1]) if rows else []
+    found = {}
+    for name in names:
+        own = {when: None if row is None else row_of(row, name, names) for when, row in chosen.items()}
+        found[name] = {
+            **{pool: {when: _measures(row, pool) for when, row in own.items()} for pool in _POOLS[:3]},
+            "pass_at_1_mean": _pass_at_1_mean([row_of(row, name, names) for row in rows]),
+        }
+    return {"environments": found} if names else {}
 
 
 def pass_curve(rows: Iterable[Row]) -> list[tuple[int, float]]:
@@ -188,7 +212,7 @@ def _measures(row: Row | None, pool: str) -> dict[str, Any] | None:
     if row is None:
         return None
     return {"step": row["step"]} | {
-        key.split("/")[1]: value for key, value in row.items() if key.startswith(f"{pool}/")
+        key.split("/")[1]: value for key, value in row.items() if key.startswith(f"{pool}/") and key.count("/") == 1
     }
 
 

@@ -6,11 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from echo_cli.config.schema import Config
 from echo_cli.files import write_csv, write_json
 from echo_cli.sweeps.arms import baseline_of
 from echo_cli.sweeps.plan import BROKEN
-from echo_cli.sweeps.results import ArmResult, CellResult, criteria_of, differences_of, figures_of, pairs_of
+from echo_cli.sweeps.results import (
+    ArmResult,
+    CellResult,
+    cells_in,
+    criteria_of,
+    differences_of,
+    environments_of,
+    figures_of,
+    pairs_of,
+    results_of,
+)
 from echo_cli.sweeps.verdict import RULE
 
 _ROW = ("arm", "lambda", "verdict", "reason", "tasks", "tasks_reason", "runs", "finished", *BROKEN, "failed")
@@ -28,7 +40,7 @@ def sweep_object(
     """
     arms, criteria = [result.arm for result in results], criteria_of(cells)
     baseline = baseline_of(arms)
-    settings = _shared([config.model_dump(mode="json") for config in configs])
+    settings = _shared([yaml.safe_load(config.to_yaml()) for config in configs])
     for key in ("output_dir", "run_name", "seed"):
         settings.pop(key, None)
     if not all(arm.named for arm in arms):
@@ -39,6 +51,7 @@ def sweep_object(
         "baseline": None if baseline is None else baseline.label,
         "arms": {arm.label: list(arm.words) for arm in arms if arm.named},
         "pairs": [pair.to_json() for pair in pairs_of(cells)],
+        **_of_each(cells),
         "cells": [
             {
                 "name": cell.name,
@@ -57,6 +70,13 @@ def sweep_object(
         | {f"{name}_difference": f"{to}: {text}" for name, text in differences_of(criteria).items()},
         "config": settings,
     }
+
+
+def _of_each(cells: Sequence[CellResult]) -> dict[str, Any]:
+    """Return the rows of each of several environments, by name under `environments`; nothing for cells in one."""
+    names = environments_of(cells)
+    each = {name: [result.to_json() for result in results_of(cells_in(cells, name))] for name in names}
+    return {"environments": each} if names else {}
 
 
 def _shared(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from echo_cli.config.episodes.traces import TracesConfig
 from echo_cli.config.loader import load_config
-from echo_cli.config.schema import Config, TracesConfig
+from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.files import os_errors
 from echo_cli.objective.schedule import world_model_coeff_at

@@ -9,7 +9,8 @@ from typing import Any
 
 from echo_cli.files import Row
 from echo_cli.runs.directory import is_run, open_run
-from echo_cli.runs.summary import is_met, measures_at, pass_curve
+from echo_cli.runs.parts import names_in, row_of
+from echo_cli.runs.summary import is_met, measures_at, pass_curve, summary_of
 from echo_cli.statistics import Estimate, mean_height, mean_over_seeds, spread
 from echo_cli.sweeps.arms import Arm, baseline_of
 from echo_cli.sweeps.plan import BROKEN, Cell, Summary
@@ -253,6 +254,24 @@ def _evidence(statuses: Sequence[str], measures: Mapping[str, Measure | None]) -
         pass_before=None if before is None else before.value,
         pass_change=estimate("pass_at_1_change"),
     )
+
+
+def cells_in(cells: Sequence[CellResult], environment: str) -> list[CellResult]:
+    """Return the cells with the summary, the rows and the figures of one of several environments."""
+    found = [
+        replace(
+            cell,
+            summary=None if cell.summary is None else summary_of(cell.summary, environment),
+            rows=[row_of(row, environment, names_in(row)) for row in cell.rows],
+        )
+        for cell in cells
+    ]
+    return with_figures(found)
+
+
+def environments_of(cells: Iterable[CellResult]) -> list[str]:
+    """Return the names of the several environments of the cells; none for cells in one."""
+    return list(dict.fromkeys(name for cell in cells for name in (cell.summary or {}).get("environments", ())))
 
 
 def _summary_figures(summary: Summary, rows: Sequence[Row]) -> dict[str, float | None]:

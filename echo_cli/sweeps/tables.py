@@ -6,7 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from echo_cli.sweeps.arms import baseline_of, column_of, row_label
-from echo_cli.sweeps.results import ArmPair, ArmResult, Measure
+from echo_cli.sweeps.results import (
+    ArmPair,
+    ArmResult,
+    CellResult,
+    Measure,
+    cells_in,
+    environments_of,
+    results_of,
+)
 from echo_cli.sweeps.verdict import TASK_RULE
 
 Text = Callable[[ArmResult], str]
@@ -53,6 +61,18 @@ def sweep_tables(results: Sequence[ArmResult], pairs: Sequence[ArmPair] = ()) ->
     ]
     named = [pair for pair in pairs if pair.arm.named or pair.other.named]
     return [*tables, _pair_table(named)] if named else tables
+
+
+def environment_tables(cells: Sequence[CellResult]) -> list[SweepTable]:
+    """Return the tables of env-CE and of tasks of each of several environments; none of cells in one."""
+    tables = []
+    for name in environments_of(cells):
+        results = results_of(cells_in(cells, name))
+        tables += [
+            _table(f"{name}: held-out env-CE, nats/token", _CE_COLUMNS, results),
+            _table(f"{name}: held-out tasks", _TASK_COLUMNS, results),
+        ]
+    return tables
 
 
 def _table(title: str, columns: Sequence[tuple[str, Text]], results: Sequence[ArmResult]) -> SweepTable:

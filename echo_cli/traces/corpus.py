@@ -14,8 +14,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from echo_cli.config.episodes.traces import TracesConfig, TraceSplitConfig
 from echo_cli.config.objective import ObjectiveSettings
-from echo_cli.config.schema import TracesConfig, TraceSplitConfig
 from echo_cli.environments.tasks import Split
 from echo_cli.errors import EchoError
 from echo_cli.text import escape_unprintable

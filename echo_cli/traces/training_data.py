@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from echo_cli.config.schema import TracesConfig
+from echo_cli.config.episodes.traces import TracesConfig
 from echo_cli.environments.tasks import Split
 from echo_cli.files import Row
 from echo_cli.models.renderer import Renderer

@@ -39,7 +39,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from echo_cli.config.schema import CollapseConfig, RolloutConfig
+from echo_cli.config.episodes.rollout import RolloutConfig
+from echo_cli.config.schema import CollapseConfig
 from echo_cli.errors import EchoError
 from echo_cli.rollouts.behaviour import find_obstacles
 from echo_cli.text import counted

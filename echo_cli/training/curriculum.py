@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from echo_cli.environments.protocol import TaskSuite
+from echo_cli.environments.several import SeveralWorlds
 from echo_cli.environments.tasks import Task
 from echo_cli.seeds import generator
 from echo_cli.trajectory import Trajectory
@@ -39,13 +41,13 @@ class Curriculum:
     last: dict[str, Outcome] = field(default_factory=dict)
     """By task id, the outcome of the last group."""
 
-    def draw(self, tasks: Sequence[Task], count: int, seed: int, step: int) -> list[Task]:
+    def draw(self, tasks: Sequence[Task], count: int, seed: int, step: int, purpose: str = "curriculum") -> list[Task]:
         """Return the `count` tasks of the 0-based `step`, drawn without replacement while there are enough.
 
         The probability of a task is proportional to its weight at each draw (Efraimidis and Spirakis 2006,
         doi:10.1016/j.ipl.2005.11.003).
         """
-        random = generator(seed, "curriculum", step)
+        random = generator(seed, purpose, step)
         drawn: list[Task] = []
         while len(drawn) < count:
             key = {task.task_id: math.log(1 - random.random()) / self.weight(task.task_id) for task in tasks}
@@ -80,3 +82,13 @@ class Curriculum:
 
     def to_json(self) -> dict[str, Mapping[str, float | str]]:
         return {"contrast": self.contrast, "last": self.last}
+
+
+def shares_of(curriculum: Curriculum, worlds: TaskSuite) -> dict[str, float]:
+    """Return the shares of the training tasks, and of those of each of several environments, as `NAME/KEY`."""
+    found = curriculum.shares(worlds.tasks.train)
+    if isinstance(worlds, SeveralWorlds):
+        for name in worlds.members:
+            own = curriculum.shares(worlds.tasks_in(name, worlds.tasks.train))
+            found |= {f"{name}/{key}": share for key, share in own.items()}
+    return found

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from echo_cli.config.schema import Config
+from echo_cli.environments.protocol import TaskSuite
+from echo_cli.environments.several import members_of
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.evaluator import leak_notices, pool_notices, split_notices
 from echo_cli.evaluation.loaded_run import run_notices
@@ -100,7 +102,7 @@ def _notices(session: Session) -> list[str]:
     lines = [*session.notices, *run_notices(session.run, config), *memory_notice(config, session.device)]
     lines += [*policy.renderer.notices, *worlds.description.notices, *split_notices(worlds)]
     lines += pool_notices(config, worlds, session.evaluator.pools)
-    is_checked = worlds.replayable or session.start_step > 0
+    is_checked = worlds.replayable or session.start_step > 0  # of several environments, `leak_notices` skips toy worlds
     return lines if is_checked else [*lines, *leak_notices(config, worlds, policy)]
 
 
@@ -113,21 +115,18 @@ def _train(session: Session, trackers: Trackers, hooks: RunHooks) -> dict[str, A
         trackers.summarize(summary)
         return summary
 
-    rows, hosting = run.read_metrics(), session.worlds.hosting
+    rows, worlds = run.read_metrics(), session.worlds
     try:
         for row in train(session, hooks.should_stop):
             rows.append(row)
             trackers.log(row)
             hooks.on_row(row)
-            dropped = dropped_groups_line(rows, config.rollout.tasks_per_step, config.environment.reward.none)
-            hosting.faults.tell_reasons(hooks.on_notice)
-            for line in (dropped, no_gradient_line(rows, config.rollout)):
+            skips = any(section.reward.none == "skip" for section in config.sections.values())
+            dropped = dropped_groups_line(rows, config.rollout.tasks_per_step, "skip" if skips else "zero")
+            worlds.hosting.faults.tell_reasons(hooks.on_notice)
+            for line in (dropped, no_gradient_line(rows, config.rollout), *_granted_lines(worlds)):
                 if line is not None:
                     hooks.on_notice(line)
-            if (granted := hosting.count.take_granted()) is not None:
-                hooks.on_notice(
-                    f"the environment grants {granted} of {hosting.sessions} sessions: rollouts use {granted}"
-                )
     except OutOfMemory as error:
         saved = run.checkpoints.steps()
         kept = f"; --resume continues from the checkpoint of step {saved[-1]}" if saved else ""
@@ -137,6 +136,14 @@ def _train(session: Session, trackers: Trackers, hooks: RunHooks) -> dict[str, A
             finish(error.status if isinstance(error, CollapseError) else "diverged")
         raise
     return finish("finished" if run.checkpoints.steps()[-1] == config.steps else "stopped")
+
+
+def _granted_lines(worlds: TaskSuite) -> Iterator[str]:
+    """Yield a line for each environment that has just shown how many sessions it grants."""
+    for name, member in members_of(worlds).items():
+        if (granted := member.hosting.count.take_granted()) is not None:
+            which = f"environment {name}" if name else "the environment"
+            yield f"{which} grants {granted} of {member.hosting.sessions} sessions: rollouts use {granted}"
 
 
 def _finish(run: RunDirectory, config: Config, status: str, seconds: float, hooks: RunHooks) -> dict[str, Any]:

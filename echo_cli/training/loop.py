@@ -21,6 +21,7 @@ from echo_cli.runs.pools import pairs_of
 from echo_cli.runs.summary import best_step, warnings_of
 from echo_cli.seeds import derive_seed
 from echo_cli.training.collapse import lambda_factor, new_alarms, stop_if_collapsed
+from echo_cli.training.curriculum import shares_of
 from echo_cli.training.rows import Probe, full_row, step_row
 from echo_cli.training.session import Session
 from echo_cli.training.step_data import StepData, collect_step
@@ -75,7 +76,7 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
         _observe(session, data, done)
 
         if session.curriculum is not None:
-            values |= session.curriculum.shares(session.worlds.tasks.train)
+            values |= shares_of(session.curriculum, session.worlds)
         row = step_row(done, config, data, weighed, probe, values, faults, started)
         evaluating = done == config.steps or done % config.evaluation.every == 0
         with _checkpoint_if_environment_lost(session, done, norms, row):
@@ -181,7 +182,8 @@ def _observe(session: Session, data: StepData, step: int) -> None:
     session.run.append_observations(new)
     if kept := data.rollouts[: session.config.rollout.keep]:
         session.run.append_rollouts(_at(step, rollout) for rollout in kept)
-    session.evaluator.observe(pairs_of(new))
+    for name in session.config.names or ("",):
+        session.evaluator.observe(pairs_of(new, name), name)
     if session.curriculum is not None:
         session.curriculum.observe(data.rollouts)
 
@@ -248,6 +250,8 @@ def _save(session: Session, step: int, norms: GradientNorms, *, best: bool, unre
     meta = {"seconds": session.seconds, "gradient_norms": asdict(norms)}
     if session.curriculum is not None:
         meta["curriculum"] = session.curriculum.to_json()
+    if session.drawn is not None:
+        meta["drawn"] = session.drawn
     if unrecorded is not None:
         meta["unrecorded"] = unrecorded
     session.run.save_checkpoint(step, session.policy.save, meta)

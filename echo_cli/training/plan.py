@@ -45,9 +45,7 @@ def plan(config: Config, path: Path, corpus: TraceCorpus | None = None) -> dict[
     policy_rollouts, explorers = rollouts_of_step(config)
     return {
         "run directory": str(path),
-        "environment": config.environment.source,
-        **_of_terminal(config.environment.terminal),
-        **_of_reward(config.environment.reward),
+        **_of_environments(config),
         **_of_model(config),
         "λ": first_coeff(config),
         "portable λ, estimated": portable_estimate(config),
@@ -63,6 +61,20 @@ def plan(config: Config, path: Path, corpus: TraceCorpus | None = None) -> dict[
         **_of_disk(config),
         **_of_memory(config),
     }
+
+
+def _of_environments(config: Config) -> dict[str, Any]:
+    """Return the part of the plan on the environment, or on each of several with its weight."""
+    each = {
+        name: {"environment": of.source, **_of_terminal(of.terminal), **_of_reward(of.reward)}
+        for name, of in config.sections.items()
+    }
+    if not config.names:
+        return each[""]
+    weights = {entry.name: entry.weight for entry in config.environments or ()}
+    for name, found in each.items():
+        found["share of tasks"] = round(weights[name] / sum(weights.values()), 4)
+    return {"environments": each}
 
 
 def rollouts_of_step(config: Config, coeff: float | None = None) -> tuple[int, int]:

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from echo_cli.config.episodes.several import as_single, in_environment
 from echo_cli.config.loader import load_config
 from echo_cli.config.schema import Config, flat_config, free_keys
 from echo_cli.environments.protocol import TaskSuite
+from echo_cli.environments.several import members_of
 from echo_cli.errors import EchoError
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.objective.schedule import learning_rate_at, world_model_coeff_at
@@ -48,11 +50,12 @@ def check_same_config(run: RunDirectory, config: Config) -> None:
     """
     before = load_config(run.config_path)
     free = free_keys()
-    if (before.environment.object is None) != (config.environment.object is None):
-        free |= {"environment.object_options"}  # the environment moved into this process or out of it
+    was_object, is_object = ([of.object is None for of in each.sections.values()] for each in (before, config))
+    if was_object != is_object:
+        free |= {"environment.object_options"}  # an environment moved into this process or out of it
     was, now = (flat_config(of.model_dump(mode="json")) for of in (before, config))
     for key in sorted(was.keys() | now.keys()):
-        if was.get(key) != now.get(key) and free.isdisjoint(_upwards(key)):
+        if was.get(key) != now.get(key) and free.isdisjoint(_upwards(".".join(as_single(tuple(key.split(".")))))):
             raise EchoError(
                 f"cannot resume {run.path} with a different config: {key} was {was.get(key)}, now {now.get(key)}",
                 "revert the change, or start another run with --run-name",
@@ -172,8 +175,16 @@ def check_same_environment(run: RunDirectory, worlds: TaskSuite) -> None:
     """
     record = read_record(run.path).get("environment")  # None in runs of earlier versions
     before = record if isinstance(record, dict) else {}
-    path, now = escape_unprintable(run.path), worlds_record(worlds)
-    name = before.get("name")
+    each = before.get("environments")
+    for name, member in members_of(worlds).items():
+        own = each.get(name) if name and isinstance(each, dict) else before
+        with in_environment(name):
+            _check_same(run, own if isinstance(own, dict) else {}, worlds_record(member))
+
+
+def _check_same(run: RunDirectory, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Reject an environment that was recorded as `before` and is `now`, both of `worlds_record`."""
+    path, name = escape_unprintable(run.path), before.get("name")
     if isinstance(name, str) and name != now["name"]:
         raise EchoError(
             f"{path} was trained in {escape_unprintable(name)}, but this environment "

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from echo_cli.config.schema import Config
 from echo_cli.environments.faults import FAULT_KEYS, FaultCounts
+from echo_cli.environments.several import SEVERAL_FAULT_KEYS, environment_of
+from echo_cli.evaluation.evaluator import criteria_in
 from echo_cli.evaluation.pass_at_k import criteria_of, group_shares, ks_up_to
 from echo_cli.files import Row
 from echo_cli.objective.diagnostics import GradientComparison, Interference, portable_lambda
@@ -29,6 +31,8 @@ TRAIN_KEYS = [
     ).split(),
     *BEHAVIOUR_KEYS,
 ]
+PART_KEYS = ("rollouts", "env_ce", "reward", "groups_all_failed", "groups_all_solved", *BEHAVIOUR_KEYS)
+"""Metrics of the rollouts of each of several environments."""
 TRACE_KEYS = "traces traces_cut imitation_loss imitation_tokens".split()
 POOL_KEYS = (
     "env_ce env_bits_per_byte token_accuracy novel_pairs env_ce_start env_ce_seen "
@@ -61,17 +65,21 @@ def row_keys(config: Config) -> list[str]:
         train, pool_keys = [*train, "end_ce", "end_tokens"], [*pool_keys, "end_ce"]
     if config.rollout.curriculum == "learnable":
         train = [*train, *CURRICULUM_KEYS]
-    if config.traces is not None:
-        train = [*train, *TRACE_KEYS]
-        pools += [] if config.environment.none else [POOL]
-    return [
-        *(f"train/{name}" for name in train),
+    measured = [
         *(f"{pool}/{name}" for pool in pools for name in pool_keys),
         *PASS_KEYS,
-        *(f"{split}/{name}" for split in ("train", "validation", "heldout") for name in criterion_keys(config)),
+        *(f"{split}/{name}" for split in ("validation", "heldout") for name in criterion_keys(config)),
         *(f"heldout/pass_at_{k}" for k in ks_up_to(config.evaluation.heldout_rollouts)[1:]),
         "heldout/refused_fraction",
-        *ENVIRONMENT_KEYS,
+    ]
+    if config.traces is not None:
+        train = [*train, *TRACE_KEYS]
+        measured += [] if config.environment.none else [f"{POOL}/{name}" for name in pool_keys]
+    return [
+        *(f"train/{name}" for name in (*train, *criterion_keys(config))),
+        *measured,
+        *_keys_of_each(config, measured),
+        *([f"environment/{name}" for name in SEVERAL_FAULT_KEYS] if config.names else ENVIRONMENT_KEYS),
         *INTERFERENCE_KEYS,
         *TIME_KEYS,
     ]
@@ -79,7 +87,16 @@ def row_keys(config: Config) -> list[str]:
 
 def criterion_keys(config: Config) -> list[str]:
     """Return the names of the metrics of a grader's criteria, without `train/` and the like."""
-    return [f"criterion_{name}" for name in config.environment.reward.weights]
+    return [f"criterion_{name}" for name in criteria_in(config)]
+
+
+def _keys_of_each(config: Config, measured: Sequence[str]) -> Iterator[str]:
+    """Yield the keys of each of several environments: its part of the rollouts, of the pools, and of the faults."""
+    train = [*PART_KEYS, *criterion_keys(config), *(CURRICULUM_KEYS if config.rollout.curriculum else ())]
+    keys = [*(f"train/{name}" for name in train), *(f"environment/{name}" for name in SEVERAL_FAULT_KEYS)]
+    keys += [key for key in measured if not key.startswith(f"{POOL}/")]
+    for name in config.names:
+        yield from (key.replace("/", f"/{name}/", 1) for key in keys)
 
 
 def step_row(
@@ -120,12 +137,29 @@ def step_row(
     return {
         "step": step,
         **{f"train/{name}": value for name, value in train.items()},
+        **_parts(config, data),
         **_fault_columns(faults),
         **_interference_columns(probe),
         "time/rollout_s": data.seconds,
         "time/probe_s": probe_s,
         "time/update_s": time.perf_counter() - started - data.seconds - (probe_s or 0.0),
     }
+
+
+def _parts(config: Config, data: StepData) -> Row:
+    """Return the metrics of the rollouts of each of several environments."""
+    found: Row = {}
+    for name in config.names:
+        rollouts = [rollout for rollout in data.rollouts if environment_of(rollout) == name]
+        of: Row = {
+            "rollouts": len(rollouts),
+            **behaviour_metrics(rollouts),
+            **group_shares(rollouts, config.evaluation.solved_at),
+            "reward": _mean([rollout.reward for rollout in rollouts if rollout.reward is not None]),
+            **{f"criterion_{key}": _mean(values) for key, values in criteria_of(rollouts).items()},
+        }
+        found |= {f"train/{name}/{key}": value for key, value in of.items()}
+    return found
 
 
 def full_row(config: Config, row: Row, measured: Mapping[str, Any], faults: FaultCounts, eval_s: float) -> Row:

@@ -13,9 +13,11 @@ import torch
 
 from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import TaskSuite
+from echo_cli.environments.several import describe_members
 from echo_cli.environments.worlds import open_worlds
 from echo_cli.evaluation.evaluator import Evaluator, play_pools
-from echo_cli.evaluation.loaded_run import build_policy, frozen_pools
+from echo_cli.evaluation.loaded_run import build_policy
+from echo_cli.evaluation.pools.frozen import frozen_pools
 from echo_cli.models.device import DeviceChoice
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.objective.schedule import GradientNorms
@@ -50,6 +52,8 @@ class Session:
     """Traces to train on; None if the config has none."""
     curriculum: Curriculum | None
     """Contrast of each task's groups; None if tasks are drawn uniformly."""
+    drawn: dict[str, int] | None
+    """Number of tasks drawn from each of several environments; None for a run in one."""
     device: DeviceChoice
     start_step: int
     gradient_norms: GradientNorms
@@ -111,7 +115,8 @@ def open_session(
             start_step, meta = restore_run(run, config, policy) if resume else (0, {})
             unmarked = [line] if (line := unmarked_line(path)) else []
             executed = run.read_observations()
-            evaluator.observe(pairs_of(executed))
+            for name in config.names or ("",):
+                evaluator.observe(pairs_of(executed, name), name)
             yield Session(
                 config=config,
                 run=run,
@@ -121,6 +126,7 @@ def open_session(
                 observed=ObservationLog(executed),
                 traces=traces,
                 curriculum=_curriculum(config, meta.get("curriculum", {})),
+                drawn=dict(meta.get("drawn", {})) if config.names else None,
                 device=device,
                 start_step=start_step,
                 gradient_norms=GradientNorms(**meta.get("gradient_norms", {})),
@@ -150,7 +156,7 @@ def _create(
     """Create the run directory with the record of its environment and the pools that cannot be played again."""
     played = {} if worlds.replayable or config.environment.none else play_pools(config, worlds, policy)
     record = environment_record(config.seed, argv, str(policy.device), torch.get_num_threads())
-    record["environment"] = worlds_record(worlds)
+    record["environment"] = describe_members(worlds, worlds_record)
     if traces is not None:
         splits = pool_splits(alone=bool(config.environment.none))
         held = {name: held_out(traces, policy.renderer, split) for name, split in splits.items()}

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import TaskSuite
+from echo_cli.environments.several import SeveralWorlds, shares, up_in
 from echo_cli.environments.tasks import Task
 from echo_cli.errors import EchoError
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.rollouts.limits import limits_for
-from echo_cli.rollouts.rollout import play_policy, play_scripts
-from echo_cli.seeds import derive_seed, epoch_sample, generator
+from echo_cli.rollouts.several import play_policy, play_scripts
+from echo_cli.seeds import derive_seed, epoch_sample, epoch_slice, generator
 from echo_cli.traces.training_data import RenderedTraces, traces_of_step
 from echo_cli.training.curriculum import Curriculum
 from echo_cli.training.session import Session
@@ -54,18 +56,27 @@ def collect_step(session: Session, step: int, coeff: float) -> StepData:
 
 
 def play_tasks(
-    config: Config, policy: TorchPolicy, worlds: TaskSuite, step: int, curriculum: Curriculum | None = None
+    config: Config,
+    policy: TorchPolicy,
+    worlds: TaskSuite,
+    step: int,
+    curriculum: Curriculum | None = None,
+    drawn: dict[str, int] | None = None,
 ) -> list[Trajectory]:
     """Play the on-policy rollouts of the 0-based `step`, one group per task.
 
     Tasks are drawn by the `curriculum`, or else in shuffled epochs, so that every task is played equally often.
+
+    Args:
+        drawn: number of tasks drawn so far, by name of several environments; it is updated.
     """
     settings = config.rollout
-    tasks: list[Task] = (
-        epoch_sample(worlds.tasks.train, settings.tasks_per_step, config.seed, "tasks", step)
-        if curriculum is None
-        else curriculum.draw(worlds.tasks.train, settings.tasks_per_step, config.seed, step)
-    )
+    if isinstance(worlds, SeveralWorlds):
+        tasks = draw_tasks(config, worlds, step, curriculum, {} if drawn is None else drawn)
+    elif curriculum is None:
+        tasks = epoch_sample(worlds.tasks.train, settings.tasks_per_step, config.seed, "tasks", step)
+    else:
+        tasks = curriculum.draw(worlds.tasks.train, settings.tasks_per_step, config.seed, step)
     wanted = [
         (task, f"{step}/{number}/{task.task_id}")
         for number, task in enumerate(tasks)
@@ -74,6 +85,25 @@ def play_tasks(
     sampler = policy.sampler(settings.temperature, derive_seed(config.seed, "rollout", step))
     limits = limits_for(config, policy, worlds)
     return play_policy(sampler, policy.renderer, worlds, wanted, limits, verify=config.objective.use_rl, training=True)
+
+
+def draw_tasks(
+    config: Config, worlds: SeveralWorlds, step: int, curriculum: Curriculum | None, drawn: dict[str, int]
+) -> list[Task]:
+    """Return the tasks of the 0-based `step`: each environment's share by its weight, from its own shuffled epochs.
+
+    An environment that is left out has no share. A curriculum draws among the tasks of each environment.
+    """
+    weights = {name: worlds.weights[name] for name in worlds.up}
+    tasks: list[Task] = []
+    for name, count in shares(weights, config.rollout.tasks_per_step, config.seed, "environments", step).items():
+        own = worlds.tasks_in(name, worlds.tasks.train) if count else []
+        if count and curriculum is not None:
+            tasks += curriculum.draw(own, count, config.seed, step, f"curriculum/{name}")
+        elif count:
+            tasks += epoch_slice(own, drawn.get(name, 0), count, config.seed, f"tasks/{name}")
+        drawn[name] = drawn.get(name, 0) + count
+    return tasks
 
 
 def play_explorers(
@@ -89,11 +119,24 @@ def play_explorers(
         worlds = other
     rng = generator(config.seed, "explorer", step)
     scripts = []
-    for _ in range(explorers):
-        task = rng.choice(worlds.tasks.train)
+    for task in _explored(config, worlds, step, explorers, rng):
         scripts.append((task, worlds.explorer(task, config.rollout.explorer_commands, rng)))
     limits = limits_for(config, policy, worlds)
     return play_scripts(policy.renderer, worlds, scripts, limits, "explorer", world_model_only=True)
+
+
+def _explored(config: Config, worlds: TaskSuite, step: int, explorers: int, rng: random.Random) -> list[Task]:
+    """Draw a training task for each explorer; of several environments, by the weights of those that have lines."""
+    if not isinstance(worlds, SeveralWorlds):
+        return [rng.choice(worlds.tasks.train) for _ in range(explorers)]
+    able = {name: worlds.weights[name] for name in worlds.up if config.sections[name].can_explore}
+    if not any(able.values()):
+        return []
+    tasks: list[Task] = []
+    for name, count in shares(able, explorers, config.seed, "environments/explorer", step).items():
+        own = worlds.tasks_in(name, worlds.tasks.train) if count else []
+        tasks += [rng.choice(own) for _ in range(count)]
+    return tasks
 
 
 def _roll_out(session: Session, step: int, coeff: float) -> list[Trajectory]:
@@ -101,8 +144,12 @@ def _roll_out(session: Session, step: int, coeff: float) -> list[Trajectory]:
     config, policy, worlds = session.config, session.policy, session.worlds
     tasks = config.rollout.tasks_per_step
     explorers = config.explorers_at(coeff)
-    played = play_tasks(config, policy, worlds, step, session.curriculum) if tasks else []
-    played += play_explorers(config, policy, worlds, step, explorers) if explorers else []
+    played, lost = list[Trajectory](), True
+    while lost and not played:  # a step whose only environment was just left out is drawn among the others
+        up = up_in(worlds)
+        played = play_tasks(config, policy, worlds, step, session.curriculum, session.drawn) if tasks else []
+        played += play_explorers(config, policy, worlds, step, explorers) if explorers else []
+        lost = up_in(worlds) != up
     if not played and tasks + explorers > 0:
         tip = "check the server's log, then continue with --resume"
         raise EchoError(f"the environment lost every session of step {step + 1}", tip, exit_code=1)

@@ -208,7 +208,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_played(
 ) -> None:
     _build(capsys, tmp_path / "pool")
     with monkeypatch.context() as patch:
-        patch.setattr("echo_cli.evaluation.pool_building._scripts", lambda *_: pytest.fail("played"))
+        patch.setattr("echo_cli.evaluation.pools.building._scripts", lambda *_: pytest.fail("played"))
         message, tip = _fails(capsys, "build", str(tmp_path / "pool"))
     assert "already contains a pool" in message and "--overwrite" in tip
     _build(capsys, tmp_path / "pool", "--overwrite", "--split", "validation")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from played_policy import play
 
-from echo_cli.config.schema import RolloutConfig
+from echo_cli.config.episodes.rollout import RolloutConfig
 from echo_cli.rollouts.behaviour import BEHAVIOUR_KEYS, behaviour_metrics, find_obstacles, refused_fraction
 from echo_cli.trajectory import Role, Segment, Trajectory, Turn
 

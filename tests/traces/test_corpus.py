@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trace_files import episode, store, trace_file, turn
 
+from echo_cli.config.episodes.traces import TracesConfig, TraceSplitConfig
 from echo_cli.config.objective import ObjectiveSettings
-from echo_cli.config.schema import TracesConfig, TraceSplitConfig
 from echo_cli.environments.tasks import Split
 from echo_cli.errors import EchoError
 from echo_cli.seeds import epoch_sample

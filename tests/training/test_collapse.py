@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from played_policy import GROUP, LIMITS, play
 from tiny_run import error_of, rows, train, weights
 
+from echo_cli.config.episodes.rollout import RolloutConfig
 from echo_cli.config.loader import find_config, load_config
-from echo_cli.config.schema import CollapseConfig, RolloutConfig
+from echo_cli.config.schema import CollapseConfig
 from echo_cli.rollouts.behaviour import behaviour_metrics
 from echo_cli.runs.directory import open_run
 from echo_cli.runs.summary import warnings_of

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from echo_cli.cli.main import main
 from echo_cli.config.loader import load_config
 from echo_cli.config.schema import Config
-from echo_cli.evaluation.pool_building import CheckpointActor, _load, _weights_sha256
+from echo_cli.evaluation.pools.building import CheckpointActor, _load, _weights_sha256
 from echo_cli.files import sha256_of
 from echo_cli.models.hf.loading import hf_folder, load_hf_model
 from echo_cli.models.tiny import load_model

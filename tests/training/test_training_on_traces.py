@@ -17,8 +17,8 @@ from tiny_run import error_of, observations, rows, train, weights
 from trace_files import ALONE, store, trace_file
 
 from echo_cli.cli.main import main
+from echo_cli.config.episodes.traces import TracesConfig, TraceSplitConfig
 from echo_cli.config.loader import find_config, load_config
-from echo_cli.config.schema import TracesConfig, TraceSplitConfig
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.runs.directory import open_run
 from echo_cli.trace import Trace, TraceSegment

@@ -16,6 +16,7 @@ from echo_cli.cli.options import (
     AllowEnvironment,
     AsJson,
     Device,
+    EnvironmentName,
     FetchModel,
     ImportFrom,
     PlainHttp,
@@ -57,6 +58,7 @@ def dream(
     pool: Annotated[Path | None, typer.Option(help="With --score: another frozen pool.", metavar="DIR")] = None,
     breakdown: Annotated[bool, typer.Option("--breakdown", help="With --score: also per command.")] = False,
     task: Annotated[str | None, typer.Option(help="Task to play; default: first held-out task.", metavar="ID")] = None,
+    environment: EnvironmentName = None,
     list_tasks: Annotated[bool, typer.Option("--list-tasks", help="List the tasks that --task accepts.")] = False,
     temperature: _Temperature = 0.0,
     closed_loop: _ClosedLoop = False,
@@ -83,28 +85,29 @@ def dream(
         tip = "omit it: scored replies are greedy and follow true transcripts of a pool"
         _refuse({**of_play, "--list-tasks": list_tasks}, "with --score", tip)
         from echo_cli.evaluation.dream.scoring import score_dreams
+        from echo_cli.evaluation.loaded_run import load_run
 
-        found = score_dreams(
-            run,
-            checkpoint=which,
-            number=score,
-            pool_folder=pool,
-            seed=seed,
-            max_tokens=max_tokens,
-            overrides=words,
-            consent=consent,
-        )
+        opened = load_run(run, overrides=words, consent=consent, environment=environment)
+        found = score_dreams(opened, checkpoint=which, number=score, pool_folder=pool, seed=seed, max_tokens=max_tokens)
         _print_score(found, breakdown, as_json)
         return
     _refuse({"--pool": pool, "--breakdown": breakdown}, "without --score", "add --score N")
     if list_tasks:
         _refuse({**of_play, "--max-tokens": max_tokens}, "with --list-tasks", "omit --list-tasks to play")
-        _print_tasks(run, as_json)
+        _print_tasks(run, environment, as_json)
         return
     from echo_cli.evaluation.dream.session import DreamSettings, open_dream
 
     settings = DreamSettings(max_tokens, temperature, seed, closed_loop)
-    with open_dream(run, checkpoint=which, task_id=task, settings=settings, overrides=words, consent=consent) as opened:
+    with open_dream(
+        run,
+        checkpoint=which,
+        task_id=task,
+        settings=settings,
+        overrides=words,
+        consent=consent,
+        environment=environment,
+    ) as opened:
         events = _play(opened, as_json)
     if as_json:
         _print_events(opened, closed_loop, events)
@@ -125,11 +128,11 @@ def _print_score(found: DreamReport, breakdown: bool, as_json: bool) -> None:
     print_dreams(found, breakdown=breakdown)
 
 
-def _print_tasks(run: Path, as_json: bool) -> None:
+def _print_tasks(run: Path, environment: str | None, as_json: bool) -> None:
     from echo_cli.cli.display.dream import print_tasks
     from echo_cli.evaluation.dream.session import tasks_of
 
-    tasks = tasks_of(run)
+    tasks = tasks_of(run, environment)
     if as_json:
         print_json({"tasks": [{"id": of.task_id, "split": of.split, "family": of.family} for of in tasks]})
     else:

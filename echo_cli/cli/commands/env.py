@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from echo_cli.cli.options import (
     AsJson,
+    EnvironmentName,
     FetchModel,
     ImportFrom,
     Overrides,
@@ -21,7 +22,8 @@ from echo_cli.cli.options import (
     model_overrides,
     print_json,
 )
-from echo_cli.config.effects import effects_of
+from echo_cli.config.effects import Effects, effects_of
+from echo_cli.config.episodes.several import alone_in, in_environment
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.errors import EchoError
 from echo_cli.terminal import put
@@ -52,13 +54,14 @@ def check(
         int,
         typer.Option("--judge", min=0, help="Also play N tasks, and judge what can be learned in them.", metavar="N"),
     ] = 0,
+    environment: EnvironmentName = None,
     import_from: ImportFrom = None,
     plain_http: PlainHttp = False,
     trust_remote_code: TrustRemoteCode = False,
     fetch_model: FetchModel = False,
     as_json: AsJson = False,
 ) -> None:
-    """Play one episode in a config's environment and report problems.
+    """Play one episode in a config's environment, or in each of several, and report problems.
 
     The transcript shows the roles as training uses them. Nothing is written.
     """
@@ -74,23 +77,44 @@ def check(
 
     from echo_cli.environments.worlds import open_worlds
 
-    consent_of("env check", grants).obtain(effects_of(loaded, sampler=model))
-    with open_worlds(loaded) as worlds:
-        if worlds.description.about:
-            put(f"env check: the environment's description: {worlds.description.about}", err=True)
-        report, figures = _check(loaded, worlds, judge)
-        played = _play(loaded, worlds) if model else None
+    chosen = loaded.of_each if environment is None else {environment: alone_in(loaded, environment)}
+    effects = sum((effects_of(alone, sampler=model) for alone in chosen.values()), Effects())
+    consent_of("env check", grants).obtain(effects)
+    found = {}
+    for name, alone in chosen.items():
+        with in_environment(name), open_worlds(alone) as worlds:
+            if worlds.description.about:
+                put(f"env check: the environment's description: {worlds.description.about}", err=True)
+            found[name] = (*_check(alone, worlds, judge), _play(alone, worlds) if model else None)
+        if not as_json:
+            _print(name, found[name], loaded.model.path)
     if as_json:
-        judged = {} if figures is None else {"figures": figures.to_json(), "verdicts": _verdicts(figures)}
-        print_json(report.to_json() | judged | ({} if played is None else {"model": played.to_json()}))
-        return
+        each = {name: _to_json(of) for name, of in found.items()}
+        print_json({"environments": each} if loaded.names and environment is None else next(iter(each.values())))
+
+
+_Found = tuple["CheckReport", "EnvironmentFigures | None", "ModelReport | None"]
+
+
+def _to_json(found: _Found) -> dict[str, Any]:
+    report, figures, played = found
+    judged = {} if figures is None else {"figures": figures.to_json(), "verdicts": _verdicts(figures)}
+    return report.to_json() | judged | ({} if played is None else {"model": played.to_json()})
+
+
+def _print(name: str, found: _Found, model: str) -> None:
     from echo_cli.cli.display.environment import print_check, print_figures, print_model
 
+    report, figures, played = found
+    if name:
+        put(f"{name}:", "")
     print_check(report)
     if figures is not None:
         print_figures(figures)
     if played is not None:
-        print_model(played, loaded.model.path)
+        print_model(played, model)
+    if name:
+        put("")
 
 
 def _check(config: Config, worlds: TaskSuite, judged_tasks: int) -> tuple[CheckReport, EnvironmentFigures | None]:

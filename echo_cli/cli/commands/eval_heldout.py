@@ -15,6 +15,7 @@ from echo_cli.cli.options import (
     AsJson,
     ConfigName,
     Device,
+    EnvironmentName,
     FetchModel,
     ImportFrom,
     PlainHttp,
@@ -69,6 +70,7 @@ def eval_heldout(
     model: _Model = None,
     checkpoint: _Checkpoint = None,
     step: Annotated[int | None, typer.Option(help="Checkpoint by step.", metavar="N")] = None,
+    environment: EnvironmentName = None,
     pool: Annotated[list[Path] | None, typer.Option(help="Additional frozen pool; repeatable.", metavar="DIR")] = None,
     fit_pool: _FitPool = None,
     config: ConfigName = None,
@@ -100,6 +102,7 @@ def eval_heldout(
     if as_json and as_csv:
         raise EchoError("--json and --csv exclude each other", "give one of them")
     of_runs: dict[str, object] = {
+        "--environment": environment,
         "--checkpoint": checkpoint,
         "--step": step,
         "--rollouts": rollouts,
@@ -117,7 +120,7 @@ def eval_heldout(
         _check_rollouts(rollouts, pass_k)
         names = _checkpoints(checkpoint, step) or ["best" if compare else chosen_checkpoint(None, run)]
         consent = consent_of("eval-heldout", grants_of(import_from, plain_http, fetch_model), allowed=allow_environment)
-        chosen = _Chosen(names, rollouts, pass_k, command, pool or [], options, consent)
+        chosen = _Chosen(names, rollouts, pass_k, command, pool or [], options, consent, environment)
         found, stem = _compare_runs(compare, chosen, output) if compare else _evaluate_run(run, chosen, output)
     _show(found, stem, as_json, as_csv, breakdown)
 
@@ -135,11 +138,19 @@ class _Chosen:
     overrides: list[str]
     """Overrides of the run's config."""
     consent: Consent
+    environment: str | None
+    """Name of the only one of several environments to measure; None for all."""
 
     def open(self, run: Path) -> LoadedRun:
         from echo_cli.evaluation.loaded_run import load_run
 
-        opened = load_run(run, overrides=self.overrides, pool_folders=self.pools, consent=self.consent)
+        opened = load_run(
+            run,
+            overrides=self.overrides,
+            pool_folders=self.pools,
+            consent=self.consent,
+            environment=self.environment,
+        )
         opened.announce = _progress
         return opened
 

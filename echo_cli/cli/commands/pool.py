@@ -15,6 +15,7 @@ from echo_cli.cli.options import (
     AsJson,
     ConfigName,
     Device,
+    EnvironmentName,
     FetchModel,
     ImportFrom,
     Overrides,
@@ -32,6 +33,7 @@ from echo_cli.cli.options import (
     print_json,
 )
 from echo_cli.config.effects import effects_of
+from echo_cli.config.episodes.several import alone_in
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config
 from echo_cli.environments.tasks import Split
@@ -39,7 +41,7 @@ from echo_cli.errors import EchoError
 from echo_cli.terminal import put
 
 if TYPE_CHECKING:
-    from echo_cli.evaluation.pool_building import CheckpointActor
+    from echo_cli.evaluation.pools.building import CheckpointActor
 
 pool = command_group("Build and show frozen pools.", "pool build outputs/pool", "pool show outputs/pool")
 
@@ -62,6 +64,7 @@ def build(
     ] = None,
     split: Annotated[str, typer.Option(help="train, validation or heldout.", metavar="NAME")] = "heldout",
     ood: Annotated[bool, typer.Option("--ood", help="Play in out-of-distribution worlds.")] = False,
+    environment: EnvironmentName = None,
     rollouts: Annotated[int, typer.Option(help="Rollouts per task.", metavar="N", min=1)] = 1,
     temperature: Annotated[
         float | None,
@@ -96,9 +99,10 @@ def build(
     consent = consent_of("pool", grants_of(import_from, plain_http, fetch_model), allowed=allow_environment)
     text = None if run is None else _config_text(run)
     loaded = _config(config, [*words, *of_model] if scripted else words, run, text).granted(consent.grants)
+    loaded = alone_in(loaded, environment)
     replace(consent, text=text).obtain(effects_of(loaded, sampler=not scripted), run)
 
-    from echo_cli.evaluation.pool_building import Recipe, build_pool
+    from echo_cli.evaluation.pools.building import Recipe, build_pool
 
     header = f"pool: {out}, {actor} on the {split} tasks"
     recipe = Recipe(loaded, played, chosen, out_of_distribution=ood, rollouts=rollouts, only_solved=only_solved)
@@ -155,7 +159,7 @@ def _split(name: str) -> Split:
 
 
 def _checkpoint_actor(actor: str, checkpoint: str | None, temperature: float | None) -> CheckpointActor:
-    from echo_cli.evaluation.pool_building import CheckpointActor
+    from echo_cli.evaluation.pools.building import CheckpointActor
 
     path = Path(actor)
     if not path.exists() and path.name == actor:

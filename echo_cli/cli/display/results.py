@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from echo_cli.cli.display.tables import COLUMNS, new_table, number, print_table
 from echo_cli.runs.pool_folder import Manifest
-from echo_cli.runs.summary import LINE_TITLES, criteria_in, criterion_title, is_met, measures_at
+from echo_cli.runs.summary import LINE_TITLES, criteria_in, criterion_title, is_met, measures_at, summary_of
 from echo_cli.terminal import put
 from echo_cli.text import counted
 
@@ -51,6 +51,7 @@ def print_run(summary: Summary, folder: str) -> None:
     ):
         table.add_row(label, *(_count(held[when].get(name)) for when in ("before", "best", "last")))
     print_table(table)
+    _print_environments(summary)
     if not best and held["last"]:
         reason = _NO_BEST.get(summary.get("selected_by", ""), "no validation task was played")
         put(f"no best step: {reason}; commands use the latest checkpoint")
@@ -66,6 +67,18 @@ def print_run(summary: Summary, folder: str) -> None:
     put(f"curve: {folder}/heldout_env_ce.png   run: {folder}")
 
 
+def _print_environments(summary: Summary) -> None:
+    """Print the figures of each of several environments before training, at the best and at the last step."""
+    names = list(summary.get("environments", ()))
+    table = new_table("environment", *(f"{title}\n{when}" for title in _EACH.values() for when in ("before", "last")))
+    for name in names:
+        held = {when: measures_at(summary_of(summary, name), "heldout", when) for when in ("before", "last")}
+        table.add_row(name, *(number(held[when].get(key)) for key in _EACH for when in ("before", "last")))
+    if names:
+        print_table(table)
+
+
+_EACH = {"env_ce": "held-out\nenv-CE", "pass_at_1": "held-out\npass@1", "mean_reward": "mean\nreward"}
 _NO_BEST = {"validation/env_ce": "the validation pool has no (command, output) pair"}
 
 

@@ -26,16 +26,16 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
+from echo_cli.config.episodes.several import alone_in
 from echo_cli.config.schema import Config
 from echo_cli.environments.worlds import text_settings
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.dream.generation import TrueReply, dream, true_replies
 from echo_cli.evaluation.dream.replies import Generated, ReplyForm, reply_form
-from echo_cli.evaluation.loaded_run import LoadedRun, load_run
+from echo_cli.evaluation.loaded_run import LoadedRun
 from echo_cli.evaluation.records import HELDOUT
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.rollouts.limits import limits_of
-from echo_cli.runs.origin import NO_CONSENT, Consent
 from echo_cli.runs.pools import Pair, Pool, pair_of
 from echo_cli.seeds import generator
 from echo_cli.statistics import Estimate, ratio, ratio_difference
@@ -135,17 +135,15 @@ class DreamReport:
 
 
 def score_dreams(
-    path: Path,
+    opened: LoadedRun,
     *,
     checkpoint: str | int,
     number: int,
     pool_folder: Path | None,
     seed: int,
     max_tokens: int | None,
-    overrides: Sequence[str] = (),
-    consent: Consent = NO_CONSENT,
 ) -> DreamReport:
-    """Score a checkpoint of the run at `path`, and the run's initial policy, on pairs of a pool.
+    """Score a checkpoint of a run, and the run's initial policy, on pairs of a pool, and close the run.
 
     The first `number` novel pairs are scored, in an order drawn with `seed`. Up to as many seen pairs are scored
     separately.
@@ -154,14 +152,13 @@ def score_dreams(
         checkpoint: "best", "latest" or a step.
         pool_folder: folder of a pool to score instead of the run's held-out pool; it needs no environment.
         max_tokens: cap of a generated reply, tokens; None for `most_tokens`.
-        overrides: overrides of the run's config, as in `load_run`.
-        consent: as in `LoadedRun`; a pool that the run has kept needs no environment.
 
     Raises:
-        EchoError: the run, checkpoint or pool does not exist, the pool is empty, or the pool has to be played and the
-            environment is not available (exit code 1).
+        EchoError: the run has several environments; the checkpoint or pool does not exist, the pool is empty, or it
+            has to be played and the environment is not available (exit code 1).
     """
-    with load_run(path, overrides=overrides, consent=consent) as run:
+    with opened as run:
+        alone_in(run.config, None)
         folder, step = run.checkpoint(checkpoint)
         executed = set(run.observed(step))
         policy = run.policy()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from echo_cli.concurrency import EventLoop
+from echo_cli.config.episodes.several import alone_in
 from echo_cli.environments.faults import SessionLost
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.tasks import Task
@@ -227,13 +228,13 @@ class OpenDream:
         return f"{escape_unprintable(self.run)}, step {self.step}, task {escape_unprintable(self.task_id)}"
 
 
-def tasks_of(path: Path) -> list[Task]:
+def tasks_of(path: Path, environment: str | None = None) -> list[Task]:
     """Return the tasks of the run at `path`, held-out tasks first and out-of-distribution tasks last.
 
     Raises:
         EchoError: the run does not exist, or its tasks cannot be read.
     """
-    splits, ood = list_tasks(load_run(path).config)
+    splits, ood = list_tasks(alone_in(load_run(path).config, environment))
     return [*splits.heldout, *splits.validation, *splits.train, *ood.heldout]
 
 
@@ -246,6 +247,7 @@ def open_dream(
     settings: DreamSettings,
     overrides: Sequence[str] = (),
     consent: Consent = NO_CONSENT,
+    environment: str | None = None,
 ) -> Iterator[OpenDream]:
     """Open the run at `path` with its environment, for a `with` block.
 
@@ -254,12 +256,14 @@ def open_dream(
         task_id: the task to play; None for the first held-out task.
         overrides: overrides of the run's config, as in `load_run`.
         consent: as in `LoadedRun`.
+        environment: name of the environment, if the run has several.
 
     Raises:
         EchoError: the run, checkpoint or task does not exist, or the environment may not be used or is not
             available (exit code 1).
     """
-    with load_run(path, overrides=overrides, consent=consent) as run:
+    with load_run(path, overrides=overrides, consent=consent, environment=environment) as run:
+        alone_in(run.config, None)
         folder, step = run.checkpoint(checkpoint)
         worlds, task = _task(run.task_suite, task_id)
         policy = run.policy(folder)

@@ -22,7 +22,8 @@ from echo_cli.files import sha256_of
 from echo_cli.models.loading import load_renderer
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.rollouts.limits import EpisodeLimits, limits_for, limits_of
-from echo_cli.rollouts.rollout import play_policy, play_scripts, without_fragments
+from echo_cli.rollouts.rollout import without_fragments
+from echo_cli.rollouts.several import play_policy, play_scripts
 from echo_cli.runs.pool_folder import Actor, Manifest, Provenance, check_free, write_pool
 from echo_cli.runs.provenance import git_commit
 from echo_cli.seeds import derive_seed, generator
