@@ -87,8 +87,8 @@ def dream(
         from echo_cli.evaluation.dream.scoring import score_dreams
         from echo_cli.evaluation.loaded_run import load_run
 
-        opened = load_run(run, overrides=words, consent=consent, environment=environment)
-        found = score_dreams(opened, checkpoint=which, number=score, pool_folder=pool, seed=seed, max_tokens=max_tokens)
+        loaded = load_run(run, overrides=words, consent=consent, environment=environment)
+        found = score_dreams(loaded, checkpoint=which, number=score, pool_folder=pool, seed=seed, max_tokens=max_tokens)
         _print_score(found, breakdown, as_json)
         return
     _refuse({"--pool": pool, "--breakdown": breakdown}, "without --score", "add --score N")
