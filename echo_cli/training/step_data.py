@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from echo_cli.config.schema import Config
@@ -125,18 +125,21 @@ def play_explorers(
     return play_scripts(policy.renderer, worlds, scripts, limits, "explorer", world_model_only=True)
 
 
-def _explored(config: Config, worlds: TaskSuite, step: int, explorers: int, rng: random.Random) -> list[Task]:
-    """Draw a training task for each explorer; of several environments, by the weights of those that have lines."""
+def _explored(config: Config, worlds: TaskSuite, step: int, explorers: int, rng: random.Random) -> Iterator[Task]:
+    """Draw a training task for each explorer; of several environments, by the weights of those that have lines.
+
+    The caller draws the explorer's lines from the same generator before the next task.
+    """
     if not isinstance(worlds, SeveralWorlds):
-        return [rng.choice(worlds.tasks.train) for _ in range(explorers)]
+        for _ in range(explorers):
+            yield rng.choice(worlds.tasks.train)
+        return
     able = {name: worlds.weights[name] for name in worlds.up if config.sections[name].can_explore}
-    if not any(able.values()):
-        return []
-    tasks: list[Task] = []
-    for name, count in shares(able, explorers, config.seed, "environments/explorer", step).items():
-        own = worlds.tasks_in(name, worlds.tasks.train) if count else []
-        tasks += [rng.choice(own) for _ in range(count)]
-    return tasks
+    if any(able.values()):
+        for name, count in shares(able, explorers, config.seed, "environments/explorer", step).items():
+            own = worlds.tasks_in(name, worlds.tasks.train) if count else []
+            for _ in range(count):
+                yield rng.choice(own)
 
 
 def _roll_out(session: Session, step: int, coeff: float) -> list[Trajectory]:
