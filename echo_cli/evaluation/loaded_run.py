@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from echo_cli.config.effects import effects_of
-from echo_cli.config.episodes.several import alone_in
+from echo_cli.config.episodes.chosen import alone_in
 from echo_cli.config.model import SamplerConfig
 from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import TaskSuite

@@ -141,7 +141,8 @@ def read_cell(cell: Cell, outcome: CellStatus) -> CellResult:
     run = open_run(cell.path) if is_run(cell.path) else None
     summary = None if run is None else run.read_summary()
     rows = run.read_metrics() if run is not None and outcome.status == "finished" else []
-    criteria = tuple(cell.config.environment.reward.weights)
+    graders = [section.reward for section in cell.config.sections.values()]
+    criteria = tuple(dict.fromkeys(name for reward in graders for name in reward.weights))
     return CellResult(cell.name, cell.arm, cell.coeff, cell.seed, outcome, summary, rows, criteria)
 
 

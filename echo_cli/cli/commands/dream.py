@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -80,6 +80,7 @@ def dream(
         raise EchoError(f"--temperature is {temperature}", "give 0 or a positive number")
     consent = consent_of("dream", grants_of(import_from, plain_http, fetch_model), allowed=allow_environment)
     words = as_overrides([], device=device, **model_overrides(trust_remote_code, fetch_model))
+    of_run: dict[str, Any] = {"overrides": words, "consent": consent, "environment": environment}
     of_play = {"--task": task, "--temperature": temperature, "--closed-loop": closed_loop}
     if score is not None:
         tip = "omit it: scored replies are greedy and follow true transcripts of a pool"
@@ -87,7 +88,7 @@ def dream(
         from echo_cli.evaluation.dream.scoring import score_dreams
         from echo_cli.evaluation.loaded_run import load_run
 
-        loaded = load_run(run, overrides=words, consent=consent, environment=environment)
+        loaded = load_run(run, **of_run)
         found = score_dreams(loaded, checkpoint=which, number=score, pool_folder=pool, seed=seed, max_tokens=max_tokens)
         _print_score(found, breakdown, as_json)
         return
@@ -99,15 +100,7 @@ def dream(
     from echo_cli.evaluation.dream.session import DreamSettings, open_dream
 
     settings = DreamSettings(max_tokens, temperature, seed, closed_loop)
-    with open_dream(
-        run,
-        checkpoint=which,
-        task_id=task,
-        settings=settings,
-        overrides=words,
-        consent=consent,
-        environment=environment,
-    ) as opened:
+    with open_dream(run, checkpoint=which, task_id=task, settings=settings, **of_run) as opened:
         events = _play(opened, as_json)
     if as_json:
         _print_events(opened, closed_loop, events)

@@ -23,7 +23,8 @@ from echo_cli.cli.options import (
     print_json,
 )
 from echo_cli.config.effects import Effects, effects_of
-from echo_cli.config.episodes.several import alone_in, in_environment
+from echo_cli.config.episodes.chosen import alone_in
+from echo_cli.config.episodes.several import in_environment
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.errors import EchoError
 from echo_cli.terminal import put

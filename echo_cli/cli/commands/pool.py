@@ -33,7 +33,7 @@ from echo_cli.cli.options import (
     print_json,
 )
 from echo_cli.config.effects import effects_of
-from echo_cli.config.episodes.several import alone_in
+from echo_cli.config.episodes.chosen import alone_in
 from echo_cli.config.loader import find_config, load_config
 from echo_cli.config.schema import Config
 from echo_cli.environments.tasks import Split
@@ -85,8 +85,7 @@ def build(
 
     With a RUN as the actor, the run's config is used; --config and overrides change the worlds and caps, not the model.
     """
-    scripted = actor in _SCRIPTS
-    if scripted:
+    if scripted := actor in _SCRIPTS:
         of_run: dict[str, object] = {"--checkpoint": checkpoint, "--temperature": temperature, "--device": device}
         of_run |= {"--only-solved": only_solved, "--allow-environment": allow_environment}
         _refuse_for_script(actor, of_run, rollouts, seed)
@@ -98,8 +97,8 @@ def build(
     run = None if scripted or config is not None else Path(actor)
     consent = consent_of("pool", grants_of(import_from, plain_http, fetch_model), allowed=allow_environment)
     text = None if run is None else _config_text(run)
-    loaded = _config(config, [*words, *of_model] if scripted else words, run, text).granted(consent.grants)
-    loaded = alone_in(loaded, environment)
+    every = _config(config, [*words, *of_model] if scripted else words, run, text)
+    loaded = alone_in(every.granted(consent.grants), environment)
     replace(consent, text=text).obtain(effects_of(loaded, sampler=not scripted), run)
 
     from echo_cli.evaluation.pools.building import Recipe, build_pool

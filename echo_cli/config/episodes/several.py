@@ -5,17 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.config.section import NonNegativeFloat
 from echo_cli.errors import EchoError
-from echo_cli.text import escape_unprintable, suggest
-
-if TYPE_CHECKING:
-    from echo_cli.config.schema import Config
 
 _OF_SECTION = re.compile(r"\benvironment(?=\.[a-z]| sets )")
 """The section's name in a message, such as `environment.url`; not the word."""
@@ -72,24 +68,6 @@ def in_environment(name: str) -> Iterator[None]:
             error.tip = None if error.tip is None else _OF_SECTION.sub(place, error.tip)
             error.args = (error.message,)
         raise
-
-
-def alone_in(config: Config, name: str | None) -> Config:
-    """Return the config of a run in the environment `name` alone; without a name, that of a run in one.
-
-    Raises:
-        EchoError: there is no such environment, or there are several and none is named.
-    """
-    names = list(config.names)
-    if name is None and names:
-        tip = f"choose one with --environment: {', '.join(names)}"
-        raise EchoError(f"there are {len(names)} environments, and this command takes one", tip)
-    if name is None:
-        return config
-    if name not in names:
-        tip = suggest(name, names, "environments") if names else "omit --environment: there is one, without a name"
-        raise EchoError(f"no environment is named '{escape_unprintable(name)}'", tip)
-    return config.of_each[name]
 
 
 def named_entries(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -26,7 +26,7 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
-from echo_cli.config.episodes.several import alone_in
+from echo_cli.config.episodes.chosen import alone_in
 from echo_cli.config.schema import Config
 from echo_cli.environments.worlds import text_settings
 from echo_cli.errors import EchoError

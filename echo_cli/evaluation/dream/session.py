@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from echo_cli.concurrency import EventLoop
-from echo_cli.config.episodes.several import alone_in
+from echo_cli.config.episodes.chosen import alone_in
 from echo_cli.environments.faults import SessionLost
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.tasks import Task
