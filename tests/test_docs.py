@@ -196,7 +196,7 @@ def test_every_command_s_help_has_an_example_that_is_one_of_its_command_lines(na
         (["train"], ["qwen3-0.6b, qwen3-8b-lora", "objective.world_model_coeff", TOY_LAMBDA, "Continue the run"]),
         (
             ["sweep-lambda"],
-            ["toy-own, toy-world-model", "No result depends on it", "With more --steps, runs continue"],
+            ["toy-own, toy-world-model", "No result depends on it", "Another config, or another number of steps"],
         ),
         (["env", "check"], ["toy-own, toy-world-model"]),
         (["traces", "import"], ["auto (default), echo, asciinema, "]),

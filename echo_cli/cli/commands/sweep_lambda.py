@@ -128,8 +128,8 @@ def sweep_lambda(
 
     Each run has its own process and folder. Repeat the command to complete a sweep: finished runs are kept, stopped
     runs resume, and a failed run does not affect the others. Tables cover all runs of the sweep's folder, which have
-    one config apart from λ, their arm's overrides and the seed. With more --steps, runs continue, unless a schedule was
-    stretched over their steps (in toy, the learning rate's): then choose --overwrite or another --run-name.
+    one config apart from λ, their arm's overrides and the seed. Another config, or another number of steps or threads,
+    needs --overwrite or another --run-name.
 
     Unlike train, a sweep compares the gradients of the two terms every 10 steps (probe_every; 0 disables it) and plays
     the held-out tasks at every evaluation (evaluation.pass_every). Neither changes the training.
