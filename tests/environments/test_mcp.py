@@ -243,6 +243,7 @@ asyncio.run(main())
         ({"command": ["python", "-c", NO_TOOLS]}, "it does not list its tools: Method not found"),
         ({"allow": ["colours"]}, r"environment.mcp.allow: the server has no tool 'colours'"),
         ({"command": ["nonesuch"]}, "no MCP server at 'nonesuch': it cannot be started: No such file"),
+        ({"command": ["cat"]}, "no MCP server at 'cat': "),
         ({"command": ["echo", "hello"]}, "ended, with exit code 0; its last output: hello"),
         ({"command": ["sleep", "9"], "start_timeout_s": 0.3}, r"it did not list its tools within 0.3 s"),
         ({"command": ["sh", "-c", "yes | tr -d '\\n'"]}, "it sent more than 1 MiB"),
@@ -253,11 +254,14 @@ asyncio.run(main())
         ),
     ],
 )
-def test_what_is_no_server_or_lacks_a_tool_is_one_line_with_a_tip(tmp_path: Path, mcp: Any, message: str) -> None:
+def test_what_is_no_server_or_lacks_a_tool_is_one_line_with_a_tip(
+    tmp_path: Path, mcp: Any, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(EchoError, match=message) as error, opened(tmp_path, mcp=mcp, max_message_mb=1):
         pass
     assert error.value.tip and "\n" not in error.value.message
     assert error.value.exit_code == 2
+    assert not [record for record in caplog.records if record.name in ("root", "mcp")]
 
 
 def test_a_tool_that_vanishes_ends_the_run(tmp_path: Path) -> None:

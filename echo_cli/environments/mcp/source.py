@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from echo_cli.concurrency import EventLoop, wait_at_most
 from echo_cli.config.environment import EnvironmentConfig
@@ -87,6 +88,10 @@ class McpSource:
         return EchoError(f"no MCP server at '{place}': {why}", tip)
 
 
+def _is_of_others(record: logging.LogRecord) -> bool:
+    return "/mcp/shared/" not in Path(record.pathname).as_posix()
+
+
 @contextmanager
 def open_mcp(environment: EnvironmentConfig, tasks: Sequence[Task]) -> Iterator[McpSource]:
     """Yield the source of `environment.mcp`; its servers stop at the end of the block.
@@ -97,7 +102,9 @@ def open_mcp(environment: EnvironmentConfig, tasks: Sequence[Task]) -> Iterator[
     Raises:
         EchoError: an environment variable is not set, or the URL or a header is not valid.
     """
-    logging.getLogger("mcp").addHandler(logging.NullHandler())  # the SDK logs what becomes a fault
+    # The SDK logs what becomes a fault, in part without a logger of its own.
+    logging.getLogger("mcp").addHandler(logging.NullHandler())
+    logging.getLogger().addFilter(_is_of_others)
     hide_memory()
     guard = Guard()
     try:
