@@ -44,11 +44,18 @@ def framed(
 
 
 def groups_of(match: re.Match[str]) -> list[Span]:
-    """Return the spans of a match's groups that took part in it, in order; without groups, the whole text."""
+    """Return the spans of a match's groups that took part in it, in order; without groups, the whole text.
+
+    A group inside another one is part of it.
+    """
     if not match.re.groups:
         return [(0, len(match.string))]
-    found = sorted(match.span(group) for group in range(1, match.re.groups + 1) if match.start(group) >= 0)
-    return [span for number, span in enumerate(found) if number == 0 or span[0] >= found[number - 1][1]]
+    found = (match.span(group) for group in range(1, match.re.groups + 1) if match.start(group) >= 0)
+    outermost = list[Span]()
+    for start, end in sorted(found, key=lambda span: (span[0], -span[1])):
+        if not outermost or start >= outermost[-1][1]:
+            outermost.append((start, end))
+    return outermost
 
 
 def told_observation(

@@ -17,6 +17,8 @@ from echo_cli.traces.strict_json import TOO_DEEP, json_value, parse_json
 
 _LINES = {".jsonl", ".ndjson"}
 _COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
+OPEN_SESSIONS = 16
+"""Number of sessions of a log whose records may alternate."""
 _PLACE = re.compile(r":(\d+)$|(\[\d+\])$")
 """Line number, or index in a list, at the end of a record's place."""
 
@@ -63,30 +65,38 @@ def sessions_of(
 ) -> Iterator[Record | Refusal]:
     """Yield each session of a log whose records are parts of sessions: its place, and the list of its records.
 
-    A record's place is then its line, or its index in a list. Memory holds one session. A damaged record is refused
-    where it stands, and its session goes on without it.
+    A record's place is then its line, or its index in a list. The records of sessions that ran at the same time may
+    alternate: memory holds up to `OPEN_SESSIONS` sessions, and the one that has had no record for longest is yielded
+    when another begins. A damaged record is refused where it stands, and its session goes on without it.
 
     Args:
-        ids_of: takes a record and the ids of the session before it, and returns the ids of its own session. The first
+        ids_of: takes a record and the ids of the record before it, and returns the ids of its own session. The first
             id is the session's; records that name no session return the ids that they were given. None if the record
             is a session by itself.
     """
-    start, session, ids = "", list[Record](), tuple[str, ...]()
+    sessions, ids = dict[str, tuple[str, list[Record]]](), tuple[str, ...]()
     for entry in entries:
         if isinstance(entry, Refusal):
             yield entry
             continue
         where, record = entry
         found = ids_of(record, ids)
-        if session and (found is None or (ids and found[:1] != ids[:1])):
-            yield start, session
-            session = []
-        start = start if session else where
         place = _PLACE.search(where)
-        session.append(("" if place is None else f"line {place[1]}" if place[1] else place[2], record))
-        ids = found or ()
-    if session:
-        yield start, session
+        line = ("" if place is None else f"line {place[1]}" if place[1] else place[2], record)
+        if found is None:
+            yield from sessions.values()
+            yield where, [line]
+            sessions, ids = {}, ()
+            continue
+        name = found[0] if found else ""
+        unnamed = sessions.pop("", None) if name else None  # records before the first that names its session
+        start, session = sessions.pop(name, None) or unnamed or (where, [])
+        session.append(line)
+        sessions[name] = start, session  # the last to have a record
+        ids = found
+        if len(sessions) > OPEN_SESSIONS:
+            yield sessions.pop(next(iter(sessions)))
+    yield from sessions.values()
 
 
 def records(path: Path, cursor: Cursor | None = None) -> Iterator[Record | Refusal]:

@@ -15,6 +15,7 @@ from echo_cli.trace import Trace
 from echo_cli.traces.builder import ImportOptions, Refusal
 from echo_cli.traces.conversation import conversation_of
 from echo_cli.traces.importing import import_traces
+from echo_cli.traces.json_records import OPEN_SESSIONS, sessions_of
 
 
 class Log:
@@ -199,6 +200,60 @@ def test_prompts_and_hooks_during_a_call_follow_its_result(tmp_path: Path) -> No
             None,
         ),
         ("Permission to use x", {}, [("env_output", "Permission to use x")], None),
+        ("Command timed out after 2m 0.0s", {"is_error": True}, [("warning", "Command timed out after 2m 0.0s")], None),
+        ("Command timed out after 1h 0m 30.5s", {}, [("warning", "Command timed out after 1h 0m 30.5s")], None),
+        (
+            "Exit code 143\nCommand timed out after 2m 0s",
+            {"is_error": True},
+            [("context", "Exit code 143\n"), ("warning", "Command timed out after 2m 0s")],
+            143,
+        ),
+        (
+            "Exit code 143\nCommand timed out after 10s\nCollected 3 items\n",
+            {"is_error": True},
+            [
+                ("context", "Exit code 143\n"),
+                ("warning", "Command timed out after 10s\n"),
+                ("env_output", "Collected 3 items\n"),
+            ],
+            143,
+        ),
+        (
+            "Command timed out after 2m 0.0s    Compiling a v0.1.0",
+            {"is_error": True},
+            [("warning", "Command timed out after 2m 0.0s "), ("env_output", "   Compiling a v0.1.0")],
+            None,
+        ),
+        (
+            "Exit code 255\nCommand timed out after 60s\n\nCommand timed out after 60s",
+            {"is_error": True},
+            [("context", "Exit code 255\n"), ("warning", "Command timed out after 60s\n\nCommand timed out after 60s")],
+            255,
+        ),
+        (
+            "Command timed out after 5s of waiting",
+            {},
+            [("env_output", "Command timed out after 5s of waiting")],
+            None,
+        ),
+        (
+            "Command did not complete within its 120s timeout and was moved to the background (ID: b1). Output: /t/b1",
+            {},
+            [
+                (
+                    "warning",
+                    "Command did not complete within its 120s timeout and was moved to the background (ID: b1). "
+                    "Output: /t/b1",
+                )
+            ],
+            None,
+        ),
+        (
+            "Command running in background with ID: b1. Output is being written to: /t/b1",
+            {},
+            [("warning", "Command running in background with ID: b1. Output is being written to: /t/b1")],
+            None,
+        ),
         (
             [text("a"), {"type": "image", "source": {}}],
             {},
@@ -261,6 +316,32 @@ def test_a_file_can_hold_several_sessions_and_those_without_a_reply_are_none(tmp
     assert [trace.task_id for trace in found] == ["s1", "s3"]
     (tmp_path / "all.json").write_text(json.dumps(lines))  # as a list, which some exports are
     assert [trace.task_id for trace in traces_of("claude-code", tmp_path / "all.json")] == ["s1", "s3"]
+
+
+def test_the_lines_of_sessions_that_ran_at_the_same_time_may_alternate(tmp_path: Path) -> None:
+    first, second = Log("s1"), Log("s2")
+    for log in (first, second):
+        log.user("go")
+        log.reply("m1", use("t1"))
+        log.user(result("t1", log.fields["sessionId"]))
+        log.lines.append({"type": "summary", "uuid": "x"})  # names no session: that of the line before it
+        log.reply("m2", text("Done."))
+    lines = [each for pair in zip(first.lines[:3], second.lines[:3], strict=True) for each in pair]
+    lines += [*second.lines[3:], *first.lines[3:]]
+    found = traces_of("claude-code", write_lines(tmp_path / "both.jsonl", lines))
+    assert [trace.task_id for trace in found] == ["s2", "s1"]  # in the order of their last lines
+    for trace in found:
+        apart = write_lines(tmp_path / f"{trace.task_id}.jsonl", (first if trace.task_id == "s1" else second).lines)
+        assert [trace.segments] == [each.segments for each in traces_of("claude-code", apart)]
+        assert roles(trace)[2] == ("env_output", "tool_result", trace.task_id)
+
+
+def test_memory_holds_a_bounded_number_of_sessions() -> None:
+    entries = iter([(f"all.jsonl:{number}", number) for number in range(2 * OPEN_SESSIONS)])
+    sessions = sessions_of(entries, lambda number, ids: (str(number),))
+    assert next(sessions) == ("all.jsonl:0", [("line 0", 0)])
+    assert next(entries) == (f"all.jsonl:{OPEN_SESSIONS + 1}", OPEN_SESSIONS + 1)  # nothing further was read
+    assert len(list(sessions)) == 2 * OPEN_SESSIONS - 2
 
 
 def test_the_output_of_print_mode_is_a_session(tmp_path: Path) -> None:

@@ -101,8 +101,10 @@ def test_a_fork_is_one_session_and_files_can_hold_several(tmp_path: Path) -> Non
     fork = [meta("s2", forked_from_id="s1"), *SESSION, said("user", "more"), said("assistant", "Yes.")]
     empty = [meta("s3"), said("user", "go")]
     resumed = [meta("s4"), said("assistant", "Hi."), meta("s4"), said("assistant", "Again.")]
+    resumed[2:2] = [meta("s5"), said("assistant", "Ho.")]  # another session ran in between
     found = traces_of("codex", write_lines(tmp_path / "all.jsonl", [*fork, *empty, *resumed]))
-    assert [trace.task_id for trace in found] == ["s2", "s4"]
+    assert [trace.task_id for trace in found] == ["s2", "s5", "s4"]
+    found.pop(1)
     assert roles(found[1])[1:] == [("action", None, "Hi.\nAgain.\n")]
 
 

@@ -109,6 +109,15 @@ def world(*, first: str = "user") -> dict[str, Any]:
                 END,
             ],
         ),
+        (
+            r"^(Out(p)ut: )(?=((a)\n))(a)(x)?",  # groups in groups, at the same start, in a lookahead, without a match
+            [
+                ("env_output", "observation", "Output: "),
+                ("env_output", "observation", "a\n"),
+                ("context", "wrapper", "[ok]"),
+                END,
+            ],
+        ),
         ("nothing of this", [("context", "user", "Output: a\n[ok]\n")]),
     ],
 )

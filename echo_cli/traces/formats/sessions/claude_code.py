@@ -22,10 +22,10 @@ SUBAGENT, COMPACTION, HOOK, HARNESS = "subagent", "compaction", "hook", "harness
 """Channels of a subagent's answer, the mark of a compaction, a hook's text, and Claude Code's own text."""
 
 ROLES = """\
-input       lines of type user, assistant, system, attachment, …, of one or more sessions. The lines of a subagent
-            (isSidechain, agent-*.jsonl; parent_tool_use_id in stream-json) are a trace of their own. Lines of one
-            message id are one reply, and a line that repeats a uuid is read once. Prompts that were taken back, and
-            their replies, stay. A session without a reply is no episode
+input       lines of type user, assistant, system, attachment, …, of one or more sessions, whose lines may alternate
+            (of up to 16 at a time). The lines of a subagent (isSidechain, agent-*.jsonl; parent_tool_use_id in
+            stream-json) are a trace of their own. Lines of one message id are one reply, and a line that repeats a uuid
+            is read once. Prompts that were taken back, and their replies, stay. A session without a reply is no episode
 context     the text of user messages, each followed by a newline: prompts, commands and their output, skills (isMeta),
             the summary after a compaction (isCompactSummary); queued prompts (attachment queued_command); the line of a
             compaction (system, compact_boundary), in the channel compaction. What arrives while a tool runs follows the
@@ -36,9 +36,10 @@ action      each reply: its text blocks, each followed by a newline, then each t
 env_output  tool_result blocks, byte for byte, without what is context or warning (channel tool_error with is_error,
             subagent for the answer of Task or Agent); the text blocks of a result are joined without a separator
 warning     in a tool_result: <system-reminder> blocks with the newlines around them; the notices that the user rejected
-            or interrupted the call, that it lacks a permission, that there was no output, or that an old result was
-            cleared; the line on how to resume a subagent, with its usage (channel harness); matches of --warning. The
-            text that hooks add (attachment hook_…), in the channel hook
+            or interrupted the call, that it lacks a permission, that the command timed out or runs in the background,
+            that there was no output, or that an old result was cleared; the line on how to resume a subagent, with its
+            usage (channel harness); matches of --warning. The text that hooks add (attachment hook_…), in the channel
+            hook
 exit code   "Exit code N" at the start of a failed command's result
 omitted     thinking; replies that Claude Code wrote itself (model <synthetic>), such as API errors; repeated calls;
             system lines, other attachments, and all lines without a message, such as snapshots, titles and progress
@@ -56,6 +57,13 @@ _DENIALS = ("Claude requested permissions to ", "Permission to use ")
 """Beginnings of Claude Code's own text, where a result is an error."""
 _ERROR = re.compile(r"(<tool_use_error>)(.*)(</tool_use_error>)", re.DOTALL)
 _EXIT_CODE = re.compile(r"(?:Error: )?Exit code (\d+)(?:\n|\Z)")
+_TIMED_OUT = r"Command timed out after \d[\d.]*[dhms](?: \d[\d.]*[dhms])*"
+_TIMEOUT = re.compile(rf"{_TIMED_OUT}(?:\n+{_TIMED_OUT})*(?:[ \n]|\Z)")
+"""Notice of a command that was ended, which some versions repeat; the command's output so far follows."""
+_BACKGROUND = re.compile(
+    r"Command (?:running in background with ID: "
+    r"|did not complete within its [^\n]{1,40} and was moved to the background)"
+)
 _PREVIEW = re.compile(
     r"(<persisted-output>\n(?:[^\n]*\n){1,3}Preview[^\n]*:\n)(.*?)((?:\n\.\.\.)?\n</persisted-output>)", re.DOTALL
 )
@@ -216,11 +224,14 @@ def _answer(block: Mapping[str, Any], builder: TraceBuilder) -> None:
 
 def _result(text: str, channel: str, builder: TraceBuilder) -> tuple[list[TraceSegment], int | None]:
     """Return the segments of a result, which joined equal `text`, and the exit code if it has one."""
-    if text.startswith((*_NOTICES, *_DENIALS) if channel == TOOL_ERROR else _NOTICES):
+    is_notice = text.startswith((*_NOTICES, *_DENIALS) if channel == TOOL_ERROR else _NOTICES)
+    if is_notice or _TIMEOUT.fullmatch(text) or _BACKGROUND.match(text):
         return [TraceSegment(Role.WARNING, text, HARNESS)], None
     if channel == TOOL_ERROR and (match := _EXIT_CODE.match(text)):
         head = TraceSegment(Role.CONTEXT, match.group(), WRAPPER)
-        return [head, *_without_reminders(text[match.end() :], channel, builder)], int(match.group(1))
+        return [head, *_without_timeout(text[match.end() :], channel, builder)], int(match.group(1))
+    if channel == TOOL_ERROR and _TIMEOUT.match(text):
+        return _without_timeout(text, channel, builder), None
     if match := _ERROR.fullmatch(text) or _PREVIEW.fullmatch(text):
         start, inner, end = match.groups()
         body = _without_reminders(inner, channel, builder)
@@ -229,6 +240,14 @@ def _result(text: str, channel: str, builder: TraceBuilder) -> tuple[list[TraceS
         notice = TraceSegment(Role.WARNING, match.group(), HARNESS)
         return [*_without_reminders(text[: match.start()], channel, builder), notice], None
     return _without_reminders(text, channel, builder), None
+
+
+def _without_timeout(text: str, channel: str, builder: TraceBuilder) -> list[TraceSegment]:
+    """Split a failed command's output after the notice that it timed out, if it begins with one."""
+    match = _TIMEOUT.match(text)
+    end = match.end() if match else 0
+    notice = [TraceSegment(Role.WARNING, text[:end], HARNESS)] if end else []
+    return [*notice, *_without_reminders(text[end:], channel, builder)]
 
 
 def _without_reminders(text: str, channel: str, builder: TraceBuilder) -> list[TraceSegment]:
