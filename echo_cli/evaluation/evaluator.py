@@ -159,7 +159,7 @@ def pool_notices(config: Config, worlds: TaskSuite, pools: Mapping[str, Pool]) -
         if pairs >= FEW_PAIRS or (base_of(name) == OOD and not tasks[name]):
             continue
         if config.environment.none or name not in tasks:
-            remedy = "add traces, or raise their share in traces.split"
+            remedy = "add traces, or raise their share in traces.split or traces.max_tokens"
         elif not tasks[name]:
             remedy = "it has no tasks; add some in environment.tasks"
         elif pairs:

@@ -23,6 +23,10 @@ POOL = "traces"
 """Name of the pool of held-out traces in a run that also has an environment's pools."""
 
 
+FIT_TIP = "raise traces.max_tokens, choose a model with a longer context, or leave out traces with a long opening"
+"""What to do about traces whose opening fills the maximum length."""
+
+
 @dataclass(frozen=True)
 class Traces:
     """Traces that a run trains on."""
@@ -40,6 +44,8 @@ class RenderedTraces:
     trajectories: tuple[Trajectory, ...]
     cut: int
     """Number of truncated traces, including those without a trajectory because their first segment does not fit."""
+    emptied: int = 0
+    """Number of held-out traces that have something to measure, all of it beyond the maximum length."""
 
 
 def render_and_truncate(traces: Iterable[Trace], renderer: Renderer, max_tokens: int) -> RenderedTraces:
@@ -68,15 +74,18 @@ def held_out(traces: Traces, renderer: Renderer, split: Split) -> RenderedTraces
     Raises:
         EchoError: as `TraceCorpus.read`.
     """
-    corpus, kept, cut = traces.corpus, [], 0
+    corpus, kept, cut, emptied = traces.corpus, [], 0, 0
     entries = corpus.of(split)
     for entry, trace in zip(entries, corpus.read(entries), strict=True):
         found = render_and_truncate([trace], renderer, traces.max_tokens)
         cut += found.cut
         # Match by turn: the text of a truncated observation no longer has the hash of the whole.
-        seen = {turn for turn, hashes in observations(trace) if entry.near_copy or corpus.sees(hashes)}
-        kept += [_without(trajectory, seen) for trajectory in found.trajectories]
-    return RenderedTraces(tuple(kept), cut)
+        whole = observations(trace)
+        seen = {turn for turn, hashes in whole if entry.near_copy or corpus.sees(hashes)}
+        fitting = [_without(trajectory, seen) for trajectory in found.trajectories]
+        emptied += any(turn >= 0 and turn not in seen for turn, _ in whole) and not any(map(_has_answers, fitting))
+        kept += fitting
+    return RenderedTraces(tuple(kept), cut, emptied)
 
 
 def pool_splits(*, alone: bool) -> dict[str, Split]:
@@ -90,8 +99,8 @@ def pool_splits(*, alone: bool) -> dict[str, Split]:
 
 def traces_record(traces: Traces, pools: Mapping[str, RenderedTraces]) -> Row:
     """Return the record of a run's traces for environment.json: files, splits, overlap, truncated traces per pool."""
-    cut = {name: pool.cut for name, pool in pools.items()}
-    return {**traces.corpus.to_json(), "max_tokens": traces.max_tokens, "cut": cut}
+    counts = {name: {each: getattr(pool, name) for each, pool in pools.items()} for name in ("cut", "emptied")}
+    return {**traces.corpus.to_json(), "max_tokens": traces.max_tokens, **counts}
 
 
 def trace_notices(record: Row, splits: Mapping[str, Split]) -> list[str]:
@@ -104,7 +113,19 @@ def trace_notices(record: Row, splits: Mapping[str, Split]) -> list[str]:
         lines.append(f"{name} traces: {overlap_line(record[split])}")
         if cut := record["cut"][pool]:
             lines.append(f"{name} traces: {cut} truncated to {record['max_tokens']} tokens")
+        if emptied := record.get("emptied", {}).get(
+            pool
+        ):  # the record of a run of an earlier version has no such count
+            of, most = record[split]["traces"], record["max_tokens"]
+            lines.append(
+                f"warning: {name} traces: {emptied} of {of} have no observation within {most} tokens: {FIT_TIP}"
+            )
     return lines
+
+
+def _has_answers(trajectory: Trajectory) -> bool:
+    """Return whether an action is followed by an observation."""
+    return any(segment.token_ids for exchange in trajectory.exchanges() for segment in exchange.outputs)
 
 
 def _without(trajectory: Trajectory, turns: set[int]) -> Trajectory:

@@ -155,6 +155,9 @@ def _why_no_gradient(row: Row, rollout: RolloutConfig) -> str:
     found = find_obstacles(signals, rollout)
     if row.get("train/lambda") and row.get("train/env_unselected_fraction") == 1:
         return "no observation is selected; lower objective.env_min_action_entropy, or raise env_weights"
+    cut = row.get("train/traces_cut")
+    if cut and not row.get("train/env_tokens"):
+        return f"{counted(cut, 'trace')} cut before the first observation; raise traces.max_tokens"
     if not found:
         return "no token has a loss; check objective.min_*_fraction, max_correct_fraction and λ"
     return f"{', '.join(finding.message for finding in found)}; {found[0].tip}"

@@ -16,10 +16,11 @@ from echo_cli.models.policy import TorchPolicy
 from echo_cli.rollouts.limits import limits_for
 from echo_cli.rollouts.several import play_policy, play_scripts
 from echo_cli.seeds import derive_seed, epoch_sample, epoch_slice, generator
-from echo_cli.traces.training_data import RenderedTraces, traces_of_step
+from echo_cli.text import counted
+from echo_cli.traces.training_data import FIT_TIP, RenderedTraces, traces_of_step
 from echo_cli.training.curriculum import Curriculum
 from echo_cli.training.session import Session
-from echo_cli.trajectory import Trajectory
+from echo_cli.trajectory import Role, Trajectory
 
 
 @dataclass(frozen=True)
@@ -171,5 +172,10 @@ def _draw_traces(session: Session, step: int, coeff: float, *, alone: bool) -> R
     found = traces_of_step(traces, session.policy.renderer, session.config.seed, step)
     if alone and not found.trajectories:
         message = f"no trace of step {step + 1} fits in {traces.max_tokens} tokens: the first segment alone is longer"
-        raise EchoError(message, "raise traces.per_step, or choose a model with a longer context", exit_code=1)
+        raise EchoError(message, FIT_TIP, exit_code=1)
+    needed = coeff > 0 and traces.settings.imitation_coeff == 0 and step == session.start_step
+    if alone and needed and found.cut and not any(each.count(Role.ENV_OUTPUT) for each in found.trajectories):
+        drawn = counted(len(found.trajectories), "trace")
+        message = f"the {drawn} of step {step + 1} have no observation within {traces.max_tokens} tokens"
+        raise EchoError(message, FIT_TIP, exit_code=1)
     return found

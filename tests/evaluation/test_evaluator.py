@@ -256,7 +256,9 @@ def test_a_pool_with_few_pairs_is_said_with_the_key_to_set() -> None:
     assert "OOD pool rests on 2" in said("ood", 2)[0] and said("ood", 0, suite=BlindWorlds([], [])) == []
     alone = Config().model_copy(update={"environment": EnvironmentConfig(none=True)})
     for name, config in (("traces", Config()), ("heldout", alone)):
-        assert said(name, 4, config)[0].endswith("add traces, or raise their share in traces.split")
+        assert said(name, 4, config)[0].endswith(
+            "add traces, or raise their share in traces.split or traces.max_tokens"
+        )
 
 
 def test_a_split_of_one_task_is_said() -> None:

@@ -264,6 +264,7 @@ def test_the_first_step_without_a_gradient_is_a_line_with_the_key_to_change() ->
             "no observation is selected",
             "objective.env_min_action_entropy",
         ),
+        ({"traces_cut": 2}, "2 traces cut before the first observation", "traces.max_tokens"),
     ):
         metrics = _rows((2, {"train/grad_norm": 0.1}), (1, _idle(**changed)))
         line = no_gradient_line(metrics, ROLLOUT)

@@ -216,8 +216,33 @@ def test_traces_longer_than_they_may_be_are_cut_and_counted(
     assert "a note of the renderer" in told
     for path in open_run(tmp_path / "run").pool_paths.values():
         assert max(map(len, read_trajectories(path))) <= 30
+    assert (
+        record(tmp_path / "run")["emptied"] == {"validation": 0, "heldout": 0} and "no observation within" not in told
+    )
     assert alone(tmp_path / "short", traces, "traces.max_tokens=4", "--steps", "1") == 1
     assert "no trace of step 1 fits in 4 tokens" in error_of(capsys.readouterr().err)[0]
+
+
+def test_traces_whose_opening_fills_their_length_are_counted_with_the_key_to_raise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opening = (TraceSegment(Role.CONTEXT, "$ "), TraceSegment(Role.CONTEXT, f"# {'rules ' * 40}\n$ "))
+    long = [replace(each, segments=(*opening, *each.segments)) for each in store()]
+    assert alone(tmp_path / "long", trace_file(tmp_path, long), "traces.max_tokens=60", "--steps", "1") == 1
+    told = capsys.readouterr().err
+    counts = record(tmp_path / "long")
+    for split, name in (("validation", "validation"), ("heldout", "held-out")):
+        number = counts[split]["traces"]
+        assert counts["emptied"][split] == number > 0
+        tip = "no observation within 60 tokens: raise traces.max_tokens, choose a model with a longer context"
+        assert f"warning: {name} traces: {number} of {number} have {tip}" in told
+    error, tip = error_of(told)
+    assert "4 traces of step 1 have no observation within 60 tokens" in error and "raise traces.max_tokens" in tip
+
+    some = trace_file(tmp_path, [*long[:8], *store()[8:]], "some.jsonl")  # a run goes on with those that fit
+    assert alone(tmp_path / "some", some, "traces.max_tokens=60", "--steps", "1") == 0
+    emptied, said = record(tmp_path / "some")["emptied"], capsys.readouterr().err
+    assert 0 < sum(emptied.values()) < 8 and f"{emptied['heldout']} of " in said
 
 
 # --- Imitation -------------------------------------------------------------------------------------------------------
