@@ -158,22 +158,23 @@ def recognise(path: Path) -> Recognised:
     found = _recognise(sample)
     if found is None:
         raise EchoError(_nothing_known(path), "name the format; `traces formats` lists what each reads")
-    _check_alike(sample, found)
+    _check_alike(sample)
     return found
 
 
-def _check_alike(sample: Sample, found: Recognised) -> None:
+def _check_alike(sample: Sample) -> None:
     """Check that no record near the beginning shows another format by itself.
 
     Raises:
         EchoError: one does.
     """
-    if format_of(sample.first) != found.name:
+    first = format_of(sample.first)
+    if first is None:
         return  # the file is one episode, which no record shows by itself
     for number, record in enumerate(sample.records, start=1):
-        if (other := format_of(record)) not in (None, found.name):
+        if (other := format_of(record)) not in (None, first):
             raise EchoError(
-                f"{escape_unprintable(sample.path)}: record 1 looks like {found.name}, record {number} like {other}",
+                f"{escape_unprintable(sample.path)}: record 1 looks like {first}, record {number} like {other}",
                 "write records of one format to a file of their own",
             )
 

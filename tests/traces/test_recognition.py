@@ -64,6 +64,13 @@ def test_formats_mixed_in_one_file_are_told_apart(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", CHAT, {"note": 1}, SHARED)
     with pytest.raises(EchoError, match="record 1 looks like openai, record 3 like sharegpt"):
         recognise(path)
+    line = {"type": "assistant", "sessionId": "s", "message": {"role": "assistant", "content": "a"}}
+    for records, told in (
+        ((CHAT, line), "openai, record 2 like claude"),
+        ((line, CHAT), "claude-code, record 2 like o"),
+    ):
+        with pytest.raises(EchoError, match=f"record 1 looks like {told}"):
+            recognise(written(path, *records))
     assert (format_of(CHAT), format_of(SHARED), format_of({"note": 1})) == ("openai", "sharegpt", None)
 
 
