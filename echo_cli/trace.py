@@ -220,7 +220,9 @@ def line_error(path: Path, number: int, line: bytes, error: ValueError) -> EchoE
     """Return the error for a line of a trajectory file that is not a trace, or for a file in another encoding."""
     found = foreign_encoding(line) if number == 1 else None
     if found is None:
-        return bad_line(path, number, error, "trace")
+        bad = bad_line(path, number, error, "trace")
+        first = "if another tool wrote it: `echo-cli traces import FILE -o OUT.jsonl`; else "
+        return EchoError(bad.message, f"{first}{bad.tip}") if number == 1 else bad
     return EchoError(f"{escape_unprintable(path)} is {found[0]}, not a trajectory file as text", found[1])
 
 

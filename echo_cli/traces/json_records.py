@@ -90,7 +90,8 @@ def sessions_of(
             continue
         name = found[0] if found else ""
         unnamed = sessions.pop("", None) if name else None  # records before the first that names its session
-        start, session = sessions.pop(name, None) or unnamed or (where, [])
+        begun = sessions.pop(name, None)
+        start, session = begun or unnamed or (where, [])
         session.append(line)
         sessions[name] = start, session  # the last to have a record
         ids = found

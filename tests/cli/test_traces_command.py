@@ -333,7 +333,7 @@ def test_a_pool_that_was_changed_is_not_exported(tmp_path: Path, capsys: pytest.
             "give a run directory, a pool's folder, or a trajectory file",
         ),
         ((".", "--to", "echo"), ". is neither a run nor a pool", "give a run"),
-        (("good.jsonl", "--to", "echo"), "good.jsonl:1: not a trace", "docs/trajectory-format.md"),
+        (("good.jsonl", "--to", "echo"), "good.jsonl:1: not a trace", "echo-cli traces import FILE"),
         (("empty.jsonl", "--to", "masks"), "empty.jsonl contains no traces", "not empty"),
         (("good.jsonl", "--to", "echo", "--config", "toy"), "--config has no effect with --to echo", "masks"),
         (("empty.jsonl", "--to", "masks", "--config", "tyo"), "no config named 'tyo'", "toy"),

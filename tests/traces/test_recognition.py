@@ -38,6 +38,10 @@ def test_each_file_has_the_format_of_its_content(tmp_path: Path, capsys: pytest.
             ("sharegpt", found["files"][1]["why"]),
         ]
         assert len(list(read_traces(out))) == 3
+    assert main(["traces", "import", *map(str, [*files, files[0]]), "-o", str(tmp_path / "all.jsonl")]) == 0
+    first, second, total = capsys.readouterr().out.splitlines()  # a line per format, not per file
+    assert first.startswith(f"{files[0]} and 1 more: openai, because") and second.startswith(f"{files[1]}: sharegpt, ")
+    assert total.startswith(f"{tmp_path}/all.jsonl: traces: 5, ")
 
 
 @pytest.mark.parametrize(

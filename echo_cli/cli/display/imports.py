@@ -78,9 +78,12 @@ def _record(result: ImportResult, files: Sequence[Path], output: str) -> dict[st
 
 
 def _lines(result: ImportResult, files: Sequence[Path], output: str) -> list[str]:
+    alike = dict[Recognised, list[Path]]()
+    for path, found in zip(files, result.formats, strict=True):
+        alike.setdefault(found, []).append(path)
     formats = [
-        f"{escape_unprintable(path)}: {found.name}, because {found.why}"
-        for path, found in zip(files, result.formats, strict=True)
+        f"{escape_unprintable(first)}{f' and {len(more)} more' if more else ''}: {found.name}, because {found.why}"
+        for found, (first, *more) in alike.items()
         if found.why is not None
     ]
     left_out = [_left_out(what, of) for what, of in sorted(result.left_out.items(), key=lambda item: -item[1].parts)]
