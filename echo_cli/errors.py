@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 
 class EchoError(Exception):
@@ -19,6 +20,17 @@ class EchoError(Exception):
         self.message = message
         self.tip = tip
         self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to make the error again in another process, whatever the arguments of its class."""
+        return _as_sent, (type(self), self.message, vars(self))
+
+
+def _as_sent(kind: type[EchoError], message: str, values: dict[str, Any]) -> EchoError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, message)
+    vars(error).update(values)
+    return error
 
 
 def first_line(error: Exception) -> str:

@@ -28,8 +28,11 @@ class Interrupt:
 
 
 @contextmanager
-def interruptible() -> Iterator[Interrupt]:
+def interruptible(*, announces: bool = True) -> Iterator[Interrupt]:
     """Catch SIGINT, SIGTERM, and SIGHUP unless it is ignored (`nohup`), while the block runs.
+
+    Args:
+        announces: whether to say on stderr that the signal has arrived.
 
     Raises:
         SystemExit: at the second signal, with its exit code; a closing terminal sends several SIGHUP, which count once.
@@ -42,6 +45,8 @@ def interruptible() -> Iterator[Interrupt]:
                 return
             raise SystemExit(128 + number)
         interrupt.signal_number = number
+        if not announces:
+            return
         # print is not reentrant, so a signal handler must not call it.
         with suppress(OSError):  # the same Ctrl-C may have ended the reader of stderr
             os.write(2, b"\nstopping after this step; interrupt again to stop now\n")

@@ -282,7 +282,7 @@ def run_path(config: Config, default_name: str) -> Path:
     return Path(config.output_dir) / name
 
 
-def print_plans(runs: Sequence[tuple[Config, Path]], as_json: bool, *, sweep: bool) -> None:
+def print_plans(runs: Sequence[tuple[Config, Path]], as_json: bool, *, sweep: bool, ranks: int = 1) -> None:
     from echo_cli.models.loading import check_model
     from echo_cli.traces.corpus import index_traces
     from echo_cli.training.plan import plan
@@ -298,7 +298,7 @@ def print_plans(runs: Sequence[tuple[Config, Path]], as_json: bool, *, sweep: bo
     plans = [
         {
             "config": json.loads(config.model_dump_json()),
-            "plan": plan(config, path, None if config.traces is None else read[config.traces]),
+            "plan": plan(config, path, None if config.traces is None else read[config.traces], ranks),
         }
         for config, path in runs
     ]

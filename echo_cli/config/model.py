@@ -192,3 +192,13 @@ class SamplerConfig(Section):
             if getattr(self, name) is None:
                 raise EchoError(f"sampler.kind is openai and sampler.{name} is missing", "set it")
         return self
+
+
+class DistributedConfig(Section):
+    """How the ranks that torchrun starts share the model.
+
+    `strategy` is `ddp` (a copy of the model on every rank), `fsdp` (weights, gradients and optimizer state split over
+    the ranks), or `auto`, which splits the model only if a copy does not fit a rank's memory, as predicted.
+    """
+
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"

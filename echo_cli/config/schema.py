@@ -14,7 +14,7 @@ from echo_cli.config.environment import SOURCE_KEYS, EnvironmentConfig
 from echo_cli.config.episodes.rollout import RolloutConfig
 from echo_cli.config.episodes.several import NamedEnvironment, check_several, in_environment
 from echo_cli.config.episodes.traces import TracesConfig
-from echo_cli.config.model import ConversationConfig, ModelConfig, SamplerConfig
+from echo_cli.config.model import ConversationConfig, DistributedConfig, ModelConfig, SamplerConfig
 from echo_cli.config.objective import ObjectiveSettings, check_selection_data
 from echo_cli.config.section import (
     Fraction,
@@ -146,6 +146,7 @@ class Config(Section):
     checkpoint: FreeOnResume[CheckpointConfig] = CheckpointConfig()
     probe_every: NonNegative = 0
     collapse: FreeOnResume[CollapseConfig] = CollapseConfig()
+    distributed: FreeOnResume[DistributedConfig | None] = None
 
     def explorers_at(self, coeff: float) -> int:
         """Return the number of explorers of a step at λ = `coeff`.

@@ -190,12 +190,13 @@ class SeveralFaults(FaultCounts):
         own = super().take()
         each = {name: member.hosting.faults.take() for name, member in self._members.items()}
         for name, found in each.items():
-            found["left_out"] = self._outage.lost.pop(name, 0)
+            found[LEFT_OUT] = self._outage.lost.pop(name, 0)
         total = {key: own.get(key, 0) + sum(found[key] for found in each.values()) for key in SEVERAL_FAULT_KEYS}
         return total | {f"{name}/{key}": count for name, found in each.items() for key, count in found.items()}
 
 
-SEVERAL_FAULT_KEYS = (*FAULT_KEYS, "left_out")
+LEFT_OUT = "left_out"
+SEVERAL_FAULT_KEYS = (*FAULT_KEYS, LEFT_OUT)
 """Names of the counters of a run in several environments."""
 
 

@@ -30,6 +30,7 @@ from echo_cli.evaluation.pass_at_k import (
 )
 from echo_cli.evaluation.pools.joined import ScoredPool, join_scored
 from echo_cli.evaluation.records import OOD, pool_title
+from echo_cli.models.distributed.ranks import ALONE, Ranks
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.behaviour import refused_fraction
@@ -65,8 +66,8 @@ def rollout_tasks(
     Episodes whose session was lost in every attempt are missing from the result.
     """
     wanted = [(task, task.task_id) for task in tasks for _ in range(rollouts)]
-    sampler = policy.sampler(config.rollout.temperature, seed)
-    played = play_policy(sampler, policy.renderer, worlds, wanted, limits_for(config, policy, worlds), verify=True)
+    sampler, limits = policy.sampler(config.rollout.temperature, seed), limits_for(config, policy, worlds)
+    played = play_policy(sampler, policy.renderer, worlds, wanted, limits, verify=True, ranks=policy.ranks)
     return [trajectory for trajectory in played if trajectory.stop_reason != "aborted"]
 
 
@@ -82,8 +83,8 @@ def pool_tasks(worlds: TaskSuite) -> dict[str, tuple[TaskSuite, Sequence[Task]]]
 
 def expert_pools(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict[str, Pool]:
     """Play the frozen pools of worlds in which every task has an expert, rendered for `policy`."""
-    limits = limits_for(config, policy, worlds)
-    return {name: expert_pool(of, tasks, policy.renderer, limits) for name, (of, tasks) in pool_tasks(worlds).items()}
+    limits, renderer, ranks = limits_for(config, policy, worlds), policy.renderer, policy.ranks
+    return {name: expert_pool(of, tasks, renderer, limits, ranks) for name, (of, tasks) in pool_tasks(worlds).items()}
 
 
 def play_pools(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict[str, list[Trajectory]]:
@@ -109,17 +110,18 @@ def _play_pools(
     config: Config, worlds: TaskSuite, policy: TorchPolicy, limits: EpisodeLimits
 ) -> dict[str, list[Trajectory]]:
     """Play the frozen pools of one environment."""
-    played = {}
+    ranks, played = policy.ranks, {}
     for name, (of, tasks) in pool_tasks(worlds).items():
-        expert = _play_known(of, tasks, policy.renderer, limits)
+        expert = _play_known(of, tasks, policy.renderer, limits, ranks)
         wanted = [(task, task.task_id) for task in tasks if of.expert(task) is None]
         sampler = policy.sampler(config.rollout.temperature, derive_seed(config.seed, f"pool/{name}"))
-        rollouts = play_policy(sampler, policy.renderer, of, wanted, limits, verify=False)
+        rollouts = play_policy(sampler, policy.renderer, of, wanted, limits, verify=False, ranks=ranks)
         whole = without_fragments(rollouts, len(wanted), of.hosting)
         blind = {rollout.task_id for rollout in whole if not pool_of([rollout]).pairs}
         missing = [task for task, _ in wanted if task.task_id in blind]
         scripts = _pool_scripts(config, name, worlds, of, missing)
-        scripted = {each.task_id: each for each in play_scripts(policy.renderer, of, scripts, limits, "explorer")}
+        explored = play_scripts(policy.renderer, of, scripts, limits, "explorer", ranks=ranks)
+        scripted = {each.task_id: each for each in explored}
         played[name] = expert + [scripted.get(rollout.task_id, rollout) for rollout in whole]
     return played
 
@@ -336,16 +338,18 @@ def _measure_by_lines(scored: ScoredPool, novel: Bools) -> dict[str, float | Non
     return values
 
 
-def expert_pool(worlds: TaskSuite, tasks: Sequence[Task], renderer: Renderer, limits: EpisodeLimits) -> Pool:
+def expert_pool(
+    worlds: TaskSuite, tasks: Sequence[Task], renderer: Renderer, limits: EpisodeLimits, ranks: Ranks = ALONE
+) -> Pool:
     """Play the expert on each of `tasks` with a known solution, and the commands reserved for their pool."""
-    return pool_of(_play_known(worlds, tasks, renderer, limits))
+    return pool_of(_play_known(worlds, tasks, renderer, limits, ranks))
 
 
 def _play_known(
-    worlds: TaskSuite, tasks: Sequence[Task], renderer: Renderer, limits: EpisodeLimits
+    worlds: TaskSuite, tasks: Sequence[Task], renderer: Renderer, limits: EpisodeLimits, ranks: Ranks
 ) -> list[Trajectory]:
-    solved = play_scripts(renderer, worlds, expert_scripts(worlds, tasks), limits, "expert")
-    return solved + play_scripts(renderer, worlds, worlds.reserved(tasks), limits, "explorer")
+    solved = play_scripts(renderer, worlds, expert_scripts(worlds, tasks), limits, "expert", ranks=ranks)
+    return solved + play_scripts(renderer, worlds, worlds.reserved(tasks), limits, "explorer", ranks=ranks)
 
 
 def expert_scripts(worlds: TaskSuite, tasks: Sequence[Task]) -> list[tuple[Task, list[str]]]:

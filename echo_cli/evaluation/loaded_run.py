@@ -21,6 +21,7 @@ from echo_cli.evaluation.pass_at_k import TaskOutcome, outcomes_by_part
 from echo_cli.evaluation.pools.frozen import frozen_pools, kept_pool, part_of, replays_pools
 from echo_cli.evaluation.records import HELDOUT, OOD, plays_line
 from echo_cli.models.device import DeviceChoice
+from echo_cli.models.distributed.ranks import ALONE, Ranks
 from echo_cli.models.loading import load_renderer, open_policy
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import Renderer
@@ -326,16 +327,16 @@ def pool_columns(folders: Sequence[Path], taken: Collection[str] = ()) -> dict[s
     return columns
 
 
-def build_policy(config: Config, *, quiet: bool = False) -> tuple[TorchPolicy, DeviceChoice]:
+def build_policy(config: Config, ranks: Ranks = ALONE, *, quiet: bool = False) -> tuple[TorchPolicy, DeviceChoice]:
     """Return the initial policy of a run and its device; with a KL penalty, the policy keeps its reference weights.
 
     Raises:
         EchoError: as in `open_policy` and `check_context`.
     """
-    policy, choice = open_policy(config)
+    policy, choice = open_policy(config, ranks)
     if config.objective.kl_coeff > 0:
         policy.keep_reference()
-    check_context(config, policy, quiet=quiet)
+    check_context(config, policy, quiet=quiet or not ranks.is_first)
     return policy, choice
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -77,3 +77,17 @@ class LanguageModel(Protocol):
 
     def to(self, device: Any) -> Any:
         """Move the model to `device` and return it."""
+
+
+@runtime_checkable
+class SplitModel(Protocol):
+    """A `LanguageModel` whose weights are split over the ranks of a run."""
+
+    def hold_whole(self, whole: bool) -> None:
+        """Gather all weights on every rank, or, with `whole` False, keep this rank's part of them alone; a collective.
+
+        With all weights, passes are no collectives, and ranks may take different numbers of them.
+        """
+
+    def pass_without_loss(self) -> None:
+        """Take part in a forward and backward pass of the other ranks, with a gradient of zero."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,10 +12,16 @@ from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.models.architecture import model_folder
 from echo_cli.models.device import DeviceChoice, choose_device, naming_memory
+from echo_cli.models.distributed.ranks import ALONE, Ranks
+from echo_cli.models.distributed.strategy import choose_strategy, usable_by_rank
+from echo_cli.models.language_model import LanguageModel
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import PlainRenderer, Renderer
 from echo_cli.models.tiny import load_model
 from echo_cli.models.tokenizer import TOKENIZER_FILE, Tokenizer
+
+if TYPE_CHECKING:
+    from echo_cli.models.hf.model import HfModel
 
 
 def load_renderer(config: Config) -> Renderer:
@@ -31,11 +39,19 @@ def load_renderer(config: Config) -> Renderer:
 
 
 @naming_memory("loading")
-def load_policy(config: Config, device: torch.device, dtype: torch.dtype = torch.float32) -> TorchPolicy:
+def load_policy(
+    config: Config,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    ranks: Ranks = ALONE,
+    *,
+    split: bool = False,
+) -> TorchPolicy:
     """Load the policy as at the start of a run: with the model's weights, or random weights for `init: scratch`.
 
     Args:
         dtype: dtype of a Hugging Face model's matrix products; the built-in model computes in float32.
+        split: whether to split a Hugging Face model over the ranks, which all call this function.
 
     Raises:
         EchoError: the model is missing, or one of its files is missing or invalid.
@@ -43,15 +59,23 @@ def load_policy(config: Config, device: torch.device, dtype: torch.dtype = torch
     if config.model.kind == "hf":
         from echo_cli.models.hf.loading import hf_folder, load_hf_model
 
-        with hf_folder(config.model, config.seed) as folder:
-            renderer = _hf_renderer(folder, config)
-            size = renderer.tokenizer.vocab_size
-            model = load_hf_model(folder, config.model, device, dtype, config.seed, size)
-        return TorchPolicy(model, renderer, config.optim, device, config.sampler)
+        def load() -> tuple[Renderer, HfModel]:
+            with hf_folder(config.model, config.seed) as folder:
+                renderer = _hf_renderer(folder, config)
+                size, place = renderer.tokenizer.vocab_size, torch.device("cpu") if split else device
+                return renderer, load_hf_model(folder, config.model, place, dtype, config.seed, size)
+
+        renderer, whole = ranks.each(load)
+        model: LanguageModel = whole
+        if split:
+            from echo_cli.models.hf.sharded_model import ShardedModel
+
+            model = ShardedModel(whole, device, ranks)
+        return TorchPolicy(model, renderer, config.optim, device, config.sampler, ranks)
     tiny, tokenizer = load_model(model_folder(config.model.path))
     if config.model.init == "scratch":
         tiny.init_weights(torch.Generator().manual_seed(config.seed))
-    return TorchPolicy(tiny, PlainRenderer(tokenizer), config.optim, device)
+    return TorchPolicy(tiny, PlainRenderer(tokenizer), config.optim, device, ranks=ranks)
 
 
 def check_model(config: Config) -> None:
@@ -86,7 +110,7 @@ def _hf_renderer(folder: Path, config: Config) -> Renderer:
     return load_hf_renderer(folder, config.model, config.conversation)
 
 
-def open_policy(config: Config) -> tuple[TorchPolicy, DeviceChoice]:
+def open_policy(config: Config, ranks: Ranks = ALONE) -> tuple[TorchPolicy, DeviceChoice]:
     """Set the config's number of CPU threads and load its policy on its device.
 
     Raises:
@@ -95,4 +119,9 @@ def open_policy(config: Config) -> tuple[TorchPolicy, DeviceChoice]:
     if config.threads:
         torch.set_num_threads(config.threads)
     choice = choose_device(config.device, config.model.dtype if config.model.kind == "hf" else "float32")
-    return load_policy(config, choice.device, choice.dtype), choice
+    if ranks.size == 1:
+        return load_policy(config, choice.device, choice.dtype), choice
+    usable = [size for size in ranks.gather(usable_by_rank(choice.device)) if size is not None]
+    strategy = choose_strategy(config, choice, ranks.size, min(usable, default=None))
+    policy = load_policy(config, choice.device, choice.dtype, ranks, split=strategy.name == "fsdp")
+    return policy, replace(choice, reason=f"{choice.reason}; {strategy.name}: {strategy.reason}")

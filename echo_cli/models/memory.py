@@ -71,6 +71,10 @@ _SAVED: Mapping[tuple[Dtype, bool], tuple[int, int, int, int]] = {
 """Bytes that a layer saves for the backward pass, by (dtype, LoRA): factors of H, Q, K and I, per token."""
 
 
+Parts = Mapping[str, int]
+"""Bytes by part."""
+
+
 @dataclass(frozen=True)
 class MemoryPrediction:
     """Predicted bytes of each part, by phase."""
@@ -128,18 +132,56 @@ def trained_parameters(shape: Architecture, config: Config) -> int:
     return shape.parameters if lora is None else shape.lora_parameters(lora.rank, lora.targets)
 
 
-def predict_memory(shape: Architecture, config: Config, dtype: Dtype, device: str) -> MemoryPrediction:
-    """Predict the memory of a run with a Hugging Face model.
+def predict_memory(
+    shape: Architecture, config: Config, dtype: Dtype, device: str, ranks: int = 1, *, split: bool = False
+) -> MemoryPrediction:
+    """Predict the memory of a run with a Hugging Face model, of each rank if there are several.
 
     Args:
         dtype: dtype of matrix products.
         device: cpu or cuda.
+        split: whether the model is split over the ranks; otherwise each has a copy.
     """
-    standing = _standing(shape, config, dtype, device)
+    standing: Parts = _standing(shape, config, dtype, device)
+    rollout: Parts = _rollout(shape, config, dtype, ranks)
+    update: Parts = _update(shape, config, dtype, device)
+    if split:
+        standing, rollout, update = _split(shape, config, dtype, ranks, standing, rollout, update)
     return MemoryPrediction(
-        rollout={**standing, **_rollout(shape, config, dtype)},
-        update={**standing, **_update(shape, config, dtype, device)},
+        rollout={**standing, **rollout},
+        update={**standing, **update},
         loading=_loading(shape, config, dtype) if device == "cpu" else {},
+    )
+
+
+def _split(
+    shape: Architecture, config: Config, dtype: Dtype, ranks: int, standing: Parts, rollout: Parts, update: Parts
+) -> tuple[Parts, Parts, Parts]:
+    """Return the parts of a rank with a model that FSDP splits: standing, of a rollout, of an update.
+
+    Trained weights, their gradients and moments are split; an adapter is not. An update gathers two layers at a time,
+    one of them in advance, and holds the embeddings, the head and the last norm, which are float32; a rollout gathers
+    all weights.
+    """
+    c, whole = _bytes(dtype), config.model.lora is None
+    root = shape.embedding_parameters * (1 if shape.tied else 2) + shape.hidden
+    layers = shape.parameters - root
+    outside = (4 if whole else c) * root + (2 * shape.embedding_parameters if dtype == "bfloat16" else 0)
+    trained = trained_parameters(shape, config)
+    weights = 4 * shape.parameters // ranks if whole else c * shape.parameters // ranks + 4 * trained
+    kept = {**standing, "weights": weights, "compute copies": 0}
+    gathered = 2 * c * layers // shape.layers + outside
+    if whole:
+        kept["optimizer"] = 8 * trained // ranks
+        gradients = {"gradients": 4 * trained // ranks}
+        # Whole gradients of the layer in its backward pass, as computed and as float32 to be added, and of the root.
+        gathered += (c + 4) * layers // shape.layers + 4 * root
+    else:
+        gradients = {}
+    return (
+        kept,
+        {**rollout, "gathered weights": c * layers + outside},
+        {**update, **gradients, "gathered weights": gathered},
     )
 
 
@@ -209,12 +251,12 @@ def saved_by_layer(shape: Architecture, config: Config, dtype: Dtype) -> int:
     return saved
 
 
-def _rollout(shape: Architecture, config: Config, dtype: Dtype) -> dict[str, int]:
+def _rollout(shape: Architecture, config: Config, dtype: Dtype, ranks: int) -> dict[str, int]:
     """Return the bytes of a rollout, by part; zero if an endpoint samples."""
     if config.sampler.kind != "torch":
         return {"KV cache": 0, "prefill": 0, "sampling": 0, "merged adapter": 0}
     c, longest = _bytes(dtype), longest_episode(config)
-    rollouts = config.rollout.tasks_per_step * config.rollout.group_size
+    rollouts = -(-config.rollout.tasks_per_step // ranks) * config.rollout.group_size
     rollouts = min(rollouts, config.environment.sessions or rollouts)
     H, I, Q, K = shape.hidden, shape.intermediate, shape.query_width, shape.key_width  # noqa: E741
     layer = 2 * c * K * rollouts * longest

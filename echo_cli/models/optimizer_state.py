@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import unwrap
 from pathlib import Path
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from echo_cli.errors import EchoError, first_line
+from echo_cli.models.distributed.ranks import Ranks
+from echo_cli.models.distributed.split import split_like, whole_on_first
 from echo_cli.text import escape_unprintable
 
 TRAINER_FILE = "trainer.pt"
@@ -31,15 +33,27 @@ def parameters_of(optimizer: AdamW) -> list[Tensor]:
     return list(optimizer.param_groups[0]["params"])
 
 
-def save_optimizer(optimizer: AdamW, folder: Path) -> None:
-    """Write the state into `folder`.
+def whole_state(optimizer: AdamW, ranks: Ranks) -> dict[str, Any]:
+    """Return the state, with whole moments on the first rank; a collective if they are split over the ranks."""
+    state: dict[str, Any] = optimizer.state_dict()
+    if ranks.size == 1:
+        return state
+    moments = {
+        index: {name: whole_on_first(value, ranks) for name, value in of.items()}
+        for index, of in state["state"].items()
+    }
+    return {**state, "state": moments}
+
+
+def save_optimizer(state: Mapping[str, Any], folder: Path) -> None:
+    """Write a state with whole moments (`whole_state`) into `folder`.
 
     Raises:
         OSError: the file cannot be written.
     """
     with (folder / TRAINER_FILE).open("wb") as file:
         writer = _Writer(file)
-        torch.save(optimizer.state_dict(), cast(IO[bytes], writer))
+        torch.save(state, cast(IO[bytes], writer))
     if writer.error is not None:
         raise writer.error
 
@@ -135,7 +149,13 @@ def _moments_in(saved: Any, parameters: Sequence[Tensor]) -> dict[int, dict[str,
         there = isinstance(state, dict) and {name: _dense_shape(value) for name, value in state.items()}
         if there != wanted:
             raise ValueError(f"its moments of parameter {index} do not fit the model")
-    return {index: {name: value.clone() for name, value in state.items()} for index, state in moments.items()}
+    return {
+        index: {
+            name: value.clone() if name == "step" else split_like(value.clone(), parameters[index])
+            for name, value in state.items()
+        }
+        for index, state in moments.items()
+    }
 
 
 def _dense_shape(value: Any) -> torch.Size | None:

@@ -9,7 +9,6 @@ Shapes: B rollouts of the step, V their views, R rows of a micro-batch, T tokens
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,11 +19,13 @@ from echo_cli.config.schema import OptimConfig
 from echo_cli.environments.several import environment_of
 from echo_cli.metrics import Metric, Metrics, merge_metrics
 from echo_cli.models.device import naming_memory
+from echo_cli.models.distributed.ranks import ALONE, Ranks
+from echo_cli.models.distributed.split import whole
 from echo_cli.models.endpoint.sampler import EndpointSampler
 from echo_cli.models.endpoint.served_policy import ServedPolicy
-from echo_cli.models.language_model import LanguageModel
+from echo_cli.models.language_model import LanguageModel, SplitModel
 from echo_cli.models.memory import chunk_rows
-from echo_cli.models.optimizer_state import AdamW, load_optimizer, save_optimizer, scratch_step
+from echo_cli.models.optimizer_state import AdamW, load_optimizer, save_optimizer, scratch_step, whole_state
 from echo_cli.models.renderer import Renderer, mark_ends
 from echo_cli.models.sampler import CachedSampler
 from echo_cli.objective.batch import Targets, bucket, collate, targets
@@ -34,31 +35,19 @@ from echo_cli.objective.diagnostics import (
     gradient_comparison,
     measure_interference,
 )
-from echo_cli.objective.logprobs import Scores, selected_logprobs, target_logprobs
-from echo_cli.objective.loss import echo_loss, env_loss, rl_loss
-from echo_cli.objective.step import WeighedStep
+from echo_cli.objective.logprobs import Scores, TokenScores, selected_logprobs, target_logprobs
+from echo_cli.objective.loss import echo_loss, env_ce_by_name
+from echo_cli.objective.step import Term, WeighedStep, env_term, micro_batches, rl_term
 from echo_cli.trajectory import ContextViews, Role, Trajectory, context_views, expand_context_views, visible
-
-Term = Callable[[Tensor, Targets, Tensor | None], Tensor]
-"""A term of the loss: of the logprobs of a micro-batch's targets and, if there is a KL term, the reference's."""
-
-
-@dataclass(frozen=True)
-class TokenScores:
-    """The policy's scores of one trajectory's tokens of selected roles, in order, at temperature 1; on the CPU."""
-
-    logprobs: Tensor
-    """log p(token), nats, float32."""
-    correct: Tensor
-    """Whether the token is the most probable one, bool."""
-    confidence: Tensor
-    """Probability of the most probable token, float32."""
 
 
 class TorchPolicy:
-    """A model with AdamW in one process; with `sampling.kind` openai, an endpoint samples its actions.
+    """A model with AdamW; with `sampling.kind` openai, an endpoint samples its actions.
 
     Without `sampling`, a call of a sampler's `sample` ends when every sequence of the batch has finished.
+
+    With several `ranks`, each has a copy of the model, and `sampler`, `forward_backward`, `probe`, `interference`,
+    `optim_step` and `score` are collectives: all ranks call them, with equal arguments, and get equal results.
     """
 
     def __init__(
@@ -68,21 +57,35 @@ class TorchPolicy:
         optim: OptimConfig,
         device: torch.device,
         sampling: SamplerConfig | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model = model.to(device)
         self.renderer = renderer
         self.tokenizer = renderer.tokenizer
         self.device = device
+        self.ranks = ranks
+        """Processes among which the policy's work is divided."""
         self._optim = optim
         self._refill = 1.0 if sampling is None else sampling.refill
         self._prefill_tokens = None if sampling is None else sampling.prefill_tokens
         self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self._optimizer = AdamW(self._parameters, optim.lr, optim.betas, optim.eps, optim.weight_decay, fused=True)
+        self._splits = model if isinstance(model, SplitModel) else None
         self._reference: LanguageModel | None = None
         self._updates = 0  # number of weight changes
         self._served: ServedPolicy | None = None
         if sampling is not None and sampling.kind == "openai":
             self._served = ServedPolicy(sampling, self.model, renderer, device)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the model is split over the ranks, instead of a copy on each."""
+        return self._splits is not None
+
+    def _hold_whole(self, whole: bool) -> None:
+        """Gather the weights of a split model on every rank, to sample or score, or split them again, to update."""
+        if self._splits is not None:
+            self._splits.hold_whole(whole)
 
     def keep_reference(self) -> None:
         """Set the present weights as the reference of the KL penalty."""
@@ -90,10 +93,15 @@ class TorchPolicy:
 
     def sampler(self, temperature: float, seed: int) -> Callable[[Sequence[int]], CachedSampler | EndpointSampler]:
         """Return a factory of samplers by rollouts. Equal seeds sample equal tokens, except at an endpoint."""
+        self._hold_whole(True)
+        served, version = self._served, ""
+        if served is not None and self.ranks.size > 1:  # before some ranks have rollouts to play and others none
+            version = self.ranks.first(lambda: served.synced(self._updates, temperature, seed))
 
         def new(rollouts: Sequence[int]) -> CachedSampler | EndpointSampler:
-            if self._served is not None:
-                return self._served.sampler(self._updates, rollouts, temperature, seed)
+            if served is not None:
+                loaded = version or served.synced(self._updates, temperature, seed)
+                return served.sampler(loaded, rollouts, temperature, seed)
             stop_ids = self.renderer.stop_ids
             return CachedSampler(self.model, rollouts, temperature, stop_ids, seed, self._refill, self._prefill_tokens)
 
@@ -112,13 +120,30 @@ class TorchPolicy:
         """Return `trajectory`, which is in this policy's tokens, with the ends of its outputs marked."""
         return mark_ends(trajectory, self.tokenizer)
 
-    @naming_memory("update")
     def forward_backward(self, step: WeighedStep) -> Metrics:
-        """Accumulate the gradient of the step's loss over micro-batches, one forward pass each."""
-        parts, views = [], expand_context_views(step.trajectories, use_rl=step.settings.use_rl)
+        """Accumulate the gradient of this rank's part of the step's loss, and return the metrics of the whole step."""
+        views = expand_context_views(step.trajectories, use_rl=step.settings.use_rl)
+        self._hold_whole(False)
+        if self._splits is None:
+            parts = self.ranks.collect(lambda: self._backward(step, views))
+        else:  # its passes are collectives: a rank that fails in one cannot tell the others
+            parts = self.ranks.gather(self._backward(step, views))
+        merged = merge_metrics(filter(None, parts))
+        if len(views.owners) > len(step.trajectories) and step.advantages_B is not None:
+            # A rollout with views in several micro-batches was counted once per micro-batch.
+            learned_n = step.advantages_B.cpu()[(step.weights.rl_weight_B.cpu() > 0) & (step.counts.actions_B > 0)]
+            merged["zero_advantage_fraction"] = Metric(float((learned_n == 0).sum()), len(learned_n))
+        return merged
+
+    @naming_memory("update")
+    def _backward(self, step: WeighedStep, views: ContextViews) -> Metrics:
+        """Accumulate the gradient over this rank's micro-batches, one forward pass each, and return their metrics."""
+        parts = []
         imitated_B = (step.weights.imitation_weight_B > 0).tolist()
         imitated_V = [imitated_B[owner] for owner in views.owners]
-        for indices in self._micro_batches(views.trajectories, imitated_V):
+        batches = self._micro_batches(views, imitated_V)
+        passes = len(batches) if self._splits is None else max(self.ranks.gather(len(batches)))
+        for indices in batches:
             imitating = imitated_V[indices[0]]
             wanted, scores, reference_logprobs_N = self._forward(
                 step, views, indices, env_gradient=step.coeff > 0, imitating=imitating
@@ -143,28 +168,21 @@ class TorchPolicy:
             # A micro-batch never mixes the policy's own rollouts with scripted ones.
             on_policy = not views.trajectories[indices[0]].world_model_only
             metrics["policy_env_ce"] = metrics["env_ce"] if on_policy else Metric(0.0, 0)
-            metrics |= _env_ce_by_environment(step, wanted, scores.logprobs_N)
+            names = [environment_of(trajectory) for trajectory in step.trajectories]
+            metrics |= env_ce_by_name(names, wanted, scores.logprobs_N)
             parts.append(metrics)
-        merged = merge_metrics(parts)
-        if len(views.owners) > len(step.trajectories) and step.advantages_B is not None:
-            # A rollout with views in several micro-batches was counted once per micro-batch.
-            learned_n = step.advantages_B.cpu()[(step.weights.rl_weight_B.cpu() > 0) & (step.counts.actions_B > 0)]
-            merged["zero_advantage_fraction"] = Metric(float((learned_n == 0).sum()), len(learned_n))
-        return merged
+        if self._splits is not None:
+            for _ in range(passes - len(batches)):
+                self._splits.pass_without_loss()
+        return merge_metrics(parts)
 
-    @naming_memory("update")
     def probe(self, step: WeighedStep) -> GradientComparison:
         """Compare the gradients of the RL term and of the env term, without λ and without imitation.
 
         The accumulated gradient does not change.
         """
+        return gradient_comparison(*self._gradients(step, rl_term(step), env_term(step)))
 
-        def rl(logprobs_N: Tensor, wanted: Targets, reference_logprobs_N: Tensor | None) -> Tensor:
-            return rl_loss(logprobs_N, wanted, step.advantages_B, step.weights, step.settings, reference_logprobs_N)
-
-        return gradient_comparison(*self._gradients(step, rl, _env_term(step)))
-
-    @naming_memory("update")
     def interference(self, step: WeighedStep, lr: float) -> Interference | None:
         """Measure how far the env term alone would move the logprobs of the step's actions.
 
@@ -174,18 +192,19 @@ class TorchPolicy:
         if step.coeff == 0:
             return None
         before_n = self._action_logprobs(step)
-        gradients = [step.coeff * gradient for gradient in self._gradients(step, _env_term(step))[0]]
-        with scratch_step(self._optimizer, gradients, self._optim.grad_clip, lr):
+        gradients = [step.coeff * gradient for gradient in self._gradients(step, env_term(step))[0]]
+        with naming_memory("update"), scratch_step(self._optimizer, gradients, self._optim.grad_clip, lr):
             after_n = self._action_logprobs(step)
         return measure_interference(before_n, after_n)
 
     @naming_memory("update")
     def optim_step(self, lr: float) -> float:
-        """Clip the accumulated gradient, apply AdamW, clear the gradient, and return its norm before clipping.
+        """Add the ranks' gradients, clip the sum, apply AdamW, clear it, and return its norm before clipping.
 
         A non-finite gradient is not applied.
         """
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._optim.grad_clip))
+        self.ranks.sum_gradients(self._parameters)
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self._parameters, self._optim.grad_clip)))
         if norm == norm and norm != float("inf"):
             self._optimizer.param_groups[0]["lr"] = lr
             self._optimizer.step()
@@ -195,13 +214,17 @@ class TorchPolicy:
         self._optimizer.zero_grad(set_to_none=True)
         return norm
 
-    @naming_memory("scoring")
-    @torch.inference_mode()
     def score(self, trajectories: Sequence[Trajectory], roles: Collection[Role]) -> list[TokenScores]:
         """Score each trajectory's tokens of `roles`, teacher-forced.
 
         Actions with dropped thinking are not scored; each has its own view in `context_views`.
         """
+        self._hold_whole(True)
+        return self.ranks.map(lambda share: self._score(share, roles), trajectories)
+
+    @naming_memory("scoring")
+    @torch.inference_mode()
+    def _score(self, trajectories: Sequence[Trajectory], roles: Collection[Role]) -> list[TokenScores]:
         results: dict[int, TokenScores] = {}
         seen = [context_views(trajectory)[0] for trajectory in trajectories]
         for indices in bucket(seen, self._optim.token_budget):
@@ -226,10 +249,17 @@ class TorchPolicy:
         return [token for hidden_nH in chunks for token in self.model.head(hidden_nH).argmax(dim=-1).tolist()]
 
     def save(self, folder: Path) -> None:
-        """Write weights, architecture, tokenizer and optimizer state into `folder`."""
-        self.model.save(folder)
-        self.tokenizer.save(folder)
-        save_optimizer(self._optimizer, folder)
+        """Write weights, architecture, tokenizer and optimizer state into `folder`, on the first rank.
+
+        If the model is split over the ranks, all of them call this, and the first one collects it in host memory.
+        """
+        # Collect everything before the first rank writes, which may fail there.
+        state = whole_state(self._optimizer, self.ranks)
+        if self._splits is not None or self.ranks.is_first:
+            self.model.save(folder)
+        if self.ranks.is_first:
+            self.tokenizer.save(folder)
+            save_optimizer(state, folder)
 
     def load(self, folder: Path) -> None:
         """Load weights and optimizer state from a folder that `save` wrote.
@@ -241,23 +271,8 @@ class TorchPolicy:
         self._updates += 1
         load_optimizer(self._optimizer, folder, self.device)
 
-    def _micro_batches(self, trajectories: Sequence[Trajectory], imitated: Sequence[bool]) -> list[list[int]]:
-        """Bucket the trajectories by how they learn from their actions (RL, not at all, imitation), then by length.
-
-        Mixed buckets would be slower: a bucket without action targets costs less.
-        """
-        kinds = [
-            (trajectory.world_model_only, copied) for trajectory, copied in zip(trajectories, imitated, strict=True)
-        ]
-        groups = [
-            [index for index, found in enumerate(kinds) if found == kind]
-            for kind in ((False, False), (True, False), (True, True))
-        ]
-        return [
-            [group[member] for member in members]
-            for group in groups
-            for members in bucket([trajectories[index] for index in group], self._optim.token_budget)
-        ]
+    def _micro_batches(self, views: ContextViews, imitated_V: Sequence[bool]) -> list[list[int]]:
+        return micro_batches(views.trajectories, imitated_V, self._optim.token_budget, self.ranks.share)
 
     def _forward(
         self,
@@ -309,10 +324,17 @@ class TorchPolicy:
         return wanted, scores, torch.cat([reference_scores.logprobs_N, scores.logprobs_N[actions:].detach()])
 
     def _gradients(self, step: WeighedStep, *terms: Term) -> list[list[Tensor]]:
-        """Return the gradient of each of some terms of the step's loss, a tensor per parameter."""
+        """Return the gradient of each of some terms of the step's loss over all ranks, a tensor per parameter."""
+        found = self.ranks.each(lambda: self._own_gradients(step, *terms))
+        for gradients in found:
+            self.ranks.sum(gradients)
+        return found
+
+    @naming_memory("update")
+    def _own_gradients(self, step: WeighedStep, *terms: Term) -> list[list[Tensor]]:
         totals = [[torch.zeros_like(parameter) for parameter in self._parameters] for _ in terms]
         views = expand_context_views(step.trajectories, use_rl=step.settings.use_rl)
-        for indices in self._micro_batches(views.trajectories, [False] * len(views.owners)):
+        for indices in self._micro_batches(views, [False] * len(views.owners)):
             wanted, scores, reference_logprobs_N = self._forward(step, views, indices)
             for place, term in enumerate(terms, start=1):
                 loss = term(scores.logprobs_N, wanted, reference_logprobs_N)
@@ -321,17 +343,22 @@ class TorchPolicy:
                     total += grad
         return totals
 
-    @torch.no_grad()
     def _action_logprobs(self, step: WeighedStep) -> Tensor:
         """Return the logprobs of the actions of the policy's own rollouts, at the sampling temperature, on the CPU."""
         own = [trajectory for trajectory in step.trajectories if not trajectory.world_model_only]
-        views, found = expand_context_views(own, use_rl=True).trajectories, [torch.zeros(0)]
+        views = self.ranks.share(expand_context_views(own, use_rl=True).trajectories)
+        return torch.cat(self.ranks.collect(lambda: self._logprobs_of_actions(views, step.temperature)))
+
+    @naming_memory("update")
+    @torch.no_grad()
+    def _logprobs_of_actions(self, views: Sequence[Trajectory], temperature: float) -> Tensor:
+        found = [torch.zeros(0)]
         for indices in bucket(views, self._optim.token_budget):
             micro = collate(views, indices, self.tokenizer.pad_id).to(self.device)
             wanted = targets(micro, {Role.ACTION})
             hidden_NH = wanted.gather(self.model(micro.token_ids_RT))
             scores = target_logprobs(
-                hidden_NH, self.model.head, wanted, step.temperature, correct=False, chunk_rows=self._chunk_rows
+                hidden_NH, self.model.head, wanted, temperature, correct=False, chunk_rows=self._chunk_rows
             )
             found.append(scores.logprobs_N.cpu())
         return torch.cat(found)
@@ -339,21 +366,3 @@ class TorchPolicy:
     @property
     def _chunk_rows(self) -> int:
         return chunk_rows(self.model.vocab_size, self.device.type)
-
-
-def _env_ce_by_environment(step: WeighedStep, wanted: Targets, logprobs_N: Tensor) -> Metrics:
-    """Return `NAME/env_ce` of a micro-batch for each of several environments in the step, as `env_ce`."""
-    names = [environment_of(trajectory) for trajectory in step.trajectories]
-    found: Metrics = {}
-    for name in sorted({*names} - {""}):
-        own_B = torch.tensor([each == name for each in names], device=logprobs_N.device)
-        ce_n = -logprobs_N.detach()[own_B[wanted.rollout_N] & (wanted.roles_N == Role.ENV_OUTPUT)]
-        found[f"{name}/env_ce"] = Metric(float(ce_n.sum()), len(ce_n))
-    return found
-
-
-def _env_term(step: WeighedStep) -> Term:
-    def env(logprobs_N: Tensor, wanted: Targets, _: Tensor | None) -> Tensor:
-        return env_loss(logprobs_N, wanted, step.weights, step.settings)
-
-    return env

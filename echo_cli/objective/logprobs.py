@@ -23,6 +23,18 @@ LmHead = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class TokenScores:
+    """The policy's scores of one trajectory's tokens of selected roles, in order, at temperature 1; on the CPU."""
+
+    logprobs: Tensor
+    """log p(token), nats, float32."""
+    correct: Tensor
+    """Whether the token is the most probable one, bool."""
+    confidence: Tensor
+    """Probability of the most probable token, float32."""
+
+
+@dataclass(frozen=True)
 class Scores:
     """Predictions of N targets. Only the logprobs carry a gradient."""
 

@@ -35,6 +35,7 @@ Shape suffixes: B rollouts of the step (on this rank), N targets of the micro-ba
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -332,3 +333,13 @@ def loss_metrics(
             sums["end_ce"] = (end_ce_n.sum(), len(end_ce_n))
             sums["end_tokens"] = ((env_roles_n == Role.END).sum(), 1)
         return {name: Metric(float(total), count) for name, (total, count) in sums.items()}
+
+
+def env_ce_by_name(names_B: Sequence[str], targets: Targets, logprobs_N: Tensor) -> Metrics:
+    """Return `NAME/env_ce` of a micro-batch, as `env_ce`, for each name among the step's rollouts; "" is none."""
+    found: Metrics = {}
+    for name in sorted({*names_B} - {""}):
+        own_B = torch.tensor([each == name for each in names_B], device=logprobs_N.device)
+        ce_n = -logprobs_N.detach()[own_B[targets.rollout_N] & (targets.roles_N == Role.ENV_OUTPUT)]
+        found[f"{name}/env_ce"] = Metric(float(ce_n.sum()), len(ce_n))
+    return found

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.objective.advantages import step_advantages
-from echo_cli.objective.batch import RolloutCounts, count_rollouts
+from echo_cli.objective.batch import RolloutCounts, Targets, bucket, count_rollouts
 from echo_cli.objective.filters import filter_env_rollouts
-from echo_cli.objective.loss import StepWeights, step_totals, step_weights
+from echo_cli.objective.loss import StepWeights, env_loss, rl_loss, step_totals, step_weights
 from echo_cli.objective.selection import target_factors
 from echo_cli.seeds import uniforms
 from echo_cli.trajectory import Role, Trajectory
@@ -135,6 +135,35 @@ def _observes(trajectory: Trajectory, settings: ObjectiveSettings) -> bool:
     return settings.env_targets != "other_world" or trajectory.world_model_only
 
 
+def micro_batches(
+    trajectories: Sequence[Trajectory],
+    imitated: Sequence[bool],
+    token_budget: int,
+    share: Callable[[Sequence[int]], Sequence[int]] = lambda indices: indices,
+) -> list[list[int]]:
+    """Bucket trajectories by how they learn from their actions (RL, not at all, imitation), then by length.
+
+    Mixed buckets would be slower: a bucket without action targets costs less.
+
+    Args:
+        imitated: whether the actions of each trajectory are imitated.
+        token_budget: maximum size of a micro-batch, tokens including padding (`bucket`).
+        share: selects the part of this rank from indices of one kind, the longest first, so that every rank has about
+            as many tokens of each kind.
+
+    Returns:
+        Lists of indices into `trajectories`.
+    """
+    kinds = [(trajectory.world_model_only, copied) for trajectory, copied in zip(trajectories, imitated, strict=True)]
+    batches = []
+    for kind in ((False, False), (True, False), (True, True)):
+        of_kind = [index for index, found in enumerate(kinds) if found == kind]
+        group = sorted(share(sorted(of_kind, key=lambda index: -len(trajectories[index]))))
+        buckets = bucket([trajectories[index] for index in group], token_budget)
+        batches += [[group[member] for member in members] for members in buckets]
+    return batches
+
+
 def observation_tokens(trajectory: Trajectory, selected_roles: Collection[Role]) -> list[int]:
     """Return the tokens of a trajectory that have one of the env term's roles, in order."""
     segments = (segment for segment in trajectory.segments if segment.role in selected_roles)
@@ -181,3 +210,25 @@ def _permutation(count: int, seed: int) -> list[int]:
     """Return the numbers below `count` in an order that depends on `count` and `seed` alone."""
     order: list[int] = np.argsort(uniforms(seed, 0, 0, count), kind="stable").tolist()
     return order
+
+
+Term = Callable[[Tensor, Targets, Tensor | None], Tensor]
+"""A term of the loss: of the logprobs of a micro-batch's targets and, if there is a KL term, the reference's."""
+
+
+def rl_term(step: WeighedStep) -> Term:
+    """Return the RL term of a step."""
+
+    def rl(logprobs_N: Tensor, wanted: Targets, reference_logprobs_N: Tensor | None) -> Tensor:
+        return rl_loss(logprobs_N, wanted, step.advantages_B, step.weights, step.settings, reference_logprobs_N)
+
+    return rl
+
+
+def env_term(step: WeighedStep) -> Term:
+    """Return the env term of a step, before λ."""
+
+    def env(logprobs_N: Tensor, wanted: Targets, _: Tensor | None) -> Tensor:
+        return env_loss(logprobs_N, wanted, step.weights, step.settings)
+
+    return env

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from echo_cli.environments.faults import AtCapacity, EnvironmentDown, SessionLos
 from echo_cli.environments.protocol import HostLimits, TaskSuite
 from echo_cli.environments.tasks import Task
 from echo_cli.errors import EchoError
+from echo_cli.models.distributed.ranks import ALONE, Ranks
 from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.episode import Episode, Following
 from echo_cli.rollouts.limits import EpisodeLimits
@@ -59,8 +60,11 @@ def play_scripts(
     *,
     verify: bool = False,
     world_model_only: bool = False,
+    ranks: Ranks = ALONE,
 ) -> list[Trajectory]:
     """Play episodes whose actions are given as text, with as many concurrent episodes as there are sessions.
+
+    Each of `ranks` plays its share of the episodes, in sessions of its own, and gets all of them.
 
     An episode ends before an action that exceeds the policy's action cap and would exceed the episode's cap.
 
@@ -97,18 +101,15 @@ def play_scripts(
                 sessions.release()
                 return await episode.grade(finished) if verify else finished
             sessions.release()
-        raise EnvironmentDown(
-            f"the environment lost the session of task {task.task_id} {counted(worlds.hosting.attempts, 'time')}: "
-            f"{reason}",
-            "check the server's log",
-        )
+        lost = f"the environment lost the session of task {task.task_id} {counted(worlds.hosting.attempts, 'time')}"
+        raise EnvironmentDown(f"{lost}: {reason}", "check the server's log")
 
-    async def play_all() -> list[Trajectory]:
-        return await asyncio.gather(*(play(task, actions) for task, actions in scripts))
+    async def play_all(share: Sequence[tuple[Task, Sequence[str]]]) -> list[Trajectory]:
+        return await asyncio.gather(*(play(task, actions) for task, actions in share))
 
+    sessions = asyncio.Semaphore(worlds.hosting.at_once or max(len(scripts), 1))
     with EventLoop() as loop:
-        sessions = asyncio.Semaphore(worlds.hosting.at_once or max(len(scripts), 1))
-        return loop.run(play_all())
+        return ranks.map(lambda share: loop.run(play_all(share)), scripts)
 
 
 def play_policy(
@@ -120,13 +121,14 @@ def play_policy(
     *,
     verify: bool,
     training: bool = False,
+    ranks: Ranks = ALONE,
 ) -> list[Trajectory]:
     """Play a rollout for each (task, group id), with as many concurrent rollouts as there are sessions.
 
     The policy samples for all rollouts that await an action, while the environments of the others work. Finished
     episodes leave the batch, and waiting rollouts join it. A rollout whose session is lost is played again, with
     the same draws; the observations of lost sessions are at the end of the result, as trajectories with the stop reason
-    `aborted`.
+    `aborted`. Each of `ranks` plays its share of the groups, in sessions of its own, and gets the rollouts of all.
 
     Args:
         new_sampler: function that returns a sampler with a row for each of the given rollouts, which are indices into
@@ -137,17 +139,27 @@ def play_policy(
     Raises:
         EchoError: the environment is unavailable or rejects a task (exit code 1).
     """
-    if not wanted:
-        return []
-    with EventLoop() as loop:
-        scheduler = _Scheduler(loop, renderer, worlds, wanted, limits, verify=verify, penalize=training)
-        scheduler.run(new_sampler)
-    whole = [trajectory for _, trajectory in sorted(scheduler.played.items())]
-    if verify:
-        whole, incomplete = _without_incomplete_groups(whole, wanted, worlds.hosting)
-        for _ in range(incomplete if training else 0):
-            worlds.hosting.faults.count("groups_dropped")
-    return [*whole, *scheduler.fragments]
+    groups = set(ranks.share(list(dict.fromkeys(group_id for _, group_id in wanted))))
+    mine = {number: each for number, each in enumerate(wanted) if each[1] in groups}
+
+    def play() -> tuple[dict[int, Trajectory], list[Trajectory]]:
+        if not mine:
+            return {}, []
+        with EventLoop() as loop:
+            scheduler = _Scheduler(loop, renderer, worlds, mine, limits, verify=verify, penalize=training)
+            scheduler.run(new_sampler)
+        whole = dict(sorted(scheduler.played.items()))
+        if verify:
+            marked, incomplete = _without_incomplete_groups(list(whole.values()), list(mine.values()), worlds.hosting)
+            whole = dict(zip(whole, marked, strict=True))
+            for _ in range(incomplete if training else 0):
+                worlds.hosting.faults.count("groups_dropped")
+        return whole, scheduler.fragments
+
+    parts = ranks.collect(play)
+    played = {number: trajectory for whole, _ in parts for number, trajectory in whole.items()}
+    fragments = [trajectory for _, lost in parts for trajectory in lost]
+    return [*(played[number] for number in sorted(played)), *fragments]
 
 
 @dataclass
@@ -184,7 +196,7 @@ class _Scheduler:
         loop: EventLoop,
         renderer: Renderer,
         worlds: TaskSuite,
-        wanted: Sequence[tuple[Task, str]],
+        wanted: Mapping[int, tuple[Task, str]],
         limits: EpisodeLimits,
         *,
         verify: bool,
@@ -192,12 +204,12 @@ class _Scheduler:
     ) -> None:
         self._loop, self._renderer, self._worlds, self._limits = loop, renderer, worlds, limits
         self._hosting, self._verify, self._penalize = worlds.hosting, verify, penalize
-        self._waiting = deque(_Wanted(number, task, group_id) for number, (task, group_id) in enumerate(wanted))
+        self._waiting = deque(_Wanted(number, task, group_id) for number, (task, group_id) in wanted.items())
         self._playing: list[_Rollout] = []  # in the order of the sampler's rows
         self._ending: dict[Future[Trajectory], _Rollout] = {}
         self._grading: dict[Future[Trajectory], int] = {}
         self.played: dict[int, Trajectory] = {}
-        """Finished rollouts by index into `wanted`."""
+        """Finished rollouts by number in `wanted`."""
         self.fragments: list[Trajectory] = []
         """Observations of lost sessions."""
 

@@ -6,10 +6,12 @@ An environment that is down is left out: its rollouts are missing from the resul
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.several import SeveralWorlds, labelled
 from echo_cli.environments.tasks import Task
+from echo_cli.models.distributed.ranks import ALONE, Ranks
 from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts import rollout
 from echo_cli.rollouts.limits import EpisodeLimits
@@ -26,13 +28,14 @@ def play_scripts(
     *,
     verify: bool = False,
     world_model_only: bool = False,
+    ranks: Ranks = ALONE,
 ) -> list[Trajectory]:
     """Play episodes whose actions are given as text, as `rollout.play_scripts` does in one environment.
 
     Raises:
         EchoError: as there; in several environments, only for an error that leaves none of them out.
     """
-    options = {"verify": verify, "world_model_only": world_model_only}
+    options: dict[str, Any] = {"verify": verify, "world_model_only": world_model_only, "ranks": ranks}
     if not isinstance(worlds, SeveralWorlds):
         return rollout.play_scripts(renderer, worlds, scripts, limits, source, **options)
     played: list[Trajectory] = []
@@ -53,6 +56,7 @@ def play_policy(
     *,
     verify: bool,
     training: bool = False,
+    ranks: Ranks = ALONE,
 ) -> list[Trajectory]:
     """Play a rollout for each (task, group id), as `rollout.play_policy` does in one environment.
 
@@ -61,7 +65,7 @@ def play_policy(
     Raises:
         EchoError: as there; in several environments, only for an error that leaves none of them out.
     """
-    options = {"verify": verify, "training": training}
+    options: dict[str, Any] = {"verify": verify, "training": training, "ranks": ranks}
     if not isinstance(worlds, SeveralWorlds):
         return rollout.play_policy(new_sampler, renderer, worlds, wanted, limits, **options)
     played: list[Trajectory] = []
@@ -72,7 +76,9 @@ def play_policy(
             sampler = _renumbered(new_sampler, numbers)
             found = rollout.play_policy(sampler, renderer, worlds.members[name], own, limits, **options)
             played += [labelled(name, trajectory) for trajectory in found]
-        for _ in {group_id for _, group_id in own} if training and name in worlds.outage.down else ():
+        for _ in (
+            {group_id for _, group_id in own} if training and ranks.is_first and name in worlds.outage.down else ()
+        ):
             worlds.members[name].hosting.faults.count("groups_dropped")
     return played
 

@@ -36,6 +36,11 @@ def environment_record(seed: int, argv: Sequence[str], device: str, threads: int
     }
 
 
+def code_record() -> list[str]:
+    """Return which code this process runs, in words that are equal for equal code."""
+    return [f"commit {git_commit()}", *(f"{package} {_version(package)}" for package in ("echo-cli", "torch"))]
+
+
 def read_record(run: Path) -> Row:
     """Read the environment.json of a run; empty if it has none.
 

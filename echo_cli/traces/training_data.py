@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from echo_cli.config.episodes.traces import TracesConfig
 from echo_cli.environments.tasks import Split
 from echo_cli.files import Row
+from echo_cli.models.distributed.ranks import ALONE, Ranks
 from echo_cli.models.renderer import Renderer
 from echo_cli.seeds import epoch_sample
 from echo_cli.trace import Trace
@@ -56,14 +57,18 @@ def render_and_truncate(traces: Iterable[Trace], renderer: Renderer, max_tokens:
     return RenderedTraces(kept, sum(len(trajectory) > max_tokens for trajectory in whole))
 
 
-def traces_of_step(traces: Traces, renderer: Renderer, seed: int, step: int) -> RenderedTraces:
-    """Return the traces of a 0-based `step`, drawn in shuffled epochs from the training split.
+def traces_of_step(traces: Traces, renderer: Renderer, seed: int, step: int, ranks: Ranks = ALONE) -> RenderedTraces:
+    """Return the traces of a 0-based `step`, drawn in shuffled epochs from the training split; each rank encodes some.
 
     Raises:
         EchoError: as `TraceCorpus.read`.
     """
     entries = epoch_sample(traces.corpus.of("train"), traces.settings.per_step, seed, "traces", step)
-    return render_and_truncate(traces.corpus.read(entries), renderer, traces.max_tokens)
+    found = ranks.map(
+        lambda share: [render_and_truncate([of], renderer, traces.max_tokens) for of in traces.corpus.read(share)],
+        entries,
+    )
+    return RenderedTraces(tuple(each for one in found for each in one.trajectories), sum(one.cut for one in found))
 
 
 def held_out(traces: Traces, renderer: Renderer, split: Split) -> RenderedTraces:

@@ -16,6 +16,7 @@ from echo_cli.evaluation.evaluator import leak_notices, pool_notices, split_noti
 from echo_cli.evaluation.loaded_run import run_notices
 from echo_cli.files import Row
 from echo_cli.models.device import OutOfMemory
+from echo_cli.models.distributed.ranks import ALONE, Ranks
 from echo_cli.runs.directory import RunDirectory, is_half_made, open_run
 from echo_cli.runs.provenance import read_record
 from echo_cli.runs.summary import is_finished, summarize_run
@@ -61,11 +62,13 @@ def run_experiment(
     overwrite: bool = False,
     argv: Sequence[str] = (),
     group: str | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Train the run at `path` and return its summary; with `resume`, a finished run is not trained again.
 
     Args:
         group: name under which trackers group the run with others.
+        ranks: processes that train the run together; each calls this function, and the first one's hooks are called.
 
     Raises:
         EchoError: as in `check_trackers`, `open_session` and `train`; the summary of a run that diverged or collapsed
@@ -80,14 +83,17 @@ def run_experiment(
         if summary is not None and is_finished(summary, config.steps):
             return summary
     check_trackers(config.track)
-    with open_session(path, config, resume=resume, overwrite=overwrite, argv=argv, announce=hooks.on_notice) as session:
-        hooks.on_start(session.device.reason)
-        for line in _notices(session):
+    hooks = hooks if ranks.is_first else RunHooks(should_stop=hooks.should_stop)
+    with open_session(
+        path, config, resume=resume, overwrite=overwrite, argv=argv, announce=hooks.on_notice, ranks=ranks
+    ) as session:
+        hooks.on_start(_processes(session))
+        for line in ranks.first(lambda: _notices(session)):
             hooks.on_notice(line)
         rows = session.run.read_metrics()
         with tracking(
             path,
-            config.track,
+            config.track if ranks.is_first else None,
             json.loads(config.model_dump_json()),
             group=group,
             last_step=rows[-1]["step"] if rows else None,
@@ -96,10 +102,17 @@ def run_experiment(
             return _train(session, trackers, hooks)
 
 
+def _processes(session: Session) -> str:
+    """Return the devices of the run's processes, and the reason for their choice."""
+    ranks, reason = session.ranks, session.device.reason
+    return reason if ranks.size == 1 else f"{ranks.size} ranks, each on {reason}"
+
+
 def _notices(session: Session) -> list[str]:
     """Return the lines about traces, memory, splits and pools and, for a new run, about state between episodes."""
     config, worlds, policy = session.config, session.worlds, session.policy
-    lines = [*session.notices, *run_notices(session.run, config), *memory_notice(config, session.device)]
+    memory = memory_notice(config, session.device, session.ranks.size, split=policy.is_split)
+    lines = [*session.notices, *run_notices(session.run, config), *memory]
     lines += [*policy.renderer.notices, *worlds.description.notices, *split_notices(worlds)]
     lines += pool_notices(config, worlds, session.evaluator.pools)
     is_checked = worlds.replayable or session.start_step > 0  # of several environments, `leak_notices` skips toy worlds
@@ -115,15 +128,18 @@ def _train(session: Session, trackers: Trackers, hooks: RunHooks) -> dict[str, A
         trackers.summarize(summary)
         return summary
 
-    rows, worlds = run.read_metrics(), session.worlds
+    rows, worlds, ranks = run.read_metrics(), session.worlds, session.ranks
     try:
-        for row in train(session, hooks.should_stop):
+        for row in train(session, lambda: ranks.any(hooks.should_stop())):
             rows.append(row)
             trackers.log(row)
             hooks.on_row(row)
             skips = any(section.reward.none == "skip" for section in config.sections.values())
             dropped = dropped_groups_line(rows, config.rollout.tasks_per_step, "skip" if skips else "zero")
-            worlds.hosting.faults.tell_reasons(hooks.on_notice)
+            reasons: list[str] = []
+            worlds.hosting.faults.tell_reasons(reasons.append)
+            for reason in dict.fromkeys(reason for of_rank in ranks.gather(reasons) for reason in of_rank):
+                hooks.on_notice(reason)
             for line in (dropped, no_gradient_line(rows, config.rollout), *_granted_lines(worlds)):
                 if line is not None:
                     hooks.on_notice(line)

@@ -41,7 +41,7 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
         CollapseError: the run collapses or has collapsed, and `collapse.action` is `stop` (exit code 3; a checkpoint is
             saved).
     """
-    config, policy, faults = session.config, session.policy, session.worlds.hosting.faults
+    config, policy = session.config, session.policy
     norms, rows = session.gradient_norms, session.run.read_metrics()
     stop_if_collapsed(rows, config.collapse)
     if session.start_step == 0:
@@ -77,7 +77,7 @@ def train(session: Session, should_stop: Callable[[], bool] = lambda: False) -> 
 
         if session.curriculum is not None:
             values |= shares_of(session.curriculum, session.worlds)
-        row = step_row(done, config, data, weighed, probe, values, faults, started)
+        row = step_row(done, config, data, weighed, probe, values, session.take_faults(), started)
         evaluating = done == config.steps or done % config.evaluation.every == 0
         with _checkpoint_if_environment_lost(session, done, norms, row):
             row = _record(session, rows, row, evaluate=evaluating)
@@ -197,7 +197,7 @@ def _record(session: Session, rows: list[Row], row: Row, *, evaluate: bool) -> R
     started = time.perf_counter()
     config, step = session.config, row["step"]
     measured = _evaluate(session, step) if evaluate else {}
-    full = full_row(config, row, measured, session.worlds.hosting.faults, time.perf_counter() - started)
+    full = full_row(config, row, measured, session.take_faults(), time.perf_counter() - started)
     raised = {warning["signal"] for warning in warnings_of(rows)}
     alarms = new_alarms([*rows, full], config.collapse, config.rollout, raised)
     full["warnings"] = [alarm.to_json() for alarm in alarms]

@@ -26,6 +26,7 @@ from echo_cli.models.memory import (
 )
 from echo_cli.objective.schedule import GradientNorms, world_model_coeff_at
 from echo_cli.traces.corpus import TraceCorpus, overlap_line
+from echo_cli.training.plan_of_ranks import plan_of_ranks
 
 if TYPE_CHECKING:
     from echo_cli.models.device import DeviceChoice, DeviceMemory
@@ -35,11 +36,12 @@ _BYTES_OF_KEPT_TOKEN = 48
 """Bytes of rollouts.jsonl per token: its id, its text twice, its logprob, and a share of the record's keys."""
 
 
-def plan(config: Config, path: Path, corpus: TraceCorpus | None = None) -> dict[str, Any]:
+def plan(config: Config, path: Path, corpus: TraceCorpus | None = None, ranks: int = 1) -> dict[str, Any]:
     """Return the plan of `--dry-run`: rollouts, traces, evaluations and memory. Token counts include context.
 
     Args:
         corpus: traces of the config; None without traces.
+        ranks: number of ranks that train the run; memory is that of each.
     """
     evaluation = config.evaluation
     policy_rollouts, explorers = rollouts_of_step(config)
@@ -59,7 +61,7 @@ def plan(config: Config, path: Path, corpus: TraceCorpus | None = None) -> dict[
         "steps between gradient probes, 0 for none": config.probe_every,
         **({"tracked by": ", ".join(config.track)} if config.track else {}),
         **_of_disk(config),
-        **_of_memory(config),
+        **(_of_memory(config) if ranks == 1 else plan_of_ranks(config, ranks)),
     }
 
 
@@ -245,24 +247,34 @@ class Cost:
 _UNKNOWN = "unknown: the prediction needs a Llama-style decoder whose config.json is on this machine"
 
 
-def cost_on(choice: DeviceChoice, config: Config) -> Cost:
-    """Return the cost of a run with a Hugging Face model on a device."""
+def cost_on(choice: DeviceChoice, config: Config, ranks: int = 1, *, split: bool = False) -> Cost:
+    """Return the cost of a run with a Hugging Face model on a device, of each rank if there are several.
+
+    Args:
+        split: whether the model is split over the ranks.
+    """
     from echo_cli.models.device import device_memory
 
     dtype: Dtype = "bfloat16" if "bfloat16" in str(choice.dtype) else "float32"
-    return _cost(config, dtype, choice.device.type, device_memory(choice.device))
+    return _cost(config, dtype, choice.device.type, device_memory(choice.device), ranks, split=split)
 
 
-def _cost(config: Config, dtype: Dtype, device: str, memory: DeviceMemory | None) -> Cost:
+def _cost(
+    config: Config, dtype: Dtype, device: str, memory: DeviceMemory | None, ranks: int = 1, *, split: bool = False
+) -> Cost:
     shape = architecture_of(config.model)
-    return Cost(dtype, memory, None if shape is None else predict_memory(shape, config, dtype, device))
+    predicted = None if shape is None else predict_memory(shape, config, dtype, device, ranks, split=split)
+    return Cost(dtype, memory, predicted)
 
 
-def memory_notice(config: Config, choice: DeviceChoice) -> list[str]:
-    """Return the lines about memory at the start of a run; none for the built-in model, which needs a few megabytes."""
+def memory_notice(config: Config, choice: DeviceChoice, ranks: int = 1, *, split: bool = False) -> list[str]:
+    """Return the lines about memory at the start of a run; none for the built-in model, which needs a few megabytes.
+
+    Arguments as in `cost_on`.
+    """
     if config.model.kind == "tiny":
         return []
-    found = cost_on(choice, config)
+    found = cost_on(choice, config, ranks, split=split)
     lines = [f"memory: {found.line}"]
     if found.exceeds:
         lines.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ from echo_cli.config.schema import Config, flat_config, free_keys
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.several import members_of
 from echo_cli.errors import EchoError
+from echo_cli.models.distributed.launch import Launch
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.objective.schedule import learning_rate_at, world_model_coeff_at
-from echo_cli.runs.directory import RunDirectory
+from echo_cli.runs.directory import RunDirectory, is_run
 from echo_cli.runs.origin import write_config
 from echo_cli.runs.provenance import read_record
 from echo_cli.runs.summary import best_step
@@ -29,16 +31,27 @@ def restore_run(run: RunDirectory, config: Config, policy: TorchPolicy) -> tuple
     step = max(run.checkpoints.steps(), default=0)
     meta: dict[str, Any] = {}
     if step > 0:
-        folder, meta = run.load_checkpoint("latest")
-        run.read_observations(step)  # raises on a damaged log, before the run is changed
-        policy.load(folder)
+        meta = policy.ranks.each(lambda: _load_checkpoint(run, step, policy))
     # A run stopped before its first step starts again, with the evaluation before training.
     run.rewind(step if step > 0 else -1)
     best = best_step(run.read_metrics(), config.evaluation.select_by)
     if best in run.checkpoints.steps():  # the mark is outdated if the run was killed between saving and marking
         run.checkpoints.mark_best(best)
-    write_config(run.path, config.to_yaml())
+    policy.ranks.first(lambda: write_config(run.path, config.to_yaml()))
     return step, meta
+
+
+def _load_checkpoint(run: RunDirectory, step: int, policy: TorchPolicy) -> dict[str, Any]:
+    """Load the policy of the latest checkpoint, which is of `step`, and return its meta."""
+    folder, meta = run.load_checkpoint("latest")
+    run.read_observations(step)  # raises on a damaged log, before the run is changed
+    policy.load(folder)
+    return meta
+
+
+def continues_launch(path: Path, launch: Launch) -> bool:
+    """Return whether torchrun has started the ranks again that have begun the run at `path`."""
+    return launch.restarts > 0 and is_run(path) and read_record(path).get("launch") == launch.id
 
 
 def check_same_config(run: RunDirectory, config: Config) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from echo_cli.config.schema import Config
-from echo_cli.environments.faults import FAULT_KEYS, FaultCounts
+from echo_cli.environments.faults import FAULT_KEYS
 from echo_cli.environments.several import SEVERAL_FAULT_KEYS, environment_of
 from echo_cli.evaluation.evaluator import criteria_in
 from echo_cli.evaluation.pass_at_k import criteria_of, group_shares, ks_up_to
@@ -106,7 +106,7 @@ def step_row(
     weighed: WeighedStep,
     probe: Probe | None,
     values: Mapping[str, float | None],
-    faults: FaultCounts,
+    faults: Mapping[str, int],
     started: float,
 ) -> Row:
     """Return the row of a step before its evaluation.
@@ -114,7 +114,7 @@ def step_row(
     Args:
         step: number of optimizer steps, including this step.
         values: metrics of the update, by name without `train/`.
-        faults: fault counts of the step, reset after they are read.
+        faults: fault counts of the step.
         started: `time.perf_counter()` at the start of the step.
     """
     train: Row = {
@@ -162,11 +162,11 @@ def _parts(config: Config, data: StepData) -> Row:
     return found
 
 
-def full_row(config: Config, row: Row, measured: Mapping[str, Any], faults: FaultCounts, eval_s: float) -> Row:
+def full_row(config: Config, row: Row, measured: Mapping[str, Any], faults: Mapping[str, int], eval_s: float) -> Row:
     """Return the `row` of a step completed with the `measured` values of its evaluation; missing values are None.
 
     Args:
-        faults: fault counts of the evaluation, added to the row's counts and then reset.
+        faults: fault counts of the evaluation, added to the row's counts.
         eval_s: wall-clock time of the evaluation, seconds.
     """
     return {
@@ -219,9 +219,9 @@ def _interference_columns(probe: Probe | None) -> Row:
     return dict(zip(INTERFERENCE_KEYS, values, strict=True))
 
 
-def _fault_columns(faults: FaultCounts) -> Row:
-    """Return the counts of faults since the last call, by the names in `ENVIRONMENT_KEYS`, and reset them."""
-    return {f"environment/{name}": count for name, count in faults.take().items()}
+def _fault_columns(faults: Mapping[str, int]) -> Row:
+    """Return the counts of faults by the names in `ENVIRONMENT_KEYS`."""
+    return {f"environment/{name}": count for name, count in faults.items()}
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,22 @@ import torch
 
 from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import TaskSuite
-from echo_cli.environments.several import describe_members
+from echo_cli.environments.several import LEFT_OUT, describe_members
 from echo_cli.environments.worlds import open_worlds
 from echo_cli.evaluation.evaluator import Evaluator, play_pools
 from echo_cli.evaluation.loaded_run import build_policy
 from echo_cli.evaluation.pools.frozen import frozen_pools
+from echo_cli.files import Row
 from echo_cli.models.device import DeviceChoice
+from echo_cli.models.distributed.launch import launched
+from echo_cli.models.distributed.ranks import ALONE, Ranks
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.objective.schedule import GradientNorms
 from echo_cli.runs.directory import RunDirectory, check_writable, create_run, open_run
 from echo_cli.runs.origin import unmarked_line
 from echo_cli.runs.pools import ObservationLog, pairs_of
 from echo_cli.runs.provenance import environment_record
+from echo_cli.runs.shared import open_shared
 from echo_cli.traces.corpus import TraceCorpus, check_trainable, index_traces
 from echo_cli.traces.training_data import Traces, held_out, pool_splits, traces_record
 from echo_cli.training.curriculum import Curriculum
@@ -68,6 +72,20 @@ class Session:
     """Lines for the user about how the run is resumed."""
 
     @property
+    def ranks(self) -> Ranks:
+        """Processes that train the run together."""
+        return self.policy.ranks
+
+    def take_faults(self) -> dict[str, int]:
+        """Return the counts of the environment's faults on all ranks since the last call, and reset them."""
+        counts = self.ranks.gather(self.worlds.hosting.faults.take())
+        # All ranks leave an environment out together.
+        return {
+            key: counts[0][key] if key.rpartition("/")[2] == LEFT_OUT else sum(count[key] for count in counts)
+            for key in counts[0]
+        }
+
+    @property
     def seconds(self) -> float:
         """Wall-clock time of the run, seconds, including earlier sessions up to their last checkpoint."""
         return time.perf_counter() - self.clock_start
@@ -82,10 +100,11 @@ def open_session(
     overwrite: bool,
     argv: Sequence[str],
     announce: Callable[[str], object] = lambda _: None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Session]:
     """Create the run directory at `path`, or resume the run in it; the directory is locked until the block ends.
 
-    A line about the environment is announced before anything is played in it.
+    A line about the environment is announced before anything is played in it. The first rank writes the directory.
 
     Raises:
         EchoError: the directory is not empty (without `resume`), is not a run or has a different config (with
@@ -93,48 +112,59 @@ def open_session(
             contribute nothing to the loss, or differ from the run's; the environment cannot be opened or is another.
     """
     clock_start = time.perf_counter()
-    check_writable(path, resume=resume, overwrite=overwrite)
+    ranks.first(lambda: check_writable(path, resume=resume, overwrite=overwrite))
     notices: list[str] = []
     if resume:
         check_same_config(open_run(path), config)
         config, notices = keep_threads(open_run(path), config)
-    corpus = _open_corpus(config, open_run(path) if resume else None)
-    policy, device = build_policy(config)
+    corpus = ranks.each(lambda: _open_corpus(config, open_run(path) if resume else None))
+    policy, device = build_policy(config, ranks)
     traces = _training_traces(config, corpus, policy)
-    with open_worlds(config) as worlds:
+    with ExitStack() as opened:
+        worlds = ranks.each(lambda: opened.enter_context(open_worlds(config)))
         if about := worlds.description.about:
             announce(f"the environment's description: {about}")
         if resume:
-            check_same_environment(open_run(path), worlds)
+            ranks.each(lambda: check_same_environment(open_run(path), worlds))
         else:
             _create(path, config, policy, worlds, traces, argv, overwrite=overwrite)
-        run = open_run(path)
-        evaluator = Evaluator(config, worlds, frozen_pools(run, config, worlds, policy))
-        evaluator.remember_start(policy)
-        with run.lock():
-            start_step, meta = restore_run(run, config, policy) if resume else (0, {})
-            unmarked = [line] if (line := unmarked_line(path)) else []
-            executed = run.read_observations()
-            for name in config.names or ("",):
-                evaluator.observe(pairs_of(executed, name), name)
-            yield Session(
-                config=config,
-                run=run,
-                policy=policy,
-                worlds=worlds,
-                evaluator=evaluator,
-                observed=ObservationLog(executed),
-                traces=traces,
-                curriculum=_curriculum(config, meta.get("curriculum", {})),
-                drawn=dict(meta.get("drawn", {})) if config.names else None,
-                device=device,
-                start_step=start_step,
-                gradient_norms=GradientNorms(**meta.get("gradient_norms", {})),
-                unrecorded=meta.get("unrecorded"),
-                clock_start=clock_start - float(meta.get("seconds", 0.0)),
-                announce=announce,
-                notices=[*notices, *unmarked],
-            )
+        run = open_shared(path, ranks)
+        evaluator = _evaluator(run, config, worlds, policy)
+        opened.enter_context(run.lock())
+        start_step, meta = restore_run(run, config, policy) if resume else (0, {})
+        executed = run.read_observations()
+        _remember(evaluator, config, executed)
+        yield Session(
+            config=config,
+            run=run,
+            policy=policy,
+            worlds=worlds,
+            evaluator=evaluator,
+            observed=ObservationLog(executed),
+            traces=traces,
+            curriculum=_curriculum(config, meta.get("curriculum", {})),
+            drawn=dict(meta.get("drawn", {})) if config.names else None,
+            device=device,
+            start_step=start_step,
+            gradient_norms=GradientNorms(**meta.get("gradient_norms", {})),
+            unrecorded=meta.get("unrecorded"),
+            clock_start=clock_start - float(meta.get("seconds", 0.0)),
+            announce=announce,
+            notices=[*notices, *filter(None, [unmarked_line(path)])],
+        )
+
+
+def _evaluator(run: RunDirectory, config: Config, worlds: TaskSuite, policy: TorchPolicy) -> Evaluator:
+    """Return the evaluator of a run, which knows the initial policy's scores."""
+    evaluator = Evaluator(config, worlds, frozen_pools(run, config, worlds, policy))
+    evaluator.remember_start(policy)
+    return evaluator
+
+
+def _remember(evaluator: Evaluator, config: Config, executed: Sequence[Row]) -> None:
+    """Mark as seen what the run's training has executed, in each of several environments."""
+    for name in config.names or ("",):
+        evaluator.observe(pairs_of(executed, name), name)
 
 
 def _curriculum(config: Config, state: Mapping[str, Any]) -> Curriculum | None:
@@ -155,20 +185,27 @@ def _create(
 ) -> None:
     """Create the run directory with the record of its environment and the pools that cannot be played again."""
     played = {} if worlds.replayable or config.environment.none else play_pools(config, worlds, policy)
-    record = environment_record(config.seed, argv, str(policy.device), torch.get_num_threads())
-    record["environment"] = describe_members(worlds, worlds_record)
-    if traces is not None:
-        splits = pool_splits(alone=bool(config.environment.none))
-        held = {name: held_out(traces, policy.renderer, split) for name, split in splits.items()}
-        played |= {name: list(pool.trajectories) for name, pool in held.items()}
-        record["traces"] = traces_record(traces, held)
-    create_run(
-        path,
-        config_yaml=config.to_yaml(),
-        environment=record,
-        pools={name: [trajectory.to_json() for trajectory in pool] for name, pool in played.items()},
-        overwrite=overwrite,
-    )
+
+    def write() -> None:
+        record = environment_record(config.seed, argv, str(policy.device), torch.get_num_threads())
+        record["environment"] = describe_members(worlds, worlds_record)
+        if (launch := launched()) is not None:
+            record |= {"ranks": launch.size, "launch": launch.id}
+        pools = dict(played)
+        if traces is not None:
+            splits = pool_splits(alone=bool(config.environment.none))
+            held = {name: held_out(traces, policy.renderer, split) for name, split in splits.items()}
+            pools |= {name: list(pool.trajectories) for name, pool in held.items()}
+            record["traces"] = traces_record(traces, held)
+        create_run(
+            path,
+            config_yaml=config.to_yaml(),
+            environment=record,
+            pools={name: [trajectory.to_json() for trajectory in pool] for name, pool in pools.items()},
+            overwrite=overwrite,
+        )
+
+    policy.ranks.first(write)
 
 
 def _open_corpus(config: Config, resumed: RunDirectory | None) -> TraceCorpus | None:

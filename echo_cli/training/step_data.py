@@ -85,7 +85,8 @@ def play_tasks(
     ]
     sampler = policy.sampler(settings.temperature, derive_seed(config.seed, "rollout", step))
     limits = limits_for(config, policy, worlds)
-    return play_policy(sampler, policy.renderer, worlds, wanted, limits, verify=config.objective.use_rl, training=True)
+    verify, ranks = config.objective.use_rl, policy.ranks
+    return play_policy(sampler, policy.renderer, worlds, wanted, limits, verify=verify, training=True, ranks=ranks)
 
 
 def draw_tasks(
@@ -123,7 +124,7 @@ def play_explorers(
     for task in _explored(config, worlds, step, explorers, rng):
         scripts.append((task, worlds.explorer(task, config.rollout.explorer_commands, rng)))
     limits = limits_for(config, policy, worlds)
-    return play_scripts(policy.renderer, worlds, scripts, limits, "explorer", world_model_only=True)
+    return play_scripts(policy.renderer, worlds, scripts, limits, "explorer", world_model_only=True, ranks=policy.ranks)
 
 
 def _explored(config: Config, worlds: TaskSuite, step: int, explorers: int, rng: random.Random) -> Iterator[Task]:
@@ -169,7 +170,8 @@ def _draw_traces(session: Session, step: int, coeff: float, *, alone: bool) -> R
     traces, rollout = session.traces, session.config.rollout
     if traces is None or not (coeff > 0 or traces.settings.imitation_coeff > 0 or rollout.tasks_per_step == 0):
         return RenderedTraces((), 0)
-    found = traces_of_step(traces, session.policy.renderer, session.config.seed, step)
+    policy = session.policy
+    found = traces_of_step(traces, policy.renderer, session.config.seed, step, policy.ranks)
     if alone and not found.trajectories:
         message = f"no trace of step {step + 1} fits in {traces.max_tokens} tokens: the first segment alone is longer"
         raise EchoError(message, FIT_TIP, exit_code=1)

@@ -38,6 +38,7 @@ def test_these_keys_and_no_others_may_change_on_resume() -> None:
     expected |= _below("environment.mcp", MCP) | _below("environment.mcp.limits", "memory_mb file_mb")
     expected |= _below("environment.reward", "on_error timeout_s workers env")
     expected |= _below("environment.terminal", "runtime")
+    expected |= {"distributed", *_below("distributed", "strategy")}
     expected |= _below("sampler", ENDPOINT) | _below("environment.provider.limits", LIMITS)
     expected |= {key.replace(".", "s.0.", 1) for key in expected if key.startswith("environment.")}
     assert free_keys() == expected

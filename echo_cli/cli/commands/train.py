@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,6 +44,11 @@ from echo_cli.errors import EchoError
 from echo_cli.processes import take_pipes
 from echo_cli.terminal import put
 
+if TYPE_CHECKING:
+    from echo_cli.models.distributed.launch import Launch
+    from echo_cli.models.distributed.ranks import Ranks
+    from echo_cli.runs.origin import Consent
+
 Coeff = Annotated[
     str | None,
     typer.Option(
@@ -63,6 +68,10 @@ def _take_variables(parent: int | None) -> int | None:
     return parent
 
 
+RankCount = Annotated[
+    int | None,
+    typer.Option("--ranks", min=1, help="With --dry-run: plan for this many ranks of torchrun.", metavar="N"),
+]
 Parent = Annotated[
     int | None,
     typer.Option(
@@ -93,6 +102,7 @@ def train(
     import_from: ImportFrom = None,
     plain_http: PlainHttp = False,
     dry_run: DryRun = False,
+    ranks: RankCount = None,
     trust_remote_code: TrustRemoteCode = False,
     fetch_model: FetchModel = False,
     as_json: AsJson = False,
@@ -117,25 +127,61 @@ def train(
     if coeff is not None and loaded.objective.schedule == "step":
         raise EchoError("--lambda has no effect with objective.schedule: step", "set objective.schedule_values")
     if dry_run:
-        print_plans([(loaded, path)], as_json, sweep=False)
+        print_plans([(loaded, path)], as_json, sweep=False, ranks=ranks or 1)
         return
-    from echo_cli.cli.interrupt import interruptible
-
-    loaded = loaded.granted(consent.grants)
-    consent = replace(consent, text=own_text)
-    consent.obtain(effects_of(loaded, trackers=True), None if own_text is None else path)
-    with interruptible() as interrupt, _held(lease):
-        summary = run_cell(
-            loaded,
-            path,
-            resume=resume,
-            overwrite=overwrite,
-            argv=context.obj,
-            label="train",
-            should_stop=lambda: interrupt() or (parent is not None and os.getppid() != parent),
-            group=group,
+    if ranks is not None:
+        raise EchoError(
+            "--ranks has no effect without --dry-run", f"torchrun --nproc-per-node {ranks} -m echo_cli train"
         )
-    _finish(summary, path, loaded, as_json, interrupt.exit_code)
+    loaded, consent = loaded.granted(consent.grants), replace(consent, text=own_text)
+    start = Start(resume, overwrite, ["echo-cli", *context.obj], group, parent, lease)
+    exit_code, summary = _train(loaded, path, start, consent)
+    if summary is not None:
+        _finish(summary, path, loaded, as_json, exit_code)
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a command line starts a run."""
+
+    resume: bool
+    overwrite: bool
+    argv: Sequence[str]
+    group: str | None
+    parent: int | None
+    """Process with which the run stops."""
+    lease: Path | None
+
+
+def _train(config: Config, path: Path, start: Start, consent: Consent) -> tuple[int, dict[str, Any] | None]:
+    """Train the run at `path`, jointly with the other ranks if torchrun has started this process.
+
+    Returns:
+        The exit code of a stopped run, and the summary; None on all ranks but the first.
+    """
+    from echo_cli.cli.interrupt import interruptible
+    from echo_cli.models.distributed.launch import joined, launched
+    from echo_cli.runs.provenance import code_record
+
+    launch = launched()
+    is_first = launch is None or launch.is_first
+    consent = consent if is_first else replace(consent, say=_say_nothing)
+    consent.obtain(effects_of(config, trackers=True), None if consent.text is None else path)
+    with (
+        interruptible(announces=is_first) as interrupt,
+        _held(start.lease),
+        joined(config, launch, lambda: [*code_record(), f"the run {path}"]) as ranks,
+    ):
+
+        def should_stop() -> bool:
+            return interrupt() or (start.parent is not None and os.getppid() != start.parent)
+
+        summary = run_cell(config, path, start, should_stop, ranks, launch)
+    return interrupt.exit_code, summary if is_first else None
+
+
+def _say_nothing(_: object) -> None:
+    """Leave it to the first rank to speak."""
 
 
 @contextmanager
@@ -209,32 +255,34 @@ _PLACE = {("output_dir",), ("run_name",), ("seed",)}
 
 
 def run_cell(
-    config: Config,
-    path: Path,
-    *,
-    resume: bool,
-    overwrite: bool,
-    argv: Sequence[str],
-    label: str,
-    should_stop: Callable[[], bool],
-    group: str | None,
+    config: Config, path: Path, start: Start, should_stop: Callable[[], bool], ranks: Ranks, launch: Launch | None
 ) -> dict[str, Any]:
+    """Train the run at `path` and return its summary, jointly with the other `ranks` of the `launch`, if any."""
     from echo_cli.cli.display.progress import progress
     from echo_cli.reports.figure import drawn_or_reported
     from echo_cli.reports.run_figure import plot_run
     from echo_cli.training.experiment import RunHooks, run_experiment
+    from echo_cli.training.resume import continues_launch
 
     def notice(line: str) -> None:
-        put(f"{label}: {line}", err=True)
+        put(f"train: {line}", err=True)
 
-    with progress(config.steps, label) as show:
+    with progress(config.steps, "train") if ranks.is_first else nullcontext(_say_nothing) as show:
         hooks = RunHooks(
-            on_start=lambda reason: put(f"{label}: {path} on {reason}", err=True),
+            on_start=lambda reason: notice(f"{path} on {reason}"),
             on_notice=notice,
             on_row=show,
             on_summary=lambda: drawn_or_reported(lambda: plot_run([path]), notice),
             should_stop=should_stop,
         )
+        restarted = ranks.first(lambda: launch is not None and continues_launch(path, launch))
         return run_experiment(
-            path, config, hooks, resume=resume, overwrite=overwrite, argv=["echo-cli", *argv], group=group
+            path,
+            config,
+            hooks,
+            resume=start.resume or restarted,
+            overwrite=start.overwrite and not restarted,
+            argv=start.argv,
+            group=start.group,
+            ranks=ranks,
         )

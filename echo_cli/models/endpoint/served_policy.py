@@ -68,10 +68,9 @@ class WeightSync:
         self.version = ""
         """Name of the version that the endpoint has loaded; empty before the first `push`."""
 
-    @property
-    def served_as(self) -> str:
-        """Model name in requests for the last pushed version."""
-        return self._model if self._kind == "sglang" else f"{self._model}-{self.version}"
+    def served_as(self, version: str) -> str:
+        """Return the model name in requests for a version."""
+        return self._model if self._kind == "sglang" else f"{self._model}-{version}"
 
     def push(self) -> None:
         """Write the present weights, load them at the endpoint, and delete all other versions.
@@ -125,7 +124,7 @@ class WeightSync:
     def _load_adapter(self, path: Path, version: str) -> None:
         if self.version:
             # Unload the old adapter first: a cache of size one evicts it. A restarted server does not have it (404).
-            body = {"lora_name": self.served_as}
+            body = {"lora_name": self.served_as(self.version)}
             self._endpoint.run(self._endpoint.post("/v1/unload_lora_adapter", body, missing_ok=True))
         body = {"lora_name": f"{self._model}-{version}", "lora_path": str(path)}
         self._endpoint.run(self._endpoint.post("/v1/load_lora_adapter", body))
@@ -154,8 +153,8 @@ class ServedPolicy:
         self._weights = WeightSync(self.endpoint, config.sync, config.model, Path(config.weights), self._write)
         self._synced: int | None = None
 
-    def sampler(self, updates: int, rollouts: Sequence[int], temperature: float, seed: int) -> EndpointSampler:
-        """Return a sampler of `rollouts`, a sequence each, from the model's present weights.
+    def synced(self, updates: int, temperature: float, seed: int) -> str:
+        """Give the endpoint the model's present weights, and return the name of their version.
 
         Args:
             updates: number of changes of the model's weights so far; if it is unchanged, nothing is synced.
@@ -163,23 +162,27 @@ class ServedPolicy:
         Raises:
             EchoError: the endpoint is not available, refuses the weights, or samples from other weights (exit code 1).
         """
-        pushing = updates != self._synced
-        if pushing:
+        if updates != self._synced:
             self._synced = None
             self._weights.push()
-        completions = Completions(
+            self._check(self._completions(self._weights.version, temperature), derive_seed(seed, "check"))
+            self._synced = updates
+        return self._weights.version
+
+    def sampler(self, version: str, rollouts: Sequence[int], temperature: float, seed: int) -> EndpointSampler:
+        """Return a sampler of `rollouts`, a sequence each, from a version of the weights (`synced`)."""
+        return EndpointSampler(self._completions(version, temperature), rollouts, seed)
+
+    def _completions(self, version: str, temperature: float) -> Completions:
+        return Completions(
             self.endpoint,
-            self._weights.served_as,
-            self._weights.version,
+            self._weights.served_as(version),
+            version,
             temperature,
             frozenset(self._renderer.stop_ids),
             self._model.vocab_size,
             ignore_eos=not self._whole,
         )
-        if pushing:
-            self._check(completions, derive_seed(seed, "check"))
-            self._synced = updates
-        return EndpointSampler(completions, rollouts, seed)
 
     def _write(self, folder: Path) -> None:
         self._model.save(folder)

@@ -6,7 +6,7 @@ Shapes: B sequences, T tokens, N positions or heads, H hidden, V vocabulary, C c
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,12 @@ class HfModel(nn.Module):
     def causal_lm(self) -> PreTrainedModel:
         """The causal LM, including the adapter if there is one."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Decoder layers, in order."""
+        lists = [module for module in self.causal_lm.modules() if isinstance(module, nn.ModuleList)]
+        return list(next(module for module in lists if len(module) == self._layers))
 
     @property
     def vocab_size(self) -> int:
@@ -122,13 +128,18 @@ class HfModel(nn.Module):
         else:
             save_whole(self.model, folder)
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, place: Callable[[str, Tensor], Tensor] = lambda _, value: value) -> None:
+        """Load the weights from a folder that `save` wrote.
+
+        Args:
+            place: turns the whole value of a weight into the part of it that the model has, given its name.
+        """
         if isinstance(self.model, PeftModel):
             load_adapter(folder, self.model)
             return
-        saved = read_causal_lm(folder, self._plain_settings, torch.float32)
+        saved = read_causal_lm(folder, self._plain_settings, torch.float32).state_dict()
         try:
-            self.model.load_state_dict(saved.state_dict())
+            self.model.load_state_dict({name: place(name, value) for name, value in saved.items()})
         except RuntimeError as error:
             raise EchoError(
                 f"{escape_unprintable(folder)} has another architecture: {' '.join(str(error).split())[:200]}",

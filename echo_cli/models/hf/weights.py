@@ -248,14 +248,17 @@ def _drawn(config: PreTrainedConfig, model: ModelConfig) -> PreTrainedModel:
     return causal_lm
 
 
-def save_whole(causal_lm: PreTrainedModel, folder: Path) -> None:
+def save_whole(causal_lm: PreTrainedModel, folder: Path, weights: Mapping[str, Any] | None = None) -> None:
     """Write the model in the format of `from_pretrained`; the weights get the other files' read permissions.
+
+    Args:
+        weights: the weights to write, by name, in place of the model's own.
 
     Raises:
         OSError: the disk is full or fails. It has an errno, which safetensors gives only in its message.
     """
     try:
-        causal_lm.save_pretrained(folder)
+        causal_lm.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
     except SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
