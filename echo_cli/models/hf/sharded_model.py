@@ -41,9 +41,14 @@ class ShardedModel:
 
     Args:
         inner: the model on the CPU, with equal weights on all ranks; it moves to `device` layer by layer.
+
+    Raises:
+        EchoError: torch is too old.
     """
 
     def __init__(self, inner: HfModel, device: torch.device, ranks: Ranks) -> None:
+        if not hasattr(FSDPModule, "reset_iter_state"):
+            raise EchoError("distributed.strategy fsdp needs torch 2.13 or newer", "update torch, or set strategy=ddp")
         mesh = init_device_mesh(device.type, (ranks.size,))
         trained = set(inner.parameters()) if not isinstance(inner.model, PeftModel) else set()
         kept = {parameter for parameter in inner.parameters() if parameter.requires_grad} - trained
@@ -66,8 +71,7 @@ class ShardedModel:
         self._is_whole = False
         with torch.no_grad():  # the root has to be the first module that runs
             inner(torch.zeros(1, 1, dtype=torch.int64, device=device))
-        for part in self._parts.values():
-            part.reshard()
+        self._parts[""].reset_iter_state()
 
     @property
     def max_length(self) -> int:
@@ -114,8 +118,10 @@ class ShardedModel:
             part.set_reshard_after_forward(not whole and name != "", recurse=False)
             if whole:
                 part.unshard()
-            else:
-                part.reshard()
+        if not whole:
+            # Forget the passes without gradients as well: from their order, which differs between ranks, the backward
+            # pass would take the layers to gather in advance.
+            self._parts[""].reset_iter_state()
 
     def pass_without_loss(self) -> None:
         """Take part in a forward and backward pass of the other ranks, with a gradient of zero."""
