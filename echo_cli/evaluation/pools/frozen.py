@@ -101,6 +101,8 @@ def _read(path: Path, renderer: Renderer | None) -> list[Trajectory]:
         ids = {token for one in trajectories for segment in one.segments for token in segment.token_ids}
         if renderer is not None and not ids <= set(range(renderer.tokenizer.vocab_size)):
             raise ValueError("it has tokens of another tokenizer")
+        for trajectory in trajectories:
+            trajectory.exchanges()  # an action without a turn is found here, where the file is known
         return trajectories
     except ValueError as error:
         message = f"{escape_unprintable(path)} is damaged: {escape_unprintable(str(error))}"
