@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from echo_cli.config.environment import PRESETS as ENVIRONMENT_PRESETS
 from echo_cli.config.environment import SOURCES
-from echo_cli.config.episodes.several import NamedEnvironment, as_single, in_environment, named_entries
+from echo_cli.config.episodes.several import NamedEnvironment, as_single, by_name, in_environment, named_entries
 from echo_cli.config.mcp import MCP_PRESETS
 from echo_cli.config.overrides import Override, apply_overrides
 from echo_cli.config.presets import PRESETS, preset_conflicts
@@ -115,6 +115,8 @@ def load_config(source: Path | str, overrides: Sequence[str] = (), *, text: str 
     in_file, lines = _read_config(path, text)
     given = [parse_override(word) for word in overrides]
     _check_file_preset(in_file, given, lines.get(("preset",), str(path)))
+    listed = [in_file.get("environments"), *(other.value for other in given if other.keys == ("environments",))][-1]
+    lines |= {by_name(keys, listed): line for keys, line in lines.items()}
     commanded: dict[Keys, str] = {}
     for override in given:
         sections = {override.keys[:length] for length in range(1, len(override.keys))} - set(lines)
@@ -131,7 +133,7 @@ def load_config(source: Path | str, overrides: Sequence[str] = (), *, text: str 
     try:
         return _resolve(in_file, given)
     except ValidationError as error:
-        raise _first_error(error, place) from None
+        raise _first_error(error, place, listed) from None
     except EchoError as error:
         words = [override.text for override in _to_blame(in_file, given, error)]
         where = " ".join(["command line:", *words, "on", str(path)]) if words else str(path)
@@ -310,13 +312,15 @@ def _merge(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
             values[key] = deepcopy(value)
 
 
-def _first_error(error: ValidationError, place: Callable[[Keys], str]) -> EchoError:
+def _first_error(error: ValidationError, place: Callable[[Keys], str], listed: Any) -> EchoError:
+    """Return the first error as one line; `listed` is the value of `environments`, whose entries it names."""
     details = error.errors()[0]
-    keys = tuple(str(part) for part in details["loc"])
-    name = ".".join(keys)
+    numbered = tuple(str(part) for part in details["loc"])
+    keys = by_name(numbered, listed)
+    name, known = ".".join(keys), re.sub(r"\.\d+", ".0", ".".join(numbered))
     if details["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         message = f"unknown key '{name}'"
-        tip = key_tip(re.sub(r"\.\d+", ".0", name), key_paths())
+        tip = key_tip(known, key_paths())
     elif details["type"] == "missing":
         message, tip = f"'{name}' is missing", "add it"
     elif "headers" in keys[1:3]:
@@ -326,8 +330,8 @@ def _first_error(error: ValidationError, place: Callable[[Keys], str]) -> EchoEr
         is_hidden = is_secret(name, str(got)) or (len(keys) > 1 and may_hold_secret(keys))
         shown = "not valid" if is_hidden else _shown(got)
         message = f"'{name}' is {shown}: {details['msg'][0].lower()}{details['msg'][1:]}"
-        tip = value_tip(name, details, key_paths())
-    return EchoError(f"{message} ({place(keys)})", tip)
+        tip = value_tip(known, details, key_paths())
+    return EchoError(f"{message} ({place(keys)})", tip.replace("environments.0", ".".join(keys[:2])))
 
 
 def _shown(value: Any) -> str:

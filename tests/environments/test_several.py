@@ -16,6 +16,7 @@ from echo_cli.config.schema import Config
 from echo_cli.environments.several import SeveralWorlds, shares, side_by_side
 from echo_cli.environments.tasks import Task, TaskSplits
 from echo_cli.environments.toy import ToyWorlds
+from echo_cli.errors import EchoError
 from echo_cli.runs.parts import row_of, with_unions
 from echo_cli.training.curriculum import Curriculum
 from echo_cli.training.step_data import draw_tasks
@@ -121,8 +122,14 @@ def test_a_row_of_one_environment_has_its_figures_in_the_place_of_all() -> None:
         ([{"name": "a", "toy_terminal": {}, "retry_s": 1.0}], "environments.a.retry_s has no effect", "toy_terminal"),
         ([{"toy_terminal": {}}], "'environments.0.name' is missing", "add it"),
         ([{**MACHINE, "name": "a/b"}], "'environments.0.name' is \"a/b\"", ""),
-        ([{**MACHINE, "weight": -1}], "'environments.0.weight' is -1", ""),
-        ([{**MACHINE, "wieght": 2}], "unknown key 'environments.0.wieght'", "weight"),
+        ([{**MACHINE, "weight": -1}], "'environments.machine.weight' is -1", ""),
+        ([{**MACHINE, "wieght": 2}], "unknown key 'environments.machine.wieght'", "'environments.machine.weight'"),
+        ([MACHINE, {"name": "machine", "weight": -1, "toy_terminal": {}}], "'environments.1.weight' is -1", ""),
+        (
+            [{**MACHINE, "toy_terminal": 3}],
+            "'environments.machine.toy_terminal' is 3",
+            "environments.machine.toy_terminal.",
+        ),
         ("toy", "'environments' is \"toy\"", ""),
     ],
 )
@@ -153,6 +160,12 @@ def test_environment_and_environments_exclude_each_other_and_overrides_go_by_nam
         with pytest.raises(Exception, match="environment") as caught:
             load_config(path, [word], text=text)
         assert said in str(caught.value) or "headers" in said
+    with pytest.raises(EchoError) as wrong:
+        load_config(path, ["environments.files.weight=x"], text=text)
+    assert "'environments.files.weight' is" in wrong.value.message
+    assert wrong.value.message.endswith("(command line: environments.files.weight=x)")
+    with pytest.raises(EchoError, match=r"several.yaml:\d+"):
+        load_config(path, text=text.replace("weight: 3", "weight: -1"))
 
 
 def test_explorers_play_where_there_are_lines_and_need_one_such_place() -> None:

@@ -16,6 +16,8 @@ from echo_cli.errors import EchoError
 _OF_SECTION = re.compile(r"\benvironment(?=\.[a-z]| sets )")
 """The section's name in a message, such as `environment.url`; not the word."""
 
+_NAME = re.compile(r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")
+
 
 class NamedEnvironment(EnvironmentConfig):
     """One of several environments; its other keys are those of `environment`.
@@ -24,7 +26,7 @@ class NamedEnvironment(EnvironmentConfig):
     never trained in.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")]
+    name: Annotated[str, Field(pattern=_NAME.pattern)]
     weight: NonNegativeFloat = 1.0
 
     @property
@@ -80,3 +82,19 @@ def named_entries(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def as_single(keys: tuple[str, ...]) -> tuple[str, ...]:
     """Return the key path of `environment` that a path below `environments.NAME` stands for; others are unchanged."""
     return ("environment", *keys[2:]) if keys[0] == "environments" and len(keys) > 2 else keys
+
+
+def by_name(keys: tuple[str, ...], listed: Any) -> tuple[str, ...]:
+    """Return the key path of an entry of `environments` with the entry's name in the place of its number.
+
+    The key `name` and an entry without a name that is its own keep the number, and so does every other key path.
+
+    Args:
+        listed: value of `environments`, not validated yet.
+    """
+    if keys[0] != "environments" or len(keys) < 2 or keys[2:] == ("name",) or not isinstance(listed, list):
+        return keys
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in listed]
+    name = names[int(keys[1])] if keys[1].isdigit() and int(keys[1]) < len(names) else None
+    is_own = isinstance(name, str) and names.count(name) == 1 and _NAME.match(name)
+    return (*keys[:1], str(name), *keys[2:]) if is_own else keys
