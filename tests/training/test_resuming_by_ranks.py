@@ -48,17 +48,17 @@ def test_a_run_goes_from_one_process_to_several_ranks_and_back(tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_split_model_trains_as_a_whole_one_and_its_checkpoint_is_one_folder(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     alone, split = tmp_path / "alone", tmp_path / "split"
-    train_on(0, alone, 3, *SPLIT, "rollout.tasks_per_step=1")
-    train_on(2, split, 1, *SPLIT, "rollout.tasks_per_step=1")
-    train_on(0, split, 2)
-    train_on(2, split, 3)
+    train_on(0, alone, 2, *SPLIT, "rollout.tasks_per_step=1")
+    train_on(0, split, 1, *SPLIT, "rollout.tasks_per_step=1")
+    train_on(2, split, 2)
     for one, two in zip(rows(alone), rows(split), strict=True):
         for key in ("train/loss", "train/grad_norm", "train/env_ce", "train/reward", "train/action_tokens"):
             assert two.get(key) == (pytest.approx(one[key], rel=1e-5) if one.get(key) is not None else None), key
-    saved = [load_file(run / "checkpoints" / "step_000003" / "model.safetensors") for run in (alone, split)]
+    saved = [load_file(run / "checkpoints" / "step_000002" / "model.safetensors") for run in (alone, split)]
     assert saved[0].keys() == saved[1].keys()
     for name, value in saved[0].items():
         torch.testing.assert_close(saved[1][name], value, rtol=1e-4, atol=1e-4)

@@ -104,6 +104,10 @@ class HfModel(nn.Module):
         """Return a context in which autocast casts each weight once, or a float32 model's adapter is merged."""
         return self._autocast() if self._merged is None else self._merged.in_place()
 
+    def keep_adapter_apart(self) -> None:
+        """Never merge the adapter, as for a base whose weights are split over several processes."""
+        self._merged = None
+
     def reference(self) -> HfModel:
         """Return the model at the start of training, frozen.
 

@@ -66,6 +66,7 @@ class ShardedModel:
             part.set_force_sum_reduction_for_comms(True)
         for parameter in kept:
             parameter.data = parameter.data.to(device)
+        inner.keep_adapter_apart()
         self._inner = inner
         self._ranks = ranks
         self._is_whole = False
@@ -133,12 +134,12 @@ class ShardedModel:
 
         The first rank collects the whole model in host memory; on the others, `folder` is not used.
         """
+        self.hold_whole(False)  # as reading the state of a module does
         model = self._inner.model
         if isinstance(model, PeftModel):
             if self._ranks.is_first:
                 save_adapter(model, folder)
             return
-        self.hold_whole(False)
         found: dict[int, Tensor | None] = {}  # by weight: two names may share one
         names = model.state_dict(keep_vars=True)
         for value in names.values():
@@ -148,10 +149,10 @@ class ShardedModel:
             save_whole(model, folder, {name: found[id(value)] for name, value in names.items()})
 
     def load(self, folder: Path) -> None:
+        self.hold_whole(False)
         if isinstance(self._inner.model, PeftModel):
             self._inner.load(folder)
             return
-        self.hold_whole(False)
         now = self._inner.model.state_dict()
         self._inner.load(folder, lambda name, value: split_like(value, now[name]) if name in now else value)
 
