@@ -66,3 +66,26 @@ def test_a_plain_process_is_announced_and_a_plan_starts_nothing(
     said = capsys.readouterr()
     assert "with the rights of this user, which is no security boundary" in said.err
     assert "no problems found" in said.out
+
+
+def test_real_shells_beside_the_toy_are_played_graded_and_learned_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("count-errors", "count-words", "count-unique", "count-blank"):
+        shutil.copytree(shipped_tasks() / name, tmp_path / "tasks" / name)
+    words = [
+        *("rollout.tasks_per_step=2", "rollout.group_size=2", "rollout.explorers=4", "evaluation.every=2"),
+        *("evaluation.pass_every=2", "threads=1", "environments.machine.weight=1"),
+        *(f"environments.shell.terminal.folder={tmp_path / 'tasks'}", "environments.shell.terminal.runtime=process"),
+    ]
+    where = ["--output-dir", str(tmp_path), "--run-name", "run", "--steps", "2"]
+    assert main(["train", "--config", "several", *where, *words]) == 0
+    assert "with the rights of this user, which is no security boundary" in capsys.readouterr().err
+    last = rows(tmp_path / "run")[-1]
+    for name in ("machine", "shell"):
+        assert last[f"train/{name}/rollouts"] == 4 and last[f"train/{name}/env_ce"] > 0
+        assert last[f"heldout/{name}/env_ce"] > 0 and last[f"heldout/{name}/pass_at_1"] is not None
+        assert last[f"environment/{name}/unrewarded"] == last[f"environment/{name}/left_out"] == 0
+    listed = [json.loads(line) for line in (tmp_path / "run" / "observations.jsonl").read_text().splitlines()]
+    shells = [row for row in listed if row["environment"] == "shell" and row["command"].endswith("pwd")]
+    assert shells and all(row["output"].startswith("/") for row in shells)
