@@ -207,7 +207,7 @@ def plot_curves(groups: Sequence[tuple[str, Sequence[Curve]]], output: Path) -> 
 def _draw_runs(curves: Sequence[Curve], reference: Points, figure: Figure) -> None:
     alone = len(curves) == 1
     measures = {curve.selected_by for curve in curves}
-    chosen = f"{_BEST} by {measures.pop()}" if len(measures) == 1 else f"{_BEST}, chosen on validation"
+    chosen = f"{_BEST}\nby {measures.pop()}" if len(measures) == 1 else f"{_BEST}, chosen\non validation"
     for axes, panel in _axes(figure):
         for index, curve in enumerate(curves):
             for series in panel.series:
