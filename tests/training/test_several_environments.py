@@ -197,6 +197,8 @@ def test_the_commands_know_environments_by_name(
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
     assert "left: held-out env-CE, nats/token" in page and "Held-out env-CE by environment" in page
+    left, right = (last[f"heldout/{name}/novel_pairs"] for name in ("left", "right"))
+    assert f"the same {left + right} held-out ({left} of left, {right} of right) (command, output) pairs" in page
     assert "right" in (run / "heldout_env_ce.csv").read_text()
     capsys.readouterr()
 
