@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 GRPO_RATES = (1e-4, *RATES)
@@ -50,15 +50,17 @@ OWN = Arm("own", "ECHO, own rollouts, λ 0.3", "toy-own", rates=RATES)
 ECHO = Arm("echo", "ECHO, explorers, λ 3", "toy", rates=RATES)
 
 
-def _like(arm: Arm, name: str, change: str, *overrides: str, homeless: bool = False) -> Arm:
-    """Return `arm` with other overrides, at the learning rate of `arm`."""
-    return replace(
-        arm,
-        name=name,
-        label=f"{arm.label}, {change}",
-        overrides=(*arm.overrides, *overrides),
-        rates=(),
+def _like(
+    arm: Arm, name: str, label: str, *overrides: str, continues: str | None = None, homeless: bool = False
+) -> Arm:
+    """Return `arm` with more overrides or another start, at the learning rate of `arm`."""
+    return Arm(
+        name,
+        label,
+        arm.config,
+        (*arm.overrides, *overrides),
         rate_of=arm.name,
+        continues=continues,
         homeless=homeless,
     )
 
@@ -66,7 +68,12 @@ def _like(arm: Arm, name: str, change: str, *overrides: str, homeless: bool = Fa
 def _false_targets(arm: Arm) -> tuple[Arm, ...]:
     """Return the arms that learn false targets: exchanged between the rollouts of a step, or drawn at random."""
     return tuple(
-        _like(arm, f"{arm.name}-{targets}", f"targets {targets}", f"objective.env_targets={targets}")
+        _like(
+            arm,
+            f"{arm.name}-{targets}",
+            f"{targets} targets, {arm.label.removeprefix('ECHO, ')}",
+            f"objective.env_targets={targets}",
+        )
         for targets in ("shuffled", "random")
     )
 
@@ -101,20 +108,12 @@ ARMS = (
     Arm("echo-placebo", "placebo: 44 explorers elsewhere, λ 3", "toy", (NEUTRAL,), PLACEBO_RATES),
     *_false_targets(OWN),
     *_false_targets(ECHO),
-    replace(_like(ECHO, "env-only", "env-CE alone", *ENV_ONLY), label="env-CE alone, explorers"),
-    replace(
-        _like(ECHO, "env-after", "", *ENV_ONLY),
-        label="env-CE alone, explorers, after GRPO",
-        continues="grpo",
-    ),
-    replace(
-        _like(OWN, "own-after", "", *ENV_ONLY),
-        label="env-CE alone, own rollouts, after GRPO",
-        continues="grpo",
-    ),
-    replace(_like(OWN, "own-1", "", "objective.world_model_coeff=1"), label="ECHO, own rollouts, λ 1"),
-    replace(_like(ECHO, "echo-30", "", "objective.world_model_coeff=30"), label="ECHO, explorers, λ 30"),
-    replace(_like(ECHO, "echo-300", "", "objective.world_model_coeff=300"), label="ECHO, explorers, λ 300"),
-    *(_like(arm, f"homeless-{arm.name}", "base without home machines", homeless=True) for arm in (GRPO, OWN, ECHO)),
+    _like(ECHO, "env-only", "env-CE alone, explorers", *ENV_ONLY),
+    _like(ECHO, "env-after", "env-CE alone, explorers, after GRPO", *ENV_ONLY, continues="grpo"),
+    _like(OWN, "own-after", "env-CE alone, own rollouts, after GRPO", *ENV_ONLY, continues="grpo"),
+    _like(OWN, "own-1", "ECHO, own rollouts, λ 1", "objective.world_model_coeff=1"),
+    _like(ECHO, "echo-30", "ECHO, explorers, λ 30", "objective.world_model_coeff=30"),
+    _like(ECHO, "echo-300", "ECHO, explorers, λ 300", "objective.world_model_coeff=300"),
+    *(_like(arm, f"homeless-{arm.name}", f"homeless base: {arm.label}", homeless=True) for arm in (GRPO, OWN, ECHO)),
 )
 BY_NAME: Mapping[str, Arm] = {arm.name: arm for arm in ARMS}
