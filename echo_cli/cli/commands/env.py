@@ -62,9 +62,9 @@ def check(
     fetch_model: FetchModel = False,
     as_json: AsJson = False,
 ) -> None:
-    """Play one episode in a config's environment, or in each of several, and report problems.
+    """Play one episode in each environment and report problems.
 
-    The transcript shows the roles as training uses them. Nothing is written.
+    A config has one environment or several. The transcript shows the roles as training uses them. Nothing is written.
     """
     if model and (named := [word for word in overrides or () if "=" not in word]):
         raise EchoError(
