@@ -416,7 +416,8 @@ def test_a_config_that_cannot_train_says_why(
 
 def test_the_documented_config_is_one_and_has_every_key(tmp_path: Path) -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "traces.md").read_text()
-    (block,) = re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    section = text.partition("\n## The config\n")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
     (tmp_path / "traces.yaml").write_text(block)
     traces = load_config(tmp_path / "traces.yaml").traces
     assert traces == TracesConfig(path=("mine.jsonl",))
