@@ -101,7 +101,7 @@ def test_ctrl_c_on_the_launcher_saves_once_and_says_how_to_continue(tmp_path: Pa
 @pytest.mark.slow
 def test_an_environment_that_cannot_be_reached_ends_all_with_one_line(tmp_path: Path) -> None:
     words = ["environment.toy_terminal=null", "environment.url=http://127.0.0.1:9", "rollout.explorers=0"]
-    words += ["environment.tasks=[{id: a, prompt: p}]"]
+    words += ["environment.tasks.items=[{id: a, prompt: p}]"]
     launcher = launch(2, train_words(tmp_path / "run", *words))
     output, _ = launcher.communicate(timeout=200)
     assert launcher.returncode == 1

@@ -81,7 +81,7 @@ def named_entries(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def as_single(keys: tuple[str, ...]) -> tuple[str, ...]:
     """Return the key path of `environment` that a path below `environments.NAME` stands for; others are unchanged."""
-    return ("environment", *keys[2:]) if keys[0] == "environments" and len(keys) > 2 else keys
+    return ("environment", *keys[2:]) if len(keys) > 2 and keys[0] == "environments" else keys
 
 
 def by_name(keys: tuple[str, ...], listed: Any) -> tuple[str, ...]:
@@ -92,7 +92,7 @@ def by_name(keys: tuple[str, ...], listed: Any) -> tuple[str, ...]:
     Args:
         listed: value of `environments`, not validated yet.
     """
-    if keys[0] != "environments" or len(keys) < 2 or keys[2:] == ("name",) or not isinstance(listed, list):
+    if len(keys) < 2 or keys[0] != "environments" or keys[2:] == ("name",) or not isinstance(listed, list):
         return keys
     names = [entry.get("name") if isinstance(entry, dict) else None for entry in listed]
     name = names[int(keys[1])] if keys[1].isdigit() and int(keys[1]) < len(names) else None
