@@ -125,7 +125,7 @@ def _about_the_end(play: Play) -> Iterator[Finding]:
         yield Finding(
             "no_reward",
             "no reward: every reward was null, so the RL term has nothing to learn from",
-            "set environment.reward: either final actions that trigger scoring, or none: zero",
+            "set environment.reward: final actions that trigger scoring, a grader of your own, or none: zero",
         )
     elif trajectory.source == "expert" and trajectory.reward <= 0:
         yield Finding(

@@ -62,6 +62,7 @@ def check_same_config(run: RunDirectory, config: Config) -> None:
             trained at other values of a schedule than a run of these steps.
     """
     before = load_config(run.config_path)
+    _check_names(run, before, config)
     free = free_keys()
     was_object, is_object = ([of.object is None for of in each.sections.values()] for each in (before, config))
     if was_object != is_object:
@@ -74,6 +75,16 @@ def check_same_config(run: RunDirectory, config: Config) -> None:
                 "revert the change, or start another run with --run-name",
             )
     _check_steps(run, before, config)
+
+
+def _check_names(run: RunDirectory, before: Config, config: Config) -> None:
+    """Reject other environments, before their keys are compared: every key of a new name would differ."""
+    was, now = (", ".join(each.sections) for each in (before, config))
+    if was != now:
+        raise EchoError(
+            f"cannot resume {run.path} with other environments: they were {was or 'one'}, now {now or 'one'}",
+            "revert the change, or start another run with --run-name",
+        )
 
 
 def _check_steps(run: RunDirectory, before: Config, config: Config) -> None:

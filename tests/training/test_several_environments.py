@@ -116,6 +116,8 @@ def test_a_resumed_run_is_bitwise_the_same_and_may_move_one_environment(
         assert third.episodes > 0
     assert train(config, again, "environments.right.weight=2", "--resume") == 2
     assert "environments.right.weight was 1.0, now 2.0" in error_of(capsys.readouterr().err)[0]
+    assert train(config, again, "environments.right.name=other", "--resume") == 2
+    assert "with other environments: they were left, right, now left, other" in error_of(capsys.readouterr().err)[0]
 
 
 def test_an_environment_whose_server_is_killed_is_left_out_and_the_others_go_on(
