@@ -25,6 +25,8 @@ They count attempts, actions, errors, sessions, episodes whose grader failed, ep
 rollouts and groups.
 """
 
+FINAL_FAILED = "the final action failed"
+"""Beginning of the reason why an episode has no reward: an action that gives it failed, such as a task's tests."""
 _MOST_REASONS = 5
 """Number of reasons that a run tells its user."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from echo_cli.config.environment import EnvironmentConfig
 from echo_cli.environments.actions import ActionMapping, Unparsable
 from echo_cli.environments.faults import (
+    FINAL_FAILED,
     AtCapacity,
     BadAction,
     EnvironmentDown,
@@ -126,7 +127,8 @@ class TextEnvironment:
             try:
                 payload = await self._sent(last.action)
             except (BadAction, EnvironmentFault) as error:
-                self._faults.count("bad_actions" if isinstance(error, BadAction) else "errors")
+                reason = f"{FINAL_FAILED}: {error}" if last.counts else None
+                self._faults.count("bad_actions" if isinstance(error, BadAction) else "errors", reason)
                 known = known and not last.counts
                 continue
             self._done = self._done or payload.done

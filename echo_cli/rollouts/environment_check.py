@@ -120,6 +120,8 @@ def check_environment(
     elsewhere = play_watched(worlds, renderer, limits, others[0], lines, source) if others else None
     times = [seconds for play in (first, second) for seconds in play.step_seconds]
     counts = {"train": worlds.tasks.train, "validation": worlds.tasks.validation, "heldout": worlds.tasks.heldout}
+    reasons: list[str] = []
+    worlds.hosting.faults.tell_reasons(reasons.append)
     return CheckReport(
         description=worlds.description,
         sessions=worlds.hosting.sessions,
@@ -134,7 +136,7 @@ def check_environment(
         findings=(
             *([] if lowered is None else [Finding("context", lowered, _CONTEXT_TIP)]),
             *(find_leak(worlds, renderer, limits, task) if (first.trajectory.reward or 0.0) > 0 else ()),
-            *find_problems(first, second, elsewhere, worlds, settings, limits),
+            *find_problems(first, second, elsewhere, worlds, settings, limits, reasons),
         ),
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from echo_cli.config.environment import EnvironmentConfig
+from echo_cli.environments.faults import FINAL_FAILED
 from echo_cli.environments.grading.grade import fault_in
 from echo_cli.environments.protocol import Description, TaskSuite
 from echo_cli.rollouts.limits import EpisodeLimits
@@ -36,17 +37,20 @@ def find_problems(
     worlds: TaskSuite,
     settings: EnvironmentConfig,
     limits: EpisodeLimits,
+    reasons: Sequence[str] = (),
 ) -> tuple[Finding, ...]:
     """Return the problems found, most severe first.
 
     Args:
         second: episode with the same actions on the same task as `first`.
         elsewhere: episode with the same actions on another task; None if there is no other task.
+        reasons: lines on the faults of all episodes.
     """
+    failed = next((reason for reason in reasons if reason.startswith(FINAL_FAILED)), None)
     return (
         *_about_text(first, worlds, settings),
         *_about_actions(first, limits),
-        *_about_the_end(first),
+        *_about_the_end(first, failed),
         *_about_repetition(first, second),
         *_about_tasks(first, elsewhere, worlds),
         *_about_pools(first, elsewhere, worlds, settings),
@@ -100,7 +104,7 @@ def _about_actions(play: Play, limits: EpisodeLimits) -> Iterator[Finding]:
         )
 
 
-def _about_the_end(play: Play) -> Iterator[Finding]:
+def _about_the_end(play: Play, failed: str | None) -> Iterator[Finding]:
     trajectory = play.trajectory
     if trajectory.stop_reason == "length_cap":
         yield Finding(
@@ -120,6 +124,12 @@ def _about_the_end(play: Play) -> Iterator[Finding]:
             "grader_fault",
             f"the grader failed: {fault}",
             "run it by hand on a line of a trajectory file; environment.reward.on_error says what a run does then",
+        )
+    elif failed is not None:
+        yield Finding(
+            "final_failed",
+            failed,
+            "repair what gives the reward, such as a task's tests/test.sh; an episode without a reward is left out",
         )
     elif trajectory.reward is None:
         yield Finding(

@@ -313,6 +313,9 @@ def test_a_final_action_that_fails_gives_no_reward(mode: str, none: str) -> None
     episode = _with_final(source, mode, none=none)
     episode.step("x")
     assert episode.verify() is None and episode.faults() == {"errors": 1} and source.sent[-1] == DONE
+    told: list[str] = []
+    episode.hosting.faults.tell_reasons(told.append)
+    assert told == ["the final action failed: verifier crashed"]
 
 
 def test_a_final_action_that_does_not_count_may_fail() -> None:

@@ -99,11 +99,11 @@ class RewardConfig(Section):
 
     function: ImportPath | None = None
     """Function of the finished episode that returns a number, or a value for each of `criteria`."""
-    command: Command | None = None
+    command: Annotated[Command, Field(min_length=1)] | None = None
     """Command that prints a number, or a JSON object with a value for each of `criteria`; the episode is its stdin."""
     criteria: dict[CriterionName, float] = Field(default={})
     """Weights of the criteria that `function` or `command` gives values for; empty if it gives one number."""
-    rubric: tuple[Criterion, ...] | None = None
+    rubric: Annotated[tuple[Criterion, ...], Field(min_length=1)] | None = None
     on_error: FreeOnResume[Literal["skip", "zero", "stop"]] = "skip"
     """Consequence of a grader that fails: the episode has no reward, the reward 0, or the run ends."""
     timeout_s: FreeOnResume[Seconds] = 60.0

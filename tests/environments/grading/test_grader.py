@@ -252,6 +252,8 @@ def test_a_grader_that_cannot_run_is_refused_before_anything_is_played(folder: P
         ({"rubric": [{"name": "x", "pattern": "a("}]}, "invalid regular expression"),
         ({"rubric": [{"name": "x", "pattern": "a"}], "criteria": {"x": 1}}, "no effect with a rubric"),
         ({"function": "score"}, "'score' is not an import path"),
+        ({"command": []}, "at least 1 item"),
+        ({"rubric": []}, "at least 1 item"),
         ({"workers": 2}, "environment.reward.workers has no effect without a grader"),
         ({"function": "a:b", "env": {"API_KEY": "abcdefgh1234"}}, "environment.reward.env.API_KEY is a secret"),
         ({"command": ["./g", "--token=abcdefgh1234"]}, "environment.reward.command holds a secret"),
