@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from echo_cli.config.episodes.reward import RewardConfig
+from echo_cli.config.loader import load_config
 from echo_cli.environments.faults import FaultCounts
 from echo_cli.environments.grading.grade import (
     Grade,
@@ -252,8 +253,6 @@ def test_a_grader_that_cannot_run_is_refused_before_anything_is_played(folder: P
         ({"rubric": [{"name": "x", "pattern": "a("}]}, "invalid regular expression"),
         ({"rubric": [{"name": "x", "pattern": "a"}], "criteria": {"x": 1}}, "no effect with a rubric"),
         ({"function": "score"}, "'score' is not an import path"),
-        ({"command": []}, "at least 1 item"),
-        ({"rubric": []}, "at least 1 item"),
         ({"workers": 2}, "environment.reward.workers has no effect without a grader"),
         ({"function": "a:b", "env": {"API_KEY": "abcdefgh1234"}}, "environment.reward.env.API_KEY is a secret"),
         ({"command": ["./g", "--token=abcdefgh1234"]}, "environment.reward.command holds a secret"),
@@ -300,3 +299,9 @@ def test_numbers_and_values_are_finite_and_complete() -> None:
         values_of({"a": 1}, ["a", "b"])
     with pytest.raises(GraderFault, match="gave nan for a"):
         values_of({"a": float("nan")}, ["a"])
+
+
+@pytest.mark.parametrize("key", ["command", "rubric"])
+def test_an_empty_grader_is_refused(key: str) -> None:
+    with pytest.raises(EchoError, match=rf"'environment.reward.{key}' is not valid"):
+        load_config("toy", [f"environment.reward.{key}=[]"])
