@@ -101,7 +101,8 @@ class ClaimQueue:
         with os_errors(self._folder):
             refresh(self._folder)
             for cell in list(self._waiting):
-                if self._is_free(cell) and self._claim(cell):
+                free = self._free(cell)
+                if free is not None and self._claim(cell, free.number + 1):
                     self._idle_since = None
                     return cell
         self._next_look = time.monotonic() + min(_LEAST_LOOK_SECONDS, self._seconds / _LOOKS)
@@ -149,20 +150,22 @@ class ClaimQueue:
         """Return the statuses of the cells that others have or have trained, by name, as far as they are known."""
         return self._news
 
-    def _is_free(self, cell: Cell) -> bool:
+    def _free(self, cell: Cell) -> Generation | None:
+        """Return the claim after which this process may take the next one, or None if the cell is not free."""
         seen = self._watch.look(cell.name)
         if seen.mark in (ENDED, FAILED) and seen.number > self._old[cell.name]:
             self._done(cell, _status(seen))
-            return False
+            return None
         is_free = seen.is_final or self._watch.is_expired(cell.name)
         self._news.pop(cell.name, None)
         if not is_free:
             self._news[cell.name] = ELSEWHERE
-        return is_free
+        return seen if is_free else None
 
-    def _claim(self, cell: Cell) -> bool:
-        """Claim a free cell; return False if another process was faster, or has trained it."""
-        lease = Lease.take(self._folder, cell.name, self._watch.look(cell.name).number + 1, self._seconds)
+    def _claim(self, cell: Cell, number: int) -> bool:
+        """Claim a free cell by claim `number`; return False if another process was faster, or has trained it."""
+        # A later look would find the claim of a faster process, and take the one after that.
+        lease = Lease.take(self._folder, cell.name, number, self._seconds)
         if lease is None:
             return False
         for folder in (cell.path.parent, cell.path):

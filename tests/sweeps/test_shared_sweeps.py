@@ -343,3 +343,10 @@ def test_an_interrupted_claimer_gives_its_run_back_and_another_continues_it(tmp_
     process.communicate(timeout=120)
     assert process.returncode == 143
     assert json.loads((run / "summary.json").read_text())["steps"] > done
+
+
+def test_of_two_processes_that_have_seen_a_cell_free_one_gets_it(cells: list[Cell]) -> None:
+    one, other = (ClaimQueue(cells[:1], cells[0].path.parent, seconds=60) for _ in range(2))
+    seen = one._free(cells[0])
+    assert seen is not None and other.take() == cells[0]
+    assert not one._claim(cells[0], seen.number + 1) and one.take() is None
