@@ -18,7 +18,7 @@ from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defin
 
 from echo_cli.config.schema import Config, flat_config
 from echo_cli.errors import EchoError
-from echo_cli.models.distributed.peers import Peers, started_at
+from echo_cli.models.distributed.peers import LostRank, Peers, started_at
 from echo_cli.models.distributed.ranks import ALONE, Ranks
 
 _TIMEOUT_S = 24 * 3600
@@ -91,7 +91,11 @@ def joined(config: Config, launch: Launch | None, same: Callable[[], Sequence[st
         _check_same(ranks, config, same())
         yield ranks
     except EchoError as error:
-        if peers.speaks(error.message):
+        speaks = peers.speaks(error.message)
+        # A thread of the group that still runs when the process ends would abort it. NCCL may wait for a lost rank.
+        if not (uses_cuda and isinstance(error, LostRank)):
+            dist.destroy_process_group()
+        if speaks:
             raise
         raise SystemExit(error.exit_code) from error
     dist.destroy_process_group()
