@@ -76,10 +76,9 @@ def play_policy(
             sampler = _renumbered(new_sampler, numbers)
             found = rollout.play_policy(sampler, renderer, worlds.members[name], own, limits, **options)
             played += [labelled(name, trajectory) for trajectory in found]
-        for _ in (
-            {group_id for _, group_id in own} if training and ranks.is_first and name in worlds.outage.down else ()
-        ):
-            worlds.members[name].hosting.faults.count("groups_dropped")
+        if training and ranks.is_first and name in worlds.outage.down:
+            for _ in {group_id for _, group_id in own}:
+                worlds.members[name].hosting.faults.count("groups_dropped")
     return played
 
 

@@ -299,7 +299,7 @@ def test_files_and_variables_are_those_of_the_dockerfile(tmp_path: Path) -> None
 
 def test_here_documents_and_made_folders_are_those_of_the_dockerfile(tmp_path: Path) -> None:
     document = "RUN cat > 'a b' <<'EOF' && cat <<< done >> 'a b'\nNAME: $x && y;\n# no comment\nEOF\n"
-    text = f"FROM ubuntu\nRUN mkdir -p /solution /data/in\nWORKDIR /work\n{document}COPY notes /work/\n"
+    text = f"FROM ubuntu\nRUN mkdir -p /solution /data/in\nWORKDIR /srv/app\n{document}COPY notes /srv/app/\n"
     folder = write_task(tmp_path / "task", {"environment/Dockerfile": text, "environment/notes": "keep\n"})
     with opened(settings_of(folder)) as (source, _):
         shown, listed = outputs(source, "task", ["cat 'a b' notes", "touch /solution/x /data/in/y; ls /solution"])
