@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from launched import OnRanks, RankPool
 from loopback import OpenEnvServer
 from tiny_run import train
 
@@ -43,6 +44,14 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = ("evaluation.kept_trajectories=5", "evaluation.every=1", "rollout.tasks_per_step=2")
     assert train(run, "--steps", "4", *words, *kept) == 0
     return run
+
+
+@pytest.fixture(scope="session")
+def on_ranks(state_home: Path) -> Iterator[OnRanks]:
+    """A function that calls another one in several processes, as the ranks of a run."""
+    pool = RankPool()
+    yield pool.run
+    pool.stop()
 
 
 @pytest.fixture(scope="session")

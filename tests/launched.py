@@ -1,14 +1,23 @@
-"""Processes as torchrun starts them, with their variables, but without its agent: real ranks that meet over gloo."""
+"""Processes as torchrun starts them, with their variables, but without its agent: real ranks that meet over gloo.
+
+They are kept for the next test, because a process takes seconds to import torch.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Collection
 from contextlib import closing
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Any
 
-import torch.multiprocessing as mp
+OnRanks = Callable[..., None]
+"""`RankPool.run`, as the fixture `on_ranks` gives it."""
 
 
 def free_port() -> int:
@@ -18,15 +27,77 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def on_ranks(size: int, work: Callable[..., None], *arguments: Any) -> None:
-    """Call `work(*arguments)` in `size` processes, which have the variables of torchrun."""
-    mp.spawn(_rank, args=(size, free_port(), work, arguments), nprocs=size)  # type: ignore[attr-defined,no-untyped-call]
+class RankPool:
+    """Processes that are the ranks of one run after another."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._members: list[tuple[SpawnProcess, Connection]] = []
+
+    def run(self, size: int, work: Callable[..., object], *arguments: Any, killed: Collection[int] = ()) -> None:
+        """Call `work(*arguments)` in `size` processes, which have the variables of torchrun, at the same time.
+
+        Args:
+            killed: ranks whose process ends during the call.
+
+        Raises:
+            AssertionError: the call raises in a rank; the others are ended.
+        """
+        while len(self._members) < size:
+            self._start()
+        port, members = free_port(), self._members[:size]
+        for rank, (_, pipe) in enumerate(members):
+            numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+            own = {name: str(number) for name, number in numbers.items()} | {"MASTER_ADDR": "127.0.0.1"}
+            pipe.send((work, arguments, {**os.environ, **own}))
+        answers = self._answers(members)
+        if any(answers.values()):
+            self.stop()
+        raised = {rank: answer for rank, answer in answers.items() if answer and rank not in killed}
+        assert not raised, "\n".join(f"rank {rank}: {answer}" for rank, answer in raised.items())
+
+    def stop(self) -> None:
+        """End all processes."""
+        for process, pipe in self._members:
+            process.kill()
+            process.join()
+            pipe.close()
+        self._members.clear()
+
+    def _start(self) -> None:
+        here, there = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(there, Path.cwd()), daemon=True)
+        process.start()
+        there.close()
+        self._members.append((process, here))
+
+    def _answers(self, members: list[tuple[SpawnProcess, Connection]]) -> dict[int, str]:
+        """Return what each rank raised, empty for nothing, until all have answered or the first has raised."""
+        answers: dict[int, str] = {}
+        while len(answers) < len(members) and not any(answer.startswith("Traceback") for answer in answers.values()):
+            waiting = {pipe: rank for rank, (_, pipe) in enumerate(members) if rank not in answers}
+            for pipe in multiprocessing.connection.wait(list(waiting)):
+                assert isinstance(pipe, Connection)
+                try:
+                    answers[waiting[pipe]] = pipe.recv()
+                except EOFError:
+                    answers[waiting[pipe]] = "its process has ended"
+        return answers
 
 
-def _rank(rank: int, size: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _serve(pipe: Connection, folder: Path) -> None:
+    """Do what comes through the pipe, and answer each time with what was raised, empty for nothing."""
     import torch
 
-    torch.set_num_threads(1)
-    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
-    os.environ.update({name: str(number) for name, number in numbers.items()}, MASTER_ADDR="127.0.0.1")
-    work(*arguments)
+    while True:
+        work, arguments, environment = pipe.recv()
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.set_num_threads(1)
+        try:
+            work(*arguments)
+        except BaseException:
+            pipe.send(traceback.format_exc())
+        else:
+            pipe.send("")

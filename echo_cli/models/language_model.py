@@ -75,6 +75,9 @@ class LanguageModel(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]:
         """Iterate over the parameters; a parameter that requires no gradient is not trained."""
 
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Iterate over the parameters with their names, in the order of `parameters`."""
+
     def to(self, device: Any) -> Any:
         """Move the model to `device` and return it."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import unwrap
 from pathlib import Path
@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 
 from echo_cli.errors import EchoError, first_line
-from echo_cli.models.distributed.ranks import Ranks
-from echo_cli.models.distributed.split import split_like, whole_on_first
+from echo_cli.models.distributed.ranks import Ranks, is_split
+from echo_cli.models.distributed.shards import read_shards, shard_shapes, write_shards
+from echo_cli.models.distributed.split import split_like
+from echo_cli.models.weight_files import SHARDED_WEIGHTS
 from echo_cli.text import escape_unprintable
 
 TRAINER_FILE = "trainer.pt"
+SHARDED_STATE = "trainer"
+"""Folder, in a checkpoint of a split model, with the state in parts (`distributed.shards`)."""
 
 
 class AdamW(torch.optim.AdamW):
@@ -33,42 +37,42 @@ def parameters_of(optimizer: AdamW) -> list[Tensor]:
     return list(optimizer.param_groups[0]["params"])
 
 
-def whole_state(optimizer: AdamW, ranks: Ranks) -> dict[str, Any]:
-    """Return the state, with whole moments on the first rank; a collective if they are split over the ranks."""
-    state: dict[str, Any] = optimizer.state_dict()
-    if ranks.size == 1:
-        return state
-    moments = {
-        index: {name: whole_on_first(value, ranks) for name, value in of.items()}
-        for index, of in state["state"].items()
-    }
-    return {**state, "state": moments}
+def save_optimizer(optimizer: AdamW, names: Sequence[str], folder: Path, ranks: Ranks) -> None:
+    """Write the state into `folder` on the first rank; of a split model, by all ranks, which call this together.
 
-
-def save_optimizer(state: Mapping[str, Any], folder: Path) -> None:
-    """Write a state with whole moments (`whole_state`) into `folder`.
+    Args:
+        names: names of the parameters.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: a file cannot be written.
+        EchoError: a rank has ended (exit code 1).
     """
-    with (folder / TRAINER_FILE).open("wb") as file:
-        writer = _Writer(file)
-        torch.save(state, cast(IO[bytes], writer))
-    if writer.error is not None:
-        raise writer.error
+    if any(map(is_split, parameters_of(optimizer))):
+        if moments := _by_name(optimizer, names):
+            write_shards(moments, folder / SHARDED_STATE, ranks)
+    elif ranks.is_first:
+        with (folder / TRAINER_FILE).open("wb") as file:
+            writer = _Writer(file)
+            torch.save(optimizer.state_dict(), cast(IO[bytes], writer))
+        if writer.error is not None:
+            raise writer.error
 
 
-def load_optimizer(optimizer: AdamW, folder: Path, device: torch.device) -> None:
+def load_optimizer(optimizer: AdamW, names: Sequence[str], folder: Path, device: torch.device) -> None:
     """Load the moments that `save_optimizer` wrote into `folder`; settings of the optimizer do not change.
 
     Raises:
-        EchoError: the file is damaged or belongs to other parameters.
+        EchoError: a file is damaged or belongs to other parameters.
     """
-    path = folder / TRAINER_FILE
+    sharded = (folder / SHARDED_WEIGHTS).is_dir()
+    path = folder / (SHARDED_STATE if sharded else TRAINER_FILE)
     try:
-        # Mapped, so that what does not fit is refused before it is read.
-        saved = torch.load(path, map_location=device, weights_only=True, mmap=True)
-        moments = _moments_in(saved, parameters_of(optimizer))
+        if sharded:
+            moments = _moments_in_shards(path, names, parameters_of(optimizer)) if path.is_dir() else {}
+        else:
+            # Mapped, so that what does not fit is refused before it is read.
+            saved = torch.load(path, map_location=device, weights_only=True, mmap=True)
+            moments = _moments_in(saved, parameters_of(optimizer))
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     except Exception as error:  # the file may hold anything, and torch raises a dozen types
         raise EchoError(
@@ -156,6 +160,39 @@ def _moments_in(saved: Any, parameters: Sequence[Tensor]) -> dict[int, dict[str,
         }
         for index, state in moments.items()
     }
+
+
+def _by_name(optimizer: AdamW, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return the moments and step counts under names such as `NAME.exp_avg`; parameters that never moved have none."""
+    return {
+        f"{name}.{kind}": value
+        for name, parameter in zip(names, parameters_of(optimizer), strict=True)
+        for kind, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _moments_in_shards(
+    folder: Path, names: Sequence[str], parameters: Sequence[Tensor]
+) -> dict[int, dict[str, Tensor]]:
+    """Read the moments in a folder of shards, by index of the parameter: whole ones, or those of this rank's parts.
+
+    Raises:
+        EchoError: they are not those of `parameters`.
+    """
+    there = shard_shapes(folder)
+    moments = {
+        index: {
+            "step": torch.zeros((), dtype=torch.float32),
+            "exp_avg": torch.zeros_like(parameter, dtype=torch.float32),
+            "exp_avg_sq": torch.zeros_like(parameter, dtype=torch.float32),
+        }
+        for index, (name, parameter) in enumerate(zip(names, parameters, strict=True))
+        if f"{name}.step" in there
+    }
+    read_shards(
+        {f"{names[index]}.{kind}": value for index, of in moments.items() for kind, value in of.items()}, folder
+    )
+    return moments
 
 
 def _dense_shape(value: Any) -> torch.Size | None:

@@ -25,7 +25,7 @@ from echo_cli.models.endpoint.sampler import EndpointSampler
 from echo_cli.models.endpoint.served_policy import ServedPolicy
 from echo_cli.models.language_model import LanguageModel, SplitModel
 from echo_cli.models.memory import chunk_rows
-from echo_cli.models.optimizer_state import AdamW, load_optimizer, save_optimizer, scratch_step, whole_state
+from echo_cli.models.optimizer_state import AdamW, load_optimizer, save_optimizer, scratch_step
 from echo_cli.models.renderer import Renderer, mark_ends
 from echo_cli.models.sampler import CachedSampler
 from echo_cli.objective.batch import Targets, bucket, collate, targets
@@ -68,7 +68,8 @@ class TorchPolicy:
         self._optim = optim
         self._refill = 1.0 if sampling is None else sampling.refill
         self._prefill_tokens = None if sampling is None else sampling.prefill_tokens
-        self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        trained = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        self._names, self._parameters = list(trained), list(trained.values())
         self._optimizer = AdamW(self._parameters, optim.lr, optim.betas, optim.eps, optim.weight_decay, fused=True)
         self._splits = model if isinstance(model, SplitModel) else None
         self._reference: LanguageModel | None = None
@@ -251,15 +252,14 @@ class TorchPolicy:
     def save(self, folder: Path) -> None:
         """Write weights, architecture, tokenizer and optimizer state into `folder`, on the first rank.
 
-        If the model is split over the ranks, all of them call this, and the first one collects it in host memory.
+        If the model is split over the ranks, all of them call this with the same folder, and each writes its part.
         """
-        # Collect everything before the first rank writes, which may fail there.
-        state = whole_state(self._optimizer, self.ranks)
+        # What all ranks write comes before what the first one writes alone, which may fail there.
+        save_optimizer(self._optimizer, self._names, folder, self.ranks)
         if self._splits is not None or self.ranks.is_first:
             self.model.save(folder)
         if self.ranks.is_first:
             self.tokenizer.save(folder)
-            save_optimizer(state, folder)
 
     def load(self, folder: Path) -> None:
         """Load weights and optimizer state from a folder that `save` wrote.
@@ -269,7 +269,7 @@ class TorchPolicy:
         """
         self.model.load(folder)
         self._updates += 1
-        load_optimizer(self._optimizer, folder, self.device)
+        load_optimizer(self._optimizer, self._names, folder, self.device)
 
     def _micro_batches(self, views: ContextViews, imitated_V: Sequence[bool]) -> list[list[int]]:
         return micro_batches(views.trajectories, imitated_V, self._optim.token_budget, self.ranks.share)

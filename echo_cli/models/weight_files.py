@@ -19,6 +19,8 @@ from echo_cli.text import escape_unprintable
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_FILE = "adapter_model.safetensors"
+SHARDED_WEIGHTS = "weights"
+"""Folder, in a checkpoint of a split model, with the weights in parts (`distributed.shards`)."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of tensors by name."""

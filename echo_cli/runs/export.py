@@ -14,13 +14,13 @@ from echo_cli.config.model import RANDOM_QWEN3
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.files import delete, left_beside, os_errors, unfinished_beside
-from echo_cli.models.optimizer_state import TRAINER_FILE
-from echo_cli.models.weight_files import ADAPTER_FILE
+from echo_cli.models.optimizer_state import SHARDED_STATE, TRAINER_FILE
+from echo_cli.models.weight_files import ADAPTER_FILE, SHARDED_WEIGHTS
 from echo_cli.runs.directory import open_run
 from echo_cli.symlinks import make_folder
 from echo_cli.text import escape_unprintable
 
-_OF_THE_RUN = {TRAINER_FILE, "meta.json"}
+_OF_THE_RUN = {TRAINER_FILE, SHARDED_STATE, "meta.json"}
 
 # peft's file name, defined here because a full model is exported without peft.
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -80,7 +80,9 @@ def export_checkpoint(
             if merge:
                 _write_merged(config, checkpoint, unfinished)
             else:
-                _copy(checkpoint, unfinished, leave_out=_OF_THE_RUN)
+                if (checkpoint / SHARDED_WEIGHTS).is_dir():
+                    _write_whole(config, checkpoint, unfinished)
+                _copy(checkpoint, unfinished, leave_out={*_OF_THE_RUN, SHARDED_WEIGHTS})
             if folder.is_dir():
                 folder.rmdir()
             unfinished.rename(folder)
@@ -105,6 +107,17 @@ def _copy(checkpoint: Path, folder: Path, leave_out: set[str]) -> None:
     for entry in checkpoint.iterdir():
         if entry.name not in leave_out:
             (shutil.copytree if entry.is_dir() else shutil.copyfile)(entry, folder / entry.name)
+
+
+def _write_whole(config: Config, checkpoint: Path, folder: Path) -> None:
+    """Write the model of a checkpoint that has its weights in parts."""
+    from echo_cli.models.hf.loading import require_hf
+
+    require_hf()
+    from echo_cli.models.hf.weights import read_causal_lm, save_whole
+
+    model = config.model.model_copy(update={"attention": "sdpa"})
+    save_whole(read_causal_lm(checkpoint, model, torch.float32), folder)
 
 
 def _write_merged(config: Config, checkpoint: Path, folder: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from echo_cli.files import os_errors
 from echo_cli.models.distributed.ranks import Ranks
 from echo_cli.runs.checkpoints import Checkpoints
 from echo_cli.runs.directory import RunDirectory, open_run
@@ -48,13 +49,13 @@ class SharedRun(RunDirectory):
         self.ranks.first(lambda: RunDirectory.rewind(self, step))
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None], meta: Mapping[str, Any]) -> Path:
-        """Save the state after `step`; all ranks call `write`, and the first one's folder becomes the checkpoint."""
+        """Save the state after `step`; all ranks call `write` with the folder that the first one has made and seals."""
         begun = False
 
         def write_jointly(folder: Path) -> None:
             nonlocal begun
             begun = True
-            self.ranks.gather(True)
+            self.ranks.gather(folder)
             write(folder)
 
         def save() -> Path:
@@ -62,11 +63,13 @@ class SharedRun(RunDirectory):
                 return RunDirectory.save_checkpoint(self, step, write_jointly, meta)
             finally:
                 if not begun:  # the others wait for the folder that could not be made
-                    self.ranks.gather(False)
+                    self.ranks.gather(None)
 
         def follow() -> Path:
-            if self.ranks.gather(True)[0]:
-                write(self.path)
+            folder = self.ranks.gather(None)[0]
+            if folder is not None:
+                with os_errors(folder):
+                    write(folder)
             return self.path
 
         return self.ranks.collect(save if self.ranks.is_first else follow)[0]

@@ -31,7 +31,8 @@ def restore_run(run: RunDirectory, config: Config, policy: TorchPolicy) -> tuple
     step = max(run.checkpoints.steps(), default=0)
     meta: dict[str, Any] = {}
     if step > 0:
-        meta = policy.ranks.each(lambda: _load_checkpoint(run, step, policy))
+        folder, meta = policy.ranks.first(lambda: _verified(run, step))
+        policy.ranks.each(lambda: policy.load(folder))
     # A run stopped before its first step starts again, with the evaluation before training.
     run.rewind(step if step > 0 else -1)
     best = best_step(run.read_metrics(), config.evaluation.select_by)
@@ -41,12 +42,11 @@ def restore_run(run: RunDirectory, config: Config, policy: TorchPolicy) -> tuple
     return step, meta
 
 
-def _load_checkpoint(run: RunDirectory, step: int, policy: TorchPolicy) -> dict[str, Any]:
-    """Load the policy of the latest checkpoint, which is of `step`, and return its meta."""
-    folder, meta = run.load_checkpoint("latest")
-    run.read_observations(step)  # raises on a damaged log, before the run is changed
-    policy.load(folder)
-    return meta
+def _verified(run: RunDirectory, step: int) -> tuple[Path, dict[str, Any]]:
+    """Return the folder and the meta of the latest checkpoint, which is of `step`, before the run is changed."""
+    found = run.load_checkpoint("latest")
+    run.read_observations(step)  # raises on a damaged log
+    return found
 
 
 def continues_launch(path: Path, launch: Launch) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launched import on_ranks
+from launched import OnRanks
 from tiny_run import observations, rows, train, train_words
 from trace_files import store, trace_file
 
@@ -55,7 +55,7 @@ def scripted(scripted_words: list[str], tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_run_that_samples_nothing_is_equal_on_any_number_of_ranks(
-    size: int, scripted: Path, scripted_words: list[str], tmp_path: Path
+    size: int, scripted: Path, scripted_words: list[str], on_ranks: OnRanks, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     on_ranks(size, train_jointly, train_words(run, *scripted_words))
@@ -75,7 +75,7 @@ def _actions(run: Path) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.slow
-def test_two_ranks_sample_what_one_process_samples(tmp_path: Path) -> None:
+def test_two_ranks_sample_what_one_process_samples(on_ranks: OnRanks, tmp_path: Path) -> None:
     alone, together = tmp_path / "alone", tmp_path / "together"
     words = (*SAMPLED, *PLAYED, "--steps", "1", "rollout.group_size=4")
     assert train(alone, *words) == 0

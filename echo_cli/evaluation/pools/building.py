@@ -21,6 +21,7 @@ from echo_cli.evaluation.loaded_run import build_policy, load_run
 from echo_cli.files import sha256_of
 from echo_cli.models.loading import load_renderer
 from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.weight_files import SHARDED_WEIGHTS
 from echo_cli.rollouts.limits import EpisodeLimits, limits_for, limits_of
 from echo_cli.rollouts.rollout import without_fragments
 from echo_cli.rollouts.several import play_policy, play_scripts
@@ -165,7 +166,7 @@ def _load(actor: CheckpointActor, config: Config) -> tuple[TorchPolicy, Actor]:
 
 def _weights_sha256(folder: Path) -> str:
     """Return the SHA-256 of a checkpoint's weights; for several files, the hash of their `HASH  NAME` lines."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted([*folder.glob("*.safetensors"), *(folder / SHARDED_WEIGHTS).glob("*.safetensors")])
     if len(files) == 1:
         return sha256_of(files[0])
     lines = "".join(f"{sha256_of(file)}  {file.name}\n" for file in files)

@@ -56,7 +56,7 @@ class Ranks:
         if self.size == 1:
             return [value]
         values: list[T] = [value] * self.size
-        with self._together():
+        with self.together():
             dist.all_gather_object(values, value)
         return values
 
@@ -110,7 +110,7 @@ class Ranks:
             return
         if tensors[0].device.type != "cpu":
             self.gather(None)
-        with self._together():
+        with self.together():
             for bucket in _buckets(tensors):
                 flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
                 dist.all_reduce(flat)
@@ -136,8 +136,8 @@ class Ranks:
         self.sum([parameter.grad for parameter in parameters if parameter.grad is not None])
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
-        """Name the ranks that have ended if a collective fails.
+    def together(self) -> Iterator[None]:
+        """Name the ranks that have ended if a collective in the block fails.
 
         Raises:
             EchoError: a rank has ended or does not answer (exit code 1).

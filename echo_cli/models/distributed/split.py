@@ -1,4 +1,4 @@
-"""Tensors that are split over the ranks: whole ones on the first rank, to be written, and parts of those that are read.
+"""Tensors that are split over the ranks: whole ones, and the parts of whole ones that are read.
 
 Nothing is split in a run of one process, nor in one whose ranks have a copy of the model each; torch's type of split
 tensors, which takes a while to import, is needed only where one exists.
@@ -10,19 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from echo_cli.models.distributed.ranks import Ranks, is_split
+from echo_cli.models.distributed.ranks import is_split
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor whole, on its device; a collective if it is split."""
     split: Any = tensor
     return split.full_tensor() if is_split(tensor) else tensor
-
-
-def whole_on_first(tensor: Tensor, ranks: Ranks) -> Tensor | None:
-    """Return a tensor whole and in host memory on the first rank, None on the others; a collective if it is split."""
-    full = whole(tensor.detach())
-    return full.cpu() if ranks.is_first else None
 
 
 def split_like(value: Tensor, other: Tensor) -> Tensor:

@@ -26,12 +26,14 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from echo_cli.errors import EchoError
 from echo_cli.models.distributed.ranks import Ranks
-from echo_cli.models.distributed.split import split_like, whole_on_first
+from echo_cli.models.distributed.shards import read_shards, write_shards
+from echo_cli.models.distributed.split import split_like
 from echo_cli.models.hf.kv_cache import RowCache
 from echo_cli.models.hf.lora import save_adapter
 from echo_cli.models.hf.model import HfModel
 from echo_cli.models.hf.weights import save_whole
 from echo_cli.models.language_model import LanguageModel
+from echo_cli.models.weight_files import SHARDED_WEIGHTS
 
 
 class ShardedModel:
@@ -130,34 +132,36 @@ class ShardedModel:
         (self.head(hidden_11H[0]).sum() * 0.0).backward()  # type: ignore[no-untyped-call]
 
     def save(self, folder: Path) -> None:
-        """Write the model or its adapter into `folder` on the first rank, as one process does.
-
-        The first rank collects the whole model in host memory; on the others, `folder` is not used.
-        """
-        self.hold_whole(False)  # as reading the state of a module does
+        """Write the weights into `folder`, each rank its part; the first one writes an adapter, which is not split."""
+        self.hold_whole(False)
         model = self._inner.model
-        if isinstance(model, PeftModel):
-            if self._ranks.is_first:
-                save_adapter(model, folder)
-            return
-        found: dict[int, Tensor | None] = {}  # by weight: two names may share one
-        names = model.state_dict(keep_vars=True)
-        for value in names.values():
-            if id(value) not in found:
-                found[id(value)] = whole_on_first(value, self._ranks)
+        if not isinstance(model, PeftModel):
+            write_shards(self._weights(), folder / SHARDED_WEIGHTS, self._ranks)
         if self._ranks.is_first:
-            save_whole(model, folder, {name: found[id(value)] for name, value in names.items()})
+            save_adapter(model, folder) if isinstance(model, PeftModel) else save_whole(model, folder, {})
 
     def load(self, folder: Path) -> None:
+        """Load the weights of a folder that `save`, or one process, wrote; no collective."""
         self.hold_whole(False)
         if isinstance(self._inner.model, PeftModel):
             self._inner.load(folder)
-            return
-        now = self._inner.model.state_dict()
-        self._inner.load(folder, lambda name, value: split_like(value, now[name]) if name in now else value)
+        elif (folder / SHARDED_WEIGHTS).is_dir():
+            read_shards(self._weights(), folder / SHARDED_WEIGHTS)
+        else:
+            now = self._inner.model.state_dict()
+            self._inner.load(folder, lambda name, value: split_like(value, now[name]) if name in now else value)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Return this rank's part of the weights by name; of two names of one weight, the first."""
+        found = {id(value): name for name, value in reversed(self._inner.model.state_dict(keep_vars=True).items())}
+        state = self._inner.model.state_dict()
+        return {name: state[name] for name in reversed(found.values())}
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return self._inner.parameters()
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return self._inner.named_parameters()
 
     def to(self, device: Any) -> ShardedModel:
         """Return the model, which is on its device already."""

@@ -18,7 +18,8 @@ from echo_cli.config.model import ModelConfig
 from echo_cli.errors import EchoError, first_line
 from echo_cli.files import read_json
 from echo_cli.models.device import device_memory
-from echo_cli.models.weight_files import check_text_files, count_elements, folder_shapes
+from echo_cli.models.distributed.shards import shard_shapes, whole_tensors
+from echo_cli.models.weight_files import SHARDED_WEIGHTS, check_text_files, count_elements, folder_shapes
 from echo_cli.text import escape_unprintable
 
 CONFIG_FILE = "config.json"
@@ -92,19 +93,25 @@ def read_causal_lm(folder: Path, model: ModelConfig, dtype: torch.dtype, *, empt
 def _assembled(
     folder: Path, config: PreTrainedConfig, model: ModelConfig, dtype: torch.dtype, *, empty: bool
 ) -> PreTrainedModel:
+    options: dict[str, Any] = {
+        "config": config,
+        "dtype": dtype,
+        "attn_implementation": model.attention,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # reported below instead of in a table on stderr
+        "device_map": "meta" if empty else None,
+    }
+    own = {"trust_remote_code": model.trust_remote_code, "use_safetensors": True, "local_files_only": True}
     try:
-        causal_lm, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            attn_implementation=model.attention,
-            trust_remote_code=model.trust_remote_code,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below instead of in a table on stderr
-            device_map="meta" if empty else None,
-        )
+        if (folder / SHARDED_WEIGHTS).is_dir():
+            with torch.device("meta"):
+                kind = type(_drawn(config, model))
+            whole = whole_tensors(folder / SHARDED_WEIGHTS, empty=empty)
+            causal_lm, info = kind.from_pretrained(None, state_dict=whole, **options)
+        else:
+            causal_lm, info = AutoModelForCausalLM.from_pretrained(folder, **options, **own)
+    except EchoError:
+        raise
     except Exception as error:  # safetensors raises its own type from Rust
         raise _refused(folder, model, error) from error
     # transformers would continue with random weights instead.
@@ -161,7 +168,9 @@ def _check_parameters(folder: Path, config: PreTrainedConfig) -> None:
     Raises:
         EchoError: a file of weights is damaged, or the weights have too few values.
     """
-    shapes, text = folder_shapes(folder), config.get_text_config()
+    sharded = folder / SHARDED_WEIGHTS
+    shapes = shard_shapes(sharded) if sharded.is_dir() else folder_shapes(folder)
+    text = config.get_text_config()
     layers, width = (getattr(text, name, None) for name in ("num_hidden_layers", "hidden_size"))
     if shapes is None or not isinstance(layers, int) or not isinstance(width, int):
         return
@@ -252,7 +261,7 @@ def save_whole(causal_lm: PreTrainedModel, folder: Path, weights: Mapping[str, A
     """Write the model in the format of `from_pretrained`; the weights get the other files' read permissions.
 
     Args:
-        weights: the weights to write, by name, in place of the model's own.
+        weights: the weights to write, by name, in place of the model's own; none, if they are written elsewhere.
 
     Raises:
         OSError: the disk is full or fails. It has an errno, which safetensors gives only in its message.

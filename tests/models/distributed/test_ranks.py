@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from launched import on_ranks
+from launched import OnRanks
 from mock_lm import A, C, E, episode, random_episodes
 from objective.test_loss import NORMALIZATIONS, normalized
 
@@ -71,7 +71,7 @@ def update_jointly(folder: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
-def test_several_ranks_update_as_one_process_does(size: int, tmp_path: Path) -> None:
+def test_several_ranks_update_as_one_process_does(size: int, on_ranks: OnRanks, tmp_path: Path) -> None:
     on_ranks(size, update_jointly, str(tmp_path))
     alone = updated(ALONE)
     per_rank = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(size)]
@@ -108,7 +108,7 @@ def fail_on_the_last(folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_an_error_of_one_rank_is_raised_on_all(tmp_path: Path) -> None:
+def test_an_error_of_one_rank_is_raised_on_all(on_ranks: OnRanks, tmp_path: Path) -> None:
     on_ranks(2, fail_on_the_last, str(tmp_path))
     assert {(tmp_path / str(rank)).read_text() for rank in range(2)} == {"the last rank fails a tip 3"}
     assert (tmp_path / "first").read_text() == "0"
@@ -133,7 +133,7 @@ def differ(folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_with_different_configs_refuse_to_start_and_one_says_why(tmp_path: Path) -> None:
+def test_ranks_with_different_configs_refuse_to_start_and_one_says_why(on_ranks: OnRanks, tmp_path: Path) -> None:
     on_ranks(2, differ, str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["left1", "said0"]
     assert (tmp_path / "left1").read_text() == "2"

@@ -1,0 +1,131 @@
+"""Files of tensors that are split over the ranks: each rank writes its parts, and any number of processes read them.
+
+They are written and read by torch.distributed.checkpoint, as safetensors whose headers say which part of which tensor
+they hold. torch's own format is not used: it has a pickle, and a checkpoint may come from elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from echo_cli.errors import EchoError, first_line
+from echo_cli.models.distributed.ranks import Ranks
+from echo_cli.models.weight_files import Shapes
+from echo_cli.text import escape_unprintable
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.api import CheckpointException
+
+_FILE_BYTES = 2**30
+"""Bytes of the tensors, over all ranks, in the files of one number: a file is put together in host memory."""
+
+
+def write_shards(tensors: Mapping[str, Tensor], folder: Path, ranks: Ranks) -> None:
+    """Write tensors, by name, into a new folder; a collective.
+
+    Each rank writes the parts that it has; of a tensor that all have whole, one rank writes it. An error of one rank is
+    raised on all.
+
+    Raises:
+        OSError: the disk is full or not writable.
+        EchoError: a rank has ended (exit code 1).
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    writer = HuggingFaceStorageWriter(str(folder), _file_numbers(tensors), save_distributed=True)
+    try:
+        with ranks.together():
+            save(dict(tensors), storage_writer=writer)
+    except CheckpointException as error:  # a BaseException
+        raise _cause(error) from error
+
+
+def read_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Read a folder of shards into tensors of its names and shapes, in place; of a split tensor, this rank's part.
+
+    Every process reads for itself: this is no collective.
+
+    Raises:
+        EchoError: a file is missing or damaged, or the folder has other tensors.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    there = {name: tuple(tensor.shape) for name, tensor in _empty_tensors(folder).items()}
+    if differing := sorted(name for name, _ in there.items() ^ wanted.items()):
+        raise _damaged(folder, f"it has other tensors, such as {escape_unprintable(differing[0])}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the warning that this is no collective
+            load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    except CheckpointException as error:
+        raise _damaged(folder, escape_unprintable(first_line(_cause(error)))[:200]) from error
+
+
+def shard_shapes(folder: Path) -> Shapes:
+    """Return the shapes of the whole tensors in a folder of shards. Errors as in `whole_tensors`."""
+    return {name: tuple(tensor.shape) for name, tensor in _empty_tensors(folder).items()}
+
+
+def whole_tensors(folder: Path, *, empty: bool = False) -> dict[str, Tensor]:
+    """Return the tensors of a folder of shards whole, on the CPU, or with `empty` on the meta device, without reading.
+
+    Raises:
+        EchoError: a file is missing or damaged.
+    """
+    tensors = _empty_tensors(folder)
+    if not empty:
+        tensors = {name: torch.zeros_like(tensor, device="cpu") for name, tensor in tensors.items()}
+        read_shards(tensors, folder)
+    return tensors
+
+
+def _empty_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of a folder of shards, on the meta device, after a check that their parts are complete."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    try:
+        entries: dict[str, Any] = dict(HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata)
+        for name, entry in entries.items():
+            # A size is what the headers say; only the sizes of the parts are backed by bytes in the files.
+            if sum(math.prod(chunk.sizes) for chunk in entry.chunks) != math.prod(entry.size):
+                raise ValueError(f"{name} is not complete")
+        return {
+            name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+            for name, entry in entries.items()
+        }
+    except Exception as error:  # safetensors raises its own type from Rust, and the headers may hold anything
+        raise _damaged(folder, escape_unprintable(first_line(error))[:200]) from error
+
+
+def _file_numbers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the number of the file, from 1, into which each rank writes its part of a tensor."""
+    numbers, total = {}, 0
+    for name, tensor in tensors.items():
+        numbers[name] = 1 + total // _FILE_BYTES
+        total += tensor.numel() * tensor.element_size()
+    # torch names the files as numbers of the highest one.
+    order = {number: place for place, number in enumerate(sorted(set(numbers.values())), start=1)}
+    return {name: order[number] for name, number in numbers.items()}
+
+
+def _cause(error: CheckpointException) -> Exception:
+    """Return what went wrong on the first rank with an OSError, else on the first rank."""
+    causes = [error.failures[rank][0] for rank in sorted(error.failures)]
+    found = next((cause for cause in causes if isinstance(cause, OSError)), causes[0])
+    return found if isinstance(found, Exception) else RuntimeError(str(error))
+
+
+def _damaged(folder: Path, why: str) -> EchoError:
+    return EchoError(f"cannot load the tensors in {escape_unprintable(folder)}: {why}", "restore it from its source")
