@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import torch
 from launched import OnRanks
 from safetensors.torch import load_file
 from tiny_run import error_of, rows, train_words, weights
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from training.test_training_by_ranks import ARRANGED, assert_equal_rows, train_jointly
 
 from echo_cli.cli.main import main
@@ -122,31 +124,39 @@ def assert_trained_logits(run: Path, folder: Path) -> None:
         torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(folder)(ids).logits[0], logits)
 
 
-def kill_a_rank_that_writes(words: list[str], folder: str) -> None:
-    """Train in a rank; the last one is killed in the write of its part of the second checkpoint."""
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter
-
+def fail_in_a_write(words: list[str], kill: bool, folder: str) -> None:
+    """Train in a rank; the last one is killed, or has a full disk, in the write of the second checkpoint."""
     write, writes = HuggingFaceStorageWriter.write_data, []
 
-    def write_or_die(self: Any, plan: Any, planner: Any) -> Any:
+    def write_or_fail(self: Any, plan: Any, planner: Any) -> Any:
         writes.append(plan)
-        if os.environ["RANK"] == "1" and len(writes) == 3:  # the start has weights alone
-            os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ["RANK"] == "1" and len(writes) == 2:  # the first checkpoint has weights alone
+            if kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(self, plan, planner)
 
-    HuggingFaceStorageWriter.write_data = write_or_die  # type: ignore[method-assign]
-    with redirect_stderr(StringIO()) as said:
-        code = main(words)
-    Path(folder, "said").write_text(f"{code} {said.getvalue()}")
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(StringIO()) as said:
+        patch.setattr(HuggingFaceStorageWriter, "write_data", write_or_fail)
+        try:
+            code = main(words)
+        except SystemExit as end:
+            code = end.code
+    Path(folder, f"said{os.environ['RANK']}").write_text(f"{code} {said.getvalue()}")
 
 
 @pytest.mark.slow
-def test_a_rank_killed_in_a_write_leaves_the_checkpoint_before(on_ranks: OnRanks, tmp_path: Path) -> None:
+def test_a_rank_that_fails_in_a_write_leaves_the_checkpoint_before(on_ranks: OnRanks, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     run = tmp_path / "run"
     words = train_words(run, "--steps", "2", *SPLIT)
-    on_ranks(2, kill_a_rank_that_writes, words, str(tmp_path), killed=[1])
-    assert (tmp_path / "said").read_text().startswith("1 ")
-    assert "error: rank 1 of 2 was lost" in (tmp_path / "said").read_text()
+    on_ranks(2, fail_in_a_write, words, False, str(tmp_path))
+    said = [(tmp_path / f"said{rank}").read_text() for rank in range(2)]
+    assert said[0].startswith("1 ") and "No space left on device" in error_of(said[0][2:])[0]
+    assert said[1] == "1 "
+    assert [path.name for path in (run / "checkpoints").iterdir() if path.is_dir()] == ["step_000000"]
+    on_ranks(2, fail_in_a_write, [*words, "--overwrite"], True, str(tmp_path), killed=[1])
+    said = (tmp_path / "said0").read_text()
+    assert said.startswith("1 ") and error_of(said[2:])[0].startswith("rank 1 of 2 was lost")
     _, meta = open_run(run).load_checkpoint()  # verified
     assert meta["step"] == 0

@@ -6,7 +6,6 @@ they hold. torch's own format is not used: it has a pickle, and a checkpoint may
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from echo_cli.text import escape_unprintable
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 _FILE_BYTES = 2**30
 """Bytes of the tensors, over all ranks, in the files of one number: a file is put together in host memory."""
@@ -98,8 +98,7 @@ def _empty_tensors(folder: Path) -> dict[str, Tensor]:
     try:
         entries: dict[str, Any] = dict(HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata)
         for name, entry in entries.items():
-            # A size is what the headers say; only the sizes of the parts are backed by bytes in the files.
-            if sum(math.prod(chunk.sizes) for chunk in entry.chunks) != math.prod(entry.size):
+            if not _is_complete(entry):
                 raise ValueError(f"{name} is not complete")
         return {
             name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
@@ -107,6 +106,21 @@ def _empty_tensors(folder: Path) -> dict[str, Tensor]:
         }
     except Exception as error:  # safetensors raises its own type from Rust, and the headers may hold anything
         raise _damaged(folder, escape_unprintable(first_line(error))[:200]) from error
+
+
+def _is_complete(entry: TensorStorageMetadata) -> bool:
+    """Return whether the parts of a tensor, which are rows of it, follow each other without a gap.
+
+    A header may claim any size and place; only the sizes of the parts are backed by bytes in the files.
+    """
+    if not entry.size:
+        return len(entry.chunks) == 1
+    row = 0
+    for part in sorted(entry.chunks, key=lambda chunk: (chunk.offsets[0], chunk.sizes[0])):
+        if part.offsets != (row, *[0] * (len(entry.size) - 1)) or part.sizes[1:] != entry.size[1:]:
+            return False
+        row += part.sizes[0]
+    return row == entry.size[0]
 
 
 def _file_numbers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
