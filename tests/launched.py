@@ -8,27 +8,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable, Collection
-from contextlib import closing
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+from torch.distributed import TCPStore
 
 IMPORTED = ["torch", "echo_cli.reports.run_figure", "echo_cli.training.experiment", "echo_cli.models.hf.sharded_model"]
 """Modules that are imported once for all ranks; one that is not installed is left out."""
 
 OnRanks = Callable[..., None]
 """`RankPool.run`, as the fixture `on_ranks` gives it."""
-
-
-def free_port() -> int:
-    """Return a port of this machine that is free now."""
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class RankPool:
@@ -50,10 +43,12 @@ class RankPool:
         """
         while len(self._members) < size:
             self._start()
-        port, members = free_port(), self._members[:size]
+        # As torchrun's, the store outlives every rank.
+        store, members = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), self._members[:size]
         for rank, (_, pipe) in enumerate(members):
-            numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+            numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": store.port}
             own = {name: str(number) for name, number in numbers.items()} | {"MASTER_ADDR": "127.0.0.1"}
+            own["TORCHELASTIC_USE_AGENT_STORE"] = "True"
             pipe.send((work, arguments, {**os.environ, **own}))
         answers = self._answers(members)
         if any(answers.values()):

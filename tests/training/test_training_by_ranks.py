@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import redirect_stderr
+from io import StringIO
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pytest
 from launched import OnRanks
-from tiny_run import observations, rows, train, train_words
+from tiny_run import error_of, observations, rows, train, train_words
 from trace_files import store, trace_file
 
 from echo_cli.cli.main import main
+from echo_cli.runs import provenance
 from echo_cli.trajectory import Role, read_trajectories
 
 SCRIPTED = (
@@ -84,3 +88,32 @@ def test_two_ranks_sample_what_one_process_samples(on_ranks: OnRanks, tmp_path: 
     assert len(pairs) == 3 * 4 + 3
     assert sum(one == two for one, two in pairs) >= 0.99 * len(pairs)
     assert_equal_rows(alone, together)
+
+
+def refuse(words: list[str], folder: str) -> None:
+    """Start a run in a rank that cannot start, with a commit of its own, and keep what the rank says."""
+    rank = os.environ["RANK"]
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(StringIO()) as said:
+        patch.setattr(provenance, "git_commit", lambda: "abcd"[int(rank)] * 40)
+        try:
+            code: object = main(words)
+        except SystemExit as end:
+            code = end.code
+    Path(folder, f"said{rank}").write_text(f"{code} {said.getvalue()}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], f"rank 0 has commit {'a' * 40}, rank 1 commit {'b' * 40}"),
+        (["--config", "nowhere"], "no config named 'nowhere'"),
+        (["--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
+    ],
+)
+def test_ranks_that_cannot_start_say_so_once(words: list[str], message: str, on_ranks: OnRanks, tmp_path: Path) -> None:
+    on_ranks(2, refuse, train_words(tmp_path / "run", *words), str(tmp_path))
+    said = [(tmp_path / f"said{rank}").read_text() for rank in range(2)]
+    assert said[0].startswith("2 ") and message in error_of(said[0][2:])[0]
+    assert said[1] == "2 "
+    assert not (tmp_path / "run").exists()

@@ -116,16 +116,17 @@ def train(
     """
     from echo_cli.sweeps.arms import parse_coeff
 
-    _check_options(resume, overwrite, allow_environment)
-    given = overrides or []
-    options = as_overrides(given, steps=steps, seed=seed, device=device, output_dir=output_dir, run_name=run_name)
-    options += as_overrides(given, **model_overrides(trust_remote_code, fetch_model))
-    if coeff is not None:
-        options += as_overrides(given, objective__world_model_coeff=repr(parse_coeff(coeff)))
-    consent = consent_of("train", grants_of(import_from, plain_http, fetch_model), allowed=allow_environment)
-    loaded, path, own_text = _load(config, [*given, *options], resume)
-    if coeff is not None and loaded.objective.schedule == "step":
-        raise EchoError("--lambda has no effect with objective.schedule: step", "set objective.schedule_values")
+    with _told_once():
+        _check_options(resume, overwrite, allow_environment)
+        given = overrides or []
+        options = as_overrides(given, steps=steps, seed=seed, device=device, output_dir=output_dir, run_name=run_name)
+        options += as_overrides(given, **model_overrides(trust_remote_code, fetch_model))
+        if coeff is not None:
+            options += as_overrides(given, objective__world_model_coeff=repr(parse_coeff(coeff)))
+        consent = consent_of("train", grants_of(import_from, plain_http, fetch_model), allowed=allow_environment)
+        loaded, path, own_text = _load(config, [*given, *options], resume)
+        if coeff is not None and loaded.objective.schedule == "step":
+            raise EchoError("--lambda has no effect with objective.schedule: step", "set objective.schedule_values")
     if dry_run:
         print_plans([(loaded, path)], as_json, sweep=False, ranks=ranks or 1)
         return
@@ -166,7 +167,8 @@ def _train(config: Config, path: Path, start: Start, consent: Consent) -> tuple[
     launch = launched()
     is_first = launch is None or launch.is_first
     consent = consent if is_first else replace(consent, say=_say_nothing)
-    consent.obtain(effects_of(config, trackers=True), None if consent.text is None else path)
+    with _told_once():
+        consent.obtain(effects_of(config, trackers=True), None if consent.text is None else path)
     with (
         interruptible(announces=is_first) as interrupt,
         _held(start.lease),
@@ -178,6 +180,20 @@ def _train(config: Config, path: Path, start: Start, consent: Consent) -> tuple[
 
         summary = run_cell(config, path, start, should_stop, ranks, launch)
     return interrupt.exit_code, summary if is_first else None
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Let one rank tell of an error that torchrun's ranks have alike, before they have met."""
+    try:
+        yield
+    except EchoError as error:
+        if "RANK" in os.environ:
+            from echo_cli.models.distributed.launch import speaks
+
+            if not speaks(error.message):
+                raise SystemExit(error.exit_code) from error
+        raise
 
 
 def _say_nothing(_: object) -> None:

@@ -72,19 +72,15 @@ def joined(config: Config, launch: Launch | None, same: Callable[[], Sequence[st
         yield ALONE
         return
     uses_cuda = config.device != "cpu" and torch.cuda.is_available()
-    store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=_TIMEOUT_S)))
-    # torchrun's store outlives a restart, with the addresses of the ranks that ended.
-    store = PrefixStore(f"attempt-{launch.restarts}/", store)
-    peers = Peers(rank, size, PrefixStore("echo-cli/", store))
-    peers.register()
+    store, peers = _meet(launch)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if uses_cuda else "gloo",
         store=PrefixStore("torch/", store),
-        rank=rank,
-        world_size=size,
+        rank=launch.rank,
+        world_size=launch.size,
         timeout=timedelta(seconds=_TIMEOUT_S),
     )
-    ranks = Ranks(rank, size, peers)
+    ranks = Ranks(launch.rank, launch.size, peers)
     try:
         if uses_cuda:
             ranks.collect(lambda: _take_device(launch))
@@ -99,6 +95,25 @@ def joined(config: Config, launch: Launch | None, same: Callable[[], Sequence[st
             raise
         raise SystemExit(error.exit_code) from error
     dist.destroy_process_group()
+
+
+def speaks(message: str) -> bool:
+    """Return whether this process tells the user of an error that it has before it joins the other ranks.
+
+    Of ranks that have the same error, such as a config that none can load, only one does.
+    """
+    launch = launched()
+    return launch is None or launch.size == 1 or _meet(launch)[1].speaks(message)
+
+
+def _meet(launch: Launch) -> tuple[PrefixStore, Peers]:
+    """Return a store that all ranks share, and what it is used for besides torch's own matters."""
+    store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=_TIMEOUT_S)))
+    # torchrun's store outlives a restart, with the addresses of the ranks that ended.
+    store = PrefixStore(f"attempt-{launch.restarts}/", store)
+    peers = Peers(rank, size, PrefixStore("echo-cli/", store))
+    peers.register()
+    return store, peers
 
 
 def _take_device(launch: Launch) -> None:

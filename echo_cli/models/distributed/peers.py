@@ -61,6 +61,7 @@ class Peers:
         self.store.set(f"error/{self.rank}", message)
         if self.rank == 0:
             return True
+        self.store.wait(["process/0"])  # it may start later
         until = time.monotonic() + _ANSWER_S
         while time.monotonic() < until and not self.store.check(["error/0"]) and not self._has_ended(0):
             time.sleep(_POLL_S)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import product
@@ -124,10 +123,6 @@ def differ(folder: str) -> None:
             raise AssertionError("it has to refuse")
     except EchoError as error:
         Path(folder, f"said{rank}").write_text(error.message)
-        # The store of the ranks is in the process of rank 0 here, where torchrun has it in its own.
-        until = time.monotonic() + 30
-        while rank == 0 and time.monotonic() < until and not Path(folder, "left1").exists():
-            time.sleep(0.05)
     except SystemExit as end:
         Path(folder, f"left{rank}").write_text(str(end.code))
 
