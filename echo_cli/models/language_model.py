@@ -92,5 +92,8 @@ class SplitModel(Protocol):
         With all weights, passes are no collectives, and ranks may take different numbers of them.
         """
 
+    def export(self, folder: Path) -> None:
+        """Write the model into `folder` as one process does, on this rank alone, which has all weights."""
+
     def pass_without_loss(self) -> None:
         """Take part in a forward and backward pass of the other ranks, with a gradient of zero."""

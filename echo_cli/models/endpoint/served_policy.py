@@ -26,7 +26,7 @@ from echo_cli.errors import EchoError
 from echo_cli.files import TEMPORARY, delete, os_errors, unfinished_beside
 from echo_cli.models.endpoint.client import Completions, Endpoint
 from echo_cli.models.endpoint.sampler import EndpointSampler
-from echo_cli.models.language_model import LanguageModel
+from echo_cli.models.language_model import LanguageModel, SplitModel
 from echo_cli.models.renderer import Renderer
 from echo_cli.seeds import derive_seed
 from echo_cli.symlinks import make_folder
@@ -185,7 +185,8 @@ class ServedPolicy:
         )
 
     def _write(self, folder: Path) -> None:
-        self._model.save(folder)
+        # The first rank writes alone: `save` of a split model is a collective, and writes parts.
+        self._model.export(folder) if isinstance(self._model, SplitModel) else self._model.save(folder)
         if self._whole:
             self._renderer.tokenizer.save(folder)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -151,9 +151,14 @@ def read_adapter(folder: Path, model: PreTrainedModel) -> PeftModel:
     return adapted
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write adapter_model.safetensors and adapter_config.json, which peft and transformers load."""
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+def save_adapter(model: PeftModel, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write adapter_model.safetensors and adapter_config.json, which peft and transformers load.
+
+    Args:
+        weights: the model's weights, by name, if its own state cannot be read.
+    """
+    own = None if weights is None else dict(weights)
+    state = get_peft_model_state_dict(model, own, save_embedding_layers=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     # Written by Python because the library's errors do not say that the disk is full.
     (folder / ADAPTER_FILE).write_bytes(safetensors_bytes(tensors, metadata={"format": "pt"}))

@@ -72,6 +72,7 @@ class ShardedModel:
         self._inner = inner
         self._ranks = ranks
         self._is_whole = False
+        self._names = _names(inner.model)
         with torch.no_grad():  # the root has to be the first module that runs
             inner(torch.zeros(1, 1, dtype=torch.int64, device=device))
         self._parts[""].reset_iter_state()
@@ -140,6 +141,20 @@ class ShardedModel:
         if self._ranks.is_first:
             save_adapter(model, folder) if isinstance(model, PeftModel) else save_whole(model, folder, {})
 
+    def export(self, folder: Path) -> None:
+        """Write the model into `folder` as one process does, in the dtype of the gathered weights; no collective.
+
+        Only between `hold_whole(True)` and `hold_whole(False)`.
+        """
+        assert self._is_whole
+        model = self._inner.model
+        # Not the state of the module: reading it would split the weights.
+        whole = {name: value.detach() for name, value in [*model.named_parameters(), *model.named_buffers()]}
+        if isinstance(model, PeftModel):
+            save_adapter(model, folder, whole)
+        else:
+            save_whole(model, folder, {name: whole[name] for name in self._names})
+
     def load(self, folder: Path) -> None:
         """Load the weights of a folder that `save`, or one process, wrote; no collective."""
         self.hold_whole(False)
@@ -152,10 +167,9 @@ class ShardedModel:
             self._inner.load(folder, lambda name, value: split_like(value, now[name]) if name in now else value)
 
     def _weights(self) -> dict[str, Tensor]:
-        """Return this rank's part of the weights by name; of two names of one weight, the first."""
-        found = {id(value): name for name, value in reversed(self._inner.model.state_dict(keep_vars=True).items())}
+        """Return this rank's part of the weights by name."""
         state = self._inner.model.state_dict()
-        return {name: state[name] for name in reversed(found.values())}
+        return {name: state[name] for name in self._names}
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return self._inner.parameters()
@@ -166,3 +180,9 @@ class ShardedModel:
     def to(self, device: Any) -> ShardedModel:
         """Return the model, which is on its device already."""
         return self
+
+
+def _names(model: nn.Module) -> list[str]:
+    """Return the names of what a model's files hold; of two names of one weight, the first."""
+    own = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+    return [name for name in model.state_dict() if name in own]
