@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tiny_run import COMMAND, TINY, error_of, rows, start
+from training.test_training_by_ranks import assert_equal_rows
 
 from echo_cli.cli.main import main
 from echo_cli.config.loader import load_config
@@ -23,6 +24,7 @@ from echo_cli.sweeps.runner import CellStatus, log_path, run_cells
 
 ECHO = shlex.join(COMMAND)
 TORCHRUN = f"{shlex.quote(sys.executable)} -m torch.distributed.run --nproc-per-node 1 --master-port 0 -m echo_cli"
+TWO_RANKS = f"{shlex.quote(sys.executable)} -m torch.distributed.run --standalone --nproc-per-node 2 -m echo_cli"
 
 
 def _words(folder: Path, *words: str) -> list[str]:
@@ -94,12 +96,16 @@ def test_a_launcher_that_cannot_start_is_the_failure_of_its_run(tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [f"nice -n 1 env A=b {ECHO}", TORCHRUN])
+@pytest.mark.parametrize("launcher", [f"nice -n 1 env A=b {ECHO}", TWO_RANKS])
 def test_a_launched_run_equals_one_that_the_sweep_starts(launcher: str, tmp_path: Path) -> None:
     assert main(_words(tmp_path / "a", "0.05")) == 0
     assert main(_words(tmp_path / "b", "0.05", "--claim", "--launcher", launcher)) == 0
-    a, b = (rows(tmp_path / name / "s" / "lambda-0.05-seed0") for name in "ab")
-    assert a == b
+    a, b = (tmp_path / name / "s" / "lambda-0.05-seed0" for name in "ab")
+    if launcher == TWO_RANKS:
+        assert_equal_rows(a, b)
+        assert json.loads((b / "environment.json").read_text())["ranks"] == 2
+    else:
+        assert rows(a) == rows(b)
 
 
 @pytest.mark.slow
