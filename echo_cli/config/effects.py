@@ -59,9 +59,17 @@ def effects_of(config: Config, *, sampler: bool = True, trackers: bool = False) 
     found = sum(map(_environment, config.sections.values()), Effects()) + _model(config.model)
     if sampler:
         found += _sampler(config.sampler)
+    found += service_effects(config)
     if trackers and "wandb" in (config.track or ()):
         found += Effects(contacts=("wandb",))
     return found
+
+
+def service_effects(config: Config) -> Effects:
+    """Return the effects of the policy's backend: none, unless a Tinker service holds the policy."""
+    if (service := config.service) is None or service.url is None:
+        return Effects()
+    return Effects(contacts=(service.url,), sends=() if service.api_key_env is None else (service.api_key_env,))
 
 
 def _environment(environment: EnvironmentConfig) -> Effects:

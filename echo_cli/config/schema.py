@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, BeforeValidator, model_validator
 
+from echo_cli.config.backend import BackendConfig, check_service
 from echo_cli.config.environment import SOURCE_KEYS, EnvironmentConfig
+from echo_cli.config.episodes.placebo import check_placebo
 from echo_cli.config.episodes.rollout import RolloutConfig
 from echo_cli.config.episodes.several import NamedEnvironment, check_several, in_environment
 from echo_cli.config.episodes.traces import TracesConfig
@@ -147,6 +149,7 @@ class Config(Section):
     probe_every: NonNegative = 0
     collapse: FreeOnResume[CollapseConfig] = CollapseConfig()
     distributed: FreeOnResume[DistributedConfig | None] = None
+    backend: BackendConfig | None = None
 
     def explorers_at(self, coeff: float) -> int:
         """Return the number of explorers of a step at λ = `coeff`.
@@ -276,46 +279,27 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _has_placebo(self) -> Config:
-        """Check that `objective.env_targets` has the rollouts that it needs, and its own keys an effect."""
-        targets, rollout, toy = self.objective.env_targets, self.rollout, self.environment.toy_worlds
-        if toy is not None and toy.other_world_seeds and targets != "other_world":
-            raise EchoError(
-                f"toy_terminal.other_world_seeds has no effect with objective.env_targets: {str(targets).lower()}",
-                "set objective.env_targets=other_world, or omit the seeds",
-            )
-        if targets == "other_world":
-            if self.environment.none:
-                raise EchoError(
-                    "objective.env_targets is other_world and environment.none is true: there is no other world",
-                    "set env_targets to shuffled or random",
-                )
-            if self.traces is not None:
-                raise EchoError(
-                    "objective.env_targets is other_world and traces are of the run's own world", "set traces=null"
-                )
-            if rollout.explorers == 0:
-                raise EchoError(
-                    "objective.env_targets is other_world and rollout.explorers is 0: nothing plays the other world",
-                    "set rollout.explorers above 0, or env_targets to shuffled or random",
-                )
-            if toy is not None and len(toy.placebo_seeds) < len(toy.world_seeds):
-                raise EchoError(
-                    "no machine is left for objective.env_targets: other_world",
-                    "list fewer world_seeds, or name one in toy_terminal.other_world_seeds",
-                )
-        traces = 0 if self.traces is None else self.traces.per_step
-        if targets == "shuffled" and rollout.tasks_per_step * rollout.group_size + rollout.explorers + traces == 1:
-            raise EchoError(
-                "objective.env_targets is shuffled and a step has one rollout: there is none to exchange targets with",
-                "set rollout.group_size above 1, or env_targets: random",
-            )
+        check_placebo(self.objective.env_targets, self.rollout, self.environment, self.traces)
         return self
+
+    @model_validator(mode="after")
+    def _suits_the_backend(self) -> Config:
+        if self.service is not None:
+            run = (self.model, self.sampler, self.objective, self.rollout)
+            check_service(self.service, *run, distributed=self.distributed is not None, probe_every=self.probe_every)
+        return self
+
+    @property
+    def service(self) -> BackendConfig | None:
+        """Section of the Tinker service that holds the policy; None if this process holds it."""
+        return self.backend if self.backend is not None and self.backend.kind == "tinker" else None
 
     def granted(self, grants: Grants) -> Config:
         """Return the config with permissions of this command line, which `to_yaml` and `model_dump` omit."""
         several = None if self.environments is None else tuple(of.granted(grants) for of in self.environments)
+        backend = None if self.backend is None else self.backend.granted(grants)
         sections = {"environment": self.environment.granted(grants), "sampler": self.sampler.granted(grants)}
-        return self.model_copy(update={**sections, "environments": several})
+        return self.model_copy(update={**sections, "environments": several, "backend": backend})
 
     def to_yaml(self) -> str:
         """Return YAML that loads to an equal config."""

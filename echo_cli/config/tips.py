@@ -35,7 +35,7 @@ _OTHER_NAMES = {
     **dict.fromkeys(("server", "address", "base_url"), "environment.url"),
     **dict.fromkeys(("gpu", "cuda", "cpu"), "device"),
     **dict.fromkeys(("random_seed", "seeds"), "seed"),
-    "lora": "model.lora.rank",
+    **dict.fromkeys(("lora", "lora_rank"), "model.lora.rank"),
 }
 """Key of each name by which other trainers call it; the names are last parts of key paths, or whole paths."""
 

@@ -21,7 +21,7 @@ from echo_cli.evaluation.run_evaluation import (
     rollouts_and_ks,
     score_pools,
 )
-from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.backend import Policy
 from echo_cli.runs.directory import open_run
 from echo_cli.runs.parts import with_unions
 from echo_cli.text import escape_unprintable
@@ -95,7 +95,7 @@ def compare_runs(
     )
 
 
-def _checkpoint(run: LoadedRun, which: str | int) -> tuple[TorchPolicy, int]:
+def _checkpoint(run: LoadedRun, which: str | int) -> tuple[Policy, int]:
     """Return the policy of a checkpoint and its step."""
     folder, step = run.checkpoint(which)
     purpose = f"for step {step} of {escape_unprintable(run.name)}"

@@ -30,8 +30,8 @@ from echo_cli.evaluation.pass_at_k import (
 )
 from echo_cli.evaluation.pools.joined import ScoredPool, join_scored
 from echo_cli.evaluation.records import OOD, pool_title
+from echo_cli.models.backend import Policy
 from echo_cli.models.distributed.ranks import ALONE, Ranks
-from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.behaviour import refused_fraction
 from echo_cli.rollouts.environment_check import find_leak
@@ -59,7 +59,7 @@ def evaluation_seed(config: Config, split: str) -> int:
 
 
 def rollout_tasks(
-    policy: TorchPolicy, worlds: TaskSuite, tasks: Sequence[Task], rollouts: int, config: Config, seed: int
+    policy: Policy, worlds: TaskSuite, tasks: Sequence[Task], rollouts: int, config: Config, seed: int
 ) -> list[Trajectory]:
     """Play `rollouts` episodes of the policy per task at the training temperature.
 
@@ -81,13 +81,13 @@ def pool_tasks(worlds: TaskSuite) -> dict[str, tuple[TaskSuite, Sequence[Task]]]
     }
 
 
-def expert_pools(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict[str, Pool]:
+def expert_pools(config: Config, worlds: TaskSuite, policy: Policy) -> dict[str, Pool]:
     """Play the frozen pools of worlds in which every task has an expert, rendered for `policy`."""
     limits, renderer, ranks = limits_for(config, policy, worlds), policy.renderer, policy.ranks
     return {name: expert_pool(of, tasks, renderer, limits, ranks) for name, (of, tasks) in pool_tasks(worlds).items()}
 
 
-def play_pools(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict[str, list[Trajectory]]:
+def play_pools(config: Config, worlds: TaskSuite, policy: Policy) -> dict[str, list[Trajectory]]:
     """Play the frozen pools, one trajectory per task: with the task's expert if it has one, else with `policy`.
 
     A task on which the initial policy observes nothing, because none of its lines is a valid action, is played again
@@ -107,7 +107,7 @@ def play_pools(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> dict[s
 
 
 def _play_pools(
-    config: Config, worlds: TaskSuite, policy: TorchPolicy, limits: EpisodeLimits
+    config: Config, worlds: TaskSuite, policy: Policy, limits: EpisodeLimits
 ) -> dict[str, list[Trajectory]]:
     """Play the frozen pools of one environment."""
     ranks, played = policy.ranks, {}
@@ -184,7 +184,7 @@ def split_notices(worlds: TaskSuite) -> list[str]:
     ]
 
 
-def leak_notices(config: Config, worlds: TaskSuite, policy: TorchPolicy) -> list[str]:
+def leak_notices(config: Config, worlds: TaskSuite, policy: Policy) -> list[str]:
     """Return a line if state leaks between episodes: a pool's expert has solved a task, and now no action is needed."""
     if not (config.objective.use_rl or config.evaluation.heldout_rollouts):  # rewards are not used
         return []
@@ -224,7 +224,7 @@ class Evaluator:
         self._tokens: dict[str, Tokens] = {}
         self._start: Mapping[str, Predictions] = {}
 
-    def remember_start(self, policy: TorchPolicy) -> None:
+    def remember_start(self, policy: Policy) -> None:
         """Score the pools with the initial policy, as the reference for later steps over the same pairs."""
         self._start = self._predict(policy)
 
@@ -241,7 +241,7 @@ class Evaluator:
             seen |= self._pairs.intersection(pairs)
             shown |= self._lines & lines_of(pairs)
 
-    def evaluate(self, policy: TorchPolicy, *, play: bool = True) -> StepEvaluation:
+    def evaluate(self, policy: Policy, *, play: bool = True) -> StepEvaluation:
         """Score the pools and, with `play`, play the validation and held-out tasks.
 
         Without `play`, pass@1 and the mean reward are None; so are those of all environments together if one of them
@@ -284,7 +284,7 @@ class Evaluator:
             found["refused_fraction"] = refused_fraction(played)
         return found
 
-    def _predict(self, policy: TorchPolicy) -> dict[str, Predictions]:
+    def _predict(self, policy: Policy) -> dict[str, Predictions]:
         if not self._tokens:
             roles = [Role.ENV_OUTPUT]
             if self._config.objective.end_of_output:

@@ -20,10 +20,10 @@ from echo_cli.evaluation.evaluator import evaluation_seed, rollout_tasks
 from echo_cli.evaluation.pass_at_k import TaskOutcome, outcomes_by_part
 from echo_cli.evaluation.pools.frozen import frozen_pools, kept_pool, part_of, replays_pools
 from echo_cli.evaluation.records import HELDOUT, OOD, plays_line
+from echo_cli.models.backend import Policy
 from echo_cli.models.device import DeviceChoice
 from echo_cli.models.distributed.ranks import ALONE, Ranks
-from echo_cli.models.loading import load_renderer, open_policy
-from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.loading import close_policy, load_renderer, open_policy
 from echo_cli.models.renderer import Renderer
 from echo_cli.rollouts.limits import limits_of
 from echo_cli.rollouts.rollout import without_fragments
@@ -127,7 +127,7 @@ class LoadedRun:
         """Renderer of the run's model, loaded without the weights."""
         return load_renderer(self.config)
 
-    def policy(self, checkpoint: Path | None = None, purpose: str = "") -> TorchPolicy:
+    def policy(self, checkpoint: Path | None = None, purpose: str = "") -> Policy:
         """Load the policy from a checkpoint folder, or the initial policy without one; `purpose` is announced with it.
 
         Raises:
@@ -141,13 +141,16 @@ class LoadedRun:
         elif config.sampler.kind == "openai":
             own = SamplerConfig(refill=config.sampler.refill, prefill_tokens=config.sampler.prefill_tokens)
             config = config.model_copy(update={"sampler": own})
+        if config.service is not None:
+            self.obtain_consent()
         self.announce(f"loading {escape_unprintable(config.model.path)} {purpose}".rstrip())
         policy, _ = open_policy(config)
+        self._opened.callback(close_policy, policy)
         if checkpoint is not None:
             policy.load(checkpoint)
         return policy
 
-    def load(self, policy: TorchPolicy, step: int) -> None:
+    def load(self, policy: Policy, step: int) -> None:
         """Load the checkpoint of `step` into `policy`.
 
         Raises:
@@ -157,7 +160,7 @@ class LoadedRun:
         policy.load(self.checkpoint(step)[0])
 
     @cached_property
-    def initial(self) -> TorchPolicy:
+    def initial(self) -> Policy:
         """Initial policy. No checkpoint may be loaded into it."""
         policy = self.policy(purpose="as the initial policy")
         check_context(self.config, policy)
@@ -180,7 +183,7 @@ class LoadedRun:
         path = self.directory.pool_paths.get(name)
         return None if path is None else kept_pool(path, renderer, self._environment)
 
-    def frozen_pools(self, policy: TorchPolicy) -> dict[str, Pool]:
+    def frozen_pools(self, policy: Policy) -> dict[str, Pool]:
         """Return the run's frozen pools by name; the environment is opened only if they have to be replayed.
 
         Args:
@@ -191,7 +194,7 @@ class LoadedRun:
         worlds = self.task_suite if replays else None
         return frozen_pools(self.directory, self.config, worlds, policy, self._environment)
 
-    def pool_in(self, folder: Path, policy: TorchPolicy) -> Pool:
+    def pool_in(self, folder: Path, policy: Policy) -> Pool:
         """Load the pool of a folder in the tokens of `policy`, a policy of the run.
 
         Raises:
@@ -218,7 +221,7 @@ class LoadedRun:
         """Pool on which the best step was chosen."""
         return self._frozen_pool("validation")
 
-    def play(self, policy: TorchPolicy, rollouts: int, who: str) -> dict[str, list[TaskOutcome]]:
+    def play(self, policy: Policy, rollouts: int, who: str) -> dict[str, list[TaskOutcome]]:
         """Play the held-out tasks and return their outcomes by pool; empty without rollouts.
 
         The sampling seed is the same for every run and checkpoint, so that first rollouts can be paired.
@@ -327,20 +330,22 @@ def pool_columns(folders: Sequence[Path], taken: Collection[str] = ()) -> dict[s
     return columns
 
 
-def build_policy(config: Config, ranks: Ranks = ALONE, *, quiet: bool = False) -> tuple[TorchPolicy, DeviceChoice]:
+def build_policy(
+    config: Config, ranks: Ranks = ALONE, *, quiet: bool = False, trains: bool = False
+) -> tuple[Policy, DeviceChoice]:
     """Return the initial policy of a run and its device; with a KL penalty, the policy keeps its reference weights.
 
     Raises:
         EchoError: as in `open_policy` and `check_context`.
     """
-    policy, choice = open_policy(config, ranks)
+    policy, choice = open_policy(config, ranks, trains=trains)
     if config.objective.kl_coeff > 0:
         policy.keep_reference()
     check_context(config, policy, quiet=quiet or not ranks.is_first)
     return policy, choice
 
 
-def check_context(config: Config, policy: TorchPolicy, *, quiet: bool = False) -> None:
+def check_context(config: Config, policy: Policy, *, quiet: bool = False) -> None:
     """Check that episodes fit the model's context, whatever the tools of the environment, which `limits_for` knows.
 
     `limits_for` lowers the caps of episodes that may not fit; unless `quiet`, a warning on stderr gives the new caps.

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from echo_cli.models.policy import TorchPolicy
+from echo_cli.evaluation.suffix_matches import longest_suffix_matches
+from echo_cli.models.backend import Policy
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.runs.pools import Pair, Pool, Span, lines_of, pair_of
 from echo_cli.statistics import Estimate, Floats, absolute_ratio, ratio, ratio_difference
@@ -122,7 +123,12 @@ class Predictions:
     correct: Bools
     """Whether the token is the most probable one."""
     confidence: Floats
-    """Probability of the most probable token."""
+    """Probability of the most probable token; NaN if the backend does not tell it, and `correct` means nothing."""
+
+    @property
+    def knows_most_probable(self) -> bool:
+        """Whether the most probable tokens are known."""
+        return not bool(np.isnan(self.confidence).any())
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,7 @@ def tokens_of(
     return Tokens([trajectory.token_ids for trajectory in pool.trajectories], **columns)
 
 
-def predict(policy: TorchPolicy, pool: Pool, tokens: Tokens) -> Predictions:
+def predict(policy: Policy, pool: Pool, tokens: Tokens) -> Predictions:
     """Predict a pool's tokens, teacher-forced."""
     roles = [role for role in Role if role.name.lower() in set(tokens.role)]
     nats, confidence = np.zeros(len(tokens)), np.zeros(len(tokens))
@@ -188,7 +194,11 @@ def values_of(tokens: Tokens, predictions: Predictions, chosen: Bools) -> dict[s
     return {
         "env_ce": nats / len(rows),
         **({"env_bits_per_byte": nats / math.log(2) / size} if size else {}),
-        "token_accuracy": int(predictions.correct[rows].sum()) / len(rows),
+        **(
+            {"token_accuracy": int(predictions.correct[rows].sum()) / len(rows)}
+            if predictions.knows_most_probable
+            else {}
+        ),
     }
 
 
@@ -200,16 +210,14 @@ def measure(tokens: Tokens, predictions: Predictions, chosen: Bools) -> Measures
     count = _per_trajectory(tokens, chosen, chosen)
     size = _per_trajectory(tokens, tokens.byte_count, chosen)
     nats = _per_trajectory(tokens, predictions.nats, chosen)
-    gaps = [
-        _per_trajectory(tokens, predictions.confidence - predictions.correct, chosen & (_bins(predictions) == number))
-        for number in range(CALIBRATION_BINS)
-    ]
-    resampled = {
-        "env_ce": ratio(nats, count),
-        "env_bits_per_byte": ratio(nats / math.log(2), size),
-        "token_accuracy": ratio(_per_trajectory(tokens, predictions.correct, chosen), count),
-        "calibration_error": absolute_ratio(gaps, count),
-    }
+    resampled = {"env_ce": ratio(nats, count), "env_bits_per_byte": ratio(nats / math.log(2), size)}
+    if predictions.knows_most_probable:
+        gaps = predictions.confidence - predictions.correct
+        binned = [
+            _per_trajectory(tokens, gaps, chosen & (_bins(predictions) == number)) for number in range(CALIBRATION_BINS)
+        ]
+        resampled["token_accuracy"] = ratio(_per_trajectory(tokens, predictions.correct, chosen), count)
+        resampled["calibration_error"] = absolute_ratio(binned, count)
     return Measures(
         {name: _around(values.get(name), found) for name, found in resampled.items() if found is not None},
         int(count.sum()),
@@ -250,8 +258,10 @@ def bits_per_byte_difference(
 
 
 def reliability(predictions: Predictions, chosen: Bools) -> list[tuple[float, float, int]]:
-    """Return the non-empty calibration bins: mean confidence, accuracy, number of tokens."""
-    found = []
+    """Return the non-empty calibration bins: mean confidence, accuracy, number of tokens; none if they are unknown."""
+    found: list[tuple[float, float, int]] = []
+    if not predictions.knows_most_probable:
+        return found
     for number in range(CALIBRATION_BINS):
         inside = chosen & (_bins(predictions) == number)
         if inside.any():
@@ -341,26 +351,3 @@ def _per_trajectory(tokens: Tokens, values: NDArray[Any], chosen: Bools) -> Floa
 
 def _bins(predictions: Predictions) -> Ints:
     return np.minimum((predictions.confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
-
-
-def longest_suffix_matches(token_ids: Sequence[int]) -> tuple[Ints, Ints]:
-    """Match, at every position p, the longest suffix of the preceding tokens that also occurs earlier.
-
-    Time is O(T²) and memory O(T) for T tokens.
-
-    Returns:
-        length_T: length of the longest suffix of `token_ids[:p]` that also ends at an earlier position; 0 at p = 0 and
-            where the last token is new.
-        following_T: id of the token after the latest earlier occurrence of the suffix; -1 where the length is 0.
-    """
-    ids_T = np.asarray(token_ids, dtype=np.int64)
-    length_T, following_T = np.zeros(len(ids_T), dtype=np.int64), np.full(len(ids_T), -1, dtype=np.int64)
-    # shared_T[j]: length of the longest common suffix of ids[:p] and ids[:j], for 0 < j < p.
-    shared_T = np.zeros(len(ids_T) + 1, dtype=np.int64)
-    for p in range(1, len(ids_T)):
-        shared_T[1:p] = np.where(ids_T[: p - 1] == ids_T[p - 1], shared_T[: p - 1] + 1, 0)
-        if p > 1:
-            latest = p - 1 - int(shared_T[1:p][::-1].argmax())
-            length_T[p] = shared_T[latest]
-            following_T[p] = ids_T[latest] if shared_T[latest] else -1
-    return length_T, following_T

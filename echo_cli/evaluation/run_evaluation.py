@@ -48,7 +48,7 @@ from echo_cli.evaluation.records import (
     pool_title,
 )
 from echo_cli.evaluation.token_losses import find_output, read_out
-from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.backend import Policy
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.runs.parts import with_unions
 from echo_cli.runs.pools import Pair, Pool
@@ -169,15 +169,13 @@ def pool_tokens(run: LoadedRun, step: int) -> dict[str, Tokens]:
     return with_unions(found, join_tokens)
 
 
-def predict_pools(
-    pools: Mapping[str, Pool], policy: TorchPolicy, tokens: Mapping[str, Tokens]
-) -> dict[str, Predictions]:
+def predict_pools(pools: Mapping[str, Pool], policy: Policy, tokens: Mapping[str, Tokens]) -> dict[str, Predictions]:
     """Predict every pool's tokens with `policy`; those of all environments together are predicted in their parts."""
     found = {name: predict(policy, pools[name], of) for name, of in tokens.items() if name in pools}
     return with_unions(found, join_predictions)
 
 
-def score_pools(run: LoadedRun, policy: TorchPolicy, tokens: Mapping[str, Tokens], who: str) -> dict[str, Predictions]:
+def score_pools(run: LoadedRun, policy: Policy, tokens: Mapping[str, Tokens], who: str) -> dict[str, Predictions]:
     """Predict the tokens of the run's pools with `policy`; `who` names it in the line that announces this."""
     run.announce(f"{who} scores {', '.join(map(pool_title, run.pools))}")
     return predict_pools(run.pools, policy, tokens)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from echo_cli.errors import EchoError
-from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.backend import Policy
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.runs.pools import Pair, Pool, pair_of
 from echo_cli.trajectory import Role, Segment, Trajectory, visible
@@ -51,7 +51,7 @@ def find_output(pool: Pool, command: str | None, seen: Collection[Pair], title: 
     return wanted[0]
 
 
-def read_out(output: Output, before: TorchPolicy, after: TorchPolicy) -> dict[str, Any]:
+def read_out(output: Output, before: Policy, after: Policy) -> dict[str, Any]:
     """Return the output as a JSON object: its text, and both policies' teacher-forced most probable tokens."""
     return {
         "command": output.pair[0],
@@ -62,7 +62,7 @@ def read_out(output: Output, before: TorchPolicy, after: TorchPolicy) -> dict[st
     }
 
 
-def read(policy: TorchPolicy, output: Output) -> dict[str, Any]:
+def read(policy: Policy, output: Output) -> dict[str, Any]:
     """Return the policy's teacher-forced most probable tokens as text, and the number of correct ones."""
     predicted = policy.predict(output.trajectory)[output.start - 1 : output.start - 1 + len(output.token_ids)]
     correct = sum(guess == true for guess, true in zip(predicted, output.token_ids, strict=True))
@@ -99,7 +99,7 @@ def pieces_of(segment: Segment, tokenizer: Tokenizer) -> tuple[str, ...]:
     return tuple(tokenizer.pieces(segment.text, segment.token_ids))
 
 
-def token_losses(policy: TorchPolicy, trajectories: Sequence[Trajectory]) -> list[list[TokenLosses]]:
+def token_losses(policy: Policy, trajectories: Sequence[Trajectory]) -> list[list[TokenLosses]]:
     """Return the token losses of each trajectory, one entry per segment in order.
 
     Args:

@@ -11,6 +11,7 @@ import torch
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.models.architecture import model_folder
+from echo_cli.models.backend import Policy
 from echo_cli.models.device import DeviceChoice, choose_device, naming_memory
 from echo_cli.models.distributed.ranks import ALONE, Ranks
 from echo_cli.models.distributed.strategy import choose_strategy, usable_by_rank
@@ -78,6 +79,15 @@ def load_policy(
     return TorchPolicy(tiny, PlainRenderer(tokenizer), config.optim, device, ranks=ranks)
 
 
+def close_policy(policy: Policy) -> None:
+    """Remove a policy from its Tinker service's memory, if it is at one."""
+    if not isinstance(policy, TorchPolicy):
+        from echo_cli.models.tinker.policy import ServicePolicy
+
+        if isinstance(policy, ServicePolicy):
+            policy.close()
+
+
 def check_model(config: Config) -> None:
     """Check what `load_policy` checks, without reading a Hugging Face model's weights and without the hub.
 
@@ -99,7 +109,8 @@ def check_model(config: Config) -> None:
     try:
         with hf_folder(model, config.seed, weights=False) as folder:
             renderer = _hf_renderer(folder, config)
-            check_hf_model(folder, model, dtype, config.seed, renderer.tokenizer.vocab_size)
+            if config.service is None:  # a service has its own weights
+                check_hf_model(folder, model, dtype, config.seed, renderer.tokenizer.vocab_size)
     except NotFetched:
         return
 
@@ -110,14 +121,25 @@ def _hf_renderer(folder: Path, config: Config) -> Renderer:
     return load_hf_renderer(folder, config.model, config.conversation)
 
 
-def open_policy(config: Config, ranks: Ranks = ALONE) -> tuple[TorchPolicy, DeviceChoice]:
-    """Set the config's number of CPU threads and load its policy on its device.
+def open_policy(config: Config, ranks: Ranks = ALONE, *, trains: bool = False) -> tuple[Policy, DeviceChoice]:
+    """Set the config's number of CPU threads and load its policy on its device, or create it at its Tinker service.
+
+    Args:
+        trains: whether the policy is trained, for which a service's abilities are measured first.
 
     Raises:
-        EchoError: the device is not available or lacks the dtype, or the model cannot be loaded.
+        EchoError: the device is not available or lacks the dtype, or the model cannot be loaded; as in
+            `open_service_policy`.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.service is not None:
+        from echo_cli.models.tinker.loading import open_service_policy
+
+        if ranks.size > 1:
+            tip = "start it without torchrun: the service divides the work"
+            raise EchoError(f"backend.kind is tinker and {ranks.size} ranks were started", tip)
+        return open_service_policy(config, load_renderer(config), trains=trains)
     choice = choose_device(config.device, config.model.dtype if config.model.kind == "hf" else "float32")
     if ranks.size == 1:
         return load_policy(config, choice.device, choice.dtype), choice

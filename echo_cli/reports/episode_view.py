@@ -14,8 +14,8 @@ from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.loaded_run import LoadedRun
 from echo_cli.evaluation.token_losses import TokenLosses, pieces_of, token_losses
+from echo_cli.models.backend import Policy
 from echo_cli.models.loading import open_policy
-from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.tokenizer import Tokenizer
 from echo_cli.objective.advantages import advantages
 from echo_cli.runs.recordings import Recording, step_of
@@ -208,7 +208,7 @@ def _as_played(trace: Trace, tokenizer: Tokenizer, recording: Recording, number:
         raise EchoError(f"{where} cannot be scored: {error}", tip) from error
 
 
-def _heat(policy: TorchPolicy, trajectory: Trajectory) -> tuple[list[TokenLosses], str]:
+def _heat(policy: Policy, trajectory: Trajectory) -> tuple[list[TokenLosses], str]:
     """Score the part of a trajectory that fits the model's context; return all segments, and a note on the rest."""
     most = policy.model.max_length
     if len(trajectory) <= most:

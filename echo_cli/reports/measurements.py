@@ -22,7 +22,7 @@ from echo_cli.evaluation.pools.joined import join_tokens
 from echo_cli.evaluation.records import HELDOUT, OOD, plays_line, pool_title
 from echo_cli.evaluation.run_evaluation import novel_pairs, predict_pools
 from echo_cli.evaluation.token_losses import TokenLosses, token_losses
-from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.backend import Policy
 from echo_cli.reports.content import Column, ObservationHeat, PageEpisode, PageText
 from echo_cli.rollouts.limits import limits_of
 from echo_cli.runs.parts import base_of, with_unions
@@ -146,7 +146,7 @@ def _pool_as_text(run: LoadedRun) -> tuple[Pool, list[str]]:
 def _with_policies(
     run: LoadedRun,
     rollouts: Sequence[KeptRollout],
-    policy: TorchPolicy,
+    policy: Policy,
     step: int,
     most: int,
     notes: Sequence[str],
@@ -210,7 +210,7 @@ def _steps(run: LoadedRun, chosen: int) -> dict[str, int]:
     return {label: step for label, step in labels.items() if step is not None}
 
 
-def _pools(run: LoadedRun, policy: TorchPolicy) -> dict[str, Pool]:
+def _pools(run: LoadedRun, policy: Policy) -> dict[str, Pool]:
     """Return the non-empty pools, without pools for which an environment would have to be started."""
     names = (HELDOUT, OOD, POOL)
     here = run.config.names or run.config.environment.toy_terminal is not None
@@ -257,7 +257,7 @@ def _chosen(heldout: Pool, rollouts: Sequence[KeptRollout], most: int) -> list[t
     return [*pool[:from_pool], *((rollout.trajectory, rollout) for rollout in rollouts)]
 
 
-def _fits(trajectory: Trajectory, policy: TorchPolicy) -> bool:
+def _fits(trajectory: Trajectory, policy: Policy) -> bool:
     """Return whether the policy can score a trajectory: its ids are in the vocabulary, and it fits the context."""
     ids = trajectory.token_ids
     return len(ids) <= policy.model.max_length and min(ids) >= 0 and max(ids) < policy.tokenizer.vocab_size
@@ -275,7 +275,7 @@ def _figures(tokens: Mapping[str, Tokens], predictions: Mapping[str, Predictions
     return figures
 
 
-def _task_figures(policy: TorchPolicy, run: LoadedRun, who: str) -> dict[str, Estimate]:
+def _task_figures(policy: Policy, run: LoadedRun, who: str) -> dict[str, Estimate]:
     """Return pass@1 and mean reward with intervals, from a replay of the rollouts of the run's evaluations."""
     suite, config = run.task_suite, run.config
     tasks, rollouts = suite.tasks.heldout, config.evaluation.heldout_rollouts

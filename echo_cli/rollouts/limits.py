@@ -8,7 +8,7 @@ from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.several import members_of
 from echo_cli.errors import EchoError
-from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.backend import Policy
 from echo_cli.models.renderer import tools_tokens
 from echo_cli.trajectory import CUT_OUTPUT
 
@@ -99,7 +99,7 @@ def limits_of(config: Config) -> EpisodeLimits:
     return EpisodeLimits(rollout.max_action_tokens, rollout.max_output_tokens, rollout.max_episode_tokens)
 
 
-def limits_for(config: Config, policy: TorchPolicy, worlds: TaskSuite) -> EpisodeLimits:
+def limits_for(config: Config, policy: Policy, worlds: TaskSuite) -> EpisodeLimits:
     """Return the configured caps of an episode in `worlds`, lowered to fit the context of the policy's model.
 
     Several environments share their caps, which leave room for the longest of their lists of tools.

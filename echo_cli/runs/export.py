@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +11,20 @@ from typing import Literal
 
 import torch
 
+from echo_cli.config.effects import service_effects
 from echo_cli.config.model import RANDOM_QWEN3
 from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.files import delete, left_beside, os_errors, unfinished_beside
 from echo_cli.models.optimizer_state import SHARDED_STATE, TRAINER_FILE
+from echo_cli.models.tinker.policy import STATE_FILE
 from echo_cli.models.weight_files import ADAPTER_FILE, SHARDED_WEIGHTS
 from echo_cli.runs.directory import open_run
+from echo_cli.runs.origin import NO_CONSENT, Consent
 from echo_cli.symlinks import make_folder
 from echo_cli.text import escape_unprintable
 
-_OF_THE_RUN = {TRAINER_FILE, SHARDED_STATE, "meta.json"}
+_OF_THE_RUN = {TRAINER_FILE, SHARDED_STATE, "meta.json", STATE_FILE}
 
 # peft's file name, defined here because a full model is exported without peft.
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -37,7 +41,13 @@ class Export:
 
 
 def export_checkpoint(
-    run_path: Path, which: str | int, folder: Path, *, merge: bool = False, overrides: Sequence[str] = ()
+    run_path: Path,
+    which: str | int,
+    folder: Path,
+    *,
+    merge: bool = False,
+    overrides: Sequence[str] = (),
+    consent: Consent = NO_CONSENT,
 ) -> Export:
     """Write the model of a run's checkpoint ("best", "latest" or a step), with its tokenizer, to `folder`.
 
@@ -46,6 +56,7 @@ def export_checkpoint(
 
     Args:
         overrides: overrides of the run's config, for loading the base.
+        consent: rule by which the Tinker service of a run may be used.
 
     Raises:
         EchoError: the run or the checkpoint does not exist, is damaged or contains a link, `folder` is a file or not
@@ -53,11 +64,11 @@ def export_checkpoint(
             code 1).
     """
     run = open_run(run_path)
-    config = run.read_config(overrides)
+    config = run.read_config(overrides).granted(consent.grants)
     checkpoint, meta = run.load_checkpoint(which)
     _check_no_link(checkpoint)
     # A run without model.lora also has an adapter if it continued to train an adapter in model.path.
-    adapted = (checkpoint / _ADAPTER_CONFIG).is_file()
+    adapted = config.service is not None or (checkpoint / _ADAPTER_CONFIG).is_file()
     if merge and not adapted:
         raise EchoError(f"--merge has no effect: {escape_unprintable(run_path)} trained a full model", "omit --merge")
     if adapted and not merge:
@@ -70,6 +81,7 @@ def export_checkpoint(
             raise EchoError(message, "export base and adapter as one model with --merge")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise EchoError(f"{escape_unprintable(folder)} already exists", "choose another --output")
+    consent.obtain(service_effects(config), run_path)
     unfinished = unfinished_beside(folder)
     with os_errors(folder):
         make_folder(folder.parent)
@@ -77,12 +89,7 @@ def export_checkpoint(
             delete(left)
         unfinished.mkdir()
         try:
-            if merge:
-                _write_merged(config, checkpoint, unfinished)
-            else:
-                if (checkpoint / SHARDED_WEIGHTS).is_dir():
-                    _write_whole(config, checkpoint, unfinished)
-                _copy(checkpoint, unfinished, leave_out={*_OF_THE_RUN, SHARDED_WEIGHTS})
+            _write(config, checkpoint, unfinished, merge=merge)
             if folder.is_dir():
                 folder.rmdir()
             unfinished.rename(folder)
@@ -118,6 +125,34 @@ def _write_whole(config: Config, checkpoint: Path, folder: Path) -> None:
 
     model = config.model.model_copy(update={"attention": "sdpa"})
     save_whole(read_causal_lm(checkpoint, model, torch.float32), folder)
+
+
+def _write(config: Config, checkpoint: Path, folder: Path, *, merge: bool) -> None:
+    if config.service is not None:
+        _write_from_service(config, checkpoint, folder, merge=merge)
+    elif merge:
+        _write_merged(config, checkpoint, folder)
+    else:
+        if (checkpoint / SHARDED_WEIGHTS).is_dir():
+            _write_whole(config, checkpoint, folder)
+        _copy(checkpoint, folder, leave_out={*_OF_THE_RUN, SHARDED_WEIGHTS})
+
+
+def _write_from_service(config: Config, checkpoint: Path, folder: Path, *, merge: bool) -> None:
+    """Write the adapter of a checkpoint at a Tinker service, or its base with the adapter merged."""
+    from echo_cli.models.tinker.archive import write_adapter
+
+    if not merge:
+        _copy(checkpoint, folder, leave_out=_OF_THE_RUN)
+        write_adapter(config, checkpoint, folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="echo-cli-") as temporary:
+        adapter = Path(temporary)
+        _copy(checkpoint, adapter, leave_out=_OF_THE_RUN)
+        write_adapter(config, checkpoint, adapter)
+        # The service's adapter has its own alpha: it is loaded from its folder, not into one of the config's.
+        own = config.model_copy(update={"model": config.model.model_copy(update={"lora": None})})
+        _write_merged(own, adapter, folder)
 
 
 def _write_merged(config: Config, checkpoint: Path, folder: Path) -> None:

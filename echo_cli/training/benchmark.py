@@ -30,7 +30,7 @@ from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.worlds import open_worlds
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.loaded_run import build_policy
-from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.backend import Policy
 from echo_cli.objective.schedule import world_model_coeff_at
 from echo_cli.objective.step import weigh_step
 from echo_cli.processes import ChildProcess, say, take_pipes
@@ -132,6 +132,8 @@ def bench(config: Config, repeats: int, on_progress: Callable[[str], None] = lam
         EchoError: the config has no RL term, the policy cannot be built, or a gradient is not finite.
     """
     compared = variants(config)
+    if config.service is not None:
+        raise EchoError("a Tinker service's updates are not compared here", "set backend=null to measure this machine")
     policy, choice = build_policy(config)
     on_progress(f"{len(compared)} variants on {choice.reason}")
     timings: list[dict[str, Timing]] = []
@@ -200,7 +202,7 @@ def sentence(result: Result) -> str:
 
 
 def accumulate(
-    policy: TorchPolicy,
+    policy: Policy,
     trajectories: Sequence[Trajectory],
     settings: ObjectiveSettings,
     variant: Variant,
@@ -241,7 +243,7 @@ class _Rollouts:
     explorers_s: float
 
 
-def _play(config: Config, policy: TorchPolicy, worlds: TaskSuite, explorers: int, step: int) -> _Rollouts:
+def _play(config: Config, policy: Policy, worlds: TaskSuite, explorers: int, step: int) -> _Rollouts:
     started = _now(policy)
     on_policy = play_tasks(config, policy, worlds, step)
     played = _now(policy)
@@ -249,7 +251,7 @@ def _play(config: Config, policy: TorchPolicy, worlds: TaskSuite, explorers: int
     return _Rollouts(on_policy, scripted, played - started, _now(policy) - played)
 
 
-def _update(config: Config, policy: TorchPolicy, played: _Rollouts, variant: Variant) -> Timing:
+def _update(config: Config, policy: Policy, played: _Rollouts, variant: Variant) -> Timing:
     exploring = variant.explorers > 0
     trajectories = [*played.on_policy, *(played.explorers if exploring else ())]
     cuda = policy.device.type == "cuda"
@@ -259,7 +261,7 @@ def _update(config: Config, policy: TorchPolicy, played: _Rollouts, variant: Var
     accumulate(policy, trajectories, config.objective, variant, config.rollout.temperature)
     norm = policy.optim_step(lr=0.0)
     ended = _now(policy)
-    if not math.isfinite(norm):
+    if norm is None or not math.isfinite(norm):
         raise EchoError(
             f"the gradient norm is {norm}: the step cannot be timed", "check the weights in model.path", exit_code=1
         )
@@ -272,7 +274,7 @@ def _update(config: Config, policy: TorchPolicy, played: _Rollouts, variant: Var
     )
 
 
-def _now(policy: TorchPolicy) -> float:
+def _now(policy: Policy) -> float:
     """Return the clock time, seconds, once the device has finished its work."""
     if policy.device.type == "cuda":
         torch.cuda.synchronize(policy.device)

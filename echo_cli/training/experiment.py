@@ -17,6 +17,9 @@ from echo_cli.evaluation.loaded_run import run_notices
 from echo_cli.files import Row
 from echo_cli.models.device import OutOfMemory
 from echo_cli.models.distributed.ranks import ALONE, Ranks
+from echo_cli.models.tinker.loading import service_notices
+from echo_cli.models.tinker.policy import ServicePolicy
+from echo_cli.models.tinker.service import ServiceLost
 from echo_cli.runs.directory import RunDirectory, is_half_made, open_run
 from echo_cli.runs.provenance import read_record
 from echo_cli.runs.summary import is_finished, summarize_run
@@ -111,7 +114,10 @@ def _processes(session: Session) -> str:
 def _notices(session: Session) -> list[str]:
     """Return the lines about traces, memory, splits and pools and, for a new run, about state between episodes."""
     config, worlds, policy = session.config, session.worlds, session.policy
-    memory = memory_notice(config, session.device, session.ranks.size, split=policy.is_split)
+    if isinstance(policy, ServicePolicy):
+        memory = service_notices(config, policy)
+    else:
+        memory = memory_notice(config, session.device, session.ranks.size, split=policy.is_split)
     lines = [*session.notices, *run_notices(session.run, config), *memory]
     lines += [*policy.renderer.notices, *worlds.description.notices, *split_notices(worlds)]
     lines += pool_notices(config, worlds, session.evaluator.pools)
@@ -143,7 +149,7 @@ def _train(session: Session, trackers: Trackers, hooks: RunHooks) -> dict[str, A
             for line in (dropped, no_gradient_line(rows, config.rollout), *_granted_lines(worlds)):
                 if line is not None:
                     hooks.on_notice(line)
-    except OutOfMemory as error:
+    except (OutOfMemory, ServiceLost) as error:
         saved = run.checkpoints.steps()
         kept = f"; --resume continues from the checkpoint of step {saved[-1]}" if saved else ""
         raise EchoError(error.message, f"{error.tip}{kept}", exit_code=1) from error

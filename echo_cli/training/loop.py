@@ -12,7 +12,8 @@ from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.files import Row
 from echo_cli.metrics import reduce_metrics
-from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.backend import Policy
+from echo_cli.models.tinker.service import ServiceLost
 from echo_cli.objective.diagnostics import check_first_step
 from echo_cli.objective.schedule import GradientNorms, learning_rate_at, measures_gradients, world_model_coeff_at
 from echo_cli.objective.selection import unmatched_line
@@ -113,7 +114,7 @@ def _coeff_at(config: Config, step: int, norms: GradientNorms, rows: Sequence[Ro
     return lambda_factor(rows, config.collapse) * world_model_coeff_at(config.objective, step, config.steps, norms)
 
 
-def _weigh(config: Config, policy: TorchPolicy, data: StepData, step: int, coeff: float) -> WeighedStep:
+def _weigh(config: Config, policy: Policy, data: StepData, step: int, coeff: float) -> WeighedStep:
     return weigh_step(
         data.trajectories,
         config.objective,
@@ -134,13 +135,13 @@ def _is_interference_due(config: Config, step: int) -> bool:
     return bool(config.probe_every and step % config.probe_every == 0)
 
 
-def _probe(policy: TorchPolicy, weighed: WeighedStep) -> Probe:
+def _probe(policy: Policy, weighed: WeighedStep) -> Probe:
     started = time.perf_counter()
     gradients = policy.probe(weighed)
     return Probe(gradients, time.perf_counter() - started)
 
 
-def _with_interference(policy: TorchPolicy, weighed: WeighedStep, probe: Probe, lr: float) -> Probe:
+def _with_interference(policy: Policy, weighed: WeighedStep, probe: Probe, lr: float) -> Probe:
     started = time.perf_counter()
     found = policy.interference(weighed, lr)
     return replace(probe, interference=found, seconds=probe.seconds + time.perf_counter() - started)
@@ -240,6 +241,8 @@ def _checkpoint_if_environment_lost(
     """
     try:
         yield
+    except ServiceLost:  # with the weights: there is nothing to save
+        raise
     except EchoError as error:
         if error.exit_code == 1 and step not in session.run.checkpoints.steps():
             _save(session, step, norms, best=False, unrecorded=row)

@@ -9,7 +9,7 @@ from typing import Any
 
 from echo_cli.config.schema import Config
 from echo_cli.environments.protocol import TaskSuite
-from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.backend import Policy
 from echo_cli.objective.advantages import step_advantages
 from echo_cli.rollouts.behaviour import behaviour_metrics, find_obstacles, is_on_policy
 from echo_cli.rollouts.environment_findings import Finding
@@ -52,7 +52,7 @@ class ModelReport:
         }
 
 
-def check_model(config: Config, policy: TorchPolicy, worlds: TaskSuite) -> ModelReport:
+def check_model(config: Config, policy: Policy, worlds: TaskSuite) -> ModelReport:
     """Play the first training rollouts of a run with its initial policy: at most 4 tasks with 4 rollouts each.
 
     Raises:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from echo_cli.config.backend import SERVICE_ALPHA
 from echo_cli.config.episodes.reward import RewardConfig
 from echo_cli.config.objective import ObjectiveSettings
 from echo_cli.config.schema import Config
@@ -48,7 +49,7 @@ def plan(config: Config, path: Path, corpus: TraceCorpus | None = None, ranks: i
     return {
         "run directory": str(path),
         **_of_environments(config),
-        **_of_model(config),
+        **(_of_service(config) or _of_model(config)),
         "λ": first_coeff(config),
         "portable λ, estimated": portable_estimate(config),
         "policy rollouts per step": policy_rollouts,
@@ -283,6 +284,21 @@ def memory_notice(config: Config, choice: DeviceChoice, ranks: int = 1, *, split
     return lines
 
 
+def _of_service(config: Config) -> dict[str, Any]:
+    """Return the part of the plan on the Tinker service, if the config has one; nothing is asked of it."""
+    if (service := config.service) is None:
+        return {}
+    shape, rank = architecture_of(config.model), service.rank(config.model)
+    trained = "" if shape is None else f", {shape.lora_parameters(rank)} parameters"
+    return {
+        "Tinker service": service.url,
+        "base model": service.base_model or f"{config.model.path} if the service has it, else its only model",
+        "adapter": f"LoRA of rank {rank} on every linear layer but the head{trained}; alpha {SERVICE_ALPHA:g}",
+        "reduction": service.reduction if service.reduction != "auto" else "measured before the first step",
+        "memory": "the service's",
+    }
+
+
 def _of_model(config: Config) -> dict[str, Any]:
     model, shape = config.model, architecture_of(config.model)
     if shape is None:
@@ -298,7 +314,7 @@ def _of_model(config: Config) -> dict[str, Any]:
 
 def _of_memory(config: Config) -> dict[str, Any]:
     """Return the part of the plan on memory, for a Hugging Face model: device, dtype, and memory of both phases."""
-    if config.model.kind == "tiny":
+    if config.model.kind == "tiny" or config.service is not None:
         return {}
     from echo_cli.models.device import choose_device
 

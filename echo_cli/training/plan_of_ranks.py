@@ -27,6 +27,8 @@ def plan_of_ranks(config: Config, ranks: int) -> dict[str, Any]:
     from echo_cli.models.device import device_memory
     from echo_cli.models.distributed.strategy import REQUESTED, choose_strategy
 
+    if config.service is not None:
+        raise EchoError("backend.kind is tinker, which no ranks train", "omit --ranks: the service divides the work")
     choice, is_here = _device(config)
     usable = device_memory(choice.device).usable if is_here else None
     if usable is not None and choice.device.type == "cpu":

@@ -15,8 +15,8 @@ from echo_cli.config.schema import Config, flat_config, free_keys
 from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.several import members_of
 from echo_cli.errors import EchoError
+from echo_cli.models.backend import Policy
 from echo_cli.models.distributed.launch import Launch
-from echo_cli.models.policy import TorchPolicy
 from echo_cli.objective.schedule import learning_rate_at, world_model_coeff_at
 from echo_cli.runs.directory import RunDirectory, is_run
 from echo_cli.runs.origin import write_config
@@ -26,7 +26,7 @@ from echo_cli.text import counted, escape_unprintable
 from echo_cli.traces.corpus import TraceCorpus
 
 
-def restore_run(run: RunDirectory, config: Config, policy: TorchPolicy) -> tuple[int, dict[str, Any]]:
+def restore_run(run: RunDirectory, config: Config, policy: Policy) -> tuple[int, dict[str, Any]]:
     """Restore policy and run directory to the latest checkpoint, and return its step and its meta."""
     step = max(run.checkpoints.steps(), default=0)
     meta: dict[str, Any] = {}

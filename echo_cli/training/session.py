@@ -19,10 +19,11 @@ from echo_cli.evaluation.evaluator import Evaluator, play_pools
 from echo_cli.evaluation.loaded_run import build_policy
 from echo_cli.evaluation.pools.frozen import frozen_pools
 from echo_cli.files import Row
+from echo_cli.models.backend import Policy
 from echo_cli.models.device import DeviceChoice
 from echo_cli.models.distributed.launch import launched
 from echo_cli.models.distributed.ranks import ALONE, Ranks
-from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.loading import close_policy
 from echo_cli.objective.schedule import GradientNorms
 from echo_cli.runs.directory import RunDirectory, check_writable, create_run, open_run
 from echo_cli.runs.origin import unmarked_line
@@ -48,7 +49,7 @@ class Session:
 
     config: Config
     run: RunDirectory
-    policy: TorchPolicy
+    policy: Policy
     worlds: TaskSuite
     evaluator: Evaluator
     observed: ObservationLog
@@ -118,9 +119,10 @@ def open_session(
         check_same_config(open_run(path), config)
         config, notices = keep_threads(open_run(path), config)
     corpus = ranks.each(lambda: _open_corpus(config, open_run(path) if resume else None))
-    policy, device = build_policy(config, ranks)
+    policy, device = build_policy(config, ranks, trains=True)
     traces = _training_traces(config, corpus, policy)
     with ExitStack() as opened:
+        opened.callback(close_policy, policy)
         worlds = ranks.each(lambda: opened.enter_context(open_worlds(config)))
         if about := worlds.description.about:
             announce(f"the environment's description: {about}")
@@ -132,8 +134,7 @@ def open_session(
         evaluator = _evaluator(run, config, worlds, policy)
         opened.enter_context(run.lock())
         start_step, meta = restore_run(run, config, policy) if resume else (0, {})
-        executed = run.read_observations()
-        _remember(evaluator, config, executed)
+        _remember(evaluator, config, executed := run.read_observations())
         yield Session(
             config=config,
             run=run,
@@ -154,7 +155,7 @@ def open_session(
         )
 
 
-def _evaluator(run: RunDirectory, config: Config, worlds: TaskSuite, policy: TorchPolicy) -> Evaluator:
+def _evaluator(run: RunDirectory, config: Config, worlds: TaskSuite, policy: Policy) -> Evaluator:
     """Return the evaluator of a run, which knows the initial policy's scores."""
     evaluator = Evaluator(config, worlds, frozen_pools(run, config, worlds, policy))
     evaluator.remember_start(policy)
@@ -176,7 +177,7 @@ def _curriculum(config: Config, state: Mapping[str, Any]) -> Curriculum | None:
 def _create(
     path: Path,
     config: Config,
-    policy: TorchPolicy,
+    policy: Policy,
     worlds: TaskSuite,
     traces: Traces | None,
     argv: Sequence[str],
@@ -219,7 +220,7 @@ def _open_corpus(config: Config, resumed: RunDirectory | None) -> TraceCorpus | 
     return corpus
 
 
-def _training_traces(config: Config, corpus: TraceCorpus | None, policy: TorchPolicy) -> Traces | None:
+def _training_traces(config: Config, corpus: TraceCorpus | None, policy: Policy) -> Traces | None:
     """Return the traces to train on, with a maximum length that fits the policy's context."""
     if config.traces is None or corpus is None:
         return None

@@ -12,7 +12,7 @@ from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.several import SeveralWorlds, shares, up_in
 from echo_cli.environments.tasks import Task
 from echo_cli.errors import EchoError
-from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.backend import Policy
 from echo_cli.rollouts.limits import limits_for
 from echo_cli.rollouts.several import play_policy, play_scripts
 from echo_cli.seeds import derive_seed, epoch_sample, epoch_slice, generator
@@ -58,7 +58,7 @@ def collect_step(session: Session, step: int, coeff: float) -> StepData:
 
 def play_tasks(
     config: Config,
-    policy: TorchPolicy,
+    policy: Policy,
     worlds: TaskSuite,
     step: int,
     curriculum: Curriculum | None = None,
@@ -108,9 +108,7 @@ def draw_tasks(
     return tasks
 
 
-def play_explorers(
-    config: Config, policy: TorchPolicy, worlds: TaskSuite, step: int, explorers: int
-) -> list[Trajectory]:
+def play_explorers(config: Config, policy: Policy, worlds: TaskSuite, step: int, explorers: int) -> list[Trajectory]:
     """Play the scripted rollouts of the 0-based `step`, which contribute to the env term only.
 
     With `objective.env_targets: other_world`, they play another world than the tasks of the run.

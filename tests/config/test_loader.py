@@ -93,7 +93,9 @@ def test_a_toy_config_has_every_key_that_matters_to_the_toy_terminal(name: str) 
     foreign = {f"model.{key}" for key in ModelConfig.model_fields} - {"model.path", "model.init"}
     known = {key for key in key_paths() if not key.startswith("environment.")} - foreign
     known = {key for key in known if key.partition(".")[0] not in ("conversation", "sampler")}
-    known -= {key for key in known if key.startswith(("model.lora.", "traces.", "environments.", "distributed."))}
+    known -= {
+        key for key in known if key.startswith(("model.lora.", "traces.", "environments.", "distributed.", "backend."))
+    }
     known |= {f"environment.toy_terminal.{key}" for key in ToyTerminalConfig.model_fields}
     assert known <= set(_keys(yaml.safe_load(find_config(name).read_text())))
 

@@ -39,6 +39,7 @@ def test_these_keys_and_no_others_may_change_on_resume() -> None:
     expected |= _below("environment.reward", "on_error timeout_s workers env")
     expected |= _below("environment.terminal", "runtime")
     expected |= {"distributed", *_below("distributed", "strategy")}
+    expected |= _below("backend", "url reduction api_key_env timeout_s")
     expected |= _below("sampler", ENDPOINT) | _below("environment.provider.limits", LIMITS)
     expected |= {key.replace(".", "s.0.", 1) for key in expected if key.startswith("environment.")}
     assert free_keys() == expected

@@ -19,7 +19,6 @@ from echo_cli.evaluation.measures import (
     Tokens,
     bits_per_byte_difference,
     env_ce_difference,
-    longest_suffix_matches,
     measure,
     pairs_in,
     predict,
@@ -28,6 +27,7 @@ from echo_cli.evaluation.measures import (
     values_of,
 )
 from echo_cli.evaluation.run_evaluation import POSITIONS, groups, line_groups, report_policy
+from echo_cli.evaluation.suffix_matches import longest_suffix_matches
 from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.renderer import PlainRenderer
 from echo_cli.models.tiny import TinyConfig, TinyModel

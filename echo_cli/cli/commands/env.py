@@ -142,7 +142,11 @@ def _verdicts(figures: EnvironmentFigures) -> list[dict[str, str]]:
 
 def _play(config: Config, worlds: TaskSuite) -> ModelReport:
     from echo_cli.evaluation.loaded_run import build_policy
+    from echo_cli.models.loading import close_policy
     from echo_cli.training.model_check import check_model
 
     policy, _ = build_policy(config)
-    return check_model(config, policy, worlds)
+    try:
+        return check_model(config, policy, worlds)
+    finally:
+        close_policy(policy)

@@ -8,11 +8,15 @@ from typing import Annotated
 import typer
 
 from echo_cli.cli.options import (
+    AllowEnvironment,
     AsJson,
     FetchModel,
+    PlainHttp,
     TrustRemoteCode,
     as_overrides,
     chosen_checkpoint,
+    consent_of,
+    grants_of,
     model_overrides,
     print_json,
 )
@@ -30,11 +34,14 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="Merge a LoRA adapter into its base.")] = False,
     trust_remote_code: TrustRemoteCode = False,
     fetch_model: FetchModel = False,
+    allow_environment: AllowEnvironment = False,
+    plain_http: PlainHttp = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint's model and tokenizer to a folder.
 
-    A Hugging Face model or adapter is written in the format that `from_pretrained` loads.
+    A Hugging Face model or adapter is written in the format that `from_pretrained` loads. The adapter of a run at a
+    Tinker service is fetched from there.
     """
     which = chosen_checkpoint(checkpoint, run)
 
@@ -46,7 +53,8 @@ def export(
             f"{'--trust-remote-code' if trust_remote_code else '--fetch-model'} has no effect without --merge",
             "omit it: a checkpoint is copied as it is",
         )
-    written = export_checkpoint(run, which, output, merge=merge, overrides=words)
+    consent = consent_of("export", grants_of(None, plain_http, fetch_model), allowed=allow_environment)
+    written = export_checkpoint(run, which, output, merge=merge, overrides=words, consent=consent)
     if as_json:
         files = list(written.files)
         print_json({"output": str(written.folder), "kind": written.kind, "step": written.step, "files": files})

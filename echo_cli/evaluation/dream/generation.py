@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.dream.replies import Generated, ReplyForm
-from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.backend import Policy
 from echo_cli.models.renderer import Renderer
 from echo_cli.trajectory import Role, Trajectory, Turn, text_of
 
@@ -44,7 +44,7 @@ def true_replies(trajectory: Trajectory, renderer: Renderer, form: ReplyForm) ->
 
 
 def dream(
-    policy: TorchPolicy,
+    policy: Policy,
     form: ReplyForm,
     contexts: Sequence[Sequence[int]],
     max_tokens: Sequence[int],

@@ -34,7 +34,7 @@ from echo_cli.evaluation.dream.generation import TrueReply, dream, true_replies
 from echo_cli.evaluation.dream.replies import Generated, ReplyForm, reply_form
 from echo_cli.evaluation.loaded_run import LoadedRun
 from echo_cli.evaluation.records import HELDOUT
-from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.backend import Policy
 from echo_cli.rollouts.limits import limits_of
 from echo_cli.runs.pools import Pair, Pool, pair_of
 from echo_cli.seeds import generator
@@ -192,7 +192,7 @@ def score_dreams(
     )
 
 
-def most_tokens(config: Config, policy: TorchPolicy, form: ReplyForm) -> int:
+def most_tokens(config: Config, policy: Policy, form: ReplyForm) -> int:
     """Return the default cap of a generated reply, tokens: the run's output cap plus an exit status and an end."""
     limits = limits_of(config).within(policy.model.max_length, policy.renderer.overhead)
     return limits.output_tokens + form.longest_end
@@ -225,7 +225,7 @@ def edit_similarity(first: str, second: str) -> float:
     return Levenshtein.normalized_similarity(first, second)
 
 
-def _heldout_pool(run: LoadedRun, policy: TorchPolicy) -> Pool:
+def _heldout_pool(run: LoadedRun, policy: Policy) -> Pool:
     pool = run.kept_pool(HELDOUT, policy.renderer) or run.frozen_pools(policy).get(HELDOUT)
     if pool is None:
         message = f"{run.directory.path.name} has no held-out pool"
@@ -233,7 +233,7 @@ def _heldout_pool(run: LoadedRun, policy: TorchPolicy) -> Pool:
     return pool
 
 
-def _questions(pool: Pool, policy: TorchPolicy, form: ReplyForm, executed: set[Pair]) -> list[Question]:
+def _questions(pool: Pool, policy: Policy, form: ReplyForm, executed: set[Pair]) -> list[Question]:
     """Return the pool's pairs, without pairs whose reply was truncated to the model's context."""
     found = []
     for place, (trajectory, spans) in enumerate(zip(pool.trajectories, pool.spans, strict=True)):
@@ -255,7 +255,7 @@ def _chosen(questions: Sequence[Question], number: int, seed: int) -> list[Quest
 
 
 def _answers(
-    policy: TorchPolicy, form: ReplyForm, questions: Sequence[Question], longest: int, batch: int
+    policy: Policy, form: ReplyForm, questions: Sequence[Question], longest: int, batch: int
 ) -> list[ReplyScore]:
     """Generate and score greedy replies to `questions`, `batch` at a time, batched by similar context length."""
     order = sorted(range(len(questions)), key=lambda place: len(questions[place].reply.context))

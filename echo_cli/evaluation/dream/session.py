@@ -27,7 +27,7 @@ from echo_cli.evaluation.dream.generation import dream
 from echo_cli.evaluation.dream.replies import ReplyForm, reply_form
 from echo_cli.evaluation.dream.scoring import edit_similarity
 from echo_cli.evaluation.loaded_run import load_run
-from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.backend import Policy
 from echo_cli.rollouts.episode import Episode
 from echo_cli.rollouts.limits import EpisodeLimits, limits_for
 from echo_cli.runs.origin import NO_CONSENT, Consent
@@ -87,7 +87,7 @@ class DreamPlay:
 
     def __init__(
         self,
-        policy: TorchPolicy,
+        policy: Policy,
         worlds: TaskSuite,
         task: Task,
         limits: EpisodeLimits,

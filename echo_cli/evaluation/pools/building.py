@@ -19,8 +19,8 @@ from echo_cli.errors import EchoError
 from echo_cli.evaluation.evaluator import expert_scripts
 from echo_cli.evaluation.loaded_run import build_policy, load_run
 from echo_cli.files import sha256_of
+from echo_cli.models.backend import Policy
 from echo_cli.models.loading import load_renderer
-from echo_cli.models.policy import TorchPolicy
 from echo_cli.models.weight_files import SHARDED_WEIGHTS
 from echo_cli.rollouts.limits import EpisodeLimits, limits_for, limits_of
 from echo_cli.rollouts.rollout import without_fragments
@@ -28,7 +28,7 @@ from echo_cli.rollouts.several import play_policy, play_scripts
 from echo_cli.runs.pool_folder import Actor, Manifest, Provenance, check_free, write_pool
 from echo_cli.runs.provenance import git_commit
 from echo_cli.seeds import derive_seed, generator
-from echo_cli.text import counted
+from echo_cli.text import counted, escape_unprintable
 from echo_cli.trajectory import Source, Trajectory
 
 
@@ -148,10 +148,15 @@ def _tasks(recipe: Recipe) -> Sequence[Task]:
     raise EchoError(f"the config has no {recipe.split} task", "add tasks to environment.tasks")
 
 
-def _load(actor: CheckpointActor, config: Config) -> tuple[TorchPolicy, Actor]:
+def _load(actor: CheckpointActor, config: Config) -> tuple[Policy, Actor]:
     """Return the policy of a checkpoint with its own architecture and tokenizer, and the manifest's actor record."""
     run = load_run(actor.run, overrides=actor.overrides)
     folder, step = run.checkpoint(actor.which)
+    if run.config.service is not None:
+        raise EchoError(
+            f"{escape_unprintable(actor.run)} has its checkpoints at a Tinker service",
+            "export one with --merge, and give that folder to --actor",
+        )
     model, adapted = run.config.model, run.config.model.lora is not None
     if not adapted:
         model = model.model_copy(update={"path": str(folder), "init": "pretrained", "revision": None})
@@ -159,7 +164,7 @@ def _load(actor: CheckpointActor, config: Config) -> tuple[TorchPolicy, Actor]:
     own = {"model": model, "conversation": run.config.conversation, "seed": run.config.seed}
     policy, _ = build_policy(config.model_copy(update=own))
     if adapted:
-        policy.model.load(folder)
+        policy.load(folder)
     sha256 = _weights_sha256(folder)
     return policy, Actor(kind="checkpoint", run=run.name, step=step, model_sha256=sha256)
 
@@ -174,7 +179,7 @@ def _weights_sha256(folder: Path) -> str:
 
 
 def _sample(
-    policy: TorchPolicy,
+    policy: Policy,
     worlds: TaskSuite,
     tasks: Sequence[Task],
     recipe: Recipe,

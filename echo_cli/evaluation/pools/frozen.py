@@ -15,7 +15,7 @@ from echo_cli.environments.protocol import TaskSuite
 from echo_cli.environments.several import environment_of
 from echo_cli.errors import EchoError
 from echo_cli.evaluation.evaluator import expert_pools
-from echo_cli.models.policy import TorchPolicy
+from echo_cli.models.backend import Policy
 from echo_cli.models.renderer import Renderer
 from echo_cli.runs.directory import RunDirectory
 from echo_cli.runs.parts import base_of
@@ -26,7 +26,7 @@ from echo_cli.trajectory import Trajectory, read_trajectories
 
 
 def frozen_pools(
-    run: RunDirectory, config: Config, worlds: TaskSuite | None, policy: TorchPolicy, environment: str = ""
+    run: RunDirectory, config: Config, worlds: TaskSuite | None, policy: Policy, environment: str = ""
 ) -> dict[str, Pool]:
     """Return the frozen pools of a run, replayed by its worlds' experts or read from its files; the traces' pool last.
 

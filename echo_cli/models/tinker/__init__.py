@@ -1,0 +1,1 @@
+"""The policy at a service that speaks the Tinker protocol."""
