@@ -1,10 +1,11 @@
 """An attic of boxes: the environment in plain words of `scripts/reproduce-claims --model`.
 
-Twenty-four things lie in four boxes of different colours, six in each. A question asks for the box of one thing; a
-reply names a colour, and the episode is over. In the box that it names lies a slip of paper that says where six other
-things are, whether or not the reply was right. One line leaves no time to look: only who knows the attic can answer.
+Thirty-two things of four kinds, such as tools or toys, lie in four boxes of different colours, a kind in each. A
+question asks for the box of one thing; a reply names a colour, and the episode is over. In the box that it names lies a
+slip of paper that says where six other things are, whether or not the reply was right. One line leaves no time to look:
+only who knows the attic can answer.
 
-Training asks about two things of every box, validation about one and held-out tasks about three. Slips mention all.
+Training asks about two things of every kind, validation about one and held-out tasks about three. Slips mention all.
 """
 
 from __future__ import annotations
@@ -20,21 +21,19 @@ from openenv.core.env_server import Action, Environment, Observation, State
 from echo_cli.environments.tasks import OTHER_WORLD
 
 COLOURS = ("red", "blue", "green", "yellow")
-SPLITS = ("train", "train", "validation", "heldout", "heldout", "heldout")
-"""Split of each of the six things in a box."""
-THINGS = tuple(
-    """
-    anchor apron arrow axe badge balloon banjo basket bell belt blanket bonnet book bottle bowl bracelet brick broom
-    brush bucket button cable camera candle cane cap card carpet chain chair chalk chess chisel clock coat coin comb
-    compass cork crown cup curtain dagger diary dice dish doll drill drum envelope fan feather fiddle flag flask flute
-    fork funnel globe glove goblet guitar hammer harp hat helmet hook horn hose jacket jar jug kettle key kite knife
-    ladder ladle lamp lantern lens letter lock magnet mallet map marble mask mat medal mirror mitten mop mug nail
-    necklace needle net oar paddle painting pan pearl pencil piano pillow pipe pistol plate plow pot puppet purse quilt
-    radio rake razor ribbon ring rocket rope ruler saddle sandal saw scarf scissors shawl shield shovel sickle skate
-    sled slipper sock spade sponge spoon stamp stool sword tent thimble ticket tie torch towel tray trumpet umbrella
-    vase vest violin wallet watch wheel whip whistle wig wrench
-    """.split()
-)
+SPLITS = ("train", "train", "validation", "heldout", "heldout", "heldout", None, None)
+"""Split of each of the eight things of a kind; None: no question asks about it."""
+KINDS = {
+    "clothes": "bonnet cap cape coat glove hat jacket mitten sandal scarf shawl shirt sock sweater vest".split(),
+    "tools": "axe chisel drill hammer hoe mallet pliers rake saw screwdriver shovel sickle spade wrench".split(),
+    "instruments": "banjo cello clarinet drum fiddle flute guitar harp horn organ piano trumpet violin".split(),
+    "kitchenware": "bowl cup dish fork jug kettle knife ladle pan plate pot spoon tray".split(),
+    "jewellery": "anklet bracelet brooch crown diamond earring locket necklace pearl pendant ring ruby tiara".split(),
+    "toys": "ball balloon dice doll domino kite marble puppet rattle skate sled swing teddy".split(),
+    "stationery": "chalk crayon diary envelope eraser folder letter notebook pen pencil ruler stamp stapler".split(),
+    "boating": "anchor buoy canoe lifeboat mast net oar paddle raft rope rudder sail".split(),
+}
+"""Things by kind; a pretrained model knows what kind a thing is."""
 SLIP_LINES = 6
 _ELSEWHERE = "elsewhere"
 
@@ -60,18 +59,22 @@ class Attic:
 
 
 def attic_of(seed: int, *, elsewhere: bool = False) -> Attic:
-    """Return the attic of a seed, or the attic of other things that its placebo explores."""
-    rng, size = random.Random(f"attic/{seed}"), len(COLOURS) * len(SPLITS)
-    things = rng.sample(THINGS, 2 * size)[size if elsewhere else 0 :][:size]
+    """Return the attic of a seed, or the attic of other kinds that its placebo explores."""
+    rng = random.Random(f"attic/{seed}")
+    kinds = rng.sample(sorted(KINDS), len(KINDS))
+    boxes = rng.sample(COLOURS, len(COLOURS))
+    things = {kind: rng.sample(KINDS[kind], len(SPLITS)) for kind in kinds}
+    kinds = kinds[len(COLOURS) :] if elsewhere else kinds[: len(COLOURS)]
     name = f"{seed}/{_ELSEWHERE}" if elsewhere else str(seed)
-    return Attic(name, {thing: COLOURS[index % len(COLOURS)] for index, thing in enumerate(things)})
+    return Attic(name, {thing: box for kind, box in zip(kinds, boxes, strict=True) for thing in things[kind]})
 
 
 def tasks(seed: int) -> list[dict[str, Any]]:
-    """Return the entries of `environment.tasks.items`: a question for each thing, and those of the placebo's attic."""
+    """Return the entries of `environment.tasks.items`: the questions, and those of the placebo's attic."""
     asked = [
-        {"id": f"{seed}/{thing}", "split": SPLITS[index // len(COLOURS)], "reset": {"attic": seed, "thing": thing}}
-        for index, thing in enumerate(attic_of(seed).box_of)
+        {"id": f"{seed}/{thing}", "split": split, "reset": {"attic": seed, "thing": thing}}
+        for thing, split in zip(attic_of(seed).box_of, SPLITS * len(COLOURS), strict=True)
+        if split is not None
     ]
     other = [
         {
