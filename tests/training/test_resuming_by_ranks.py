@@ -21,6 +21,8 @@ from training.test_training_by_ranks import ARRANGED, assert_equal_rows, train_j
 
 from echo_cli.cli.main import main
 from echo_cli.evaluation.loaded_run import load_run
+from echo_cli.models.distributed import shards
+from echo_cli.models.distributed.shards import whole_tensors
 from echo_cli.runs.directory import open_run
 
 QUICK = "rollout.tasks_per_step=2 rollout.explorers=2".split()
@@ -138,6 +140,7 @@ def fail_in_a_write(words: list[str], kill: bool, folder: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(StringIO()) as said:
         patch.setattr(HuggingFaceStorageWriter, "write_data", write_or_fail)
+        patch.setattr(shards, "_FILE_BYTES", 2**18)
         try:
             code = main(words)
         except SystemExit as end:
@@ -158,5 +161,7 @@ def test_a_rank_that_fails_in_a_write_leaves_the_checkpoint_before(on_ranks: OnR
     on_ranks(2, fail_in_a_write, [*words, "--overwrite"], True, str(tmp_path), killed=[1])
     said = (tmp_path / "said0").read_text()
     assert said.startswith("1 ") and error_of(said[2:])[0].startswith("rank 1 of 2 was lost")
-    _, meta = open_run(run).load_checkpoint()  # verified
+    folder, meta = open_run(run).load_checkpoint()  # verified
     assert meta["step"] == 0
+    # The parts of a rank are in several files.
+    assert len([*folder.glob("weights/*")]) > 2 and whole_tensors(folder / "weights")

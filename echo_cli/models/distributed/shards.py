@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-_FILE_BYTES = 2**30
-"""Bytes of the tensors, over all ranks, in the files of one number: a file is put together in host memory."""
+_FILE_BYTES = 2**28
+"""Bytes of a file, of which torch puts together two copies in host memory; a rank's part of a tensor may be larger."""
 
 
 def write_shards(tensors: Mapping[str, Tensor], folder: Path, ranks: Ranks) -> None:
@@ -41,7 +41,7 @@ def write_shards(tensors: Mapping[str, Tensor], folder: Path, ranks: Ranks) -> N
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    writer = HuggingFaceStorageWriter(str(folder), _file_numbers(tensors), save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(folder), _file_numbers(tensors, ranks.size), save_distributed=True)
     try:
         with ranks.together():
             save(dict(tensors), storage_writer=writer)
@@ -123,11 +123,11 @@ def _is_complete(entry: TensorStorageMetadata) -> bool:
     return row == entry.size[0]
 
 
-def _file_numbers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Return the number of the file, from 1, into which each rank writes its part of a tensor."""
+def _file_numbers(tensors: Mapping[str, Tensor], ranks: int) -> dict[str, int]:
+    """Return the number of the file, from 1, into which each of the ranks writes its part of a tensor."""
     numbers, total = {}, 0
     for name, tensor in tensors.items():
-        numbers[name] = 1 + total // _FILE_BYTES
+        numbers[name] = total // (_FILE_BYTES * ranks)
         total += tensor.numel() * tensor.element_size()
     # torch names the files as numbers of the highest one.
     order = {number: place for place, number in enumerate(sorted(set(numbers.values())), start=1)}
