@@ -126,16 +126,19 @@ def assert_trained_logits(run: Path, folder: Path) -> None:
         torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(folder)(ids).logits[0], logits)
 
 
-def fail_in_a_write(words: list[str], kill: bool, folder: str) -> None:
-    """Train in a rank; the last one is killed, or has a full disk, in the write of the second checkpoint."""
+def fail_in_a_write(words: list[str], how: str, folder: str) -> None:
+    """Train in a rank. As it writes the second checkpoint, the last one is killed, or its disk is full or another."""
     write, writes = HuggingFaceStorageWriter.write_data, []
 
     def write_or_fail(self: Any, plan: Any, planner: Any) -> Any:
         writes.append(plan)
         if os.environ["RANK"] == "1" and len(writes) == 2:  # the first checkpoint has weights alone
-            if kill:
+            if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if how == "full":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.path = Path(folder, "elsewhere")
+            self.path.mkdir()
         return write(self, plan, planner)
 
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(StringIO()) as said:
@@ -149,19 +152,25 @@ def fail_in_a_write(words: list[str], kill: bool, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_rank_that_fails_in_a_write_leaves_the_checkpoint_before(on_ranks: OnRanks, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("full", "No space left on device"),
+        ("elsewhere", "rank 0 does not see all files that the ranks wrote to "),
+        ("killed", "rank 1 of 2 was lost: "),
+    ],
+)
+def test_a_rank_that_fails_in_a_write_leaves_the_checkpoint_before(
+    how: str, message: str, on_ranks: OnRanks, tmp_path: Path
+) -> None:
     pytest.importorskip("transformers")
-    run = tmp_path / "run"
+    run, is_killed = tmp_path / "run", how == "killed"
     words = train_words(run, "--steps", "2", *SPLIT)
-    on_ranks(2, fail_in_a_write, words, False, str(tmp_path))
-    said = [(tmp_path / f"said{rank}").read_text() for rank in range(2)]
-    assert said[0].startswith("1 ") and "No space left on device" in error_of(said[0][2:])[0]
-    assert said[1] == "1 "
-    assert [path.name for path in (run / "checkpoints").iterdir() if path.is_dir()] == ["step_000000"]
-    on_ranks(2, fail_in_a_write, [*words, "--overwrite"], True, str(tmp_path), killed=[1])
+    on_ranks(2, fail_in_a_write, words, how, str(tmp_path), killed=[1] if is_killed else [])
     said = (tmp_path / "said0").read_text()
-    assert said.startswith("1 ") and error_of(said[2:])[0].startswith("rank 1 of 2 was lost")
-    folder, meta = open_run(run).load_checkpoint()  # verified
-    assert meta["step"] == 0
+    assert said.startswith("1 ") and message in error_of(said[2:])[0]
+    assert is_killed or (tmp_path / "said1").read_text() == "1 "
+    assert [path.name for path in (run / "checkpoints").iterdir() if path.is_dir()] == ["step_000000"]
+    folder, _ = open_run(run).load_checkpoint()  # verified
     # The parts of a rank are in several files.
     assert len([*folder.glob("weights/*")]) > 2 and whole_tensors(folder / "weights")

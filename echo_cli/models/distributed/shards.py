@@ -35,7 +35,7 @@ def write_shards(tensors: Mapping[str, Tensor], folder: Path, ranks: Ranks) -> N
 
     Raises:
         OSError: the disk is full or not writable.
-        EchoError: a rank has ended (exit code 1).
+        EchoError: a rank has ended, or the first rank does not see what all have written (exit code 1).
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -47,6 +47,7 @@ def write_shards(tensors: Mapping[str, Tensor], folder: Path, ranks: Ranks) -> N
             save(dict(tensors), storage_writer=writer)
     except CheckpointException as error:  # a BaseException
         raise _cause(error) from error
+    ranks.first(lambda: _check_visible(_shapes_of(tensors), folder))
 
 
 def read_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -61,9 +62,7 @@ def read_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    there = {name: tuple(tensor.shape) for name, tensor in _empty_tensors(folder).items()}
-    if differing := sorted(name for name, _ in there.items() ^ wanted.items()):
+    if differing := sorted(name for name, _ in shard_shapes(folder).items() ^ _shapes_of(tensors).items()):
         raise _damaged(folder, f"it has other tensors, such as {escape_unprintable(differing[0])}")
     try:
         with warnings.catch_warnings():
@@ -75,7 +74,7 @@ def read_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
 
 def shard_shapes(folder: Path) -> Shapes:
     """Return the shapes of the whole tensors in a folder of shards. Errors as in `whole_tensors`."""
-    return {name: tuple(tensor.shape) for name, tensor in _empty_tensors(folder).items()}
+    return _shapes_of(_empty_tensors(folder))
 
 
 def whole_tensors(folder: Path, *, empty: bool = False) -> dict[str, Tensor]:
@@ -106,6 +105,23 @@ def _empty_tensors(folder: Path) -> dict[str, Tensor]:
         }
     except Exception as error:  # safetensors raises its own type from Rust, and the headers may hold anything
         raise _damaged(folder, escape_unprintable(first_line(error))[:200]) from error
+
+
+def _shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _check_visible(shapes: Shapes, folder: Path) -> None:
+    """Check that this process sees all parts that the ranks, perhaps on other machines, have written."""
+    try:
+        seen = shard_shapes(folder) == shapes
+    except EchoError:
+        seen = False
+    if not seen:
+        tip = "put output_dir on a file system that all machines share"
+        raise EchoError(
+            f"rank 0 does not see all files that the ranks wrote to {escape_unprintable(folder)}", tip, exit_code=1
+        )
 
 
 def _is_complete(entry: TensorStorageMetadata) -> bool:
