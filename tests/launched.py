@@ -1,7 +1,6 @@
 """Processes as torchrun starts them, with their variables, but without its agent: real ranks that meet over gloo.
 
-They are forked from a process that has imported torch and transformers, which takes seconds, and are kept for the next
-test.
+They are kept for the next test, because a process takes seconds to import torch and transformers.
 """
 
 from __future__ import annotations
@@ -11,14 +10,11 @@ import os
 import traceback
 from collections.abc import Callable, Collection
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
 from torch.distributed import TCPStore
-
-IMPORTED = ["torch", "echo_cli.reports.run_figure", "echo_cli.training.experiment", "echo_cli.models.hf.sharded_model"]
-"""Modules that are imported once for all ranks; one that is not installed is left out."""
 
 OnRanks = Callable[..., None]
 """`RankPool.run`, as the fixture `on_ranks` gives it."""
@@ -28,9 +24,8 @@ class RankPool:
     """Processes that are the ranks of one run after another."""
 
     def __init__(self) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(IMPORTED)
-        self._members: list[tuple[ForkServerProcess, Connection]] = []
+        self._context = multiprocessing.get_context("spawn")
+        self._members: list[tuple[SpawnProcess, Connection]] = []
 
     def run(self, size: int, work: Callable[..., object], *arguments: Any, killed: Collection[int] = ()) -> None:
         """Call `work(*arguments)` in `size` processes, which have the variables of torchrun, at the same time.
@@ -71,7 +66,7 @@ class RankPool:
         there.close()
         self._members.append((process, here))
 
-    def _answers(self, members: list[tuple[ForkServerProcess, Connection]]) -> dict[int, str]:
+    def _answers(self, members: list[tuple[SpawnProcess, Connection]]) -> dict[int, str]:
         """Return what each rank raised, empty for nothing, until all have answered or the first has raised."""
         answers: dict[int, str] = {}
         while len(answers) < len(members) and not any(answer.startswith("Traceback") for answer in answers.values()):
