@@ -56,6 +56,9 @@ from echo_cli.runs.pools import Pair, Pool
 POSITIONS = (("0", 0), ("1-3", 1), ("4-15", 4), ("16-63", 16), ("64+", 64))
 """Buckets of the position in an output: title and lowest position."""
 
+_AT_SERVICE = (
+    "a Tinker service does not tell the most probable tokens: no accuracy, calibration or readout of an output"
+)
 _FILL_POOL = "list actions in environment.explorer, or `actions` of tasks, and train again"
 
 
@@ -142,7 +145,8 @@ def _evaluate(
         policies.append(
             report_policy(run.name, POLICY, step, predictions, tokens, played_after, pass_k, detailed=detailed)
         )
-    readout = None if output is None else read_out(output, run.initial, policy)
+    at_service = run.config.service is not None
+    readout = None if output is None or at_service else read_out(output, run.initial, policy)
     validation = tokens_of(run.validation, (), policy.tokenizer)
     return Evaluation(
         kind="run",
@@ -153,7 +157,8 @@ def _evaluate(
         notes=[
             *cut_notes(run.pools, policy.model.max_length),
             *met_notes(tokens),
-            *([] if readout else [f"the held-out pool is empty: {_FILL_POOL}"]),
+            *([] if output else [f"the held-out pool is empty: {_FILL_POOL}"]),
+            *([_AT_SERVICE] if at_service else []),
             *run.notes,
             *_notes(executed, steps[-1]),
         ],
