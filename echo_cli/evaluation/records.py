@@ -126,7 +126,8 @@ class ModelReport:
         values: dict[str, float | None] = {}
         for pool, pairs in novel_pairs.items():
             headline, seen = self.headline(pool), self.group(pool, "pair").get("seen")
-            values |= {f"{pool}/{name}": headline.estimates[name].value if headline else None for name in MEASURES}
+            known = headline.estimates if headline else {}  # a Tinker service tells no accuracy
+            values |= {f"{pool}/{name}": known[name].value if name in known else None for name in MEASURES}
             values[f"{pool}/env_ce_seen"] = seen.estimates["env_ce"].value if seen else None
             values[f"{pool}/novel_pairs"] = pairs
             values |= self._by_lines(pool)

@@ -95,7 +95,7 @@ def test_an_unknown_extra_installs_nothing_and_lists_the_known_ones(checkout: Pa
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "error: no extra 'openvn'",
-        "  tip: extras: openenv mcp redact zstd datasets hf tensorboard trackio wandb dev; "
+        "  tip: extras: openenv mcp redact zstd datasets hf tinker tensorboard trackio wandb dev; "
         "usage: scripts/setup [EXTRA…]",
     ]
     assert not (checkout / "pip.log").exists()

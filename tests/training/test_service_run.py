@@ -68,6 +68,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert last["heldout/token_accuracy"] is None and last["train/entropy"] > 0
     assert not service.adapters  # each run has removed its own
     assert all(b"tml-secret" not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    capsys.readouterr()
     assert main(["eval-heldout", str(whole), "--rollouts", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)
     assert not service.adapters
