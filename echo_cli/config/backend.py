@@ -106,6 +106,9 @@ def check_service(
         "sampler.kind: openai": sampler.kind == "openai",
         "distributed": distributed,
         "objective.kl_coeff": objective.kl_coeff > 0,
+        f"objective.clip_high below {_LEAST_CLIP:g}": (
+            objective.surrogate == "clipped" and objective.clip_high < _LEAST_CLIP
+        ),
         "objective.schedule: gradient_ratio": objective.schedule == "gradient_ratio",
         "probe_every": probe_every > 0,
     }
@@ -131,6 +134,7 @@ def _check_adapter(service: BackendConfig, model: ModelConfig) -> None:
         )
 
 
+_LEAST_CLIP = 0.01
 _NO_GRADIENT = "a service returns no gradients to compare"
 _IMPOSSIBLE = {
     "model.init: scratch": ("the service has the weights", "set model.init=pretrained"),
@@ -140,6 +144,10 @@ _IMPOSSIBLE = {
     "objective.kl_coeff": (
         "the service keeps no reference weights",
         "set objective.kl_coeff=0, or backend.kind=torch",
+    ),
+    f"objective.clip_high below {_LEAST_CLIP:g}": (
+        "it would clip observations, whose ratio is 1 up to the service's rounding",
+        "set a higher objective.clip_high, or objective.surrogate=reinforce",
     ),
     "objective.schedule: gradient_ratio": (_NO_GRADIENT, "set another objective.schedule, or backend.kind=torch"),
     "probe_every": (_NO_GRADIENT, "set probe_every=0, or backend.kind=torch"),

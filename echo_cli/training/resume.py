@@ -28,18 +28,25 @@ from echo_cli.traces.corpus import TraceCorpus
 
 def restore_run(run: RunDirectory, config: Config, policy: Policy) -> tuple[int, dict[str, Any]]:
     """Restore policy and run directory to the latest checkpoint, and return its step and its meta."""
-    step = max(run.checkpoints.steps(), default=0)
+    # What the first rank sees: on a shared file system, others may see a checkpoint later.
+    step = policy.ranks.first(lambda: max(run.checkpoints.steps(), default=0))
     meta: dict[str, Any] = {}
     if step > 0:
         folder, meta = policy.ranks.first(lambda: _verified(run, step))
         policy.ranks.each(lambda: policy.load(folder))
     # A run stopped before its first step starts again, with the evaluation before training.
     run.rewind(step if step > 0 else -1)
-    best = best_step(run.read_metrics(), config.evaluation.select_by)
-    if best in run.checkpoints.steps():  # the mark is outdated if the run was killed between saving and marking
+    best = policy.ranks.first(lambda: _kept_best(run, config))
+    if best is not None:  # the mark is outdated if the run was killed between saving and marking
         run.checkpoints.mark_best(best)
     policy.ranks.first(lambda: write_config(run.path, config.to_yaml()))
     return step, meta
+
+
+def _kept_best(run: RunDirectory, config: Config) -> int | None:
+    """Return the best step by the recorded metrics, if it has a checkpoint."""
+    best = best_step(run.read_metrics(), config.evaluation.select_by)
+    return best if best in run.checkpoints.steps() else None
 
 
 def _verified(run: RunDirectory, step: int) -> tuple[Path, dict[str, Any]]:

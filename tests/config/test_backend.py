@@ -26,6 +26,7 @@ RANKED = (*SERVICE, "backend.lora_rank=8")
         ([*RANKED, "model.compile=true"], "model.compile is not possible", "false"),
         ([*RANKED, "distributed.strategy=ddp"], "distributed is not possible", "distributed=null"),
         ([*RANKED, "objective.kl_coeff=0.1"], "no reference weights", "kl_coeff=0"),
+        ([*RANKED, "objective.clip_high=0"], "would clip observations", "higher objective.clip_high"),
         ([*RANKED, "objective.schedule=gradient_ratio"], "no gradients to compare", "another objective.schedule"),
         ([*RANKED, "probe_every=5"], "probe_every is not possible", "probe_every=0"),
     ],

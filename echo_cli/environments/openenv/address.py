@@ -44,6 +44,7 @@ def wire_address(
     headers: Mapping[str, str],
     section: str = "environment",
     *,
+    headers_key: str = "",
     plain_http: bool = False,
     token: str = "",
     known: Mapping[str, str] = MappingProxyType({}),
@@ -52,6 +53,7 @@ def wire_address(
 
     Args:
         section: config section that the messages name.
+        headers_key: config key from which the headers are, if it is not `headers` of the section.
         plain_http: whether values of variables may go to another machine without TLS.
         token: secret of a server that this run started; sent unless `headers` contain an Authorization.
         known: secrets that the server was started with, mapped to their replacements.
@@ -62,15 +64,18 @@ def wire_address(
     """
     parts = _parts(url, section)
     secrets: dict[str, str] = {}
-    sent = {name: _header(name, template, secrets, section) for name, template in headers.items()}
+    sent = {
+        name: _header(name, template, secrets, headers_key or f"{section}.headers.{name}")
+        for name, template in headers.items()
+    }
     secure = parts.scheme in ("https", "wss")
     rest = f"{parts.netloc}{parts.path.rstrip('/')}"
     host = parts.hostname or ""
     stays = _is_loopback(host) and not host.endswith(".localhost")  # a name that a DNS server may answer
     if secrets and not (secure or plain_http or stays):
         raise EchoError(
-            f"{section}.headers would send {', '.join(secrets.values())} to {host} over plain {parts.scheme}, which "
-            "anyone on the way can read",
+            f"{headers_key or f'{section}.headers'} would send {', '.join(secrets.values())} to {host} over plain "
+            f"{parts.scheme}, which anyone on the way can read",
             f"use {parts.scheme}s, or allow it with --allow-plain-http",
         )
     if token and "authorization" not in map(str.lower, sent):
@@ -103,17 +108,18 @@ def _parts(url: str, section: str) -> SplitResult:
     return parts
 
 
-def _header(name: str, template: str, secrets: dict[str, str], section: str) -> str:
+def _header(name: str, template: str, secrets: dict[str, str], key: str) -> str:
     """Return the value of a header; add the values of its environment variables to `secrets`."""
     if not _HEADER_NAME.fullmatch(name):
         raise EchoError(
-            f"{section}.headers: '{escape_unprintable(name)}' is not a header name", "use a name such as Authorization"
+            f"{escape_unprintable(key)}: '{escape_unprintable(name)}' is not a header name",
+            "use a name such as Authorization",
         )
-    value, taken = expand_env(template, f"{section}.headers.{name}", empty=False)
+    value, taken = expand_env(template, key, empty=False)
     secrets |= taken
     if not (value.isascii() and value.isprintable()):
         raise EchoError(
-            f"{section}.headers.{name} contains a character that a header cannot carry",
+            f"{key} contains a character that a header cannot carry",
             "check its environment variable for a trailing line break",
         )
     return value

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from echo_cli.config.schema import Config
-from echo_cli.errors import EchoError
+from echo_cli.errors import EchoError, first_line
 from echo_cli.files import Row, read_json
 from echo_cli.models.tinker.adapter import Adapter
 from echo_cli.models.tinker.policy import STATE_FILE
@@ -56,19 +56,21 @@ def _download(url: str) -> bytes:
 
 def _unpack(archive: bytes, folder: Path, url: str) -> None:
     """Write the two files of an adapter, whatever else the archive contains and wherever it wants it."""
-    missing = {ADAPTER_FILE, ADAPTER_CONFIG}
+    wanted, found = {ADAPTER_FILE, ADAPTER_CONFIG}, dict[str, bytes]()
     try:
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             for member in tar:
                 name = Path(member.name).name
-                file = tar.extractfile(member) if member.isfile() and name in missing else None
+                file = tar.extractfile(member) if member.isfile() and name in wanted - found.keys() else None
                 if file is not None:
-                    (folder / name).write_bytes(file.read())
-                    missing.remove(name)
-    except tarfile.TarError as error:
-        raise EchoError(f"the archive at {url} is damaged: {error}", "check the service's log", exit_code=1) from error
-    if missing:
+                    found[name] = file.read()
+    except Exception as error:  # tarfile's own, and those of each compression
+        message = f"the archive at {url} is damaged: {first_line(error)}"
+        raise EchoError(message, "check the service's log", exit_code=1) from error
+    if missing := wanted - found.keys():
         raise EchoError(f"the archive at {url} has no {min(missing)}", "check the service's log", exit_code=1)
+    for name, content in found.items():
+        (folder / name).write_bytes(content)
 
 
 def _name_layers(folder: Path, base: str) -> None:

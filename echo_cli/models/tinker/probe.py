@@ -66,8 +66,8 @@ def _measure(adapter: Adapter, backend: BackendConfig) -> Abilities:
         )
     adapter.forward_backward([_probe(_SHORT, before)], losses[0], None)
     adapter.optim_step(lr=1e-3, betas=(0.9, 0.95), eps=1e-4, weight_decay=0.0, grad_clip=1e-9)
-    after = adapter.forward([_probe(_LONG)])[0]
-    clips = bool(np.abs(after[:_SHORT] - before).max() < _MOVED)
+    after = adapter.forward([_probe(_SHORT)])[0]  # as long: in bfloat16, the length may change logprobs by more
+    clips = bool(np.abs(after - before).max() < _MOVED)
     reduction = _reduction(adapter, losses[0], after) if backend.reduction == "auto" else backend.reduction
     return Abilities(losses, reduction, clips)
 

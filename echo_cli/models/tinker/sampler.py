@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ from echo_cli.seeds import derive_seed
 _SAMPLE = "sample actions"
 _GRACE_S = 0.1
 """Wait for samples that a service has computed in one batch with those that have arrived, seconds."""
+
+_PAUSE_S = 0.5
+"""Wait before a request is sent again, seconds."""
 
 
 @dataclass
@@ -82,10 +86,21 @@ class ServiceSampler:
             EchoError: the service is lost, or its answer is not a record of a sample (exit code 1).
         """
         chosen = self._rows if rows is None else [self._rows[row] for row in rows]
-        requests = [row.request or self._ask(row, max_tokens) for row in chosen]
-        wanted = max(1, math.ceil(self._refill * len(chosen)))
-        self._service.wait(_SAMPLE, requests, wanted, _GRACE_S)
-        return [self._take(row, request, max_tokens) for row, request in zip(chosen, requests, strict=True)]
+        found: list[Sample | None] = [None] * len(chosen)
+        missing = min(len(chosen), max(1, math.ceil(self._refill * len(chosen))))
+        while missing > 0:  # again after a passing failure
+            requests = {
+                place: row.request or self._ask(row, max_tokens)
+                for place, row in enumerate(chosen)
+                if found[place] is None
+            }
+            self._service.wait(_SAMPLE, list(requests.values()), missing, _GRACE_S)
+            for place, request in requests.items():
+                found[place] = self._take(chosen[place], request, max_tokens)
+                missing -= found[place] is not None
+            if missing > 0:
+                time.sleep(_PAUSE_S)
+        return found
 
     def _ask(self, row: _Row, max_tokens: int) -> Future[Any]:
         types = self._service.sdk.types
@@ -109,7 +124,7 @@ class ServiceSampler:
             if row.retried or not isinstance(error, Exception) or not self._service.is_passing(error):
                 raise self._service.failure(_SAMPLE, error) if isinstance(error, Exception) else error
             row.retried = True
-            return None  # the next call asks again
+            return None
         sample = self._checked(request.result(), max_tokens)
         row.token_ids.extend(sample[0])
         row.turn, row.retried = row.turn + 1, False

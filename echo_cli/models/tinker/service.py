@@ -29,6 +29,8 @@ _SDK_SERIES = "0.24."
 """Series of the SDK whose wire format is JSON, and whose clients are as used here."""
 _NO_KEY = "tml-none"
 """Key for services that ask for none; the SDK refuses to start without one."""
+_KEY_STARTS = ("tml-", "eyJ")
+"""Beginnings of the keys that the SDK takes."""
 
 _WATCH_S = 2.0
 """Time between two looks at whether the service still answers, seconds."""
@@ -64,8 +66,16 @@ class Service:
         self.sdk_version = version(_SDK)
         name = backend.api_key_env
         headers = {} if name is None else {"X-API-Key": f"${{{name}}}"}
-        address = wire_address(backend.url, headers, "backend", plain_http=backend.grants.plain_http)
+        plain_http = backend.grants.plain_http
+        address = wire_address(
+            backend.url, headers, "backend", headers_key="backend.api_key_env", plain_http=plain_http
+        )
         key = dict(address.headers).get("X-API-Key", _NO_KEY)
+        if not key.startswith(_KEY_STARTS):
+            raise EchoError(
+                f"backend.api_key_env: the SDK takes no key that begins otherwise than {' or '.join(_KEY_STARTS)}",
+                f"check the variable {name}",
+            )
         self.url, self._line, self._timeout_s = address.http, address.line, backend.timeout_s
         self.clock, self.is_lost = Clock(), False
         self._watch = _watcher(self.url, loopback=address.loopback)
@@ -124,7 +134,7 @@ class Service:
     def archive_url(self, path: str) -> str:
         """Return the URL of the archive of a sampler's weights."""
         run, _, checkpoint = path.removeprefix("tinker://").partition("/")
-        rest = self.call("find an archive", lambda: _single(self._client.create_rest_client()))
+        rest = self.call("find an archive", self._client.create_rest_client)
         found = self.call("find an archive", lambda: rest.get_checkpoint_archive_url(run, checkpoint).result())
         return str(found.url)
 
@@ -258,8 +268,11 @@ def _load_sdk() -> ModuleType:
             f"pip install 'tinker=={_SDK_SERIES}*'",
         )
     logging.getLogger(_SDK).setLevel(logging.CRITICAL)  # failures are told here, in one line
+    holder = import_module("tinker.lib.internal_client_holder").InternalClientHolder
     # At the end of the process, it would fail with a traceback on stderr; the heartbeats' thread ends by itself.
-    import_module("tinker.lib.internal_client_holder").InternalClientHolder.__del__ = _leave
+    holder.__del__ = _leave
+    # Of the class, because a client sends its first requests while it is made.
+    holder.execute_with_retries = staticmethod(_once)
     module: ModuleType = tinker
     return module
 
@@ -267,13 +280,7 @@ def _load_sdk() -> ModuleType:
 def _open(sdk: ModuleType, **options: Any) -> Any:
     """Return the SDK's client of a new session."""
     client = sdk.ServiceClient(**options)
-    _single(client)
-    return client
-
-
-def _single(client: Any) -> Any:
-    """Make a client of the SDK send each request once."""
-    client.holder.execute_with_retries = _once
+    assert client.holder  # the client opens its session when it is first asked for this
     return client
 
 
@@ -282,6 +289,7 @@ def _leave(_: object) -> None:
 
 
 async def _once(request: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Send a request of the SDK once."""
     return await request(*args, **options)
 
 

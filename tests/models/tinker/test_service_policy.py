@@ -19,6 +19,7 @@ from echo_cli.config.schema import Config
 from echo_cli.errors import EchoError
 from echo_cli.metrics import reduce_metrics
 from echo_cli.models.loading import open_policy
+from echo_cli.models.tinker.archive import write_adapter
 from echo_cli.models.tinker.policy import ServicePolicy
 from echo_cli.models.tinker.service import ServiceLost
 from echo_cli.objective.step import WeighedStep, weigh_step
@@ -235,6 +236,23 @@ def test_a_state_of_another_rank_or_that_is_gone_is_refused(service: StandInServ
         policy.load(tmp_path)
 
 
+@pytest.mark.parametrize(("end", "problem"), [(-40, "damaged: Compressed file ended"), (5, "damaged: [^\n]*$")])
+def test_a_damaged_archive_is_told_in_one_line(
+    service: StandInService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: int, problem: str
+) -> None:
+    policy_for(service).save(tmp_path)
+    found = service._archive
+
+    def cut(parts: list[str]) -> dict[str, Any] | bytes:
+        whole = found(parts)
+        return whole[:end] if isinstance(whole, bytes) else whole
+
+    monkeypatch.setattr(service, "_archive", cut)
+    with pytest.raises(EchoError, match=problem) as refused:
+        write_adapter(config_for(service), tmp_path, tmp_path)
+    assert refused.value.exit_code == 1 and "\n" not in refused.value.message
+
+
 def test_samples_are_of_the_present_weights(service: StandInService) -> None:
     policy = policy_for(service)
     sampler = policy.sampler(1.0, 3)([0, 1])
@@ -262,6 +280,46 @@ def test_only_the_named_key_is_sent(service: StandInService, monkeypatch: pytest
     monkeypatch.delenv("MY_KEY")
     with pytest.raises(EchoError, match="MY_KEY"):
         policy_for(service, "backend.api_key_env=MY_KEY")
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_sample_that_fails_in_passing_is_asked_for_again(service: StandInService, status: int) -> None:
+    policy = policy_for(service)
+    sampler = policy.own_sampler(2, 1.0, 3, [])
+    sampler.append([[1, 2], [1, 3]])
+    service.statuses = {"asample": [status]}
+    assert all(sample is not None and len(sample[0]) == 5 for sample in sampler.sample(5))
+    assert sampler.sample(5, rows=[]) == []
+    service.statuses = {"asample": [503] * 4}
+    with pytest.raises(ServiceLost, match="did not sample actions"):
+        sampler.sample(5)
+
+
+def test_a_service_that_opens_no_session_is_lost_within_the_wait_for_overload(
+    service: StandInService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("echo_cli.models.tinker.service._RETRY_S", 0.2)
+    service.statuses = {"client/config": [500] * 9}
+    with pytest.raises(ServiceLost, match=r"did not open a session: .*not now"):
+        policy_for(service)
+    assert len(service.sent("client/config")) == 1  # the SDK would ask again for minutes
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "message"),
+    [
+        ("http://127.0.0.1:9", None, "backend.api_key_env: the environment variable MY_KEY is not set"),
+        ("http://127.0.0.1:9", "of another kind", "backend.api_key_env: the SDK takes no key that begins otherwise"),
+        ("http://192.0.2.1", "tml-key", r"backend.api_key_env would send \$\{MY_KEY\} to 192.0.2.1 over plain http"),
+    ],
+)
+def test_a_key_that_cannot_be_sent_is_refused_by_its_name_in_the_config(
+    service: StandInService, monkeypatch: pytest.MonkeyPatch, url: str, key: str | None, message: str
+) -> None:
+    monkeypatch.delenv("MY_KEY", raising=False) if key is None else monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(EchoError, match=message) as refused:
+        policy_for(service, f"backend.url={url}", "backend.api_key_env=MY_KEY")
+    assert refused.value.exit_code == 2 and (key is None or key not in refused.value.message)
 
 
 def test_a_service_that_is_not_there_is_named_in_one_line(
