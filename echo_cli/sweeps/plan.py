@@ -102,13 +102,16 @@ def parse_seeds(values: Sequence[str]) -> list[int]:
 def sweep_config(source: Path, words: Sequence[str]) -> Config:
     """Return the config of a cell, with gradient probes and pass@1 at every evaluation unless `words` override them.
 
-    Neither affects training. A nonzero `probe_every` in the file is kept, and `words` take precedence.
+    Neither affects training. A nonzero `probe_every` in the file is kept, and `words` take precedence. A policy at a
+    service, or with `distributed.strategy: fsdp`, has no gradient probes.
 
     Raises:
         EchoError: as `load_config`.
     """
     asked = load_config(source, words)
-    probe = f"probe_every={asked.probe_every or PROBE_EVERY}"
+    split = asked.distributed is not None and asked.distributed.strategy == "fsdp"
+    without = asked.service is not None or split
+    probe = f"probe_every={asked.probe_every or (0 if without else PROBE_EVERY)}"
     return load_config(source, [probe, f"evaluation.pass_every={asked.evaluation.every}", *words])
 
 

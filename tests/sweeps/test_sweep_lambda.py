@@ -496,6 +496,18 @@ def test_the_arms_of_a_sweep_are_recorded_before_its_first_run(tmp_path: Path) -
     assert not (tmp_path / "plain").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["backend.kind=tinker", "backend.url=http://127.0.0.1:8000", "rollout.temperature=1"],
+        ["distributed.strategy=fsdp"],
+    ],
+)
+def test_a_cell_that_can_have_no_gradient_probes_has_none(words: list[str]) -> None:
+    config = sweep_config(find_config("hf-smoke"), ["model.lora.rank=8", *words])
+    assert config.probe_every == 0 and config.evaluation.pass_every == config.evaluation.every
+
+
 def test_a_probe_in_the_config_file_stays(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
     file.write_text("probe_every: 4\n")
