@@ -5,6 +5,7 @@ Run by `scripts/test-tinker`, which installs the server.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -165,6 +166,18 @@ def test_six_steps_lower_heldout_env_ce(finished: Path) -> None:
     before, *_, after = [row["heldout/env_ce"] for row in rows(finished) if row["heldout/env_ce"] is not None]
     assert after < before - 0.1
     assert all(row["train/grad_norm"] > 0 for row in rows(finished)[1:])
+
+
+def test_a_sweep_trains_its_cells_at_the_service(server: Server, model: Path, tmp_path: Path) -> None:
+    _, _, _, _, *own = words(tmp_path / "sweep", server, model)
+    command = [sys.executable, "-m", "echo_cli", "sweep-lambda", "0", "0.3", "--seeds", "0", *own, "--steps", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "sweep" / "cells.csv").open() as file:
+        cells = list(csv.DictReader(file))
+    assert [cell["status"] for cell in cells] == ["finished"] * 2
+    trained = [[row["step"] for row in rows(run)] for run in (tmp_path / "sweep").glob("lambda-*/")]
+    assert trained == [[0, 1, 2]] * 2
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
