@@ -9,12 +9,16 @@ import multiprocessing
 import os
 import traceback
 from collections.abc import Callable, Collection
+from contextlib import redirect_stderr
+from io import StringIO
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
 from torch.distributed import TCPStore
+
+from echo_cli.cli.main import main
 
 OnRanks = Callable[..., None]
 """`RankPool.run`, as the fixture `on_ranks` gives it."""
@@ -78,6 +82,16 @@ class RankPool:
                 except EOFError:
                     answers[waiting[pipe]] = "its process has ended"
         return answers
+
+
+def say(words: list[str], folder: str) -> None:
+    """Run a command in a rank, and keep its exit code and what it says on stderr in `folder`, as `saidRANK`."""
+    with redirect_stderr(StringIO()) as said:
+        try:
+            code: object = main(words)
+        except SystemExit as end:
+            code = end.code
+    Path(folder, f"said{os.environ['RANK']}").write_text(f"{code} {said.getvalue()}")
 
 
 def _serve(pipe: Connection, folder: Path) -> None:

@@ -6,14 +6,12 @@ import errno
 import os
 import shutil
 import signal
-from contextlib import redirect_stderr
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from launched import OnRanks
+from launched import OnRanks, say
 from safetensors.torch import load_file
 from tiny_run import error_of, rows, train_words, weights
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -141,14 +139,10 @@ def fail_in_a_write(words: list[str], how: str, folder: str) -> None:
             self.path.mkdir()
         return write(self, plan, planner)
 
-    with pytest.MonkeyPatch.context() as patch, redirect_stderr(StringIO()) as said:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HuggingFaceStorageWriter, "write_data", write_or_fail)
         patch.setattr(shards, "_FILE_BYTES", 2**18)
-        try:
-            code = main(words)
-        except SystemExit as end:
-            code = end.code
-    Path(folder, f"said{os.environ['RANK']}").write_text(f"{code} {said.getvalue()}")
+        say(words, folder)
 
 
 @pytest.mark.slow

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import redirect_stderr
-from io import StringIO
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launched import OnRanks
+from launched import OnRanks, say
 from tiny_run import error_of, observations, rows, train, train_words
 from trace_files import store, trace_file
 
@@ -92,14 +90,9 @@ def test_two_ranks_sample_what_one_process_samples(on_ranks: OnRanks, tmp_path: 
 
 def refuse(words: list[str], folder: str) -> None:
     """Start a run in a rank that cannot start, with a commit of its own, and keep what the rank says."""
-    rank = os.environ["RANK"]
-    with pytest.MonkeyPatch.context() as patch, redirect_stderr(StringIO()) as said:
-        patch.setattr(provenance, "git_commit", lambda: "abcd"[int(rank)] * 40)
-        try:
-            code: object = main(words)
-        except SystemExit as end:
-            code = end.code
-    Path(folder, f"said{rank}").write_text(f"{code} {said.getvalue()}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(provenance, "git_commit", lambda: "abcd"[int(os.environ["RANK"])] * 40)
+        say(words, folder)
 
 
 @pytest.mark.slow

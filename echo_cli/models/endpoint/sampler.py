@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from typing import Any
 
 from echo_cli.models.endpoint.client import Completions
 from echo_cli.models.sampler import Sample
@@ -12,30 +13,23 @@ from echo_cli.seeds import derive_seed
 
 
 @dataclass
-class _Row:
+class Row:
     """A growing sequence, and the pending request for its next tokens."""
 
     rollout: int
     """Number of the rollout; it does not depend on which request finishes first."""
     token_ids: list[int] = field(default_factory=list)
     turn: int = 0
-    request: Future[Sample] | None = None
+    request: Future[Any] | None = None
+    retried: bool = False
+    """Whether the pending request has failed once."""
 
 
-class EndpointSampler:
-    """A sampler like `CachedSampler`, with separate requests per sequence: a slow request delays no other sequence.
+class RequestedSequences:
+    """Sequences of a sampler like `CachedSampler` whose tokens are drawn elsewhere, a request per sequence and turn."""
 
-    A request's seed derives from `seed`, rollout and turn, so all seeds differ. A server that batches by load does not
-    guarantee the same tokens for the same seed.
-
-    Args:
-        rollouts: number of the rollout of each initial sequence.
-    """
-
-    def __init__(self, completions: Completions, rollouts: Sequence[int], seed: int) -> None:
-        self._completions = completions
-        self._seed = seed
-        self._rows: list[_Row] = []
+    def __init__(self, rollouts: Sequence[int]) -> None:
+        self._rows: list[Row] = []
         self.add(rollouts)
 
     def append(self, token_lists: Sequence[Sequence[int]]) -> None:
@@ -47,12 +41,31 @@ class EndpointSampler:
         del token_ids[max(len(token_ids) - count, 0) :]
 
     def keep(self, rows: Sequence[int]) -> None:
-        kept = [self._rows[row] for row in rows]
-        left, self._rows = self._rows, kept
-        _cancel([row for row in left if row not in kept])
+        self._rows = [self._rows[row] for row in rows]
 
     def add(self, rollouts: Sequence[int]) -> None:
-        self._rows += map(_Row, rollouts)
+        self._rows += map(Row, rollouts)
+
+
+class EndpointSampler(RequestedSequences):
+    """A sampler like `CachedSampler`, with separate requests per sequence: a slow request delays no other sequence.
+
+    A request's seed derives from `seed`, rollout and turn, so all seeds differ. A server that batches by load does not
+    guarantee the same tokens for the same seed.
+
+    Args:
+        rollouts: number of the rollout of each initial sequence.
+    """
+
+    def __init__(self, completions: Completions, rollouts: Sequence[int], seed: int) -> None:
+        super().__init__(rollouts)
+        self._completions = completions
+        self._seed = seed
+
+    def keep(self, rows: Sequence[int]) -> None:
+        before = self._rows
+        super().keep(rows)
+        _cancel([row for row in before if row not in self._rows])
 
     def sample(self, max_tokens: int, rows: Sequence[int] | None = None) -> list[Sample | None]:
         """Sample the sequences `rows` (None: all) up to and including a stop token, or `max_tokens` tokens.
@@ -80,14 +93,14 @@ class EndpointSampler:
             raise
         return samples
 
-    def _ask(self, row: _Row, max_tokens: int) -> Future[Sample]:
+    def _ask(self, row: Row, max_tokens: int) -> Future[Sample]:
         seed = derive_seed(self._seed, f"endpoint/{row.rollout}", row.turn)
         asked = self._completions.sample(list(row.token_ids), max_tokens, seed)
         row.request = self._completions.endpoint.start(asked)
         return row.request
 
 
-def _cancel(rows: Sequence[_Row]) -> None:
+def _cancel(rows: Sequence[Row]) -> None:
     for row in rows:
         if row.request is not None:
             row.request.cancel()

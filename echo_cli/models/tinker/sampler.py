@@ -6,10 +6,10 @@ import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
 from echo_cli.errors import EchoError
+from echo_cli.models.endpoint.sampler import RequestedSequences, Row
 from echo_cli.models.sampler import Sample
 from echo_cli.models.tinker.service import Service
 from echo_cli.seeds import derive_seed
@@ -22,18 +22,7 @@ _PAUSE_S = 0.5
 """Wait before a request is sent again, seconds."""
 
 
-@dataclass
-class _Row:
-    """A growing sequence, and the pending request for its next tokens."""
-
-    rollout: int
-    token_ids: list[int] = field(default_factory=list)
-    turn: int = 0
-    request: Future[Any] | None = None
-    retried: bool = False
-
-
-class ServiceSampler:
+class ServiceSampler(RequestedSequences):
     """A sampler like `CachedSampler`, with a request per sequence and turn.
 
     A request's seed derives from `seed`, rollout and turn. A service that batches by load may return other tokens for
@@ -56,25 +45,10 @@ class ServiceSampler:
         vocab_size: int,
         refill: float = 1.0,
     ) -> None:
+        super().__init__(rollouts)
         self._service, self._client = service, client
         self._temperature, self._stop_ids, self._seed = temperature, sorted(stop_ids), seed
         self._vocab_size, self._refill = vocab_size, refill
-        self._rows: list[_Row] = []
-        self.add(rollouts)
-
-    def append(self, token_lists: Sequence[Sequence[int]]) -> None:
-        for row, token_ids in zip(self._rows, token_lists, strict=True):
-            row.token_ids.extend(token_ids)
-
-    def rewind(self, row: int, count: int) -> None:
-        token_ids = self._rows[row].token_ids
-        del token_ids[max(len(token_ids) - count, 0) :]
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self._rows = [self._rows[row] for row in rows]
-
-    def add(self, rollouts: Sequence[int]) -> None:
-        self._rows += map(_Row, rollouts)
 
     def sample(self, max_tokens: int, rows: Sequence[int] | None = None) -> list[Sample | None]:
         """Sample the sequences `rows` (None: all) up to and including a stop token, or `max_tokens` tokens.
@@ -102,7 +76,7 @@ class ServiceSampler:
                 time.sleep(_PAUSE_S)
         return found
 
-    def _ask(self, row: _Row, max_tokens: int) -> Future[Any]:
+    def _ask(self, row: Row, max_tokens: int) -> Future[Any]:
         types = self._service.sdk.types
         settings = types.SamplingParams(
             max_tokens=max_tokens,
@@ -116,7 +90,7 @@ class ServiceSampler:
         row.request = self._client.sample(prompt=prompt, num_samples=1, sampling_params=settings)
         return row.request
 
-    def _take(self, row: _Row, request: Future[Any], max_tokens: int) -> Sample | None:
+    def _take(self, row: Row, request: Future[Any], max_tokens: int) -> Sample | None:
         if not request.done():
             return None
         row.request = None
